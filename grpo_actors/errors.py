@@ -1,0 +1,38 @@
+"""Every error that this package raises on purpose.
+
+One tree, each class saying who catches it. All are picklable and carry one line that
+says where, the rule, the value got and the cure; a command-line tool prints that line
+and exits with 2 (`grpo_actors.command`).
+"""
+
+
+class GrpoActorsError(Exception):
+    """Base of all. Caught at the outermost frame of a process, where it becomes one line."""
+
+
+class ConfigError(GrpoActorsError):
+    """The user's settings are unusable. Raised before anything starts."""
+
+
+class DataError(GrpoActorsError):
+    """A data set, or one line of it, is unusable; names file and line."""
+
+
+class ModelError(GrpoActorsError):
+    """A model folder, checkpoint or adapter is unusable or is not the one asked for."""
+
+
+class RewardError(GrpoActorsError):
+    """A reward cannot be loaded, or its return value breaks the call signature."""
+
+
+class RunError(GrpoActorsError):
+    """The run folder is in use, its port is taken, or it cannot be resumed."""
+
+
+class ProtocolError(GrpoActorsError):
+    """A peer sent what the protocol forbids. Caught by the actor's loop, which drops the peer."""
+
+
+class TrainingError(GrpoActorsError):
+    """Training cannot go on, for example after too many non-finite steps in a row."""

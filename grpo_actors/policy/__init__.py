@@ -1,0 +1,3 @@
+from grpo_actors.backend import load_fast_blas
+
+load_fast_blas()
