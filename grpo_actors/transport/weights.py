@@ -10,7 +10,6 @@ slowest choice (0.75 to 1.1 GB/s). The server sends slices of one buffer without
 
 from collections.abc import Callable
 
-import xxhash
 import zmq
 
 from grpo_actors.errors import ProtocolError
@@ -19,10 +18,6 @@ from grpo_actors.transport.sockets import CHUNK_BYTES, CONTROL_BYTES, bind, conn
 #: Requests in flight: enough to hide the round trip, few enough that a slow reader holds little memory.
 WINDOW = 4
 
-
-def digest(data: bytes | bytearray | memoryview) -> str:
-    """xxh3-128 of a version's bytes: an error check at memory speed, no defence against forgery."""
-    return xxhash.xxh3_128_hexdigest(data)
 
 
 class WeightsServer:
