@@ -1,0 +1,1 @@
+"""Sockets: the only place with ZeroMQ. Bytes in, bytes out; no arrays."""
