@@ -49,6 +49,8 @@ class Hello(Message):
     role: Literal["rollout", "evaluator"]
     #: The peer's own name, which is also its socket identity: stable over reconnects.
     name: Name
+    host: Name
+    pid: Count
     #: The run it believes to join; empty: whichever answers.
     run_id: Name = ""
 
@@ -136,6 +138,8 @@ class Bye(Message):
 
     kind: Literal["bye"] = "bye"
     reason: Text = ""
+    #: From the learner: say Hello again, it does not know this peer (it was restarted).
+    again: bool = False
 
 
 # --- learner -> worker or evaluator ---------------------------------------------------------------
