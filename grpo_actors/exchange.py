@@ -36,7 +36,6 @@ from grpo_actors.messages import (
     Lease,
     Manifest,
     Message,
-    Ready,
     Welcome,
     decode,
     encode,
@@ -106,7 +105,7 @@ class Peer:
     local: bool
     last_seen_s: float
     state: str = "joined"
-    room: int = 0
+    credits: int = 0
     version: int = -1
     groups: int = 0
     tokens: int = 0
@@ -321,12 +320,11 @@ class Exchange:
         if peer.state == "lost":
             self._change(peer, "joined")
         match message:
-            case Ready():
-                peer.room, peer.version = message.credits, message.version
             case Group():
                 self._receive(identity, peer, message)
             case Beat():
                 self._count(peer, message)
+                self._table.reconcile(peer.name, message.holding, peer.last_seen_s)
             case Evaluation():
                 if message.update not in self._evaluated:
                     self._evaluated[message.update] = message
@@ -399,7 +397,7 @@ class Exchange:
             peer.tokens_at = (now_s, beat.tokens)
         if beat.state in ("sampling", "waiting") and peer.state != beat.state:
             self._change(peer, beat.state)
-        peer.version = beat.version
+        peer.version, peer.credits = beat.version, beat.credits
 
     def _tick(self, now_s: float) -> None:
         for identity, peer in list(self._peers.items()):
@@ -416,7 +414,6 @@ class Exchange:
         peer = self._peers.get(identity)
         if peer is None:
             return
-        peer.room = 0
         self._change(peer, "lost", why=why)
         self._report_set_aside(self._table.release(peer.name))
 
@@ -434,15 +431,12 @@ class Exchange:
 
     def _grant(self, now_s: float) -> None:
         for identity, peer in list(self._peers.items()):
-            while peer.role == "rollout" and peer.room > 0 and peer.state != "lost":
-                granted = self._table.grant(peer.name, peer.room, now_s)
+            while peer.role == "rollout" and peer.state != "lost":
+                granted = self._table.grant(peer.name, peer.credits, now_s)
                 if not granted:
                     break
                 leases = [lease for grant in granted if (lease := self._lease(grant)) is not None]
-                if not leases:
-                    continue
-                peer.room -= len(leases)
-                if not self._send(identity, Grant(leases=leases)):
+                if leases and not self._send(identity, Grant(leases=leases)):
                     self._lose(identity, "its connection is closed or full")
 
     def _lease(self, grant: Granted) -> Lease | None:

@@ -55,15 +55,6 @@ class Hello(Message):
     run_id: Name = ""
 
 
-class Ready(Message):
-    """How many leases the worker would take now, beside those it holds. Repeated: the last one counts."""
-
-    kind: Literal["ready"] = "ready"
-    credits: Count
-    #: The policy version that it holds; -1 before the first.
-    version: Annotated[int, Field(ge=-1)]
-
-
 class Completion(Message):
     """One sampled answer. The stop token and its log-prob are part of it."""
 
@@ -105,13 +96,20 @@ class Group(Message):
 
 
 class Beat(Message):
-    """Sent by the loop that makes progress: a hung loop sends none, whatever its sockets do."""
+    """Alive, and how things stand. Sent every second by the loop that makes progress: a hung loop
+    sends none, whatever its sockets do. Absolute, not a change: a lost one costs nothing."""
 
     kind: Literal["beat"] = "beat"
-    state: Literal["sampling", "scoring", "waiting", "loading"]
-    version: Annotated[int, Field(ge=-1)]
+    state: Literal["sampling", "scoring", "waiting", "evaluating"]
+    #: The policy version that it holds; -1 before the first.
+    version: Annotated[int, Field(ge=-1)] = -1
     #: Completion tokens sampled since the worker began.
-    tokens: Count
+    tokens: Count = 0
+    #: Leases that it would hold at one time.
+    credits: Count = 0
+    #: Leases that it holds, results not yet acknowledged included. One that was granted some time
+    #: ago and is missing here was lost on the way.
+    holding: Annotated[list[Count], Field(max_length=10_000)] = []
 
 
 class Evaluation(Message):
@@ -247,7 +245,7 @@ class Chunk(Message):
     index: Count
 
 
-FromPeer = Hello | Ready | Group | Beat | Evaluation | Bye
+FromPeer = Hello | Group | Beat | Evaluation | Bye
 FromLearner = Welcome | Grant | Ack | Announcement | Bye
 WeightsRequest = FetchManifest | FetchChunk
 WeightsReply = Manifest | Chunk

@@ -78,14 +78,41 @@ class Policy:
 
     def load_trainable(self, arrays: Mapping[str, mx.array]) -> None:
         """Replace trainable arrays, all of them, checked by name and shape beforehand."""
-        mine = self.trainable()
-        if mine.keys() != arrays.keys():
-            odd = next(iter(mine.keys() ^ arrays.keys()))
+        if self._shapes.keys() != arrays.keys():
+            odd = next(iter(self._shapes.keys() ^ arrays.keys()))
             raise ModelError(f"{self.name}: weights do not fit: {odd!r} is on one side only")
         for name, array in arrays.items():
-            if array.shape != mine[name].shape:
-                raise ModelError(f"{self.name}: {name} has shape {mine[name].shape}, got {array.shape}")
-        self.model.update(tree_unflatten([(name, array.astype(mine[name].dtype)) for name, array in arrays.items()]))
+            if array.shape != self._shapes[name]:
+                raise ModelError(f"{self.name}: {name} has shape {self._shapes[name]}, got {array.shape}")
+        modules = dict(self.model.named_modules())
+        updates: list[tuple[str, mx.array]] = []
+        for name, array in arrays.items():
+            owner, _, leaf = name.rpartition(".")
+            module = modules[owner]
+            if leaf == "weight" and isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+                packed = mx.quantize(array, group_size=module.group_size, bits=module.bits)
+                updates += zip((name, f"{owner}.scales", f"{owner}.biases"), packed, strict=True)
+            else:
+                updates.append((name, array.astype(module[leaf].dtype)))
+        self.model.update(tree_unflatten(updates))
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the trainable arrays before any `quantize`."""
+        return {name: array.shape for name, array in self.trainable().items()}
+
+    def quantize(self, bits: int = 4, group_size: int = 64) -> None:
+        """Sample with fewer bits: less memory, and a policy that is no longer quite the learner's.
+
+        Only for a policy that never trains; new weights are quantised as they arrive.
+        """
+        assert self._shapes is not None  # taken now: the names and shapes that the learner will send
+
+        def fits(_: str, module: nn.Module) -> bool:
+            return hasattr(module, "to_quantized") and module.weight.shape[-1] % group_size == 0
+
+        nn.quantize(self.model, group_size=group_size, bits=bits, class_predicate=fits)
+        mx.eval(self.model.parameters())
 
     @contextlib.contextmanager
     def adapter_off(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ and the repetition penalty: what the learner can compute again. With such a filt
 distribution sampled from is narrower than the one recorded; `Sample.filtered_share` says by how much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,11 @@ class Sample:
 
 
 def sample_groups(
-    policy: Policy, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]],
+    params: SamplingParams,
+    on_step: Callable[[int], None] | None = None,
 ) -> list[list[Sample]]:
     """Sample `len(seeds[i])` completions of prompt i, all prompts in one batch.
 
@@ -65,6 +69,7 @@ def sample_groups(
         prompts: P lists of token ids, none empty.
         seeds: P lists of 64-bit seeds, one a completion.
         params: The same for all.
+        on_step: Called after each step with the number of new tokens; may raise to give up.
 
     Returns:
         P lists of samples, in the order of the seeds.
@@ -89,6 +94,8 @@ def sample_groups(
             next_token, next_logprob = draw(logits, uniforms[step + 1][mx.array(rows)], params, seen)
             mx.async_eval(next_token, next_logprob)
         alive = _record(policy, samples, rows, token, logprob, params.stop)
+        if on_step:
+            on_step(len(rows))
         if not alive.any() or step + 1 == params.max_new_tokens:
             break
         token, logprob = next_token, next_logprob

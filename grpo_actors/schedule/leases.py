@@ -12,7 +12,7 @@ version v is consumed while the policy is at most S updates further. `accept` ch
 Time comes in as an argument, in seconds of any monotonic clock.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -20,6 +20,8 @@ G = TypeVar("G")
 
 #: A lease that lost this many workers is set aside with its problem: it may be what kills them.
 MAX_LOSSES = 3
+#: How long a grant may take to show up in a worker's list of what it holds.
+GRACE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Verdict:
 @dataclass(slots=True)
 class _Out:
     worker: str
+    since_s: float
     deadline_s: float
 
 
@@ -83,8 +86,8 @@ class LeaseTable(Generic[G]):
 
     # --- granting ---------------------------------------------------------------------------------
 
-    def grant(self, worker: str, credits: int, now_s: float) -> list[Granted]:
-        """The next leases for a worker that would take `credits` more; [] if none may go out.
+    def grant(self, worker: str, capacity: int, now_s: float) -> list[Granted]:
+        """The next leases for a worker that would hold `capacity` at a time; [] if none may go out.
 
         They are one aligned run of positions, to be sampled as one batch: which problems share a
         batch (and so the last bits of their log-probs) never depends on timing. A lease that has
@@ -103,13 +106,13 @@ class LeaseTable(Generic[G]):
                 for p in waiting
                 if p // self.batch_groups == first // self.batch_groups and self._states[p].losses <= 1
             ]
-        if len(run) > credits:
+        if len(run) > capacity - self.held_by(worker):
             return []
         granted = []
         for position in run:
             state = self._states[position]
             state.attempt += 1
-            state.out = _Out(worker, now_s + self.lease_timeout_s)
+            state.out = _Out(worker, now_s, now_s + self.lease_timeout_s)
             granted.append(Granted(position, state.attempt, self._min_version(position)))
         return granted
 
@@ -158,6 +161,14 @@ class LeaseTable(Generic[G]):
             if state.out and state.out.worker == worker:
                 state.out = None
 
+    def reconcile(self, worker: str, holding: Collection[int], now_s: float) -> None:
+        """A worker says what it holds: a lease it was granted but does not know goes back."""
+        for position, state in self._states.items():
+            if state.out and state.out.worker == worker and position not in holding:
+                # A grant, or the list itself, may still be on its way.
+                if now_s - state.out.since_s > GRACE_S:
+                    state.out = None
+
     def _give_up(self, lost: Callable[[_Out], bool]) -> list[int]:
         poisoned = []
         for position, state in list(self._states.items()):
@@ -196,10 +207,9 @@ class LeaseTable(Generic[G]):
         start = min(self._states, default=self._next)
         self.cursor = Cursor(start, tuple(sorted(p for p in self._set_aside if p >= start)))
 
-    @property
-    def out(self) -> int:
-        """Leases at workers now."""
-        return sum(1 for state in self._states.values() if state.out)
+    def held_by(self, worker: str) -> int:
+        """Leases that are out at a worker."""
+        return sum(1 for state in self._states.values() if state.out and state.out.worker == worker)
 
     @property
     def ready(self) -> int:

@@ -46,6 +46,7 @@ class ControlClient:
     """A worker's or an evaluator's end. Not thread-safe."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, name: str) -> None:
+        self.endpoint, self.name = endpoint, name
         self.socket = connect(context, zmq.DEALER, endpoint, CONTROL_BYTES)
         self.socket.setsockopt(zmq.IDENTITY, name.encode())
         # Queue only on a finished connection: otherwise a message to a dead learner seems sent.
