@@ -116,3 +116,34 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def advice(config: "Config") -> Iterator[tuple[str, str]]:
+    """Dotted key and remark: settings that are allowed but do nothing here, or are probably slips.
+
+    The caller shows a remark only where the user set the key.
+    """
+    yield from ((key, f"has no effect: {reason}") for key, reason in _without_effect(config))
+    learner = config.learner
+    if learner.clip_eps_high is not None and learner.clip_eps_high < learner.clip_eps:
+        reason = "good completions are clipped earlier than bad ones"
+        yield (
+            "learner.clip_eps_high",
+            f"= {learner.clip_eps_high} lies below clip_eps = {learner.clip_eps}: {reason}",
+        )
+
+
+def _without_effect(config: "Config") -> Iterator[tuple[str, str]]:
+    if config.model.fine_tune_type == "full":
+        for leaf in ("rank", "scale", "dropout", "layers", "keys"):
+            yield f"model.lora_{leaf}", 'fine_tune_type is "full"'
+    if config.transport.scheme == "ipc":
+        for leaf in ("host", "port", "insecure"):
+            yield f"transport.{leaf}", 'scheme is "ipc"'
+    if config.data.task != "jsonl":
+        for leaf in ("prompt_column", "answer_column", "eval_fraction"):
+            yield f"data.{leaf}", f'task is "{config.data.task}"'
+    elif config.data.eval_path:
+        yield "data.eval_fraction", "eval_path is given"
+    if not config.evaluator.eval_sampled:
+        yield "evaluator.eval_temperature", "eval_sampled is false"
