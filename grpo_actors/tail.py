@@ -29,6 +29,8 @@ ENDPOINTS_FILE = "endpoints.json"
 TICK_S = 0.25
 #: A learner that died may be started again: so long is waited for it.
 RESTART_GRACE_S = 15.0
+#: The last state scrolls with the terminal: it may be taller than the screen.
+LAST_STATE_LINES = 36
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -266,7 +268,7 @@ class _Screen:
         # History comes in thousands of records a second; a screen is read a few times a second.
         if record is None or now - self._drawn_at >= TICK_S:
             self._drawn_at = now
-            self._live.update(self._panel(view), refresh=True)
+            self._live.update(self._panel(view, self._console.height), refresh=True)
 
     def say(self, text: str) -> None:
         self.close()
@@ -275,13 +277,13 @@ class _Screen:
     def close(self) -> None:
         self._live.stop()
         if self._view is not None:
-            self._console.print(self._panel(self._view))
+            self._console.print(self._panel(self._view, max(self._console.height - 2, LAST_STATE_LINES)))
             self._view = None
 
-    def _panel(self, view: "RunView") -> "RenderableType":
+    def _panel(self, view: "RunView", height: int) -> "RenderableType":
         from grpo_actors.observe.panel import panel  # noqa: PLC0415
 
-        return panel(view, self._console.width, self._console.height - 1, time.time())
+        return panel(view, self._console.width, height, time.time())
 
 
 def _display(*, as_json: bool) -> Display:

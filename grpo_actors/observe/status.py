@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self, TextIO
 
 from grpo_actors.observe.records import Record
-from grpo_actors.observe.text import duration, eval_line, printable, progress, status_line, stop_line
+from grpo_actors.observe.text import duration, eval_line, printable, status_line, stop_line
 from grpo_actors.observe.view import RunView
 
 if TYPE_CHECKING:
@@ -123,16 +123,16 @@ class _Screen:
 
 
 def _bar_and_line(view: RunView, width: int) -> "RenderableType":
-    """Two lines: bar, updates and time left; status."""
+    """Two lines: bar and time left; status."""
     from rich.console import Group  # noqa: PLC0415
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    line = Text(status_line(view), no_wrap=True, overflow="ellipsis")
+    line = Text(status_line(view, width=width), no_wrap=True, overflow="ellipsis")
     if view.total_updates is None:
         return line
-    beside = f"{100 * view.update / view.total_updates:3.0f} %  {progress(view)}  {duration(view.remaining_s)} left"
+    beside = f"{100 * view.update / view.total_updates:3.0f} %  {duration(view.remaining_s)} left"
     bar = ProgressBar(total=view.total_updates, completed=view.update, width=max(width - len(beside) - 2, 10))
     row = Table.grid(padding=(0, 1))
     row.add_row(bar, Text(beside, style="bold"))

@@ -1,6 +1,6 @@
 """Numbers and foreign text as a person reads them in a terminal; plain strings, no colours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -81,19 +81,30 @@ def progress(view: RunView) -> str:
     return f"{view.update}/{view.total_updates}" if view.total_updates else str(view.update)
 
 
-def status_line(view: RunView) -> str:
-    """The run in one line: ``update 12/110  reward 0.62  acc 0.41 (eval @10)  loss …``."""
+def status_line(view: RunView, *, width: int | None = None) -> str:
+    """The run in one line: ``update 12/110  reward 0.62  acc 0.41 (eval @10)  loss …  1.2 up/s``.
+
+    Where `width` is too narrow, KL, length, pace and loss are left out, in this order.
+    """
     metrics = view.metrics
-    parts = [f"update {progress(view)}", f"reward {fixed(number(metrics, 'reward_mean'))}"]
-    if view.last_eval is not None:
-        parts.append(accuracy(view.last_eval))
-    parts += [
-        f"loss {fixed(number(metrics, 'loss'), 4)}",
-        f"KL {fixed(number(metrics, 'kl'), 4)}",
-        f"len {fixed(number(metrics, 'completion_length_mean'), 0)}",
-        pace(view.updates_per_s),
-    ]
-    return "  ".join(parts)
+    parts = {
+        "update": f"update {progress(view)}",
+        "reward": f"reward {fixed(number(metrics, 'reward_mean'))}",
+        "accuracy": "" if view.last_eval is None else accuracy(view.last_eval),
+        "loss": f"loss {fixed(number(metrics, 'loss'), 4)}",
+        "KL": f"KL {fixed(number(metrics, 'kl'), 4)}",
+        "length": f"len {fixed(number(metrics, 'completion_length_mean'), 0)}",
+        "pace": pace(view.updates_per_s),
+    }
+    for dropped in ("KL", "length", "pace", "loss"):
+        if width is None or len(_joined(parts)) <= width:
+            break
+        del parts[dropped]
+    return _joined(parts)
+
+
+def _joined(parts: Mapping[str, str]) -> str:
+    return "  ".join(part for part in parts.values() if part)
 
 
 def accuracy(evaluation: Record) -> str:
