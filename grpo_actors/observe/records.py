@@ -127,13 +127,14 @@ def decode(line: bytes) -> Record:
 
 
 def _is_numbered(record: Record) -> bool:
-    seq, time = record.get("seq"), record.get("time")
+    seq, time, topic = record.get("seq"), record.get("time"), record.get("topic")
     return (
         isinstance(seq, int)
         and not isinstance(seq, bool)
-        and seq >= 1
+        and 1 <= seq < 2**53  # beyond, a reader in another language would round it
         and isinstance(time, int | float)
-        and isinstance(record.get("topic"), str)
+        and abs(time) < 1e12
+        and isinstance(topic, str)
     )
 
 
