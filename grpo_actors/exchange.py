@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import zmq
 
 from grpo_actors.errors import ProtocolError, TrainingError
+from grpo_actors.groups import SampledCompletion, SampledGroup
 from grpo_actors.messages import (
     PROTOCOL_VERSION,
     Ack,
@@ -41,8 +42,6 @@ from grpo_actors.messages import (
     encode,
     from_peer,
     ints,
-    read_floats,
-    read_ints,
     weights_request,
 )
 from grpo_actors.observe.sinks import Journal
@@ -63,30 +62,6 @@ LOST_S = 12.0
 TICK_S = 0.25
 #: A peer that sends this many messages against the protocol is not listened to any more.
 MAX_OFFENCES = 10
-
-
-@dataclass(frozen=True, slots=True)
-class SampledCompletion:
-    """One completion as it arrived: facts only."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    versions: list[int]
-    finished: bool
-    text: str
-    rewards: dict[str, float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class SampledGroup:
-    """One group that was accepted, with the prompt it answers."""
-
-    lease: int
-    epoch: int
-    problem: Problem
-    prompt: list[int]
-    worker: str
-    completions: list[SampledCompletion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,15 +350,10 @@ class Exchange:
         """The group as facts, or what is wrong with its content."""
         if len(message.completions) != self._supply.num_generations:
             return None, f"a group has {self._supply.num_generations} completions, got {len(message.completions)}"
-        if message.lease >= self._table.end:
+        if message.lease >= self._table.granted_below:
             return None, f"lease {message.lease} was never granted"
         epoch, problem, prompt = self._supply.prompt(message.lease)
-        completions = [
-            SampledCompletion(
-                read_ints(c.tokens), read_floats(c.logprobs), read_ints(c.versions), c.finished, c.text, c.rewards
-            )
-            for c in message.completions
-        ]
+        completions = [SampledCompletion.read(completion) for completion in message.completions]
         if any(v > self._table.version or v < 0 for c in completions for v in c.versions):
             return None, f"lease {message.lease} claims a version that does not exist yet"
         return SampledGroup(message.lease, epoch, problem, prompt, peer.name, completions), ""

@@ -72,8 +72,8 @@ class LeaseTable(Generic[G]):
     #: Leases granted together, as one batch; divides groups_per_update.
     batch_groups: int
     lease_timeout_s: float
-    #: Positions from here on are never granted: the end of the run.
-    end: int
+    #: The version that ends the run: no lease is granted that would only be trained after it.
+    last_version: int
     version: int = 0
     cursor: Cursor = Cursor()
     _next: int = field(init=False)
@@ -117,7 +117,8 @@ class LeaseTable(Generic[G]):
         return granted
 
     def _open_window(self) -> None:
-        while len(self._states) < (self.max_staleness + 1) * self.groups_per_update and self._next < self.end:
+        updates = min(self.max_staleness + 1, self.last_version - self.version)
+        while len(self._states) < updates * self.groups_per_update:
             if self._next not in self._set_aside:
                 self._states[self._next] = _State()
             self._next += 1
@@ -133,8 +134,8 @@ class LeaseTable(Generic[G]):
         """Take a group that a worker sent, or say why not. A repeat of an accepted one is accepted."""
         state = self._states.get(lease)
         if state is None:
-            known = lease < self._next and lease not in self._set_aside
-            return Verdict(known, "consumed before" if known else f"lease {lease} is not out")
+            consumed = lease < self.cursor.position and lease not in self._set_aside
+            return Verdict(consumed, "consumed before" if consumed else f"lease {lease} is not out")
         if attempt != state.attempt:
             return Verdict(accepted=False, reason=f"attempt {attempt} of lease {lease} was given up; {state.attempt} is the last")
         if state.group is not None:
@@ -206,6 +207,11 @@ class LeaseTable(Generic[G]):
         self.version += 1
         start = min(self._states, default=self._next)
         self.cursor = Cursor(start, tuple(sorted(p for p in self._set_aside if p >= start)))
+
+    @property
+    def granted_below(self) -> int:
+        """Every lease that was ever granted is below this position."""
+        return self._next
 
     def held_by(self, worker: str) -> int:
         """Leases that are out at a worker."""
