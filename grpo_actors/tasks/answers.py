@@ -17,7 +17,7 @@ FORMAT_REQUEST = (
 )
 
 # No tag may lie inside: so an opening tag without its closing one never swallows a later, whole answer.
-_WHOLE_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
+_WHOLE_ANSWER = re.compile(r"<answer>([^<]*+(?:<(?!/?answer>)[^<]*+)*+)</answer>")
 _NUMBER = re.compile(r"(?:[+-]?\$?|\$[+-])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?")
 _DIGIT = re.compile(r"[0-9]")
 _DECORATION = str.maketrans("", "", "$,")

@@ -80,6 +80,9 @@ class OwnRewards:
                 with suppress(RewardError):
                     self._start()
             raise
+        except BaseException:  # interrupted: the answer, still on its way, must not meet the next question
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the child and whatever it started, at once."""

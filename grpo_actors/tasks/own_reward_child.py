@@ -21,6 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -152,9 +153,8 @@ def _read_requests(channel: socket.socket, requests: "queue.SimpleQueue[dict[str
 
 def _offer_to_out_of_memory_killer() -> None:
     """Ask Linux to end this process, rather than the one that trains, should memory run out."""
-    setting = Path("/proc/self/oom_score_adj")
-    if setting.exists():
-        setting.write_text("1000")
+    with suppress(OSError):  # no such file on macOS, none that may be written in some containers
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def main() -> None:

@@ -31,8 +31,9 @@ FLOAT32_MAX = 3.4028234663852886e38
 TRAILING_CHARACTER_COST = 0.002
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-_PART = r"<{0}>(?:(?!</?(?:reasoning|answer)>).)*</{0}>"
-_STRICT = re.compile(_PART.format("reasoning") + r"\s*" + _PART.format("answer"), re.DOTALL)
+# Possessive, so linear; a part holds no tag of either kind.
+_PART = r"<{0}>[^<]*+(?:<(?!/?(?:reasoning|answer)>)[^<]*+)*+</{0}>"
+_STRICT = re.compile(_PART.format("reasoning") + r"\s*+" + _PART.format("answer"))
 
 
 class Reward(Protocol):

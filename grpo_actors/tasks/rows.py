@@ -4,6 +4,7 @@ Knows the file format; what the columns mean is the task's business.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,7 +40,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode(), parse_constant=_refuse_constant)
+        row = json.loads(line.decode(), parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where}: must be UTF-8, got byte 0x{line[error.start]:02x} at position {error.start}; "
@@ -59,6 +60,13 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.20} is beyond a float")
+    return value
 
 
 def excerpt(value: object) -> str:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 NOT_A_FUNCTION = 3
 calls = 0
@@ -100,10 +101,11 @@ def segfaults(completions, **columns):
 
 
 def eats_memory(completions, **columns):
-    import resource
+    return [len(bytearray(2**62))]
 
-    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-    return [len(bytearray(2**40))]
+
+def tells_its_rank_for_the_out_of_memory_killer(completions, **columns):
+    return [int(Path("/proc/self/oom_score_adj").read_text())] * len(completions)
 
 
 def returns_text(completions, **columns):

@@ -201,6 +201,30 @@ def test_two_rewards_of_one_file_share_its_state(scorer, tmp_path):
     assert scores.rewards == {f"{file}:first": [1.0], f"{file}:second": [2.0]}
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="Linux alone ranks processes for the time when memory runs out"
+)
+def test_when_memory_runs_out_the_reward_goes_before_the_training(scorer):
+    name = own("tells_its_rank_for_the_out_of_memory_killer")
+    assert scorer(name).score(PROBLEM, ["a"]).rewards[name] == [1000.0]
+
+
+def test_a_call_that_is_interrupted_leaves_no_stale_answer_to_the_next(scorer):
+    one = scorer(own("hangs"), own("length"))
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            one.score(PROBLEM, COMPLETIONS)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert one._own.call(1, {"completions": [[{"content": "abc"}]], "prompts": [], "answer": []}) == [3.0]
+
+
 def test_closing_ends_the_process_even_in_the_middle_of_what_it_started(scorer):
     one = scorer(own("hangs_with_a_child"), timeout_s=0.2)
     one.score(PROBLEM, COMPLETIONS)
