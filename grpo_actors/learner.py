@@ -38,9 +38,9 @@ from grpo_actors.report import ledger, samples
 from grpo_actors.rollout import RolloutWorker, introduce
 from grpo_actors.schedule.leases import Cursor, LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
-from grpo_actors.tasks.registry import load_task, reward_weights
+from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
-from grpo_actors.tasks.task import Problem
+from grpo_actors.tasks.task import Problem, Task
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import CHUNK_BYTES, Endpoints, plan_endpoints, remove_endpoints, zmq_context
 
@@ -68,7 +68,7 @@ class Learner:
         with ExitStack() as stack:
             stack.enter_context(locked(self.run_dir))
             task = load_task(self.config.data, seed=self.config.run.seed)
-            self.config = self.config.model_copy(update={"reward": reward_weights(self.config.reward, task)})
+            self.config = with_rewards(self.config, task)
             problems = task.problems("train")
             self._prepare(problems)
             endpoints = plan_endpoints(
@@ -312,6 +312,12 @@ def total_updates(config: Config, problems: int) -> int:
             f"{config.groups_per_update} of one update; set learner.max_updates or a smaller learner.batch_size"
         )
     return updates
+
+
+def with_rewards(config: Config, task: Task) -> Config:
+    """The configuration with its rewards named: the task's own where it names none."""
+    rewards = {"functions": chosen_rewards(config.reward.functions, task)}
+    return config.model_copy(update={"reward": config.reward.model_copy(update=rewards)})
 
 
 def objective(config: Config) -> Objective:

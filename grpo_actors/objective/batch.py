@@ -70,6 +70,7 @@ class Update:
     completions: int  # all that were given
     active: int  # of them, those whose tokens have weight in the loss
     active_tokens: int  # completion tokens of the active ones, also of those skipped for A = 0
+    tokens: int  # prompt and completion tokens computed, padding left out
     padding_share: float  # of all N · T places computed, those that hold no token
 
 
@@ -133,6 +134,7 @@ def pack(
         completions=len(completions),
         active=int(np.count_nonzero(lengths)),
         active_tokens=int(lengths.sum()),
+        tokens=filled,
         padding_share=1.0 - filled / places if places else 0.0,
     )
 

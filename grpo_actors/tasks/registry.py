@@ -96,6 +96,11 @@ def load_task(data: DataSettings, *, seed: int) -> Task:
     return _Adjusted(task, data.system_prompt, data.max_train_samples)
 
 
+def chosen_rewards(given: Mapping[str, float], task: Task) -> dict[str, float]:
+    """Reward name -> weight: what the settings give, or the task's own where they give none."""
+    return dict(given or task.default_rewards)
+
+
 class _Adjusted:
     """A task with another system prompt, or with fewer training problems."""
 
