@@ -172,7 +172,7 @@ class Policy:
             architecture=str(self.architecture.get("model_type", "unknown")),
             parameters=sum(array.size for _, array in base),
             weights=weights.hexdigest(),
-            tokenizer=xxhash.xxh3_64_hexdigest(vocabulary),
+            tokenizer=xxhash.xxh3_64_hexdigest(vocabulary.encode()),
         )
 
 

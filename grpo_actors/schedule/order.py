@@ -44,4 +44,4 @@ def sample_seeds(run_seed: int, epoch: int, problem_id: str, samples: int) -> li
     They depend on what is sampled, not on who samples it or when: a lease that was lost with its
     worker gives the same completions at its next attempt.
     """
-    return [xxhash.xxh3_64_intdigest(f"{run_seed}/{epoch}/{problem_id}/{sample}") for sample in range(samples)]
+    return [xxhash.xxh3_64_intdigest(f"{run_seed}/{epoch}/{problem_id}/{sample}".encode()) for sample in range(samples)]
