@@ -29,8 +29,6 @@ ENDPOINTS_FILE = "endpoints.json"
 TICK_S = 0.25
 #: A learner that died may be started again: so long is waited for it.
 RESTART_GRACE_S = 15.0
-#: The last state scrolls with the terminal: it may be taller than the screen.
-LAST_STATE_LINES = 36
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -277,7 +275,7 @@ class _Screen:
     def close(self) -> None:
         self._live.stop()
         if self._view is not None:
-            self._console.print(self._panel(self._view, max(self._console.height - 2, LAST_STATE_LINES)))
+            self._console.print(self._panel(self._view, self._console.height - 1))
             self._view = None
 
     def _panel(self, view: "RunView", height: int) -> "RenderableType":

@@ -117,7 +117,10 @@ class HistoryReader:
 
     def read(self) -> Record | None:
         """The next whole record, or None when there is none yet."""
+        rewinds = self._metrics.rewinds
         record = self._metrics.read()
+        if self._metrics.rewinds != rewinds:
+            self._rewind_texts()
         if record is None or record["topic"] != "sample":
             return record
         return self._with_texts(record)
@@ -125,13 +128,16 @@ class HistoryReader:
     def rewind(self) -> None:
         """Read from the first record again."""
         self._metrics.rewind()
-        self._completions.rewind()
-        self._texts = None
+        self._rewind_texts()
 
     def close(self) -> None:
-        """Close the files; reading opens them again."""
+        """Close the files."""
         self._metrics.close()
         self._completions.close()
+
+    def _rewind_texts(self) -> None:
+        self._completions.rewind()
+        self._texts = None
 
     def _with_texts(self, record: Record) -> Record:
         """The same record out of completions.jsonl, which is in the same order and written first."""
@@ -143,12 +149,18 @@ class HistoryReader:
 
 
 class _GrowingFile:
-    """Whole lines of a file that may not exist yet, may grow, and may be cut."""
+    """Whole lines of a file that may not exist yet, may grow, and may be cut and grow anew."""
+
+    #: How often reading began again because the file had been cut.
+    rewinds: int = 0
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO | None = None
         self._offset = 0
+        self._last_line = b""
+        # Only then is there a pause in which the file may be cut.
+        self._was_at_end = False
 
     def read(self) -> Record | None:
         """The next record; lines that are none are passed over."""
@@ -156,19 +168,24 @@ class _GrowingFile:
             if not self._path.exists():
                 return None
             self._file = self._path.open("rb")
-        if os.fstat(self._file.fileno()).st_size < self._offset:
+        if self._was_at_end and not self._is_the_same(self._file):
             self.rewind()
         while (line := self._file.readline()).endswith(b"\n"):
+            self._was_at_end = False
             self._offset += len(line)
+            self._last_line = line
             try:
                 return decode(line)
             except ProtocolError:
                 continue
-        self._file.seek(self._offset)
+        self._was_at_end = True
         return None
 
     def rewind(self) -> None:
+        self.rewinds += 1
         self._offset = 0
+        self._last_line = b""
+        self._was_at_end = False
         if self._file is not None:
             self._file.seek(0)
 
@@ -176,3 +193,13 @@ class _GrowingFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _is_the_same(self, file: BinaryIO) -> bool:
+        """Whether the line read last still stands where it stood; leaves `file` behind it.
+
+        Its size alone tells nothing: the file may have been cut and have grown longer than before.
+        """
+        size = len(self._last_line)
+        file.seek(self._offset)
+        # Past the reader's buffer, which may hold what stood there before.
+        return os.pread(file.fileno(), size, self._offset - size) == self._last_line

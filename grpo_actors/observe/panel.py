@@ -97,7 +97,7 @@ def _notes(view: RunView) -> list[RenderableType]:
 
 def _sample(sample: Record, width: int, room: int) -> RenderableType:
     """Prompt, true answer and as many completions as `room` lines hold, the best and the worst first."""
-    completions = [one for one in sample.get("completions") or [] if isinstance(one, dict)]
+    completions = [one for one in sample["completions"] if isinstance(one, dict)]
     ranked = sorted(completions, key=lambda one: -(number(one, "reward") or 0.0))
     lines: list[RenderableType] = [
         Rule(f"sample @{count(number(sample, 'update'))}", style="dim", align="left")

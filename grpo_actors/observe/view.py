@@ -143,6 +143,12 @@ def _reported(view: RunView, record: Record) -> RunView:
     return dataclasses.replace(view, workers=workers)
 
 
+def _sampled(view: RunView, record: Record) -> RunView:
+    """Metrics.jsonl has only a sample's place, not its texts: those of the one before stay."""
+    has_texts = isinstance(record.get("completions"), list) and record["completions"]
+    return dataclasses.replace(view, sample=record) if has_texts else view
+
+
 _CHANGES: Mapping[str, Callable[[RunView, Record], RunView]] = {
     "start": _started,
     "metrics": _measured,
@@ -150,9 +156,7 @@ _CHANGES: Mapping[str, Callable[[RunView, Record], RunView]] = {
     "eval": lambda view, record: dataclasses.replace(view, evals=(*view.evals, record)),
     "checkpoint": lambda view, record: dataclasses.replace(view, checkpoint=record),
     "policy": lambda view, record: dataclasses.replace(view, policy=record),
-    "sample": lambda view, record: (
-        dataclasses.replace(view, sample=record) if record.get("completions") else view
-    ),
+    "sample": _sampled,
     "alarm": lambda view, record: dataclasses.replace(view, alarms=(*view.alarms, record)[-NOTES_KEPT:]),
     "log": lambda view, record: dataclasses.replace(view, logs=(*view.logs, record)[-NOTES_KEPT:]),
     "stop": lambda view, record: dataclasses.replace(view, stop=record),
