@@ -1,0 +1,103 @@
+"""What the loss tells about itself: sums over tokens, which add up over micro-batches, ranks and iterations.
+
+Knows arrays of one micro-batch; refuses to know which weight a token has in the loss: every mean here but
+the loss itself is over active tokens, one as much as another.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+from grpo_actors.objective.kl import k3
+from grpo_actors.objective.ratio import LOG_RATIO_LIMIT
+
+#: What the leading elements of the vector are, and the last ones.
+SUMS = ("loss", "tokens", "clip_low", "clip_high", "ratio", "kl", "gap", "mismatch_kl", "cut", "entropy")
+MAXIMA = ("ratio_max", "gap_max")
+
+
+def token_statistics(
+    *,
+    loss: mx.array,
+    mask: mx.array,
+    ratio: mx.array,
+    bounds: tuple[float, float],
+    advantages: mx.array,
+    kl: mx.array | None,
+    log_mismatch: mx.array,
+    cut: mx.array | None,
+    entropies: mx.array | None,
+) -> mx.array:
+    """`SUMS` then `MAXIMA` over the active tokens of one micro-batch: one float32 vector.
+
+    One vector and not a dictionary of scalars, because it crosses to the host at once and because
+    MLX 0.32 fails to compile a value-and-grad two of whose outputs are equal (``_Map_base::at``), as any two
+    statistics that are off would be.
+
+    Args:
+        loss: The micro-batch's part of the loss, a scalar.
+        mask: [N, C] bool.
+        ratio: r, [N, C], the one that the loss used.
+        bounds: Ratios outside of which the loss has no gradient, if A pushes outwards.
+        advantages: [N].
+        kl: KL to the reference, [N, C], or None without one.
+        log_mismatch: log π_old − log μ, [N, C]. k3 of it estimates KL(μ‖π_old), since μ is who sampled.
+        cut: [N, C] bool, where a correction's weight was cut, or None without one.
+        entropies: Nats, [N, C], or None if unknown.
+    """
+    A = advantages[:, None]
+    gap = mx.abs(log_mismatch)
+    values = {
+        "loss": loss,
+        "tokens": mask.sum(),
+        "clip_low": _sum(mask, (ratio < bounds[0]) & (A < 0)),
+        "clip_high": _sum(mask, (ratio > bounds[1]) & (A > 0)),
+        "ratio": _sum(mask, ratio),
+        "kl": _sum(mask, kl),
+        "gap": _sum(mask, gap),
+        "mismatch_kl": _sum(mask, k3(mx.clip(log_mismatch, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))),
+        "cut": _sum(mask, cut),
+        "entropy": _sum(mask, entropies),
+        "ratio_max": mx.where(mask, ratio, 0.0).max(),
+        "gap_max": mx.where(mask, gap, 0.0).max(),
+    }
+    return mx.stop_gradient(mx.stack([values[name].astype(mx.float32) for name in SUMS + MAXIMA]))
+
+
+def add_statistics(total: mx.array | None, more: mx.array) -> mx.array:
+    """Statistics of two parts as one; `total` None to begin with. Lazy: nothing is evaluated."""
+    if total is None:
+        return more
+    n = len(SUMS)
+    return mx.concatenate([total[:n] + more[:n], mx.maximum(total[n:], more[n:])])
+
+
+def summary(total: mx.array | None) -> dict[str, float]:
+    """Means by the names that the metrics use; the one place here that waits for the device.
+
+    ``clip_share`` is that of both sides, ``correction_share`` that of tokens whose weight was cut,
+    ``loss`` the sum of what was added. With no active token (`total` None too) everything is 0.
+    """
+    values = np.zeros(len(SUMS + MAXIMA)) if total is None else np.array(total, np.float64)
+    of = dict(zip(SUMS + MAXIMA, values.tolist(), strict=True))
+    tokens = max(of["tokens"], 1.0)
+    return {
+        "loss": of["loss"],
+        "tokens": of["tokens"],
+        "kl": of["kl"] / tokens,
+        "clip_share": (of["clip_low"] + of["clip_high"]) / tokens,
+        "clip_low_share": of["clip_low"] / tokens,
+        "clip_high_share": of["clip_high"] / tokens,
+        "ratio_mean": of["ratio"] / tokens,
+        "ratio_max": of["ratio_max"],
+        "logprob_gap_mean": of["gap"] / tokens,
+        "logprob_gap_max": of["gap_max"],
+        "mismatch_kl": of["mismatch_kl"] / tokens,
+        "correction_share": of["cut"] / tokens,
+        "entropy": of["entropy"] / tokens,
+    }
+
+
+def _sum(mask: mx.array, x: mx.array | None) -> mx.array:
+    if x is None:
+        return mx.zeros(())
+    return mx.where(mask, x.astype(mx.float32), 0.0).sum()
