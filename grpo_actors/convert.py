@@ -7,12 +7,12 @@ fills an empty folder and returns one line about itself. Exit code 2 and one lin
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from grpo_actors.errors import GrpoActorsError, ModelError
+from grpo_actors.command import run_command
+from grpo_actors.errors import ModelError
 
 #: Fills the folder, returns the summary's line about the source.
 Source = Callable[[argparse.Namespace, Path], str]
@@ -147,19 +147,15 @@ def _megabytes(count: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
+    """Run the tool; returns the exit code, or raises ModelError for `run_command` to print."""
     options = parser().parse_args(arguments)
     # transformers otherwise remarks that PyTorch is absent, which is how it is meant to be.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Decoding one token is bound by memory: on a busy CPU, waiting for a second thread costs a factor of five.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        print(convert(options))
-    except GrpoActorsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(convert(options))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -12,6 +12,7 @@ import pytest
 from gguf_files import Tiny, write
 
 from grpo_actors import convert
+from grpo_actors.command import run_command
 from grpo_actors.errors import ModelError
 
 
@@ -23,7 +24,9 @@ def tiny_file(tmp_path_factory) -> Path:
 
 
 def run(*arguments: object) -> int:
-    return convert.main([str(argument) for argument in arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: convert.main([str(argument) for argument in arguments]))
+    return ended.value.code
 
 
 def refusal(capsys, *arguments: object) -> str:
