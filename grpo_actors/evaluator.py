@@ -23,12 +23,12 @@ from grpo_actors.checkpoints import Checkpoint, find_checkpoints, write_json
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError, DataError, ModelError
+from grpo_actors.joining import Leaving, hello, introduce
 from grpo_actors.messages import Beat, Bye, Evaluation, decode, encode, from_learner
 from grpo_actors.policy.checkpoint import ADAPTER, load_weights
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
 from grpo_actors.process import StopRequest, bound_memory, enter_process
-from grpo_actors.rollout import Leaving, hello, introduce
 from grpo_actors.schedule.order import sample_seeds
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer

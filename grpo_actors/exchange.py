@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import zmq
@@ -58,6 +59,10 @@ T = TypeVar("T")
 #: Peers beat this often; one that is silent for LOST_S is taken for hung, and its leases go out again.
 BEAT_S = 1.0
 LOST_S = 12.0
+#: A peer that has not beaten yet loads its model, perhaps from the hub: it holds nothing, and has this long.
+LOADING_S = 600.0
+#: How long the end of a run waits for peers that were sent home to say that they go.
+GOODBYE_S = 2.0
 #: How often deadlines and processes are looked at: a killed local worker is seen within this time.
 TICK_S = 0.25
 #: A peer that sends this many messages against the protocol is not listened to any more.
@@ -80,6 +85,8 @@ class Peer:
     local: bool
     last_seen_s: float
     state: str = "joined"
+    #: Has beaten, so that its silence means something.
+    works: bool = False
     credits: int = 0
     version: int = -1
     groups: int = 0
@@ -124,7 +131,10 @@ class Exchange:
         supply: Supply,
         welcome: Welcome,
         open_journal: Callable[[EventPublisher], Journal],
+        lost_s: float = LOST_S,
     ) -> None:
+        """Nothing is bound yet. `lost_s`: the longest silence of a peer that works, in seconds."""
+        self._lost_s = lost_s
         self._endpoints = endpoints
         self._table = table
         self._supply = supply
@@ -207,6 +217,18 @@ class Exchange:
     def dismiss(self, role: str, reason: str) -> None:
         """Send all peers of a role home."""
         self._post(lambda: self._do_dismiss(role, reason))
+
+    def wait_for_goodbyes(self) -> None:
+        """Until all peers that were sent home have said that they go, or `GOODBYE_S` have passed.
+
+        A Bye that was sent to a worker on another host is lost if its connection is closed at once.
+        """
+        deadline_s = time.monotonic() + GOODBYE_S
+        while time.monotonic() < deadline_s and self._ask(self._has_peers):
+            time.sleep(0.02)
+
+    def _has_peers(self) -> bool:
+        return any(peer.state != "lost" for peer in self._peers.values())
 
     def close(self) -> None:
         """Stop the thread once all that was said before has been done; may be called twice."""
@@ -361,7 +383,7 @@ class Exchange:
     def _count(self, peer: Peer, beat: Beat) -> None:
         now_s = time.monotonic()
         since_s, before = peer.tokens_at
-        peer.tokens = beat.tokens
+        peer.tokens, peer.works = beat.tokens, True
         if now_s - since_s > 2:
             peer.tokens_per_s = max(0, beat.tokens - before) / (now_s - since_s) if since_s else 0.0
             peer.tokens_at = (now_s, beat.tokens)
@@ -376,8 +398,10 @@ class Exchange:
             if peer.local and not _process_lives(peer.pid):
                 self._lose(identity, "its process ended")
                 del self._peers[identity]
-            elif now_s - peer.last_seen_s > LOST_S:
-                self._lose(identity, f"silent for {LOST_S:.0f} s")
+            elif peer.local and peer.pid == os.getpid():
+                continue  # rollout.workers = 0: silent while the learner computes, and dead only with it
+            elif now_s - peer.last_seen_s > (self._lost_s if peer.works else LOADING_S):
+                self._lose(identity, f"silent for {now_s - peer.last_seen_s:.0f} s")
         self._report_set_aside(self._table.expire(now_s))
 
     def _lose(self, identity: bytes, why: str) -> None:
@@ -495,9 +519,10 @@ def _parse_fetch(data: bytes) -> tuple[int, int] | None:
 def _process_lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
+        # One that was killed answers until its parent, perhaps a busy shell, has taken note. No such file: no Linux.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except OSError:
         return True
-    return True
 

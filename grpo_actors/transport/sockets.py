@@ -123,7 +123,8 @@ def connect(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str,
         (zmq.HEARTBEAT_IVL, 2_000),
         (zmq.HEARTBEAT_TIMEOUT, 10_000),
         (zmq.RECONNECT_IVL, 100),
-        (zmq.RECONNECT_IVL_MAX, 5_000),
+        # Workers knock before a learner has loaded its model: each second more is a second lost at the start.
+        (zmq.RECONNECT_IVL_MAX, 1_000),
         (zmq.LINGER, 1_000),
     ):
         connected.setsockopt(option, value)
@@ -156,3 +157,23 @@ def zmq_context() -> "Iterator[zmq.Context[zmq.Socket[bytes]]]":
         yield context
     finally:
         context.destroy(linger=0)
+
+
+def check_ports(host: str, first: int) -> None:
+    """Refuse three consecutive ports of which one is taken.
+
+    Raises:
+        RunError: names the one.
+    """
+    with contextlib.ExitStack() as stack:
+        for port in range(first, first + 3):
+            probe = stack.enter_context(socket.socket())
+            # As ZeroMQ binds: a port whose last connection has just closed is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise RunError(
+                    f"transport.port: tcp://{host}:{port} cannot be bound ({error.strerror}); a run needs three ports "
+                    "from transport.port on; choose others, or 0 to have free ones chosen"
+                ) from None
