@@ -12,7 +12,3 @@ The way of one update, as the learner calls it::
 Each menu is a table (`ADVANTAGES`, `LOSSES`, `AGGREGATIONS`, `KL_ESTIMATORS`, `CORRECTIONS`): one more
 algorithm is one function and one row.
 """
-
-from grpo_actors.backend import load_fast_blas
-
-load_fast_blas()

@@ -153,6 +153,7 @@ def objective_loss(
     logprobs = _active(mask, logprobs)
     behaviour = mx.stop_gradient(_active(mask, batch["behaviour_logprobs"]))
     old = behaviour if old_logprobs is None else mx.stop_gradient(_active(mask, old_logprobs))
+    reference = None if reference_logprobs is None else _active(mask, reference_logprobs)
 
     row = LOSSES[objective.loss]
     log_ratio = LOG_RATIOS[row.ratio](logprobs, behaviour if objective.ratio == "recorded" else old, mask)
@@ -161,7 +162,7 @@ def objective_loss(
     if entropy_mask is not None:
         L = mx.where(entropy_mask, L, 0.0)
     L, cut = _corrected(L, objective, old, behaviour, mask)
-    L, kl = _with_terms(L, objective, logprobs, mask, reference_logprobs, entropies)
+    L, kl = _with_terms(L, objective, logprobs, reference, entropies)
     loss = (weights * mx.where(mask, L, 0.0)).sum()
     return loss, token_statistics(
         loss=loss,
@@ -179,7 +180,7 @@ def objective_loss(
 def _corrected(
     L: mx.array, objective: Objective, old: mx.array, behaviour: mx.array, mask: mx.array
 ) -> tuple[mx.array, mx.array | None]:
-    """w L_t, and where w was cut."""
+    """L_t times the correction's weight, and where that was cut."""
     if objective.correction == "none":
         return L, None
     bounds = {"floor": objective.correction_floor, "cap": objective.correction_cap}
@@ -191,14 +192,11 @@ def _with_terms(
     L: mx.array,
     objective: Objective,
     logprobs: mx.array,
-    mask: mx.array,
-    reference_logprobs: mx.array | None,
+    reference: mx.array | None,
     entropies: mx.array | None,
 ) -> tuple[mx.array, mx.array | None]:
     """L_t + β KL_t − c H_t, and KL_t. A term whose coefficient is 0 is not added: no gradient flows there."""
-    kl = None
-    if reference_logprobs is not None:
-        kl = token_kl(objective.kl_estimator, logprobs, _active(mask, reference_logprobs))
+    kl = None if reference is None else token_kl(objective.kl_estimator, logprobs, reference)
     if kl is not None and objective.kl_coeff != 0:
         L = L + objective.kl_coeff * kl
     if entropies is not None and objective.entropy_coeff != 0:

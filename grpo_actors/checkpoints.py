@@ -1,0 +1,121 @@
+"""Checkpoints as files: found, verified, marked, pruned. No model, no MLX: the supervisor reads them too.
+
+A checkpoint is a folder that was renamed into place when it was whole; its manifest holds the size and
+sha256 of every file. The newest one whose manifest verifies is the one to go on from.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+BEST = "best.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    path: Path
+    #: Updates behind it.
+    update: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.path.iterdir())
+
+
+def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """All whole-looking checkpoints of a run (renamed into place), oldest first."""
+    found = []
+    for path in run_dir.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit() and (path / MANIFEST).is_file():
+            found.append(Checkpoint(path, int(number)))
+    return sorted(found, key=lambda checkpoint: checkpoint.update)
+
+
+def newest_sound(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a line on each newer one that does not."""
+    complaints = []
+    for checkpoint in reversed(find_checkpoints(run_dir)):
+        complaint = verify(checkpoint)
+        if complaint is None:
+            return checkpoint, complaints
+        complaints.append(complaint)
+    return None, complaints
+
+
+def verify(checkpoint: Checkpoint) -> str | None:
+    """None if every file has the size and digest of the manifest; else what is wrong."""
+    try:
+        files = json.loads((checkpoint.path / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            if _describe(checkpoint.path / name) != expected:
+                return f"{checkpoint.path / name}: not the file that was written (size or sha256 differs)"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{checkpoint.path}: unreadable ({error})"
+    return None
+
+
+def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The state.json of a checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint.path / STATE).read_text())
+    return state
+
+
+def mark_best(run_dir: Path, update: int, accuracy: float) -> None:
+    """Remember which checkpoint scored best; `prune` keeps it."""
+    temporary = run_dir / f"{BEST}.tmp"
+    write_json(temporary, {"checkpoint": f"checkpoint-{update}", "update": update, "accuracy": accuracy})
+    temporary.replace(run_dir / BEST)
+
+
+def best(run_dir: Path) -> dict[str, Any] | None:
+    """{"checkpoint", "update", "accuracy"} of the best one; None before the first evaluation."""
+    path = run_dir / BEST
+    if not path.is_file():
+        return None
+    marked: dict[str, Any] = json.loads(path.read_text())
+    return marked
+
+
+def prune(run_dir: Path, keep: int, protected: frozenset[int]) -> None:
+    """Remove all but the newest `keep`, the best, and those in `protected` (not yet evaluated)."""
+    marked = best(run_dir)
+    spared = protected | ({int(marked["update"])} if marked else set())
+    for checkpoint in find_checkpoints(run_dir)[:-keep]:
+        if checkpoint.update not in spared:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
+
+
+def seal(temporary: Path, final: Path) -> None:
+    """Make a finished folder durable and give it its name: after this it is whole, before it is absent."""
+    write_json(temporary / MANIFEST, {"files": {p.name: _describe(p) for p in sorted(temporary.iterdir())}})
+    for path in (*temporary.iterdir(), temporary):
+        _sync(path)
+    shutil.rmtree(final, ignore_errors=True)  # only ever an unreadable one, which `newest_sound` went past
+    temporary.rename(final)
+    _sync(final.parent)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one JSON object, indented."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

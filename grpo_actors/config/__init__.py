@@ -1,0 +1,39 @@
+"""The settings of a run: one frozen `Config`, read from TOML files and ``--set``."""
+
+from grpo_actors.config.load import LoadedConfig, load_config, read_config
+from grpo_actors.config.resume import MATTERS_FOR_RESUME, differences, resume_conflicts
+from grpo_actors.config.schema import (
+    OWNER,
+    SECTIONS,
+    Config,
+    DataConfig,
+    EvaluatorConfig,
+    LearnerConfig,
+    MetricsConfig,
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    TransportConfig,
+)
+
+__all__ = [
+    "MATTERS_FOR_RESUME",
+    "OWNER",
+    "SECTIONS",
+    "Config",
+    "DataConfig",
+    "EvaluatorConfig",
+    "LearnerConfig",
+    "LoadedConfig",
+    "MetricsConfig",
+    "ModelConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "TransportConfig",
+    "differences",
+    "load_config",
+    "read_config",
+    "resume_conflicts",
+]

@@ -1,0 +1,190 @@
+"""Defaults < file < ``--set``, with the origin of every value.
+
+Nothing starts on an unusable setting: each error is one line with the source, the dotted key, the
+rule and the value got.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from pydantic import ValidationError
+
+from grpo_actors.config.legacy import modernise
+from grpo_actors.config.names import leaf_of, leaves
+from grpo_actors.config.rules import advice
+from grpo_actors.config.schema import OWNER, SECTIONS, Config
+from grpo_actors.config.wording import broken_rule, kind_of, nearest
+from grpo_actors.errors import ConfigError
+
+DEFAULT = "default"
+OVERRIDE = "--set"
+
+#: The files that come with the program.
+SHIPPED_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A resolved configuration and how it came about."""
+
+    config: Config
+    #: Dotted key -> ``default``, the file's path, or ``--set``; every key of `config` is in it.
+    origins: Mapping[str, str]
+    #: Decisions that the user should see: older names, settings without effect.
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One source's values by leaf name."""
+
+    where: str
+    values: Mapping[str, Any]
+
+
+def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Resolve a configuration.
+
+    Args:
+        path: a TOML file, looked up as given, then in ``configs/``, then among the shipped ones; None: defaults only.
+        overrides: ``key=value`` each, the key dotted or bare, the value in TOML or bare text. The last one wins.
+
+    Raises:
+        ConfigError: the file, a name, a value or a combination of values is unusable.
+    """
+    layers: list[_Layer] = []
+    notes: list[str] = []
+    if path is not None:
+        file = find_config(path)
+        where = _shown(file)
+        values, flat = leaves(_read_toml(file, where), where)
+        layers.append(_Layer(where, values))
+        if flat:
+            notes.append(
+                f"{where}: flat keys of MLX-GRPO; keys that it leaves out have this program's defaults"
+            )
+    layers.append(_Layer(OVERRIDE, _parse_overrides(overrides)))
+    layers, decisions = _modernised(layers)
+    config, origins = _merge(layers)
+    notes += decisions
+    notes += [f"{key} {reason}" for key, reason in advice(config) if origins[key] != DEFAULT]
+    return LoadedConfig(config, origins, notes)
+
+
+def read_config(path: Path) -> Config:
+    """The resolved configuration that a run folder keeps as JSON (``Config.model_dump_json``).
+
+    Raises:
+        ConfigError: the file cannot be read or does not hold a valid configuration.
+    """
+    try:
+        return Config.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        if problem["type"] == "json_invalid":
+            raise ConfigError(f"{path}: not JSON: {problem['ctx']['error']}") from error
+        raise ConfigError(broken_rule(error, lambda _keys: str(path))) from error
+
+
+def find_config(path: Path | str) -> Path:
+    """The file that ``--config`` means.
+
+    Raises:
+        ConfigError: there is none; lists those that there are.
+    """
+    folders = [Path("configs"), SHIPPED_CONFIGS]
+    for candidate in (Path(path), *(folder / path for folder in folders)):
+        if candidate.is_file():
+            return candidate
+    known = sorted({file.name for folder in folders for file in folder.glob("*.toml")})
+    listing = f"; configs/ has {', '.join(known)}" if known else ""
+    raise ConfigError(f"{path}: no such file{nearest(Path(path).name, known)}{listing}")
+
+
+def _shown(file: Path) -> str:
+    """A short name of the file: relative where it lies below the working folder."""
+    absolute = file.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
+def _read_toml(file: Path, where: str) -> dict[str, Any]:
+    try:
+        # utf-8-sig: Windows editors put a byte order mark first, which TOML does not know.
+        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: must be UTF-8, got byte 0x{error.object[error.start]:02x}") from error
+    except tomllib.TOMLDecodeError as error:
+        # A message like "Invalid value (at line 3, column 5)".
+        raise ConfigError(f"{where}: not TOML: {error}") from error
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{OVERRIDE}: must be key=value, got {override}")
+        leaf = leaf_of(name.strip(), OVERRIDE)
+        values[leaf] = _parse_value(leaf, text.strip())
+    return values
+
+
+def _parse_value(leaf: str, text: str) -> Any:
+    """A TOML value, or the text as it stands: a shell has often eaten the quotes."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    # Text with a line break could spell further keys.
+    value = document["value"] if len(document) == 1 else text
+    # run_name=42 and path=2024-01-01 are meant as text.
+    return text if _holds_text(leaf) and not isinstance(value, str) else value
+
+
+def _holds_text(leaf: str) -> bool:
+    if leaf not in OWNER:  # an older name: all of them are numbers
+        return False
+    kind = kind_of(SECTIONS[OWNER[leaf]].model_fields[leaf])
+    return kind is str or get_origin(kind) is Literal
+
+
+def _modernised(layers: Sequence[_Layer]) -> tuple[list[_Layer], list[str]]:
+    accumulation = Config().learner.gradient_accumulation_steps
+    for layer in layers:
+        given = layer.values.get("gradient_accumulation_steps")
+        # A value out of bounds is refused later, by the schema.
+        accumulation = given if type(given) is int and given >= 1 else accumulation
+    result: list[_Layer] = []
+    notes: list[str] = []
+    for layer in layers:
+        values, decisions = modernise(
+            layer.values, where=layer.where, gradient_accumulation_steps=accumulation
+        )
+        result.append(_Layer(layer.where, values))
+        notes += decisions
+    return result, notes
+
+
+def _merge(layers: Sequence[_Layer]) -> tuple[Config, dict[str, str]]:
+    merged: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    origins = {f"{section}.{leaf}": DEFAULT for leaf, section in OWNER.items()}
+    for layer in layers:
+        for leaf, value in layer.values.items():
+            merged[OWNER[leaf]][leaf] = value
+            origins[f"{OWNER[leaf]}.{leaf}"] = layer.where
+
+    def where(keys: Sequence[str]) -> str:
+        """Where the first of the keys was set that has not its default."""
+        return next((origins[key] for key in keys if origins[key] != DEFAULT), DEFAULT)
+
+    try:
+        return Config.model_validate(merged), origins
+    except ValidationError as error:
+        raise ConfigError(broken_rule(error, where)) from error

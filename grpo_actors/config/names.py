@@ -1,0 +1,73 @@
+"""From what a user wrote to the setting that is meant: sections, bare names, MLX-GRPO's flat keys.
+
+Knows names only; values pass through untouched.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from grpo_actors.config.legacy import FLAT_TABLE, OLDER_NAMES
+from grpo_actors.config.schema import OWNER, SECTIONS
+from grpo_actors.config.wording import brief, nearest
+from grpo_actors.errors import ConfigError
+
+
+def leaf_of(name: str, where: str) -> str:
+    """The leaf that a name means: ``rollout.num_generations``, ``num_generations`` or ``mlx_grpo.num_generations``.
+
+    Raises:
+        ConfigError: no setting has this name; says which one is near.
+    """
+    section, dot, leaf = name.rpartition(".")
+    if name in SECTIONS:
+        raise ConfigError(f"{where}: {name} is a section; name one of its settings, as {name}.KEY")
+    if not dot or section == FLAT_TABLE:
+        if leaf in OWNER or leaf in OLDER_NAMES:
+            return leaf
+        raise ConfigError(f"{where}: {name} is not a setting{nearest(leaf, [*OWNER, *OLDER_NAMES])}")
+    if OWNER.get(leaf) == section:
+        return leaf
+    if leaf in OWNER:
+        raise ConfigError(f"{where}: {name} is not a setting; did you mean {OWNER[leaf]}.{leaf}?")
+    if section not in SECTIONS:
+        raise ConfigError(f"{where}: [{section}] is not a section{nearest(section, SECTIONS)}")
+    raise ConfigError(f"{where}: {name} is not a setting{nearest(leaf, SECTIONS[section].model_fields)}")
+
+
+def leaves(document: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Flatten a TOML document.
+
+    Returns:
+        Leaf name -> value, with older names kept as they are; and which keys stood outside the sections.
+
+    Raises:
+        ConfigError: an unknown name, or one setting given twice.
+    """
+    spelled: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    flat: list[str] = []
+    for name, value in _entries(document, where):
+        leaf = leaf_of(name, where)
+        if leaf in spelled:
+            raise ConfigError(
+                f"{where}: {spelled[leaf]} and {name} are one setting, given twice; keep one of them"
+            )
+        spelled[leaf] = name
+        values[leaf] = value
+        if name.rpartition(".")[0] in ("", FLAT_TABLE):
+            flat.append(leaf)
+    return values, flat
+
+
+def _entries(document: Mapping[str, Any], where: str) -> list[tuple[str, Any]]:
+    entries: list[tuple[str, Any]] = []
+    for name, value in document.items():
+        is_section = name in SECTIONS or name == FLAT_TABLE
+        if is_section and not isinstance(value, dict):
+            raise ConfigError(f"{where}: {name} must be a table ([{name}]), got {brief(value)}")
+        if not is_section and isinstance(value, dict) and name not in OWNER:
+            raise ConfigError(f"{where}: [{name}] is not a section{nearest(name, SECTIONS)}")
+        entries += (
+            [(f"{name}.{leaf}", item) for leaf, item in value.items()] if is_section else [(name, value)]
+        )
+    return entries

@@ -1,0 +1,54 @@
+"""Which settings a resumed run must share with the run it continues."""
+
+from grpo_actors.config.schema import OWNER, Config
+
+#: Settings that change the order of the data, the model or the optimizer's state: a checkpoint written
+#: under one value says nothing under another. All others, such as learning_rate, max_updates, workers or
+#: logging_steps, may change between a run and its resumption.
+MATTERS_FOR_RESUME = frozenset(
+    {
+        "run.seed",
+        "model.model_name",
+        "model.dtype",
+        "model.fine_tune_type",
+        "model.lora_rank",
+        "model.lora_scale",
+        "model.lora_layers",
+        "model.lora_keys",
+        "data.task",
+        "data.path",
+        "data.eval_path",
+        "data.eval_fraction",
+        "data.prompt_column",
+        "data.answer_column",
+        "data.system_prompt",
+        "data.max_train_samples",
+        "data.max_prompt_length",
+        "data.shuffle",
+        "rollout.num_generations",
+        "learner.batch_size",
+        "learner.gradient_accumulation_steps",
+        "learner.num_iterations",
+    }
+)
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Dotted keys whose values differ, in the schema's order."""
+    return [
+        f"{section}.{leaf}"
+        for leaf, section in OWNER.items()
+        if getattr(getattr(a, section), leaf) != getattr(getattr(b, section), leaf)
+    ]
+
+
+def resume_conflicts(saved: Config, wanted: Config) -> list[str]:
+    """The differences that forbid to continue `saved` under `wanted`; empty: it may go on.
+
+    An update may be cut into micro-batches in another way (to fit in memory), as long as it has as many groups.
+    """
+    conflicts = [key for key in differences(saved, wanted) if key in MATTERS_FOR_RESUME]
+    if saved.groups_per_update == wanted.groups_per_update:
+        cut = {"learner.batch_size", "learner.gradient_accumulation_steps"}
+        return [key for key in conflicts if key not in cut]
+    return conflicts

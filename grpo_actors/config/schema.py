@@ -1,0 +1,263 @@
+"""Every setting: its name, type, bounds, default and one line on what it does.
+
+This is the only place with a default. The model knows no file and no command line (`load` does),
+and nothing that needs MLX or a socket. Types are strict: text is never read as a number; a whole
+number is a number. Contradictions between settings are in `rules`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from grpo_actors.config.rules import check
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+# TOML and JSON give lists; a frozen setting is a tuple.
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+
+#: Three consecutive ports are used, and 65535 is the last.
+LAST_FIRST_PORT = 65533
+
+
+class Section(BaseModel):
+    """What all sections share: strict, frozen, finite, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class RunConfig(Section):
+    """[run]: the run as a whole."""
+
+    run_name: Text = Field("grpo", description="name of the run in logs and dashboards")
+    output_dir: Text = Field(
+        "outputs/grpo", description="the run folder: checkpoints, metrics, completions, sockets' addresses"
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of the data order, of every sample and of new weights"
+    )
+    resume: Literal["auto", "never", "must"] = Field(
+        "auto",
+        description="continue from the run folder's newest checkpoint: if there is one, never, or fail without one",
+    )
+    save_steps: NotNegative = Field(100, description="updates between checkpoints; 0: only at the end")
+    keep_checkpoints: Positive = Field(3, description="newest checkpoints kept; the best is kept besides")
+
+
+class ModelConfig(Section):
+    """[model]: the policy, and which of its weights are trained."""
+
+    model_name: Text = Field(
+        "tiny", description='"tiny" (ships with the package), a model folder, or a hub id'
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="type of the weights; auto: float32 on CPU, elsewhere the model's own"
+    )
+    fine_tune_type: Literal["full", "lora"] = Field(
+        "full", description="train all weights, or a LoRA adapter"
+    )
+    lora_rank: int = Field(8, ge=1, description="rank of the adapter's matrices")
+    lora_scale: float = Field(20.0, gt=0, description="factor on the adapter's output")
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the adapter's inputs dropped in training"
+    )
+    lora_layers: int = Field(
+        -1, ge=-1, description="layers with an adapter, counted from the last; -1: all of them"
+    )
+    lora_keys: Texts = Field(
+        (), description="modules of a layer with an adapter, such as self_attn.q_proj; empty: mlx-lm's choice"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="let a model or tokenizer folder run its own Python code"
+    )
+
+
+class DataConfig(Section):
+    """[data]: the problems."""
+
+    task: Literal["gsm8k", "arithmetic", "jsonl"] = Field(
+        "gsm8k", description="which problems, with their rewards"
+    )
+    path: str = Field(
+        "", description="training data: a .jsonl file, or a local copy of GSM8K; empty: the hub's"
+    )
+    eval_path: str = Field("", description="held-out data; empty: the task's own split, or a part of path")
+    prompt_column: Text = Field("question", description="jsonl: column with the problem")
+    answer_column: Text = Field("answer", description="jsonl: column with the true answer")
+    system_prompt: str | None = Field(
+        None, description='first message of every prompt; not set: the task\'s own; "": none'
+    )
+    max_train_samples: NotNegative = Field(0, description="training problems used; 0: all")
+    max_prompt_length: Positive = Field(512, description="tokens; problems with a longer prompt are left out")
+    eval_fraction: float = Field(
+        0.1, gt=0, lt=1, description="jsonl without eval_path: share of the problems held out"
+    )
+    shuffle: bool = Field(default=True, description="pose the problems in a random order, new in each epoch")
+
+
+class RewardConfig(Section):
+    """[reward]: what a completion is worth."""
+
+    functions: dict[Text, float] = Field(
+        default_factory=dict,
+        description='weights by reward: a built-in name, "file.py:function" or "module:function"; empty: the task\'s own',
+    )
+    reward_timeout_s: float = Field(10.0, gt=0, description="seconds a reward may take for one group")
+
+
+class RolloutConfig(Section):
+    """[rollout]: how completions are sampled, and by whom."""
+
+    workers: NotNegative = Field(1, description="rollout processes; 0: sample inside the learner's process")
+    num_generations: Positive = Field(8, description="completions of one problem, which form a group")
+    max_new_tokens: Positive = Field(
+        256, description="tokens; a longer completion is cut and counted as truncated"
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="divisor of the logits when sampling",
+        json_schema_extra={"why": "greedy completions of one problem are all the same"},
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample from the likeliest tokens of this total probability"
+    )
+    top_k: NotNegative = Field(0, description="sample from so many likeliest tokens; 0: off")
+    min_p: float = Field(
+        0.0, ge=0, lt=1, description="drop tokens below this share of the likeliest token's probability"
+    )
+    repetition_penalty: float = Field(1.0, gt=0, description="divisor of repeated tokens' logits; 1: off")
+    stop: Texts = Field((), description="texts that end a completion, besides the model's end token")
+    batch_groups: Positive = Field(1, description="groups a worker samples in one batch")
+    max_staleness: NotNegative = Field(
+        1, description="updates that a group's policy may lie behind; 0: strictly on-policy"
+    )
+    quantize_for_rollouts: bool = Field(
+        default=False, description="workers sample with 4-bit weights: less memory, a less exact policy"
+    )
+    lease_timeout_s: float = Field(
+        600.0, gt=0, description="seconds a worker has for one group before another worker gets it"
+    )
+
+
+class LearnerConfig(Section):
+    """[learner]: the loss and the optimizer (AdamW)."""
+
+    learning_rate: float = Field(1e-6, ge=0, description="peak of the schedule")
+    num_epochs: Positive = Field(1, description="passes over the training problems")
+    max_updates: NotNegative = Field(0, description="stop after so many updates; 0: what the epochs give")
+    batch_size: Positive = Field(1, description="groups in one micro-batch: what has to fit in memory")
+    gradient_accumulation_steps: Positive = Field(4, description="micro-batches in one update")
+    num_iterations: Positive = Field(1, description="optimizer steps on the same groups")
+    advantage: Literal["group", "none"] = Field(
+        "group", description="reward minus the group's mean, divided by its deviation (group) or not (none)"
+    )
+    loss: Literal["clip"] = Field("clip", description="the loss of one token")
+    aggregation: Literal["grpo", "dr_grpo", "dapo"] = Field(
+        "dapo",
+        description="the sum over tokens is divided by: completion length, max_new_tokens, or the update's tokens",
+    )
+    clip_eps: float = Field(0.2, gt=0, lt=1, description="importance ratios are clipped below 1 - clip_eps")
+    clip_eps_high: float | None = Field(
+        None, gt=0, description="and above 1 + clip_eps_high; not set: the same as clip_eps"
+    )
+    kl_coeff: float = Field(
+        0.0, ge=0, description="weight of the KL to the reference; 0: no reference is loaded"
+    )
+    mask_truncated: bool = Field(default=False, description="leave truncated completions out of the loss")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="the learning rate's way after the warm-up: down to 0, or constant"
+    )
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, description="share of all updates in which the rate rises to its peak"
+    )
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="longer gradients are scaled down to this norm; 0: off"
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradients' running mean")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradients' running mean")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay")
+    use_compile: bool = Field(
+        default=True, description="compile the training step; off: slower, easier to debug"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, slower"
+    )
+
+
+class EvaluatorConfig(Section):
+    """[evaluator]: how checkpoints are scored on held-out problems."""
+
+    eval_every_updates: NotNegative = Field(25, description="updates between evaluations; 0: off")
+    eval_subset_size: NotNegative = Field(200, description="held-out problems scored; 0: all")
+    eval_max_new_tokens: NotNegative = Field(0, description="tokens of an answer; 0: max_new_tokens")
+    eval_batch_size: Positive = Field(32, description="problems answered in one batch")
+    eval_temperature: float = Field(
+        1.0, gt=0, description="temperature of the sampled score; greedy is always scored"
+    )
+    eval_sampled: bool = Field(default=False, description="score one sampled answer a problem, too")
+
+
+class TransportConfig(Section):
+    """[transport]: how the processes reach each other."""
+
+    scheme: Literal["ipc", "tcp"] = Field(
+        "ipc", description="sockets in the file system, or TCP for other hosts"
+    )
+    host: Text = Field("127.0.0.1", description="tcp: address to listen on")
+    port: int = Field(
+        0, ge=0, le=LAST_FIRST_PORT, description="tcp: first of three consecutive ports; 0: free ones"
+    )
+    insecure: bool = Field(
+        default=False, description="tcp: listen beyond this host, without encryption or authentication"
+    )
+
+
+class MetricsConfig(Section):
+    """[metrics]: what is written down."""
+
+    logging_steps: Positive = Field(1, description="updates between two metrics lines on the terminal")
+    log_jsonl: bool = Field(
+        default=True, description="write metrics.jsonl and completions.jsonl to the run folder"
+    )
+    log_completions: NotNegative = Field(
+        1, description="groups an update whose completions are written; 0: none"
+    )
+
+
+class Config(Section):
+    """All settings of a run, validated and resolved."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+    transport: TransportConfig = TransportConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @property
+    def groups_per_update(self) -> int:
+        """Groups that one update consumes: batch_size × gradient_accumulation_steps."""
+        return self.learner.batch_size * self.learner.gradient_accumulation_steps
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> "Config":
+        check(self)
+        return self
+
+
+#: Section name -> its model, in the order in which they are shown.
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+
+#: Leaf name -> the section that owns it. Unique names are what makes a bare key enough.
+OWNER: dict[str, str] = {leaf: name for name, section in SECTIONS.items() for leaf in section.model_fields}

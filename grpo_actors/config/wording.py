@@ -1,0 +1,111 @@
+"""How a value, a setting's rule and a broken rule are put in words, in TOML's spelling.
+
+The rule is read off the schema, so that an error and the bounds that raised it cannot disagree.
+"""
+
+import difflib
+import json
+import math
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from grpo_actors.config.schema import SECTIONS
+
+#: Longer values are cut in error messages, which have one line.
+SHOWN_CHARACTERS = 80
+
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text in quotes",
+    tuple: "a list of texts, none empty",
+    dict: "a table of name = finite weight",
+}
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML spells it; tables inline. `None` has no spelling in TOML: the caller leaves it out."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf and nan, as in TOML
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but JSON leaves the control character DEL as it is.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        pairs = (f"{toml_value(str(name))} = {toml_value(item)}" for name, item in value.items())
+        return "{ " + ", ".join(pairs) + " }" if value else "{}"
+    return str(value)  # numbers and dates
+
+
+def brief(value: Any) -> str:
+    """`toml_value` for an error message."""
+    text = toml_value(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"
+
+
+def kind_of(field: FieldInfo) -> Any:
+    """A setting's type without ``| None``."""
+    kind = field.annotation
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(choice for choice in get_args(kind) if choice is not type(None))
+    return kind
+
+
+def rule_of(field: FieldInfo) -> str:
+    """What a setting must be, such as ``a whole number ≥ 1``, with the reason where the schema gives one."""
+    kind = kind_of(field)
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(toml_value(choice) for choice in get_args(kind))
+    rule = _KINDS[get_origin(kind) or kind]
+    if any(isinstance(bound, annotated_types.MinLen) for bound in field.metadata):
+        rule += ", not empty"
+    bounds = [
+        f"{sign} {getattr(bound, name)}"
+        for bound in field.metadata
+        for name, sign in _SIGNS.items()
+        if hasattr(bound, name)
+    ]
+    rule = f"{rule} {' and '.join(bounds)}" if bounds else rule
+    extra = field.json_schema_extra
+    return f"{rule} ({extra['why']})" if isinstance(extra, dict) and "why" in extra else rule
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean …?`` for an unknown name, or nothing where no known name is near."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def broken_rule(error: ValidationError, where: Callable[[tuple[str, ...]], str]) -> str:
+    """The first of pydantic's complaints as one line.
+
+    Args:
+        error: what validating `Config` raised.
+        where: from dotted keys to the place where they were set.
+    """
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    if first["type"] == "contradiction":
+        context = first["ctx"]
+        return f"{where(context['keys'])}: {context['key']} {context['rule']}, got {brief(context['value'])}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    location = [str(part) for part in first["loc"]]
+    key, value = ".".join(location[:2]), brief(first["input"])
+    if first["type"] == "extra_forbidden":
+        return f"{where((key,))}: {key} is not a setting{more}"
+    if len(location) == 1:
+        return f"{where((key,))}: {key} must be a table, got {value}{more}"
+    # Deeper locations are an item of a list or of a table.
+    item = f"[{brief(first['loc'][2])}]" if len(location) > 2 else ""
+    rule = rule_of(SECTIONS[location[0]].model_fields[location[1]])
+    return f"{where((key,))}: {key} must be {rule}, got {value}{' at ' + item if item else ''}{more}"

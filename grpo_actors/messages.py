@@ -1,0 +1,309 @@
+"""Everything that crosses a process border, typed.
+
+A message carries facts (token ids, log-probs, rewards, versions), never derivations (advantages):
+the algorithm then lives in one process, and a recorded stream of groups can be replayed through it.
+
+The wire format is MessagePack, decoded into pydantic models that forbid extra fields, bound every
+length and refuse NaN and infinity. Arrays are raw little-endian bytes. Nothing here is executable.
+"""
+
+import math
+from array import array
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
+
+from grpo_actors.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+
+M = TypeVar("M")
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+MAX_COMPLETIONS = 4096
+MAX_TEXT = 2**22
+MAX_ARRAY_BYTES = 4 * 2**20
+
+Name = Annotated[str, Field(max_length=200)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+#: int32 values, little-endian.
+Ints = Annotated[bytes, Field(max_length=MAX_ARRAY_BYTES)]
+#: float32 values, little-endian.
+Floats = Annotated[bytes, Field(max_length=MAX_ARRAY_BYTES)]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+# --- worker or evaluator -> learner ---------------------------------------------------------------
+
+
+class Hello(Message):
+    """First message of a connection."""
+
+    kind: Literal["hello"] = "hello"
+    protocol: Count
+    role: Literal["rollout", "evaluator"]
+    #: The peer's own name, which is also its socket identity: stable over reconnects.
+    name: Name
+    host: Name
+    pid: Count
+    #: The run it believes to join; empty: whichever answers.
+    run_id: Name = ""
+
+
+class Completion(Message):
+    """One sampled answer. The stop token and its log-prob are part of it."""
+
+    #: Token ids, int32 [T], T >= 1.
+    tokens: Ints
+    #: log π(token) under the policy that sampled it, at the sampling temperature, float32 [T].
+    logprobs: Floats
+    #: The policy version that sampled each token, int32 [T].
+    versions: Ints
+    #: False: it hit ``max_new_tokens``.
+    finished: bool
+    text: Text
+    #: Reward function -> unweighted value; None: no valid reward.
+    rewards: Annotated[dict[Name, float | None], Field(max_length=64)]
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        if not self.tokens or len(self.tokens) % 4:
+            raise ValueError(f"tokens must hold at least one int32, got {len(self.tokens)} bytes")
+        if not len(self.tokens) == len(self.logprobs) == len(self.versions):
+            raise ValueError("tokens, logprobs and versions must be of one length")
+        if not all(map(math.isfinite, read_floats(self.logprobs))):
+            raise ValueError("logprobs must be finite")
+        return self
+
+
+class Group(Message):
+    """All completions of one lease."""
+
+    kind: Literal["group"] = "group"
+    lease: Count
+    attempt: Count
+    completions: Annotated[list[Completion], Field(min_length=1, max_length=MAX_COMPLETIONS)]
+    #: Seconds of sampling and of scoring, this group's share of its batch.
+    sampling_s: Annotated[float, Field(ge=0)]
+    scoring_s: Annotated[float, Field(ge=0)]
+    #: What went wrong in reward functions, in words.
+    failures: Annotated[list[Text], Field(max_length=1000)] = []
+
+
+class Beat(Message):
+    """Alive, and how things stand. Sent every second by the loop that makes progress: a hung loop
+    sends none, whatever its sockets do. Absolute, not a change: a lost one costs nothing."""
+
+    kind: Literal["beat"] = "beat"
+    state: Literal["sampling", "scoring", "waiting", "evaluating"]
+    #: The policy version that it holds; -1 before the first.
+    version: Annotated[int, Field(ge=-1)] = -1
+    #: Completion tokens sampled since the worker began.
+    tokens: Count = 0
+    #: Leases that it would hold at one time.
+    credits: Count = 0
+    #: Leases that it holds, results not yet acknowledged included. One that was granted some time
+    #: ago and is missing here was lost on the way.
+    holding: Annotated[list[Count], Field(max_length=10_000)] = []
+
+
+class Evaluation(Message):
+    """The evaluator's verdict on one checkpoint."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    update: Count
+    checkpoint: Name
+    samples: Count
+    #: Share of greedy completions that are right, and its 95 % interval.
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    #: The same for completions sampled at the evaluator's temperature; None: not scored.
+    sampled_accuracy: float | None
+    rewards: Annotated[dict[Name, float], Field(max_length=64)]
+    completion_length_mean: float
+    truncated_share: float
+    seconds: float
+
+
+class Bye(Message):
+    """Either side is leaving; leases held go back at once."""
+
+    kind: Literal["bye"] = "bye"
+    reason: Text = ""
+    #: From the learner: say Hello again, it does not know this peer (it was restarted).
+    again: bool = False
+
+
+# --- learner -> worker or evaluator ---------------------------------------------------------------
+
+
+class Welcome(Message):
+    """Answer to Hello: what the peer needs to take part."""
+
+    kind: Literal["welcome"] = "welcome"
+    run_id: Name
+    #: The resolved configuration, JSON.
+    config: Text
+    #: Name, architecture and digests of the base model (`policy.model.Identity`), JSON.
+    identity: Text
+    #: Endpoint of the weights socket, as the learner sees it.
+    weights_endpoint: Text
+    #: The peer should beat this often.
+    beat_s: Annotated[float, Field(gt=0)]
+
+
+class Lease(Message):
+    """One problem to sample: everything the worker needs, so that it needs no data set."""
+
+    #: Position in the order of problems; names the lease for ever.
+    lease: Count
+    #: Fencing number: a result of an older attempt is refused.
+    attempt: Count
+    #: Sample with this version or a newer one.
+    min_version: Count
+    problem_id: Name
+    #: Prompt token ids, int32: never tokenised again.
+    prompt: Ints
+    #: One 64-bit seed a completion: the same tokens whichever worker samples them.
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**64)]], Field(min_length=1, max_length=MAX_COMPLETIONS)]
+    messages: Annotated[list[dict[str, Text]], Field(max_length=1000)]
+    answer: Text
+    columns: dict[str, JsonValue]
+
+
+class Grant(Message):
+    """Leases to be sampled together, in one batch: so their numbers do not depend on timing."""
+
+    kind: Literal["grant"] = "grant"
+    leases: Annotated[list[Lease], Field(min_length=1, max_length=1024)]
+
+
+class Ack(Message):
+    """The fate of one group. Refused work is not sent again."""
+
+    kind: Literal["ack"] = "ack"
+    lease: Count
+    attempt: Count
+    accepted: bool
+    reason: Text = ""
+
+
+class Announcement(Message):
+    """A version can be fetched from the weights socket."""
+
+    kind: Literal["announcement"] = "announcement"
+    version: Count
+
+
+# --- weights socket -------------------------------------------------------------------------------
+
+
+class FetchManifest(Message):
+    """Worker -> learner: what is the newest version made of?"""
+
+    kind: Literal["fetch_manifest"] = "fetch_manifest"
+
+
+class TensorEntry(Message):
+    name: Annotated[str, Field(max_length=500)]
+    dtype: Literal["float32", "float16", "bfloat16", "uint32", "uint8"]
+    shape: Annotated[list[Count], Field(max_length=8)]
+    offset: Count
+
+
+class Manifest(Message):
+    """Learner -> worker: one version as a byte range; tensors lie in it back to back."""
+
+    kind: Literal["manifest"] = "manifest"
+    version: Count
+    size: Count
+    #: xxh3-128 of all bytes, hexadecimal.
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    chunk_bytes: Annotated[int, Field(ge=1, le=MAX_ARRAY_BYTES)]
+    tensors: Annotated[list[TensorEntry], Field(max_length=100_000)]
+
+
+class FetchChunk(Message):
+    """Worker -> learner: the bytes from index × chunk_bytes on."""
+
+    kind: Literal["fetch_chunk"] = "fetch_chunk"
+    version: Count
+    index: Count
+
+
+class Chunk(Message):
+    """Learner -> worker: header of a chunk; the bytes are the next frame. Empty frame: version gone."""
+
+    kind: Literal["chunk"] = "chunk"
+    version: Count
+    index: Count
+
+
+FromPeer = Hello | Group | Beat | Evaluation | Bye
+FromLearner = Welcome | Grant | Ack | Announcement | Bye
+WeightsRequest = FetchManifest | FetchChunk
+WeightsReply = Manifest | Chunk
+
+from_peer: TypeAdapter[FromPeer] = TypeAdapter(Annotated[FromPeer, Field(discriminator="kind")])
+from_learner: TypeAdapter[FromLearner] = TypeAdapter(Annotated[FromLearner, Field(discriminator="kind")])
+weights_request: TypeAdapter[WeightsRequest] = TypeAdapter(Annotated[WeightsRequest, Field(discriminator="kind")])
+weights_reply: TypeAdapter[WeightsReply] = TypeAdapter(Annotated[WeightsReply, Field(discriminator="kind")])
+
+
+def encode(message: Message) -> bytes:
+    """The wire form of a message."""
+    packed: bytes = msgpack.packb(message.model_dump(), use_bin_type=True)
+    return packed
+
+
+def decode(adapter: TypeAdapter[M], data: bytes) -> M:
+    """Read one message.
+
+    Raises:
+        ProtocolError: not MessagePack, too large, or not a message of this direction.
+    """
+    try:
+        # Without these limits ten megabytes of empty maps unpack to three quarters of a gigabyte.
+        raw: Any = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=MAX_TEXT,
+            max_bin_len=MAX_ARRAY_BYTES,
+            max_array_len=100_000,
+            max_map_len=10_000,
+            max_ext_len=0,
+        )
+        return adapter.validate_python(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ProtocolError(f"message refused: {where}: {first['msg']}") from None
+    except (ValueError, msgpack.UnpackException, TypeError, RecursionError) as error:
+        raise ProtocolError(f"message refused: not MessagePack within the limits: {error}") from None
+
+
+def ints(values: list[int]) -> bytes:
+    """int32 bytes of `values`."""
+    return array("i", values).tobytes()
+
+
+def floats(values: list[float]) -> bytes:
+    """float32 bytes of `values`."""
+    return array("f", values).tobytes()
+
+
+def read_ints(data: bytes) -> list[int]:
+    """Inverse of `ints`."""
+    return memoryview(data).cast("i").tolist()
+
+
+def read_floats(data: bytes) -> list[float]:
+    """Inverse of `floats`."""
+    return memoryview(data).cast("f").tolist()

@@ -1,0 +1,139 @@
+"""What the supervisor shows of its run: a progress bar and a status line, or plain lines for a log.
+
+On a terminal the bar and the line are redrawn in place, and what deserves to stay (evaluations, alarms,
+warnings, the end) is printed above them. Elsewhere: the same lines, and the status line at most every
+`PLAIN_PERIOD_S` seconds. Knows no socket and starts no thread.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self, TextIO
+
+from grpo_actors.observe.records import Record
+from grpo_actors.observe.text import duration, eval_line, printable, status_line, stop_line
+from grpo_actors.observe.view import RunView
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+#: A log is read later: a line every few seconds tells all.
+PLAIN_PERIOD_S = 5.0
+#: A screen is read now, and not faster than this.
+REDRAW_PERIOD_S = 0.1
+
+
+class StatusLine:
+    """Feed it every record with `show`; it decides what is worth showing where it shows it."""
+
+    def __init__(
+        self,
+        total_updates: int | None,
+        stream: TextIO | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`total_updates`: planned ones, until a record says otherwise. `stream`: stderr if not given."""
+        self._stream = stream or sys.stderr
+        self._view = RunView(start={"total_updates": total_updates})
+        self._clock = clock
+        self._drawn_at = float("-inf")
+        self._screen = _Screen(self._stream) if self._stream.isatty() else None
+
+    def show(self, record: Record) -> None:
+        """Take in one record."""
+        self._view = self._view.apply(record)
+        note = permanent_note(record)
+        if note is not None:
+            self._print(*note)
+        if record["topic"] == "metrics":
+            self._show_status()
+
+    def close(self) -> None:
+        """Leave the last state standing; may be called twice."""
+        if self._screen is not None:
+            if self._view.metrics is not None:
+                self._screen.draw(self._view)
+            self._screen.close()
+            self._screen = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _show_status(self) -> None:
+        now = self._clock()
+        last = self._view.update == self._view.total_updates
+        if now - self._drawn_at < (PLAIN_PERIOD_S if self._screen is None else REDRAW_PERIOD_S) and not last:
+            return
+        self._drawn_at = now
+        if self._screen is not None:
+            self._screen.draw(self._view)
+        else:
+            print(status_line(self._view), file=self._stream, flush=True)
+
+    def _print(self, text: str, style: str) -> None:
+        if self._screen is not None:
+            self._screen.print(text, style)
+        else:
+            print(text, file=self._stream, flush=True)
+
+
+def permanent_note(record: Record) -> tuple[str, str] | None:
+    """The line that a record leaves behind, with its style; None for what is only passing."""
+    match record["topic"]:
+        case "eval":
+            return eval_line(record), "green" if record.get("best") is True else "cyan"
+        case "alarm":
+            return f"alarm: {printable(record.get('name'))}: {printable(record.get('text'))}", "bold red"
+        case "log" if record.get("level") not in ("debug", None):
+            level, text = printable(record["level"]), printable(record.get("text"))
+            return (text, "dim") if level == "info" else (f"{level}: {text}", "yellow")
+        case "worker" if record.get("state") == "lost":
+            return f"worker {printable(record.get('worker'))} lost", "yellow"
+        case "stop":
+            return stop_line(record), "bold"
+    return None
+
+
+class _Screen:
+    """The redrawn part, by rich; imported here because it costs a tenth of a second."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console  # noqa: PLC0415
+        from rich.live import Live  # noqa: PLC0415
+
+        self._console = Console(file=stream, highlight=False)
+        # No thread of its own: the supervisor spawns processes.
+        self._live = Live(
+            console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        )
+        self._live.start()
+
+    def draw(self, view: RunView) -> None:
+        self._live.update(_bar_and_line(view, self._console.width), refresh=True)
+
+    def print(self, text: str, style: str) -> None:
+        self._console.print(text, style=style, markup=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def _bar_and_line(view: RunView, width: int) -> "RenderableType":
+    """Two lines: bar and time left; status."""
+    from rich.console import Group  # noqa: PLC0415
+    from rich.progress_bar import ProgressBar  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    line = Text(status_line(view, width=width), no_wrap=True, overflow="ellipsis")
+    if view.total_updates is None:
+        return line
+    beside = f"{100 * view.update / view.total_updates:3.0f} %  {duration(view.remaining_s)} left"
+    bar = ProgressBar(total=view.total_updates, completed=view.update, width=max(width - len(beside) - 2, 10))
+    row = Table.grid(padding=(0, 1))
+    row.add_row(bar, Text(beside, style="bold"))
+    return Group(row, line)

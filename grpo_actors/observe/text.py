@@ -1,0 +1,133 @@
+"""Numbers and foreign text as a person reads them in a terminal; plain strings, no colours."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from grpo_actors.observe.records import Record
+from grpo_actors.observe.view import RunView, number
+
+UNKNOWN = "–"
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def printable(text: Any) -> str:
+    """One line without control characters: a model may sample escape sequences, a terminal obeys them."""
+    words = " ".join(str(text).split())
+    return "".join(character if character.isprintable() else "�" for character in words)
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+    """``0.62``; a number too small for its digits in the form ``3.1e-05``."""
+    if value is None:
+        return UNKNOWN
+    if (value and abs(value) < 10**-digits) or abs(value) >= 1e7:
+        return f"{value:.1e}"
+    return f"{value:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """``12 %`` of a share from 0 to 1; below 10 % with one digit, none of which hides a rare event."""
+    if value is None:
+        return UNKNOWN
+    percent = 100 * value
+    if 0 < percent < 0.05:
+        return "<0.1 %"
+    return f"{percent:.1f} %" if 0 < percent < 9.95 else f"{percent:.0f} %"
+
+
+def count(value: float | None) -> str:
+    """``950``, ``12.3k``, ``4.5M``."""
+    if value is None:
+        return UNKNOWN
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):.1f}{unit}"
+    return f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """``0:42``, ``12:05``, ``3:07:09``."""
+    if seconds is None or seconds >= 1e8:
+        return UNKNOWN
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def pace(updates_per_s: float | None) -> str:
+    """Updates a second, or seconds an update where that is the larger number."""
+    if not updates_per_s:
+        return UNKNOWN
+    return f"{updates_per_s:.1f} up/s" if updates_per_s >= 1 else f"{1 / updates_per_s:.1f} s/up"
+
+
+def sparkline(values: Sequence[float | None], width: int) -> str:
+    """The curve in at most `width` characters: neighbours are averaged, what is unknown is left out."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2 or width < 1:
+        return ""
+    columns = min(width, len(known))
+    edges = [round(column * len(known) / columns) for column in range(columns + 1)]
+    means = [sum(known[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    if high == low:
+        return _BARS[0] * columns
+    return "".join(_BARS[round((mean - low) / (high - low) * (len(_BARS) - 1))] for mean in means)
+
+
+def progress(view: RunView) -> str:
+    """``12/110``, or ``12`` where the end is unknown."""
+    return f"{view.update}/{view.total_updates}" if view.total_updates else str(view.update)
+
+
+def status_line(view: RunView, *, width: int | None = None) -> str:
+    """The run in one line: ``update 12/110  reward 0.62  acc 0.41 (eval @10)  loss …  1.2 up/s``.
+
+    Where `width` is too narrow, KL, length, pace and loss are left out, in this order.
+    """
+    metrics = view.metrics
+    parts = {
+        "update": f"update {progress(view)}",
+        "reward": f"reward {fixed(number(metrics, 'reward_mean'))}",
+        "accuracy": "" if view.last_eval is None else accuracy(view.last_eval),
+        "loss": f"loss {fixed(number(metrics, 'loss'), 4)}",
+        "KL": f"KL {fixed(number(metrics, 'kl'), 4)}",
+        "length": f"len {fixed(number(metrics, 'completion_length_mean'), 0)}",
+        "pace": pace(view.updates_per_s),
+    }
+    for dropped in ("KL", "length", "pace", "loss"):
+        if width is None or len(_joined(parts)) <= width:
+            break
+        del parts[dropped]
+    return _joined(parts)
+
+
+def _joined(parts: Mapping[str, str]) -> str:
+    return "  ".join(part for part in parts.values() if part)
+
+
+def accuracy(evaluation: Record) -> str:
+    """``acc 0.41 (eval @10)``."""
+    return f"acc {fixed(number(evaluation, 'accuracy'))} (eval @{count(number(evaluation, 'update'))})"
+
+
+def eval_line(evaluation: Record) -> str:
+    """One evaluation with its interval, as it is printed when it arrives."""
+    low, high = number(evaluation, "accuracy_low"), number(evaluation, "accuracy_high")
+    between = "" if low is None or high is None else f" [{fixed(low)}, {fixed(high)}]"
+    samples = number(evaluation, "samples")
+    parts = [
+        f"eval @{count(number(evaluation, 'update'))}",
+        f"accuracy {fixed(number(evaluation, 'accuracy'))}{between}",
+        "" if samples is None else f"on {count(samples)} problems",
+        "best so far" if evaluation.get("best") is True else "",
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def stop_line(record: Record) -> str:
+    """How the run ended."""
+    code = number(record, "exit_code")
+    with_code = f" (exit code {code:.0f})" if code else ""
+    return f"run ended: {printable(record.get('reason'))}{with_code}"

@@ -1,0 +1,72 @@
+"""Log-probs of given completions: what the loss is made of.
+
+The head (hidden state -> vocabulary) runs only where a completion token is predicted, not on the
+prompt. The distribution is the one the rollout sampled from: logits divided by the temperature.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+#: (model, tokens [N, T]) -> hidden states [N, T, H]; (model, hidden [.., H]) -> logits [.., V].
+Body = Callable[[mx.array], mx.array]
+Head = Callable[[mx.array], mx.array]
+
+
+def completion_logprobs(
+    model: nn.Module, tokens: mx.array, start: mx.array, targets: mx.array, temperature: float
+) -> tuple[mx.array, mx.array]:
+    """log π(target) and the entropy of π at every completion position.
+
+    Rows are padded on the right, so a causal model gives each row what it would give it alone.
+
+    Args:
+        model: Maps [N, T] ids to [N, T, V] logits.
+        tokens: [N, T] int32, prompt and completion, padded.
+        start: [N] int32, index of the last prompt token, which predicts the first completion token.
+        targets: [N, C] int32, completion ids, padded with any valid id.
+        temperature: Of the rollout; 0 counts as 1.
+
+    Returns:
+        float32 log-probs [N, C] and entropies [N, C] (nats; no gradient). Padding positions hold
+        values without meaning.
+    """
+    positions = mx.minimum(start[:, None] + mx.arange(targets.shape[1]), tokens.shape[1] - 1)
+    split = split_head(model)
+    if split is None:
+        logits = mx.take_along_axis(model(tokens), positions[:, :, None], axis=1)
+    else:
+        body, head = split
+        logits = head(mx.take_along_axis(body(tokens), positions[:, :, None], axis=1))
+    logits = logits.astype(mx.float32)
+    if temperature not in (0.0, 1.0):
+        logits = logits / temperature
+    # Spelled out so that forward and backward share one exponential, which is the dear operation on
+    # a CPU; a log-softmax takes a second one in its backward pass.
+    logits = logits - mx.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = mx.exp(logits)
+    total = weights.sum(axis=-1)
+    log_total = mx.log(total)
+    chosen = mx.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+    entropy = mx.stop_gradient(log_total - (weights * logits).sum(axis=-1) / total)
+    return chosen - log_total, entropy
+
+
+def split_head(model: nn.Module) -> tuple[Body, Head] | None:
+    """The model's body and head, for the layouts of mlx-lm that compute logits by nothing else.
+
+    None: this model does more (soft-capping, scaling, several heads); its full logits are taken.
+    """
+    body: Any = model.get("model")
+    layout = type(model).__module__.rsplit(".", 1)[-1]
+    if layout not in PLAIN_HEADS or body is None:
+        return None
+    if "lm_head" in model:
+        return body, model["lm_head"]
+    return body, body["embed_tokens"].as_linear
+
+
+#: mlx-lm models whose logits are exactly head(body(tokens)); `tests/policy` compares each with its full logits.
+PLAIN_HEADS = frozenset({"llama", "qwen2", "qwen3", "mistral3", "phi3", "olmo2", "smollm3", "stablelm"})

@@ -1,0 +1,269 @@
+"""The policy: a model, its tokenizer, and what of it trains.
+
+Loads from the embedded default ("tiny"), a folder, or a hub id, through mlx-lm. The reference model
+is no second model: with an adapter it is the policy with the adapter off, otherwise a frozen copy
+that is made only when the KL term asks for it.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm.utils
+import numpy as np
+import xxhash
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from grpo_actors.config import ModelConfig
+from grpo_actors.errors import ConfigError, ModelError
+
+EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What two processes compare to be sure that they hold the same base model."""
+
+    name: str
+    architecture: str
+    parameters: int
+    #: Of tensor names, shapes and some values: two fine-tunes of one model differ.
+    weights: str
+    #: Of the vocabulary.
+    tokenizer: str
+
+    def mismatch(self, other: "Identity") -> str | None:
+        """Which part differs, in words; None: the same model."""
+        mine, theirs = asdict(self), asdict(other)
+        for part in ("architecture", "parameters", "tokenizer", "weights"):
+            if mine[part] != theirs[part]:
+                return f"{part} is {mine[part]} here, {theirs[part]} there"
+        return None
+
+
+@dataclass
+class Policy:
+    """A loaded model. `model` maps token ids [B, T] to logits [B, T, V]."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    #: The model's config.json.
+    architecture: dict[str, Any]
+    #: Where tokenizer and generation files come from.
+    source: Path
+    config: ModelConfig
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.config.fine_tune_type == "lora"
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[int]:
+        """All token ids that end a completion."""
+        return frozenset(self.tokenizer.eos_token_ids)
+
+    def trainable(self) -> dict[str, mx.array]:
+        """Name -> array of everything that the optimizer moves and the workers need."""
+        return dict(tree_flatten(self.model.trainable_parameters()))
+
+    def load_trainable(self, arrays: Mapping[str, mx.array]) -> None:
+        """Replace trainable arrays, all of them, checked by name and shape beforehand."""
+        if self._shapes.keys() != arrays.keys():
+            odd = next(iter(self._shapes.keys() ^ arrays.keys()))
+            raise ModelError(f"{self.name}: weights do not fit: {odd!r} is on one side only")
+        for name, array in arrays.items():
+            if array.shape != self._shapes[name]:
+                raise ModelError(f"{self.name}: {name} has shape {self._shapes[name]}, got {array.shape}")
+        modules = dict(self.model.named_modules())
+        updates: list[tuple[str, mx.array]] = []
+        for name, array in arrays.items():
+            owner, _, leaf = name.rpartition(".")
+            module = modules[owner]
+            if leaf == "weight" and isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+                packed = mx.quantize(array, group_size=module.group_size, bits=module.bits)
+                updates += zip((name, f"{owner}.scales", f"{owner}.biases"), packed, strict=True)
+            else:
+                updates.append((name, array.astype(module[leaf].dtype)))
+        self.model.update(tree_unflatten(updates))
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the trainable arrays before any `quantize`."""
+        return {name: array.shape for name, array in self.trainable().items()}
+
+    def quantize(self, bits: int = 4, group_size: int = 64) -> None:
+        """Sample with fewer bits: less memory, and a policy that is no longer quite the learner's.
+
+        Only for a policy that never trains; new weights are quantised as they arrive.
+        """
+        assert self._shapes is not None  # taken now: the names and shapes that the learner will send
+
+        def fits(_: str, module: nn.Module) -> bool:
+            return hasattr(module, "to_quantized") and module.weight.shape[-1] % group_size == 0
+
+        nn.quantize(self.model, group_size=group_size, bits=bits, class_predicate=fits)
+        mx.eval(self.model.parameters())
+
+    @contextlib.contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """The base model, for as long as the block lasts: every adapter's scale is zero in it."""
+        adapters = [module for module in self.model.modules() if "lora_a" in module]
+        scales = [module.scale for module in adapters]
+        for module in adapters:
+            module.scale = 0.0
+        try:
+            yield
+        finally:
+            for module, scale in zip(adapters, scales, strict=True):
+                module.scale = scale
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's turn begins."""
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                f"{self.name}: its tokenizer has no chat template; use an instruction-tuned model, "
+                "or add chat_template to its tokenizer_config.json"
+            )
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of a completion, without the stop token."""
+        if tokens and tokens[-1] in self.stop_tokens:
+            tokens = tokens[:-1]
+        text: str = self.tokenizer.decode(list(tokens))
+        return text
+
+    def ends_with_stop(self, tokens: list[int], stop: Sequence[str]) -> bool:
+        """Whether the last token completes one of the stop strings.
+
+        Only the tail is decoded: a stop string of n characters ends within the last n + 4 tokens
+        (a token may hold part of a character).
+        """
+        tail = self.decode(tokens[-(max(map(len, stop)) + 4) :])
+        return any(text in tail for text in stop)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Of the base model; taken before anything trains."""
+        parameters = tree_flatten(self.model.parameters())
+        weights = xxhash.xxh3_64()
+        base = sorted((name.replace(".linear.", "."), array) for name, array in parameters if "lora_" not in name)
+        for name, array in base:
+            head = array.reshape(-1)[:256]
+            values = head.astype(mx.float32) if mx.issubdtype(head.dtype, mx.floating) else head
+            weights.update(f"{name}{array.shape}".encode())
+            weights.update(np.array(values).tobytes())
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return Identity(
+            name=self.name,
+            architecture=str(self.architecture.get("model_type", "unknown")),
+            parameters=sum(array.size for _, array in base),
+            weights=weights.hexdigest(),
+            tokenizer=xxhash.xxh3_64_hexdigest(vocabulary.encode()),
+        )
+
+
+def locate(model_name: str) -> Path | str:
+    """Folder of a model, or the hub id where no such folder exists.
+
+    Raises:
+        ModelError: the name is a path, but nothing usable is there.
+    """
+    if model_name == "tiny":
+        return EMBEDDED
+    path = Path(model_name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model.model_name: {path} is no model folder (config.json not found)")
+        if not list(path.glob("model*.safetensors")):
+            raise ModelError(
+                f"model.model_name: {path} holds no weights (model*.safetensors not found); "
+                "convert them with python -m grpo_actors.convert"
+            )
+        return path
+    if model_name.startswith((".", "/", "~")) or model_name.count("/") != 1:
+        raise ModelError(f"model.model_name: no folder {path}, and {model_name!r} is no hub id (owner/name)")
+    return model_name
+
+
+def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> Policy:
+    """Load a model as the configuration describes it, adapter included.
+
+    Args:
+        config: Section [model].
+        seed: Initialises a new adapter.
+        dtype: Overrides config.dtype.
+
+    Raises:
+        ModelError: unusable folder, or the hub could not be reached.
+        ConfigError: an adapter setting that fits no layer of this model.
+    """
+    location = locate(config.model_name)
+    try:
+        model, tokenizer, architecture = mlx_lm.utils.load(
+            str(location),
+            lazy=True,
+            return_config=True,
+            tokenizer_config={"trust_remote_code": config.trust_remote_code},
+            trust_remote_code=config.trust_remote_code,
+        )
+        source = mlx_lm.utils._download(str(location))  # noqa: SLF001 - the one way to a hub model's folder
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model.model_name: {config.model_name!r} cannot be loaded: {_first_line(error)}") from error
+    wanted = resolve_dtype(dtype or config.dtype, architecture)
+    model.set_dtype(wanted)
+    policy = Policy(config.model_name, model, tokenizer, architecture, Path(source), config)
+    if config.fine_tune_type == "lora":
+        _add_adapter(policy, seed)
+    else:
+        model.unfreeze()
+    model.eval()
+    mx.eval(model.parameters())
+    return policy
+
+
+def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:
+    """The type of the weights; "auto" is float32 on a CPU (half precision crawls there), else the file's own."""
+    if name != "auto":
+        return DTYPES[name]
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return mx.float32
+    stored = str(architecture.get("torch_dtype") or architecture.get("dtype") or "bfloat16")
+    return DTYPES.get(stored, mx.bfloat16)
+
+
+def _add_adapter(policy: Policy, seed: int) -> None:
+    config, model = policy.config, policy.model
+    model.freeze()
+    layers = len(model.layers)
+    parameters: dict[str, Any] = {
+        "rank": config.lora_rank,
+        "scale": config.lora_scale,
+        "dropout": config.lora_dropout,
+    }
+    if config.lora_keys:
+        parameters["keys"] = set(config.lora_keys)
+    mx.random.seed(seed)
+    linear_to_lora_layers(model, layers if config.lora_layers < 0 else config.lora_layers, parameters)
+    if not tree_flatten(model.trainable_parameters()):
+        names = sorted({name for name, _ in model.layers[0].named_modules() if name})
+        raise ConfigError(
+            f"model.lora_keys: {list(config.lora_keys)} match no module of {policy.name}; a layer has {', '.join(names)}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,81 @@
+"""Does a finished model folder load and speak?
+
+Asked once, after a conversion, of the same mlx-lm and transformers that training will use.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_lm
+from mlx.utils import tree_flatten
+from tokenizers import Tokenizer
+
+from grpo_actors.errors import ModelError
+
+#: Letters of four scripts, digits, code and blank runs: where two tokenizers differ, one of these shows it.
+PROBE = (
+    "Héllo, wörld! 12345 + 0.50\n\n\tdef f(x):\n    return x**2  # naïve — 你好 🙂 It's DON'T  \r\n e\u0301"
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A greedy answer and what it took; `tokens_per_s` counts decoding alone."""
+
+    parameters: int
+    weight_bytes: int
+    dtype: str
+    prompt: str
+    answer: str
+    tokens: int
+    tokens_per_s: float
+
+
+def speak(folder: Path, prompt: str, max_tokens: int) -> Trial:
+    """Load `folder` and answer `prompt` greedily, through the chat template where there is one.
+
+    Raises:
+        ModelError: mlx-lm refuses the folder, or transformers reads another tokenizer than was written.
+    """
+    try:
+        model, tokenizer = mlx_lm.load(str(folder))
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        raise ModelError(f"{folder}: mlx-lm does not load it: {error}") from error
+    _compare_tokenizers(folder, tokenizer)
+    encoded: str | list[int] = prompt
+    if tokenizer.has_chat_template:
+        encoded = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True
+        )
+    answer, last, began = "", None, time.perf_counter()
+    for last in mlx_lm.stream_generate(model, tokenizer, encoded, max_tokens=max_tokens):
+        answer += last.text
+    elapsed = time.perf_counter() - began
+    weights = [array for _, array in tree_flatten(model.parameters())]
+    tokens = last.generation_tokens if last else 0
+    return Trial(
+        parameters=sum(array.size for array in weights),
+        weight_bytes=sum(array.nbytes for array in weights),
+        dtype=_dtype(weights),
+        prompt=prompt,
+        answer=answer.strip(),
+        tokens=tokens,
+        tokens_per_s=last.generation_tps if last and tokens > 1 else tokens / elapsed,
+    )
+
+
+def _compare_tokenizers(folder: Path, tokenizer: mlx_lm.tokenizer_utils.TokenizerWrapper) -> None:
+    """Refuse a folder that transformers reads otherwise: it picks a class by model type, and some ignore tokenizer.json's rules."""
+    written = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROBE).ids
+    loaded = tokenizer.encode(PROBE)
+    if list(loaded) != written:
+        raise ModelError(
+            f"{folder}: transformers' {type(tokenizer._tokenizer).__name__} does not give the ids of tokenizer.json; "  # noqa: SLF001
+            "this tokenizer cannot be used with this architecture"
+        )
+
+
+def _dtype(weights: list[mx.array]) -> str:
+    return ", ".join(sorted({str(array.dtype).removeprefix("mlx.core.") for array in weights}))

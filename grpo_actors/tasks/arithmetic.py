@@ -1,0 +1,218 @@
+"""The built-in task: six kinds of short word problem with integer answers, made on the spot.
+
+It needs no file and no network, and it is the same on every machine: operands come from BLAKE2, never
+from Python's `hash` or `random`. It knows the right way to solve each kind (`Kind.steps`), which the
+answer and the careless teacher of the embedded model are both derived from; it knows no model.
+
+What is held out: one operand tuple in ten of each kind, whatever the seed and whatever the wording.
+Where the first two operands commute, both orders fall on the same side. A *step* of a held-out
+problem may occur inside a training problem of another kind: 21+41 ends the problem 7*3+41.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Literal, overload
+
+from grpo_actors.tasks.answers import extract_answer, same_answer
+from grpo_actors.tasks.task import Problem, Split
+
+Operator = Literal["+", "-", "*"]
+#: ``left operator right``; each side names an operand (``a`` … ``d``) or, as ``_``, the result before.
+Step = tuple[str, Operator, str]
+
+#: The smallest operand space (a difference, 4,851 pairs) still yields this many without repeating.
+MAX_TRAIN_SIZE = 24_000
+MAX_EVAL_SIZE = 1_800
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of problem: its operands, its worked solution, its wordings."""
+
+    name: str
+    #: Lowest and highest value of operands a, b, …; both included.
+    ranges: tuple[tuple[int, int], ...]
+    #: The worked solution; no intermediate result may be negative.
+    steps: tuple[Step, ...]
+    #: Texts with ``{a}``, ``{b}``, … in place of the operands; which is used depends on the operands.
+    wordings: tuple[str, ...]
+    #: Whether a and b may be exchanged without changing the problem.
+    commutes: bool = False
+
+    def results(self, operands: Sequence[int]) -> list[int]:
+        """The result of each step; the last one is the answer."""
+        values = dict(zip("abcd", operands, strict=False))
+        results = []
+        for left, operator, right in self.steps:
+            values["_"] = apply(values[left], operator, values[right])
+            results.append(values["_"])
+        return results
+
+
+def apply(left: int, operator: Operator, right: int) -> int:
+    """`left operator right` as a person would compute it."""
+    match operator:
+        case "+":
+            return left + right
+        case "-":
+            return left - right
+        case "*":
+            return left * right
+
+
+_DIGIT, _NUMBER = (2, 9), (2, 99)
+
+KINDS: tuple[Kind, ...] = (
+    Kind(
+        "add",
+        (_NUMBER, _NUMBER),
+        (("a", "+", "b"),),
+        ("There are {a} pears and {b} plums. How many are there in all?",),
+        commutes=True,
+    ),
+    Kind(
+        "subtract",
+        (_NUMBER, _NUMBER),
+        (("a", "-", "b"),),
+        (
+            "There are {a} pears and {b} are eaten. How many are left?",
+            "Ann has {a} coins and gives away {b}. How many are left?",
+            "Ann has {a} coins and Bob has {b}. How many more has Ann?",
+        ),
+    ),
+    Kind(
+        "add_subtract",
+        (_NUMBER, _NUMBER, _NUMBER),
+        (("a", "+", "b"), ("_", "-", "c")),
+        ("There are {a} people on a bus. {b} get on and {c} get off. How many are left?",),
+        commutes=True,
+    ),
+    Kind(
+        "multiply_add",
+        (_DIGIT, _DIGIT, _NUMBER),
+        (("a", "*", "b"), ("_", "+", "c")),
+        ("There are {a} bags of {b} pears and {c} more. How many are there in all?",),
+        commutes=True,
+    ),
+    Kind(
+        "subtract_product",
+        (_DIGIT, _DIGIT, _NUMBER),
+        (("a", "*", "b"), ("c", "-", "_")),
+        ("Ann has {c} coins and buys {a} pens for {b} each. How many are left?",),
+        commutes=True,
+    ),
+    Kind(
+        "digit_sum",
+        ((1, 9), (0, 9), (0, 9), (0, 9)),
+        (("a", "+", "b"), ("_", "+", "c"), ("_", "+", "d")),
+        ("What is the sum of the digits of {a}{b}{c}{d}?",),
+    ),
+)
+
+
+class Arithmetic:
+    """Six kinds of problem in equal shares; no system prompt, one user turn.
+
+    The train split depends on `seed`; the eval split does not, so that accuracies of different runs
+    are about the same problems. No problem occurs twice in a split.
+    """
+
+    default_rewards: Mapping[str, float] = {"correctness": 1.0, "strict_format": 0.2}
+
+    def __init__(self, seed: int, train_size: int = 20_000, eval_size: int = 1_200) -> None:
+        for name, size, most in (
+            ("train_size", train_size, MAX_TRAIN_SIZE),
+            ("eval_size", eval_size, MAX_EVAL_SIZE),
+        ):
+            if not 0 < size <= most:
+                raise ValueError(f"Arithmetic: {name} must be between 1 and {most}, got {size}")
+        self._train = ArithmeticProblems("train", f"train/{seed}", train_size)
+        self._eval = ArithmeticProblems("eval", "eval", eval_size)
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """All problems of a split; the kinds take turns."""
+        return self._train if split == "train" else self._eval
+
+    def is_correct(self, completion: str, answer: str) -> bool:
+        """Whether the last ``<answer>…</answer>`` of the completion equals the answer as a number."""
+        return same_answer(extract_answer(completion), answer)
+
+
+class ArithmeticProblems(Sequence[Problem]):
+    """One split: operands are drawn at the first access, a problem is worded when it is asked for."""
+
+    def __init__(self, split: Split, stream: str, size: int) -> None:
+        self._split: Split = split
+        self._stream = stream
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | Sequence[Problem]:
+        positions = range(self._size)[index]  # raises IndexError, resolves negative numbers and slices
+        if isinstance(positions, range):
+            return [self[position] for position in positions]
+        turn, kind = divmod(positions, len(KINDS))
+        return pose(KINDS[kind], self._operands[kind][turn])
+
+    @cached_property
+    def _operands(self) -> list[list[tuple[int, ...]]]:
+        """Per kind, the operand tuples in order. About 0.2 s for 20,000 problems."""
+        turns = -(-self._size // len(KINDS))
+        return [_first(turns, kind, self._split, self._stream) for kind in KINDS]
+
+
+def pose(kind: Kind, operands: Sequence[int]) -> Problem:
+    """The problem of `kind` with these operands: a pure function of both, as is its id."""
+    wording = kind.wordings[_hash(f"wording/{kind.name}/{operands}") % len(kind.wordings)]
+    text = wording.format(**dict(zip("abcd", operands, strict=False)))
+    return Problem(
+        id="-".join([kind.name, *map(str, operands)]),
+        messages=({"role": "user", "content": text},),
+        answer=str(kind.results(operands)[-1]),
+        columns={"kind": kind.name, "operands": list(operands)},
+    )
+
+
+def split_of(kind: Kind, operands: Sequence[int]) -> Split:
+    """Which split these operands belong to, in every run: one tuple in ten is held out."""
+    first_two = sorted(operands[:2]) if kind.commutes else operands[:2]
+    key = ",".join(map(str, [*first_two, *operands[2:]]))
+    return "eval" if _hash(f"split/{kind.name}/{key}") % 10 == 0 else "train"
+
+
+def draws(kind: Kind, stream: str) -> Iterator[tuple[int, ...]]:
+    """Endless operand tuples of a kind, with repeats, whose results are never negative."""
+    number = 0
+    while True:
+        rest = _hash(f"draw/{stream}/{kind.name}/{number}")
+        number += 1
+        operands = []
+        for low, high in kind.ranges:
+            rest, offset = divmod(rest, high - low + 1)
+            operands.append(low + offset)
+        if min(kind.results(operands)) >= 0:
+            yield tuple(operands)
+
+
+def _first(count: int, kind: Kind, split: Split, stream: str) -> list[tuple[int, ...]]:
+    """The first `count` different operand tuples of a split. Ends because of the MAX_…_SIZE bounds."""
+    kept: dict[tuple[int, ...], None] = {}  # a set that remembers the order
+    for operands in draws(kind, stream):
+        if len(kept) == count:
+            break
+        if split_of(kind, operands) == split:
+            kept[operands] = None
+    return list(kept)
+
+
+def _hash(text: str) -> int:
+    """128 bits of the text, the same on every machine."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=16).digest(), "big")

@@ -1,0 +1,121 @@
+"""GSM8K: grade-school word problems (Cobbe et al. 2021, arXiv:2110.14168), 7,473 to train and 1,319 to test.
+
+Knows the data set's layout on disk and on the hub, its prompt and its rewards. Evaluation is always on
+the test split, never on problems that were trained on.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo_actors.errors import DataError
+from grpo_actors.tasks.answers import FORMAT_REQUEST, extract_answer, gsm8k_answer, same_answer
+from grpo_actors.tasks.rows import excerpt, read_rows
+from grpo_actors.tasks.task import Problem, Split
+
+HUB_ID, HUB_CONFIG = "openai/gsm8k", "main"
+
+
+class Gsm8k:
+    """The problems of a local copy, or of the hub where `path` is empty.
+
+    `path` is a folder with ``train.jsonl`` and ``test.jsonl``, or a file of training problems; then
+    `eval_path` names the file to evaluate on, which it also does for a folder. Raises DataError where
+    the data cannot be had or a row is not GSM8K's.
+    """
+
+    default_rewards: Mapping[str, float] = {
+        "correctness": 2.0,
+        "integer": 0.5,
+        "strict_format": 0.5,
+        "soft_format": 0.5,
+        "xml_count": 0.5,
+    }
+
+    def __init__(self, path: str = "", eval_path: str = "") -> None:
+        train, test = _local_rows(Path(path).expanduser(), eval_path) if path else _hub_rows(eval_path)
+        self._train = _problems("train", train)
+        self._eval = _problems("test", test)
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """All problems of a split, in the data set's order; "eval" is its test split."""
+        return self._train if split == "train" else self._eval
+
+    def is_correct(self, completion: str, answer: str) -> bool:
+        """Whether the last ``<answer>…</answer>`` of the completion equals the answer as a number."""
+        return same_answer(extract_answer(completion), answer)
+
+
+#: A row with the place to name in an error, such as ``train.jsonl:17``.
+_Row = tuple[str, Mapping[str, Any]]
+
+
+def _local_rows(path: Path, eval_path: str) -> tuple[Iterable[_Row], Iterable[_Row]]:
+    if path.is_dir():
+        train = path / "train.jsonl"
+        test = Path(eval_path).expanduser() if eval_path else path / "test.jsonl"
+    elif eval_path:
+        train, test = path, Path(eval_path).expanduser()
+    else:
+        raise DataError(
+            f"data.path: must be a folder with train.jsonl and test.jsonl, got {path}; "
+            "for a file of training problems also set data.eval_path to one of test problems"
+        )
+    return _file_rows(train), _file_rows(test)
+
+
+def _file_rows(path: Path) -> Iterable[_Row]:
+    return ((f"{path}:{number}", row) for number, row in read_rows(path))
+
+
+def _hub_rows(eval_path: str) -> tuple[Iterable[_Row], Iterable[_Row]]:
+    if eval_path:
+        raise DataError(
+            f"data.eval_path: may not be set without data.path, got {eval_path}; set both or neither"
+        )
+    try:
+        from datasets import load_dataset  # noqa: PLC0415 - seconds, and only the hub needs it
+
+        splits = load_dataset(HUB_ID, HUB_CONFIG)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(
+            f"{HUB_ID} could not be loaded from the hub ({type(error).__name__}: {said:.200}); "
+            "without a network set data.path to a folder with its train.jsonl and test.jsonl"
+        ) from error
+    return _split_rows("train", splits["train"]), _split_rows("test", splits["test"])
+
+
+def _split_rows(split: str, rows: Iterable[Mapping[str, Any]]) -> Iterable[_Row]:
+    return ((f"{HUB_ID} {split}:{number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _problems(split: str, rows: Iterable[_Row]) -> list[Problem]:
+    problems = [_problem(f"gsm8k/{split}/{index}", row, where) for index, (where, row) in enumerate(rows)]
+    if not problems:
+        raise DataError(f"data.path: the {split} split must have a problem, got an empty file")
+    return problems
+
+
+def _problem(problem_id: str, row: Mapping[str, Any], where: str) -> Problem:
+    question, solution = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not isinstance(solution, str):
+        raise DataError(
+            f"{where}: must have the texts question and answer, got the columns {excerpt(list(row))}; "
+            'for data of your own set data.task = "jsonl"'
+        )
+    answer = gsm8k_answer(solution)
+    if not answer:
+        raise DataError(
+            f"{where}: answer must end in #### and the number, got {excerpt(solution[-60:])}; "
+            'for answers without a solution set data.task = "jsonl"'
+        )
+    return Problem(
+        id=problem_id,
+        messages=(
+            {"role": "system", "content": FORMAT_REQUEST},
+            {"role": "user", "content": question},
+        ),
+        answer=answer,
+        columns={"question": question, "solution": solution},
+    )

@@ -1,0 +1,165 @@
+"""Data of one's own: a JSON Lines file whose columns are mapped to prompts and answers.
+
+Knows how a row becomes a problem and how problems are held out; `rows` knows the file format. No
+prompt is ever on both sides of a split.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from grpo_actors.errors import DataError
+from grpo_actors.tasks.answers import FORMAT_REQUEST, extract_answer, same_answer
+from grpo_actors.tasks.rows import excerpt, read_rows
+from grpo_actors.tasks.task import Message, Problem, Split
+
+_log = logging.getLogger(__name__)
+
+#: A row may give its problem a name of its own here; it must then be unique in the file.
+ID_COLUMN = "id"
+
+ROLES = ("system", "user", "assistant")
+
+
+class Jsonl:
+    """The problems of `path`, and for evaluation those of `eval_path` or a share of `path` held out.
+
+    A prompt is a text, asked after a system prompt that requests the answer's format, or a whole chat
+    (``[{"role": …, "content": …}, …]``, the user last), taken as it is. An answer is a text, a number or
+    a truth value. All other columns reach the rewards. What is held out depends on each prompt alone: it
+    stays held out when the file is reordered or, unless it is tiny, grows. A training prompt that `eval_path`
+    also has is left out, with a warning. Raises DataError, naming file and line.
+    """
+
+    default_rewards: Mapping[str, float] = {"correctness": 2.0, "soft_format": 0.5, "xml_count": 0.5}
+
+    def __init__(
+        self,
+        path: str,
+        eval_path: str = "",
+        *,
+        prompt_column: str = "question",
+        answer_column: str = "answer",
+        eval_fraction: float = 0.1,
+    ) -> None:
+        if not path:
+            raise DataError('data.path: data.task = "jsonl" needs a file, got none; name a .jsonl file')
+        columns = (prompt_column, answer_column)
+        problems = _read_problems(Path(path).expanduser(), "jsonl", *columns)
+        prompts = [_fingerprint(problem) for problem in problems]
+        if eval_path:
+            self._eval = _read_problems(Path(eval_path).expanduser(), "jsonl/eval", *columns)
+            held_out = {_fingerprint(problem) for problem in self._eval}
+            _report_overlap(sum(prompt in held_out for prompt in prompts), len(prompts), path, eval_path)
+        else:
+            held_out = _held_out(set(prompts), eval_fraction, path)
+            self._eval = [
+                problem for problem, prompt in zip(problems, prompts, strict=True) if prompt in held_out
+            ]
+        self._train = [
+            problem for problem, prompt in zip(problems, prompts, strict=True) if prompt not in held_out
+        ]
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """All problems of a split, in the file's order."""
+        return self._train if split == "train" else self._eval
+
+    def is_correct(self, completion: str, answer: str) -> bool:
+        """Whether the last ``<answer>…</answer>`` of the completion is the answer, as number or text."""
+        return same_answer(extract_answer(completion), answer)
+
+
+def _report_overlap(shared: int, count: int, path: str, eval_path: str) -> None:
+    if shared == count:
+        raise DataError(f"{path}: must have a prompt that {eval_path} has not, got none; add other problems")
+    if shared:
+        _log.warning("%s: %d prompts are also in %s and are not trained on", path, shared, eval_path)
+
+
+def _held_out(fingerprints: set[int], fraction: float, path: str) -> set[int]:
+    """The prompts to evaluate on: about `fraction` of all, at least one on either side."""
+    if len(fingerprints) < 2:
+        raise DataError(
+            f"{path}: must have two different prompts, one to train and one to evaluate on, "
+            f"got {len(fingerprints)}; add problems or set data.eval_path"
+        )
+    in_order = sorted(fingerprints)
+    chosen = [fingerprint for fingerprint in in_order if fingerprint < fraction * 2**64]
+    return set(chosen[: len(in_order) - 1] or in_order[:1])
+
+
+def _fingerprint(problem: Problem) -> int:
+    """64 bits of the prompt, evenly spread and the same on every machine."""
+    text = json.dumps(problem.messages, sort_keys=True)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _read_problems(path: Path, prefix: str, prompt_column: str, answer_column: str) -> list[Problem]:
+    problems: list[Problem] = []
+    lines: dict[str, int] = {}
+    for number, row in read_rows(path):
+        where = f"{path}:{number}"
+        problem = Problem(
+            id=f"{prefix}/{_scalar(row.get(ID_COLUMN, number), ID_COLUMN, where)}",
+            messages=_messages(_column(row, prompt_column, "prompt_column", where), prompt_column, where),
+            answer=_scalar(_column(row, answer_column, "answer_column", where), answer_column, where),
+            columns={
+                name: value for name, value in row.items() if name not in (prompt_column, answer_column)
+            },
+        )
+        if problem.id in lines:
+            raise DataError(
+                f"{where}: {ID_COLUMN} must be unique, got {excerpt(row.get(ID_COLUMN, number))}, which line "
+                f"{lines[problem.id]} has; rename the column if it is no id"
+            )
+        lines[problem.id] = number
+        problems.append(problem)
+    if not problems:
+        raise DataError(f"{path}: must have a problem, got an empty file; check data.path")
+    return problems
+
+
+def _column(row: Mapping[str, Any], name: str, setting: str, where: str) -> Any:
+    if name not in row:
+        raise DataError(
+            f"{where}: must have the column {name!r}, got {excerpt(list(row))}; set data.{setting} to the right one"
+        )
+    return row[name]
+
+
+def _messages(prompt: object, column: str, where: str) -> tuple[Message, ...]:
+    if isinstance(prompt, str) and prompt.strip():
+        return ({"role": "system", "content": FORMAT_REQUEST}, {"role": "user", "content": prompt})
+    if isinstance(prompt, list) and prompt and all(map(_is_message, prompt)) and prompt[-1]["role"] == "user":
+        return tuple(prompt)
+    raise DataError(
+        f"{where}: {column} must be a text or a chat that ends with the user "
+        f'([{{"role": "user", "content": "…"}}]), got {excerpt(prompt)}; mend the line'
+    )
+
+
+def _is_message(message: object) -> bool:
+    return (
+        isinstance(message, dict)
+        and message.keys() == {"role", "content"}
+        and message["role"] in ROLES
+        and isinstance(message["content"], str)
+    )
+
+
+def _scalar(value: object, column: str, where: str) -> str:
+    """A scalar as the text that a model would write for it: no exponent, JSON's true and false."""
+    match value:
+        case str() if value.strip():
+            return value.strip()
+        case bool():
+            return json.dumps(value)
+        case int() | float():
+            return format(Decimal(repr(value)), "f")
+    raise DataError(
+        f"{where}: {column} must be a text, a number, true or false, got {excerpt(value)}; mend the line"
+    )

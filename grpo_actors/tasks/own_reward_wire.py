@@ -1,0 +1,52 @@
+"""Frames between a process and the child that runs a user's own rewards: a length, then JSON.
+
+JSON, and never pickle, because what a reward returns or raises is unchecked; every frame's length is
+bounded. Deadlines are `time.monotonic` seconds; without one a call blocks.
+"""
+
+import json
+import socket
+import struct
+import time
+from typing import Any
+
+_LENGTH = struct.Struct("!I")
+
+#: A group of 64 completions of 32,000 tokens is about 10 MB.
+MAX_FRAME_BYTES = 256 * 2**20
+
+
+def send(channel: socket.socket, message: dict[str, Any], deadline_s: float | None = None) -> None:
+    """Send one message. Raises TimeoutError, OSError, and TypeError or ValueError for what is not JSON."""
+    payload = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ValueError(f"a message may have {MAX_FRAME_BYTES:,} bytes, got {len(payload):,}")
+    _set_timeout(channel, deadline_s)
+    channel.sendall(_LENGTH.pack(len(payload)) + payload)
+
+
+def receive(channel: socket.socket, deadline_s: float | None = None) -> dict[str, Any]:
+    """The next message. Raises EOFError when the other side is gone, TimeoutError, OSError, ValueError."""
+    [length] = _LENGTH.unpack(_exactly(channel, _LENGTH.size, deadline_s))
+    if length > MAX_FRAME_BYTES:
+        raise ValueError(f"a message may have {MAX_FRAME_BYTES:,} bytes, got {length:,}")
+    message = json.loads(_exactly(channel, length, deadline_s))
+    if not isinstance(message, dict):
+        raise ValueError(f"a message is a JSON object, got {type(message).__name__}")  # noqa: TRY004
+    return message
+
+
+def _exactly(channel: socket.socket, count: int, deadline_s: float | None) -> bytearray:
+    received = bytearray()
+    while len(received) < count:
+        _set_timeout(channel, deadline_s)
+        part = channel.recv(min(count - len(received), 2**20))
+        if not part:
+            raise EOFError
+        received += part
+    return received
+
+
+def _set_timeout(channel: socket.socket, deadline_s: float | None) -> None:
+    # Never 0: a process that was stopped beyond the deadline still finds the answer that lies ready.
+    channel.settimeout(None if deadline_s is None else max(deadline_s - time.monotonic(), 0.01))

@@ -1,0 +1,172 @@
+"""What a reward is, and the five built-in ones.
+
+A reward is a function with the call signature of TRL and MLX-GRPO, called by keyword for the completions
+of one group:
+
+    reward(prompts, completions, answer, **columns) -> list of floats, one for each completion
+
+``prompts[i]`` is the chat before completion i, ``completions[i]`` is ``[{"role": "assistant", "content":
+text}]``, ``answer[i]`` the true answer; every further column of the data set comes as such a list too.
+``None`` in place of a float says that the reward does not apply to that completion.
+
+The built-in ones are pure and return a share between 0 and 1; what a share is worth is the weight's
+business, which the configuration or the task's ``default_rewards`` sets.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+from grpo_actors.errors import RewardError
+from grpo_actors.tasks.answers import extract_answer, read_number, same_answer
+from grpo_actors.tasks.task import Message
+
+Chat = Sequence[Message]
+
+#: Larger values turn into infinity in the learner's float32 arrays.
+FLOAT32_MAX = 3.4028234663852886e38
+
+#: What a character after ``</answer>`` costs `xml_count`.
+TRAILING_CHARACTER_COST = 0.002
+
+TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+# Possessive, so linear; a part holds no tag of either kind.
+_PART = r"<{0}>[^<]*+(?:<(?!/?(?:reasoning|answer)>)[^<]*+)*+</{0}>"
+_STRICT = re.compile(_PART.format("reasoning") + r"\s*+" + _PART.format("answer"))
+
+
+class Reward(Protocol):
+    """A built-in reward, or a user's own."""
+
+    def __call__(
+        self, prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
+    ) -> list[float | None]:
+        """One value for each completion, or None where the reward does not apply."""
+        ...
+
+
+def correctness(
+    prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
+) -> list[float | None]:
+    """1 where the completion's answer is the true one, as a number or else as text."""
+    del prompts, columns
+    return [
+        float(same_answer(extract_answer(text(completion)), true))
+        for completion, true in zip(completions, answer, strict=True)
+    ]
+
+
+def integer(
+    prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
+) -> list[float | None]:
+    """1 where the completion's answer is written as a whole number, right or wrong."""
+    del prompts, answer, columns
+    answers = [extract_answer(text(completion)) for completion in completions]
+    return [float("." not in given and read_number(given) is not None) for given in answers]
+
+
+def strict_format(
+    prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
+) -> list[float | None]:
+    """1 where the completion is reasoning and answer, each in its tags, with only white space around them."""
+    del prompts, answer, columns
+    return [float(_STRICT.fullmatch(text(completion).strip()) is not None) for completion in completions]
+
+
+def soft_format(
+    prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
+) -> list[float | None]:
+    """1 where the four tags occur in their order, whatever stands before, between and after them."""
+    del prompts, answer, columns
+    return [float(_in_order(text(completion))) for completion in completions]
+
+
+def xml_count(
+    prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
+) -> list[float | None]:
+    """0.25 for each of the four tags that occurs exactly once, less a little for text after the answer.
+
+    A gradual version of `strict_format`. It costs `TRAILING_CHARACTER_COST` for each character after
+    ``</answer>``, surrounding white space not counted; the value never falls below 0.
+    """
+    del prompts, answer, columns
+    return [_xml_share(text(completion)) for completion in completions]
+
+
+def text(completion: Chat) -> str:
+    """What the assistant wrote."""
+    return completion[-1]["content"]
+
+
+def _in_order(written: str) -> bool:
+    position = 0
+    for tag in TAGS:
+        position = written.find(tag, position)
+        if position < 0:
+            return False
+        position += len(tag)
+    return True
+
+
+def _xml_share(written: str) -> float:
+    share = 0.25 * sum(written.count(tag) == 1 for tag in TAGS)
+    _, closed, trailing = written.rpartition("</answer>")
+    if closed:
+        share -= TRAILING_CHARACTER_COST * len(trailing.strip())
+    return max(share, 0.0)
+
+
+#: Every built-in reward by the name that a configuration uses.
+REWARDS: Mapping[str, Reward] = {
+    "correctness": correctness,
+    "integer": integer,
+    "strict_format": strict_format,
+    "soft_format": soft_format,
+    "xml_count": xml_count,
+}
+
+
+def built_in(name: str) -> Reward:
+    """The built-in reward of that name; RewardError, with the nearest name, where there is none."""
+    if name in REWARDS:
+        return REWARDS[name]
+    near = get_close_matches(name, REWARDS, n=1)
+    cure = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(REWARDS)}"
+    raise RewardError(
+        f"reward.functions: {name!r} is not a built-in reward; {cure} "
+        '(an own one is written "file.py:function" or "module:function")'
+    )
+
+
+def checked_values(values: object, count: int) -> list[float | None]:
+    """`values` as a list of `count` floats or Nones; RewardError says what is wrong with it.
+
+    Arrays and numbers of NumPy, MLX or PyTorch are taken for what they hold. One bad value spoils the
+    whole list: a group in which only some completions have the reward would be judged unfairly.
+    """
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple):
+        raise RewardError(f"must return a list with one float for each completion, got {_described(values)}")
+    if len(values) != count:
+        raise RewardError(f"must return one value for each of the {count} completions, got {len(values)}")
+    return [_checked_value(value, index) for index, value in enumerate(values)]
+
+
+def _checked_value(value: Any, index: int) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        cure = "; write float(…)" if isinstance(value, bool) else ""
+        raise RewardError(f"value {index} must be a float or None, got {_described(value)}{cure}")
+    if not -FLOAT32_MAX <= value <= FLOAT32_MAX:  # also false for NaN
+        shown = value if isinstance(value, float) else "a whole number beyond it"
+        raise RewardError(f"value {index} must be finite in float32, got {shown}")
+    return float(value)
+
+
+def _described(value: object) -> str:
+    shown = f" ({value!r:.60})" if isinstance(value, bool | int | float | str) else ""
+    return f"{type(value).__name__}{shown}"

@@ -1,0 +1,75 @@
+"""Reading JSON Lines: one object a line, and for every line that is not, the place, the rule, the cure.
+
+Knows the file format; what the columns mean is the task's business.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from grpo_actors.errors import DataError
+
+#: A longer line is refused before it fills the memory: a file without line breaks is one line.
+MAX_LINE_BYTES = 64 * 2**20
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every row of the file with its line number, from 1. Blank lines are skipped.
+
+    Raises DataError, with file and line, for a line that is not a JSON object in UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            # Bytes, not text: so the line number of invalid UTF-8 is known, and only \n ends a line.
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(
+                        f"{path}:{number}: a line may have {MAX_LINE_BYTES:,} bytes, got more; "
+                        "is this JSON Lines, one object a line?"
+                    )
+                stripped = (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).strip()
+                if stripped:
+                    yield number, _row(stripped, f"{path}:{number}")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}; check data.path") from error
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode(), parse_constant=_refuse_constant, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: must be UTF-8, got byte 0x{line[error.start]:02x} at position {error.start}; "
+            "convert the file"
+        ) from None
+    except (ValueError, RecursionError) as error:  # a deep nest of brackets ends in RecursionError
+        raise DataError(
+            f"{where}: must be one JSON object ({error}), got {excerpt(line.decode())}; mend or delete the line"
+        ) from None
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{where}: must be a JSON object with named columns, got {excerpt(row)}; "
+            'write {"question": …, "answer": …}'
+        )
+    return row
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.20} is beyond a float")
+    return value
+
+
+def excerpt(value: object) -> str:
+    """The value as it would be written, cut to fit an error's one line."""
+    shown = repr(value if not isinstance(value, str) else value[:100])
+    return shown if len(shown) <= 80 else f"{shown[:79]}…"

@@ -1,0 +1,70 @@
+"""Train a model with GRPO: read the settings, start the actors, wait for them.
+
+    python launch.py --config quickstart.toml --set num_generations=16 --dry-run
+
+Everything heavy is imported after the arguments are parsed: ``--help`` answers at once.
+"""
+
+import argparse
+import sys
+
+from grpo_actors.command import run_command
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; argparse itself answers ``--help`` and usage errors."""
+    parser = argparse.ArgumentParser(
+        prog="launch.py",
+        description="Train a language model with GRPO on MLX.",
+        epilog="First try: python launch.py --config quickstart.toml",
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="TOML settings: a path, or the name of a file in configs/",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a setting, as rollout.num_generations=16 or num_generations=16; repeatable",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run, or fail if there is none to continue"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
+    arguments = parser.parse_args()
+    if arguments.json and not arguments.dry_run:
+        parser.error("--json needs --dry-run")
+    return arguments
+
+
+def main() -> int:
+    """Resolve the settings, then print them or train.
+
+    Returns:
+        The process's exit code: 0 after a run that reached its end or was asked to stop.
+    """
+    arguments = parse_arguments()
+    from grpo_actors.config import load_config  # noqa: PLC0415 - pydantic costs more than --help may take
+
+    overrides = [*arguments.overrides, *(["run.resume=must"] if arguments.resume else [])]
+    loaded = load_config(arguments.config, overrides)
+    if arguments.dry_run:
+        from grpo_actors.config.show import as_json, as_text  # noqa: PLC0415
+
+        print(as_json(loaded) if arguments.json else as_text(loaded), end="")
+        return 0
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
+    from grpo_actors.supervisor import run  # noqa: PLC0415
+
+    return run(loaded.config)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,223 @@
+import pytest
+
+from grpo_actors.config import Config, LearnerConfig, RolloutConfig, load_config, read_config
+from grpo_actors.errors import ConfigError
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a file into an otherwise empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def _write(text, name="mine.toml"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return name
+
+    return _write
+
+
+def refusal(path, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_without_a_file_everything_is_default():
+    loaded = load_config(None)
+    assert loaded.config == Config()
+    assert set(loaded.origins.values()) == {"default"}
+    assert loaded.notes == []
+
+
+def test_set_beats_the_file_and_the_file_beats_the_default(write):
+    loaded = load_config(write("[rollout]\ntop_k = 5\ntop_p = 0.5"), ["top_p=0.9"])
+    assert (loaded.config.rollout.top_k, loaded.config.rollout.top_p) == (5, 0.9)
+    origins = loaded.origins
+    assert [origins[f"rollout.{key}"] for key in ("top_k", "top_p", "min_p")] == [
+        "mine.toml",
+        "--set",
+        "default",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "leaf", "value"),
+    [
+        ("num_generations=32", "rollout", "num_generations", 32),
+        ("rollout.num_generations=32", "rollout", "num_generations", 32),
+        ("mlx_grpo.num_generations=32", "rollout", "num_generations", 32),
+        (" num_generations = 32 ", "rollout", "num_generations", 32),
+        ("learning_rate=1e-5", "learner", "learning_rate", 1e-5),
+        ("temperature=1", "rollout", "temperature", 1.0),
+        ('stop=["a", "b"]', "rollout", "stop", ("a", "b")),
+        ("functions={correct = 2}", "reward", "functions", {"correct": 2.0}),
+        ("model_name=foo/bar", "model", "model_name", "foo/bar"),
+        ('model_name="foo/bar"', "model", "model_name", "foo/bar"),
+        ("run_name=42", "run", "run_name", "42"),
+        ("run_name=a=b", "run", "run_name", "a=b"),
+        ("run_name=1\nseed = 3", "run", "run_name", "1\nseed = 3"),
+        ("system_prompt=", "data", "system_prompt", ""),
+        ("use_compile=false", "learner", "use_compile", False),
+    ],
+)
+def test_set_takes_toml_values_and_bare_text(override, section, leaf, value):
+    config = load_config(None, [override]).config
+    assert getattr(getattr(config, section), leaf) == value
+
+
+def test_the_last_set_wins():
+    assert load_config(None, ["seed=1", "run.seed=2"]).config.run.seed == 2
+
+
+def test_a_file_is_looked_up_as_given_then_in_configs_then_among_the_shipped(write):
+    where = {}
+    for name in ("configs/prod.toml", "prod.toml"):
+        write("run.seed = 5", name)
+        where[name] = load_config("prod.toml").origins["run.seed"]
+    assert where == {"configs/prod.toml": "configs/prod.toml", "prod.toml": "prod.toml"}
+    shipped = load_config("quickstart.toml").origins["data.task"]
+    assert shipped.endswith("configs/quickstart.toml")
+
+
+def test_a_missing_file_is_answered_with_the_files_that_exist(write):
+    write("", "configs/mine.toml")
+    text = refusal("qickstart.toml")
+    assert text.startswith("qickstart.toml: no such file; did you mean quickstart.toml?")
+    assert "mine.toml" in text
+    assert "prod.toml" in text
+
+
+def test_a_byte_order_mark_is_no_error(write):
+    assert load_config(write("\ufeffseed = 3")).config.run.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[rollout]\ntop_k = 5\ntop_p = \n", "mine.toml: not TOML: Invalid value (at line 3, column 9)"),
+        (b"run_name = '\xff'", "mine.toml: must be UTF-8, got byte 0xff"),
+        ("[rollout]\ntop_p = 0", "mine.toml: rollout.top_p must be a finite number > 0 and ≤ 1, got 0"),
+        ("top_p = 0", "mine.toml: rollout.top_p must be a finite number > 0 and ≤ 1, got 0"),
+        ("min_p = 1.0", "mine.toml: rollout.min_p must be a finite number ≥ 0 and < 1, got 1.0"),
+        ("warmup_ratio = 1", "mine.toml: learner.warmup_ratio must be a finite number ≥ 0 and < 1, got 1"),
+        ("lora_rank = 0", "mine.toml: model.lora_rank must be a whole number ≥ 1, got 0"),
+        ("save_steps = -1", "mine.toml: run.save_steps must be a whole number ≥ 0, got -1"),
+        (
+            "eval_every_updates = 2.5",
+            "mine.toml: evaluator.eval_every_updates must be a whole number ≥ 0, got 2.5",
+        ),
+        ('top_k = "5"', 'mine.toml: rollout.top_k must be a whole number ≥ 0, got "5"'),
+        ("top_k = true", "mine.toml: rollout.top_k must be a whole number ≥ 0, got true"),
+        ("use_compile = 1", "mine.toml: learner.use_compile must be true or false, got 1"),
+        ("learning_rate = nan", "mine.toml: learner.learning_rate must be a finite number ≥ 0, got nan"),
+        ("model_name = ''", 'mine.toml: model.model_name must be text in quotes, not empty, got ""'),
+        (
+            "run_name = 2024-01-01",
+            "mine.toml: run.run_name must be text in quotes, not empty, got 2024-01-01",
+        ),
+        ("stop = 'a'", 'mine.toml: rollout.stop must be a list of texts, none empty, got "a"'),
+        ("stop = ['a', 1]", "mine.toml: rollout.stop must be a list of texts, none empty, got 1 at [1]"),
+        (
+            "[reward.functions]\ncorrect = inf",
+            'mine.toml: reward.functions must be a table of name = finite weight, got inf at ["correct"]',
+        ),
+        (
+            "task = 'gsm'",
+            'mine.toml: data.task must be one of "gsm8k", "arithmetic", "jsonl", got "gsm"',
+        ),
+        (
+            "temperature = 0.0",
+            (
+                "mine.toml: rollout.temperature must be a finite number > 0 "
+                "(greedy completions of one problem are all the same), got 0.0"
+            ),
+        ),
+        (
+            "top_k = -1\nseed = -1",
+            "mine.toml: run.seed must be a whole number ≥ 0 and < 9223372036854775808, got -1 (and 1 more)",
+        ),
+        ("rollout = 3", "mine.toml: rollout must be a table ([rollout]), got 3"),
+        ("[rolout]\ntop_k = 5", "mine.toml: [rolout] is not a section; did you mean rollout?"),
+        ("[rollout]\ntop_q = 5", "mine.toml: rollout.top_q is not a setting; did you mean top_p?"),
+        ("[learner]\ntop_k = 5", "mine.toml: learner.top_k is not a setting; did you mean rollout.top_k?"),
+        ("tempreature = 1", "mine.toml: tempreature is not a setting; did you mean temperature?"),
+        ("xyz = 1", "mine.toml: xyz is not a setting"),
+        (
+            "top_k = 5\n[rollout]\ntop_k = 6",
+            "mine.toml: top_k and rollout.top_k are one setting, given twice; keep one of them",
+        ),
+        (
+            "top_k = 5\n[mlx_grpo]\ntop_k = 5",
+            "mine.toml: top_k and mlx_grpo.top_k are one setting, given twice; keep one of them",
+        ),
+    ],
+)
+def test_an_unusable_file_is_refused_with_place_rule_and_value(write, text, expected):
+    assert refusal(write(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("foo", "--set: must be key=value, got foo"),
+        ("learner=3", "--set: learner is a section; name one of its settings, as learner.KEY"),
+        ("use_compile=True", '--set: learner.use_compile must be true or false, got "True"'),
+        ("num_generations=lots", '--set: rollout.num_generations must be a whole number ≥ 1, got "lots"'),
+    ],
+)
+def test_an_unusable_set_is_refused(override, expected):
+    assert refusal(None, override) == expected
+
+
+def test_a_long_value_is_cut_in_an_error():
+    text = refusal(None, "top_k=" + "x" * 1000)
+    assert len(text) < 200
+
+
+def test_settings_without_effect_are_noted_only_where_the_user_set_them():
+    assert load_config(None, ["lora_rank=4", "fine_tune_type=lora"]).notes == []
+    assert load_config(None, ["lora_rank=4"]).notes == [
+        'model.lora_rank has no effect: fine_tune_type is "full"',
+    ]
+
+
+def test_a_higher_clip_below_the_lower_one_is_allowed_and_noted():
+    (note,) = load_config(None, ["clip_eps_high=0.1"]).notes
+    assert note.startswith("learner.clip_eps_high = 0.1 lies below clip_eps = 0.2")
+
+
+def test_the_stored_configuration_is_read_back(tmp_path):
+    config = Config(rollout=RolloutConfig(stop=("a",)), learner=LearnerConfig(learning_rate=1))
+    stored = tmp_path / "config.json"
+    stored.write_text(config.model_dump_json())
+    assert read_config(stored) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "not JSON: EOF while parsing an object at line 1 column 1"),
+        ('{"rollout": {"top_k": -1}}', "rollout.top_k must be a whole number ≥ 0, got -1"),
+        ('{"rollout": {"top_q": 1}}', "rollout.top_q is not a setting"),
+        ('{"rollout": 1}', "rollout must be a table, got 1"),
+        (
+            '{"rollout": {"num_generations": 1}}',
+            "rollout.num_generations must be at least 2 (a group of one has no baseline), got 1",
+        ),
+    ],
+)
+def test_a_damaged_stored_configuration_is_refused(tmp_path, text, expected):
+    stored = tmp_path / "config.json"
+    stored.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_config(stored)
+    assert str(caught.value) == f"{stored}: {expected}"
+
+
+def test_a_missing_stored_configuration_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.json: cannot be read: No such file"):
+        read_config(tmp_path / "config.json")

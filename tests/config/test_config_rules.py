@@ -1,0 +1,77 @@
+import pytest
+
+from grpo_actors.config import load_config
+from grpo_actors.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["num_generations=1"],
+            "rollout.num_generations must be at least 2 (a group of one has no baseline), got 1",
+        ),
+        # 3 × 2 = 6 groups: divisors 1, 2, 3, 6
+        (
+            ["batch_size=3", "gradient_accumulation_steps=2", "batch_groups=4"],
+            (
+                "rollout.batch_groups must divide the 6 groups of an update (batch_size × gradient_accumulation_steps), "
+                "so one of 1, 2, 3, 6, got 4"
+            ),
+        ),
+        (
+            ["workers=0", "quantize_for_rollouts=true"],
+            (
+                "rollout.quantize_for_rollouts needs rollout.workers of at least 1 "
+                "(with 0 the learner samples with the weights it trains), got true"
+            ),
+        ),
+        (
+            ["lora_layers=0"],
+            "model.lora_layers must be -1 (all layers) or at least 1 (an adapter on none learns nothing), got 0",
+        ),
+        (["task=jsonl"], 'data.path must name a .jsonl file when task is "jsonl", got ""'),
+        (
+            ["task=arithmetic", "path=x.jsonl"],
+            (
+                'data.path must be empty when task is "arithmetic", which makes its own problems '
+                '(task = "jsonl" reads a file), got "x.jsonl"'
+            ),
+        ),
+        (
+            ["functions={correct=0}"],
+            'reward.functions must have a weight other than 0 (else every completion is worth the same), got { "correct" = 0.0 }',
+        ),
+    ],
+)
+def test_contradictions_are_refused_with_their_reason(overrides, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, overrides)
+    assert str(caught.value) == f"--set: {expected}"
+
+
+def test_a_contradiction_names_the_source_that_made_it(tmp_path, monkeypatch):
+    # batch_groups itself comes from the file; the shrunken update from --set. The file's key is to blame.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("batch_groups = 4")
+    with pytest.raises(ConfigError, match=r"^mine\.toml: rollout\.batch_groups must divide the 3 groups"):
+        load_config("mine.toml", ["batch_size=3", "gradient_accumulation_steps=1"])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "*", "::", "192.168.1.5", "my-mac.local"])  # noqa: S104
+def test_tcp_beyond_this_host_needs_insecure_and_the_error_says_the_way_out(host):
+    overrides = ["scheme=tcp", f"host={host}"]
+    with pytest.raises(
+        ConfigError, match=r"transport\.host must be 127\.0\.0\.1: .*ssh -L.*transport\.insecure = true"
+    ):
+        load_config(None, overrides)
+    assert load_config(None, [*overrides, "insecure=true"]).config.transport.host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "[::1]", "localhost"])
+def test_tcp_on_this_host_needs_nothing(host):
+    assert load_config(None, ["scheme=tcp", f"host={host}"]).config.transport.host == host
+
+
+def test_ipc_ignores_the_host():
+    assert load_config(None, ["host=example.org"]).notes == ['transport.host has no effect: scheme is "ipc"']

@@ -1,0 +1,76 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(*arguments, cwd=ROOT):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_help_answers_in_under_300_ms():
+    def seconds():
+        start = time.perf_counter()
+        assert launch("--help").returncode == 0
+        return time.perf_counter() - start
+
+    # The best of five: the others measure how busy the machine is.
+    assert min(seconds() for _ in range(5)) < 0.3
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, launch; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"pydantic", "rich", "mlx", "zmq", "numpy", "msgpack"} & set(loaded)
+
+
+def test_a_dry_run_prints_the_settings_and_starts_nothing(tmp_path):
+    done = launch("--config", "quickstart.toml", "--set", "top_k=5", "--dry-run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'task = "arithmetic"' in done.stdout
+    assert "top_k = 5" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_answers_in_json():
+    done = launch("--config", "prod.toml", "--resume", "--dry-run", "--json")
+    assert json.loads(done.stdout)["config"]["run"]["resume"] == "must"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--config", "prod.toml", "--set", "top_k=-1"],
+            "error: --set: rollout.top_k must be a whole number ≥ 0, got -1",
+        ),
+        (["--config", "prod.toml", "--set", "a\nb=1"], "error: --set: a b is not a setting"),
+    ],
+)
+def test_an_unusable_setting_is_one_line_and_exit_code_2(arguments, line):
+    done = launch(*arguments, "--dry-run")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line + "\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config", "prod.toml", "--json"]])
+def test_a_wrong_command_line_is_answered_with_the_usage(arguments):
+    done = launch(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: launch.py")

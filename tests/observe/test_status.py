@@ -1,0 +1,90 @@
+"""What the supervisor shows, into a log and onto a terminal."""
+
+import io
+from itertools import count
+
+from grpo_actors.observe.records import Record, make_record
+from grpo_actors.observe.status import PLAIN_PERIOD_S, StatusLine
+
+
+class Terminal(io.StringIO):
+    """A stream that calls itself a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def metrics(update: int, total: int | None = 100) -> Record:
+    fields = {"update": update, "total_updates": total, "reward_mean": 0.62}
+    return make_record(update, 100.0 + update, "metrics", fields)
+
+
+def lines_of(stream: io.StringIO) -> list[str]:
+    return stream.getvalue().splitlines()
+
+
+def test_a_log_gets_a_status_line_only_every_few_seconds():
+    stream = io.StringIO()
+    # Each look at the clock is a second later than the one before.
+    with StatusLine(100, stream, clock=count(0.0).__next__) as status:
+        for update in range(1, 12):
+            status.show(metrics(update))
+    assert PLAIN_PERIOD_S == 5.0
+    assert [line.split("  ")[0] for line in lines_of(stream)] == [
+        "update 1/100",
+        "update 6/100",
+        "update 11/100",
+    ]
+
+
+def test_a_log_gets_the_last_update_in_any_case():
+    stream = io.StringIO()
+    with StatusLine(None, stream, clock=lambda: 0.0) as status:
+        for update in range(1, 4):
+            status.show(metrics(update, total=3))
+    assert [line.split("  ")[0] for line in lines_of(stream)] == ["update 1/3", "update 3/3"]
+
+
+def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
+    stream = io.StringIO()
+    with StatusLine(100, stream) as status:
+        status.show(
+            make_record(1, 1.0, "eval", {"update": 10, "accuracy": 0.41, "samples": 50, "best": True})
+        )
+        status.show(make_record(2, 2.0, "alarm", {"name": "kl", "text": "rises"}))
+        status.show(make_record(3, 3.0, "worker", {"worker": "rollout-1", "state": "lost"}))
+        status.show(make_record(4, 4.0, "worker", {"worker": "rollout-1", "state": "sampling"}))
+        status.show(make_record(5, 5.0, "log", {"level": "warning", "text": "one line left out"}))
+        status.show(make_record(6, 6.0, "log", {"level": "debug", "text": "x"}))
+        status.show(make_record(7, 7.0, "stop", {"reason": "done", "exit_code": 0}))
+    assert lines_of(stream) == [
+        "eval @10  accuracy 0.41  on 50 problems  best so far",
+        "alarm: kl: rises",
+        "worker rollout-1 lost",
+        "warning: one line left out",
+        "run ended: done",
+    ]
+
+
+def test_a_terminal_shows_bar_line_and_notes_without_reading_markup(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with StatusLine(100, stream, clock=count(0.0).__next__) as status:
+        for update in range(1, 26):
+            status.show(metrics(update))
+        status.show(make_record(26, 126.0, "alarm", {"name": "kl", "text": "[bold]rises[/bold] \x1b[2J"}))
+    shown = stream.getvalue()
+    assert "update 25/100  reward 0.62" in shown
+    assert "25 %" in shown
+    # 24 updates in 24 s: one a second, 75 left.
+    assert "1:15 left" in shown
+    assert "[bold]rises[/bold]" in shown
+    assert "\x1b[2J" not in shown
+
+
+def test_closing_twice_or_before_the_first_update_is_fine():
+    for stream in (Terminal(), io.StringIO()):
+        status = StatusLine(100, stream)
+        status.close()
+        status.close()

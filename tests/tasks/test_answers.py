@@ -1,0 +1,89 @@
+import os
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from grpo_actors.tasks.answers import extract_answer, gsm8k_answer, read_number, same_answer
+from grpo_actors.tasks.rows import read_rows
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("<reasoning>2+2</reasoning><answer>\n 4 \n</answer>", "4"),
+        ("<answer>1</answer> no, wait: <answer>2</answer>", "2"),
+        ("<answer>1</answer> and <answer>2", "1"),
+        ("I write <answer> and then <answer>3</answer>", "3"),
+        ("<answer>3</answer> stray </answer>", "3"),
+        ("<answer></answer>", ""),
+        ("four", ""),
+        ("</answer>4<answer>", ""),
+    ],
+)
+def test_the_last_complete_answer_counts(completion, answer):
+    assert extract_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    "given", ["1000", "1,000", "1000.0", "$1000", "$1,000.00", "+1000", " 1000 ", "1000.", "01000"]
+)
+def test_numbers_are_compared_by_value(given):
+    assert same_answer(given, "1,000")
+
+
+@pytest.mark.parametrize(
+    ("given", "true"),
+    [
+        ("-5", "5"),
+        ("10,00", "1000"),  # a comma in the wrong place is not a thousands comma
+        ("1000 dollars", "1000"),
+        ("1e3", "1000"),
+        ("0.30000000000000000001", "0.3"),  # equal as floats; compared exactly
+        ("1" + "0" * 40 + "1", "1" + "0" * 40 + "2"),  # beyond the 28 digits of decimal's context
+        ("", ""),
+        ("", "0"),
+        ("nan", "NaN"),
+        ("yes", "Yes"),
+        ("٣", "3"),  # digits of other scripts
+    ],
+)
+def test_what_is_not_the_same_answer(given, true):
+    assert not same_answer(given, true)
+
+
+def test_text_is_compared_exactly_after_stripping():
+    assert same_answer(" Paris\n", "Paris")
+
+
+@pytest.mark.parametrize("given", ["-$5", "$-5", "-5", "-5.0"])
+def test_a_minus_may_stand_on_either_side_of_the_dollar_sign(given):
+    assert read_number(given) == Decimal(-5)
+
+
+@pytest.mark.parametrize("text", ["", "-", ".", "$", "--5", "1.2.3", "5%"])
+def test_what_is_not_a_number(text):
+    assert read_number(text) is None
+
+
+def test_the_answer_of_a_solution_follows_four_hashes():
+    assert gsm8k_answer("2+2 = <<2+2=4>>4\n#### 4") == "4"
+    assert gsm8k_answer("no answer") == ""
+
+
+@pytest.mark.parametrize("hostile", ["<answer>" * 125_000, "9" * 1_000_000, "<answer>" + "1," * 500_000])
+def test_a_megabyte_of_hostile_text_costs_less_than_a_second(hostile):
+    start = time.monotonic()
+    assert not same_answer(extract_answer(hostile), "1")
+    assert not same_answer(hostile, "1")
+    assert not same_answer("1", hostile)
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.skipif("GSM8K_DIR" not in os.environ, reason="GSM8K_DIR names no folder with GSM8K")
+@pytest.mark.parametrize(("file", "count"), [("train.jsonl", 7473), ("test.jsonl", 1319)])
+def test_every_answer_of_gsm8k_is_a_number(file, count):
+    answers = [gsm8k_answer(row["answer"]) for _, row in read_rows(Path(os.environ["GSM8K_DIR"]) / file)]
+    assert len(answers) == count
+    assert [answer for answer in answers if read_number(answer) is None] == []

@@ -1,0 +1,116 @@
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from grpo_actors.errors import DataError
+from grpo_actors.tasks.registry import TASKS, load_task
+from grpo_actors.tasks.rewards import REWARDS
+
+
+@dataclass(frozen=True)
+class Data:
+    task: str = "jsonl"
+    path: str = ""
+    eval_path: str = ""
+    prompt_column: str = "question"
+    answer_column: str = "answer"
+    system_prompt: str | None = None
+    max_train_samples: int = 0
+    eval_fraction: float = 0.1
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps({"question": f"{n}+1?", "answer": n + 1}) + "\n" for n in range(100)))
+    return str(file)
+
+
+@pytest.fixture(params=TASKS)
+def data(request, tmp_path, path):
+    """Settings of every task, small and offline."""
+    if request.param == "arithmetic":
+        pytest.importorskip("grpo_actors.tasks.arithmetic")
+    row = json.dumps({"question": "1+1?", "answer": "1+1 = 2\n#### 2"}) + "\n"
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(row * 5)
+    return {
+        "arithmetic": Data("arithmetic"),
+        "gsm8k": Data("gsm8k", path=str(tmp_path)),
+        "jsonl": Data("jsonl", path=path),
+    }[request.param]
+
+
+def test_every_task_keeps_the_contract(data):
+    task, again = load_task(data, seed=3), load_task(data, seed=3)
+    assert set(task.default_rewards) <= set(REWARDS)
+    for split in ("train", "eval"):
+        problems = task.problems(split)
+        assert len(problems) > 0
+        assert len({problem.id for problem in problems}) == len(problems)
+        assert problems[0] == again.problems(split)[0]
+        assert problems[0].messages[-1]["role"] == "user"
+        assert task.is_correct(f"<answer>{problems[0].answer}</answer>", problems[0].answer)
+        json.dumps(dict(problems[0].columns), allow_nan=False)  # own rewards get them as JSON
+    ids = [problem.id for split in ("train", "eval") for problem in task.problems(split)]
+    assert len(ids) == len(set(ids))
+
+
+def test_max_train_samples_keeps_the_first_and_spares_the_evaluation(data):
+    whole = load_task(data, seed=3)
+    some = load_task(Data(**{**vars(data), "max_train_samples": 3}), seed=3)
+    assert list(some.problems("train")) == list(whole.problems("train")[:3])
+    assert some.problems("eval")[-1] == whole.problems("eval")[-1]
+    assert len(some.problems("eval")) == len(whole.problems("eval"))
+    assert some.problems("train")[-1] == some.problems("train")[2]
+    assert some.problems("train")[:2] == list(some.problems("train"))[:2]
+    with pytest.raises(IndexError):
+        some.problems("train")[3]
+
+
+def test_max_train_samples_beyond_the_data_means_all(path):
+    assert len(load_task(Data(path=path, max_train_samples=10_000), seed=0).problems("train")) == len(
+        load_task(Data(path=path), seed=0).problems("train")
+    )
+
+
+def test_a_system_prompt_replaces_the_tasks_own_in_both_splits(data):
+    task = load_task(Data(**{**vars(data), "system_prompt": "Be brief."}), seed=3)
+    for split in ("train", "eval"):
+        messages = task.problems(split)[0].messages
+        assert [m["content"] for m in messages if m["role"] == "system"] == ["Be brief."]
+        assert messages[0]["role"] == "system"
+    assert task.is_correct("<answer>2</answer>", "2")
+
+
+def test_an_empty_system_prompt_means_none(data):
+    task = load_task(Data(**{**vars(data), "system_prompt": ""}), seed=3)
+    assert [message["role"] for message in task.problems("train")[0].messages] == ["user"]
+
+
+def test_an_unknown_task_gets_the_nearest_name():
+    with pytest.raises(DataError, match=r"data.task: must be one of .*, got 'gsm9k'; did you mean 'gsm8k'"):
+        load_task(Data("gsm9k"), seed=0)
+
+
+def test_loading_a_local_task_imports_nothing_heavy(path):
+    script = (
+        "import sys\n"
+        "from types import SimpleNamespace as Data\n"
+        "from grpo_actors.tasks.registry import load_task\n"
+        "import grpo_actors.tasks.scoring, grpo_actors.tasks.gsm8k\n"
+        f"load_task(Data(**{vars(Data(path=path))!r}), seed=0)\n"
+        "print([name for name in ('mlx', 'mlx.core', 'zmq', 'datasets', 'numpy', 'transformers') if name in sys.modules])\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "[]\n"

@@ -1,0 +1,200 @@
+"""The events socket over real sockets: ipc in a short folder, tcp on a free port."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from grpo_actors.errors import RunError
+from grpo_actors.transport.events import EVENTS_HELD, MAX_EVENT_BYTES, EventPublisher, EventSubscriber
+
+DEADLINE_S = 20.0
+
+
+@pytest.fixture
+def context() -> Iterator["zmq.Context[zmq.Socket[bytes]]"]:
+    with zmq.Context() as context:
+        yield context
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    # Not tmp_path: on macOS it is longer than the 103 characters that an ipc path may have there.
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield f"ipc://{folder}/e"
+
+
+def publish_until_heard(publisher: EventPublisher, subscriber: EventSubscriber) -> None:
+    """A late joiner misses what came before: say hello until it is heard, then drain the hellos."""
+    deadline = time.monotonic() + DEADLINE_S
+    while subscriber.receive(0.05) is None:
+        assert time.monotonic() < deadline, "the subscriber never connected"
+        publisher.publish("hello", b"{}")
+    publisher.publish("ready", b"{}")
+    while (event := subscriber.receive(DEADLINE_S)) is not None and event[0] != "ready":
+        pass
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+
+
+def test_events_arrive_whole_and_in_order(context, address):
+    with EventPublisher(context, address) as publisher, EventSubscriber(address) as subscriber:
+        publish_until_heard(publisher, subscriber)
+        for number in range(100):
+            assert publisher.publish("metrics", b"%d" % number)
+        got = [subscriber.receive(DEADLINE_S) for _ in range(100)]
+    assert got == [("metrics", b"%d" % number) for number in range(100)]
+
+
+def test_a_subscriber_takes_its_topics_by_whole_name_and_not_by_prefix(context, address):
+    with (
+        EventPublisher(context, address) as publisher,
+        EventSubscriber(address, ["eval", "hello", "ready"]) as reader,
+    ):
+        publish_until_heard(publisher, reader)
+        for topic in ("metrics", "evaluation", "eval"):
+            publisher.publish(topic, topic.encode())
+        assert reader.receive(DEADLINE_S) == ("eval", b"eval")
+
+
+def test_receive_returns_none_after_its_timeout(address):
+    with EventSubscriber(address) as subscriber:
+        began = time.monotonic()
+        assert subscriber.receive(0.3) is None
+        assert 0.3 <= time.monotonic() - began < 5.0
+        assert subscriber.receive(0) is None
+
+
+def test_iterating_yields_events(context, address):
+    with EventPublisher(context, address) as publisher, EventSubscriber(address) as subscriber:
+        publish_until_heard(publisher, subscriber)
+        publisher.publish("stop", b"{}")
+        assert next(iter(subscriber)) == ("stop", b"{}")
+
+
+def test_a_subscriber_may_come_first_and_survives_a_restart_of_the_publisher(context, address):
+    with EventSubscriber(address) as subscriber:
+        with EventPublisher(context, address) as first:
+            publish_until_heard(first, subscriber)
+        with EventPublisher(context, address) as second:
+            publish_until_heard(second, subscriber)
+
+
+def test_a_subscriber_that_takes_nothing_never_blocks_the_publisher_and_keeps_the_oldest(context, address):
+    with EventPublisher(context, address) as publisher, EventSubscriber(address) as lazy:
+        publish_until_heard(publisher, lazy)
+        began = time.monotonic()
+        # Far beyond both high-water marks and the kernel's buffers: 8,000 × 32 KiB = 250 MiB.
+        for number in range(8_000):
+            publisher.publish("metrics", b"%-32768d" % number)
+        assert time.monotonic() - began < DEADLINE_S / 2
+        got = []
+        while (event := lazy.receive(0.5)) is not None:
+            got.append(int(event[1]))
+    # The hellos before may have used up half of the queue: ZeroMQ returns room in halves.
+    assert got[: EVENTS_HELD // 2] == list(range(EVENTS_HELD // 2))
+    assert len(got) < 8_000
+
+
+STOPPED_READER = """
+import sys
+from grpo_actors.transport.events import EventSubscriber
+with EventSubscriber(sys.argv[1]) as subscriber:
+    for topic, event in subscriber:
+        print(topic, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_stopped_process_costs_no_time_and_a_bounded_memory(context, address):
+    command = [sys.executable, "-c", STOPPED_READER, address]
+    with (
+        EventPublisher(context, address) as publisher,
+        subprocess.Popen(command, stdout=subprocess.PIPE) as reader,
+    ):
+        assert reader.stdout is not None
+        os.set_blocking(reader.stdout.fileno(), False)
+        wait_until(lambda: publisher.publish("hello", b"{}") and bool(reader.stdout.read(1)))
+        reader.send_signal(signal.SIGSTOP)
+        before = resident_mib()
+        began = time.monotonic()
+        for _ in range(4 * EVENTS_HELD):
+            publisher.publish("metrics", bytes(MAX_EVENT_BYTES))
+        elapsed = time.monotonic() - began
+        grown = resident_mib() - before
+        reader.kill()
+    assert elapsed < 5.0
+    assert grown < 20.0  # 16 MiB by the module's own sum; 4 × 16 were published
+
+
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_an_event_that_is_too_large_goes_to_nobody_and_says_so(context, address):
+    with EventPublisher(context, address) as publisher, EventSubscriber(address) as subscriber:
+        publish_until_heard(publisher, subscriber)
+        assert not publisher.publish("sample", bytes(MAX_EVENT_BYTES + 1))
+        assert publisher.publish("sample", bytes(MAX_EVENT_BYTES))
+        assert subscriber.receive(DEADLINE_S) == ("sample", bytes(MAX_EVENT_BYTES))
+
+
+def test_what_is_not_an_event_is_dropped_and_counted(context, address):
+    with context.socket(zmq.PUB) as stranger, EventSubscriber(address) as subscriber:
+        stranger.bind(address)
+        wait_until(
+            lambda: (
+                stranger.send_multipart([b"hello", b"{}"]) is None and subscriber.receive(0.05) is not None
+            )
+        )
+        for frames in ([b"one frame"], [b"a", b"b", b"c"], [b"\xff", b"{}"], [b"good", b"{}"]):
+            stranger.send_multipart(frames)
+        topics = []
+        while "good" not in topics:
+            topics += [event[0] for event in [subscriber.receive(DEADLINE_S)] if event]
+        assert set(topics) <= {"hello", "good"}
+        assert subscriber.malformed == 3
+
+
+def test_the_publisher_names_the_port_it_was_given(context):
+    with EventPublisher(context, "tcp://127.0.0.1:*") as publisher:
+        assert publisher.endpoint.removeprefix("tcp://127.0.0.1:").isdecimal()
+        with EventSubscriber(publisher.endpoint) as subscriber:
+            publish_until_heard(publisher, subscriber)
+
+
+def test_a_port_in_use_is_refused_with_the_cure(context):
+    with (
+        EventPublisher(context, "tcp://127.0.0.1:*") as publisher,
+        pytest.raises(RunError, match="in use; stop"),
+    ):
+        EventPublisher(context, publisher.endpoint)
+
+
+def test_an_ipc_path_that_is_too_long_is_refused_with_the_cure(context):
+    with pytest.raises(RunError, match=r"too long for an ipc path .* shorter folder"):
+        EventPublisher(context, f"ipc:///tmp/{'x' * 120}")
+
+
+def test_an_address_that_is_none_is_refused():
+    with pytest.raises(RunError, match=r"no address to connect to .*ipc:///path"):
+        EventSubscriber("nonsense")
+
+
+def test_closing_leaves_no_socket_file(context, address):
+    path = Path(address.removeprefix("ipc://"))
+    with EventPublisher(context, address):
+        assert path.exists()
+    assert not path.exists()
