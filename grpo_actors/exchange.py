@@ -57,8 +57,9 @@ from grpo_actors.transport.weights import WeightsServer
 T = TypeVar("T")
 
 #: Peers beat this often; one that is silent for LOST_S is taken for hung, and its leases go out again.
+#: A first step on a GPU may compile for a minute. GRPO_ACTORS_LOST_S overrides it.
 BEAT_S = 1.0
-LOST_S = 12.0
+LOST_S = float(os.environ.get("GRPO_ACTORS_LOST_S", "120"))
 #: A peer that has not beaten yet loads its model, perhaps from the hub: it holds nothing, and has this long.
 LOADING_S = 600.0
 #: How long the end of a run waits for peers that were sent home to say that they go.

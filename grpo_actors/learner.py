@@ -172,7 +172,7 @@ class Learner:
             supply=supply,
             welcome=self._welcome,
             # A reward that may take long keeps its worker silent for as long.
-            lost_s=max(LOST_S, config.reward.reward_timeout_s + LOST_S / 2),
+            lost_s=max(LOST_S, config.reward.reward_timeout_s + 10 * BEAT_S),
             open_journal=lambda publisher: Journal(
                 self.run_dir,
                 seq=self._archive.records,

@@ -57,18 +57,20 @@ def test_batch_divides_by_the_deviation_of_all_rewards_and_not_of_the_centred_on
 
 
 def test_gdpo_tells_apart_what_a_sum_of_rewards_makes_equal():
-    # Right but unformatted, and formatted but wrong, have one sum; in a group where two more are formatted, being
-    # right is the rarer thing: columns (1 0 0 0) and (0 1 1 1) normalise to (1.5 −.5 −.5 −.5), (−1.5 .5 .5 .5).
-    group = [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]
-    assert values_of("group", [group], (1.0, 1.0))[0] == [0.0] * 4
-    assert values_of("gdpo", [group], (2.0, 1.0))[0][0] > 1.0
+    # Being right (one of four) is rarer than being formatted (two of four); both are worth 1. Normalised:
+    # (1.5 −.5 −.5 −.5) and (−.866 .866 .866 −.866), sums .634 .366 .366 −1.366, of sample deviation .9194.
+    group = [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]]
+    summed = values_of("group", [group], (1.0, 1.0))[0]
+    assert summed[0] == summed[1] == summed[2]
+    assert values_of("gdpo", [group], (1.0, 1.0))[0] == pytest.approx([0.690, 0.398, 0.398, -1.486], rel=2e-3)
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 @pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3, -7.0, 1e-30, 1e29])
 def test_equal_rewards_give_exactly_zero(name, reward):
     # Sums of 0.1 are off by a rounding: 0.1 + 0.1 + 0.1 ≠ 0.3, which 1e-4 in a denominator would not hide in `none`.
-    assert values_of(name, [column(*[reward] * 3), column(0.0, 1.0)])[0] == [0.0, 0.0, 0.0]
+    # The neighbour's deviations are unlike, so that the mean over the update is off by a rounding too.
+    assert values_of(name, [column(*[reward] * 3), column(0.1, 0.7, 0.2, 0.9, 0.3)])[0] == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)

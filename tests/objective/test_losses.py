@@ -5,6 +5,7 @@ from updates import RandomUpdate, loss_and_gradient
 
 from grpo_actors.objective.losses import (
     LOSSES,
+    Loss,
     cispo_loss,
     clip_loss,
     dual_clip_loss,
@@ -117,6 +118,22 @@ def test_gspo_token_has_the_loss_and_the_gradient_of_gspo(aggregation):
         loss_and_gradient(update, Objective(loss="gspo", aggregation=aggregation)),
         loss_and_gradient(update, token),
     )
+
+
+def reinforce_loss(log_ratio, advantages, *, logprobs, clip_eps_high):
+    """−A log π, scaled so that it is seen to read a number."""
+    return -clip_eps_high * advantages[:, None] * logprobs
+
+
+def test_one_more_algorithm_is_one_function_and_one_row(monkeypatch):
+    monkeypatch.setitem(LOSSES, "reinforce", Loss(reinforce_loss))
+    update = RandomUpdate(15, equal_lengths=2)
+    _, gradient, _ = loss_and_gradient(
+        update, Objective(loss="reinforce", clip_eps=0.5, aggregation="dr_grpo")
+    )
+    weight = 1 / (update.size * update.max_new_tokens)
+    expected = [[-0.5 * weight * a] * 2 for a in update.advantages]
+    assert np.array(gradient) == pytest.approx(np.array(expected), rel=1e-5)
 
 
 def test_misshapen_inputs_are_refused_and_not_broadcast():

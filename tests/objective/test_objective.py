@@ -114,6 +114,28 @@ def test_what_stands_in_padding_reaches_neither_loss_nor_gradient(junk):
     assert np.isfinite(np.array(statistics)).all()
 
 
+def test_only_the_policy_and_its_entropy_have_a_gradient():
+    update = RandomUpdate(10)
+    objective = Objective(ratio="recomputed", correction="token_truncate", kl_coeff=0.1, entropy_coeff=0.1)
+    m = update.packed(objective).micro_batches[0]
+    batch, extra = m.arrays(), inputs_of(update, m, objective)
+
+    def part(logprobs, behaviour, old, reference):
+        arrays = {**extra, "old_logprobs": old, "reference_logprobs": reference}
+        return objective_loss(logprobs, {**batch, "behaviour_logprobs": behaviour}, objective, **arrays)[0]
+
+    given = (batch["behaviour_logprobs"], extra["old_logprobs"], extra["reference_logprobs"])
+    logprobs = mx.array(padded(m, update.logprobs))
+    by_policy, *by_others = mx.grad(part, argnums=(0, 1, 2, 3))(logprobs, *given)
+    assert np.array(by_policy).any()
+    assert not any(np.array(g).any() for g in by_others)
+    recorded = Objective()
+    by_behaviour = mx.grad(
+        lambda b: objective_loss(logprobs, {**batch, "behaviour_logprobs": b}, recorded)[0]
+    )(given[0])
+    assert not np.array(by_behaviour).any()
+
+
 def test_log_probs_of_half_precision_are_reduced_in_float32():
     update, objective = RandomUpdate(7), Objective()
     m = update.packed(objective).micro_batches[0]

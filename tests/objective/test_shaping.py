@@ -6,8 +6,8 @@ from grpo_actors.objective.shaping import overlong_penalty, top_entropy_masks
 
 def test_the_overlong_penalty_is_a_ramp_at_the_end():
     # L_max 100, L_c 20: 0 up to 80, then −(length − 80) / 20.
-    got = overlong_penalty(np.array([1, 80, 85, 90, 100]), max_new_tokens=100, overlong_tokens=20)
-    assert got == pytest.approx([0.0, 0.0, -0.25, -0.5, -1.0])
+    got = overlong_penalty(np.array([1, 80, 85, 90, 100, 120]), max_new_tokens=100, overlong_tokens=20)
+    assert got == pytest.approx([0.0, 0.0, -0.25, -0.5, -1.0, -1.0])
 
 
 def test_no_slope_is_no_penalty_and_a_slope_longer_than_the_limit_is_refused():
