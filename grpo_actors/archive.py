@@ -111,7 +111,7 @@ class Archive:
         )
         self._last_saved = checkpoint.update
         self._tell(exchange, checkpoint)
-        prune(self._run_dir, self._config.run.keep_checkpoints, frozenset(self.unevaluated()))
+        self._prune()
 
     def unevaluated(self) -> set[int]:
         """Updates whose checkpoint the evaluator has not scored yet."""
@@ -122,10 +122,15 @@ class Archive:
 
     def take_evaluations(self, exchange: Exchange) -> None:
         """Record the scores that have come in."""
-        for evaluation in exchange.take_evaluations():
-            if evaluation.update not in self._evaluated:
-                self._evaluated.add(evaluation.update)
-                self._record(exchange, evaluation)
+        fresh = [e for e in exchange.take_evaluations() if e.update not in self._evaluated]
+        for evaluation in fresh:
+            self._evaluated.add(evaluation.update)
+            self._record(exchange, evaluation)
+        if fresh:
+            self._prune()  # what waited for its score only
+
+    def _prune(self) -> None:
+        prune(self._run_dir, self._config.run.keep_checkpoints, frozenset(self.unevaluated()))
 
     def _record(self, exchange: Exchange, evaluation: Evaluation) -> None:
         score = evaluation.accuracy if evaluation.sampled_accuracy is None else evaluation.sampled_accuracy
