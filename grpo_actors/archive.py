@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grpo_actors.checkpoints import Checkpoint, best, mark_best, newest_sound, prune, read_state
+from grpo_actors.checkpoints import BEST, Checkpoint, best, mark_best, newest_sound, prune, read_state
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
 from grpo_actors.exchange import Exchange
@@ -50,12 +50,17 @@ class Archive:
         #: Records that the resumed run has told; all after them are told again.
         self.records: int = self._state.get("records", 0)
         self._last_saved = -1 if self.resumed is None else self.resumed.update
-        self._evaluated = self._told_evaluations()
+        self._evaluated = {record["update"] for record in self._told()}
 
     @property
     def update(self) -> int:
         """Updates that the resumed run has done; 0 for a new one."""
         return 0 if self.resumed is None else self.resumed.update
+
+    def is_complete(self, total_updates: int) -> bool:
+        """Whether all updates are done and all checkpoints that are kept have been scored."""
+        everything = {record["update"] for record in self._evaluations()}
+        return self.update >= total_updates and not self.unevaluated() - everything
 
     @property
     def cursor(self) -> Cursor:
@@ -148,20 +153,22 @@ class Archive:
 
     # --- what was before --------------------------------------------------------------------------
 
-    def _told(self) -> list[dict[str, Any]]:
-        """The evaluations that the resumed run has told and will not tell again."""
+    def _evaluations(self) -> list[dict[str, Any]]:
+        """All evaluations in the records of the run so far."""
         metrics = self._run_dir / METRICS_FILE
-        if not self.records or not metrics.is_file():
+        if not metrics.is_file():
             return []
-        records = map(json.loads, metrics.read_text().splitlines()[: self.records])
-        return [r for r in records if r["topic"] == "eval" and r["seq"] <= self.records]
+        # The last line of a killed run may be torn.
+        lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [record for record in map(json.loads, lines) if record["topic"] == "eval"]
 
-    def _told_evaluations(self) -> set[int]:
-        return {record["update"] for record in self._told()}
+    def _told(self) -> list[dict[str, Any]]:
+        """The evaluations up to the checkpoint; later ones are cut with all that came after it, and told again."""
+        return [record for record in self._evaluations() if record["seq"] <= self.records]
 
     def _mark_best_of_kept(self) -> None:
         """The best checkpoint was put aside: mark the best of those evaluated before that are still there."""
-        (self._run_dir / "best.json").unlink()
+        (self._run_dir / BEST).unlink()
         for record in self._told():
             score = record["accuracy"] if record["sampled_accuracy"] is None else record["sampled_accuracy"]
             marked = best(self._run_dir)

@@ -45,7 +45,7 @@ class Actor:
         """Start it; `lifeline` is the read end of a pipe that closes when this process ends."""
         self._close_output()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *self.command],
+            [sys.executable, "-m", "grpo_actors.child", *self.command],
             env={**os.environ, **self.environment, LIFELINE: str(lifeline)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

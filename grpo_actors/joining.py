@@ -66,7 +66,7 @@ def introduce(
         now_s = time.monotonic()
         if now_s > deadline_s:
             raise RunError(
-                f"{control.endpoint}: no learner answered within {patience_s:.0f} s; is the run live?"
+                f"{control.endpoint}: no learner answered within {patience_s:g} s; is the run live?"
             )
         if now_s >= next_hello_s and control.send(encode(hello(role, control.name))):
             next_hello_s = now_s + HELLO_S

@@ -103,7 +103,7 @@ class Learner:
     def _is_complete(self) -> bool:
         """Whether nothing is left to do; says so."""
         archive = self._archive
-        if archive.resumed is None or archive.update < self._total or archive.unevaluated():
+        if archive.resumed is None or not archive.is_complete(self._total):
             return False
         print(
             f"{self.run_dir}: complete, all {self._total} updates are done ({archive.resumed.path.name}); "

@@ -55,11 +55,17 @@ def enter_process() -> StopRequest:
             os._exit(128 + number)
         stop.set()
 
+    follow_parent()
     signal.signal(signal.SIGTERM, heed)
     signal.signal(signal.SIGINT, signal.SIG_IGN if is_supervised() else heed)
-    if is_supervised():
-        threading.Thread(target=_end_with_parent, args=(int(os.environ[LIFELINE]),), daemon=True).start()
     return stop
+
+
+def follow_parent() -> None:
+    """End with the supervisor, if there is one; may be called twice."""
+    if is_supervised() and not any(thread.name == LIFELINE for thread in threading.enumerate()):
+        lifeline = int(os.environ[LIFELINE])
+        threading.Thread(target=_end_with_parent, args=(lifeline,), name=LIFELINE, daemon=True).start()
 
 
 def bound_memory() -> None:

@@ -55,7 +55,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
                 while not stop and worker.dismissed is None:
                     worker.turn(WAIT_S)
                     if time.monotonic() - worker.connected_s > patience_s:
-                        raise RunError(f"{endpoint}: the learner has been gone for {patience_s:.0f} s")
+                        raise RunError(f"{endpoint}: the learner has been gone for {patience_s:g} s")
         reason = worker.dismissed or "asked to leave"
         control.send(encode(Bye(reason=reason)))
         _say(f"left after {worker.delivered} groups: {reason}")

@@ -67,7 +67,7 @@ class Supervisor:
             # What a killed learner could not remove.
             stack.callback(remove_endpoints, self.run_dir, self.endpoints)
             self._status = stack.enter_context(StatusLine(self.config.learner.max_updates or None))
-            self._stack = stack
+            self._listening = stack.enter_context(ExitStack())
             learner = self._make_children()
             stack.callback(self._end_all)
             self._say_where()
@@ -121,8 +121,8 @@ class Supervisor:
         """
         if self._follower is None and (self.run_dir / ENDPOINTS_FILE).exists():
             # Not earlier: a subscriber that has knocked in vain for long comes back later and later.
-            events = self._stack.enter_context(EventSubscriber(self.endpoints.events))
-            self._follower = self._stack.enter_context(Follower(events, None))
+            events = self._listening.enter_context(EventSubscriber(self.endpoints.events))
+            self._follower = self._listening.enter_context(Follower(events, None))
         for child in self._children:
             waits = child.name == "evaluator" and self._follower is None
             if child.process is None and not self.interrupts and not waits:

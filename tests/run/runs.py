@@ -4,7 +4,6 @@ Every wait is for a condition, with a deadline that only a defect reaches.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,15 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
     return value
 
 
+class Attached(subprocess.Popen[bytes]):
+    """A process beside launch.py, and what it says on its standard error."""
+
+    stderr_path: Path
+
+    def said(self) -> str:
+        return self.stderr_path.read_text()
+
+
 class Run:
     """A run folder, and whatever has been started on it."""
 
@@ -66,19 +74,20 @@ class Run:
     def start(self, *arguments: str) -> "Run":
         settings = [f"--set={key}={json.dumps(value)}" for key, value in self.settings.items()]
         launch = [str(ROOT / "launch.py"), "--config", "smoke_test.toml", *settings, *arguments]
-        self.launched = self._spawn(launch)
+        self.launched = self._spawn(launch, self._stderr)
         return self
 
-    def attach(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return self._spawn(["-m", "grpo_actors.rollout", *arguments], self._stderr.with_suffix(".attached"))
+    def attach(self, *arguments: str) -> Attached:
+        return self._spawn(["-m", "grpo_actors.rollout", *arguments])
 
-    def tail(self) -> subprocess.Popen[bytes]:
+    def tail(self) -> Attached:
         """A reader of the run's records, as JSON on its standard output."""
-        return self._spawn(["-m", "grpo_actors.tail", str(self.folder), "--json"], self._stderr.with_suffix(".tail"))
+        return self._spawn(["-m", "grpo_actors.tail", str(self.folder), "--json"])
 
-    def _spawn(self, command: Sequence[str], stderr: Path | None = None) -> subprocess.Popen[bytes]:
-        with (stderr or self._stderr).open("wb") as file:
-            process = subprocess.Popen(
+    def _spawn(self, command: Sequence[str], stderr: Path | None = None) -> Attached:
+        path = stderr or self._stderr.with_suffix(f".{len(self._started)}")
+        with path.open("wb") as file:
+            process = Attached(
                 [sys.executable, *command],
                 cwd=self.folder.parent,
                 env=self.environment,
@@ -86,6 +95,7 @@ class Run:
                 stdout=subprocess.PIPE,
                 stderr=file,
             )
+        process.stderr_path = path
         self._started.append(process)
         return process
 
@@ -112,10 +122,6 @@ class Run:
     @property
     def stderr(self) -> str:
         return self._stderr.read_text()
-
-    @property
-    def attached_stderr(self) -> str:
-        return self._stderr.with_suffix(".attached").read_text()
 
     def records(self, topic: str | None = None, **fields: Any) -> list[dict[str, Any]]:
         """Those told so far, in order; a line that is still being written is left out."""
@@ -162,8 +168,17 @@ class Run:
             for r in self.records("metrics")
         ]
 
-    def digest(self, update: int, name: str) -> str:
-        return hashlib.sha256((self.folder / f"checkpoint-{update}" / name).read_bytes()).hexdigest()
+    def tensors(self, update: int, name: str) -> dict[str, tuple[str, bytes]]:
+        """Name -> (type and shape, bytes) of a checkpoint's file; in which order they lie is no matter."""
+        data = (self.folder / f"checkpoint-{update}" / name).read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        header.pop("__metadata__", None)
+        return {
+            tensor: (f"{entry['dtype']}{entry['shape']}", data[start + first : start + last])
+            for tensor, entry in header.items()
+            for first, last in [entry["data_offsets"]]
+        }
 
     def checkpoints(self) -> list[int]:
         return sorted(int(p.name[11:]) for p in self.folder.glob("checkpoint-*") if p.name[11:].isdigit())
@@ -173,7 +188,9 @@ class Run:
         assert self.launched is not None
         tokens = ["grpo_actors.rollout", name] if name.startswith("rollout") else [f"grpo_actors.{name}"]
         return wait_until(
-            lambda: next((pid for pid, c in children(self.launched.pid) if all(t in c for t in tokens)), None),
+            lambda: next(
+                (pid for pid, c in children(self.launched.pid) if all(t in c for t in tokens)), None
+            ),
             f"a child {name}",
         )
 
@@ -218,8 +235,9 @@ def children(parent: int) -> list[tuple[int, list[str]]]:
     ]
 
 
-def is_alive(pid: int) -> bool:
-    return any(pid == other for other, _ in processes())
+def living(pids: Iterable[int]) -> set[int]:
+    """Those of the processes that still run."""
+    return set(pids) & {pid for pid, _ in processes()}
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> float:

@@ -94,7 +94,9 @@ def test_the_order_depends_on_the_seed_alone(on_policy_run):
     from grpo_actors.config import Config
     from grpo_actors.tasks.registry import load_task
 
-    problems = load_task(Config.model_validate({"data": {"task": "arithmetic"}}).data, seed=0).problems("train")
+    problems = load_task(Config.model_validate({"data": {"task": "arithmetic"}}).data, seed=0).problems(
+        "train"
+    )
     order = ProblemOrder(len(problems), seed=0)
     assert [p for _, _, p, _ in on_policy_run.ledger()] == [problems[order.at(s).index].id for s in range(24)]
 
@@ -140,7 +142,9 @@ def test_the_start_says_where_and_the_end_says_what_came_out(any_run):
     assert f"python -m grpo_actors.tail {any_run.folder}" in any_run.stderr
     assert f"python -m grpo_actors.rollout --attach {any_run.folder}" in any_run.stderr
     assert accuracy.startswith("accuracy: ")
-    assert accuracy.endswith(f"(best, update {json.loads((any_run.folder / 'best.json').read_text())['update']})")
+    assert accuracy.endswith(
+        f"(best, update {json.loads((any_run.folder / 'best.json').read_text())['update']})"
+    )
     assert best.startswith(f"best checkpoint: {any_run.folder}/checkpoint-")
 
 
