@@ -9,17 +9,9 @@ import pytest
 from mlx_lm import batch_generate, load
 
 from grpo_actors.assets import TINY
-from grpo_actors.assets.teacher import Carelessness, Teacher
+from grpo_actors.assets.teacher import CAREFUL, CARELESS, Teacher
 from grpo_actors.assets.tokenizer import SPECIAL_TOKENS, TAGS
-from grpo_actors.tasks.arithmetic import KINDS, Arithmetic
-
-PERFECT = Carelessness(
-    guess=dict.fromkeys((kind.name for kind in KINDS), 0.0),
-    skip_last=0,
-    wrong_operator=0,
-    slip=0,
-    broken_format=0,
-)
+from grpo_actors.tasks.arithmetic import Arithmetic
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +29,11 @@ def tokenizer(loaded):
 @pytest.fixture(scope="module")
 def problems():
     return Arithmetic(seed=0).problems("eval")[:120]
+
+
+def lessons(count, care):
+    teacher = Teacher(seed=1)
+    return [teacher.lesson(care) for _ in range(count)]
 
 
 def chat(tokenizer, problem):
@@ -87,7 +84,7 @@ def test_special_tokens_are_single_and_skipped_in_text(tokenizer):
 
 def test_every_text_survives_the_round_trip(tokenizer, problems):
     texts = [problem.messages[-1]["content"] for problem in problems]
-    texts += [Teacher(0).lesson().completion for _ in range(50)]
+    texts += [lesson.completion for lesson in lessons(50, CARELESS)]
     texts += [chr(code) for code in range(1, 256)] + ["naïve  数学 🦔\n\t .?", " a  b "]
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -105,15 +102,13 @@ def test_prompts_have_at_most_32_tokens(tokenizer):
 
 
 def test_right_solutions_fit_40_new_tokens_with_room(tokenizer):
-    lessons = [Teacher(seed=1, care=PERFECT).lesson() for _ in range(300)]
-    assert max(len(tokenizer.encode(lesson.completion)) + 1 for lesson in lessons) <= 32
+    assert max(len(tokenizer.encode(lesson.completion)) + 1 for lesson in lessons(300, CAREFUL)) <= 32
 
 
 def test_a_careful_teacher_is_always_right():
     task = Arithmetic(seed=1)
     answers = {problem.messages[-1]["content"]: problem.answer for problem in task.problems("train")}
-    teacher = Teacher(seed=1, care=PERFECT)
-    for lesson in (teacher.lesson() for _ in range(300)):
+    for lesson in lessons(300, CAREFUL):
         assert task.is_correct(lesson.completion, answers[lesson.question])
 
 
