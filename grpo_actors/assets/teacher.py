@@ -36,7 +36,7 @@ class Carelessness:
 
 
 CAREFUL = Carelessness()
-#: A student of this teacher answers three problems in ten right when sampled at temperature 1.
+#: A student of this teacher gets a third or so of the problems right when sampled at temperature 1.
 CARELESS = Carelessness(
     guess={
         "add": 0.28,
