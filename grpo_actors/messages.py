@@ -60,7 +60,7 @@ class Hello(Message):
     #: The peer's own name, which is also its socket identity: stable over reconnects.
     name: Name
     host: Name
-    pid: Count
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
     #: The run it believes to join; empty: whichever answers.
     run_id: Name = ""
 
