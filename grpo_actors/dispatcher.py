@@ -13,7 +13,7 @@ from grpo_actors.errors import ProtocolError
 from grpo_actors.groups import SampledGroup
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.peers import MAX_OFFENCES, Peer, Roster
-from grpo_actors.schedule.leases import Cursor, Granted, LeaseTable, Verdict
+from grpo_actors.schedule.leases import Cursor, LeaseTable, Verdict
 from grpo_actors.supply import Supply, oldest_version
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.weights import WeightsServer
@@ -40,6 +40,7 @@ class Dispatcher:
         self._weights = weights
         self._journal = journal
         self._table = table
+        self._table.leaves_out = self._leaves_out
         self._supply = supply
         self._welcome = welcome
         self._clock = clock
@@ -259,22 +260,19 @@ class Dispatcher:
             if not granted:
                 willing.remove(peer)
                 continue
-            leases = [lease for grant in granted if (lease := self._lease(grant)) is not None]
-            if leases and not self._send(peer.identity, wire.Grant(leases=leases)):
+            leases = [self._supply.lease(grant) for grant in granted]
+            if not self._send(peer.identity, wire.Grant(leases=leases)):
                 # They never went out: nothing is held against them.
                 for grant in granted:
                     self._table.refuse(grant.lease, grant.attempt)
                 self._lose(peer, "its connection is closed or full")
                 willing.remove(peer)
 
-    def _lease(self, granted: Granted) -> wire.Lease | None:
-        """The message for one grant; None: its prompt is too long, and the lease is dropped."""
-        complaint = self._supply.too_long(granted.lease)
-        if complaint is None:
-            return self._supply.lease(granted)
-        self._table.drop([granted.lease])
-        self.record("log", {"level": "info", "text": complaint})
-        return None
+    def _leaves_out(self, position: int) -> bool:
+        complaint = self._supply.too_long(position)
+        if complaint is not None:
+            self.record("log", {"level": "info", "text": complaint})
+        return complaint is not None
 
     # --- sending ----------------------------------------------------------------------------------
 

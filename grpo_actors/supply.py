@@ -62,7 +62,7 @@ class Supply:
             self._left_out_in_a_row = 0
             return None
         self._left_out_in_a_row += 1
-        # Twice: positions of one epoch may come in any order, and then all of it is among them.
+        # Positions are asked for in order: twice as many hold one whole epoch, wherever they began.
         if self._left_out_in_a_row > 2 * len(self.problems):
             raise DataError(
                 f"data.max_prompt_length: no problem has a prompt of at most {self.max_prompt_length} tokens; raise it"

@@ -74,10 +74,10 @@ class _State(Generic[G]):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """What a resumed run needs: everything before `position` was consumed or set aside."""
+    """What a resumed run needs: everything before `position` was consumed, set aside or left out."""
 
     position: int = 0
-    #: Positions at or after `position` that must not be sampled again.
+    #: Positions at or after `position` that killed their workers, and must not be sampled again.
     set_aside: tuple[int, ...] = ()
 
 
@@ -94,6 +94,9 @@ class LeaseTable(Generic[G]):
     last_version: int
     version: int = 0
     cursor: Cursor = Cursor()
+    #: Whether the problem at a position can not be sampled at all, always the same. Asked once, before its
+    #: neighbours are granted, so that it never changes who shares a batch or an update.
+    leaves_out: Callable[[int], bool] = lambda position: False  # noqa: ARG005
     _next: int = field(init=False)
     #: The open leases. Positions only ever grow, so the dict's own order is theirs.
     _states: dict[int, _State[G]] = field(init=False, default_factory=dict)
@@ -140,7 +143,7 @@ class LeaseTable(Generic[G]):
     def _open_window(self) -> None:
         updates = min(self.max_staleness + 1, self.last_version - self.version)
         while len(self._states) < updates * self.groups_per_update:
-            if self._next not in self._set_aside:
+            if self._next not in self._set_aside and not self.leaves_out(self._next):
                 self._states[self._next] = _State()
             self._next += 1
 
@@ -220,14 +223,10 @@ class LeaseTable(Generic[G]):
                 state.losses += 1
                 if state.losses >= MAX_LOSSES:
                     poisoned.append(position)
-        self.drop(poisoned)
+        for position in poisoned:
+            del self._states[position]
+        self._set_aside.update(poisoned)
         return poisoned
-
-    def drop(self, positions: Iterable[int]) -> None:
-        """Set leases aside: they are never sampled again, and the update takes the next ones."""
-        for position in positions:
-            self._states.pop(position, None)
-            self._set_aside.add(position)
 
     # --- consumption ------------------------------------------------------------------------------
 
@@ -248,11 +247,6 @@ class LeaseTable(Generic[G]):
         start = next(iter(self._states), self._next)
         self._set_aside = {position for position in self._set_aside if position >= start}
         self.cursor = Cursor(start, tuple(sorted(self._set_aside)))
-
-    @property
-    def granted_below(self) -> int:
-        """Every lease that was ever granted is below this position."""
-        return self._next
 
     def held_by(self, worker: str) -> int:
         """Leases that are out at a worker."""
