@@ -16,7 +16,9 @@ workers = st.sampled_from(WORKERS)
 class Run(RuleBasedStateMachine):
     """A run whose workers come, work, err and die, and whose learner is stopped and resumed."""
 
-    @initialize(batch=st.integers(1, 3), runs=st.integers(1, 3), staleness=st.integers(0, 2), long=st.integers(3, 12))
+    @initialize(
+        batch=st.integers(1, 3), runs=st.integers(1, 3), staleness=st.integers(0, 2), long=st.integers(3, 12)
+    )
     def begin(self, batch: int, runs: int, staleness: int, long: int) -> None:
         self.batch, self.groups, self.staleness = batch, batch * runs, staleness
         #: Every `long`-th problem has too long a prompt.
@@ -51,7 +53,9 @@ class Run(RuleBasedStateMachine):
         for grant in run:
             assert grant.lease not in self.accepted
             assert all(grant.lease not in held for held in self.held.values())
-            assert grant.attempt == 1 + max((g.attempt for g in self.granted if g.lease == grant.lease), default=0)
+            assert grant.attempt == 1 + max(
+                (g.attempt for g in self.granted if g.lease == grant.lease), default=0
+            )
             self.granted.append(grant)
             self.held[worker][grant.lease] = grant
         assert len(self.held[worker]) <= max(capacity, len(self.held[worker]) - len(run))
@@ -98,6 +102,26 @@ class Run(RuleBasedStateMachine):
     def die(self, worker: str) -> None:
         held, self.held[worker] = self.held[worker], {}
         self.lose(held, self.table.release(worker))
+
+    @rule(worker=workers)
+    def meet_a_poisoned_problem(self, worker: str) -> None:
+        for _ in range(MAX_LOSSES):
+            self.die(worker)
+            self.grant(worker, self.batch)
+        self.die(worker)
+
+    @rule(worker=workers)
+    def work_undisturbed(self, worker: str) -> None:
+        """Much happens only after some updates, where a single event seldom leads."""
+        self.grant(worker, 100)
+        for grant in list(self.held[worker].values()):
+            if grant.min_version <= self.table.version:
+                del self.held[worker][grant.lease]
+                assert self.table.accept(
+                    grant.lease, grant.attempt, grant.min_version, (grant.lease, grant.min_version)
+                ).new
+                self.accepted.add(grant.lease)
+        self.train()
 
     @rule(worker=workers)
     def leave(self, worker: str) -> None:
@@ -157,7 +181,9 @@ class Run(RuleBasedStateMachine):
         if hasattr(self, "table"):
             done = self.table.cursor.position
             assert sorted(self.consumed) == self.consumed
-            assert self.consumed == [p for p in range(done) if p not in self.set_aside and not self.leaves_out(p)]
+            assert self.consumed == [
+                p for p in range(done) if p not in self.set_aside and not self.leaves_out(p)
+            ]
 
     @invariant()
     def at_most_s_plus_one_updates_are_open(self) -> None:
@@ -204,6 +230,8 @@ def batches(seed: int, long: frozenset[int], groups: int, batch: int, staleness:
     staleness=st.integers(0, 2),
 )
 @settings(max_examples=150, deadline=None)
-def test_which_leases_share_a_batch_depends_neither_on_timing_nor_on_a_resume(seeds, long, runs, batch, staleness):
+def test_which_leases_share_a_batch_depends_neither_on_timing_nor_on_a_resume(
+    seeds, long, runs, batch, staleness
+):
     first, second = (batches(seed, long, batch * runs, batch, staleness) for seed in seeds)
     assert first == second

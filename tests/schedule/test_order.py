@@ -38,7 +38,12 @@ def test_epochs_and_seeds_shuffle_differently():
 
 def test_without_shuffling_the_data_keeps_its_order():
     order = ProblemOrder(count=3, seed=1, shuffle=False)
-    assert [order.at(p) for p in (0, 2, 3, 7)] == [Position(0, 0), Position(0, 2), Position(1, 0), Position(2, 1)]
+    assert [order.at(p) for p in (0, 2, 3, 7)] == [
+        Position(0, 0),
+        Position(0, 2),
+        Position(1, 0),
+        Position(2, 1),
+    ]
 
 
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=30))
