@@ -22,6 +22,8 @@ MAX_TEXT = 2**22
 MAX_ARRAY_BYTES = 2**22
 #: Values in one message, those in lists and maps included: bounds what it unpacks to.
 MAX_ITEMS = 200_000
+#: Levels of lists and maps in one another: what is deeper cannot even be shown in an error.
+MAX_DEPTH = 16
 #: Entries of one map: bounds the list of complaints about unknown ones.
 MAX_ENTRIES = 128
 #: Characters of a complaint: the name of an unknown field may have millions.
@@ -71,24 +73,29 @@ def decode(adapter: TypeAdapter[M], data: bytes) -> M:
 
 
 def _measure(data: bytes) -> None:
-    """Walk over the values without making any; a ValueError says that they are too many, or cut off."""
+    """Walk over the values without making any; a ValueError says why they may not be made."""
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"{len(data)} bytes, at most {MAX_MESSAGE_BYTES}")
-    at, items, to_come = 0, 1, 1
-    while to_come:
+    at, items = 0, 1
+    #: Values still to come, on each level.
+    open_: list[int] = [1]
+    while open_:
+        if not open_[-1]:
+            open_.pop()
+            continue
         if at >= len(data):
             raise ValueError("cut off")
+        open_[-1] -= 1
         head = data[at]
         at += 1
-        to_come -= 1
         if head in _WHOLE:
             continue
         behind, inside = _extent(head, data, at)
         at += behind
-        to_come += inside
         items += inside
-        if items > MAX_ITEMS:
-            raise ValueError(f"more than {MAX_ITEMS} values")
+        open_.append(inside)
+        if items > MAX_ITEMS or len(open_) > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_ITEMS} values, or more than {MAX_DEPTH} in one another")
 
 
 def _extent(head: int, data: bytes, at: int) -> tuple[int, int]:
