@@ -19,6 +19,11 @@ from grpo_actors.errors import ProtocolError
 ADAPTERS = (wire.from_peer, wire.from_learner, wire.weights_request, wire.weights_reply)
 
 
+def short(value: object) -> str:
+    """A test's name from its parameter."""
+    return str(value)[:40]
+
+
 def completion(**changes: Any) -> dict[str, Any]:
     return {
         "tokens": wire.ints([1, 2, 3]),
@@ -164,7 +169,7 @@ def test_every_field_refuses_a_value_of_another_type(adapter, example):
         {"completions": [completion(rewards={"x" * 201: 0.0})]},
         {"failures": ["x"] * 1001},
     ],
-    ids=str,
+    ids=short,
 )
 def test_a_group_out_of_bounds_is_refused(changes):
     with pytest.raises(ProtocolError):
@@ -192,7 +197,7 @@ def test_a_group_out_of_bounds_is_refused(changes):
         (wire.weights_reply, MANIFEST, {"tensors": [{**MANIFEST["tensors"][0], "dtype": "float64"}]}),
         (wire.weights_reply, MANIFEST, {"tensors": [{**MANIFEST["tensors"][0], "shape": [1] * 9}]}),
     ],
-    ids=str,
+    ids=short,
 )
 def test_what_is_out_of_bounds_is_refused(adapter, example, changes):
     with pytest.raises(ProtocolError):
@@ -251,7 +256,7 @@ BOMBS = {
     "a message and a half": msgpack.packb(BEAT) + b"\xc0",
     "a text that is no UTF-8": b"\xa2\xff\xfe",
     "a list as key": b"\x81\x90\xc0",
-    "a hundred thousand unknown fields": msgpack.packb({f"{i:06}": i for i in range(99_000)}),
+    "ten thousand unknown fields": msgpack.packb({f"{i:06}": i for i in range(10_000)}),
     "a field name of 4 MB": msgpack.packb({**BEAT, "x" * 4_000_000: 1}),
     "ten thousand wrong entries": msgpack.packb({**BEAT, "holding": ["x"] * 10_000}),
 }
