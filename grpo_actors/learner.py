@@ -157,6 +157,9 @@ class Learner:
             seed=config.run.seed,
             num_generations=config.rollout.num_generations,
             max_prompt_length=config.data.max_prompt_length,
+            max_new_tokens=config.rollout.max_new_tokens,
+            vocab_size=policy.architecture.get("vocab_size", 2**31),
+            rewards=frozenset(config.reward.functions),
             encode_chat=policy.encode_chat,
         )
         self._welcome = Welcome(
