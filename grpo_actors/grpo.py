@@ -6,6 +6,7 @@ Knows the policy, its reference and one batch of groups; refuses to know where t
 and where the weights go. The maths is `objective`'s, the gradient `policy.training`'s.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,10 +66,13 @@ class Grpo:
 
         statistics = first_statistics = None
         norm = rate = 0.0
+        # Of this update alone, so that a resumed run drops the same inputs (model.lora_dropout).
+        mx.random.seed((config.run.seed + self.version) % 2**64)
         for iteration in range(config.learner.num_iterations):
             statistics = None
             for arrays in batches:
-                statistics = add_statistics(statistics, self.training.accumulate(arrays))
+                with self._in_training():
+                    statistics = add_statistics(statistics, self.training.accumulate(arrays))
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
             norm, taken = self.training.step(rate)
@@ -92,6 +96,15 @@ class Grpo:
             "learner_tokens_per_s": packed.tokens * config.learner.num_iterations / seconds,
             "memory_gb": mx.get_peak_memory() / 1e9,
         }
+
+    @contextlib.contextmanager
+    def _in_training(self) -> Iterator[None]:
+        """Dropout on, and mlx-lm's kernels without a gradient replaced; off again for whoever samples."""
+        self.policy.model.train()
+        try:
+            yield
+        finally:
+            self.policy.model.eval()
 
     def _loss(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
         """The micro-batch's share of the update's loss, and its statistics."""

@@ -99,7 +99,7 @@ class Learner:
         checkpoint, self._complaints = newest_sound(self.run_dir)
         if checkpoint is not None:
             state = read_state(checkpoint)
-            restore(checkpoint, policy, self._grpo.training.optimizer)
+            restore(checkpoint, policy, self._grpo.training)
             self._grpo.version = self._last_saved = checkpoint.update
             self._grpo.skipped = state["skipped_steps"]
             self._cursor = Cursor(state["cursor"]["position"], tuple(state["cursor"]["set_aside"]))
@@ -251,7 +251,7 @@ class Learner:
             "skipped_steps": self._grpo.skipped,
         }
         checkpoint = write_checkpoint(
-            self.run_dir, self._grpo.version, self._grpo.policy, self._grpo.training.optimizer, state
+            self.run_dir, self._grpo.version, self._grpo.policy, self._grpo.training, state
         )
         self._last_saved = checkpoint.update
         self._exchange.record(

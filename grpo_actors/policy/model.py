@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx_lm.utils
 import numpy as np
 import xxhash
+from jinja2 import TemplateError
+from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
@@ -65,6 +66,7 @@ class Policy:
 
     @property
     def has_adapter(self) -> bool:
+        """Whether only a LoRA adapter trains."""
         return self.config.fine_tune_type == "lora"
 
     @cached_property
@@ -77,23 +79,28 @@ class Policy:
         return dict(tree_flatten(self.model.trainable_parameters()))
 
     def load_trainable(self, arrays: Mapping[str, mx.array]) -> None:
-        """Replace trainable arrays, all of them, checked by name and shape beforehand."""
+        """Replace trainable arrays: all of them, checked by name and shape beforehand, or none.
+
+        Raises:
+            ModelError: a name or a shape is another model's.
+        """
         if self._shapes.keys() != arrays.keys():
-            odd = next(iter(self._shapes.keys() ^ arrays.keys()))
+            odd = min(self._shapes.keys() ^ arrays.keys())
             raise ModelError(f"{self.name}: weights do not fit: {odd!r} is on one side only")
         for name, array in arrays.items():
             if array.shape != self._shapes[name]:
                 raise ModelError(f"{self.name}: {name} has shape {self._shapes[name]}, got {array.shape}")
         modules = dict(self.model.named_modules())
+        held = dict(tree_flatten(self.model.parameters()))
         updates: list[tuple[str, mx.array]] = []
         for name, array in arrays.items():
             owner, _, leaf = name.rpartition(".")
-            module = modules[owner]
-            if leaf == "weight" and isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            if leaf == "weight" and f"{owner}.scales" in held:
+                module = modules[owner]
                 packed = mx.quantize(array, group_size=module.group_size, bits=module.bits)
                 updates += zip((name, f"{owner}.scales", f"{owner}.biases"), packed, strict=True)
             else:
-                updates.append((name, array.astype(module[leaf].dtype)))
+                updates.append((name, array.astype(held[name].dtype)))
         self.model.update(tree_unflatten(updates))
 
     @cached_property
@@ -128,15 +135,29 @@ class Policy:
                 module.scale = scale
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant's turn begins."""
+        """Token ids of a conversation, up to where the assistant's turn begins.
+
+        Raises:
+            ModelError: there is no chat template, or it refuses these turns.
+        """
         if self.tokenizer.chat_template is None:
             raise ModelError(
                 f"{self.name}: its tokenizer has no chat template; use an instruction-tuned model, "
                 "or add chat_template to its tokenizer_config.json"
             )
-        ids: list[int] = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        try:
+            ids: list[int] = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ModelError(
+                f"{self.name}: its chat template refuses the turns {roles} ({error}); "
+                'if it knows no system turn, set data.system_prompt = ""'
+            ) from error
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -149,10 +170,10 @@ class Policy:
     def ends_with_stop(self, tokens: list[int], stop: Sequence[str]) -> bool:
         """Whether the last token completes one of the stop strings.
 
-        Only the tail is decoded: a stop string of n characters ends within the last n + 4 tokens
-        (a token may hold part of a character).
+        Only the tail is decoded. A token holds at least one byte, so that a stop string of n bytes lies in
+        the last n tokens; a few more, because a cut-off character at their start decodes to something else.
         """
-        tail = self.decode(tokens[-(max(map(len, stop)) + 4) :])
+        tail = self.decode(tokens[-(max(len(text.encode()) for text in stop) + 4) :])
         return any(text in tail for text in stop)
 
     @cached_property
@@ -209,7 +230,8 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
 
     Raises:
         ModelError: unusable folder, or the hub could not be reached.
-        ConfigError: an adapter setting that fits no layer of this model.
+        ConfigError: an adapter setting that fits no layer of this model, or all weights are to be trained
+            and they are quantised.
     """
     location = locate(config.model_name)
     try:
@@ -221,13 +243,19 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
             trust_remote_code=config.trust_remote_code,
         )
         source = mlx_lm.utils._download(str(location))  # noqa: SLF001 - the one way to a hub model's folder
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        # TypeError: a setting is missing in config.json. RuntimeError: mlx cannot read a weights file.
         raise ModelError(f"model.model_name: {config.model_name!r} cannot be loaded: {_first_line(error)}") from error
     wanted = resolve_dtype(dtype or config.dtype, architecture)
     model.set_dtype(wanted)
     policy = Policy(config.model_name, model, tokenizer, architecture, Path(source), config)
     if config.fine_tune_type == "lora":
         _add_adapter(policy, seed)
+    elif "quantization" in architecture:
+        raise ConfigError(
+            f"model.fine_tune_type: {config.model_name} has quantised weights, which cannot be trained; "
+            "use fine_tune_type = lora, or the model it was made from"
+        )
     else:
         model.unfreeze()
     model.eval()
