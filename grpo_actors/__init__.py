@@ -1,7 +1,11 @@
 """GRPO training of language models on MLX, as actors.
 
-Importing this package costs nothing: the back end (``mlx``) is first touched by
-``grpo_actors.policy`` and ``grpo_actors.objective``.
+Importing the package loads no MLX; on a Linux CPU it puts a fast BLAS into the process, which must be
+there before anything else imports ``mlx.core`` (`backend`).
 """
 
+from grpo_actors.backend import load_fast_blas
+
 __version__ = "0.1.0"
+
+load_fast_blas()

@@ -2,8 +2,8 @@
 
 MLX's Linux CPU wheel is linked to a reference BLAS: 2 to 6 GFLOP/s in float32 on two cores. An
 OpenBLAS whose symbols are already in the process when ``libmlx.so`` is loaded takes its place:
-160 to 200 GFLOP/s, with no change to MLX. ``grpo_actors.policy`` and ``grpo_actors.objective``
-call `load_fast_blas` as their first statement, so that no import order can miss it.
+160 to 200 GFLOP/s, with no change to MLX. Importing the package calls `load_fast_blas`, so that no
+order of imports within it can miss the moment.
 """
 
 import ctypes
@@ -20,11 +20,14 @@ def load_fast_blas() -> None:
     The number of threads is the environment's ``OPENBLAS_NUM_THREADS``, read when the library loads:
     the supervisor sets it for each process.
     """
-    if sys.platform != "linux" or "mlx.core" in sys.modules:
+    if sys.platform != "linux":
         return
     home = _package_folder("ngsolve_openblas")
     mlx_libraries = _package_folder("mlx_cpu.libs")
     if home is None or mlx_libraries is None:
+        return
+    if "mlx.core" in sys.modules:
+        _warn("mlx.core was imported before grpo_actors; import grpo_actors first")
         return
     library = next(home.glob("libopenblas*.so"))
     try:
@@ -34,12 +37,15 @@ def load_fast_blas() -> None:
         try:
             ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
         except OSError as error:
-            warnings.warn(
-                f"OpenBLAS could not be loaded, so MLX runs about 80 times slower on this CPU: {error}; "
-                "install your system's libgfortran5 package",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            _warn(f"{error}; install your system's libgfortran5 package")
+
+
+def _warn(why: str) -> None:
+    warnings.warn(
+        f"no OpenBLAS in this process, so MLX runs about 80 times slower on this CPU: {why}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _lend_fortran_runtime(home: Path, mlx_libraries: Path) -> None:

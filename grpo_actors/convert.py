@@ -7,12 +7,12 @@ fills an empty folder and returns one line about itself. Exit code 2 and one lin
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from grpo_actors.errors import GrpoActorsError, ModelError
+from grpo_actors.command import run_command
+from grpo_actors.errors import ModelError
 
 #: Fills the folder, returns the summary's line about the source.
 Source = Callable[[argparse.Namespace, Path], str]
@@ -30,11 +30,17 @@ def parser() -> argparse.ArgumentParser:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--gguf", type=Path, metavar="FILE", help="a GGUF file (llama or qwen2)")
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
-    command.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
+    command.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace DIR if it is a model folder")
     command.add_argument("--prompt", default=PROMPT, metavar="TEXT", help=f"what to ask (default: {PROMPT})")
     command.add_argument(
-        "--sample-tokens", type=int, default=32, metavar="N", help="length of the answer; 0 leaves it out (default: 32)"
+        "--sample-tokens",
+        type=int,
+        default=32,
+        metavar="N",
+        help="length of the answer; 0 leaves it out (default: 32)",
     )
     return command
 
@@ -75,13 +81,12 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     _refuse_occupied(target, overwrite=overwrite)
     draft = target.with_name(target.name + ".tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft.mkdir()
-    except FileExistsError:
+    if draft.exists():
         raise ModelError(
             f"{draft}: another conversion is writing it, or one was killed; delete it if none is running"
-        ) from None
+        )
+    try:
+        draft.mkdir(parents=True)
     except OSError as error:
         raise ModelError(f"{draft}: cannot be made: {error.strerror}; choose another --output") from None
     try:
@@ -105,20 +110,23 @@ def _refuse_occupied(target: Path, *, overwrite: bool) -> None:
         raise ModelError(f"{target}: the folder is not empty; add --overwrite or choose another --output")
     if not (target / "config.json").is_file():
         # A slip of the hand must not delete somebody's home.
-        raise ModelError(f"{target}: --overwrite replaces model folders only, and this one has no config.json")
+        raise ModelError(
+            f"{target}: --overwrite replaces model folders only, and this one has no config.json"
+        )
 
 
 def _publish(draft: Path, target: Path) -> None:
-    """Put `draft` in the place of `target`; at no time is there neither the old folder nor the new one."""
-    if not target.exists():
-        draft.rename(target)
-        return
-    if not any(target.iterdir()):
+    """Put `draft` in the place of `target`; the old folder is deleted when the new one has its name."""
+    if not target.exists() or not any(target.iterdir()):
         draft.replace(target)
         return
     old = target.with_name(target.name + ".old")
     target.rename(old)
-    draft.rename(target)
+    try:
+        draft.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
     shutil.rmtree(old)
 
 
@@ -139,17 +147,15 @@ def _megabytes(count: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
+    """Run the tool; returns the exit code, or raises ModelError for `run_command` to print."""
     options = parser().parse_args(arguments)
     # transformers otherwise remarks that PyTorch is absent, which is how it is meant to be.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        print(convert(options))
-    except GrpoActorsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    # Decoding one token is bound by memory: on a busy CPU, waiting for a second thread costs a factor of five.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    print(convert(options))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

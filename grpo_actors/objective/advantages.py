@@ -145,7 +145,7 @@ def _with_penalty(rewards: Array, penalty: Array, valid: Array) -> Array:
     penalty = np.asarray(penalty, np.float64)
     if penalty.shape != valid.shape:
         raise ValueError(f"a penalty must be [G] = {valid.shape}, got {penalty.shape}")
-    return np.column_stack([rewards, np.where(valid, penalty, np.nan)])
+    return np.column_stack([rewards, penalty])
 
 
 def _scattered(values: Array, totals: Array, valid: Array) -> Advantages:

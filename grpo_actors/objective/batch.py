@@ -107,11 +107,10 @@ def pack(
     Raises:
         ValueError: A completion's ids and log-probs differ in number, or its prompt is empty.
     """
-    for i, c in enumerate(completions):
-        _check(i, c)
-    active = [c.valid and not (mask_truncated and c.truncated) for c in completions]
+    _check(completions)
+    masked = [not c.valid or (mask_truncated and c.truncated) for c in completions]
     lengths = np.array(
-        [len(c.completion_ids) if a else 0 for c, a in zip(completions, active, strict=True)], np.int64
+        [0 if m else len(c.completion_ids) for c, m in zip(completions, masked, strict=True)], int
     )
     weights = token_weights(aggregation, lengths, max_new_tokens=max_new_tokens)
     kept = [
@@ -120,13 +119,11 @@ def pack(
         if lengths[i] and not (skip_zero_advantage and c.advantage == 0.0)
     ]
     kept.sort(key=lambda i: (-len(completions[i].prompt_ids) - lengths[i], -lengths[i], i))
-    micro_batches = []
-    for first in range(0, len(kept), rows):
-        chosen = kept[first : first + rows]
-        shape = _shape(
-            [completions[i] for i in chosen], rows, row_multiple, token_multiple, completion_multiple
-        )
-        micro_batches.append(_micro_batch(completions, chosen, weights, shape))
+    multiples = (row_multiple, token_multiple, completion_multiple)
+    runs = [kept[first : first + rows] for first in range(0, len(kept), rows)]
+    micro_batches = [
+        _micro_batch(completions, run, weights, _shape(completions, run, rows, multiples)) for run in runs
+    ]
     places = sum(m.tokens.size for m in micro_batches)
     filled = sum(len(completions[i].prompt_ids) + int(lengths[i]) for i in kept)
     return Update(
@@ -139,25 +136,24 @@ def pack(
     )
 
 
-def _check(i: int, c: Completion) -> None:
-    if len(c.prompt_ids) == 0:
-        raise ValueError(f"completion {i}: the prompt must have a token, got none")
-    if len(c.completion_ids) != len(c.behaviour_logprobs):
-        raise ValueError(
-            f"completion {i}: every token needs one behaviour log-prob, "
-            f"got {len(c.completion_ids)} tokens and {len(c.behaviour_logprobs)} log-probs"
-        )
+def _check(completions: Sequence[Completion]) -> None:
+    for i, c in enumerate(completions):
+        if len(c.prompt_ids) == 0:
+            raise ValueError(f"completion {i}: the prompt must have a token, got none")
+        if len(c.completion_ids) != len(c.behaviour_logprobs):
+            raise ValueError(
+                f"completion {i}: every token needs one behaviour log-prob, "
+                f"got {len(c.completion_ids)} tokens and {len(c.behaviour_logprobs)} log-probs"
+            )
 
 
 def _shape(
-    chosen: Sequence[Completion], rows: int, row_multiple: int, token_multiple: int, completion_multiple: int
+    completions: Sequence[Completion], chosen: Sequence[int], rows: int, multiples: tuple[int, int, int]
 ) -> tuple[int, int, int]:
     """(N, T, C) that hold the chosen, padded up."""
-    return (
-        min(_ceil(len(chosen), row_multiple), rows),
-        _ceil(max(len(c.prompt_ids) + len(c.completion_ids) for c in chosen), token_multiple),
-        _ceil(max(len(c.completion_ids) for c in chosen), completion_multiple),
-    )
+    C = max(len(completions[i].completion_ids) for i in chosen)
+    T = max(len(completions[i].prompt_ids) + len(completions[i].completion_ids) for i in chosen)
+    return (min(_ceil(len(chosen), multiples[0]), rows), _ceil(T, multiples[1]), _ceil(C, multiples[2]))
 
 
 def _micro_batch(

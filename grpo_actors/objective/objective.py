@@ -6,7 +6,7 @@ takes the gradient. Pure, and so composable under `mx.compile` and `mx.value_and
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -153,28 +153,18 @@ def objective_loss(
     logprobs = _active(mask, logprobs)
     behaviour = mx.stop_gradient(_active(mask, batch["behaviour_logprobs"]))
     old = behaviour if old_logprobs is None else mx.stop_gradient(_active(mask, old_logprobs))
+    reference = None if reference_logprobs is None else _active(mask, reference_logprobs)
 
     row = LOSSES[objective.loss]
-    anchor = behaviour if objective.ratio == "recorded" else old
-    log_ratio = LOG_RATIOS[row.ratio](logprobs, anchor, mask)
+    log_ratio = LOG_RATIOS[row.ratio](logprobs, behaviour if objective.ratio == "recorded" else old, mask)
     inputs = {**objective.numbers, "logprobs": logprobs}
     L = row.function(log_ratio, batch["advantages"], **_pick(row.function, inputs))
-    cut = kl = None
     if entropy_mask is not None:
         L = mx.where(entropy_mask, L, 0.0)
-    if objective.correction != "none":
-        bounds = {"floor": objective.correction_floor, "cap": objective.correction_cap}
-        w, cut = correction_weights(objective.correction, old, behaviour, mask, **bounds)
-        L = w * L
-    if reference_logprobs is not None:
-        kl = token_kl(objective.kl_estimator, logprobs, _active(mask, reference_logprobs))
-        L = L + objective.kl_coeff * kl
-    if entropies is not None:
-        entropies = _active(mask, entropies)
-        L = L - objective.entropy_coeff * entropies
+    L, cut = _corrected(L, objective, old, behaviour, mask)
+    L, kl = _with_terms(L, objective, logprobs, reference, entropies)
     loss = (weights * mx.where(mask, L, 0.0)).sum()
-
-    statistics = token_statistics(
+    return loss, token_statistics(
         loss=loss,
         mask=mask,
         ratio=exp_clamped(log_ratio),
@@ -185,20 +175,47 @@ def objective_loss(
         cut=cut,
         entropies=entropies,
     )
-    return loss, statistics
 
 
-_MENUS: dict[str, tuple[str, ...]] = {
-    "advantage": tuple(ADVANTAGES),
-    "loss": tuple(LOSSES),
-    "aggregation": tuple(AGGREGATIONS),
-    "kl_estimator": tuple(KL_ESTIMATORS),
+def _corrected(
+    L: mx.array, objective: Objective, old: mx.array, behaviour: mx.array, mask: mx.array
+) -> tuple[mx.array, mx.array | None]:
+    """L_t times the correction's weight, and where that was cut."""
+    if objective.correction == "none":
+        return L, None
+    bounds = {"floor": objective.correction_floor, "cap": objective.correction_cap}
+    w, cut = correction_weights(objective.correction, old, behaviour, mask, **bounds)
+    return w * L, cut
+
+
+def _with_terms(
+    L: mx.array,
+    objective: Objective,
+    logprobs: mx.array,
+    reference: mx.array | None,
+    entropies: mx.array | None,
+) -> tuple[mx.array, mx.array | None]:
+    """L_t + β KL_t − c H_t, and KL_t. A term whose coefficient is 0 is not added: no gradient flows there."""
+    kl = None if reference is None else token_kl(objective.kl_estimator, logprobs, reference)
+    if kl is not None and objective.kl_coeff != 0:
+        L = L + objective.kl_coeff * kl
+    if entropies is not None and objective.entropy_coeff != 0:
+        L = L - objective.entropy_coeff * entropies
+    return L, kl
+
+
+# The tables themselves, so that a row added by a user's module is on the menu.
+_MENUS: dict[str, Collection[str]] = {
+    "advantage": ADVANTAGES,
+    "loss": LOSSES,
+    "aggregation": AGGREGATIONS,
+    "kl_estimator": KL_ESTIMATORS,
     "ratio": ("recorded", "recomputed"),
     "correction": ("none", *CORRECTIONS),
 }
 
 
-def _check_name(key: str, value: str, menu: Iterable[str]) -> None:
+def _check_name(key: str, value: str, menu: Collection[str]) -> None:
     if value in menu:
         return
     nearest = get_close_matches(str(value), menu, n=1)

@@ -1,3 +1,1 @@
-from grpo_actors.backend import load_fast_blas
-
-load_fast_blas()
+"""Models: load, sample, score, train, save. The only place that knows mlx.nn and mlx_lm; no sockets."""

@@ -15,7 +15,9 @@ from tokenizers import Tokenizer
 from grpo_actors.errors import ModelError
 
 #: Letters of four scripts, digits, code and blank runs: where two tokenizers differ, one of these shows it.
-PROBE = "Héllo, wörld! 12345 + 0.50\n\n\tdef f(x):\n    return x**2  # naïve — 你好 🙂 It's DON'T  \r\n e\u0301"
+PROBE = (
+    "Héllo, wörld! 12345 + 0.50\n\n\tdef f(x):\n    return x**2  # naïve — 你好 🙂 It's DON'T  \r\n e\u0301"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def speak(folder: Path, prompt: str, max_tokens: int) -> Trial:
     _compare_tokenizers(folder, tokenizer)
     encoded: str | list[int] = prompt
     if tokenizer.has_chat_template:
-        encoded = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        encoded = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True
+        )
     answer, last, began = "", None, time.perf_counter()
     for last in mlx_lm.stream_generate(model, tokenizer, encoded, max_tokens=max_tokens):
         answer += last.text
@@ -63,7 +67,7 @@ def speak(folder: Path, prompt: str, max_tokens: int) -> Trial:
 
 
 def _compare_tokenizers(folder: Path, tokenizer: mlx_lm.tokenizer_utils.TokenizerWrapper) -> None:
-    """transformers chooses a class by the model's type, and some classes ignore parts of tokenizer.json."""
+    """Refuse a folder that transformers reads otherwise: it picks a class by model type, and some ignore tokenizer.json's rules."""
     written = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROBE).ids
     loaded = tokenizer.encode(PROBE)
     if list(loaded) != written:

@@ -13,7 +13,7 @@ from grpo_actors.policy.gguf import rope
 from grpo_actors.policy.gguf.families import FAMILIES, HEAD, LAYER, OUTER, Floats, Place, Sizes
 from grpo_actors.policy.gguf.reader import GgufFile
 
-T = TypeVar("T", str, int, float, bool)
+T = TypeVar("T")
 
 
 class Slot(NamedTuple):
@@ -51,15 +51,19 @@ class Architecture:
 
     def slots(self) -> list[Slot]:
         """Every tensor to convert, in the order of the forward pass; checks names and shapes."""
-        slots = list(self._expected())
-        for slot in slots:
+        slots = []
+        # Checked one by one: a damaged layer count ends at the first layer that is not there.
+        for slot in self._expected():
             info = self.gguf.tensors.get(slot.stored)
             if info is None:
-                raise ModelError(f"{self.gguf.path}: tensor {slot.stored} is missing; the file is not a whole model")
+                raise ModelError(
+                    f"{self.gguf.path}: tensor {slot.stored} is missing; the file is not a whole model"
+                )
             if info.shape != slot.shape:
                 raise ModelError(
                     f"{self.gguf.path}: tensor {slot.stored} must have shape {slot.shape}, got {info.shape}"
                 )
+            slots.append(slot)
         spare = self.gguf.tensors.keys() - {slot.stored for slot in slots} - {rope.FACTORS}
         if spare:
             raise ModelError(
@@ -98,10 +102,10 @@ class Architecture:
     def _expected(self) -> Iterator[Slot]:
         for stored, place in OUTER.items():
             yield self._slot(stored, stored, place, "")
-        layer = LAYER | self.family.required
+        layer = {**LAYER, **self.family.required}
         for flag, places in self.family.optional.items():
             if self.flags[flag]:
-                layer = layer | places
+                layer.update(places)
         for index in range(self.sizes.layers):
             for stored, place in layer.items():
                 yield self._slot(stored, f"blk.{index}.{stored}", place, f"model.layers.{index}.")
@@ -111,7 +115,7 @@ class Architecture:
 
     def _slot(self, kind: str, stored: str, place: Place, prefix: str) -> Slot:
         change = self.family.undo.get(kind)
-        undo = None if change is None else partial(change, sizes=self.sizes)
+        undo = None if change is None else partial(change, self.sizes)
         return Slot(stored, prefix + place.name, tuple(self.sizes.axes[axis] for axis in place.axes), undo)
 
     def _value(self, key: str, kind: type[T], default: T | None = None) -> T:
@@ -123,13 +127,20 @@ class Architecture:
             raise ModelError(f"{self.gguf.path}: {heads} heads over {hidden} features make no attention")
         embedding = self.gguf.tensors.get("token_embd.weight")
         if embedding is None:
-            raise ModelError(f"{self.gguf.path}: tensor token_embd.weight is missing; the file is not a whole model")
+            raise ModelError(
+                f"{self.gguf.path}: tensor token_embd.weight is missing; the file is not a whole model"
+            )
+        kv_heads = self._value("attention.head_count_kv", int, heads)
+        if kv_heads < 1 or heads % kv_heads:
+            raise ModelError(
+                f"{self.gguf.path}: {kv_heads} key-value heads do not divide {heads} query heads"
+            )
         return Sizes(
             layers=self._value("block_count", int),
             hidden=hidden,
             inner=self._value("feed_forward_length", int),
             heads=heads,
-            kv_heads=self._value("attention.head_count_kv", int, heads),
+            kv_heads=kv_heads,
             head_dim=self._value("attention.key_length", int, hidden // heads),
             vocab=embedding.shape[0],
         )
@@ -138,10 +149,14 @@ class Architecture:
         """Models that carry a known architecture's name and are something else."""
         sizes, path = self.sizes, self.gguf.path
         if self.gguf.value("split.count", int, 1) > 1:
-            raise ModelError(f"{path}: this is one part of a split file; join the parts with llama-gguf-split --merge")
+            raise ModelError(
+                f"{path}: this is one part of a split file; join the parts with llama-gguf-split --merge"
+            )
         experts = self._value("expert_count", int, 0)
         if experts:
-            raise ModelError(f"{path}: {self.name} with {experts} experts is not supported; take a dense model")
+            raise ModelError(
+                f"{path}: {self.name} with {experts} experts is not supported; take a dense model"
+            )
         rotated = self._value("rope.dimension_count", int, sizes.head_dim)
         value_dim = self._value("attention.value_length", int, sizes.head_dim)
         if rotated != sizes.head_dim or value_dim != sizes.head_dim or sizes.head_dim % 2:

@@ -40,7 +40,9 @@ class Splitter:
 
     def steps(self) -> PreTokenizer:
         """The rule as a pre-tokenizer whose pieces are in GPT-2's byte letters."""
-        steps: list[PreTokenizer] = [pre_tokenizers.Digits(individual_digits=True)] if self.digits_alone else []
+        steps: list[PreTokenizer] = (
+            [pre_tokenizers.Digits(individual_digits=True)] if self.digits_alone else []
+        )
         if self.digits is not None:
             steps.append(pre_tokenizers.Split(Regex(WORDS.format(digits=self.digits)), "isolated"))
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.digits is None))

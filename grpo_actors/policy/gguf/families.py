@@ -69,7 +69,7 @@ class Family:
     #: Config flag to the layer tensors that exist exactly when it is true.
     optional: Mapping[str, Mapping[str, Place]] = field(default_factory=dict)
     #: Stored name to the change that the GGUF writer made, undone.
-    undo: Mapping[str, Callable[[Floats, Sizes], Floats]] = field(default_factory=dict)
+    undo: Mapping[str, Callable[[Sizes, Floats], Floats]] = field(default_factory=dict)
     #: mlx-lm and transformers take head_dim from the config; otherwise it is hidden / heads.
     has_head_dim: bool = False
 
@@ -103,11 +103,11 @@ MLP_BIAS = {
 }
 
 
-def _query_rows(rows: Floats, sizes: Sizes) -> Floats:
+def _query_rows(sizes: Sizes, rows: Floats) -> Floats:
     return split_rotary_halves(rows, sizes.heads)
 
 
-def _key_rows(rows: Floats, sizes: Sizes) -> Floats:
+def _key_rows(sizes: Sizes, rows: Floats) -> Floats:
     return split_rotary_halves(rows, sizes.kv_heads)
 
 

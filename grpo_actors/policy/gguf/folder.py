@@ -60,7 +60,9 @@ def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ModelError(f"{folder}: the weights take {needed:,} bytes, the disk has {free:,} free; choose another disk")
+        raise ModelError(
+            f"{folder}: the weights take {needed:,} bytes, the disk has {free:,} free; choose another disk"
+        )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

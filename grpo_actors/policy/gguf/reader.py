@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from grpo_actors.errors import ModelError
 from grpo_actors.policy.gguf import blocks
 
 Value = str | int | float | bool | list["Value"]
-T = TypeVar("T", str, int, float, bool, list[Value])
+T = TypeVar("T")
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -77,13 +77,13 @@ class GgufFile:
 
     def value(self, key: str, kind: type[T], default: T | None = None) -> T:
         """Metadata entry `key`, which must be of type `kind`; an absent one is `default` or an error."""
-        found = self.metadata.get(key, default)
+        found: Any = self.metadata.get(key, default)
         if found is None:
             raise ModelError(f"{self.path}: metadata key {key} is missing; the file is not a whole model")
         if kind is float and type(found) is int:
             found = float(found)
-        if type(found) is not kind:
-            raise ModelError(f"{self.path}: {key} must be of type {kind.__name__}, got {found!r:.60}")
+        if type(found) is not kind or (isinstance(found, float) and not math.isfinite(found)):
+            raise ModelError(f"{self.path}: {key} must be a usable {kind.__name__}, got {found!r:.60}")
         return found
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
@@ -143,7 +143,7 @@ class _Cursor:
         if type_number in SCALARS:
             letter = SCALARS[type_number]
             (scalar,) = struct.unpack("<" + letter, self.take(struct.calcsize(letter)))
-            return _shortest(scalar) if letter == "f" else scalar  # type: ignore[no-any-return]
+            return _shortest(scalar) if letter == "f" else scalar
         raise ModelError(f"{self.path}: unknown metadata type {type_number}; the header is damaged")
 
     def _array(self, nesting: int) -> list[Value]:
@@ -182,7 +182,9 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
 def _read_tensor_info(cursor: _Cursor) -> TensorInfo:
     name, dimensions = cursor.string(), cursor.number("I")
     if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise ModelError(f"{cursor.path}: tensor {name:.60} claims {dimensions} dimensions; the header is damaged")
+        raise ModelError(
+            f"{cursor.path}: tensor {name:.60} claims {dimensions} dimensions; the header is damaged"
+        )
     shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
     return TensorInfo(name, shape, cursor.number("I"), cursor.number("Q"))
 

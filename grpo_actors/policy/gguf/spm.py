@@ -52,4 +52,6 @@ def _refuse_normalisation(gguf: GgufFile) -> None:
     """Rules on the text itself that Llama's own tokenizers do not have and this module does not apply."""
     squeezes = gguf.value(PREFIX + "remove_extra_whitespaces", bool, False)
     if squeezes or PREFIX + "precompiled_charsmap" in gguf.metadata:
-        raise ModelError(f"{gguf.path}: its SentencePiece tokenizer rewrites the text first, which is not supported")
+        raise ModelError(
+            f"{gguf.path}: its SentencePiece tokenizer rewrites the text first, which is not supported"
+        )

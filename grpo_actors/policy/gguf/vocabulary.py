@@ -67,7 +67,9 @@ def read(gguf: GgufFile, vocab_size: int) -> Vocabulary:
     texts = _strings(gguf, PREFIX + "tokens")
     kinds = _kinds(gguf, len(texts))
     if len(texts) > vocab_size:
-        raise ModelError(f"{gguf.path}: {len(texts)} tokens do not fit {vocab_size} embedding rows; the file is damaged")
+        raise ModelError(
+            f"{gguf.path}: {len(texts)} tokens do not fit {vocab_size} embedding rows; the file is damaged"
+        )
     # Fillers that pad the list up to the embedding's rows have no text of their own.
     while kinds and kinds[-1] is Kind.UNUSED:
         kinds.pop()
@@ -75,7 +77,9 @@ def read(gguf: GgufFile, vocab_size: int) -> Vocabulary:
     ids = {text: index for index, text in enumerate(texts)}
     if len(ids) != len(texts):
         double = next(text for index, text in enumerate(texts) if ids[text] != index)
-        raise ModelError(f"{gguf.path}: token {double!r} stands twice in the token list; its id is not certain")
+        raise ModelError(
+            f"{gguf.path}: token {double!r} stands twice in the token list; its id is not certain"
+        )
     return Vocabulary(texts, kinds, ids, _roles(gguf, len(texts)))
 
 
@@ -104,7 +108,9 @@ def _roles(gguf: GgufFile, count: int) -> dict[str, int]:
                 raise ModelError(f"{gguf.path}: {key} must be below {count}, got {token}")
             roles[name] = token
     if "eos" not in roles:
-        raise ModelError(f"{gguf.path}: metadata key {PREFIX}eos_token_id is missing; answers would never end")
+        raise ModelError(
+            f"{gguf.path}: metadata key {PREFIX}eos_token_id is missing; answers would never end"
+        )
     return roles
 
 
@@ -124,5 +130,7 @@ def scores(gguf: GgufFile, vocabulary: Vocabulary) -> list[float]:
     values = gguf.value(PREFIX + "scores", list)[: len(vocabulary.texts)]
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     if len(numbers) != len(vocabulary.texts):
-        raise ModelError(f"{gguf.path}: {PREFIX}scores must give each of {len(vocabulary.texts)} tokens a score")
+        raise ModelError(
+            f"{gguf.path}: {PREFIX}scores must give each of {len(vocabulary.texts)} tokens a score"
+        )
     return numbers

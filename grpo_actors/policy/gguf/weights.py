@@ -1,6 +1,7 @@
 """Decoded tensors to safetensors, one shard in memory at a time."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,19 +43,19 @@ def save(gguf: GgufFile, slots: list[Slot], folder: Path, dtype: str, shard_byte
 def _shards(slots: list[Slot], dtype: str, shard_bytes: int) -> Iterator[list[Slot]]:
     """Consecutive runs of at most `shard_bytes`; a tensor larger than that is a shard of its own."""
     run: list[Slot] = []
+    held = 0
     for slot in slots:
-        if run and total_bytes([*run, slot], dtype) > shard_bytes:
+        size = _slot_bytes(slot, dtype)
+        if run and held + size > shard_bytes:
             yield run
-            run = []
+            run, held = [], 0
         run.append(slot)
+        held += size
     yield run
 
 
 def _slot_bytes(slot: Slot, dtype: str) -> int:
-    size = DTYPES[dtype].size
-    for length in slot.shape:
-        size *= length
-    return size
+    return math.prod(slot.shape) * DTYPES[dtype].size
 
 
 def _weight(gguf: GgufFile, slot: Slot, dtype: str) -> mx.array:

@@ -1,0 +1,50 @@
+# Everything a newcomer or CI types. `make quickstart` and `make test` need nothing but Python 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The back end: Metal comes with mlx itself; on Linux one of two wheels, never both (they own the same files).
+ifeq ($(shell uname -s),Darwin)
+BACKEND :=
+else ifneq ($(wildcard /proc/driver/nvidia/version),)
+BACKEND := cuda13,
+else
+BACKEND := cpu,
+endif
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: quickstart test test-slow lint bench clean
+
+quickstart: $(VENV)/.run
+	rm -rf outputs/quickstart
+	$(BIN)/python launch.py --config quickstart.toml
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.run
+	$(BIN)/python -m grpo_actors.bench
+
+clean:
+	rm -rf $(VENV)
+
+# A stamp for each set of extras; made anew when pyproject.toml changes.
+$(VENV)/.run: pyproject.toml
+	$(call install,$(BACKEND)gguf)
+$(VENV)/.test: pyproject.toml
+	$(call install,$(BACKEND)gguf,test,lint)
+
+comma := ,
+define install
+	$(if $(UV),uv venv --quiet --allow-existing --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+	$(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet) -e ".[$(1)$(if $(2),$(comma)$(2))$(if $(3),$(comma)$(3))]"
+	touch $@
+endef

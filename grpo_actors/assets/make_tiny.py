@@ -1,0 +1,252 @@
+"""Make the embedded default model from nothing: `python -m grpo_actors.assets.make_tiny --output DIR`.
+
+A Llama of 0.7 M parameters, small enough to ship (1.4 MB) and to train with GRPO on two CPU cores. Its
+supervised start has two stages, because word problems alone do not teach a model of this size to add:
+first mostly bare equations, then mostly whole problems as the careless teacher answers them. The loss
+looks only at what the model shall produce: digits after ``=``, or the completion.
+
+Same seed, same machine and same number of BLAS threads: the same model. Ten minutes or so.
+"""
+
+import argparse
+import json
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpo_actors.policy  # noqa: F401  # loads the fast BLAS, so it stands before mlx
+
+import mlx.core as mx  # isort: skip
+import mlx.optimizers as optim
+import numpy as np
+from mlx import nn
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm import batch_generate, load
+from mlx_lm.models import llama
+from mlx_lm.sample_utils import make_sampler
+from tokenizers import Tokenizer
+
+from grpo_actors.assets.teacher import Teacher
+from grpo_actors.assets.tokenizer import END, PAD, VOCABULARY_SIZE, save_tokenizer, train_tokenizer
+from grpo_actors.tasks.arithmetic import KINDS, Arithmetic
+
+#: Longest question (29 tokens) plus longest completion (30), rounded up: one shape, compiled once.
+SEQUENCE_TOKENS = 60
+#: The longest right completion is 28 tokens; the rest is room for a second thought.
+COMPLETION_TOKENS = 40
+#: Share of rows given to bare equations in the first stage, and in the second.
+EQUATION_SHARES = (0.75, 0.25)
+#: Share of the steps that the first stage gets.
+FIRST_STAGE = 0.48
+WARMUP_STEPS = 20
+#: What the teacher writes where it breaks no format.
+FORMAT = re.compile(r"<reasoning>[^<]*</reasoning><answer>[^<]*</answer>")
+
+#: Step number -> learning rate, both scalars.
+Schedule = Callable[[mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the supervised start can be told."""
+
+    steps: int = 1000
+    batch_size: int = 64
+    muon_learning_rate: float = 0.02
+    adam_learning_rate: float = 3e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows for one step: token ids, and which of them the loss looks at; both [rows, tokens]."""
+
+    tokens: mx.array
+    learned: mx.array
+
+
+def architecture(tokenizer: Tokenizer) -> dict[str, Any]:
+    """`config.json`. Narrow feed-forward and vocabulary: on a CPU, MLX's exp costs more than its matmul."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 256,
+        "vocab_size": VOCABULARY_SIZE,
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.token_to_id(END),
+        "pad_token_id": tokenizer.token_to_id(PAD),
+    }
+
+
+class Rows:
+    """Turns what the teacher says into batches."""
+
+    def __init__(self, teacher: Teacher, tokenizer: Tokenizer, seed: int) -> None:
+        self._teacher = teacher
+        self._tokenizer = tokenizer
+        self._rng = random.Random(f"rows/{seed}")
+        self._pad = tokenizer.token_to_id(PAD)
+        self._equals = tokenizer.token_to_id("=")
+
+    def batch(self, size: int, equation_share: float) -> Batch:
+        """`size` rows, padded to SEQUENCE_TOKENS."""
+        tokens = np.full((size, SEQUENCE_TOKENS), self._pad, dtype=np.int32)
+        learned = np.zeros((size, SEQUENCE_TOKENS), dtype=np.float32)
+        for row in range(size):
+            ids, looked_at = self._equations() if self._rng.random() < equation_share else self._lesson()
+            tokens[row, : len(ids)] = ids
+            learned[row, : len(ids)] = looked_at
+        return Batch(mx.array(tokens), mx.array(learned))
+
+    def _lesson(self) -> tuple[list[int], list[bool]]:
+        lesson = self._teacher.lesson()
+        prompt = self._tokenizer.encode(f"<|user|>{lesson.question}{END}<|assistant|>").ids
+        completion = self._tokenizer.encode(lesson.completion + END).ids
+        return prompt + completion, [False] * len(prompt) + [True] * len(completion)
+
+    def _equations(self) -> tuple[list[int], list[bool]]:
+        """As many equations as fit; learned is what follows ``=`` up to and with the full stop."""
+        encoding = self._tokenizer.encode(self._teacher.equations(SEQUENCE_TOKENS // 6))
+        looked_at, inside = [], False
+        for token, text in zip(encoding.ids, encoding.tokens, strict=True):
+            looked_at.append(inside)
+            inside = token == self._equals or (inside and not text.startswith("."))
+        return encoding.ids[:SEQUENCE_TOKENS], looked_at[:SEQUENCE_TOKENS]
+
+
+def next_token_loss(model: nn.Module, batch_tokens: mx.array, learned: mx.array) -> mx.array:
+    """Mean negative log-likelihood over the learned tokens, in nats."""
+    logits = model(batch_tokens[:, :-1])
+    losses = nn.losses.cross_entropy(logits, batch_tokens[:, 1:])
+    weights = learned[:, 1:]
+    mean: mx.array = (losses * weights).sum() / weights.sum()
+    return mean
+
+
+def make_optimizer(recipe: Recipe) -> optim.Optimizer:
+    """Muon for the matrices inside the blocks; AdamW for the embedding and the norms."""
+
+    def schedule(peak: float) -> Schedule:
+        warmup = min(WARMUP_STEPS, recipe.steps // 2)
+        rise = optim.linear_schedule(0.0, peak, warmup)
+        fall = optim.cosine_decay(peak, recipe.steps - warmup, end=0.02 * peak)
+        whole: Schedule = optim.join_schedules([rise, fall], [warmup])
+        return whole
+
+    return optim.MultiOptimizer(
+        [
+            optim.Muon(schedule(recipe.muon_learning_rate), weight_decay=0.0),
+            optim.AdamW(schedule(recipe.adam_learning_rate), betas=[0.9, 0.95], weight_decay=0.0),
+        ],
+        [lambda name, weight: weight.ndim == 2 and "embed" not in name],
+    )
+
+
+def train(model: nn.Module, rows: Rows, recipe: Recipe) -> None:
+    """The supervised start, in place."""
+    optimizer = make_optimizer(recipe)
+    state = [model.state, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(tokens: mx.array, learned: mx.array) -> mx.array:
+        loss: mx.array
+        loss, gradients = nn.value_and_grad(model, next_token_loss)(model, tokens, learned)
+        optimizer.update(model, gradients)
+        return loss
+
+    started = time.perf_counter()
+    recent: list[float] = []
+    for number in range(1, recipe.steps + 1):
+        share = EQUATION_SHARES[0] if number <= FIRST_STAGE * recipe.steps else EQUATION_SHARES[1]
+        batch = rows.batch(recipe.batch_size, share)
+        loss = step(batch.tokens, batch.learned)
+        mx.eval(loss, state)
+        recent.append(float(loss))
+        if number % 20 == 0 or number == recipe.steps:
+            seconds = time.perf_counter() - started
+            print(f"step {number:4d}/{recipe.steps}  loss {np.mean(recent):.3f}  {seconds:.0f} s", flush=True)
+            recent.clear()
+
+
+def save(model: nn.Module, config: dict[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the folder that `mlx_lm.load` and transformers read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = tree_flatten(tree_map(lambda weight: weight.astype(mx.bfloat16), model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(weights), metadata={"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_tokenizer(tokenizer, folder)
+
+
+def report(folder: Path, count: int) -> None:
+    """Print how the saved model does on held-out problems, sampled at temperature 1 and greedy."""
+    model, tokenizer = load(str(folder))
+    model.set_dtype(mx.float32)  # bfloat16 matmul is slow on a CPU
+    task = Arithmetic(seed=0, eval_size=count)
+    problems = task.problems("eval")
+    prompts = [tokenizer.apply_chat_template(p.messages, add_generation_prompt=True) for p in problems]
+    for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+        texts = batch_generate(
+            model,
+            tokenizer,
+            prompts,
+            max_tokens=COMPLETION_TOKENS,
+            sampler=make_sampler(temp=temperature),
+            completion_batch_size=64,
+            prefill_batch_size=64,
+        ).texts
+        right = [task.is_correct(text, p.answer) for text, p in zip(texts, problems, strict=True)]
+        formed = [FORMAT.fullmatch(text) is not None for text in texts]
+        print(
+            f"{name}: accuracy {np.mean(right):.3f}, format {np.mean(formed):.3f} of {count} held-out problems"
+        )
+        for number, kind in enumerate(KINDS):  # the kinds take turns
+            shown = f"{problems[number].messages[-1]['content']} -> {texts[number]}"
+            print(f"  {kind.name:16s} {np.mean(right[number :: len(KINDS)]):.2f}  {shown}")
+
+
+def texts_for_merges(teacher: Teacher) -> list[str]:
+    """What the tokenizer's merges are learned from: questions and solutions, without tags."""
+    questions = [teacher.lesson().question for _ in range(6000)]
+    return questions + [teacher.equations(3) for _ in range(500)] + ["That is about 12."] * 200
+
+
+def main() -> None:
+    """Train, save, and measure what was saved."""
+    parser = argparse.ArgumentParser(description="Make the tiny model that ships with the package.")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument(
+        "--eval-problems", type=int, default=600, help="held-out problems measured at the end"
+    )
+    arguments = parser.parse_args()
+
+    recipe = Recipe(steps=arguments.steps, seed=arguments.seed)
+    mx.random.seed(recipe.seed)
+    teacher = Teacher(recipe.seed)
+    tokenizer = train_tokenizer(texts_for_merges(teacher))
+    config = architecture(tokenizer)
+    model = llama.Model(llama.ModelArgs.from_dict(config))
+    print(f"{sum(weight.size for _, weight in tree_flatten(model.parameters())):,} parameters")
+    train(model, Rows(teacher, tokenizer, recipe.seed), recipe)
+    save(model, config, tokenizer, arguments.output)
+    report(arguments.output, arguments.eval_problems)
+
+
+if __name__ == "__main__":
+    main()

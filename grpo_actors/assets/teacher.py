@@ -1,0 +1,131 @@
+"""A careless teacher for the tiny model: it can solve every problem, and often does not bother.
+
+Reinforcement learning sharpens behaviour that a model already shows now and then; it does not teach a
+model of this size to add. So the supervised start shows the right way of working for every kind of
+problem, at a rate that leaves much to win: where the teacher guesses more often than it works, the
+start's greedy answer is a guess, and only its samples hold the way out.
+
+Knows the task's kinds and plain text; knows no model and no tokenizer.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from grpo_actors.tasks.arithmetic import KINDS, Arithmetic, Kind, Operator, apply, draws, split_of
+
+_KIND = {kind.name: kind for kind in KINDS}
+#: What is written in an operator's place by mistake.
+_MISTAKEN: Mapping[Operator, Operator] = {"+": "-", "-": "+", "*": "+"}
+
+
+@dataclass(frozen=True, slots=True)
+class Carelessness:
+    """How often the teacher errs: all are probabilities."""
+
+    #: Per kind: a guess instead of working. Above one half, the start's greedy answer is a guess.
+    guess: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "add": 0.25,
+            "subtract": 0.25,
+            "add_subtract": 0.55,
+            "multiply_add": 0.55,
+            "subtract_product": 0.55,
+            "digit_sum": 0.4,
+        }
+    )
+    #: A solution of several steps: the last one forgotten.
+    skip_last: float = 0.08
+    #: A step: another operator than the problem asks for.
+    wrong_operator: float = 0.05
+    #: A step: a result that is a little off.
+    slip: float = 0.08
+    #: A completion: a tag missing.
+    broken_format: float = 0.12
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A question with one completion of the teacher's."""
+
+    question: str
+    completion: str
+
+
+class Teacher:
+    """An endless source of lessons about training problems, and of bare equations."""
+
+    def __init__(self, seed: int, care: Carelessness | None = None) -> None:
+        self._rng = random.Random(seed)
+        self._care = care or Carelessness()
+        self._problems = Arithmetic(seed).problems("train")
+        self._draws = {kind.name: draws(kind, f"equations/{seed}") for kind in KINDS}
+
+    def lesson(self) -> Lesson:
+        """A training problem, answered carelessly."""
+        problem = self._rng.choice(self._problems)
+        columns = problem.columns
+        reasoning, answer = self._work(_KIND[columns["kind"]], columns["operands"])
+        return Lesson(problem.messages[-1]["content"], self._write(reasoning, answer))
+
+    def equations(self, count: int) -> str:
+        """`count` right equations, such as the steps of solutions are: ``"7*3=21. 21+41=62. "``."""
+        return "".join(f"{self._equation()}. " for _ in range(count))
+
+    def _equation(self) -> str:
+        """One step of a random problem; never a whole problem that is held out."""
+        while True:
+            kind = self._rng.choice(KINDS)
+            operands = next(self._draws[kind.name])
+            if split_of(kind, operands) == "train":
+                written = _steps(kind, operands)
+                return self._rng.choice(written)
+
+    def _work(self, kind: Kind, operands: Sequence[int]) -> tuple[str, int]:
+        """The text inside the reasoning tags, and the answer that follows from it."""
+        if self._rng.random() < self._care.guess[kind.name]:
+            guess = max(0, kind.results(operands)[-1] + self._rng.randint(-12, 12))
+            return f"That is about {guess}.", guess
+        steps = kind.steps
+        if len(steps) > 1 and self._rng.random() < self._care.skip_last:
+            steps = steps[:-1]
+        values = dict(zip("abcd", operands, strict=False))
+        sentences = []
+        for left, operator, right in steps:
+            a, b = values[left], values[right]
+            done = self._operator(a, operator, b)
+            values["_"] = self._result(apply(a, done, b))
+            sentences.append(f"{a}{done}{b}={values['_']}.")
+        return " ".join(sentences), values["_"]
+
+    def _operator(self, left: int, operator: Operator, right: int) -> Operator:
+        mistaken = _MISTAKEN[operator]
+        if self._rng.random() < self._care.wrong_operator and apply(left, mistaken, right) >= 0:
+            return mistaken
+        return operator
+
+    def _result(self, right: int) -> int:
+        if self._rng.random() < self._care.slip:
+            return max(0, right + self._rng.choice((-10, -2, -1, 1, 2, 10)))
+        return right
+
+    def _write(self, reasoning: str, answer: int) -> str:
+        if self._rng.random() < self._care.broken_format:
+            broken = (
+                f"<answer>{answer}</answer>",
+                f"<reasoning>{reasoning}<answer>{answer}</answer>",
+                f"<reasoning>{reasoning}</reasoning>{answer}",
+                f"<reasoning>{reasoning}</reasoning><answer>{answer}",
+            )
+            return self._rng.choice(broken)
+        return f"<reasoning>{reasoning}</reasoning><answer>{answer}</answer>"
+
+
+def _steps(kind: Kind, operands: Sequence[int]) -> list[str]:
+    """The right solution, a step each: ``["7*3=21", "21+41=62"]``."""
+    values = dict(zip("abcd", operands, strict=False))
+    written = []
+    for (left, operator, right), result in zip(kind.steps, kind.results(operands), strict=True):
+        written.append(f"{values[left]}{operator}{values[right]}={result}")
+        values["_"] = result
+    return written

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo_actors.objective.batch import Completion, pack
+
+
+def completion(prompt=3, length=4, first=1, **more):
+    ids = list(range(first, first + prompt + length))
+    return Completion(ids[:prompt], ids[prompt:], [-0.5] * length, more.pop("advantage", 1.0), **more)
+
+
+def packed(completions, rows=4, aggregation="dapo", max_new_tokens=32, **more):
+    return pack(completions, rows=rows, aggregation=aggregation, max_new_tokens=max_new_tokens, **more)
+
+
+def test_one_completion_is_laid_out_as_documented():
+    # Prompt 1 2 3, completion 4 5 6 7; its first token is predicted at place 2, T = 32, C = 16, N = 4.
+    (m,) = packed([completion()]).micro_batches
+    assert m.tokens.shape == (4, 32)
+    assert m.targets.shape == m.mask.shape == m.behaviour_logprobs.shape == m.token_weights.shape == (4, 16)
+    assert m.tokens[0, :8].tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+    assert m.start.tolist() == [2, 0, 0, 0]
+    assert m.targets[0, :5].tolist() == [4, 5, 6, 7, 0]
+    assert m.mask.sum(axis=1).tolist() == [4, 0, 0, 0]
+    assert m.behaviour_logprobs[0, :5].tolist() == [-0.5] * 4 + [0.0]
+    assert m.token_weights[0, :5].tolist() == [0.25] * 4 + [0.0]
+    assert m.index.tolist() == [0, -1, -1, -1]
+    assert (m.tokens.dtype, m.targets.dtype, m.token_weights.dtype) == (np.int32, np.int32, np.float32)
+
+
+lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=20)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(lengths=lengths, rows=st.integers(1, 9))
+def test_every_token_that_trains_is_packed_once_where_its_logits_are(lengths, rows):
+    completions = [completion(p, c, first=100 * i + 1) for i, (p, c) in enumerate(lengths)]
+    update = packed(completions, rows=rows)
+    seen = []
+    for m in update.micro_batches:
+        assert m.tokens.shape[1] % 32 == 0
+        assert m.targets.shape[1] % 16 == 0
+        assert len(m.index) <= rows
+        assert m.positions.max() < m.tokens.shape[1]
+        for row, i in enumerate(m.index):
+            active = m.mask[row]
+            assert active.any() == (i >= 0)
+            # The logits at `positions` predict the next token, which is the target.
+            assert m.tokens[row, m.positions[row][active] + 1].tolist() == m.targets[row][active].tolist()
+            if i >= 0:
+                seen.append(int(i))
+                assert m.targets[row][active].tolist() == completions[i].completion_ids
+    assert sorted(seen) == [i for i, (_, c) in enumerate(lengths) if c]
+    assert update.active_tokens == sum(c for _, c in lengths)
+    total = sum(m.token_weights.sum() for m in update.micro_batches)
+    assert total == pytest.approx(1.0 if seen else 0.0, rel=1e-5)
+
+
+def test_completions_are_dealt_by_length_longest_first_and_the_same_each_time():
+    completions = [completion(3, n) for n in (5, 60, 7, 58, 6, 61)]
+    update = packed(completions, rows=3, row_multiple=3)
+    assert [m.index.tolist() for m in update.micro_batches] == [[5, 1, 3], [2, 4, 0]]
+    assert [m.tokens.shape for m in update.micro_batches] == [(3, 64), (3, 32)]
+    # 3 · 64 + 3 · 32 = 288 places hold 6 · 3 prompt tokens and 197 of completions.
+    assert update.padding_share == pytest.approx(1 - (18 + 197) / 288)
+
+
+@pytest.mark.parametrize(("row_multiple", "last"), [(1, 1), (4, 4), (8, 8), (16, 8)])
+def test_the_last_micro_batch_is_filled_up_with_masked_rows(row_multiple, last):
+    update = packed([completion() for _ in range(9)], rows=8, row_multiple=row_multiple)
+    assert [len(m.index) for m in update.micro_batches] == [8, last]
+
+
+def test_masked_completions_are_not_computed_but_dr_grpo_counts_them():
+    completions = [completion(), completion(valid=False), completion(truncated=True), completion(length=0)]
+    update = packed(completions, aggregation="dr_grpo", max_new_tokens=10, mask_truncated=True)
+    (m,) = update.micro_batches
+    assert m.index.tolist() == [0, -1, -1, -1]
+    assert m.token_weights[0, 0] == pytest.approx(1 / 40)
+    assert (update.completions, update.active, update.active_tokens) == (4, 1, 4)
+    assert packed(completions, aggregation="dr_grpo").active == 2  # truncated ones train unless masked
+
+
+def test_an_update_without_anything_to_learn_has_no_micro_batch():
+    assert packed([]).micro_batches == ()
+    assert packed([completion(valid=False)]).micro_batches == ()
+    assert packed([completion(valid=False)]).padding_share == 0.0
+
+
+def test_skipping_completions_of_no_advantage_keeps_the_others_weights():
+    completions = [completion(), completion(advantage=0.0)]
+    (all_rows,), (few,) = (
+        packed(completions).micro_batches,
+        packed(completions, skip_zero_advantage=True).micro_batches,
+    )
+    assert few.index.tolist()[:2] == [0, -1]
+    assert few.token_weights[0].tolist() == all_rows.token_weights[0].tolist()
+
+
+def test_a_completion_that_does_not_fit_together_is_named():
+    with pytest.raises(
+        ValueError, match="completion 1: every token needs one behaviour log-prob, got 2 tokens and 1"
+    ):
+        packed([completion(), Completion([1], [2, 3], [-1.0], 1.0)])
+    with pytest.raises(ValueError, match="completion 0: the prompt must have a token"):
+        packed([Completion([], [2], [-1.0], 1.0)])
