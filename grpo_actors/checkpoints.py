@@ -49,7 +49,7 @@ def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
 
 def newest_sound(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line on each newer one that does not."""
-    complaints = []
+    complaints: list[str] = []
     for checkpoint in reversed(find_checkpoints(run_dir)):
         complaint = verify(checkpoint)
         if complaint is None:
@@ -99,7 +99,9 @@ def best(run_dir: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise RunError(f"{path}: not JSON ({error}); remove it to let the next evaluation mark the best") from error
+        raise RunError(
+            f"{path}: not JSON ({error}); remove it to let the next evaluation mark the best"
+        ) from error
     return marked
 
 

@@ -53,7 +53,9 @@ class Grpo:
         """One update; returns what there is to tell about it."""
         config, started_s = self.config, time.monotonic()
         advantages = compute_advantages(
-            self.objective.advantage, [self._rewards(group) for group in groups], list(config.reward.functions.values())
+            self.objective.advantage,
+            [self._rewards(group) for group in groups],
+            list(config.reward.functions.values()),
         )
         packed = pack(
             list(_completions(groups, advantages)),
@@ -135,7 +137,11 @@ class Grpo:
 
     def _frozen_logprobs(self, policy: Policy, arrays: Mapping[str, mx.array]) -> mx.array:
         logprobs, _ = completion_logprobs(
-            policy.model, arrays["tokens"], arrays["start"], arrays["targets"], self.config.rollout.temperature
+            policy.model,
+            arrays["tokens"],
+            arrays["start"],
+            arrays["targets"],
+            self.config.rollout.temperature,
         )
         mx.eval(logprobs)
         return logprobs
@@ -144,7 +150,10 @@ class Grpo:
         """[G, K] float64, NaN where a reward function gave none."""
         return np.array(
             [
-                [np.nan if (value := c.rewards.get(name)) is None else value for name in self.config.reward.functions]
+                [
+                    np.nan if (value := c.rewards.get(name)) is None else value
+                    for name in self.config.reward.functions
+                ]
                 for c in group.completions
             ],
             dtype=np.float64,
@@ -165,7 +174,9 @@ class Grpo:
 
 def _completions(groups: Sequence[SampledGroup], advantages: Sequence[Advantages]) -> Iterator[Completion]:
     for group, advantage in zip(groups, advantages, strict=True):
-        for completion, value, valid in zip(group.completions, advantage.values, advantage.valid, strict=True):
+        for completion, value, valid in zip(
+            group.completions, advantage.values, advantage.valid, strict=True
+        ):
             yield Completion(
                 prompt_ids=group.prompt,
                 completion_ids=completion.tokens,
@@ -174,4 +185,3 @@ def _completions(groups: Sequence[SampledGroup], advantages: Sequence[Advantages
                 valid=bool(valid),
                 truncated=not completion.finished,
             )
-

@@ -54,7 +54,9 @@ def write_checkpoint(
         seal(temporary, final)
     except (OSError, RuntimeError) as error:  # mlx reports a full disk as RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(f"{final}: cannot be written ({error}); free space on this disk and start again") from error
+        raise RunError(
+            f"{final}: cannot be written ({error}); free space on this disk and start again"
+        ) from error
     return Checkpoint(final, update)
 
 

@@ -63,6 +63,8 @@ class Policy:
     #: Where tokenizer and generation files come from.
     source: Path
     config: ModelConfig
+    #: Whether prompts of unlike lengths can be sampled in one batch; None: `sampling` has not tried it.
+    heeds_padding: bool | None = None
 
     @property
     def has_adapter(self) -> bool:
@@ -181,7 +183,9 @@ class Policy:
         """Of the base model; taken before anything trains."""
         parameters = tree_flatten(self.model.parameters())
         weights = xxhash.xxh3_64()
-        base = sorted((name.replace(".linear.", "."), array) for name, array in parameters if "lora_" not in name)
+        base = sorted(
+            (name.replace(".linear.", "."), array) for name, array in parameters if "lora_" not in name
+        )
         for name, array in base:
             head = array.reshape(-1)[:256]
             values = head.astype(mx.float32) if mx.issubdtype(head.dtype, mx.floating) else head
@@ -245,7 +249,9 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
         source = mlx_lm.utils._download(str(location))  # noqa: SLF001 - the one way to a hub model's folder
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         # TypeError: a setting is missing in config.json. RuntimeError: mlx cannot read a weights file.
-        raise ModelError(f"model.model_name: {config.model_name!r} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(
+            f"model.model_name: {config.model_name!r} cannot be loaded: {_first_line(error)}"
+        ) from error
     wanted = resolve_dtype(dtype or config.dtype, architecture)
     model.set_dtype(wanted)
     policy = Policy(config.model_name, model, tokenizer, architecture, Path(source), config)

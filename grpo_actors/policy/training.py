@@ -73,7 +73,9 @@ class Training:
         alive at once.
         """
         recomputed = (
-            recomputed_blocks(self._model) if self._config.gradient_checkpointing else contextlib.nullcontext()
+            recomputed_blocks(self._model)
+            if self._config.gradient_checkpointing
+            else contextlib.nullcontext()
         )
         with recomputed:
             statistics, gradients = self._gradient(arrays)
@@ -125,10 +127,14 @@ class Training:
         try:
             state = tree_map_with_path(lambda name, _: arrays[_OPTIMIZER + name], self.optimizer.state)
         except KeyError as error:
-            raise ModelError(f"optimizer state: {error} is missing; it was written for another model") from error
+            raise ModelError(
+                f"optimizer state: {error} is missing; it was written for another model"
+            ) from error
         self.optimizer.state.update(state)
         rounded = _float32(self._model.trainable_parameters())
-        self._weights[""] = tree_map_with_path(lambda name, array: arrays.get(_WEIGHTS + name, array), rounded)
+        self._weights[""] = tree_map_with_path(
+            lambda name, array: arrays.get(_WEIGHTS + name, array), rounded
+        )
         mx.eval(self.optimizer.state, self._weights)
 
     def _move(self, gradients: Any, factor: mx.array) -> None:
