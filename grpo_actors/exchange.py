@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 #: Peers beat this often; one that is silent for LOST_S is taken for hung, and its leases go out again.
 BEAT_S = 1.0
-LOST_S = 12.0
+LOST_S = 120.0
 #: How often deadlines and processes are looked at: a killed local worker is seen within this time.
 TICK_S = 0.25
 #: A peer that sends this many messages against the protocol is not listened to any more.
