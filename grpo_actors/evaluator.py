@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 

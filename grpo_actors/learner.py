@@ -42,7 +42,13 @@ from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem, Task
 from grpo_actors.transport.control import ControlClient
-from grpo_actors.transport.sockets import CHUNK_BYTES, Endpoints, plan_endpoints, remove_endpoints, zmq_context
+from grpo_actors.transport.sockets import (
+    CHUNK_BYTES,
+    Endpoints,
+    plan_endpoints,
+    remove_endpoints,
+    zmq_context,
+)
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
@@ -172,7 +178,7 @@ class Learner:
 
     @contextlib.contextmanager
     def _local_worker(self, endpoints: Endpoints) -> Iterator[RolloutWorker]:
-        """workers = 0: the same worker, in this thread, sampling with the learner's own policy."""
+        """Workers = 0: the same worker, in this thread, sampling with the learner's own policy."""
         config = self.config
         with (
             zmq_context() as context,

@@ -62,8 +62,20 @@ def test_each_damaged_one_is_complained_about_and_the_next_older_is_taken(run_di
 
 @pytest.mark.parametrize(
     "manifest",
-    ["", "{", "[]", "1", "null", '{"files": []}', '{"files": {}}', '{"files": 3}', '{"file": {}}', "\udcff",
-     '{"files": {"state.json": null}}', '{"files": {"state.json": {}, "../x": 1}}'],
+    [
+        "",
+        "{",
+        "[]",
+        "1",
+        "null",
+        '{"files": []}',
+        '{"files": {}}',
+        '{"files": 3}',
+        '{"file": {}}',
+        "\udcff",
+        '{"files": {"state.json": null}}',
+        '{"files": {"state.json": {}, "../x": 1}}',
+    ],
 )
 def test_a_manifest_of_any_other_shape_verifies_nothing(run_dir, manifest):
     write(run_dir, 1)

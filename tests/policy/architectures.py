@@ -5,10 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from grpo_actors import policy as _blas_first  # noqa: F401
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from grpo_actors import policy as _blas_first  # noqa: F401
 from grpo_actors.config import ModelConfig
 from grpo_actors.policy.model import Policy
 
@@ -104,7 +104,11 @@ def random_policy(family: str, *, seed: int = 0, **changes: Any) -> Policy:
     if sanitize is not None:  # where gemma3 finds out that its embeddings are tied
         sanitize({} if config["tie_word_embeddings"] else dict(tree_flatten(model.parameters())))
     # Weights as drawn give almost uniform logits; larger ones make a distribution with a shape.
-    model.update(tree_map_with_path(lambda name, w: 3 * w if name.endswith("weight") and w.ndim == 2 else w, model.parameters()))
+    model.update(
+        tree_map_with_path(
+            lambda name, w: 3 * w if name.endswith("weight") and w.ndim == 2 else w, model.parameters()
+        )
+    )
     model.eval()
     mx.eval(model.parameters())
     tokenizer = SimpleNamespace(eos_token_ids={STOP})

@@ -45,7 +45,12 @@ def edit(path, **changes):
         (lambda f: (f / "config.json").write_text('{"model_type": "llama"}'), "cannot be loaded"),
         (lambda f: (f / "model.safetensors").write_bytes(b"PK\x03\x04 not safetensors"), "cannot be loaded"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot be loaded"),
-        (lambda f: (f / "model.safetensors").write_bytes((EMBEDDED / "model.safetensors").read_bytes()[:-9]), "cannot"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(
+                (EMBEDDED / "model.safetensors").read_bytes()[:-9]
+            ),
+            "cannot",
+        ),
     ],
 )
 def test_an_unusable_folder_is_one_error_that_names_it(folder, fault, rule):

@@ -42,7 +42,10 @@ def test_equal_seeds_give_equal_tokens_alone_and_in_any_batch(tiny):
     params = SamplingParams(30)
     together = sample_groups(tiny, prompts, seeds, params)
     turned = sample_groups(tiny, prompts[::-1], seeds[::-1], params)[::-1]
-    alone = [[sample_groups(tiny, [p], [[s]], params)[0][0] for s in g] for p, g in zip(prompts, seeds, strict=True)]
+    alone = [
+        [sample_groups(tiny, [p], [[s]], params)[0][0] for s in g]
+        for p, g in zip(prompts, seeds, strict=True)
+    ]
     for other in (turned, alone):
         for a, b in zip(flat(together), flat(other), strict=True):
             assert a.tokens == b.tokens
@@ -99,7 +102,9 @@ def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(tiny):
     text = tiny.decode(plain[0].tokens)
     stop = text[len(text) // 2 : len(text) // 2 + 3]
     for before, after in zip(
-        plain, flat(sample_groups(tiny, prompts, seeds, SamplingParams(30, stop=(stop, "never"))) ), strict=True
+        plain,
+        flat(sample_groups(tiny, prompts, seeds, SamplingParams(30, stop=(stop, "never")))),
+        strict=True,
     ):
         assert after.tokens == before.tokens[: len(after.tokens)]
         if stop in tiny.decode(before.tokens):
@@ -152,7 +157,9 @@ def test_filters_work_with_ragged_prompts_and_shrinking_batches(tiny):
     params = SamplingParams(40, top_k=5, top_p=0.9, min_p=0.01, repetition_penalty=1.2)
     prompts, seeds = prompts_of(tiny), [[1, 2, 3], [4], [5, 6]]
     together = flat(sample_groups(tiny, prompts, seeds, params))
-    alone = [sample_groups(tiny, [p], [[s]], params)[0][0] for p, g in zip(prompts, seeds, strict=True) for s in g]
+    alone = [
+        sample_groups(tiny, [p], [[s]], params)[0][0] for p, g in zip(prompts, seeds, strict=True) for s in g
+    ]
     assert [s.tokens for s in together] == [s.tokens for s in alone]
 
 
@@ -160,4 +167,6 @@ def test_a_long_generation_runs_past_the_steps_in_which_a_cache_grows(tiny):
     tiny.stop_tokens = frozenset()
     prompt = prompts_of(tiny)[0]
     [[sample]] = sample_groups(tiny, [prompt], [[3]], SamplingParams(300))  # caches grow by 256
-    np.testing.assert_allclose(sample.logprobs, learners_logprobs(tiny, prompt, sample.tokens, 1.0), atol=1e-4)
+    np.testing.assert_allclose(
+        sample.logprobs, learners_logprobs(tiny, prompt, sample.tokens, 1.0), atol=1e-4
+    )

@@ -96,7 +96,6 @@ def test_steps_far_below_half_precision_are_not_lost(dtype):
     assert model.w[0].item() == mx.array(0.99).astype(dtype).item()
 
 
-
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_a_restored_training_goes_on_bit_for_bit(dtype, compiled):

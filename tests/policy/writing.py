@@ -9,20 +9,23 @@ import resource
 import sys
 from pathlib import Path
 
+import mlx.core as mx
+
+from grpo_actors.checkpoints import prune
 from grpo_actors.command import run_command
 from grpo_actors.config import LearnerConfig, ModelConfig
 from grpo_actors.policy.checkpoint import write_checkpoint
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.training import Training
-from grpo_actors.checkpoints import prune
-import mlx.core as mx
 
 
 def main() -> int:
     run_dir = Path(sys.argv[1])
     policy = load_policy(ModelConfig(dtype="float32"), seed=0)
     training = Training(policy.model, LearnerConfig(), lambda model, arrays: (mx.zeros(()), mx.zeros(1)))
-    first = 1 + max((int(p.name.split("-")[1]) for p in run_dir.glob("checkpoint-*") if p.suffix == ""), default=0)
+    first = 1 + max(
+        (int(p.name.split("-")[1]) for p in run_dir.glob("checkpoint-*") if p.suffix == ""), default=0
+    )
     if len(sys.argv) > 2:
         limit = int(sys.argv[2])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
