@@ -35,7 +35,7 @@ from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.policy.weights import pack
 from grpo_actors.process import StopRequest, bound_memory, enter_process
 from grpo_actors.report import ledger, samples
-from grpo_actors.rollout import RolloutWorker, introduce
+from grpo_actors.rollout import RolloutWorker, introduce, sampling_params
 from grpo_actors.schedule.leases import Cursor, LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
 from grpo_actors.tasks.registry import chosen_rewards, load_task
@@ -173,6 +173,8 @@ class Learner:
             config=self.config.model_dump(mode="json"),
             version=__version__,
         )
+        if bias := sampling_params(self.config).bias:
+            self._exchange.record("log", level="warning", text=bias)
         for complaint in self._complaints:
             self._exchange.record("alarm", name="checkpoint unreadable", text=complaint)
 

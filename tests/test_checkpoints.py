@@ -120,6 +120,6 @@ def test_an_unreadable_mark_of_the_best_stops_a_prune(run_dir):
     write(run_dir, 1)
     write(run_dir, 2)
     (run_dir / BEST).write_text("")
-    with pytest.raises(RunError, match="best.json"):
+    with pytest.raises(RunError, match=r"best\.json"):
         prune(run_dir, 1, frozenset())
     assert updates(run_dir) == [1, 2]

@@ -8,7 +8,6 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from grpo_actors import policy as _blas_first  # noqa: F401
 from grpo_actors.config import ModelConfig
 from grpo_actors.policy.model import Policy
 

@@ -99,7 +99,7 @@ def small_disk(folder, megabytes):
 
 
 def test_a_full_disk_is_one_error_and_the_last_checkpoint_stays(run_dir, tiny):
-    training = Training(tiny.model, LearnerConfig(), lambda model, arrays: (mx.zeros(()), mx.zeros(1)))
+    training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
     with small_disk(run_dir, 12):  # one checkpoint is 8.4 MB
         write_checkpoint(run_dir, 1, tiny, training, {"value": 1})
         with pytest.raises(RunError, match=r"checkpoint-2: cannot be written.*free space"):
@@ -111,14 +111,14 @@ def test_a_full_disk_is_one_error_and_the_last_checkpoint_stays(run_dir, tiny):
 
 
 def test_a_folder_that_forbids_writing_is_one_error(run_dir, tiny):
-    training = Training(tiny.model, LearnerConfig(), lambda model, arrays: (mx.zeros(()), mx.zeros(1)))
+    training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
     (run_dir / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         write_checkpoint(run_dir / "file", 1, tiny, training, {})
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_complaint(run_dir, tiny):
-    training = Training(tiny.model, LearnerConfig(), lambda model, arrays: (mx.zeros(()), mx.zeros(1)))
+    training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
     good = write_checkpoint(run_dir, 1, tiny, training, {"value": 1})
     for name in ("model.safetensors", "optimizer.safetensors", STATE, "config.json", "manifest.json"):
         for damage in ("cut", "flip", "gone"):
