@@ -47,7 +47,8 @@ from grpo_actors.messages import (
     read_ints,
     weights_reply,
 )
-from grpo_actors.policy.model import Identity, Policy, load_policy
+from grpo_actors.policy.identity import Identity
+from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
 from grpo_actors.policy.weights import unpack
 from grpo_actors.process import StopRequest, bound_memory, enter_process

@@ -18,7 +18,7 @@ import mlx_lm.utils
 
 from grpo_actors.checkpoints import STATE, UNFINISHED, Checkpoint, seal, write_json
 from grpo_actors.errors import ModelError, RunError
-from grpo_actors.policy.model import Policy
+from grpo_actors.policy.model import Policy, lora_parameters
 from grpo_actors.policy.training import Training
 
 OPTIMIZER = "optimizer.safetensors"
@@ -114,18 +114,11 @@ def adapter_config(policy: Policy) -> dict[str, Any]:
     """What mlx-lm needs to load the adapter onto the base model."""
     config = policy.config
     layers = len(policy.model.layers) if config.lora_layers < 0 else config.lora_layers
-    parameters: dict[str, Any] = {
-        "rank": config.lora_rank,
-        "scale": config.lora_scale,
-        "dropout": config.lora_dropout,
-    }
-    if config.lora_keys:
-        parameters["keys"] = list(config.lora_keys)
     return {
         "fine_tune_type": "lora",
         "model": config.model_name,
         "num_layers": layers,
-        "lora_parameters": parameters,
+        "lora_parameters": lora_parameters(config),
     }
 
 

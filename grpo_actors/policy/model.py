@@ -6,17 +6,14 @@ that is made only when the KL term asks for it.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx_lm.utils
-import numpy as np
-import xxhash
 from jinja2 import TemplateError
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
@@ -24,31 +21,11 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
+from grpo_actors.policy.identity import Identity, identify
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What two processes compare to be sure that they hold the same base model."""
-
-    name: str
-    architecture: str
-    parameters: int
-    #: Of tensor names, shapes and some values: two fine-tunes of one model differ.
-    weights: str
-    #: Of the vocabulary.
-    tokenizer: str
-
-    def mismatch(self, other: "Identity") -> str | None:
-        """Which part differs, in words; None: the same model."""
-        mine, theirs = asdict(self), asdict(other)
-        for part in ("architecture", "parameters", "tokenizer", "weights"):
-            if mine[part] != theirs[part]:
-                return f"{part} is {mine[part]} here, {theirs[part]} there"
-        return None
 
 
 @dataclass
@@ -181,24 +158,8 @@ class Policy:
     @cached_property
     def identity(self) -> Identity:
         """Of the base model; taken before anything trains."""
-        parameters = tree_flatten(self.model.parameters())
-        weights = xxhash.xxh3_64()
-        base = sorted(
-            (name.replace(".linear.", "."), array) for name, array in parameters if "lora_" not in name
-        )
-        for name, array in base:
-            head = array.reshape(-1)[:256]
-            values = head.astype(mx.float32) if mx.issubdtype(head.dtype, mx.floating) else head
-            weights.update(f"{name}{array.shape}".encode())
-            weights.update(np.array(values).tobytes())
-        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
-        return Identity(
-            name=self.name,
-            architecture=str(self.architecture.get("model_type", "unknown")),
-            parameters=sum(array.size for _, array in base),
-            weights=weights.hexdigest(),
-            tokenizer=xxhash.xxh3_64_hexdigest(vocabulary.encode()),
-        )
+        architecture = str(self.architecture.get("model_type", "unknown"))
+        return identify(self.name, architecture, self.model, self.tokenizer.get_vocab())
 
 
 def locate(model_name: str) -> Path | str:
@@ -279,19 +240,20 @@ def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:
     return DTYPES.get(stored, mx.bfloat16)
 
 
+def lora_parameters(config: ModelConfig) -> dict[str, Any]:
+    """An adapter as mlx-lm describes it; without keys it takes every layer that it can."""
+    parameters = {"rank": config.lora_rank, "scale": config.lora_scale, "dropout": config.lora_dropout}
+    return parameters | ({"keys": list(config.lora_keys)} if config.lora_keys else {})
+
+
 def _add_adapter(policy: Policy, seed: int) -> None:
     config, model = policy.config, policy.model
     model.freeze()
     layers = len(model.layers)
-    parameters: dict[str, Any] = {
-        "rank": config.lora_rank,
-        "scale": config.lora_scale,
-        "dropout": config.lora_dropout,
-    }
-    if config.lora_keys:
-        parameters["keys"] = set(config.lora_keys)
     mx.random.seed(seed)
-    linear_to_lora_layers(model, layers if config.lora_layers < 0 else config.lora_layers, parameters)
+    linear_to_lora_layers(
+        model, layers if config.lora_layers < 0 else config.lora_layers, lora_parameters(config)
+    )
     if not tree_flatten(model.trainable_parameters()):
         names = sorted({name for name, _ in model.layers[0].named_modules() if name})
         raise ConfigError(

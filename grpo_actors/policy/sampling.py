@@ -87,7 +87,7 @@ def sample_groups(
         prompts: P lists of token ids, none empty.
         seeds: P lists of 64-bit seeds, one a completion; none empty.
         params: The same for all.
-        on_step: Called after each step with the number of tokens that it added; may raise to give up.
+        on_step: Called at each step with the number of tokens that it adds; may raise to give up.
 
     Returns:
         P lists of samples, in the order of the seeds.
@@ -117,10 +117,9 @@ def sample_groups(
             logits = policy.model(token[:, None], cache=cache)[:, -1]
             next_token, next_logprob = draw(logits, uniforms[step + 1][mx.array(rows)], params, seen)
             mx.async_eval(next_token, next_logprob)  # type: ignore[no-untyped-call]
-        added = int(alive.sum())
-        alive = _record(policy, [samples[row] for row in rows], token, logprob, params.stop)
         if on_step:
-            on_step(added)
+            on_step(int(alive.sum()))
+        alive = _record(policy, [samples[row] for row in rows], token, logprob, params.stop)
         if not alive.any() or step + 1 == params.max_new_tokens:
             break
         token, logprob = next_token, next_logprob
