@@ -73,7 +73,7 @@ class Archive:
         """Put the state of the checkpoint in place, if there is one."""
         if self.resumed is None:
             return
-        restore(self.resumed, grpo.policy, grpo.training.optimizer)
+        restore(self.resumed, grpo.policy, grpo.training)
         grpo.version = self.resumed.update
         grpo.skipped = self._state["skipped_steps"]
 
@@ -112,7 +112,7 @@ class Archive:
             "skipped_steps": grpo.skipped,
         }
         checkpoint = write_checkpoint(
-            self._run_dir, grpo.version, grpo.policy, grpo.training.optimizer, state
+            self._run_dir, grpo.version, grpo.policy, grpo.training, state
         )
         self._last_saved = checkpoint.update
         self._tell(exchange, checkpoint)

@@ -25,7 +25,8 @@ from grpo_actors.messages import (
     from_learner,
     weights_reply,
 )
-from grpo_actors.policy.model import Identity, Policy, load_policy
+from grpo_actors.policy.identity import Identity
+from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import StopRequest
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.weights import WeightsClient

@@ -51,7 +51,7 @@ from grpo_actors.transport.sockets import (
     remove_endpoints,
     zmq_context,
 )
-from grpo_actors.worker import RolloutWorker
+from grpo_actors.worker import RolloutWorker, sampling_params
 
 #: How long the end of a run waits for an evaluator that is not there (it may be restarting).
 EVALUATOR_ABSENT_S = 20.0
@@ -196,6 +196,8 @@ class Learner:
             config=self.config.model_dump(mode="json"),
             version=__version__,
         )
+        if bias := sampling_params(self.config).bias:
+            self._exchange.record("log", level="warning", text=bias)
         self._archive.announce(self._exchange)
 
     @contextlib.contextmanager
