@@ -111,9 +111,7 @@ class Archive:
             "records": snapshot.records,
             "skipped_steps": grpo.skipped,
         }
-        checkpoint = write_checkpoint(
-            self._run_dir, grpo.version, grpo.policy, grpo.training, state
-        )
+        checkpoint = write_checkpoint(self._run_dir, grpo.version, grpo.policy, grpo.training, state)
         self._last_saved = checkpoint.update
         self._tell(exchange, checkpoint)
         self._prune()

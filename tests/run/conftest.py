@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
-
 from runs import Run, new_run
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from runs import Run, kill, new_run, wait_until
 
 from grpo_actors.policy.locate import EMBEDDED
-from runs import Run, kill, new_run, wait_until
 
 
 def delivered(run: Run, worker: str) -> int:

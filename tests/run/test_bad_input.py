@@ -6,9 +6,9 @@ import socket
 import time
 
 import pytest
+from runs import Run, new_run, wait_until
 
 from grpo_actors.policy.locate import EMBEDDED
-from runs import Run, new_run, wait_until
 
 
 @pytest.fixture

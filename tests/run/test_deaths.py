@@ -4,13 +4,14 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-
 from runs import Run, kill, new_run, wait_until
 
 
 def nth(run: Run, count: int, **fields) -> dict:
     """The worker's record of that kind, once it is there."""
-    told = wait_until(lambda: run.records("worker", worker="rollout-0", **fields)[count - 1 :], f"{count} × {fields}")
+    told = wait_until(
+        lambda: run.records("worker", worker="rollout-0", **fields)[count - 1 :], f"{count} × {fields}"
+    )
     return told[0]
 
 

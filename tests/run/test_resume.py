@@ -5,7 +5,6 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-
 from runs import Run, children, kill, living, new_run, wait_until
 
 

@@ -4,7 +4,6 @@ import signal
 import time
 
 import pytest
-
 from runs import children, living, wait_until
 
 LONG = {"max_updates": 100_000, "save_steps": 0, "eval_every_updates": 0}
