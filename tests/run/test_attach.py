@@ -31,27 +31,22 @@ def visited_run() -> Iterator[Run]:
         shutil.copytree(EMBEDDED, run.model)
         run.start("--set", f"model_name={run.model}")
         run.wait_for_update(1)
-        polite = run.attach("--attach", str(run.folder), "--name", "polite")
         endpoints = json.loads((run.folder / "endpoints.json").read_text())
+        polite = run.attach("--attach", str(run.folder), "--name", "polite")
+        rude = run.attach("--connect", endpoints["control"], "--name", "rude")
+        wait_until(lambda: delivered(run, "rude") >= 2, "groups of the worker by --connect")
+        run.killed_at = kill(rude.pid)
+        run.rude_lost = run.wait_for("worker", worker="rude", state="lost")
         wait_until(lambda: delivered(run, "polite") >= 2, "groups of the worker by --attach")
         polite.send_signal(signal.SIGINT)
         run.polite_exit = polite.wait(30)
         run.polite_said = polite.said()
         run.polite_left = run.wait_for("worker", worker="polite", state="left")
-        rude = run.attach("--connect", endpoints["control"], "--name", "rude")
-        wait_until(lambda: delivered(run, "rude") >= 2, "groups of the worker by --connect")
-        run.killed_at = kill(rude.pid)
-        run.rude_lost = run.wait_for("worker", worker="rude", state="lost")
-        run.wait_for_update(run.updates() + 5)
-        guest = run.attach("--attach", str(run.folder), "--name", "guest")
-        run.wait_for("worker", worker="guest", state="waiting")
         put_other_weights(run.model)
         other = run.attach("--attach", str(run.folder), "--name", "stranger")
         run.stranger_exit = other.wait(60)
         run.stranger_said = other.said()
         run.signal(signal.SIGINT)
-        run.guest_exit = guest.wait(30)
-        run.guest_said = guest.said()
         assert run.end() == 0, run.stderr
         yield run
 
@@ -76,11 +71,6 @@ def test_a_killed_worker_is_seen_within_a_second(visited_run):
 def test_what_a_worker_that_left_or_died_had_not_delivered_is_done_by_another(visited_run):
     assert_exactly_once(visited_run)
     visited_run.assert_told_without_gap()
-
-
-def test_a_worker_that_is_sent_home_says_why_and_exits_with_0(visited_run):
-    assert visited_run.guest_exit == 0
-    assert "the run is over" in visited_run.guest_said.splitlines()[-1]
 
 
 def test_a_run_that_was_visited_leaves_nothing(visited_run):
@@ -151,6 +141,19 @@ def test_a_worker_with_another_model_refuses_by_name(visited_run):
     (line,) = visited_run.stranger_said.splitlines()
     assert f"model.model_name: '{visited_run.model}' is not the learner's model: weights is" in line
     assert not delivered(visited_run, "stranger")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_sent_home_says_why_and_exits_with_0(make_run):
+    run = make_run(max_updates=100_000, eval_every_updates=0, save_steps=0, workers=0)
+    run.start()
+    run.wait_for_update(1)
+    worker = run.attach("--attach", str(run.folder), "--name", "guest")
+    wait_until(lambda: delivered(run, "guest"), "a group of the attached worker")
+    run.signal(signal.SIGINT)
+    assert worker.wait(30) == 0
+    assert worker.said().splitlines()[-1].endswith(": the run is over")
+    assert run.end() == 0
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_a_wrong_type(run):
 def test_a_bad_line_of_the_configuration_file(run, line):
     file = run.folder.parent / "my.toml"
     file.write_text(f"[rollout]\n{line}\n")
-    assert str(file) in assert_refused(run, "--config", str(file))
+    assert assert_refused(run, "--config", str(file)).startswith("my.toml: ")
 
 
 def test_a_group_of_one(run):
@@ -170,7 +170,7 @@ def test_weights_that_only_the_learner_can_find_unreadable_are_one_line_too(run)
 def test_a_folder_in_use_is_refused_and_its_run_is_not_disturbed(make_run):
     run = make_run(max_updates=1000, eval_every_updates=0)
     run.start()
-    wait_until(lambda: (run.folder / "config.json").exists(), "the folder is locked")
+    wait_until((run.folder / "config.json").exists, "the folder is locked")
     settings = (run.folder / "config.json").read_text()
     with new_run(**run.settings) as second:
         assert second.run("--set", "learning_rate=1") == 2

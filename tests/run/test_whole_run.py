@@ -38,7 +38,7 @@ def own_run() -> Iterator[Run]:
         (here / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
         (here / "own.py").write_text(OWN_REWARD)
         run.start("--set", 'reward.functions={"own.py:short"=1.0, correctness=2.0}')
-        wait_until(lambda: (run.folder / "endpoints.json").exists(), "the learner listens")
+        wait_until((run.folder / "endpoints.json").exists, "the learner listens")
         tail = run.tail()
         assert run.end() == 0, run.stderr
         run.tailed, _ = tail.communicate(timeout=30)
