@@ -54,6 +54,8 @@ class Supervisor:
     interrupts: int = 0
     _children: list[Actor] = field(default_factory=list)
     _follower: Follower | None = None
+    #: Unix seconds.
+    _since: float = field(default_factory=time.time)
     _draining_since_s: float | None = None
     _drain_notes: int = 0
 
@@ -122,7 +124,7 @@ class Supervisor:
         if self._follower is None and (self.run_dir / ENDPOINTS_FILE).exists():
             # Not earlier: a subscriber that has knocked in vain for long comes back later and later.
             events = self._listening.enter_context(EventSubscriber(self.endpoints.events))
-            self._follower = self._listening.enter_context(Follower(events, None))
+            self._follower = self._listening.enter_context(Follower(events, self.run_dir))
         for child in self._children:
             waits = child.name == "evaluator" and self._follower is None
             if child.process is None and not self.interrupts and not waits:
@@ -133,7 +135,8 @@ class Supervisor:
         if self._follower is None:
             time.sleep(wait_s)
         while self._follower is not None and (record := self._follower.receive(wait_s)) is not None:
-            self._status.show(record)
+            if record["time"] >= self._since:  # before that: what a resumed run has told already
+                self._status.show(record)
             wait_s = 0.0
         for child in self._children:
             for line in child.printed():

@@ -92,8 +92,9 @@ def permanent_note(record: Record) -> tuple[str, str] | None:
         case "log" if record.get("level") not in ("debug", None):
             level, text = printable(record["level"]), printable(record.get("text"))
             return (text, "dim") if level == "info" else (f"{level}: {text}", "yellow")
-        case "worker" if record.get("state") == "lost":
-            return f"worker {printable(record.get('worker'))} lost", "yellow"
+        # With each update comes every worker's state; only the change has a reason.
+        case "worker" if record.get("state") == "lost" and "why" in record:
+            return f"worker {printable(record.get('worker'))} lost: {printable(record['why'])}", "yellow"
         case "stop":
             return stop_line(record), "bold"
     return None
