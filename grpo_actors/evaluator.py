@@ -22,20 +22,18 @@ from grpo_actors.config import Config, load_config, read_config
 from grpo_actors.config.load import OVERRIDE
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.evaluation import Score, evaluate, held_out
+from grpo_actors.joining import Leaving, hello, introduce
 from grpo_actors.messages import Beat, Bye, Evaluation, decode, encode, from_learner
 from grpo_actors.policy.checkpoint import ADAPTER, load_weights
 from grpo_actors.policy.model import Policy, load_policy
+from grpo_actors.preflight import BASE_EVALUATION_FILE, CONFIG_FILE
 from grpo_actors.process import StopRequest, bound_memory, enter_process
-from grpo_actors.rollout import Leaving, hello, introduce
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import zmq_context
 
 EVALUATION_FILE = "evaluation.json"
-BASE_EVALUATION_FILE = "evaluation-base.json"
-#: What a run folder keeps of its settings.
-CONFIG_FILE = "config.json"
 
 #: Longest wait for a message before the run folder is looked at again.
 POLL_S = 0.2

@@ -3,31 +3,39 @@
 A message carries facts (token ids, log-probs, rewards, versions), never derivations (advantages):
 the algorithm then lives in one process, and a recorded stream of groups can be replayed through it.
 
-The wire format is MessagePack, decoded into pydantic models that forbid extra fields, bound every
-length and refuse NaN and infinity. Arrays are raw little-endian bytes. Nothing here is executable.
+The wire format is MessagePack (`codec`), read into pydantic models that forbid extra fields, bound
+every length and refuse NaN and infinity. Arrays are raw little-endian bytes.
 """
 
 import math
-from array import array
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import msgpack
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, Json, TypeAdapter, model_validator
 
-from grpo_actors.errors import ProtocolError
+from grpo_actors.codec import (
+    MAX_ARRAY_BYTES,
+    MAX_TEXT,
+    decode,
+    encode,
+    floats,
+    ints,
+    read_floats,
+    read_ints,
+)
+
+# The codec is the other half of the wire format: whoever speaks it imports one module.
+__all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
 PROTOCOL_VERSION = 1
 
-M = TypeVar("M")
-
-MAX_MESSAGE_BYTES = 64 * 2**20
 MAX_COMPLETIONS = 4096
-MAX_TEXT = 2**22
-MAX_ARRAY_BYTES = 4 * 2**20
 
 Name = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 #: int32 values, little-endian.
 Ints = Annotated[bytes, Field(max_length=MAX_ARRAY_BYTES)]
 #: float32 values, little-endian.
@@ -35,6 +43,8 @@ Floats = Annotated[bytes, Field(max_length=MAX_ARRAY_BYTES)]
 
 
 class Message(BaseModel):
+    """What all messages have in common: they are strict and do not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -50,7 +60,7 @@ class Hello(Message):
     #: The peer's own name, which is also its socket identity: stable over reconnects.
     name: Name
     host: Name
-    pid: Count
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
     #: The run it believes to join; empty: whichever answers.
     run_id: Name = ""
 
@@ -76,7 +86,7 @@ class Completion(Message):
             raise ValueError(f"tokens must hold at least one int32, got {len(self.tokens)} bytes")
         if not len(self.tokens) == len(self.logprobs) == len(self.versions):
             raise ValueError("tokens, logprobs and versions must be of one length")
-        if not all(map(math.isfinite, read_floats(self.logprobs))):
+        if not all(map(math.isfinite, memoryview(self.logprobs).cast("f"))):
             raise ValueError("logprobs must be finite")
         return self
 
@@ -86,18 +96,19 @@ class Group(Message):
 
     kind: Literal["group"] = "group"
     lease: Count
-    attempt: Count
-    completions: Annotated[list[Completion], Field(min_length=1, max_length=MAX_COMPLETIONS)]
+    attempt: Annotated[int, Field(ge=1, le=2**53)]
+    completions: Annotated[list[Completion], Field(min_length=1, max_length=MAX_COMPLETIONS), FailFast()]
     #: Seconds of sampling and of scoring, this group's share of its batch.
-    sampling_s: Annotated[float, Field(ge=0)]
-    scoring_s: Annotated[float, Field(ge=0)]
+    sampling_s: NotNegative
+    scoring_s: NotNegative
     #: What went wrong in reward functions, in words.
-    failures: Annotated[list[Text], Field(max_length=1000)] = []
+    failures: Annotated[list[Text], Field(max_length=1000), FailFast()] = []
 
 
 class Beat(Message):
     """Alive, and how things stand. Sent every second by the loop that makes progress: a hung loop
-    sends none, whatever its sockets do. Absolute, not a change: a lost one costs nothing."""
+    sends none, whatever its sockets do. Absolute, not a change: a lost one costs nothing.
+    """
 
     kind: Literal["beat"] = "beat"
     state: Literal["sampling", "scoring", "waiting", "evaluating"]
@@ -109,7 +120,7 @@ class Beat(Message):
     credits: Count = 0
     #: Leases that it holds, results not yet acknowledged included. One that was granted some time
     #: ago and is missing here was lost on the way.
-    holding: Annotated[list[Count], Field(max_length=10_000)] = []
+    holding: Annotated[list[Count], Field(max_length=10_000), FailFast()] = []
 
 
 class Evaluation(Message):
@@ -120,15 +131,15 @@ class Evaluation(Message):
     checkpoint: Name
     samples: Count
     #: Share of greedy completions that are right, and its 95 % interval.
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Share
+    accuracy_low: Share
+    accuracy_high: Share
     #: The same for completions sampled at the evaluator's temperature; None: not scored.
-    sampled_accuracy: float | None
+    sampled_accuracy: Share | None
     rewards: Annotated[dict[Name, float], Field(max_length=64)]
-    completion_length_mean: float
-    truncated_share: float
-    seconds: float
+    completion_length_mean: NotNegative
+    truncated_share: Share
+    seconds: NotNegative
 
 
 class Bye(Message):
@@ -167,21 +178,22 @@ class Lease(Message):
     attempt: Count
     #: Sample with this version or a newer one.
     min_version: Count
-    problem_id: Name
+    problem_id: Text
     #: Prompt token ids, int32: never tokenised again.
     prompt: Ints
     #: One 64-bit seed a completion: the same tokens whichever worker samples them.
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**64)]], Field(min_length=1, max_length=MAX_COMPLETIONS)]
-    messages: Annotated[list[dict[str, Text]], Field(max_length=1000)]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MAX_COMPLETIONS), FailFast()]
+    messages: Annotated[list[dict[str, Text]], Field(max_length=1000), FailFast()]
     answer: Text
-    columns: dict[str, JsonValue]
+    #: The problem's further columns; JSON on the wire, for a data set may hold numbers that MessagePack has not.
+    columns: Json[dict[str, Any]]
 
 
 class Grant(Message):
     """Leases to be sampled together, in one batch: so their numbers do not depend on timing."""
 
     kind: Literal["grant"] = "grant"
-    leases: Annotated[list[Lease], Field(min_length=1, max_length=1024)]
+    leases: Annotated[list[Lease], Field(min_length=1, max_length=1024), FailFast()]
 
 
 class Ack(Message):
@@ -195,7 +207,9 @@ class Ack(Message):
 
 
 class Announcement(Message):
-    """A version can be fetched from the weights socket."""
+    """A version can be fetched from the weights socket. Sent when it is published, and as the answer
+    to every Beat: one that was lost is made up for, and silence means that the learner is gone.
+    """
 
     kind: Literal["announcement"] = "announcement"
     version: Count
@@ -211,6 +225,8 @@ class FetchManifest(Message):
 
 
 class TensorEntry(Message):
+    """Where one tensor lies in a version's bytes, and how they read."""
+
     name: Annotated[str, Field(max_length=500)]
     dtype: Literal["float32", "float16", "bfloat16", "uint32", "uint8"]
     shape: Annotated[list[Count], Field(max_length=8)]
@@ -226,7 +242,7 @@ class Manifest(Message):
     #: xxh3-128 of all bytes, hexadecimal.
     digest: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     chunk_bytes: Annotated[int, Field(ge=1, le=MAX_ARRAY_BYTES)]
-    tensors: Annotated[list[TensorEntry], Field(max_length=100_000)]
+    tensors: Annotated[list[TensorEntry], Field(max_length=10_000), FailFast()]
 
 
 class FetchChunk(Message):
@@ -252,58 +268,7 @@ WeightsReply = Manifest | Chunk
 
 from_peer: TypeAdapter[FromPeer] = TypeAdapter(Annotated[FromPeer, Field(discriminator="kind")])
 from_learner: TypeAdapter[FromLearner] = TypeAdapter(Annotated[FromLearner, Field(discriminator="kind")])
-weights_request: TypeAdapter[WeightsRequest] = TypeAdapter(Annotated[WeightsRequest, Field(discriminator="kind")])
+weights_request: TypeAdapter[WeightsRequest] = TypeAdapter(
+    Annotated[WeightsRequest, Field(discriminator="kind")]
+)
 weights_reply: TypeAdapter[WeightsReply] = TypeAdapter(Annotated[WeightsReply, Field(discriminator="kind")])
-
-
-def encode(message: Message) -> bytes:
-    """The wire form of a message."""
-    packed: bytes = msgpack.packb(message.model_dump(), use_bin_type=True)
-    return packed
-
-
-def decode(adapter: TypeAdapter[M], data: bytes) -> M:
-    """Read one message.
-
-    Raises:
-        ProtocolError: not MessagePack, too large, or not a message of this direction.
-    """
-    try:
-        # Without these limits ten megabytes of empty maps unpack to three quarters of a gigabyte.
-        raw: Any = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_str_len=MAX_TEXT,
-            max_bin_len=MAX_ARRAY_BYTES,
-            max_array_len=100_000,
-            max_map_len=10_000,
-            max_ext_len=0,
-        )
-        return adapter.validate_python(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ProtocolError(f"message refused: {where}: {first['msg']}") from None
-    except (ValueError, msgpack.UnpackException, TypeError, RecursionError) as error:
-        raise ProtocolError(f"message refused: not MessagePack within the limits: {error}") from None
-
-
-def ints(values: list[int]) -> bytes:
-    """int32 bytes of `values`."""
-    return array("i", values).tobytes()
-
-
-def floats(values: list[float]) -> bytes:
-    """float32 bytes of `values`."""
-    return array("f", values).tobytes()
-
-
-def read_ints(data: bytes) -> list[int]:
-    """Inverse of `ints`."""
-    return memoryview(data).cast("i").tolist()
-
-
-def read_floats(data: bytes) -> list[float]:
-    """Inverse of `floats`."""
-    return memoryview(data).cast("f").tolist()

@@ -16,7 +16,7 @@ from grpo_actors.evaluation import evaluate, held_out, wilson_interval
 from grpo_actors.evaluator import EVALUATION_FILE, RunEvaluator, load_folder, settings
 from grpo_actors.messages import Evaluation, decode, from_peer
 from grpo_actors.policy.checkpoint import write_checkpoint
-from grpo_actors.policy.model import EMBEDDED
+from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.training import Training
 from grpo_actors.process import StopRequest
 from grpo_actors.tasks.registry import chosen_rewards, load_task

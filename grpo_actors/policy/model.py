@@ -22,8 +22,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.identity import Identity, identify
-
-EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
+from grpo_actors.policy.locate import locate
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -160,29 +159,6 @@ class Policy:
         """Of the base model; taken before anything trains."""
         architecture = str(self.architecture.get("model_type", "unknown"))
         return identify(self.name, architecture, self.model, self.tokenizer.get_vocab())
-
-
-def locate(model_name: str) -> Path | str:
-    """Folder of a model, or the hub id where no such folder exists.
-
-    Raises:
-        ModelError: the name is a path, but nothing usable is there.
-    """
-    if model_name == "tiny":
-        return EMBEDDED
-    path = Path(model_name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"model.model_name: {path} is no model folder (config.json not found)")
-        if not list(path.glob("model*.safetensors")):
-            raise ModelError(
-                f"model.model_name: {path} holds no weights (model*.safetensors not found); "
-                "convert them with python -m grpo_actors.convert"
-            )
-        return path
-    if model_name.startswith((".", "/", "~")) or model_name.count("/") != 1:
-        raise ModelError(f"model.model_name: no folder {path}, and {model_name!r} is no hub id (owner/name)")
-    return model_name
 
 
 def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> Policy:

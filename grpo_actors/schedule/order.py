@@ -13,6 +13,8 @@ import xxhash
 
 @dataclass(frozen=True, slots=True)
 class Position:
+    """What stands at one place of the order."""
+
     epoch: int
     #: Index into the task's training problems.
     index: int
@@ -27,6 +29,7 @@ class ProblemOrder:
     shuffle: bool = True
 
     def at(self, position: int) -> Position:
+        """The problem at a position, 0 or more."""
         epoch, place = divmod(position, self.count)
         return Position(epoch, _permutation(self.count, self.seed, epoch)[place] if self.shuffle else place)
 
@@ -44,4 +47,7 @@ def sample_seeds(run_seed: int, epoch: int, problem_id: str, samples: int) -> li
     They depend on what is sampled, not on who samples it or when: a lease that was lost with its
     worker gives the same completions at its next attempt.
     """
-    return [xxhash.xxh3_64_intdigest(f"{run_seed}/{epoch}/{problem_id}/{sample}".encode()) for sample in range(samples)]
+    return [
+        xxhash.xxh3_64_intdigest(f"{run_seed}/{epoch}/{problem_id}/{sample}".encode())
+        for sample in range(samples)
+    ]

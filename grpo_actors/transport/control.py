@@ -1,8 +1,8 @@
 """The control sockets: ROUTER at the learner, DEALER at each peer.
 
 Why nothing is lost: neither socket is trusted to deliver. A message may die with a connection (in
-kernel buffers, in a killed process); whoever needs an effect repeats the cause. A worker keeps each
-group until its Ack and sends it again after a reconnect or a silence; a lease whose worker is gone
+kernel buffers, in a killed process, unread in a queue); whoever needs an effect repeats the cause. A
+worker keeps each group until its Ack and sends it again after a silence; a lease whose worker is gone
 or silent is granted again; the schedule's ledger makes all repeats harmless.
 
 Why nothing blocks: sends never wait. A peer whose queue is full or gone is reported to the caller,
@@ -13,17 +13,24 @@ from collections.abc import Iterator
 
 import zmq
 
-from grpo_actors.transport.sockets import CONTROL_BYTES, bind, connect
+from grpo_actors.errors import ProtocolError, RunError
+from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect
+
+#: Messages taken in before the caller may look at its other duties: nobody's flood keeps it from them.
+TAKEN_AT_ONCE = 64
+#: Bytes of a name: what ZeroMQ has room for.
+MAX_NAME_BYTES = 255
 
 
 class ControlServer:
     """The learner's end. Not thread-safe: one thread owns it."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> None:
+    def __init__(self, context: Context, endpoint: str) -> None:
         self.socket = bind(context, zmq.ROUTER, endpoint, CONTROL_BYTES)
 
     def send(self, peer: bytes, data: bytes) -> bool:
         """False: the peer is not connected, or reads so slowly that its queue is full."""
+        _check_size(data)
         try:
             self.socket.send_multipart([peer, data], zmq.DONTWAIT)
         except zmq.ZMQError as error:
@@ -33,8 +40,8 @@ class ControlServer:
         return True
 
     def receive(self) -> Iterator[tuple[bytes, bytes]]:
-        """All (peer, data) that have arrived; does not wait. Frames of a foreign shape come as b""."""
-        while True:
+        """Some of the (peer, data) that have arrived; does not wait. Frames of a foreign shape come as b""."""
+        for _ in range(TAKEN_AT_ONCE):
             try:
                 frames = self.socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
@@ -45,16 +52,24 @@ class ControlServer:
 class ControlClient:
     """A worker's or an evaluator's end. Not thread-safe."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, name: str) -> None:
+    def __init__(self, context: Context, endpoint: str, name: str) -> None:
+        """`name` is the peer's identity: the same over reconnects, its own among all peers.
+
+        Raises:
+            RunError: the name is no identity, or the endpoint no address.
+        """
         self.endpoint, self.name = endpoint, name
-        self.socket = connect(context, zmq.DEALER, endpoint, CONTROL_BYTES)
-        self.socket.setsockopt(zmq.IDENTITY, name.encode())
-        # Queue only on a finished connection: otherwise a message to a dead learner seems sent.
-        self.socket.setsockopt(zmq.IMMEDIATE, 1)
-        self.socket.connect(endpoint)
+        identity = name.encode()
+        # ZeroMQ keeps identities that begin with a zero byte for itself.
+        if not 0 < len(identity) <= MAX_NAME_BYTES or identity.startswith(b"\0"):
+            raise RunError(
+                f"--name: must have 1 to {MAX_NAME_BYTES} bytes, got {len(identity)}: {name[:40]!r}"
+            )
+        self.socket = connect(context, zmq.DEALER, endpoint, CONTROL_BYTES, [(zmq.IDENTITY, identity)])
 
     def send(self, data: bytes) -> bool:
         """False: not connected now; say it again later."""
+        _check_size(data)
         try:
             self.socket.send(data, zmq.DONTWAIT)
         except zmq.Again:
@@ -67,3 +82,16 @@ class ControlClient:
             return None
         frames = self.socket.recv_multipart()
         return frames[-1]
+
+    def close(self) -> None:
+        """Disconnect; what was sent last, a Bye, still has a second to leave."""
+        self.socket.close(linger=1_000)
+
+
+def _check_size(data: bytes) -> None:
+    # The receiver would cut the link, and a repeat would cut it again, for ever.
+    if len(data) > CONTROL_BYTES:
+        raise ProtocolError(
+            f"a message of {len(data)} bytes, at most {CONTROL_BYTES} can be sent; "
+            "lower rollout.num_generations or rollout.max_new_tokens"
+        )

@@ -13,47 +13,32 @@ What never happens: the publisher waiting. A stopped, slow or absent reader cost
 `EVENTS_HELD` × `MAX_EVENT_BYTES` = 16 MiB, and after `HEARTBEAT_TIMEOUT_S` of silence nothing.
 """
 
-import errno
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import zmq
 
 from grpo_actors.errors import RunError
+from grpo_actors.transport.sockets import Context, bind, connect
 
 #: Events kept for one slow subscriber. Several a step: a minute of pause at one step a second.
 EVENTS_HELD = 256
 #: The largest event: 16 completions of 1,000 tokens fit; see the module's bound on memory.
 MAX_EVENT_BYTES = 64 * 1024
-HANDSHAKE_TIMEOUT_S = 5.0
-HEARTBEAT_S = 2.0
-HEARTBEAT_TIMEOUT_S = 10.0
-RECONNECT_FIRST_S = 0.1
-RECONNECT_LONGEST_S = 5.0
 #: No single wait is longer, so that a signal handler which only sets a flag is heeded.
 LONGEST_WAIT_S = 0.2
-
-#: Applied to a socket before it binds or connects, for example to set CURVE keys.
-Secure = Callable[["zmq.Socket[bytes]"], None]
+#: What the last events of a run get to reach a reader that is not stopped.
+FAREWELL_S = 0.3
 
 
 class EventPublisher:
     """Binds `endpoint` and publishes events; belongs to the thread that made it."""
 
-    def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, *, secure: Secure | None = None
-    ) -> None:
+    def __init__(self, context: Context, endpoint: str) -> None:
         """Bind; a `RunError` says why it cannot. The context stays the caller's to close."""
-        self._socket = _open(context, zmq.PUB, secure)
-        self._socket.setsockopt(zmq.SNDHWM, EVENTS_HELD)
-        try:
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            raise RunError(_bind_failure(endpoint, error)) from error
+        self._socket = bind(context, zmq.PUB, endpoint, MAX_EVENT_BYTES, [(zmq.SNDHWM, EVENTS_HELD)])
 
     @property
     def endpoint(self) -> str:
@@ -71,11 +56,11 @@ class EventPublisher:
         return True
 
     def close(self) -> None:
-        """Unbind; what slow readers have not taken yet is dropped. May be called twice."""
+        """Unbind; what slow readers do not take within `FAREWELL_S` is dropped. May be called twice."""
         if self._socket.closed:
             return
         endpoint = self.endpoint
-        self._socket.close(linger=0)
+        self._socket.close(linger=int(FAREWELL_S * 1000))
         # ZeroMQ leaves the file of an ipc socket behind. "@" is Linux's name space without files.
         if endpoint.startswith("ipc://") and not endpoint.startswith("ipc://@"):
             Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
@@ -93,27 +78,20 @@ class EventSubscriber:
     #: Messages that were not an event (wrong number of frames, topic not UTF-8) and were dropped.
     malformed: int = 0
 
-    def __init__(self, endpoint: str, topics: Iterable[str] = (), *, secure: Secure | None = None) -> None:
+    def __init__(self, endpoint: str, topics: Iterable[str] = ()) -> None:
         """Connect in the background. `topics`: only these, by whole name; none given means all."""
         self.endpoint = endpoint
         self._topics = frozenset(topics)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = _open(self._context, zmq.SUB, secure)
-        self._socket.setsockopt(zmq.RCVHWM, EVENTS_HELD)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, _ms(RECONNECT_FIRST_S))
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _ms(RECONNECT_LONGEST_S))
+        self._context: Context = zmq.Context()
         # Subscribed before connecting: the link then carries events from its first moment on.
-        for topic in self._topics or ("",):
-            self._socket.subscribe(topic)
+        wanted = [(zmq.SUBSCRIBE, topic.encode()) for topic in self._topics or ("",)]
         try:
-            self._socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            self.close()
-            raise RunError(
-                f"{endpoint} is no address to connect to ({error.strerror}); "
-                "give one like ipc:///path/to/events or tcp://host:port"
-            ) from error
+            self._socket = connect(
+                self._context, zmq.SUB, endpoint, MAX_EVENT_BYTES, [(zmq.RCVHWM, EVENTS_HELD), *wanted]
+            )
+        except RunError:
+            self._context.term()
+            raise
 
     def receive(self, timeout_s: float | None) -> tuple[str, bytes] | None:
         """The next event as (topic, bytes), or None when `timeout_s` passed without one.
@@ -123,7 +101,7 @@ class EventSubscriber:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = LONGEST_WAIT_S if deadline is None else deadline - time.monotonic()
-            if self._socket.poll(_ms(min(max(left_s, 0.0), LONGEST_WAIT_S))):
+            if self._socket.poll(int(1000 * min(max(left_s, 0.0), LONGEST_WAIT_S))):
                 event = self._parse(self._socket.recv_multipart(zmq.NOBLOCK))
                 if event is not None:
                     return event
@@ -157,35 +135,3 @@ class EventSubscriber:
             return None
         # ZeroMQ filters by prefix: "eval" would let "evaluation" through.
         return (topic, event) if not self._topics or topic in self._topics else None
-
-
-def _open(context: Any, kind: int, secure: Secure | None) -> "zmq.Socket[bytes]":
-    """A socket with what every events socket has set before it binds or connects."""
-    socket: zmq.Socket[bytes] = context.socket(kind)
-    socket.setsockopt(zmq.LINGER, 0)
-    # Bounds what comes in: events at a subscriber, subscriptions at the publisher.
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_EVENT_BYTES)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, _ms(HANDSHAKE_TIMEOUT_S))
-    socket.setsockopt(zmq.HEARTBEAT_IVL, _ms(HEARTBEAT_S))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _ms(HEARTBEAT_TIMEOUT_S))
-    if secure is not None:
-        secure(socket)
-    return socket
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _bind_failure(endpoint: str, error: zmq.ZMQError) -> str:
-    """One line: the endpoint, what is wrong with it, and the way out."""
-    cures = {
-        errno.EADDRINUSE: "is in use; stop the other run or set transport.port to 0",
-        errno.ENAMETOOLONG: f"is too long for an ipc path ({len(os.fsencode(endpoint))} characters, "
-        "at most 107); choose a shorter folder or set transport.scheme = 'tcp'",
-        errno.EACCES: "may not be opened by this user; choose a folder that you own or a port above 1023",
-    }
-    cure = cures.get(
-        error.errno or 0, f"cannot be bound ({error.strerror}); see transport.scheme, host and port"
-    )
-    return f"events: {endpoint} {cure}"

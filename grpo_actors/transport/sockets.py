@@ -1,12 +1,27 @@
-"""What every socket of a run has in common: the options, the endpoints, who may listen where."""
+"""What every socket of a run has in common: where it listens, and its options.
+
+Measured with libzmq 4.3.5, and the reason for the options below:
+
+- An option set after ``connect`` or ``bind`` does nothing for that address, silently: all are set before.
+- Without IMMEDIATE a message to a dead peer seems sent. With it, messages that have arrived but were not
+  read are lost when the link is cut: whoever needs an effect repeats the cause.
+- A peer that takes over an identity (HANDOVER) leaves the old owner connected, deaf and dumb, with no
+  event: only an answer to its beats tells it that it is still heard.
+- A frame above MAXMSGSIZE ends the link. A binding socket lives on and its peer reconnects; a connecting
+  socket never comes back. So no sender may exceed the receiver's bound.
+- A second ipc bind on one path steals it; the lock on the run folder prevents that.
+"""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import socket
+import stat
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,11 +29,32 @@ import zmq
 
 from grpo_actors.errors import RunError
 
-#: A control message holds one group: 64 MiB is far above any sane one. A chunk is at most 4 MiB.
+Context = zmq.Context[zmq.Socket[bytes]]
+Socket = zmq.Socket[bytes]
+
+#: A control message holds one group: 64 MiB is far above any sane one.
 CONTROL_BYTES = 64 * 2**20
+#: Bytes of a version that travel together: 1 to 4 MiB are the fastest.
 CHUNK_BYTES = 2**21
 
+HANDSHAKE_TIMEOUT_S = 5.0
+#: ZeroMQ's own heartbeats see a dead host; a hung Python loop they do not.
+HEARTBEAT_S = 2.0
+HEARTBEAT_TIMEOUT_S = 10.0
+RECONNECT_FIRST_S = 0.1
+#: Workers knock before a learner has loaded its model: each second more is a second lost at the start.
+RECONNECT_LONGEST_S = 1.0
+#: Messages a queue holds. Small, for the largest may have 64 MiB.
+QUEUED = 100
+
 ENDPOINTS_FILE = "endpoints.json"
+PARTS = ("control", "weights", "events")
+
+#: Characters of a Unix socket's path: what the kernel's address structure has room for.
+MAX_IPC_PATH = 103 if sys.platform == "darwin" else 107
+
+
+# --- addresses ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +67,7 @@ class Endpoints:
     pid: int
 
     def write(self, run_dir: Path) -> None:
+        """Leave them in the run folder, whole or not at all."""
         temporary = run_dir / f"{ENDPOINTS_FILE}.tmp"
         temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
         temporary.replace(run_dir / ENDPOINTS_FILE)
@@ -57,20 +94,19 @@ def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int) -> Endpoint
     """Choose the three addresses of a run; nothing is bound yet.
 
     ipc sockets lie in a folder of mode 0700 under the system's temporary folder, named after the run
-    folder: the path of a Unix socket is limited to 107 bytes, and run folders are deep.
+    folder: run folders are deep, and the path of a Unix socket is short.
+
+    Raises:
+        RunError: no folder for the sockets can be had, or no port is free.
     """
     if scheme == "ipc":
-        name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
-        folder = Path(tempfile.gettempdir()) / f"grpo-{os.getuid()}-{name}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise RunError(f"{folder}: belongs to another user; remove it or set TMPDIR")
-        folder.chmod(0o700)
-        addresses = [f"ipc://{folder}/{part}" for part in ("control", "weights", "events")]
+        folder = _private_folder(run_dir)
+        control, weights, events = (f"ipc://{folder}/{part}" for part in PARTS)
     else:
         first = port or _free_port(host)
-        addresses = [f"tcp://{host}:{first + i}" for i in range(3)]
-    return Endpoints(*addresses, pid=os.getpid())
+        address = f"[{host.strip('[]')}]" if ":" in host else host
+        control, weights, events = (f"tcp://{address}:{first + i}" for i in range(len(PARTS)))
+    return Endpoints(control, weights, events, pid=os.getpid())
 
 
 def remove_endpoints(run_dir: Path, endpoints: Endpoints) -> None:
@@ -84,75 +120,179 @@ def remove_endpoints(run_dir: Path, endpoints: Endpoints) -> None:
                 path.parent.rmdir()
 
 
-def bind(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str, max_bytes: int) -> "zmq.Socket[bytes]":
-    """A bound socket with the run's options.
+def beside(endpoint: str, reached: str) -> str:
+    """`endpoint`, as it is reached by someone who reaches its neighbour at `reached`.
+
+    The learner may listen on every address (0.0.0.0), or behind a forwarded port: only the peer
+    knows the name by which it got through.
+    """
+    if not (endpoint.startswith("tcp://") and reached.startswith("tcp://")):
+        return endpoint
+    return f"{reached.rpartition(':')[0]}:{endpoint.rpartition(':')[2]}"
+
+
+def check_ports(host: str, first: int) -> None:
+    """Refuse three consecutive ports of which one is taken.
 
     Raises:
-        RunError: the address is taken.
+        RunError: names the one.
     """
-    bound = context.socket(kind)
-    for option, value in (
-        (zmq.MAXMSGSIZE, max_bytes),
-        (zmq.HANDSHAKE_IVL, 5_000),
-        (zmq.HEARTBEAT_IVL, 2_000),
-        (zmq.HEARTBEAT_TIMEOUT, 10_000),
-        (zmq.LINGER, 0),
-    ):
-        bound.setsockopt(option, value)
-    if kind == zmq.ROUTER:
-        # MANDATORY: a send to a peer that left is an error, not silence. HANDOVER: a worker that
-        # reconnects under its own name replaces its dead connection.
-        bound.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        bound.setsockopt(zmq.ROUTER_HANDOVER, 1)
-    try:
-        bound.bind(endpoint)
-    except zmq.ZMQError as error:
-        bound.close()
+    with contextlib.ExitStack() as stack:
+        for port in range(first, first + len(PARTS)):
+            try:
+                _taken(stack, host, port)
+            except OSError as error:
+                raise RunError(
+                    f"transport.port: tcp://{host}:{port} cannot be bound ({error.strerror}); a run needs three ports "
+                    "from transport.port on; choose others, or 0 to have free ones chosen"
+                ) from None
+
+
+def _private_folder(run_dir: Path) -> Path:
+    name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"grpo-{os.getuid()}-{name}"
+    longest = max(len(os.fsencode(folder / part)) for part in PARTS)
+    if longest > MAX_IPC_PATH:
         raise RunError(
-            f"transport: {endpoint} cannot be bound ({error.strerror}); "
-            "set transport.port to a free one, or 0 to have it chosen"
+            f"{folder}: too long for sockets ({longest} characters with their names, at most {MAX_IPC_PATH}); "
+            "set TMPDIR to a shorter folder, or transport.scheme = 'tcp'"
+        )
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Not through a link: somebody else may have put one there.
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise RunError(f"{folder}: is no folder of this user's; remove it or set TMPDIR")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be made ({error.strerror}); set TMPDIR to a folder you may write to"
         ) from None
-    return bound
-
-
-def connect(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, endpoint: str, max_bytes: int) -> "zmq.Socket[bytes]":
-    """A connecting socket with the run's options; it reconnects by itself, for ever."""
-    connected = context.socket(kind)
-    for option, value in (
-        (zmq.MAXMSGSIZE, max_bytes),
-        (zmq.HEARTBEAT_IVL, 2_000),
-        (zmq.HEARTBEAT_TIMEOUT, 10_000),
-        (zmq.RECONNECT_IVL, 100),
-        (zmq.RECONNECT_IVL_MAX, 5_000),
-        (zmq.LINGER, 1_000),
-    ):
-        connected.setsockopt(option, value)
-    return connected
+    return folder
 
 
 def _free_port(host: str) -> int:
     """The first of three consecutive free ports."""
     for _ in range(50):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
             first = _taken(stack, host, 0)
-            for offset in (1, 2):
+            for offset in range(1, len(PARTS)):
                 _taken(stack, host, first + offset)
             return first
-    raise RunError(f"transport: no three consecutive free ports on {host}; set transport.port")
+    raise RunError(
+        f"transport: no three consecutive free ports on {host}; set transport.port or transport.host"
+    )
 
 
 def _taken(stack: contextlib.ExitStack, host: str, port: int) -> int:
-    probe = stack.enter_context(socket.socket())
-    probe.bind((host, port))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    probe = stack.enter_context(socket.socket(family))
+    # As ZeroMQ binds: a port whose last connection has just closed is free.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind((host.strip("[]"), port))
     number: int = probe.getsockname()[1]
     return number
 
 
+# --- options ---
+
+
+def bind(
+    context: Context, kind: int, endpoint: str, max_bytes: int, options: Iterable[tuple[int, int]] = ()
+) -> Socket:
+    """A bound socket that takes frames of at most `max_bytes`.
+
+    Raises:
+        RunError: the address is taken, too long, or none.
+    """
+    bound = _open(context, kind, endpoint, max_bytes)
+    if kind == zmq.ROUTER:
+        # MANDATORY: a send to a peer that left is an error, not silence. HANDOVER: a worker that
+        # reconnects under its own name replaces its dead connection.
+        bound.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        bound.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    for option, value in options:
+        bound.setsockopt(option, value)
+    try:
+        bound.bind(endpoint)
+    except zmq.ZMQError as error:
+        bound.close()
+        raise RunError(_bind_failure(endpoint, error)) from None
+    return bound
+
+
+def connect(
+    context: Context,
+    kind: int,
+    endpoint: str,
+    max_bytes: int,
+    options: Iterable[tuple[int, int | bytes]] = (),
+) -> Socket:
+    """A connected socket, or one that will be once somebody listens; it reconnects by itself, for ever.
+
+    Raises:
+        RunError: that is no address.
+    """
+    connected = _open(context, kind, endpoint, max_bytes)
+    connected.setsockopt(zmq.RECONNECT_IVL, _ms(RECONNECT_FIRST_S))
+    connected.setsockopt(zmq.RECONNECT_IVL_MAX, _ms(RECONNECT_LONGEST_S))
+    if kind == zmq.DEALER:
+        # Queue only on a finished connection: otherwise a message to a dead learner seems sent.
+        connected.setsockopt(zmq.IMMEDIATE, 1)
+    for option, value in options:
+        connected.setsockopt(option, value)
+    try:
+        connected.connect(endpoint)
+    except zmq.ZMQError as error:
+        connected.close()
+        raise RunError(
+            f"{endpoint} is no address to connect to ({_reason(error)}); "
+            "give one like ipc:///path/to/socket or tcp://host:port"
+        ) from None
+    return connected
+
+
+def _open(context: Context, kind: int, endpoint: str, max_bytes: int) -> Socket:
+    opened = context.socket(kind)
+    for option, value in (
+        (zmq.LINGER, 0),
+        (zmq.MAXMSGSIZE, max_bytes),
+        (zmq.HANDSHAKE_IVL, _ms(HANDSHAKE_TIMEOUT_S)),
+        (zmq.HEARTBEAT_IVL, _ms(HEARTBEAT_S)),
+        (zmq.HEARTBEAT_TIMEOUT, _ms(HEARTBEAT_TIMEOUT_S)),
+        (zmq.SNDHWM, QUEUED),
+        (zmq.RCVHWM, QUEUED),
+        (zmq.IPV6, int("[" in endpoint)),
+    ):
+        opened.setsockopt(option, value)
+    return opened
+
+
 @contextlib.contextmanager
-def zmq_context() -> "Iterator[zmq.Context[zmq.Socket[bytes]]]":
+def zmq_context() -> Iterator[Context]:
     """A context of its own for one actor, destroyed with all its sockets."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context: Context = zmq.Context()
     try:
         yield context
     finally:
         context.destroy(linger=0)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _bind_failure(endpoint: str, error: zmq.ZMQError) -> str:
+    """One line: the endpoint, what is wrong with it, and the way out."""
+    cures = {
+        errno.EADDRINUSE: "is in use; stop the other run or set transport.port to 0",
+        errno.ENAMETOOLONG: f"is too long for an ipc path (at most {zmq.IPC_PATH_MAX_LEN} characters); "
+        "choose a shorter folder or set transport.scheme = 'tcp'",
+        errno.EACCES: "may not be opened by this user; choose a folder that you own or a port above 1023",
+    }
+    failed = f"cannot be bound ({_reason(error)}); see transport.scheme, host and port"
+    return f"transport: {endpoint} {cures.get(error.errno or 0, failed)}"
+
+
+def _reason(error: zmq.ZMQError) -> str:
+    return zmq.strerror(error.errno or 0)

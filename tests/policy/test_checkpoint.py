@@ -10,8 +10,9 @@ from grpo_actors.checkpoints import find_checkpoints, read_state, verify
 from grpo_actors.config import LearnerConfig, ModelConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.checkpoint import load_weights, restore, write_checkpoint
+from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.logprobs import completion_logprobs
-from grpo_actors.policy.model import EMBEDDED, load_policy
+from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.training import Training
 

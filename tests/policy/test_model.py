@@ -11,7 +11,8 @@ from mlx.utils import tree_flatten
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
-from grpo_actors.policy.model import EMBEDDED, load_policy, resolve_dtype
+from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.policy.model import load_policy, resolve_dtype
 
 TOKENS = mx.array([[2, 21, 22, 15, 23, 24, 1, 3, 9, 9]])
 

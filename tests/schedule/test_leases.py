@@ -1,0 +1,227 @@
+"""Leases, rule by rule; `test_leases_property` lets hypothesis look for what these do not show."""
+
+import pytest
+
+from grpo_actors.schedule.leases import GRACE_S, Cursor, Granted, LeaseTable
+
+TIMEOUT_S = 100.0
+
+
+def make_table(groups=4, staleness=1, batch=2, last=100, **more) -> LeaseTable[str]:
+    return LeaseTable(groups, staleness, batch, TIMEOUT_S, last, **more)
+
+
+def leases(granted: list[Granted]) -> list[int]:
+    return [grant.lease for grant in granted]
+
+
+def grant_all(table: LeaseTable[str], worker: str = "w", now_s: float = 0.0) -> list[Granted]:
+    """All that may go out, as one worker with room for everything takes it."""
+    granted: list[Granted] = []
+    while run := table.grant(worker, 10_000, now_s):
+        granted += run
+    return granted
+
+
+def accept(table: LeaseTable[str], granted: list[Granted], version: int | None = None) -> None:
+    for grant in granted:
+        oldest = table.version if version is None else version
+        assert table.accept(grant.lease, grant.attempt, oldest, f"group {grant.lease}").accepted
+
+
+def train(table: LeaseTable[str]) -> list[int]:
+    batch = table.next_batch()
+    assert batch is not None
+    positions = [position for position, _ in batch]
+    table.consume(positions)
+    return positions
+
+
+def test_leases_go_out_in_aligned_runs():
+    table = make_table(groups=4, batch=2)
+    assert [leases(table.grant("w", 100, 0.0)) for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_worker_holds_no_more_than_it_asked_for():
+    table = make_table(groups=4, batch=2)
+    assert leases(table.grant("w", 3, 0.0)) == [0, 1]
+    assert table.grant("w", 3, 0.0) == []  # a run of two beside the two that it holds
+    assert leases(table.grant("other", 2, 0.0)) == [2, 3]
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+def test_at_most_s_plus_one_updates_of_leases_are_open(staleness):
+    table = make_table(groups=4, staleness=staleness)
+    assert len(grant_all(table)) == (staleness + 1) * 4
+    assert table.grant("late", 100, 0.0) == []
+
+
+def test_no_lease_is_granted_that_would_train_after_the_last_version():
+    table = make_table(groups=4, staleness=3, last=2)
+    assert leases(grant_all(table)) == list(range(8))
+
+
+def test_the_oldest_version_allowed_rises_with_the_update_that_a_lease_is_for():
+    # S = 1, at version 5: the leases of update 6 train at version 5 and may be of version 4,
+    # those of update 7 train at version 6 and must be of version 5.
+    table = make_table(groups=2, staleness=1, batch=1, version=5)
+    assert [grant.min_version for grant in grant_all(table)] == [4, 4, 5, 5]
+
+
+def test_a_group_that_is_too_old_is_refused_and_its_lease_waits_again():
+    table = make_table(groups=2, staleness=1, batch=1, version=5)
+    first, *_ = grant_all(table)
+    verdict = table.accept(first.lease, first.attempt, 3, "old")
+    assert not verdict.accepted
+    assert verdict.reason == "lease 0 was sampled with version 3, needs 4"
+    assert table.grant("other", 1, 0.0) == [Granted(0, 2, 4)]
+
+
+def test_groups_are_consumed_in_order_whatever_order_they_came_in():
+    table = make_table(groups=4)
+    accept(table, grant_all(table)[::-1])
+    assert train(table) == [0, 1, 2, 3]
+    assert train(table) == [4, 5, 6, 7]
+
+
+def test_an_update_waits_for_its_first_lease_even_if_later_ones_are_done():
+    table = make_table(groups=4)
+    granted = grant_all(table)
+    accept(table, granted[1:])
+    assert table.next_batch() is None
+    accept(table, granted[:1])
+    assert table.next_batch() is not None
+
+
+def test_a_repeat_is_accepted_and_changes_nothing():
+    table = make_table(groups=1, batch=1)
+    granted = grant_all(table)
+    accept(table, granted)
+    again = table.accept(0, 1, 0, "another")
+    assert again.accepted
+    assert not again.new
+    assert table.next_batch() == [(0, "group 0")]
+    train(table)
+    after = table.accept(0, 1, 0, "another")
+    assert after.accepted
+    assert not after.new
+
+
+def test_a_result_of_an_older_attempt_is_refused():
+    table = make_table()
+    table.grant("dead", 2, 0.0)
+    table.release("dead")
+    table.grant("alive", 2, 0.0)
+    verdict = table.accept(0, 1, 0, "late")
+    assert (verdict.accepted, verdict.reason) == (False, "attempt 1 of lease 0 was given up; 2 is the last")
+
+
+def test_a_result_that_comes_after_all_is_taken_while_nobody_else_has_the_lease():
+    table = make_table()
+    table.grant("silent", 2, 0.0)
+    table.release("silent")
+    assert table.accept(0, 1, 0, "late").new
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_a_lease_that_was_never_granted_takes_no_group(attempt):
+    table = make_table()
+    table.grant("w", 2, 0.0)
+    assert not table.accept(3, attempt, 0, "invented").accepted  # open, but not out
+    assert not table.accept(1000, attempt, 0, "invented").accepted
+
+
+def test_a_dead_workers_leases_go_out_again_with_a_higher_attempt():
+    table = make_table()
+    table.grant("dead", 2, 0.0)
+    assert table.release("dead") == []
+    assert table.grant("alive", 2, 0.0) == [Granted(0, 2, 0), Granted(1, 2, 0)]
+
+
+def test_leases_expire_at_their_deadline():
+    table = make_table()
+    table.grant("slow", 2, 10.0)
+    table.expire(10.0 + TIMEOUT_S - 1)
+    assert table.held_by("slow") == 2
+    table.expire(10.0 + TIMEOUT_S)
+    assert table.held_by("slow") == 0
+
+
+def test_a_lease_that_lost_two_workers_travels_alone_and_is_set_aside_after_the_third():
+    table = make_table(groups=2, batch=2)
+    for _ in range(2):
+        assert leases(table.grant("w", 2, 0.0)) == [0, 1]
+        assert table.release("w") == []
+    assert leases(table.grant("w", 2, 0.0)) == [0]
+    assert table.release("w") == [0]
+    assert leases(table.grant("w", 2, 0.0)) == [1]
+    # The update takes the next lease instead: 0 is gone, 1 and 2 make it whole.
+    accept(table, [Granted(1, 3, 0), *table.grant("w", 3, 0.0)])
+    assert train(table) == [1, 2]
+
+
+def test_leaving_politely_is_not_held_against_a_lease():
+    table = make_table()
+    for _ in range(10):
+        assert leases(table.grant("w", 2, 0.0)) == [0, 1]
+        table.hand_back("w")
+
+
+def test_a_grant_that_was_lost_on_its_way_goes_out_again_after_a_grace():
+    table = make_table()
+    table.grant("w", 2, 0.0)
+    table.reconcile("w", [1], GRACE_S)
+    assert table.held_by("w") == 2
+    table.reconcile("w", [1], GRACE_S + 0.1)
+    assert table.held_by("w") == 1
+    assert table.grant("w", 2, 0.0) == [Granted(0, 2, 0)]
+
+
+def test_a_list_of_what_one_worker_holds_says_nothing_about_another():
+    table = make_table()
+    table.grant("a", 2, 0.0)
+    table.grant("b", 2, 0.0)
+    table.reconcile("a", [], GRACE_S + 1)
+    assert (table.held_by("a"), table.held_by("b")) == (0, 2)
+
+
+def test_a_batch_does_not_straddle_two_updates():
+    # 1 is left out, so update 1 is 0, 2, 3, 4 and update 2 begins with 5: 4 and 5, a run otherwise,
+    # train at different times, and after a resume only one of them would be sampled.
+    table = make_table(groups=4, batch=2, staleness=1, leaves_out=lambda position: position == 1)
+    runs = []
+    while run := table.grant("w", 100, 0.0):
+        runs.append(leases(run))
+    assert runs == [[0], [2, 3], [4], [5], [6, 7], [8]]
+
+
+def test_the_cursor_says_where_a_resumed_run_goes_on():
+    table = make_table(groups=2, batch=1, leaves_out=lambda position: position == 1)
+    for _ in range(3):  # 3 kills its workers; 0, 2 and 4 are done
+        accept(table, [grant for grant in grant_all(table) if grant.lease != 3])
+        table.release("w")
+    assert train(table) == [0, 2]
+    assert table.cursor == Cursor(4, ())
+    table = make_table(groups=2, batch=1, version=1, cursor=Cursor(4, (6,)))
+    accept(table, grant_all(table))
+    assert [train(table), train(table)] == [[4, 5], [7, 8]]
+
+
+def test_what_was_set_aside_stays_in_the_cursor_until_it_has_passed():
+    table = make_table(groups=1, batch=1, staleness=2)
+    granted = grant_all(table)
+    for _ in range(3):  # 2 kills its workers while 0 and 1 are done
+        accept(table, [grant for grant in granted if grant.lease != 2])
+        table.release("w")
+        granted = table.grant("w", 1, 0.0)
+    assert [train(table), table.cursor] == [[0], Cursor(1, (2,))]
+    assert [train(table), table.cursor] == [[1], Cursor(3, ())]
+
+
+def test_a_window_of_thousands_is_granted_in_seconds():
+    import time
+
+    table = make_table(groups=1024, batch=4, staleness=1)
+    began = time.monotonic()
+    assert len(grant_all(table)) == 2048
+    assert time.monotonic() - began < 5.0  # 0.3 s on a slow core

@@ -1,0 +1,231 @@
+"""Addresses and options: where a run listens, and what its sockets do when things go wrong."""
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from conftest import wait_until
+
+from grpo_actors.errors import RunError
+from grpo_actors.transport.sockets import (
+    MAX_IPC_PATH,
+    Endpoints,
+    beside,
+    bind,
+    check_ports,
+    connect,
+    plan_endpoints,
+    remove_endpoints,
+    zmq_context,
+)
+
+DEADLINE_MS = 10_000
+
+
+@pytest.fixture
+def short_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # Not tmp_path: on macOS it is longer than an ipc path may be.
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+# --- addresses ------------------------------------------------------------------------------------
+
+
+def test_ipc_sockets_lie_in_a_folder_that_nobody_else_may_enter(short_tmp, tmp_path):
+    endpoints = plan_endpoints(tmp_path, "ipc", "", 0)
+    folder = Path(endpoints.control.removeprefix("ipc://")).parent
+    assert folder.parent == short_tmp
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert endpoints.pid == os.getpid()
+    assert {endpoints.control, endpoints.weights, endpoints.events} == {
+        f"ipc://{folder}/{part}" for part in ("control", "weights", "events")
+    }
+
+
+def test_one_run_folder_has_one_socket_folder_and_two_have_two(short_tmp, tmp_path):
+    first, again = (plan_endpoints(tmp_path / "a", "ipc", "", 0) for _ in range(2))
+    other = plan_endpoints(tmp_path / "b", "ipc", "", 0)
+    assert first == again
+    assert first.control != other.control
+
+
+def test_a_socket_folder_that_was_open_to_others_is_closed(short_tmp, tmp_path):
+    folder = Path(plan_endpoints(tmp_path, "ipc", "", 0).control.removeprefix("ipc://")).parent
+    folder.chmod(0o777)
+    plan_endpoints(tmp_path, "ipc", "", 0)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_link_in_place_of_the_socket_folder_is_refused(short_tmp, tmp_path):
+    folder = Path(plan_endpoints(tmp_path, "ipc", "", 0).control.removeprefix("ipc://")).parent
+    folder.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    folder.symlink_to(elsewhere)
+    with pytest.raises(RunError, match=r"no folder of this user's; remove it or set TMPDIR"):
+        plan_endpoints(tmp_path, "ipc", "", 0)
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755
+
+
+def test_a_temporary_folder_that_is_too_deep_for_sockets_is_refused_with_the_cure(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", f"/{'x' * MAX_IPC_PATH}")
+    with pytest.raises(
+        RunError, match=r"too long for sockets .* set TMPDIR to a shorter folder, or transport.scheme"
+    ):
+        plan_endpoints(tmp_path, "ipc", "", 0)
+
+
+def test_the_longest_path_that_is_planned_can_be_bound(zmq_sockets, tmp_path, monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        # The longest name, and a folder as long as it lets it be.
+        room = MAX_IPC_PATH - len(f"{short}//grpo-{os.getuid()}-{'0' * 12}/control")
+        monkeypatch.setattr(tempfile, "tempdir", f"{short}/{'x' * room}")
+        Path(tempfile.tempdir or "").mkdir()
+        endpoints = plan_endpoints(tmp_path, "ipc", "", 0)
+        assert len(endpoints.control.removeprefix("ipc://")) == MAX_IPC_PATH
+        bind(zmq_sockets, zmq.ROUTER, endpoints.control, 100)
+        monkeypatch.setattr(tempfile, "tempdir", f"{tempfile.tempdir}x")
+        with pytest.raises(RunError, match="too long"):
+            plan_endpoints(tmp_path, "ipc", "", 0)
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_refused_with_the_cure(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/nothing")
+    with pytest.raises(RunError, match=r"cannot be made .* set TMPDIR"):
+        plan_endpoints(tmp_path, "ipc", "", 0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_free_tcp_ports_are_three_in_a_row(tmp_path, host):
+    endpoints = plan_endpoints(tmp_path, "tcp", host, 0)
+    first = int(endpoints.control.rpartition(":")[2])
+    assert endpoints.weights == f"tcp://{host}:{first + 1}"
+    assert endpoints.events == f"tcp://{host}:{first + 2}"
+    check_ports(host, first)
+
+
+def test_a_port_that_was_asked_for_is_taken_as_it_is(tmp_path):
+    assert plan_endpoints(tmp_path, "tcp", "127.0.0.1", 7000).events == "tcp://127.0.0.1:7002"
+
+
+def test_an_ipv6_address_is_written_in_brackets_and_can_be_bound(zmq_sockets, tmp_path):
+    try:
+        endpoints = plan_endpoints(tmp_path, "tcp", "::1", 0)
+    except RunError:
+        pytest.skip("this host has no IPv6")
+    assert endpoints.control.startswith("tcp://[::1]:")
+    server = bind(zmq_sockets, zmq.ROUTER, endpoints.control, 100)
+    connect(zmq_sockets, zmq.DEALER, endpoints.control, 100).send(b"hello")
+    assert server.poll(DEADLINE_MS)
+
+
+def test_an_address_of_another_host_has_no_free_ports(tmp_path):
+    with pytest.raises(RunError, match=r"no three consecutive free ports on 192.0.2.1; set transport.port"):
+        plan_endpoints(tmp_path, "tcp", "192.0.2.1", 0)  # an address kept for documentation
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(RunError, match=rf"127.0.0.1:{port} cannot be bound"):
+            check_ports("127.0.0.1", port - 1)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reached", "expected"),
+    [
+        ("tcp://0.0.0.0:7001", "tcp://gpu-3:7000", "tcp://gpu-3:7001"),
+        ("tcp://127.0.0.1:7001", "tcp://localhost:7000", "tcp://localhost:7001"),
+        ("tcp://[::]:7001", "tcp://[fe80::1]:7000", "tcp://[fe80::1]:7001"),
+        ("ipc:///tmp/a/weights", "ipc:///tmp/a/control", "ipc:///tmp/a/weights"),
+    ],
+)
+def test_a_peer_finds_the_other_sockets_where_it_found_the_first(endpoint, reached, expected):
+    assert beside(endpoint, reached) == expected
+
+
+def test_endpoints_are_read_as_they_were_written(tmp_path):
+    endpoints = Endpoints("ipc:///a", "ipc:///b", "ipc:///c", 7)
+    endpoints.write(tmp_path)
+    assert Endpoints.read(tmp_path) == endpoints
+    assert [path.name for path in tmp_path.iterdir()] == ["endpoints.json"]
+
+
+def test_a_folder_without_a_live_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="no run is live here"):
+        Endpoints.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"control": "x"}), json.dumps({"surprise": 1})])
+def test_an_endpoints_file_of_another_kind_is_refused(tmp_path, text):
+    (tmp_path / "endpoints.json").write_text(text)
+    with pytest.raises(RunError, match="unreadable"):
+        Endpoints.read(tmp_path)
+
+
+def test_nothing_is_left_behind(zmq_sockets, short_tmp, tmp_path):
+    endpoints = plan_endpoints(tmp_path, "ipc", "", 0)
+    endpoints.write(tmp_path)
+    bind(zmq_sockets, zmq.ROUTER, endpoints.control, 100)
+    remove_endpoints(tmp_path, endpoints)
+    remove_endpoints(tmp_path, endpoints)
+    assert not [*tmp_path.iterdir(), *short_tmp.iterdir()]
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_a_frame_above_the_bound_cuts_the_link_and_the_peer_comes_back(zmq_sockets, ipc_address):
+    server = bind(zmq_sockets, zmq.ROUTER, ipc_address, 1000)
+    peer = connect(zmq_sockets, zmq.DEALER, ipc_address, 1000, [(zmq.IDENTITY, b"p")])
+    peer.send(bytes(1001))
+
+    def comes_back() -> bool:
+        # What is sent before the cut is seen is lost with the link: said until it is heard.
+        with contextlib.suppress(zmq.Again):
+            peer.send(b"small", zmq.DONTWAIT)
+        return bool(server.poll(50))
+
+    wait_until(comes_back)
+    assert server.recv_multipart() == [b"p", b"small"]
+
+
+def test_a_message_to_nobody_is_not_taken_for_sent(zmq_sockets, ipc_address):
+    peer = connect(zmq_sockets, zmq.DEALER, ipc_address, 1000)
+    with pytest.raises(zmq.Again):
+        peer.send(b"hello", zmq.DONTWAIT)
+
+
+def test_an_address_that_is_none_is_refused():
+    with zmq_context() as context:
+        with pytest.raises(RunError, match=r"no address to connect to .*ipc:///path"):
+            connect(context, zmq.DEALER, "nonsense", 1000)
+        with pytest.raises(RunError, match=r"nonsense cannot be bound .*; see transport.scheme"):
+            bind(context, zmq.ROUTER, "nonsense", 1000)
+
+
+def test_an_address_in_use_is_refused_with_the_cure():
+    with zmq_context() as context:
+        first = bind(context, zmq.ROUTER, "tcp://127.0.0.1:*", 1000)
+        address = first.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        with pytest.raises(RunError, match="is in use; stop the other run"):
+            bind(context, zmq.ROUTER, address, 1000)
+
+
+def test_only_this_host_can_reach_the_default_tcp_address(tmp_path):
+    endpoints = plan_endpoints(tmp_path, "tcp", "127.0.0.1", 0)
+    with zmq_context() as context:
+        bound = bind(context, zmq.ROUTER, endpoints.control, 1000)
+        listens = bound.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        assert listens == endpoints.control

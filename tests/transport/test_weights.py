@@ -1,0 +1,190 @@
+"""The weights sockets, over real ones, with a format of their own: two numbers."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import zmq
+from conftest import DEADLINE_S
+
+from grpo_actors.errors import ProtocolError
+from grpo_actors.transport.sockets import Context, connect
+from grpo_actors.transport.weights import ANSWERED_AT_ONCE, WINDOW, WeightsClient, WeightsServer
+
+CHUNK = 1000
+
+
+def parse(request: bytes) -> tuple[int, int] | None:
+    if request == b"manifest":
+        return None
+    try:
+        version, index = map(int, request.split())
+    except ValueError as error:
+        raise ProtocolError("not two numbers") from error
+    return version, index
+
+
+def header(version: int, index: int) -> bytes:
+    return b"%d %d" % (version, index)
+
+
+def index_of(answer: bytes) -> int:
+    parsed = parse(answer)
+    assert parsed is not None
+    return parsed[1]
+
+
+def contents(version: int, size: int) -> bytes:
+    return bytes((version * 31 + at * 7) % 256 for at in range(size))
+
+
+class Learner:
+    """Serves in a thread of its own; `publish` and `pause` are done between two requests."""
+
+    def __init__(self, context: Context, address: str) -> None:
+        self.server = WeightsServer(context, address)
+        self.lock = threading.Lock()
+        self.served = 0
+        self.replace_after: tuple[int, int, int] | None = None
+        self.stopped = False
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def publish(self, version: int, size: int) -> None:
+        with self.lock:
+            self.server.publish(
+                version, b"manifest %d %d" % (version, size), memoryview(contents(version, size)), CHUNK
+            )
+
+    def _header(self, version: int, index: int) -> bytes:
+        self.served += 1
+        if self.replace_after and self.served > self.replace_after[0]:
+            _, version_now, size = self.replace_after
+            self.replace_after = None
+            self.server.publish(
+                version_now,
+                b"manifest %d %d" % (version_now, size),
+                memoryview(contents(version_now, size)),
+                CHUNK,
+            )
+        return header(version, index)
+
+    def _run(self) -> None:
+        while not self.stopped:
+            self.server.socket.poll(20)
+            with self.lock:
+                self.server.serve(parse, self._header)
+
+    def close(self) -> None:
+        self.stopped = True
+        self.thread.join()
+
+
+@pytest.fixture
+def learner(zmq_sockets: Context, ipc_address: str) -> Iterator[Learner]:
+    learner = Learner(zmq_sockets, ipc_address)
+    yield learner
+    learner.close()
+
+
+def fetch(client: WeightsClient, version: int, size: int, **more: object) -> bytearray | None:
+    request = lambda index: header(version, index)  # noqa: E731
+    return client.fetch(size, request, index_of, DEADLINE_S, chunk_bytes=CHUNK, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, WINDOW * CHUNK, 37 * CHUNK + 5])
+def test_a_version_arrives_whole_whatever_its_size(zmq_sockets, ipc_address, learner, size):
+    learner.publish(3, size)
+    client = WeightsClient(zmq_sockets, ipc_address)
+    assert client.manifest(b"manifest", DEADLINE_S) == b"manifest 3 %d" % size
+    assert fetch(client, 3, size) == contents(3, size)
+
+
+def test_before_the_first_version_there_is_nothing_to_fetch(zmq_sockets, ipc_address, learner):
+    assert WeightsClient(zmq_sockets, ipc_address).manifest(b"manifest", DEADLINE_S) is None
+
+
+def test_a_version_that_is_replaced_in_mid_fetch_is_given_up_and_the_new_one_fetched(
+    zmq_sockets, ipc_address, learner
+):
+    learner.publish(1, 50 * CHUNK)
+    client = WeightsClient(zmq_sockets, ipc_address)
+    learner.replace_after = (10, 2, 3 * CHUNK)
+    assert fetch(client, 1, 50 * CHUNK) is None
+    assert client.manifest(b"manifest", DEADLINE_S) == b"manifest 2 3000"
+    assert fetch(client, 2, 3 * CHUNK) == contents(2, 3 * CHUNK)
+
+
+def test_several_fetch_at_once(zmq_sockets, ipc_address, learner):
+    learner.publish(1, 200 * CHUNK)
+    results: list[bytearray | None] = []
+    clients = [WeightsClient(zmq_sockets, ipc_address) for _ in range(4)]
+    threads = [threading.Thread(target=lambda c=c: results.append(fetch(c, 1, 200 * CHUNK))) for c in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [contents(1, 200 * CHUNK)] * 4
+
+
+def test_each_chunk_is_told(zmq_sockets, ipc_address, learner):
+    learner.publish(1, 5 * CHUNK)
+    told: list[None] = []
+    fetch(WeightsClient(zmq_sockets, ipc_address), 1, 5 * CHUNK, on_chunk=lambda: told.append(None))
+    assert len(told) == 5
+
+
+def test_a_silent_server_is_borne_for_the_timeout_and_no_longer(zmq_sockets, ipc_address):
+    client = WeightsClient(zmq_sockets, ipc_address)
+    began = time.monotonic()
+    assert client.manifest(b"manifest", 0.2) is None
+    assert client.fetch(10, lambda index: header(1, index), index_of, 0.2) is None
+    assert 0.4 <= time.monotonic() - began < DEADLINE_S
+
+
+def test_an_answer_that_came_too_late_is_not_taken_for_the_next_one(zmq_sockets, ipc_address, learner):
+    learner.publish(1, 10)
+    client = WeightsClient(zmq_sockets, ipc_address)
+    assert client.manifest(b"manifest", DEADLINE_S)
+    with learner.lock:  # the server does not answer while this is held
+        assert client.manifest(b"manifest", 0.2) is None
+    assert fetch(client, 1, 10) == contents(1, 10)
+
+
+@pytest.mark.parametrize("lie", [b"1 7", b"1 0", b"1 999999999999"], ids=["not asked", "wrong length", "far"])
+def test_a_chunk_that_was_not_asked_for_is_refused(zmq_sockets, ipc_address, learner, lie):
+    learner.publish(1, 4 * CHUNK)
+    client = WeightsClient(zmq_sockets, ipc_address)
+    with pytest.raises(ProtocolError, match="was not asked for"):
+        client.fetch(
+            3 * CHUNK + 1,  # the server's fourth chunk is longer than this client believes
+            lambda _: header(1, 3),
+            lambda _: index_of(lie),
+            DEADLINE_S,
+            chunk_bytes=CHUNK // 2 if lie == b"1 0" else CHUNK,
+        )
+
+
+@pytest.mark.parametrize("request_", [b"", b"x", b"1 x", b"9 0", b"1 99999999999999999", b"1 -1"])
+def test_odd_requests_get_nothing_and_disturb_nobody(zmq_sockets, ipc_address, learner, request_):
+    learner.publish(1, 2 * CHUNK)
+    stranger = connect(zmq_sockets, zmq.DEALER, ipc_address, 10**6)
+    stranger.poll(1000, zmq.POLLOUT)
+    stranger.send(request_)
+    assert fetch(WeightsClient(zmq_sockets, ipc_address), 1, 2 * CHUNK) == contents(1, 2 * CHUNK)
+    if stranger.poll(100):
+        assert stranger.recv_multipart()[1] == b""
+
+
+def test_a_flood_of_requests_is_answered_in_portions(zmq_sockets, ipc_address):
+    server = WeightsServer(zmq_sockets, ipc_address)
+    server.publish(1, b"m", memoryview(bytes(CHUNK)), CHUNK)
+    stranger = connect(zmq_sockets, zmq.DEALER, ipc_address, 10**6)
+    for _ in range(ANSWERED_AT_ONCE + 10):
+        assert stranger.poll(int(DEADLINE_S * 1000), zmq.POLLOUT)
+        stranger.send(b"1 0")
+    served = []
+    server.socket.poll(int(DEADLINE_S * 1000))
+    server.serve(parse, lambda *wanted: served.append(wanted) or b"h")
+    assert 0 < len(served) <= ANSWERED_AT_ONCE
