@@ -1,0 +1,193 @@
+"""Imports point down only: read from every module's source, whether or not the import ever runs."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "grpo_actors"
+
+#: The three actors, which join all others, and what only they use.
+ARRAYS = ("mlx", "mlx_lm", "numpy", "grpo_actors.policy", "grpo_actors.objective")
+SOCKETS = ("zmq", "grpo_actors.transport")
+WIRE = ("msgpack", "grpo_actors.messages", "grpo_actors.codec")
+
+#: Part of the package -> what no module of it may import.
+FORBIDDEN = {
+    "objective": (
+        *SOCKETS,
+        *WIRE,
+        "mlx.nn",
+        "mlx.optimizers",
+        "mlx_lm",
+        "grpo_actors.policy",
+        "grpo_actors.tasks",
+    ),
+    "policy": SOCKETS,
+    "transport": (*ARRAYS, *WIRE, "grpo_actors.schedule", "grpo_actors.tasks"),
+    "tasks": ("mlx", "mlx_lm", "grpo_actors.policy", "grpo_actors.objective", *SOCKETS, *WIRE),
+    "schedule": (*ARRAYS, *SOCKETS, *WIRE, "grpo_actors.tasks", "threading", "time", "asyncio"),
+    "observe": (*ARRAYS, "grpo_actors.schedule", "grpo_actors.tasks"),
+    "config": (*ARRAYS, *SOCKETS, *WIRE),
+    "supervisor": ARRAYS,
+    "tail": ARRAYS,
+    "messages": (*ARRAYS, *SOCKETS),
+    "codec": (*ARRAYS, *SOCKETS),
+    "errors": ("grpo_actors",),
+    "peers": (*ARRAYS, *SOCKETS),
+    "supply": (*ARRAYS, *SOCKETS),
+    "dispatcher": ARRAYS,
+    "exchange": ARRAYS,
+}
+
+#: Part -> the only parts of the package, and the only others beside the standard library, that it may import.
+ALLOWED = {
+    "objective": ("mlx.core", "numpy", "grpo_actors.objective", "grpo_actors.backend", "grpo_actors.errors"),
+    "schedule": ("xxhash", "grpo_actors.schedule", "grpo_actors.errors"),
+    "transport": ("zmq", "grpo_actors.transport", "grpo_actors.errors"),
+}
+
+#: Who may import both what computes and what talks: the actors, and what only they are made of.
+ACTORS = ("rollout", "learner", "evaluator")
+
+
+def modules(part: str = "") -> list[Path]:
+    """The files of one part of the package, or of all."""
+    if not part:
+        return sorted(PACKAGE.rglob("*.py"))
+    return sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / f"{part}.py"]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of all that a file imports, at its top or within a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            assert node.module is not None
+            # `from mlx import nn` imports mlx.nn, `from numpy import array` no such module.
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def only_types(path: Path, line: int) -> bool:
+    """Whether an import stands under ``if TYPE_CHECKING``, where it never runs."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            return node.lineno < line <= (node.end_lineno or line)
+    return False
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_no_part_imports_what_it_refuses_to_know(part):
+    broken = [
+        f"{path.relative_to(ROOT)}:{line}: {part} must not import {name}"
+        for path in modules(part)
+        for line, name in imports(path)
+        if any(within(name, forbidden) for forbidden in FORBIDDEN[part]) and not only_types(path, line)
+    ]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_the_lowest_parts_import_only_what_is_listed(part):
+    import sys
+
+    broken = [
+        f"{path.relative_to(ROOT)}:{line}: {part} must not import {name}"
+        for path in modules(part)
+        for line, name in imports(path)
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and not any(within(name, allowed) for allowed in ALLOWED[part])
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_only_transport_imports_zmq():
+    # The exchange polls its sockets together with a pipe of its own: the one exception.
+    users = {name_of(path) for path in modules() if any(within(name, "zmq") for _, name in imports(path))}
+    assert users - {"grpo_actors.exchange"} == {
+        name for name in users if within(name, "grpo_actors.transport")
+    } - {"grpo_actors.exchange"}
+
+
+def test_only_the_actors_join_what_computes_with_what_talks():
+    def reaches(path: Path, parts: tuple[str, ...]) -> bool:
+        return any(within(name, part) for _, name in imports(path) for part in parts)
+
+    joined = {
+        path.stem
+        for path in modules()
+        if reaches(path, ("grpo_actors.policy", "grpo_actors.objective")) and reaches(path, SOCKETS)
+    }
+    assert joined <= {*ACTORS, "worker", "joining"}
+
+
+def test_no_module_imports_pickle():
+    forbidden = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
+    broken = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in modules()
+        for line, name in imports(path)
+        if name.partition(".")[0] in forbidden
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_no_circle_of_imports_lies_between_the_parts():
+    """Part a imports part b, and b a: then neither is lower. Single files count as parts of their own."""
+
+    def part_of(name: str) -> str:
+        return name.split(".")[1]
+
+    edges: dict[str, set[str]] = {}
+    for path in modules():
+        here = name_of(path)
+        if here == "grpo_actors":
+            continue
+        for line, name in imports(path):
+            if within(name, "grpo_actors") and name.count(".") and not only_types(path, line):
+                target = part_of(name)
+                known = (PACKAGE / target).is_dir() or (PACKAGE / f"{target}.py").is_file()
+                if known and target != part_of(here):
+                    edges.setdefault(part_of(here), set()).add(target)
+
+    def reaches(start: str, goal: str, seen: set[str]) -> bool:
+        return any(
+            step == goal or (step not in seen and reaches(step, goal, seen | {step}))
+            for step in edges.get(start, ())
+        )
+
+    circles = sorted(part for part in edges if reaches(part, part, {part}))
+    assert not circles, circles
+
+
+def test_the_command_line_imports_nothing_that_takes_seconds():
+    # launch.py --help answers in under 0.3 s.
+    slow = ("mlx", "mlx_lm", "transformers", "datasets", "numpy", "zmq", "pydantic")
+    tree = ast.parse((ROOT / "launch.py").read_text())
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [getattr(node, "module", None) or node.names[0].name for node in top]
+    assert not [name for name in names if name.partition(".")[0] in slow]
+
+
+def test_files_and_functions_stay_short():
+    long_files = [name_of(path) for path in modules() if len(path.read_text().splitlines()) >= 300]
+    long_functions = [
+        f"{name_of(path)}.{node.name}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert not long_files + long_functions
