@@ -35,7 +35,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--resume", action="store_true", help="continue the run, or fail if there is none to continue"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved settings, check them, and stop"
+    )
     parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     arguments = parser.parse_args()
     if arguments.json and not arguments.dry_run:
@@ -56,8 +58,10 @@ def main() -> int:
     loaded = load_config(arguments.config, overrides)
     if arguments.dry_run:
         from grpo_actors.config.show import as_json, as_text  # noqa: PLC0415
+        from grpo_actors.preflight import check  # noqa: PLC0415
 
-        print(as_json(loaded) if arguments.json else as_text(loaded), end="")
+        print(as_json(loaded) if arguments.json else as_text(loaded), end="", flush=True)
+        check(loaded.config)
         return 0
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -13,19 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_actors.errors import RunError
+
 MANIFEST = "manifest.json"
 STATE = "state.json"
 BEST = "best.json"
 
+#: Ends the name of a folder that is being written or removed.
+UNFINISHED = ".tmp"
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
+    """One folder that was renamed into place, sound or not."""
+
     path: Path
     #: Updates behind it.
     update: int
 
     @property
     def bytes(self) -> int:
+        """Size of all its files."""
         return sum(path.stat().st_size for path in self.path.iterdir())
 
 
@@ -41,7 +49,7 @@ def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
 
 def newest_sound(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line on each newer one that does not."""
-    complaints = []
+    complaints: list[str] = []
     for checkpoint in reversed(find_checkpoints(run_dir)):
         complaint = verify(checkpoint)
         if complaint is None:
@@ -54,11 +62,14 @@ def verify(checkpoint: Checkpoint) -> str | None:
     """None if every file has the size and digest of the manifest; else what is wrong."""
     try:
         files = json.loads((checkpoint.path / MANIFEST).read_text())["files"]
+        if STATE not in files:
+            return f"{checkpoint.path}: its manifest does not list {STATE}"
         for name, expected in files.items():
             if _describe(checkpoint.path / name) != expected:
                 return f"{checkpoint.path / name}: not the file that was written (size or sha256 differs)"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{checkpoint.path}: unreadable ({error})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # The last two: the manifest is JSON of another shape, which a flipped bit can make it.
+        return f"{checkpoint.path}: unreadable ({error!r})"
     return None
 
 
@@ -72,25 +83,40 @@ def mark_best(run_dir: Path, update: int, accuracy: float) -> None:
     """Remember which checkpoint scored best; `prune` keeps it."""
     temporary = run_dir / f"{BEST}.tmp"
     write_json(temporary, {"checkpoint": f"checkpoint-{update}", "update": update, "accuracy": accuracy})
+    _sync(temporary)
     temporary.replace(run_dir / BEST)
 
 
 def best(run_dir: Path) -> dict[str, Any] | None:
-    """{"checkpoint", "update", "accuracy"} of the best one; None before the first evaluation."""
+    """{"checkpoint", "update", "accuracy"} of the best one; None before the first evaluation.
+
+    Raises:
+        RunError: the mark is unreadable, so that nobody knows which checkpoint must be kept.
+    """
     path = run_dir / BEST
-    if not path.is_file():
+    try:
+        marked: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
         return None
-    marked: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(
+            f"{path}: not JSON ({error}); remove it to let the next evaluation mark the best"
+        ) from error
     return marked
 
 
 def prune(run_dir: Path, keep: int, protected: frozenset[int]) -> None:
-    """Remove all but the newest `keep`, the best, and those in `protected` (not yet evaluated)."""
+    """Remove all but the newest `keep` (at least 1), the best, and those in `protected` (not yet evaluated).
+
+    What a kill during a write or a removal left behind goes too: only the writer of checkpoints may call this.
+    """
     marked = best(run_dir)
     spared = protected | ({int(marked["update"])} if marked else set())
     for checkpoint in find_checkpoints(run_dir)[:-keep]:
         if checkpoint.update not in spared:
-            shutil.rmtree(checkpoint.path, ignore_errors=True)
+            _discard(checkpoint.path)
+    for leftover in run_dir.glob(f"checkpoint-*{UNFINISHED}"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def seal(temporary: Path, final: Path) -> None:
@@ -98,9 +124,18 @@ def seal(temporary: Path, final: Path) -> None:
     write_json(temporary / MANIFEST, {"files": {p.name: _describe(p) for p in sorted(temporary.iterdir())}})
     for path in (*temporary.iterdir(), temporary):
         _sync(path)
-    shutil.rmtree(final, ignore_errors=True)  # only ever an unreadable one, which `newest_sound` went past
+    if final.exists():  # an unreadable one, which `newest_sound` went past
+        _discard(final)
     temporary.rename(final)
     _sync(final.parent)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder. It loses its name first: a kill in the middle leaves none that looks whole."""
+    nameless = folder.with_name(f"{folder.name}.old{UNFINISHED}")
+    shutil.rmtree(nameless, ignore_errors=True)
+    folder.rename(nameless)
+    shutil.rmtree(nameless, ignore_errors=True)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Dispatcher:
         table: LeaseTable[SampledGroup],
         supply: Supply,
         welcome: wire.Welcome,
+        lost_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._control = control
@@ -44,7 +45,7 @@ class Dispatcher:
         self._supply = supply
         self._welcome = welcome
         self._clock = clock
-        self._roster = Roster(welcome.run_id)
+        self._roster = Roster(welcome.run_id, lost_s)
         self._published = -1
         self._batch_out = False
         self._evaluated: set[int] = set()

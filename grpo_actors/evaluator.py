@@ -9,146 +9,34 @@ tells the learner. A score that was computed once is kept beside the checkpoint,
 
 import argparse
 import json
-import math
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 
-from grpo_actors.checkpoints import Checkpoint, find_checkpoints, write_json
+from grpo_actors.checkpoints import MANIFEST, Checkpoint, find_checkpoints, verify, write_json
 from grpo_actors.command import run_command
-from grpo_actors.config import Config, load_config
-from grpo_actors.errors import ConfigError, DataError, ModelError
+from grpo_actors.config import Config, load_config, read_config
+from grpo_actors.config.load import OVERRIDE
+from grpo_actors.errors import ConfigError, ModelError
+from grpo_actors.evaluation import Score, evaluate, held_out
+from grpo_actors.joining import Leaving, hello, introduce
 from grpo_actors.messages import Beat, Bye, Evaluation, decode, encode, from_learner
 from grpo_actors.policy.checkpoint import ADAPTER, load_weights
 from grpo_actors.policy.model import Policy, load_policy
-from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
+from grpo_actors.preflight import BASE_EVALUATION_FILE, CONFIG_FILE
 from grpo_actors.process import StopRequest, bound_memory, enter_process
-from grpo_actors.rollout import Leaving, hello, introduce
-from grpo_actors.schedule.order import sample_seeds
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
-from grpo_actors.tasks.task import Problem, Task
 from grpo_actors.transport.control import ControlClient
-from grpo_actors.transport.sockets import Endpoints, zmq_context
+from grpo_actors.transport.sockets import zmq_context
 
 EVALUATION_FILE = "evaluation.json"
-BASE_EVALUATION_FILE = "evaluation-base.json"
 
-#: The two-sided 95 % quantile of the normal distribution.
-Z95 = 1.959964
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What one policy achieves on the held-out problems."""
-
-    samples: int
-    #: Share of greedy completions that are right.
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    #: The same at the evaluator's temperature; None: not asked for.
-    sampled_accuracy: float | None
-    #: Unweighted mean of each reward over the greedy completions that it judged.
-    rewards: dict[str, float]
-    completion_length_mean: float
-    truncated_share: float
-    seconds: float
-
-
-def held_out(task: Task, config: Config, policy: Policy, samples: int | None = None) -> list[Problem]:
-    """The problems to score: a subset of the held-out split that depends on nothing but its size.
-
-    Raises:
-        DataError: there is no held-out problem with a prompt short enough.
-    """
-    problems = task.problems("eval")
-    count = config.evaluator.eval_subset_size if samples is None else samples
-    indices = random.Random("evaluation").sample(range(len(problems)), k=min(count or len(problems), len(problems)))
-    limit = config.data.max_prompt_length
-    chosen = [p for p in map(problems.__getitem__, indices) if len(policy.encode_chat(p.messages)) <= limit]
-    if not chosen:
-        raise DataError(f"data: no held-out problem has a prompt of at most {limit} tokens (data.max_prompt_length)")
-    return chosen
-
-
-def evaluate(
-    policy: Policy,
-    task: Task,
-    problems: Sequence[Problem],
-    config: Config,
-    scorer: Scorer,
-    on_step: Callable[[int], None] | None = None,
-) -> Score:
-    """Score a policy: greedy, and sampled too if the configuration asks for it."""
-    started_s = time.monotonic()
-    greedy = list(_answers(policy, problems, config, 0.0, on_step))
-    texts = [policy.decode(sample.tokens) for sample in greedy]
-    right = sum(task.is_correct(text, problem.answer) for text, problem in zip(texts, problems, strict=True))
-    sampled = None
-    if config.evaluator.eval_sampled:
-        drawn = _answers(policy, problems, config, config.evaluator.eval_temperature, on_step)
-        sampled = fmean(
-            task.is_correct(policy.decode(sample.tokens), problem.answer)
-            for sample, problem in zip(drawn, problems, strict=True)
-        )
-    low, high = wilson_interval(right, len(problems))
-    return Score(
-        samples=len(problems),
-        accuracy=right / len(problems),
-        accuracy_low=low,
-        accuracy_high=high,
-        sampled_accuracy=sampled,
-        rewards=_reward_means(scorer, problems, texts),
-        completion_length_mean=fmean(len(sample.tokens) for sample in greedy),
-        truncated_share=fmean(not sample.finished for sample in greedy),
-        seconds=time.monotonic() - started_s,
-    )
-
-
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927): honest at 0 and at 1, where the usual one has no width."""
-    share, z2 = right / total, Z95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _answers(
-    policy: Policy,
-    problems: Sequence[Problem],
-    config: Config,
-    temperature: float,
-    on_step: Callable[[int], None] | None,
-) -> Iterator[Sample]:
-    """One completion for each problem, in order, sampled in batches."""
-    params = SamplingParams(
-        max_new_tokens=config.evaluator.eval_max_new_tokens or config.rollout.max_new_tokens,
-        temperature=temperature,
-        stop=config.rollout.stop,
-    )
-    size = config.evaluator.eval_batch_size
-    for first in range(0, len(problems), size):
-        batch = problems[first : first + size]
-        prompts = [policy.encode_chat(problem.messages) for problem in batch]
-        # The same draws for every checkpoint: two of them differ by their weights only.
-        seeds = [sample_seeds(config.run.seed, 0, f"evaluation/{problem.id}", 1) for problem in batch]
-        for group in sample_groups(policy, prompts, seeds, params, on_step):
-            yield group[0]
-
-
-def _reward_means(scorer: Scorer, problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for problem, text in zip(problems, texts, strict=True):
-        for name, (value,) in scorer.score(problem, [text]).rewards.items():
-            if value is not None:
-                values.setdefault(name, []).append(value)
-    return {name: fmean(given) for name, given in values.items()}
+#: Longest wait for a message before the run folder is looked at again.
+POLL_S = 0.2
 
 
 # --- in a run -------------------------------------------------------------------------------------
@@ -157,7 +45,9 @@ def _reward_means(scorer: Scorer, problems: Sequence[Problem], texts: Sequence[s
 class RunEvaluator:
     """Scores what appears in a run folder and reports it to the learner."""
 
-    def __init__(self, run_dir: Path, control: ControlClient, config: Config, stop: StopRequest, beat_s: float) -> None:
+    def __init__(
+        self, run_dir: Path, control: ControlClient, config: Config, stop: StopRequest, beat_s: float
+    ) -> None:
         self._run_dir = run_dir
         self._control = control
         self._config = config
@@ -165,6 +55,8 @@ class RunEvaluator:
         self._beat_s = beat_s
         self._next_beat_s = 0.0
         self._dismissed = False
+        #: Update, and when its manifest was written, of each checkpoint looked at.
+        self._seen: set[tuple[int, int]] = set()
 
     def run(self) -> None:
         """Until dismissed or asked to stop."""
@@ -176,24 +68,41 @@ class RunEvaluator:
         with closing(Scorer(rewards, timeout_s=config.reward.reward_timeout_s)) as scorer:
 
             def score() -> Score:
-                return evaluate(policy, task, problems, config, scorer, self._on_step)
+                return evaluate(policy, task, problems, config, scorer, on_step=self._on_step)
 
             self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
-            done = {0}
             while not self._stop and not self._dismissed:
-                checkpoint = next((c for c in find_checkpoints(self._run_dir) if c.update not in done), None)
+                checkpoint = self._next_checkpoint()
                 if checkpoint is None:
-                    self._hear(0.2)
-                    continue
-                done.add(checkpoint.update)
-                self._report_checkpoint(checkpoint, policy, score)
+                    self._hear(POLL_S)
+                else:
+                    self._report_checkpoint(checkpoint, policy, score)
+
+    def _next_checkpoint(self) -> Checkpoint | None:
+        """The oldest one not looked at yet; one that a resumed run wrote again is a new one."""
+        for checkpoint in find_checkpoints(self._run_dir):
+            try:
+                sealed = (checkpoint.update, (checkpoint.path / MANIFEST).stat().st_mtime_ns)
+            except FileNotFoundError:  # pruned since it was listed
+                continue
+            if sealed not in self._seen:
+                self._seen.add(sealed)
+                return checkpoint
+        return None
 
     def _report_checkpoint(self, checkpoint: Checkpoint, policy: Policy, score: Callable[[], Score]) -> None:
+        kept = checkpoint.path / EVALUATION_FILE
+        complaint = None if kept.is_file() else verify(checkpoint)
+        if complaint is not None:
+            # Damaged, or pruned meanwhile. The learner goes past it too, and writes it again.
+            print(f"evaluator: not scored: {complaint}", file=sys.stderr)
+            return
+
         def load_and_score() -> Score:
             load_weights(checkpoint.path, policy)
             return score()
 
-        self._report(checkpoint.update, checkpoint.path.name, checkpoint.path / EVALUATION_FILE, load_and_score)
+        self._report(checkpoint.update, checkpoint.path.name, kept, load_and_score)
 
     def _report(self, update: int, name: str, kept: Path, score: Callable[[], Score]) -> None:
         """Tell the learner a score: the one kept from before, or a new one, which is kept."""
@@ -206,7 +115,7 @@ class RunEvaluator:
             temporary.replace(kept)
         message = encode(Evaluation(update=update, checkpoint=name, **asdict(result)))
         while not self._control.send(message) and not self._stop:
-            self._hear(0.2)
+            self._hear(POLL_S)
 
     def _hear(self, wait_s: float) -> None:
         self._beat("waiting")
@@ -240,10 +149,8 @@ def follow_run(run_dir: Path, endpoint: str, stop: StopRequest) -> int:
         if welcome is None:
             return 0
         config = Config.model_validate_json(welcome.config)
-        try:
+        with suppress(Leaving):
             RunEvaluator(run_dir, control, config, stop, welcome.beat_s).run()
-        except Leaving:
-            pass
         control.send(encode(Bye(reason="done")))
     return 0
 
@@ -263,13 +170,39 @@ def evaluate_alone(folder: Path, config: Config, samples: int | None, *, as_json
     return 0
 
 
+def settings(folder: Path, file: str | None, overrides: Sequence[str]) -> Config:
+    """What to score `folder` by: the file given, else the settings of the run it lies in, else the defaults.
+
+    Raises:
+        ConfigError: a file, a name or a value is unusable.
+    """
+    own = folder.resolve().parent / CONFIG_FILE
+    loaded = load_config(file, overrides)
+    if file is not None or not own.is_file() or not (folder / MANIFEST).is_file():
+        return loaded.config
+    sections = read_config(own).model_dump(mode="json")
+    for key, origin in loaded.origins.items():
+        section, leaf = key.split(".")
+        if origin == OVERRIDE:
+            sections[section][leaf] = loaded.config.model_dump(mode="json")[section][leaf]
+    return Config.model_validate_json(json.dumps(sections))
+
+
 def load_folder(folder: Path, config: Config) -> Policy:
-    """The policy in a folder: a model as it is, or an adapter on the configuration's base model."""
+    """The policy in a folder: a model as it is, or an adapter on the configuration's base model.
+
+    Raises:
+        ModelError: there is nothing usable in it.
+        ConfigError: it holds an adapter, and the configuration does not say of which model.
+    """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; give a checkpoint or a model folder")
     if (folder / ADAPTER).is_file():
         if config.model.fine_tune_type != "lora":
-            raise ConfigError(f"{folder} holds an adapter; set model.fine_tune_type = lora and its base model")
+            raise ConfigError(
+                f"{folder} holds an adapter; give the --config it was trained with, "
+                "or set model.fine_tune_type = lora and model.model_name"
+            )
         policy = load_policy(config.model, seed=config.run.seed)
         load_weights(folder, policy)
         return policy
@@ -285,7 +218,11 @@ def as_table(folder: Path, score: Score) -> str:
             "accuracy, greedy",
             f"{score.accuracy:.1%}   (95 %: {score.accuracy_low:.1%} to {score.accuracy_high:.1%})",
         ),
-        *([("accuracy, sampled", f"{score.sampled_accuracy:.1%}")] if score.sampled_accuracy is not None else []),
+        *(
+            [("accuracy, sampled", f"{score.sampled_accuracy:.1%}")]
+            if score.sampled_accuracy is not None
+            else []
+        ),
         *((f"reward {name}", f"{value:.3f}") for name, value in score.rewards.items()),
         ("completion length", f"{score.completion_length_mean:.1f} tokens"),
         ("truncated", f"{score.truncated_share:.1%}"),
@@ -297,10 +234,18 @@ def as_table(folder: Path, score: Score) -> str:
 
 def main() -> int:
     """Parse the command line and score."""
-    parser = argparse.ArgumentParser(prog="python -m grpo_actors.evaluator", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint or a model folder; with --follow a run folder")
-    parser.add_argument("--config", metavar="FILE", help="TOML settings, as for launch.py")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for launch.py")
+    parser = argparse.ArgumentParser(
+        prog="python -m grpo_actors.evaluator", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, help="a checkpoint or a model folder; with --follow a run folder"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML settings, as for launch.py; not given: those of the run"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for launch.py"
+    )
     parser.add_argument("--samples", type=int, metavar="N", help="held-out problems to score; 0: all")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--follow", metavar="ENDPOINT", help=argparse.SUPPRESS)  # how launch.py starts it
@@ -308,8 +253,9 @@ def main() -> int:
     stop = enter_process()
     bound_memory()
     if args.follow:
-        return follow_run(args.checkpoint, args.follow or Endpoints.read(args.checkpoint).control, stop)
-    return evaluate_alone(args.checkpoint, load_config(args.config, args.overrides).config, args.samples, as_json=args.json)
+        return follow_run(args.checkpoint, args.follow, stop)
+    config = settings(args.checkpoint, args.config, args.overrides)
+    return evaluate_alone(args.checkpoint, config, args.samples, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from grpo_actors.errors import TrainingError
 from grpo_actors.groups import SampledGroup
 from grpo_actors.messages import Evaluation, Manifest, Welcome
 from grpo_actors.observe.sinks import Journal
-from grpo_actors.peers import BEAT_S
+from grpo_actors.peers import BEAT_S, LOST_S
 from grpo_actors.schedule.leases import Cursor, LeaseTable
 from grpo_actors.supply import Supply
 from grpo_actors.transport.control import ControlServer
@@ -30,7 +30,7 @@ from grpo_actors.transport.events import EventPublisher
 from grpo_actors.transport.sockets import Endpoints, zmq_context
 from grpo_actors.transport.weights import WeightsServer
 
-__all__ = ["BEAT_S", "Exchange", "Snapshot", "Supply"]
+__all__ = ["BEAT_S", "LOST_S", "Exchange", "Snapshot", "Supply"]
 
 T = TypeVar("T")
 
@@ -60,8 +60,11 @@ class Exchange:
         supply: Supply,
         welcome: Welcome,
         open_journal: Callable[[EventPublisher], Journal],
+        lost_s: float = LOST_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Nothing is bound yet. `lost_s`: the longest silence of a peer that works, in seconds."""
+        self._lost_s = lost_s
         self._endpoints = endpoints
         self._table = table
         self._supply = supply
@@ -127,6 +130,12 @@ class Exchange:
         """Send all peers of a role home."""
         self._post(lambda: self._dispatcher.dismiss(role, reason))
 
+    def wait_for_goodbyes(self) -> None:
+        """Until all peers that were sent home have said that they go, for `FAREWELL_S` at most."""
+        deadline_s = time.monotonic() + FAREWELL_S
+        while time.monotonic() < deadline_s and self._ask(self._dispatcher.awaits_goodbyes):
+            time.sleep(0.02)
+
     def close(self) -> None:
         """Stop the thread once all that was said before has been done; may be called twice."""
         if self._thread.is_alive():
@@ -175,6 +184,7 @@ class Exchange:
                         table=self._table,
                         supply=self._supply,
                         welcome=self._welcome,
+                        lost_s=self._lost_s,
                         clock=self._clock,
                     )
                     self._bound.set_result(None)

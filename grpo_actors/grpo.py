@@ -6,6 +6,7 @@ Knows the policy, its reference and one batch of groups; refuses to know where t
 and where the weights go. The maths is `objective`'s, the gradient `policy.training`'s.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,9 @@ class Grpo:
         """One update; returns what there is to tell about it."""
         config, started_s = self.config, time.monotonic()
         advantages = compute_advantages(
-            self.objective.advantage, [self._rewards(group) for group in groups], list(config.reward.functions.values())
+            self.objective.advantage,
+            [self._rewards(group) for group in groups],
+            list(config.reward.functions.values()),
         )
         packed = pack(
             list(_completions(groups, advantages)),
@@ -65,10 +68,13 @@ class Grpo:
 
         statistics = first_statistics = None
         norm = rate = 0.0
+        # Of this update alone, so that a resumed run drops the same inputs (model.lora_dropout).
+        mx.random.seed((config.run.seed + self.version) % 2**64)
         for iteration in range(config.learner.num_iterations):
             statistics = None
             for arrays in batches:
-                statistics = add_statistics(statistics, self.training.accumulate(arrays))
+                with self._in_training():
+                    statistics = add_statistics(statistics, self.training.accumulate(arrays))
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
             norm, taken = self.training.step(rate)
@@ -92,6 +98,15 @@ class Grpo:
             "learner_tokens_per_s": packed.tokens * config.learner.num_iterations / seconds,
             "memory_gb": mx.get_peak_memory() / 1e9,
         }
+
+    @contextlib.contextmanager
+    def _in_training(self) -> Iterator[None]:
+        """Dropout on, and mlx-lm's kernels without a gradient replaced; off again for whoever samples."""
+        self.policy.model.train()
+        try:
+            yield
+        finally:
+            self.policy.model.eval()
 
     def _loss(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
         """The micro-batch's share of the update's loss, and its statistics."""
@@ -122,7 +137,11 @@ class Grpo:
 
     def _frozen_logprobs(self, policy: Policy, arrays: Mapping[str, mx.array]) -> mx.array:
         logprobs, _ = completion_logprobs(
-            policy.model, arrays["tokens"], arrays["start"], arrays["targets"], self.config.rollout.temperature
+            policy.model,
+            arrays["tokens"],
+            arrays["start"],
+            arrays["targets"],
+            self.config.rollout.temperature,
         )
         mx.eval(logprobs)
         return logprobs
@@ -131,7 +150,10 @@ class Grpo:
         """[G, K] float64, NaN where a reward function gave none."""
         return np.array(
             [
-                [np.nan if (value := c.rewards.get(name)) is None else value for name in self.config.reward.functions]
+                [
+                    np.nan if (value := c.rewards.get(name)) is None else value
+                    for name in self.config.reward.functions
+                ]
                 for c in group.completions
             ],
             dtype=np.float64,
@@ -152,7 +174,9 @@ class Grpo:
 
 def _completions(groups: Sequence[SampledGroup], advantages: Sequence[Advantages]) -> Iterator[Completion]:
     for group, advantage in zip(groups, advantages, strict=True):
-        for completion, value, valid in zip(group.completions, advantage.values, advantage.valid, strict=True):
+        for completion, value, valid in zip(
+            group.completions, advantage.values, advantage.valid, strict=True
+        ):
             yield Completion(
                 prompt_ids=group.prompt,
                 completion_ids=completion.tokens,
@@ -161,4 +185,3 @@ def _completions(groups: Sequence[SampledGroup], advantages: Sequence[Advantages
                 valid=bool(valid),
                 truncated=not completion.finished,
             )
-

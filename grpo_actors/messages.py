@@ -161,7 +161,7 @@ class Welcome(Message):
     run_id: Name
     #: The resolved configuration, JSON.
     config: Text
-    #: Name, architecture and digests of the base model (`policy.model.Identity`), JSON.
+    #: Name, architecture and digests of the base model (`policy.identity.Identity`), JSON.
     identity: Text
     #: Endpoint of the weights socket, as the learner sees it.
     weights_endpoint: Text

@@ -4,13 +4,15 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from grpo_actors.messages import PROTOCOL_VERSION, Beat, Hello
 
 #: Peers beat this often; one that is silent for LOST_S is taken for hung, and its leases go out again.
+#: A first step on a GPU may compile for a minute. GRPO_ACTORS_LOST_S overrides it.
 BEAT_S = 1.0
-LOST_S = 12.0
+LOST_S = float(os.environ.get("GRPO_ACTORS_LOST_S", "120"))
 #: A peer that has not beaten yet loads its model, perhaps from the hub; it holds no lease.
 LOADING_S = 600.0
 #: A lost peer that is still silent after this time is forgotten; should it wake, it says Hello anew.
@@ -79,8 +81,10 @@ class Peer:
 class Roster:
     """All peers, by identity."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, lost_s: float = LOST_S) -> None:
+        """`lost_s`: the longest silence of a peer that works, in seconds."""
         self._run_id = run_id
+        self._lost_s = lost_s
         self._peers: dict[bytes, Peer] = {}
         self._offences: dict[bytes, int] = {}
 
@@ -138,7 +142,7 @@ class Roster:
                 self.remove(peer)
                 if peer.state != "lost":
                     yield peer, "its process ended"
-            elif peer.state != "lost" and silent_s > (LOST_S if peer.beaten else LOADING_S):
+            elif peer.state != "lost" and silent_s > (self._lost_s if peer.beaten else LOADING_S):
                 yield peer, f"silent for {silent_s:.0f} s"
             elif peer.state == "lost" and silent_s > FORGET_S:
                 self.remove(peer)
@@ -148,8 +152,9 @@ def process_lives(pid: int) -> bool:
     """Whether a process of this number runs on this host."""
     try:
         os.kill(pid, 0)
+        # One that was killed answers until its parent, perhaps a busy shell, has taken note. No such file: no Linux.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except OSError:
         return True
-    return True

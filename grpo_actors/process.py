@@ -1,15 +1,25 @@
 """What every actor's process does at its door: follow its parent, heed signals, bound its memory."""
 
+import contextlib
+import fcntl
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
+
+from grpo_actors.errors import RunError
 
 #: The supervisor puts the read end of a pipe here; it closes when the supervisor dies, however it dies.
 LIFELINE = "GRPO_ACTORS_LIFELINE"
 #: Bytes that MLX may use in this process: the supervisor divides the machine among its children.
 MEMORY_LIMIT = "GRPO_ACTORS_MEMORY_LIMIT"
+#: Descriptor of the run folder's lock, lent by the supervisor: held until both are gone.
+LOCK = "GRPO_ACTORS_LOCK"
+
+LOCK_FILE = "lock"
 
 
 class StopRequest:
@@ -22,14 +32,20 @@ class StopRequest:
         return self._event.is_set()
 
     def set(self) -> None:
+        """Ask the loop to stop."""
         self._event.set()
 
 
-def enter_process() -> StopRequest:
-    """Call first in an actor's main: returns what the signals set.
+def is_supervised() -> bool:
+    """Whether launch.py started this process."""
+    return LIFELINE in os.environ
 
-    A supervised process ignores Ctrl-C, which the terminal sends to the whole group: the supervisor
-    decides, and sends SIGTERM. A process started by hand heeds both.
+
+def enter_process() -> StopRequest:
+    """Call first in an actor's main, before anything slow is imported: returns what the signals set.
+
+    A supervised process ignores Ctrl-C: the supervisor decides, and sends SIGTERM. A process started by
+    hand heeds both.
     """
     stop = StopRequest()
 
@@ -39,12 +55,17 @@ def enter_process() -> StopRequest:
             os._exit(128 + number)
         stop.set()
 
-    supervised = LIFELINE in os.environ
+    follow_parent()
     signal.signal(signal.SIGTERM, heed)
-    signal.signal(signal.SIGINT, signal.SIG_IGN if supervised else heed)
-    if supervised:
-        threading.Thread(target=_end_with_parent, args=(int(os.environ[LIFELINE]),), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN if is_supervised() else heed)
     return stop
+
+
+def follow_parent() -> None:
+    """End with the supervisor, if there is one; may be called twice."""
+    if is_supervised() and not any(thread.name == LIFELINE for thread in threading.enumerate()):
+        lifeline = int(os.environ[LIFELINE])
+        threading.Thread(target=_end_with_parent, args=(lifeline,), name=LIFELINE, daemon=True).start()
 
 
 def bound_memory() -> None:
@@ -58,9 +79,34 @@ def bound_memory() -> None:
             mx.set_wired_limit(limit)
 
 
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[int]:
+    """Hold the run folder: a second ipc bind on one path would steal it silently.
+
+    Yields the lock's descriptor. A process that inherits it holds the folder too, so a supervised
+    learner, whose supervisor lent it, has nothing left to do.
+
+    Raises:
+        RunError: a live run holds it.
+    """
+    if LOCK in os.environ:
+        yield int(os.environ[LOCK])
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"run.output_dir: {run_dir} is in use by a live run; stop it, or choose another folder"
+            ) from None
+        yield file.fileno()
+
+
 def _end_with_parent(lifeline: int) -> None:
     while os.read(lifeline, 1):
         pass
     # Not sys.exit: the main thread may be in a computation that nothing interrupts.
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the pipe to the supervisor broke with it
+        sys.stderr.flush()
     os._exit(1)

@@ -58,7 +58,9 @@ def ledger(groups: Sequence[SampledGroup]) -> list[list[Any]]:
     return [[group.lease, group.epoch, group.problem.id, group.worker] for group in groups]
 
 
-def samples(groups: Sequence[SampledGroup], count: int, weights: dict[str, float]) -> Iterator[dict[str, Any]]:
+def samples(
+    groups: Sequence[SampledGroup], count: int, weights: dict[str, float]
+) -> Iterator[dict[str, Any]]:
     """The first `count` groups as texts with their rewards."""
     for group in groups[:count]:
         yield {
@@ -68,7 +70,9 @@ def samples(groups: Sequence[SampledGroup], count: int, weights: dict[str, float
             "completions": [
                 {
                     "text": completion.text,
-                    "reward": sum(weights[name] * value for name, value in completion.rewards.items() if value),
+                    "reward": sum(
+                        weights[name] * value for name, value in completion.rewards.items() if value
+                    ),
                     "rewards": completion.rewards,
                     "truncated": not completion.finished,
                 }

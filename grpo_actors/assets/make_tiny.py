@@ -1,11 +1,14 @@
 """Make the embedded default model from nothing: `python -m grpo_actors.assets.make_tiny --output DIR`.
 
 A Llama of 0.7 M parameters, small enough to ship (1.4 MB) and to train with GRPO on two CPU cores. Its
-supervised start has two stages, because word problems alone do not teach a model of this size to add:
-first mostly bare equations, then mostly whole problems as the careless teacher answers them. The loss
-looks only at what the model shall produce: digits after ``=``, or the completion.
+supervised start has three stages. Word problems alone do not teach a model of this size to add, so it
+first sees mostly bare equations; then problems solved with care, so that it learns every way of working;
+last the careless teacher, which settles how often the model bothers and leaves the rest to GRPO. The
+loss looks only at what the model shall produce: digits after ``=``, or the completion.
 
-Same seed, same machine and same number of BLAS threads: the same model. Ten minutes or so.
+Same seed, same machine and same number of BLAS threads: the same model. The one that ships was made with
+``OPENBLAS_NUM_THREADS=1`` in eleven minutes on two busy cores. On 600 held-out problems it answers 37 % right when
+sampled at temperature 1, 51 % greedily.
 """
 
 import argparse
@@ -13,7 +16,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,18 +34,14 @@ from mlx_lm.models import llama
 from mlx_lm.sample_utils import make_sampler
 from tokenizers import Tokenizer
 
-from grpo_actors.assets.teacher import Teacher
+from grpo_actors.assets.teacher import CAREFUL, CARELESS, Carelessness, Teacher
 from grpo_actors.assets.tokenizer import END, PAD, VOCABULARY_SIZE, save_tokenizer, train_tokenizer
 from grpo_actors.tasks.arithmetic import KINDS, Arithmetic
 
-#: Longest question (29 tokens) plus longest completion (30), rounded up: one shape, compiled once.
-SEQUENCE_TOKENS = 60
+#: Longest question (30 tokens) plus longest completion (31), rounded up: one shape, compiled once.
+SEQUENCE_TOKENS = 64
 #: The longest right completion is 28 tokens; the rest is room for a second thought.
 COMPLETION_TOKENS = 40
-#: Share of rows given to bare equations in the first stage, and in the second.
-EQUATION_SHARES = (0.75, 0.25)
-#: Share of the steps that the first stage gets.
-FIRST_STAGE = 0.48
 WARMUP_STEPS = 20
 #: What the teacher writes where it breaks no format.
 FORMAT = re.compile(r"<reasoning>[^<]*</reasoning><answer>[^<]*</answer>")
@@ -55,11 +54,29 @@ Schedule = Callable[[mx.array], mx.array]
 class Recipe:
     """What the supervised start can be told."""
 
-    steps: int = 1000
+    steps: int = 1200
     batch_size: int = 64
     muon_learning_rate: float = 0.02
     adam_learning_rate: float = 3e-3
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the supervised start."""
+
+    #: Where the stage ends, as a share of all steps.
+    until: float
+    #: Share of rows that are bare equations; the others are lessons.
+    equations: float
+    care: Carelessness
+
+
+STAGES = (
+    Stage(until=0.35, equations=0.75, care=CAREFUL),
+    Stage(until=0.72, equations=0.10, care=CAREFUL),
+    Stage(until=1.00, equations=0.10, care=CARELESS),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +120,19 @@ class Rows:
         self._pad = tokenizer.token_to_id(PAD)
         self._equals = tokenizer.token_to_id("=")
 
-    def batch(self, size: int, equation_share: float) -> Batch:
+    def batch(self, size: int, stage: Stage) -> Batch:
         """`size` rows, padded to SEQUENCE_TOKENS."""
         tokens = np.full((size, SEQUENCE_TOKENS), self._pad, dtype=np.int32)
         learned = np.zeros((size, SEQUENCE_TOKENS), dtype=np.float32)
         for row in range(size):
-            ids, looked_at = self._equations() if self._rng.random() < equation_share else self._lesson()
+            bare = self._rng.random() < stage.equations
+            ids, looked_at = self._equations() if bare else self._lesson(stage.care)
             tokens[row, : len(ids)] = ids
             learned[row, : len(ids)] = looked_at
         return Batch(mx.array(tokens), mx.array(learned))
 
-    def _lesson(self) -> tuple[list[int], list[bool]]:
-        lesson = self._teacher.lesson()
+    def _lesson(self, care: Carelessness) -> tuple[list[int], list[bool]]:
+        lesson = self._teacher.lesson(care)
         prompt = self._tokenizer.encode(f"<|user|>{lesson.question}{END}<|assistant|>").ids
         completion = self._tokenizer.encode(lesson.completion + END).ids
         return prompt + completion, [False] * len(prompt) + [True] * len(completion)
@@ -172,8 +190,8 @@ def train(model: nn.Module, rows: Rows, recipe: Recipe) -> None:
     started = time.perf_counter()
     recent: list[float] = []
     for number in range(1, recipe.steps + 1):
-        share = EQUATION_SHARES[0] if number <= FIRST_STAGE * recipe.steps else EQUATION_SHARES[1]
-        batch = rows.batch(recipe.batch_size, share)
+        stage = next(stage for stage in STAGES if number <= stage.until * recipe.steps)
+        batch = rows.batch(recipe.batch_size, stage)
         loss = step(batch.tokens, batch.learned)
         mx.eval(loss, state)
         recent.append(float(loss))
@@ -221,11 +239,11 @@ def report(folder: Path, count: int) -> None:
 
 def texts_for_merges(teacher: Teacher) -> list[str]:
     """What the tokenizer's merges are learned from: questions and solutions, without tags."""
-    questions = [teacher.lesson().question for _ in range(6000)]
+    questions = [teacher.lesson(CAREFUL).question for _ in range(6000)]
     return questions + [teacher.equations(3) for _ in range(500)] + ["That is about 12."] * 200
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train, save, and measure what was saved."""
     parser = argparse.ArgumentParser(description="Make the tiny model that ships with the package.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
@@ -234,7 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--eval-problems", type=int, default=600, help="held-out problems measured at the end"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     recipe = Recipe(steps=arguments.steps, seed=arguments.seed)
     mx.random.seed(recipe.seed)

@@ -24,24 +24,33 @@ class Carelessness:
     """How often the teacher errs: all are probabilities."""
 
     #: Per kind: a guess instead of working. Above one half, the start's greedy answer is a guess.
-    guess: Mapping[str, float] = field(
-        default_factory=lambda: {
-            "add": 0.25,
-            "subtract": 0.25,
-            "add_subtract": 0.55,
-            "multiply_add": 0.55,
-            "subtract_product": 0.55,
-            "digit_sum": 0.4,
-        }
-    )
+    guess: Mapping[str, float] = field(default_factory=dict)
     #: A solution of several steps: the last one forgotten.
-    skip_last: float = 0.08
+    skip_last: float = 0.0
     #: A step: another operator than the problem asks for.
-    wrong_operator: float = 0.05
+    wrong_operator: float = 0.0
     #: A step: a result that is a little off.
-    slip: float = 0.08
+    slip: float = 0.0
     #: A completion: a tag missing.
-    broken_format: float = 0.12
+    broken_format: float = 0.0
+
+
+CAREFUL = Carelessness()
+#: A student of this teacher gets a third or so of the problems right when sampled at temperature 1.
+CARELESS = Carelessness(
+    guess={
+        "add": 0.28,
+        "subtract": 0.28,
+        "add_subtract": 0.6,
+        "multiply_add": 0.6,
+        "subtract_product": 0.6,
+        "digit_sum": 0.45,
+    },
+    skip_last=0.08,
+    wrong_operator=0.05,
+    slip=0.08,
+    broken_format=0.12,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +64,17 @@ class Lesson:
 class Teacher:
     """An endless source of lessons about training problems, and of bare equations."""
 
-    def __init__(self, seed: int, care: Carelessness | None = None) -> None:
+    def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
-        self._care = care or Carelessness()
         self._problems = Arithmetic(seed).problems("train")
         self._draws = {kind.name: draws(kind, f"equations/{seed}") for kind in KINDS}
 
-    def lesson(self) -> Lesson:
-        """A training problem, answered carelessly."""
+    def lesson(self, care: Carelessness) -> Lesson:
+        """A training problem, answered with this much care."""
         problem = self._rng.choice(self._problems)
         columns = problem.columns
-        reasoning, answer = self._work(_KIND[columns["kind"]], columns["operands"])
-        return Lesson(problem.messages[-1]["content"], self._write(reasoning, answer))
+        reasoning, answer = self._work(_KIND[columns["kind"]], columns["operands"], care)
+        return Lesson(problem.messages[-1]["content"], self._write(reasoning, answer, care))
 
     def equations(self, count: int) -> str:
         """`count` right equations, such as the steps of solutions are: ``"7*3=21. 21+41=62. "``."""
@@ -81,36 +89,36 @@ class Teacher:
                 written = _steps(kind, operands)
                 return self._rng.choice(written)
 
-    def _work(self, kind: Kind, operands: Sequence[int]) -> tuple[str, int]:
+    def _work(self, kind: Kind, operands: Sequence[int], care: Carelessness) -> tuple[str, int]:
         """The text inside the reasoning tags, and the answer that follows from it."""
-        if self._rng.random() < self._care.guess[kind.name]:
+        if self._rng.random() < care.guess.get(kind.name, 0.0):
             guess = max(0, kind.results(operands)[-1] + self._rng.randint(-12, 12))
             return f"That is about {guess}.", guess
         steps = kind.steps
-        if len(steps) > 1 and self._rng.random() < self._care.skip_last:
+        if len(steps) > 1 and self._rng.random() < care.skip_last:
             steps = steps[:-1]
         values = dict(zip("abcd", operands, strict=False))
         sentences = []
         for left, operator, right in steps:
             a, b = values[left], values[right]
-            done = self._operator(a, operator, b)
-            values["_"] = self._result(apply(a, done, b))
+            done = self._operator(a, operator, b, care)
+            values["_"] = self._result(apply(a, done, b), care)
             sentences.append(f"{a}{done}{b}={values['_']}.")
         return " ".join(sentences), values["_"]
 
-    def _operator(self, left: int, operator: Operator, right: int) -> Operator:
+    def _operator(self, left: int, operator: Operator, right: int, care: Carelessness) -> Operator:
         mistaken = _MISTAKEN[operator]
-        if self._rng.random() < self._care.wrong_operator and apply(left, mistaken, right) >= 0:
+        if self._rng.random() < care.wrong_operator and apply(left, mistaken, right) >= 0:
             return mistaken
         return operator
 
-    def _result(self, right: int) -> int:
-        if self._rng.random() < self._care.slip:
+    def _result(self, right: int, care: Carelessness) -> int:
+        if self._rng.random() < care.slip:
             return max(0, right + self._rng.choice((-10, -2, -1, 1, 2, 10)))
         return right
 
-    def _write(self, reasoning: str, answer: int) -> str:
-        if self._rng.random() < self._care.broken_format:
+    def _write(self, reasoning: str, answer: int, care: Carelessness) -> str:
+        if self._rng.random() < care.broken_format:
             broken = (
                 f"<answer>{answer}</answer>",
                 f"<reasoning>{reasoning}<answer>{answer}</answer>",

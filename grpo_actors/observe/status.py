@@ -45,7 +45,7 @@ class StatusLine:
         self._view = self._view.apply(record)
         note = permanent_note(record)
         if note is not None:
-            self._print(*note)
+            self.say(*note)
         if record["topic"] == "metrics":
             self._show_status()
 
@@ -74,7 +74,8 @@ class StatusLine:
         else:
             print(status_line(self._view), file=self._stream, flush=True)
 
-    def _print(self, text: str, style: str) -> None:
+    def say(self, text: str, style: str = "") -> None:
+        """A line that stays: above the redrawn part, or after the lines before."""
         if self._screen is not None:
             self._screen.print(text, style)
         else:

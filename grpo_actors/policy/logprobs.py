@@ -8,17 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
-#: (model, tokens [N, T]) -> hidden states [N, T, H]; (model, hidden [.., H]) -> logits [.., V].
+#: Tokens [N, T] -> hidden states [N, T, H].
 Body = Callable[[mx.array], mx.array]
+#: Hidden states [.., H] -> logits [.., V].
 Head = Callable[[mx.array], mx.array]
 
 
 def completion_logprobs(
     model: nn.Module, tokens: mx.array, start: mx.array, targets: mx.array, temperature: float
 ) -> tuple[mx.array, mx.array]:
-    """log π(target) and the entropy of π at every completion position.
+    """Log π(target) and the entropy of π at every completion position.
 
     Rows are padded on the right, so a causal model gives each row what it would give it alone.
 
@@ -59,14 +60,19 @@ def split_head(model: nn.Module) -> tuple[Body, Head] | None:
 
     None: this model does more (soft-capping, scaling, several heads); its full logits are taken.
     """
-    body: Any = model.get("model")
-    layout = type(model).__module__.rsplit(".", 1)[-1]
-    if layout not in PLAIN_HEADS or body is None:
+    module = type(model).__module__.rsplit(".", 1)[-1]
+    if module not in PLAIN_HEADS:
         return None
+    body: Any = model["model"]
     if "lm_head" in model:
         return body, model["lm_head"]
     return body, body["embed_tokens"].as_linear
 
 
-#: mlx-lm models whose logits are exactly head(body(tokens)); `tests/policy` compares each with its full logits.
-PLAIN_HEADS = frozenset({"llama", "qwen2", "qwen3", "mistral3", "phi3", "olmo2", "smollm3", "stablelm"})
+#: mlx-lm modules whose logits are exactly head(body(tokens)); a test compares each with its full logits.
+PLAIN_HEADS = frozenset(
+    {
+        *("llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "gemma3_text"),
+        *("phi3", "olmo2", "olmo3", "smollm3", "lfm2"),
+    }
+)

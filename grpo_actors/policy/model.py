@@ -6,48 +6,25 @@ that is made only when the KL term asks for it.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx_lm.utils
-import numpy as np
-import xxhash
+from jinja2 import TemplateError
+from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
-
-EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
+from grpo_actors.policy.identity import Identity, identify
+from grpo_actors.policy.locate import locate
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What two processes compare to be sure that they hold the same base model."""
-
-    name: str
-    architecture: str
-    parameters: int
-    #: Of tensor names, shapes and some values: two fine-tunes of one model differ.
-    weights: str
-    #: Of the vocabulary.
-    tokenizer: str
-
-    def mismatch(self, other: "Identity") -> str | None:
-        """Which part differs, in words; None: the same model."""
-        mine, theirs = asdict(self), asdict(other)
-        for part in ("architecture", "parameters", "tokenizer", "weights"):
-            if mine[part] != theirs[part]:
-                return f"{part} is {mine[part]} here, {theirs[part]} there"
-        return None
 
 
 @dataclass
@@ -62,9 +39,12 @@ class Policy:
     #: Where tokenizer and generation files come from.
     source: Path
     config: ModelConfig
+    #: Whether prompts of unlike lengths can be sampled in one batch; None: `sampling` has not tried it.
+    heeds_padding: bool | None = None
 
     @property
     def has_adapter(self) -> bool:
+        """Whether only a LoRA adapter trains."""
         return self.config.fine_tune_type == "lora"
 
     @cached_property
@@ -77,23 +57,28 @@ class Policy:
         return dict(tree_flatten(self.model.trainable_parameters()))
 
     def load_trainable(self, arrays: Mapping[str, mx.array]) -> None:
-        """Replace trainable arrays, all of them, checked by name and shape beforehand."""
+        """Replace trainable arrays: all of them, checked by name and shape beforehand, or none.
+
+        Raises:
+            ModelError: a name or a shape is another model's.
+        """
         if self._shapes.keys() != arrays.keys():
-            odd = next(iter(self._shapes.keys() ^ arrays.keys()))
+            odd = min(self._shapes.keys() ^ arrays.keys())
             raise ModelError(f"{self.name}: weights do not fit: {odd!r} is on one side only")
         for name, array in arrays.items():
             if array.shape != self._shapes[name]:
                 raise ModelError(f"{self.name}: {name} has shape {self._shapes[name]}, got {array.shape}")
         modules = dict(self.model.named_modules())
+        held = dict(tree_flatten(self.model.parameters()))
         updates: list[tuple[str, mx.array]] = []
         for name, array in arrays.items():
             owner, _, leaf = name.rpartition(".")
-            module = modules[owner]
-            if leaf == "weight" and isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            if leaf == "weight" and f"{owner}.scales" in held:
+                module = modules[owner]
                 packed = mx.quantize(array, group_size=module.group_size, bits=module.bits)
                 updates += zip((name, f"{owner}.scales", f"{owner}.biases"), packed, strict=True)
             else:
-                updates.append((name, array.astype(module[leaf].dtype)))
+                updates.append((name, array.astype(held[name].dtype)))
         self.model.update(tree_unflatten(updates))
 
     @cached_property
@@ -128,15 +113,29 @@ class Policy:
                 module.scale = scale
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant's turn begins."""
+        """Token ids of a conversation, up to where the assistant's turn begins.
+
+        Raises:
+            ModelError: there is no chat template, or it refuses these turns.
+        """
         if self.tokenizer.chat_template is None:
             raise ModelError(
                 f"{self.name}: its tokenizer has no chat template; use an instruction-tuned model, "
                 "or add chat_template to its tokenizer_config.json"
             )
-        ids: list[int] = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        try:
+            ids: list[int] = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ModelError(
+                f"{self.name}: its chat template refuses the turns {roles} ({error}); "
+                'if it knows no system turn, set data.system_prompt = ""'
+            ) from error
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -149,54 +148,17 @@ class Policy:
     def ends_with_stop(self, tokens: list[int], stop: Sequence[str]) -> bool:
         """Whether the last token completes one of the stop strings.
 
-        Only the tail is decoded: a stop string of n characters ends within the last n + 4 tokens
-        (a token may hold part of a character).
+        Only the tail is decoded. A token holds at least one byte, so that a stop string of n bytes lies in
+        the last n tokens; a few more, because a cut-off character at their start decodes to something else.
         """
-        tail = self.decode(tokens[-(max(map(len, stop)) + 4) :])
+        tail = self.decode(tokens[-(max(len(text.encode()) for text in stop) + 4) :])
         return any(text in tail for text in stop)
 
     @cached_property
     def identity(self) -> Identity:
         """Of the base model; taken before anything trains."""
-        parameters = tree_flatten(self.model.parameters())
-        weights = xxhash.xxh3_64()
-        base = sorted((name.replace(".linear.", "."), array) for name, array in parameters if "lora_" not in name)
-        for name, array in base:
-            head = array.reshape(-1)[:256]
-            values = head.astype(mx.float32) if mx.issubdtype(head.dtype, mx.floating) else head
-            weights.update(f"{name}{array.shape}".encode())
-            weights.update(np.array(values).tobytes())
-        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
-        return Identity(
-            name=self.name,
-            architecture=str(self.architecture.get("model_type", "unknown")),
-            parameters=sum(array.size for _, array in base),
-            weights=weights.hexdigest(),
-            tokenizer=xxhash.xxh3_64_hexdigest(vocabulary.encode()),
-        )
-
-
-def locate(model_name: str) -> Path | str:
-    """Folder of a model, or the hub id where no such folder exists.
-
-    Raises:
-        ModelError: the name is a path, but nothing usable is there.
-    """
-    if model_name == "tiny":
-        return EMBEDDED
-    path = Path(model_name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"model.model_name: {path} is no model folder (config.json not found)")
-        if not list(path.glob("model*.safetensors")):
-            raise ModelError(
-                f"model.model_name: {path} holds no weights (model*.safetensors not found); "
-                "convert them with python -m grpo_actors.convert"
-            )
-        return path
-    if model_name.startswith((".", "/", "~")) or model_name.count("/") != 1:
-        raise ModelError(f"model.model_name: no folder {path}, and {model_name!r} is no hub id (owner/name)")
-    return model_name
+        architecture = str(self.architecture.get("model_type", "unknown"))
+        return identify(self.name, architecture, self.model, self.tokenizer.get_vocab())
 
 
 def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> Policy:
@@ -209,7 +171,8 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
 
     Raises:
         ModelError: unusable folder, or the hub could not be reached.
-        ConfigError: an adapter setting that fits no layer of this model.
+        ConfigError: an adapter setting that fits no layer of this model, or all weights are to be trained
+            and they are quantised.
     """
     location = locate(config.model_name)
     try:
@@ -221,13 +184,21 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
             trust_remote_code=config.trust_remote_code,
         )
         source = mlx_lm.utils._download(str(location))  # noqa: SLF001 - the one way to a hub model's folder
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model.model_name: {config.model_name!r} cannot be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        # TypeError: a setting is missing in config.json. RuntimeError: mlx cannot read a weights file.
+        raise ModelError(
+            f"model.model_name: {config.model_name!r} cannot be loaded: {_first_line(error)}"
+        ) from error
     wanted = resolve_dtype(dtype or config.dtype, architecture)
     model.set_dtype(wanted)
     policy = Policy(config.model_name, model, tokenizer, architecture, Path(source), config)
     if config.fine_tune_type == "lora":
         _add_adapter(policy, seed)
+    elif "quantization" in architecture:
+        raise ConfigError(
+            f"model.fine_tune_type: {config.model_name} has quantised weights, which cannot be trained; "
+            "use fine_tune_type = lora, or the model it was made from"
+        )
     else:
         model.unfreeze()
     model.eval()
@@ -245,19 +216,20 @@ def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:
     return DTYPES.get(stored, mx.bfloat16)
 
 
+def lora_parameters(config: ModelConfig) -> dict[str, Any]:
+    """An adapter as mlx-lm describes it; without keys it takes every layer that it can."""
+    parameters = {"rank": config.lora_rank, "scale": config.lora_scale, "dropout": config.lora_dropout}
+    return parameters | ({"keys": list(config.lora_keys)} if config.lora_keys else {})
+
+
 def _add_adapter(policy: Policy, seed: int) -> None:
     config, model = policy.config, policy.model
     model.freeze()
     layers = len(model.layers)
-    parameters: dict[str, Any] = {
-        "rank": config.lora_rank,
-        "scale": config.lora_scale,
-        "dropout": config.lora_dropout,
-    }
-    if config.lora_keys:
-        parameters["keys"] = set(config.lora_keys)
     mx.random.seed(seed)
-    linear_to_lora_layers(model, layers if config.lora_layers < 0 else config.lora_layers, parameters)
+    linear_to_lora_layers(
+        model, layers if config.lora_layers < 0 else config.lora_layers, lora_parameters(config)
+    )
     if not tree_flatten(model.trainable_parameters()):
         names = sorted({name for name, _ in model.layers[0].named_modules() if name})
         raise ConfigError(

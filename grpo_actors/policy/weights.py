@@ -5,7 +5,9 @@ LoRA run, all weights of a full one. bf16 has no NumPy type: it leaves MLX as th
 that it is, bit for bit.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
@@ -14,9 +16,17 @@ import xxhash
 from grpo_actors.errors import ProtocolError
 from grpo_actors.messages import Manifest, TensorEntry
 
-_NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16", mx.uint32: "uint32", mx.uint8: "uint8"}
-_TYPES = {name: dtype for dtype, name in _NAMES.items()}
-_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "uint32": np.uint32, "uint8": np.uint8}
+DtypeName = Literal["float32", "float16", "bfloat16", "uint32", "uint8"]
+
+#: Name on the wire -> type in MLX, and type of the bytes in NumPy.
+_TYPES: dict[DtypeName, tuple[mx.Dtype, type[np.generic]]] = {
+    "float32": (mx.float32, np.float32),
+    "float16": (mx.float16, np.float16),
+    "bfloat16": (mx.bfloat16, np.uint16),
+    "uint32": (mx.uint32, np.uint32),
+    "uint8": (mx.uint8, np.uint8),
+}
+_NAMES: dict[mx.Dtype, DtypeName] = {dtype: name for name, (dtype, _) in _TYPES.items()}
 
 
 def pack(version: int, arrays: Mapping[str, mx.array], chunk_bytes: int) -> tuple[Manifest, memoryview]:
@@ -30,14 +40,15 @@ def pack(version: int, arrays: Mapping[str, mx.array], chunk_bytes: int) -> tupl
     entries = []
     offset = 0
     for name, array in arrays.items():
-        entries.append(TensorEntry(name=name, dtype=_NAMES[array.dtype], shape=list(array.shape), offset=offset))
+        entry = TensorEntry(name=name, dtype=_NAMES[array.dtype], shape=list(array.shape), offset=offset)
+        entries.append(entry)
         offset += array.nbytes
     buffer = bytearray(offset)
     for entry, array in zip(entries, arrays.values(), strict=True):
-        raw = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-        if array.nbytes:
-            flat = np.array(raw, copy=False).reshape(-1)
-            np.frombuffer(buffer, dtype=flat.dtype, count=flat.size, offset=entry.offset)[:] = flat
+        if array.size:
+            flat = array.reshape(-1)
+            stored = np.asarray(flat.view(mx.uint16) if array.dtype == mx.bfloat16 else flat)
+            np.frombuffer(buffer, stored.dtype, count=stored.size, offset=entry.offset)[:] = stored
     manifest = Manifest(
         version=version, size=offset, digest=digest(buffer), chunk_bytes=chunk_bytes, tensors=entries
     )
@@ -48,19 +59,31 @@ def unpack(manifest: Manifest, data: bytearray) -> dict[str, mx.array]:
     """The arrays of a version: all of them, or an error.
 
     Raises:
-        ProtocolError: the bytes are not those that the manifest describes.
+        ProtocolError: the bytes are not those that the manifest describes, or it contradicts itself.
     """
+    where = f"version {manifest.version}"
     if len(data) != manifest.size or digest(data) != manifest.digest:
-        raise ProtocolError(f"version {manifest.version}: its bytes do not have the digest of its manifest")
-    arrays = {}
+        raise ProtocolError(f"{where}: its bytes do not have the digest of its manifest")
+    arrays: dict[str, mx.array] = {}
+    end = 0
     for entry in manifest.tensors:
-        stored = np.dtype(_STORED[entry.dtype])
-        count = int(np.prod(entry.shape, dtype=np.int64))
-        if entry.offset + count * stored.itemsize > manifest.size:
-            raise ProtocolError(f"version {manifest.version}: {entry.name} reaches beyond the end")
-        flat = np.frombuffer(data, dtype=stored, count=count, offset=entry.offset).reshape(entry.shape)
-        array = mx.array(flat)
-        arrays[entry.name] = array.view(mx.bfloat16) if entry.dtype == "bfloat16" else array
+        dtype, stored = _TYPES[entry.dtype]
+        # Python's integers: a product of claimed sizes must not wrap around.
+        count = math.prod(entry.shape)
+        if entry.name in arrays or entry.offset != end:
+            raise ProtocolError(
+                f"{where}: {entry.name} occurs twice, or does not begin where its forerunner ends"
+            )
+        end += count * dtype.size
+        if end > manifest.size:
+            raise ProtocolError(f"{where}: {entry.name} reaches beyond the end")
+        if count:
+            flat = mx.array(np.frombuffer(data, stored, count=count, offset=entry.offset))
+            arrays[entry.name] = (flat.view(dtype) if dtype == mx.bfloat16 else flat).reshape(entry.shape)
+        else:
+            arrays[entry.name] = mx.zeros(entry.shape, dtype)
+    if end != manifest.size:
+        raise ProtocolError(f"{where}: {manifest.size - end} bytes belong to no tensor")
     return arrays
 
 

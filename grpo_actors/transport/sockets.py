@@ -42,7 +42,8 @@ HANDSHAKE_TIMEOUT_S = 5.0
 HEARTBEAT_S = 2.0
 HEARTBEAT_TIMEOUT_S = 10.0
 RECONNECT_FIRST_S = 0.1
-RECONNECT_LONGEST_S = 5.0
+#: Workers knock before a learner has loaded its model: each second more is a second lost at the start.
+RECONNECT_LONGEST_S = 1.0
 #: Messages a queue holds. Small, for the largest may have 64 MiB.
 QUEUED = 100
 

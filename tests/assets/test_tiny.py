@@ -8,18 +8,10 @@ import mlx.core as mx  # isort: skip
 import pytest
 from mlx_lm import batch_generate, load
 
-from grpo_actors.assets import TINY
-from grpo_actors.assets.teacher import Carelessness, Teacher
+from grpo_actors.assets import TINY, make_tiny
+from grpo_actors.assets.teacher import CAREFUL, CARELESS, Teacher
 from grpo_actors.assets.tokenizer import SPECIAL_TOKENS, TAGS
-from grpo_actors.tasks.arithmetic import KINDS, Arithmetic
-
-PERFECT = Carelessness(
-    guess=dict.fromkeys((kind.name for kind in KINDS), 0.0),
-    skip_last=0,
-    wrong_operator=0,
-    slip=0,
-    broken_format=0,
-)
+from grpo_actors.tasks.arithmetic import Arithmetic
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +29,11 @@ def tokenizer(loaded):
 @pytest.fixture(scope="module")
 def problems():
     return Arithmetic(seed=0).problems("eval")[:120]
+
+
+def lessons(count, care):
+    teacher = Teacher(seed=1)
+    return [teacher.lesson(care) for _ in range(count)]
 
 
 def chat(tokenizer, problem):
@@ -87,7 +84,7 @@ def test_special_tokens_are_single_and_skipped_in_text(tokenizer):
 
 def test_every_text_survives_the_round_trip(tokenizer, problems):
     texts = [problem.messages[-1]["content"] for problem in problems]
-    texts += [Teacher(0).lesson().completion for _ in range(50)]
+    texts += [lesson.completion for lesson in lessons(50, CARELESS)]
     texts += [chr(code) for code in range(1, 256)] + ["naïve  数学 🦔\n\t .?", " a  b "]
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -105,16 +102,31 @@ def test_prompts_have_at_most_32_tokens(tokenizer):
 
 
 def test_right_solutions_fit_40_new_tokens_with_room(tokenizer):
-    lessons = [Teacher(seed=1, care=PERFECT).lesson() for _ in range(300)]
-    assert max(len(tokenizer.encode(lesson.completion)) + 1 for lesson in lessons) <= 32
+    assert max(len(tokenizer.encode(lesson.completion)) + 1 for lesson in lessons(300, CAREFUL)) <= 32
 
 
 def test_a_careful_teacher_is_always_right():
     task = Arithmetic(seed=1)
     answers = {problem.messages[-1]["content"]: problem.answer for problem in task.problems("train")}
-    teacher = Teacher(seed=1, care=PERFECT)
-    for lesson in (teacher.lesson() for _ in range(300)):
+    for lesson in lessons(300, CAREFUL):
         assert task.is_correct(lesson.completion, answers[lesson.question])
+
+
+def test_no_lesson_is_about_a_held_out_problem():
+    held_out = {problem.messages[-1]["content"] for problem in Arithmetic(seed=0).problems("eval")}
+    assert held_out.isdisjoint(lesson.question for lesson in lessons(3000, CARELESS))
+
+
+def test_two_steps_of_the_recipe_write_a_folder_that_loads(tmp_path, capsys):
+    make_tiny.main(["--output", str(tmp_path), "--steps", "2", "--eval-problems", "6"])
+    printed = capsys.readouterr().out
+    assert "697,472 parameters" in printed
+    assert "step    2/2" in printed
+    assert "of 6 held-out problems" in printed
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in TINY.iterdir()}
+    # The tokenizer comes before the training, so that even two steps must give the one that ships.
+    made, shipped = (json.loads((folder / "tokenizer.json").read_text()) for folder in (tmp_path, TINY))
+    assert made["model"]["vocab"] == shipped["model"]["vocab"]
 
 
 def test_bare_equations_are_true():
@@ -139,6 +151,5 @@ def test_the_shipped_model_starts_careless_but_able(loaded, problems):
     right = [
         task.is_correct(text, problem.answer) for text, problem in zip(completions, problems, strict=True)
     ]
-    # Greedy: three of the six kinds are worked, three are guessed. Measured on 1,200: GREEDY; a machine's
-    # rounding may flip a few of these 120.
-    assert 0.3 < sum(right) / len(right) < 0.6
+    # Greedy, 51 % of 600 were right when it was made; 0.36 and 0.66 are 3.3 standard deviations of 120 away.
+    assert 0.36 < sum(right) / len(right) < 0.66

@@ -1,0 +1,151 @@
+"""A child process as the supervisor holds it: started, heard, started again later each time it dies young.
+
+What a child prints comes through a pipe, so that it reaches the terminal above the progress display and
+not through it. Knows no socket and no model.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from grpo_actors.process import LIFELINE, MEMORY_LIMIT
+
+#: First pause before a dead actor is started again; doubled each time, back to the first after a
+#: life of HEALTHY_S.
+BACKOFF_S = 1.0
+LONGEST_BACKOFF_S = 30.0
+HEALTHY_S = 60.0
+#: Share of the machine's memory that all actors together may use.
+MEMORY_SHARE = 0.75
+#: A line longer than this is cut: a child that prints without end shall not fill this process.
+MAX_LINE_BYTES = 2**16
+
+
+@dataclass
+class Actor:
+    """One child process, and when it may be started again."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    respawns: bool
+    #: Descriptors that it inherits, the lifeline aside.
+    lent: tuple[int, ...] = ()
+    process: "subprocess.Popen[bytes] | None" = None
+    _started_s: float = 0.0
+    _backoff_s: float = BACKOFF_S
+    _start_after_s: float | None = None
+    _printed: bytes = field(default=b"")
+
+    def start(self, lifeline: int) -> None:
+        """Start it; `lifeline` is the read end of a pipe that closes when this process ends."""
+        self._close_output()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "grpo_actors.child", *self.command],
+            env={**os.environ, **self.environment, LIFELINE: str(lifeline)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lifeline, *self.lent],
+            # A group of its own: Ctrl-C reaches the supervisor only, also while the child still imports.
+            process_group=0,
+        )
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self._started_s = time.monotonic()
+
+    def send(self, number: int) -> None:
+        """Send a signal, if it lives."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs; reaps it when it has ended."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """Of its last process; None: it runs, or was never started."""
+        return None if self.process is None else self.process.poll()
+
+    def revive(self, lifeline: int) -> str | None:
+        """Start it again if it died and its pause is over. Returns a line when it is found dead.
+
+        What left of its own accord (exit 0) stays away.
+        """
+        if not self.respawns or not self.returncode:
+            return None
+        now_s = time.monotonic()
+        if self._start_after_s is None:
+            if now_s - self._started_s > HEALTHY_S:
+                self._backoff_s = BACKOFF_S
+            pause_s = self._backoff_s
+            self._start_after_s = now_s + pause_s
+            self._backoff_s = min(2 * pause_s, LONGEST_BACKOFF_S)
+            return f"{self.name} {how_it_ended(self.returncode)}; starts again in {pause_s:.0f} s"
+        if now_s >= self._start_after_s:
+            self._start_after_s = None
+            self.start(lifeline)
+        return None
+
+    def printed(self) -> Iterator[str]:
+        """Whole lines that it has printed since the last call; does not wait.
+
+        A progress bar, which returns to the line's start without ending it, leaves its last state only.
+        """
+        if self.process is None or self.process.stdout is None or self.process.stdout.closed:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.process.stdout.fileno(), 2**16):
+                *lines, rest = (self._printed + data).split(b"\n")
+                self._printed = rest[-MAX_LINE_BYTES:]
+                for line in lines:
+                    if text := line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace").rstrip():
+                        yield text
+
+    def _close_output(self) -> None:
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
+        self._printed = b""
+
+    def end(self, deadline_s: float) -> None:
+        """Wait for it until `deadline_s` of the monotonic clock, then kill it."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def how_it_ended(code: int) -> str:
+    """``was ended by signal 9`` or ``ended with 1``."""
+    return f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
+
+
+def environment(processes: int) -> dict[str, str]:
+    """A process's share of the machine.
+
+    Threads are divided: two processes with two BLAS threads each on two cores spend their time waiting
+    for each other. Memory is divided too: several processes that wire most of a Mac each panic it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // processes))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "OPENBLAS_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        MEMORY_LIMIT: str(int(memory * MEMORY_SHARE / processes)),
+        "TOKENIZERS_PARALLELISM": "false",
+        # A library's bars and advice would be lines of noise between the run's own.
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONUNBUFFERED": "1",
+    }

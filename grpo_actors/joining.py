@@ -1,0 +1,125 @@
+"""How a worker or an evaluator joins a run: Hello, Welcome, the model, the weights.
+
+Knows the protocol from the side of whoever connects; refuses to know what is done once joined.
+"""
+
+import json
+import os
+import socket
+import time
+from typing import Literal
+
+from grpo_actors.config import Config
+from grpo_actors.errors import ModelError, ProtocolError, RunError
+from grpo_actors.messages import (
+    PROTOCOL_VERSION,
+    Bye,
+    Chunk,
+    FetchChunk,
+    FetchManifest,
+    Hello,
+    Manifest,
+    Welcome,
+    decode,
+    encode,
+    from_learner,
+    weights_reply,
+)
+from grpo_actors.policy.identity import Identity
+from grpo_actors.policy.model import Policy, load_policy
+from grpo_actors.process import StopRequest
+from grpo_actors.transport.control import ControlClient
+from grpo_actors.transport.weights import WeightsClient
+
+#: A Hello that was not answered in this time is said again.
+HELLO_S = 2.0
+#: Longest silence to bear while weights are fetched; then the newest version is asked for anew.
+FETCH_TIMEOUT_S = 10.0
+
+
+class Leaving(Exception):  # noqa: N818 - not an error: the way out of a computation
+    """Raised within a computation when the process was asked to stop or sent home."""
+
+
+def hello(role: Literal["rollout", "evaluator"], name: str, run_id: str = "") -> Hello:
+    """This process's introduction; `run_id` names the run it was in before, if any."""
+    return Hello(
+        protocol=PROTOCOL_VERSION,
+        role=role,
+        name=name,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        run_id=run_id,
+    )
+
+
+def introduce(
+    control: ControlClient, role: Literal["rollout", "evaluator"], stop: StopRequest, patience_s: float
+) -> Welcome | None:
+    """Say Hello until the learner answers; None: asked to stop meanwhile.
+
+    Raises:
+        RunError: refused, or no answer within `patience_s`.
+    """
+    deadline_s = time.monotonic() + patience_s
+    next_hello_s = 0.0
+    while not stop:
+        now_s = time.monotonic()
+        if now_s > deadline_s:
+            raise RunError(
+                f"{control.endpoint}: no learner answered within {patience_s:g} s; is the run live?"
+            )
+        if now_s >= next_hello_s and control.send(encode(hello(role, control.name))):
+            next_hello_s = now_s + HELLO_S
+        data = control.receive(0.05)
+        if data is None:
+            continue
+        answer = decode(from_learner, data)
+        if isinstance(answer, Welcome):
+            return answer
+        if isinstance(answer, Bye) and not answer.again:
+            raise RunError(f"{control.endpoint}: the learner refused: {answer.reason}")
+    return None
+
+
+def fetch_weights(client: WeightsClient) -> tuple[Manifest, bytearray] | None:
+    """The newest version; None: it was replaced while under way, or nobody answered: try again."""
+    answer = client.manifest(encode(FetchManifest()), FETCH_TIMEOUT_S)
+    if answer is None:
+        return None
+    manifest = decode(weights_reply, answer)
+    if not isinstance(manifest, Manifest):
+        raise ProtocolError(f"weights: asked for a manifest, got {type(manifest).__name__}")
+
+    def index_of(header: bytes) -> int:
+        chunk = decode(weights_reply, header)
+        if not isinstance(chunk, Chunk) or chunk.version != manifest.version:
+            raise ProtocolError(
+                f"weights: asked for a chunk of version {manifest.version}, got something else"
+            )
+        return chunk.index
+
+    data = client.fetch(
+        manifest.size,
+        lambda index: encode(FetchChunk(version=manifest.version, index=index)),
+        index_of,
+        FETCH_TIMEOUT_S,
+    )
+    return None if data is None else (manifest, data)
+
+
+def load_welcome_policy(welcome: Welcome, config: Config) -> Policy:
+    """The model that the learner trains, from its path or hub id on this machine.
+
+    Raises:
+        ModelError: this machine holds another model under that name.
+    """
+    policy = load_policy(config.model, seed=config.run.seed)
+    mismatch = policy.identity.mismatch(Identity(**json.loads(welcome.identity)))
+    if mismatch:
+        raise ModelError(
+            f"model.model_name: {config.model.model_name!r} is not the learner's model: {mismatch}"
+        )
+    if config.rollout.quantize_for_rollouts:
+        policy.quantize()
+    return policy

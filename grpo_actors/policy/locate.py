@@ -1,0 +1,30 @@
+"""Where a model is: the embedded one, a folder, or a hub id. Loads no MLX: the supervisor asks too."""
+
+from pathlib import Path
+
+from grpo_actors.errors import ModelError
+
+EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
+
+
+def locate(model_name: str) -> Path | str:
+    """Folder of a model, or the hub id where no such folder exists.
+
+    Raises:
+        ModelError: the name is a path, but nothing usable is there.
+    """
+    if model_name == "tiny":
+        return EMBEDDED
+    path = Path(model_name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model.model_name: {path} is no model folder (config.json not found)")
+        if not list(path.glob("model*.safetensors")):
+            raise ModelError(
+                f"model.model_name: {path} holds no weights (model*.safetensors not found); "
+                "convert them with python -m grpo_actors.convert"
+            )
+        return path
+    if model_name.startswith((".", "/", "~")) or model_name.count("/") != 1:
+        raise ModelError(f"model.model_name: no folder {path}, and {model_name!r} is no hub id (owner/name)")
+    return model_name

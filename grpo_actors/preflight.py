@@ -1,0 +1,113 @@
+"""Before anything starts: whatever can be known to be wrong with a run is said now, in one line.
+
+Knows files, ports and the user's rewards; loads no MLX. What only a loaded model can tell is left to the
+learner, which says it in one line too.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from grpo_actors.checkpoints import BEST, find_checkpoints
+from grpo_actors.config import Config, read_config, resume_conflicts
+from grpo_actors.errors import ConfigError, RunError
+from grpo_actors.policy.locate import locate
+from grpo_actors.process import LOCK_FILE, locked
+from grpo_actors.tasks.registry import load_task
+from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.transport.sockets import ENDPOINTS_FILE, check_ports
+
+CONFIG_FILE = "config.json"
+#: The base model's score, kept over a resume.
+BASE_EVALUATION_FILE = "evaluation-base.json"
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot run; changes nothing, so that ``--dry-run`` asks the same questions.
+
+    Raises:
+        GrpoActorsError: one line that says what and the way out.
+    """
+    run_dir = Path(config.run.output_dir)
+    if (run_dir / LOCK_FILE).exists():
+        with locked(run_dir):
+            pass
+    _check_resume(config, run_dir)
+    if config.transport.scheme == "tcp" and config.transport.port:
+        check_ports(config.transport.host, config.transport.port)
+    locate(config.model.model_name)
+    if config.data.path or config.data.task != "gsm8k":  # the hub is asked once, by the learner
+        total_updates(config, len(load_task(config.data, seed=config.run.seed).problems("train")))
+    Scorer(config.reward.functions, timeout_s=config.reward.reward_timeout_s).close()
+
+
+@contextlib.contextmanager
+def prepared(config: Config) -> Iterator[tuple[Path, int]]:
+    """The checked run folder, locked, with config.json in it, and the lock's descriptor."""
+    check(config)
+    run_dir = Path(config.run.output_dir)
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(locked(run_dir))
+            _clear(run_dir)
+            temporary = run_dir / f"{CONFIG_FILE}.tmp"
+            temporary.write_text(config.model_dump_json(indent=2) + "\n")
+            temporary.replace(run_dir / CONFIG_FILE)
+        except OSError as error:
+            raise RunError(
+                f"run.output_dir: {run_dir} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+        yield run_dir, lock
+
+
+def _clear(run_dir: Path) -> None:
+    """Remove what a killed run left, and from a new run the scores of a former one, which had another model."""
+    (run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
+    if not find_checkpoints(run_dir):
+        for kept in (BASE_EVALUATION_FILE, BEST):
+            (run_dir / kept).unlink(missing_ok=True)
+
+
+def total_updates(config: Config, problems: int) -> int:
+    """Updates that will really happen: max_updates, or what the epochs give."""
+    if config.learner.max_updates:
+        return config.learner.max_updates
+    updates = config.learner.num_epochs * problems // config.groups_per_update
+    if updates == 0:
+        raise ConfigError(
+            f"learner.num_epochs: {config.learner.num_epochs} × {problems} problems are fewer than the "
+            f"{config.groups_per_update} of one update; set learner.max_updates or a smaller learner.batch_size"
+        )
+    return updates
+
+
+def _check_resume(config: Config, run_dir: Path) -> None:
+    checkpoints = find_checkpoints(run_dir)
+    if not checkpoints:
+        if config.run.resume == "must":
+            raise RunError(
+                f"run.resume: {run_dir} holds no checkpoint to continue from; start without --resume"
+            )
+        return
+    if config.run.resume == "never":
+        raise RunError(
+            f"run.resume is never, but {run_dir} holds {checkpoints[-1].path.name}; "
+            "choose another run.output_dir, or remove that folder"
+        )
+    if not (run_dir / CONFIG_FILE).is_file():
+        return
+    saved = read_config(run_dir / CONFIG_FILE)
+    conflicts = [_difference(key, saved, config) for key in resume_conflicts(saved, config)]
+    if conflicts:
+        raise RunError(
+            f"run.output_dir: {run_dir} holds a run with other settings: {', '.join(conflicts)}; "
+            "set them as they were, or choose another run.output_dir"
+        )
+
+
+def _difference(key: str, saved: Config, wanted: Config) -> str:
+    """``run.seed was 0, is 1``."""
+    section, leaf = key.split(".")
+    was, now = (json.dumps(getattr(getattr(config, section), leaf)) for config in (saved, wanted))
+    return f"{key} was {was}, is {now}"

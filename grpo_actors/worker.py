@@ -1,0 +1,255 @@
+"""A rollout worker: its leases, its policy, its results. Knows no process: two kinds of owner run it.
+
+It keeps every group until the learner has acknowledged it, and takes new weights between two batches,
+never within one.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from grpo_actors.config import Config
+from grpo_actors.errors import ProtocolError
+from grpo_actors.joining import Leaving, fetch_weights, hello
+from grpo_actors.messages import (
+    Ack,
+    Announcement,
+    Beat,
+    Bye,
+    Completion,
+    Grant,
+    Group,
+    Lease,
+    Message,
+    Welcome,
+    decode,
+    encode,
+    floats,
+    from_learner,
+    ints,
+    read_ints,
+)
+from grpo_actors.policy.model import Policy
+from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
+from grpo_actors.policy.weights import unpack
+from grpo_actors.process import StopRequest
+from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.tasks.task import Problem
+from grpo_actors.transport.control import ControlClient
+from grpo_actors.transport.weights import WeightsClient
+
+#: A group that was not acknowledged in this time is sent again.
+RESEND_S = 5.0
+#: Runs of leases held at a time: one being sampled, one waiting, so that no round trip is waited for.
+RUNS_HELD = 2
+
+
+@dataclass(slots=True)
+class Unacknowledged:
+    """A group on its way, kept until the learner says that it has it."""
+
+    group: Group
+    sent_s: float
+
+
+@dataclass
+class RolloutWorker:
+    """One worker: its leases, its policy, its results. `turn` is one step of its life.
+
+    The same object runs in a process of its own and, with ``rollout.workers = 0``, inside the
+    learner's, where it samples with the learner's own policy (`weights` is None: its owner sets
+    `version`).
+    """
+
+    control: ControlClient
+    welcome: Welcome
+    config: Config
+    policy: Policy
+    scorer: Scorer
+    weights: WeightsClient | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+    version: int = -1
+    #: When the learner could last be reached, on the monotonic clock.
+    connected_s: float = field(default_factory=time.monotonic)
+    #: Groups that the learner acknowledged.
+    delivered: int = 0
+    _newest: int = 0
+    _grants: deque[Grant] = field(default_factory=deque)
+    _unacknowledged: dict[int, Unacknowledged] = field(default_factory=dict)
+    _sampling: tuple[int, ...] = ()
+    _tokens: int = 0
+    _next_beat_s: float = 0.0
+    #: Why the learner sent it home; None: it did not.
+    dismissed: str | None = None
+
+    def turn(self, wait_s: float) -> None:
+        """Hear what there is (waiting `wait_s` for it when idle), then sample one batch if there is one.
+
+        Raises:
+            Leaving: asked to stop, or sent home, while it sampled.
+        """
+        # Heard before a grant is taken: it may say that all grants are void.
+        self._hear(0.0 if self._can_sample() else wait_s)
+        self._adopt()
+        self._resend()
+        if not self._can_sample():
+            self._beat("waiting")
+            return
+        grant = self._grants.popleft()
+        self._sampling = tuple(lease.lease for lease in grant.leases)
+        groups = self._sample(grant)
+        if self._sampling:  # else the learner is a new one, and does not know these leases
+            for group in groups:
+                self._unacknowledged[group.lease] = Unacknowledged(group, time.monotonic())
+                self._say(group)
+        self._sampling = ()
+        self._beat("waiting", force=True)
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _hear(self, wait_s: float) -> None:
+        while (data := self.control.receive(wait_s)) is not None:
+            wait_s = 0.0
+            message = decode(from_learner, data)
+            match message:
+                case Grant():
+                    self._grants.append(message)
+                case Ack():
+                    self._unacknowledged.pop(message.lease, None)
+                    self.delivered += message.accepted
+                case Announcement():
+                    self._newest = max(self._newest, message.version)
+                case Bye(again=True):
+                    self._forget()
+                    self._say(hello("rollout", self.control.name, self.welcome.run_id))
+                case Bye():
+                    self.dismissed = message.reason
+                case Welcome():
+                    self._next_beat_s = 0.0
+                case _:
+                    raise ProtocolError(f"{type(message).__name__} does not go this way")
+
+    def _forget(self) -> None:
+        """The learner is a new process: what it granted before is void, and so are its versions.
+
+        A run that was resumed numbers on from its checkpoint: the version held here may have its
+        number again one day, with other weights.
+        """
+        self._grants.clear()
+        self._unacknowledged.clear()
+        self._sampling = ()
+        if self.weights is not None:
+            self.version, self._newest = -1, 0
+
+    def _say(self, message: Message) -> None:
+        """Send if connected; whatever matters is said again until it had its effect."""
+        if self.control.send(encode(message)):
+            self.connected_s = time.monotonic()
+
+    def _resend(self) -> None:
+        now_s = time.monotonic()
+        for waiting in self._unacknowledged.values():
+            if now_s - waiting.sent_s > RESEND_S:
+                waiting.sent_s = now_s
+                self._say(waiting.group)
+
+    def _beat(self, state: str, *, force: bool = False) -> None:
+        now_s = time.monotonic()
+        if not force and now_s < self._next_beat_s:
+            return
+        self._next_beat_s = now_s + self.welcome.beat_s
+        held = [lease.lease for grant in self._grants for lease in grant.leases]
+        self._say(
+            Beat.model_validate(
+                {
+                    "state": state,
+                    "version": self.version,
+                    "tokens": self._tokens,
+                    "credits": RUNS_HELD * self.config.rollout.batch_groups,
+                    "holding": [*held, *self._sampling, *self._unacknowledged],
+                }
+            )
+        )
+
+    # --- weights ----------------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Take the newest version, all of it or nothing."""
+        if self.weights is None or self.version >= self._newest:
+            return
+        fetched = fetch_weights(self.weights)
+        if fetched is None:
+            return
+        manifest, data = fetched
+        self.policy.load_trainable(unpack(manifest, data))
+        self.version = manifest.version
+        self._newest = max(self._newest, manifest.version)
+
+    def _can_sample(self) -> bool:
+        """Whether there is a batch of leases that the held version may sample."""
+        return bool(self._grants) and self.version >= max(
+            lease.min_version for lease in self._grants[0].leases
+        )
+
+    # --- sampling and scoring ---------------------------------------------------------------------
+
+    def _sample(self, grant: Grant) -> list[Group]:
+        leases, started_s = grant.leases, time.monotonic()
+        groups = sample_groups(
+            self.policy,
+            [read_ints(lease.prompt) for lease in leases],
+            [lease.seeds for lease in leases],
+            sampling_params(self.config),
+            on_step=self._on_step,
+        )
+        sampling_s = (time.monotonic() - started_s) / len(leases)
+        return [
+            self._score(lease, samples, sampling_s) for lease, samples in zip(leases, groups, strict=True)
+        ]
+
+    def _on_step(self, new_tokens: int) -> None:
+        """Called by the sampling loop at every step: the sign of life, and the way out."""
+        self._tokens += new_tokens
+        self._hear(0.0)
+        self._beat("sampling")
+        if self.stop or self.dismissed is not None:
+            raise Leaving
+
+    def _score(self, lease: Lease, samples: list[Sample], sampling_s: float) -> Group:
+        started_s = time.monotonic()
+        texts = [self.policy.decode(sample.tokens) for sample in samples]
+        problem = Problem(lease.problem_id, tuple(lease.messages), lease.answer, lease.columns)
+        scores = self.scorer.score(problem, texts)
+        self._beat("scoring")
+        return Group(
+            lease=lease.lease,
+            attempt=lease.attempt,
+            completions=[
+                Completion(
+                    tokens=ints(sample.tokens),
+                    logprobs=floats(sample.logprobs),
+                    versions=ints([self.version] * len(sample.tokens)),
+                    finished=sample.finished,
+                    text=text,
+                    rewards={name: values[i] for name, values in scores.rewards.items()},
+                )
+                for i, (sample, text) in enumerate(zip(samples, texts, strict=True))
+            ],
+            sampling_s=sampling_s,
+            scoring_s=time.monotonic() - started_s,
+            failures=list(scores.failures),
+        )
+
+
+def sampling_params(config: Config) -> SamplingParams:
+    """How section [rollout] wants completions sampled."""
+    rollout = config.rollout
+    return SamplingParams(
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        min_p=rollout.min_p,
+        repetition_penalty=rollout.repetition_penalty,
+        stop=rollout.stop,
+    )

@@ -1,0 +1,114 @@
+"""Small random models of other architectures, with a vocabulary of 64 tokens and no text."""
+
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from grpo_actors.config import ModelConfig
+from grpo_actors.policy.model import Policy
+
+VOCABULARY = 64
+STOP = 63
+
+_COMMON = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+    "rms_norm_eps": 1e-5,
+    "layer_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+_OWN: dict[str, dict[str, Any]] = {
+    # Every second layer sees 8 tokens back, less than the prompts are long.
+    "gemma3_text": {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8},
+    "phi3": {"rope_scaling": None, "original_max_position_embeddings": 512},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "stablelm": {"partial_rotary_factor": 0.5, "use_qkv_bias": True, "norm_eps": 1e-5},
+    "mamba": {
+        "state_size": 8,
+        "conv_kernel": 4,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "time_step_rank": 4,
+    },
+    "mamba2": {
+        "num_heads": 4,
+        "head_dim": 16,
+        "state_size": 8,
+        "conv_kernel": 4,
+        "n_groups": 1,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "time_step_limit": (0.001, 100.0),
+        "time_step_rank": 4,
+        "chunk_size": 16,
+        "layer_norm_epsilon": 1e-5,
+    },
+    "lfm2": {
+        "norm_eps": 1e-5,
+        "conv_bias": False,
+        "conv_L_cache": 3,
+        "block_dim": 32,
+        "block_ff_dim": 64,
+        "block_multiple_of": 16,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": False,
+        "full_attn_idxs": [1],
+    },
+    "qwen3_next": {
+        "num_hidden_layers": 4,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_conv_kernel_dim": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "shared_expert_intermediate_size": 32,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 32,
+        "partial_rotary_factor": 0.5,
+        "full_attention_interval": 4,
+    },
+    "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+    },
+}
+
+
+def random_policy(family: str, *, seed: int = 0, **changes: Any) -> Policy:
+    """A policy of mlx-lm's module `family` with random weights; every token but `STOP` runs on."""
+    config = {"model_type": family, **_COMMON, **_OWN.get(family, {}), **changes}
+    module = importlib.import_module(f"mlx_lm.models.{family}")
+    mx.random.seed(seed)
+    model = module.Model(module.ModelArgs.from_dict(config))
+    sanitize = getattr(model, "sanitize", None)
+    if sanitize is not None:  # where gemma3 finds out that its embeddings are tied
+        sanitize({} if config["tie_word_embeddings"] else dict(tree_flatten(model.parameters())))
+    # Weights as drawn give almost uniform logits; larger ones make a distribution with a shape.
+    model.update(
+        tree_map_with_path(
+            lambda name, w: 3 * w if name.endswith("weight") and w.ndim == 2 else w, model.parameters()
+        )
+    )
+    model.eval()
+    mx.eval(model.parameters())
+    tokenizer = SimpleNamespace(eos_token_ids={STOP})
+    return Policy(family, model, tokenizer, config, Path(), ModelConfig())

@@ -1,0 +1,78 @@
+"""Models of other families, small and random: sampled in one batch as alone, and as the learner sees them."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from architectures import random_policy
+
+from grpo_actors.policy.logprobs import PLAIN_HEADS, completion_logprobs, split_head
+from grpo_actors.policy.sampling import SamplingParams, sample_groups
+
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 5, 4], [3]]
+SEEDS = [[10, 11], [20], [30, 31], [40]]
+
+#: Full attention, a sliding window, convolution, state spaces (one heeds padding, one does not), experts.
+FAMILIES = ["qwen2", "qwen3", "gemma3_text", "lfm2", "mamba", "mamba2", "qwen3_moe", "qwen3_next", "stablelm"]
+
+
+def assert_batch_is_single(policy, prompts=PROMPTS, seeds=SEEDS, new_tokens=20):
+    params = SamplingParams(new_tokens)
+    together = sample_groups(policy, prompts, seeds, params)
+    for prompt, group, samples in zip(prompts, seeds, together, strict=True):
+        for seed, sample in zip(group, samples, strict=True):
+            [[alone]] = sample_groups(policy, [prompt], [[seed]], params)
+            assert alone.tokens == sample.tokens
+            np.testing.assert_allclose(sample.logprobs, alone.logprobs, atol=1e-4)
+            learner, _ = completion_logprobs(
+                policy.model,
+                mx.array([[*prompt, *sample.tokens, 0]]),
+                mx.array([len(prompt) - 1]),
+                mx.array([sample.tokens]),
+                1.0,
+            )
+            np.testing.assert_allclose(sample.logprobs, np.array(learner)[0], atol=5e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_ragged_batch_samples_what_each_prompt_gives_alone(family):
+    assert_batch_is_single(random_policy(family))
+
+
+@pytest.mark.parametrize("window", [2, 4, 16])
+def test_a_sliding_window_shorter_and_longer_than_the_prompts_is_kept(window):
+    assert_batch_is_single(random_policy("gemma3_text", sliding_window=window))
+
+
+def test_two_short_prompts_fit_a_rotating_cache():
+    # One column of padding would look like a step of decoding to the cache.
+    assert_batch_is_single(random_policy("gemma3_text"), [[1, 2], [3]], [[1], [2]])
+
+
+def test_a_model_that_takes_padding_for_text_is_found_out():
+    mamba, mamba2 = random_policy("mamba"), random_policy("mamba2")
+    for policy in (mamba, mamba2):
+        sample_groups(policy, PROMPTS, SEEDS, SamplingParams(1))
+    assert mamba.heeds_padding is False
+    assert mamba2.heeds_padding is True
+
+
+def test_a_quantised_model_samples_alike_in_a_batch_and_alone():
+    policy = random_policy("qwen2", hidden_size=64, num_attention_heads=8)
+    policy.quantize()
+    assert_batch_is_single(policy)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", sorted(PLAIN_HEADS))
+def test_a_plain_head_on_its_body_is_the_model(family, tied):
+    model = random_policy(family, tie_word_embeddings=tied).model
+    split = split_head(model)
+    assert split is not None
+    body, head = split
+    tokens = mx.array(PROMPTS[:1])
+    assert mx.array_equal(head(body(tokens)), model(tokens))
+
+
+def test_a_head_that_does_more_is_left_to_the_model():
+    policy = random_policy("stablelm")
+    assert split_head(policy.model) is None

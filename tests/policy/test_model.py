@@ -1,0 +1,203 @@
+import json
+import shutil
+
+import mlx.core as mx
+import mlx_lm.utils
+import numpy as np
+import pytest
+from architectures import random_policy
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from grpo_actors.config import ModelConfig
+from grpo_actors.errors import ConfigError, ModelError
+from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.policy.model import load_policy, resolve_dtype
+
+TOKENS = mx.array([[2, 21, 22, 15, 23, 24, 1, 3, 9, 9]])
+
+
+def load(name, **settings):
+    return load_policy(ModelConfig(model_name=str(name), **settings), seed=0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the embedded model, to be damaged."""
+    return shutil.copytree(EMBEDDED, tmp_path / "model")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "rule"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json not found"),
+        (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot be loaded"),
+        (lambda f: edit(f / "config.json", model_type="nonsense"), "nonsense"),
+        (lambda f: edit(f / "config.json", hidden_size=64), "cannot be loaded"),
+        (lambda f: edit(f / "config.json", num_hidden_layers=3), "cannot be loaded"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "llama"}'), "cannot be loaded"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"PK\x03\x04 not safetensors"), "cannot be loaded"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot be loaded"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(
+                (EMBEDDED / "model.safetensors").read_bytes()[:-9]
+            ),
+            "cannot",
+        ),
+    ],
+)
+def test_an_unusable_folder_is_one_error_that_names_it(folder, fault, rule):
+    fault(folder)
+    with pytest.raises(ModelError, match=rule) as caught:
+        load(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "no-such-model", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(ModelError, match="no folder"):
+        load(name)
+
+
+def test_every_stop_token_of_the_generation_settings_counts(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 5, 7]}')
+    assert load(folder).stop_tokens == {1, 5, 7}
+
+
+def test_auto_is_float32_on_a_cpu_and_the_files_own_type_elsewhere():
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    for stored, own in (("bfloat16", mx.bfloat16), ("float16", mx.float16)):
+        assert resolve_dtype("auto", {"torch_dtype": stored}) == (mx.float32 if on_cpu else own)
+    assert resolve_dtype("float16", {"torch_dtype": "bfloat16"}) == mx.float16
+
+
+# --- what trains ----------------------------------------------------------------------------------
+
+
+def test_all_weights_or_the_adapter_alone_train(tiny, tiny_lora):
+    assert len(tiny.trainable()) == len(tree_flatten(tiny.model.parameters()))
+    assert {name.rpartition(".")[2] for name in tiny_lora.trainable()} == {"lora_a", "lora_b"}
+
+
+def test_an_adapter_on_the_last_layers_leaves_the_first_ones_alone():
+    names = load("tiny", fine_tune_type="lora", lora_layers=1, lora_keys=("self_attn.q_proj",)).trainable()
+    assert sorted(names) == [f"model.layers.3.self_attn.q_proj.lora_{x}" for x in "ab"]
+
+
+def test_an_adapter_key_that_matches_nothing_is_refused_with_those_that_would():
+    with pytest.raises(ConfigError, match=r"lora_keys.*self_attn\.q_proj"):
+        load("tiny", fine_tune_type="lora", lora_keys=("attention.query",))
+
+
+def test_quantised_weights_cannot_be_trained_whole_but_carry_an_adapter(folder, tmp_path):
+    model, tokenizer, config = mlx_lm.utils.load(str(folder), return_config=True)
+    model, config = mlx_lm.utils.quantize_model(model, config, group_size=64, bits=4)
+    mlx_lm.utils.save(tmp_path / "small", str(folder), model, tokenizer, config)
+    with pytest.raises(ConfigError, match=r"fine_tune_type = lora"):
+        load(tmp_path / "small")
+    assert load(tmp_path / "small", fine_tune_type="lora").trainable()
+
+
+def test_without_its_adapter_a_policy_is_its_base(tiny, tiny_lora):
+    shifted = {name: array + 0.05 for name, array in tiny_lora.trainable().items()}
+    tiny_lora.load_trainable(shifted)
+    base = tiny.model(TOKENS)
+    with tiny_lora.adapter_off():
+        np.testing.assert_allclose(np.array(tiny_lora.model(TOKENS)), np.array(base), atol=1e-5)
+    assert mx.abs(tiny_lora.model(TOKENS) - base).max() > 0.1
+
+
+def test_the_adapter_is_on_again_after_an_error(tiny_lora):
+    tiny_lora.load_trainable({name: array + 0.05 for name, array in tiny_lora.trainable().items()})
+    before = tiny_lora.model(TOKENS)
+    with pytest.raises(ZeroDivisionError), tiny_lora.adapter_off():
+        _ = 1 / 0
+    assert mx.array_equal(tiny_lora.model(TOKENS), before)
+
+
+# --- a worker with fewer bits ---------------------------------------------------------------------
+
+
+def test_a_quantised_worker_takes_full_weights_as_if_it_had_loaded_them(tiny):
+    moved = {name: array * 1.1 for name, array in tiny.trainable().items()}
+    tiny.load_trainable(moved)
+    tiny.quantize()
+    expected = tiny.model(TOKENS)
+
+    worker = load("tiny", dtype="float32")
+    worker.quantize()
+    worker.load_trainable(moved)
+    assert any(isinstance(module, nn.QuantizedLinear) for module in worker.model.modules())
+    np.testing.assert_allclose(np.array(worker.model(TOKENS)), np.array(expected), atol=1e-5)
+
+
+def test_a_quantised_worker_takes_an_adapter(tiny_lora):
+    moved = {name: array + 0.01 for name, array in tiny_lora.trainable().items()}
+    tiny_lora.quantize()
+    before = tiny_lora.model(TOKENS)
+    tiny_lora.load_trainable(moved)
+    assert not mx.array_equal(tiny_lora.model(TOKENS), before)
+
+
+def test_quantised_experts_take_weights_too():
+    # Their layers are no nn.Linear: float values written into their packed integers would be noise.
+    policy, twin = (random_policy("qwen3_moe", hidden_size=64, moe_intermediate_size=64) for _ in range(2))
+    weights = {name: array * 1.1 for name, array in policy.trainable().items()}
+    policy.load_trainable(weights)
+    policy.quantize()
+    twin.quantize()
+    twin.load_trainable(weights)
+    tokens = mx.array([[1, 2, 3]])
+    np.testing.assert_allclose(np.array(twin.model(tokens)), np.array(policy.model(tokens)), atol=1e-5)
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def test_a_stop_string_of_long_characters_is_seen_to_its_end(tiny):
+    # The embedded tokenizer falls back to bytes: three a character here.
+    stop = "答案是这里"
+    tokens = tiny.tokenizer.encode(f"12 {stop}", add_special_tokens=False)
+    assert len(tokens) > len(stop) + 4
+    ends = [tiny.ends_with_stop(tokens[: i + 1], (stop,)) for i in range(len(tokens))]
+    assert ends == [False] * (len(tokens) - 1) + [True]
+
+
+def test_the_stop_token_is_no_part_of_the_text(tiny):
+    tokens = tiny.tokenizer.encode("12", add_special_tokens=False)
+    assert tiny.decode([*tokens, *tiny.stop_tokens]) == tiny.decode(tokens) == "12"
+    assert tiny.decode([]) == ""
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_with_the_cure(tiny):
+    tiny.tokenizer.chat_template = None
+    with pytest.raises(ModelError, match="chat_template"):
+        tiny.encode_chat([{"role": "user", "content": "1"}])
+
+
+def test_a_template_that_knows_no_system_turn_says_what_to_set(tiny):
+    tiny.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(ModelError, match=r"System role not supported.*system_prompt"):
+        tiny.encode_chat([{"role": "system", "content": "s"}, {"role": "user", "content": "1"}])
+
+
+# --- identity -------------------------------------------------------------------------------------
+
+
+def test_the_adapter_is_no_part_of_the_identity(tiny, tiny_lora):
+    assert tiny.identity.mismatch(tiny_lora.identity) is None
+
+
+def test_another_fine_tune_of_the_same_model_is_another_model(tiny):
+    other = load("tiny", dtype="float32")
+    other.load_trainable({name: array * 1.001 for name, array in other.trainable().items()})
+    assert "weights" in (tiny.identity.mismatch(other.identity) or "")

@@ -1,0 +1,192 @@
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from architectures import random_policy
+from mlx import nn
+
+from grpo_actors.config import LearnerConfig
+from grpo_actors.errors import ModelError
+from grpo_actors.policy.logprobs import completion_logprobs
+from grpo_actors.policy.training import Training, learning_rate
+
+
+class Line(nn.Module):
+    """y = w x, with w = [1, 2]: losses with gradients that can be done by hand."""
+
+    def __init__(self, dtype=mx.float32):
+        super().__init__()
+        self.w = mx.array([1.0, 2.0], dtype)
+
+
+def loss(model, arrays):
+    value = (model.w * arrays["x"]).sum().astype(mx.float32)
+    return value, mx.stack([value])
+
+
+def config(**changes):
+    return LearnerConfig(**({"learning_rate": 0.1, "max_grad_norm": 0.0} | changes))
+
+
+def batch(*x):
+    return {"x": mx.array(x)}
+
+
+def test_gradients_of_micro_batches_add_up():
+    training = Training(Line(), config(), loss)
+    training.accumulate(batch(1.0, 2.0))
+    training.accumulate(batch(2.0, 2.0))
+    norm, taken = training.step(0.1)
+    assert taken
+    assert norm == pytest.approx(5.0)  # |[1 + 2, 2 + 2]|
+
+
+def test_the_first_step_of_adam_is_as_long_as_the_rate():
+    # With bias correction m / sqrt(v) = g / |g| at the first step; without it, it would be 3.2 times that.
+    model = Line()
+    training = Training(model, config(), loss)
+    training.accumulate(batch(1.0, -2.0))
+    training.step(0.1)
+    np.testing.assert_allclose(np.array(model.w), [0.9, 2.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
+def test_gradients_longer_than_the_limit_are_scaled_down_to_it(limit, expected):
+    training = Training(Line(), config(max_grad_norm=limit, adam_beta1=0.0, adam_beta2=0.0), loss)
+    training.accumulate(batch(3.0, 4.0))
+    norm, _ = training.step(0.1)
+    assert norm == pytest.approx(5.0), "the norm that is told is that before clipping"
+    m = np.array(training.optimizer.state["w"]["m"])  # β1 = 0: the gradient that was applied
+    np.testing.assert_allclose(np.linalg.norm(m), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("x", [math.nan, math.inf, -math.inf, 3e38])  # 3e38² is infinite in float32
+def test_a_step_that_is_not_finite_leaves_everything_as_it_was(x):
+    model = Line()
+    training = Training(model, config(), loss)
+    training.accumulate(batch(1.0, 1.0))
+    training.step(0.1)
+    before = {name: array.tolist() for name, array in training.state().items()}
+    w = model.w.tolist()
+    training.accumulate(batch(1.0, 1.0))
+    training.accumulate(batch(x, 1.0))
+    norm, taken = training.step(0.5)
+    assert not taken
+    assert not math.isfinite(norm)
+    assert model.w.tolist() == w
+    assert {name: array.tolist() for name, array in training.state().items()} == before
+    training.accumulate(batch(1.0, 1.0))
+    assert training.step(0.1)[1], "what was dropped does not spoil the next step"
+
+
+def test_a_step_without_a_gradient_is_none():
+    assert Training(Line(), config(), loss).step(0.1) == (0.0, False)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_steps_far_below_half_precision_are_not_lost(dtype):
+    # bfloat16 has 8 bits: next to 1 lies 1 - 2^-8 = 0.996. 100 steps of 1e-4 make 0.01, each alone rounds to 0.
+    model = Line(dtype)
+    training = Training(model, config(), loss)
+    for _ in range(100):
+        training.accumulate(batch(1.0, 1.0))
+        training.step(1e-4)
+    assert model.w.dtype == dtype
+    assert model.w[0].item() == mx.array(0.99).astype(dtype).item()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_a_restored_training_goes_on_bit_for_bit(dtype, compiled):
+    def steps(training, count, rate):
+        for i in range(count):
+            training.accumulate(batch(1.0 + i, -0.5))
+            training.step(rate / (i + 1))
+
+    model, other = Line(dtype), Line(dtype)
+    training = Training(model, config(), loss, compiled=compiled)
+    steps(training, 3, 0.01)
+    resumed = Training(other, config(), loss, compiled=compiled)
+    if compiled:
+        # Compiled before it is restored: it must not keep the arrays of its first call.
+        steps(resumed, 1, 0.3)
+    other.w = model.w
+    resumed.load_state(training.state())
+    steps(training, 4, 0.02)
+    steps(resumed, 4, 0.02)
+    assert resumed.state().keys() == training.state().keys()
+    assert mx.array_equal(other.w, model.w)
+    for name, array in training.state().items():
+        assert mx.array_equal(array, resumed.state()[name]), name
+
+
+def test_compiled_and_plain_steps_agree():
+    models = [Line(), Line()]
+    for model, compiled in zip(models, (False, True), strict=True):
+        training = Training(model, config(), loss, compiled=compiled)
+        for i in range(5):
+            training.accumulate(batch(1.0 + i, 2.0))
+            training.step(0.1 / (i + 1))  # the rate is no constant of the compiled function
+    np.testing.assert_allclose(np.array(models[0].w), np.array(models[1].w), rtol=1e-6)
+
+
+def test_a_state_of_another_model_is_refused():
+    state = Training(Line(), config(), loss).state()
+    del state["optimizer.w.m"]
+    with pytest.raises(ModelError, match=r"optimizer\.w\.m"):
+        Training(Line(), config(), loss).load_state(state)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+def test_recomputed_blocks_give_the_same_gradient(family):
+    policy = random_policy(family)
+    tokens, targets = mx.array([[1, 2, 3, 4, 5, 6]]), mx.array([[4, 5, 6]])
+
+    def likelihood(model, arrays):
+        logprobs, _ = completion_logprobs(model, tokens, mx.array([2]), targets, 1.0)
+        return logprobs.sum(), logprobs.sum()[None]
+
+    norms = []
+    forward = type(policy.model.layers[0]).__call__
+    for recompute in (False, True):
+        training = Training(policy.model, config(gradient_checkpointing=recompute), likelihood)
+        training.accumulate({})
+        norms.append(training.step(0.0)[0])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    assert type(policy.model.layers[0]).__call__ is forward, "whoever samples runs the plain block again"
+
+
+# --- the schedule ---------------------------------------------------------------------------------
+
+
+def rates(**changes):
+    settings = LearnerConfig(learning_rate=1.0, **changes)
+    return [learning_rate(settings, step, 20) for step in range(20)]
+
+
+def test_the_warm_up_starts_above_zero_and_ends_at_the_peak():
+    values = rates(warmup_ratio=0.2, lr_scheduler_type="constant")  # 4 of 20
+    assert values == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 17)
+
+
+def test_the_line_falls_evenly_and_its_last_step_is_not_wasted():
+    values = rates(warmup_ratio=0.0, lr_scheduler_type="linear")
+    assert values == pytest.approx([1 - step / 20 for step in range(20)])
+    assert values[-1] == pytest.approx(0.05)
+
+
+def test_the_cosine_is_at_half_in_the_middle():
+    values = rates(warmup_ratio=0.0, lr_scheduler_type="cosine")
+    assert values[0] == 1.0
+    assert values[10] == pytest.approx(0.5)  # (1 + cos(π / 2)) / 2
+    assert 0 < values[-1] < 0.01  # (1 + cos(19π/20)) / 2 = 0.0062
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_every_step_has_a_rate_above_zero_and_at_most_the_peak(kind, ratio, steps):
+    settings = LearnerConfig(learning_rate=1e-6, warmup_ratio=ratio, lr_scheduler_type=kind)
+    values = [learning_rate(settings, step, steps) for step in range(steps)]
+    assert all(0 < value <= 1e-6 for value in values)

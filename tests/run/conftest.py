@@ -1,0 +1,21 @@
+"""Runs that several tests look at."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+from runs import Run, new_run
+
+
+@pytest.fixture
+def make_run() -> Iterator[Callable[..., Run]]:
+    with contextlib.ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(new_run(**settings))
+
+
+@pytest.fixture(scope="session")
+def on_policy_run() -> Iterator[Run]:
+    """Twelve updates with max_staleness = 0, never disturbed: what interrupted runs are compared with."""
+    with new_run(max_updates=12, max_staleness=0, workers=1) as run:
+        assert run.run() == 0, run.stderr
+        yield run

@@ -1,0 +1,257 @@
+"""Real runs: launch.py as a user starts it, its records as anyone reads them, its processes as ps lists them.
+
+Every wait is for a condition, with a deadline that only a defect reaches.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 120.0
+
+#: Over smoke_test.toml: six updates of two groups of four. An update takes a quarter of a second.
+SETTINGS = {
+    "max_new_tokens": 16,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "batch_groups": 1,
+    "max_updates": 6,
+    "save_steps": 2,
+    "eval_every_updates": 3,
+    "eval_subset_size": 4,
+    "eval_batch_size": 4,
+}
+
+
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """The condition's first true value."""
+    end_s = time.monotonic() + deadline_s
+    while not (value := condition()):
+        assert time.monotonic() < end_s, f"not within {deadline_s:.0f} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+class Attached(subprocess.Popen[bytes]):
+    """A process beside launch.py, and what it says on its standard error."""
+
+    stderr_path: Path
+
+    def said(self) -> str:
+        return self.stderr_path.read_text()
+
+
+class Run:
+    """A run folder, and whatever has been started on it."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder / "run"
+        self.temporary = folder / "t"
+        self.temporary.mkdir()
+        # MLX compiles CPU kernels into the temporary folder, seconds each: shared by all runs.
+        kernels = Path(tempfile.gettempdir()) / "mlx"
+        kernels.mkdir(exist_ok=True)
+        (self.temporary / "mlx").symlink_to(kernels)
+        self.settings = {**SETTINGS, "output_dir": str(self.folder), **settings}
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary)}
+        self.launched: subprocess.Popen[bytes] | None = None
+        self._stderr = folder / "stderr.txt"
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    def start(self, *arguments: str) -> "Run":
+        settings = [f"--set={key}={json.dumps(value)}" for key, value in self.settings.items()]
+        launch = [str(ROOT / "launch.py"), "--config", "smoke_test.toml", *settings, *arguments]
+        self.launched = self._spawn(launch, self._stderr)
+        return self
+
+    def attach(self, *arguments: str) -> Attached:
+        return self._spawn(["-m", "grpo_actors.rollout", *arguments])
+
+    def tail(self) -> Attached:
+        """A reader of the run's records, as JSON on its standard output."""
+        return self._spawn(["-m", "grpo_actors.tail", str(self.folder), "--json"])
+
+    def _spawn(self, command: Sequence[str], stderr: Path | None = None) -> Attached:
+        path = stderr or self._stderr.with_suffix(f".{len(self._started)}")
+        with path.open("wb") as file:
+            process = Attached(
+                [sys.executable, *command],
+                cwd=self.folder.parent,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file,
+            )
+        process.stderr_path = path
+        self._started.append(process)
+        return process
+
+    def end(self, deadline_s: float = DEADLINE_S) -> int:
+        """Wait for launch.py; its exit code."""
+        assert self.launched is not None
+        try:
+            return self.launched.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {deadline_s:.0f} s: {self.stderr}")
+
+    def run(self, *arguments: str) -> int:
+        return self.start(*arguments).end()
+
+    def kill_all(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text()
+
+    def records(self, topic: str | None = None, **fields: Any) -> list[dict[str, Any]]:
+        """Those told so far, in order; a line that is still being written is left out."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text().splitlines(keepends=True)
+        told = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [
+            record
+            for record in told
+            if topic in (None, record["topic"]) and all(record.get(k) == v for k, v in fields.items())
+        ]
+
+    def wait_for(self, topic: str, **fields: Any) -> dict[str, Any]:
+        """The first such record, once it is there."""
+
+        def told() -> list[dict[str, Any]]:
+            assert self.launched is not None
+            assert self.launched.poll() is None or self.records(topic, **fields), self.stderr
+            return self.records(topic, **fields)
+
+        return wait_until(told, f"{topic} {fields}")[0]
+
+    def updates(self) -> int:
+        return max((record["update"] for record in self.records("metrics")), default=0)
+
+    def wait_for_update(self, update: int) -> None:
+        wait_until(lambda: self.updates() >= update or self._ended(), f"update {update}: {self.stderr}")
+        assert self.updates() >= update, self.stderr
+
+    def _ended(self) -> bool:
+        return self.launched is not None and self.launched.poll() is not None
+
+    def ledger(self) -> list[list[Any]]:
+        """(lease, epoch, problem, worker) of everything consumed, in order."""
+        return [entry for record in self.records("metrics") for entry in record["ledger"]]
+
+    def curve(self) -> list[tuple[str, ...]]:
+        """Loss, reward and gradient norm of each update, to the last bit, and the digest of its weights."""
+        digests = {r["version"]: r["digest"] for r in self.records("policy")}
+        return [
+            (*(float(r[key]).hex() for key in ("loss", "reward_mean", "grad_norm")), digests[r["update"]])
+            for r in self.records("metrics")
+        ]
+
+    def tensors(self, update: int, name: str) -> dict[str, tuple[str, bytes]]:
+        """Name -> (type and shape, bytes) of a checkpoint's file; in which order they lie is no matter."""
+        data = (self.folder / f"checkpoint-{update}" / name).read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        header.pop("__metadata__", None)
+        return {
+            tensor: (f"{entry['dtype']}{entry['shape']}", data[start + first : start + last])
+            for tensor, entry in header.items()
+            for first, last in [entry["data_offsets"]]
+        }
+
+    def checkpoints(self) -> list[int]:
+        return sorted(int(p.name[11:]) for p in self.folder.glob("checkpoint-*") if p.name[11:].isdigit())
+
+    def child(self, name: str) -> int:
+        """Process id of the learner, the evaluator, or a worker by its name."""
+        assert self.launched is not None
+        tokens = ["grpo_actors.rollout", name] if name.startswith("rollout") else [f"grpo_actors.{name}"]
+        return wait_until(
+            lambda: next(
+                (pid for pid, c in children(self.launched.pid) if all(t in c for t in tokens)), None
+            ),
+            f"a child {name}",
+        )
+
+    def signal(self, number: int) -> None:
+        assert self.launched is not None
+        self.launched.send_signal(number)
+
+    # --- checks -----------------------------------------------------------------------------------
+
+    def assert_told_without_gap(self) -> None:
+        numbers = [record["seq"] for record in self.records()]
+        assert numbers == list(range(1, len(numbers) + 1))
+        updates = [record["update"] for record in self.records("metrics")]
+        assert updates == list(range(1, len(updates) + 1))
+
+    def assert_nothing_left(self) -> None:
+        """No process, no socket file or folder, no address of a run that is over."""
+        assert [command for _, command in processes() if str(self.folder) in command] == []
+        assert [path.name for path in self.temporary.iterdir()] == ["mlx"]
+        assert not (self.folder / "endpoints.json").exists()
+        assert list(self.folder.glob("*.tmp")) == []
+
+
+def processes() -> list[tuple[int, list[str]]]:
+    """Process id and command line of all that run here."""
+    listing = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,stat=,command="], capture_output=True, text=True, check=True
+    )
+    rows = [line.split() for line in listing.stdout.splitlines()]
+    return [(int(pid), command) for pid, state, *command in rows if not state.startswith("Z")]
+
+
+def children(parent: int) -> list[tuple[int, list[str]]]:
+    listing = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,command="], capture_output=True, text=True, check=True
+    )
+    rows = [line.split() for line in listing.stdout.splitlines()]
+    return [
+        (int(pid), command)
+        for pid, ppid, state, *command in rows
+        if int(ppid) == parent and not state.startswith("Z")
+    ]
+
+
+def living(pids: Iterable[int]) -> set[int]:
+    """Those of the processes that still run."""
+    return set(pids) & {pid for pid, _ in processes()}
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> float:
+    """Send a signal; the wall-clock time at which it was sent, comparable with a record's."""
+    os.kill(pid, number)
+    return time.time()
+
+
+@contextlib.contextmanager
+def new_run(**settings: Any) -> Iterator[Run]:
+    # Not tmp_path: an ipc path may have 103 characters on macOS.
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as name:
+        run = Run(Path(name), **settings)
+        try:
+            yield run
+        finally:
+            run.kill_all()

@@ -1,0 +1,168 @@
+"""Workers that come and go while a run runs, started by hand."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs import Run, kill, new_run, wait_until
+
+from grpo_actors.policy.locate import EMBEDDED
+
+
+def delivered(run: Run, worker: str) -> int:
+    return sum(name == worker for *_, name in run.ledger())
+
+
+def assert_exactly_once(run: Run) -> None:
+    leases = [lease for lease, *_ in run.ledger()]
+    assert leases == list(range(len(leases)))
+
+
+@pytest.fixture(scope="module")
+def visited_run() -> Iterator[Run]:
+    """A run that two workers visit: one leaves by Ctrl-C, one is killed; then the run is stopped."""
+    with new_run(max_updates=100_000, eval_every_updates=0, save_steps=0, workers=1) as run:
+        run.model = run.folder.parent / "model"
+        shutil.copytree(EMBEDDED, run.model)
+        run.start("--set", f"model_name={run.model}")
+        run.wait_for_update(1)
+        polite = run.attach("--attach", str(run.folder), "--name", "polite")
+        endpoints = json.loads((run.folder / "endpoints.json").read_text())
+        wait_until(lambda: delivered(run, "polite") >= 2, "groups of the worker by --attach")
+        polite.send_signal(signal.SIGINT)
+        run.polite_exit = polite.wait(30)
+        run.polite_said = polite.said()
+        run.polite_left = run.wait_for("worker", worker="polite", state="left")
+        rude = run.attach("--connect", endpoints["control"], "--name", "rude")
+        wait_until(lambda: delivered(run, "rude") >= 2, "groups of the worker by --connect")
+        run.killed_at = kill(rude.pid)
+        run.rude_lost = run.wait_for("worker", worker="rude", state="lost")
+        run.wait_for_update(run.updates() + 5)
+        guest = run.attach("--attach", str(run.folder), "--name", "guest")
+        run.wait_for("worker", worker="guest", state="waiting")
+        put_other_weights(run.model)
+        other = run.attach("--attach", str(run.folder), "--name", "stranger")
+        run.stranger_exit = other.wait(60)
+        run.stranger_said = other.said()
+        run.signal(signal.SIGINT)
+        run.guest_exit = guest.wait(30)
+        run.guest_said = guest.said()
+        assert run.end() == 0, run.stderr
+        yield run
+
+
+def test_a_worker_attached_by_folder_or_by_address_delivers(visited_run):
+    assert {"rollout-0", "polite", "rude"} <= {worker for *_, worker in visited_run.ledger()}
+
+
+def test_ctrl_c_makes_an_attached_worker_leave_cleanly(visited_run):
+    assert visited_run.polite_exit == 0
+    joined, left = visited_run.polite_said.splitlines()
+    assert joined == "joined smoke-test as polite; Ctrl-C leaves it"
+    groups = visited_run.polite_left["groups"]
+    assert left == f"left after {groups} groups: asked to leave"
+
+
+def test_a_killed_worker_is_seen_within_a_second(visited_run):
+    assert visited_run.rude_lost["why"] == "its process ended"
+    assert visited_run.rude_lost["time"] - visited_run.killed_at < 1.0
+
+
+def test_what_a_worker_that_left_or_died_had_not_delivered_is_done_by_another(visited_run):
+    assert_exactly_once(visited_run)
+    visited_run.assert_told_without_gap()
+
+
+def test_a_worker_that_is_sent_home_says_why_and_exits_with_0(visited_run):
+    assert visited_run.guest_exit == 0
+    assert "the run is over" in visited_run.guest_said.splitlines()[-1]
+
+
+def test_a_run_that_was_visited_leaves_nothing(visited_run):
+    visited_run.assert_nothing_left()
+
+
+def test_attaching_to_a_run_that_is_over_is_one_line_and_exit_code_2(visited_run):
+    worker = visited_run.attach("--attach", str(visited_run.folder))
+    assert worker.wait(30) == 2
+    (line,) = worker.said().splitlines()
+    assert line.startswith(f"error: {visited_run.folder}: no run is live here")
+
+
+def test_attaching_to_a_run_whose_process_is_gone_does_not_wait(visited_run):
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    path = visited_run.folder / "endpoints.json"
+    path.write_text(json.dumps({"control": "ipc:///x", "weights": "", "events": "", "pid": process.pid}))
+    try:
+        worker = visited_run.attach("--attach", str(visited_run.folder))
+        assert worker.wait(30) == 2
+    finally:
+        path.unlink()
+    (line,) = worker.said().splitlines()
+    assert f"no run is live here (its process {process.pid} is gone)" in line
+
+
+def test_an_address_where_nobody_answers_is_given_up_after_the_patience(visited_run):
+    worker = visited_run.attach("--connect", f"ipc://{visited_run.temporary}/nobody", "--patience", "0.5")
+    assert worker.wait(30) == 2
+    (line,) = worker.said().splitlines()
+    assert line.endswith("no learner answered within 0.5 s; is the run live?")
+
+
+def test_ctrl_c_while_a_worker_still_imports_or_waits_is_quiet(visited_run):
+    worker = visited_run.attach("--connect", f"ipc://{visited_run.temporary}/nobody", "--patience", "60")
+    # Whenever it comes: in the interpreter's own start it would be Python's to answer.
+    wait_until(lambda: heeds_interrupts(worker.pid), "it heeds signals")
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(30) == 0
+    assert worker.said() == ""
+
+
+def heeds_interrupts(pid: int) -> bool:
+    """Whether a process has a handler for SIGINT other than Python's: it catches SIGTERM too (Linux)."""
+    path = Path(f"/proc/{pid}/status")
+    if not path.exists():
+        pytest.skip("needs /proc")
+    status = path.read_text()
+    caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def put_other_weights(folder) -> None:
+    """Another fine-tune of the same architecture: each tensor's last two bytes differ in one bit."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    for tensor in json.loads(data[8 : 8 + header]).values():
+        if "data_offsets" in tensor:
+            data[8 + header + tensor["data_offsets"][0]] ^= 1
+    path.with_suffix(".new").write_bytes(data)
+    path.with_suffix(".new").replace(path)
+
+
+def test_a_worker_with_another_model_refuses_by_name(visited_run):
+    assert visited_run.stranger_exit == 2
+    (line,) = visited_run.stranger_said.splitlines()
+    assert f"model.model_name: '{visited_run.model}' is not the learner's model: weights is" in line
+    assert not delivered(visited_run, "stranger")
+
+
+@pytest.mark.slow
+def test_a_worker_whose_run_was_killed_goes_after_its_patience(make_run):
+    run = make_run(max_updates=100_000, eval_every_updates=0, save_steps=0, workers=0)
+    run.start()
+    run.wait_for_update(1)
+    worker = run.attach("--attach", str(run.folder), "--name", "faithful", "--patience", "2")
+    wait_until(lambda: delivered(run, "faithful"), "a group of the attached worker")
+    run.signal(signal.SIGKILL)
+    run.end()
+    start_s = time.monotonic()
+    assert worker.wait(60) == 2
+    assert worker.said().splitlines()[-1].endswith("the learner has been gone for 2 s")
+    assert time.monotonic() - start_s < 20

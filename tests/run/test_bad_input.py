@@ -1,0 +1,184 @@
+"""What cannot run ends in one clear line and exit code 2, before anything starts and with nothing left."""
+
+import json
+import shutil
+import socket
+import time
+
+import pytest
+from runs import Run, new_run, wait_until
+
+from grpo_actors.policy.locate import EMBEDDED
+
+
+@pytest.fixture
+def run():
+    with new_run() as run:
+        yield run
+
+
+def assert_refused(run: Run, *arguments: str) -> str:
+    """Its one line; nothing has started, nothing is left."""
+    before = set(run.folder.parent.iterdir())
+    assert run.run(*arguments) == 2, run.stderr
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert {path.name for path in set(run.folder.parent.iterdir()) - before} <= {"stderr.txt"}
+    assert [path.name for path in run.temporary.iterdir()] == ["mlx"]
+    return line.removeprefix("error: ")
+
+
+def test_a_missing_configuration_file(run):
+    assert "nowhere.toml" in assert_refused(run, "--config", "nowhere.toml")
+
+
+def test_an_unknown_key_is_answered_with_the_nearest_one(run):
+    line = assert_refused(run, "--set", "num_generation=8")
+    assert "num_generation is not a setting" in line
+    assert "num_generations" in line
+
+
+def test_a_wrong_type(run):
+    assert "rollout.num_generations" in assert_refused(run, "--set", "num_generations=many")
+
+
+@pytest.mark.parametrize("line", ["temprature = 0.5", "temperature = [1]", "temperature ="])
+def test_a_bad_line_of_the_configuration_file(run, line):
+    file = run.folder.parent / "my.toml"
+    file.write_text(f"[rollout]\n{line}\n")
+    assert str(file) in assert_refused(run, "--config", str(file))
+
+
+def test_a_group_of_one(run):
+    line = assert_refused(run, "--set", "num_generations=1")
+    assert "rollout.num_generations must be at least 2 (a group of one has no baseline), got 1" in line
+
+
+def test_an_unknown_reward_is_answered_with_the_nearest_one(run):
+    line = assert_refused(run, "--set", "reward.functions={corectness=1.0}")
+    assert "corectness" in line
+    assert "'correctness'" in line
+
+
+def test_rewards_that_are_worth_nothing(run):
+    assert "reward.functions" in assert_refused(run, "--set", "reward.functions={correctness=0.0}")
+
+
+def test_a_missing_file_of_an_own_reward(run):
+    line = assert_refused(run, "--set", 'reward.functions={"own.py:score"=1.0}')
+    assert f"there is no file {run.folder.parent.resolve() / 'own.py'}" in line
+
+
+def test_an_own_reward_that_is_not_in_its_file(run):
+    (run.folder.parent / "own.py").write_text("def scores(completions): ...\n")
+    line = assert_refused(run, "--set", 'reward.functions={"own.py:score"=1.0}')
+    assert "own.py has no function 'score'; did you mean 'scores'?" in line
+
+
+def test_a_model_folder_that_is_not_there(run):
+    assert "no folder /nowhere/model" in assert_refused(run, "--set", "model_name=/nowhere/model")
+
+
+def test_a_model_folder_without_weights(run):
+    folder = run.folder.parent / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert f"{folder} holds no weights" in assert_refused(run, "--set", f"model_name={folder}")
+
+
+def test_a_data_set_with_a_bad_line_is_refused_by_file_and_line(run):
+    path = run.folder.parent / "data.jsonl"
+    path.write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": "1 + 2?", "ans\n')
+    line = assert_refused(run, "--set", "task=jsonl", "--set", f"path={path}")
+    assert f"{path}:2: " in line
+
+
+def test_a_data_set_smaller_than_one_update(run):
+    path = run.folder.parent / "data.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}?", "answer": n}) + "\n" for n in range(3)))
+    sets = ("task=jsonl", f"path={path}", "max_updates=0", "batch_size=4")
+    assert "fewer than the 4 of one update" in assert_refused(run, *(f"--set={text}" for text in sets))
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+def test_a_port_in_use_also_the_last_of_the_three(run, offset):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = assert_refused(run, "--set=scheme=tcp", f"--set=port={port - offset}")
+    assert f"transport.port: tcp://127.0.0.1:{port} cannot be bound (Address already in use)" in line
+
+
+def test_a_resume_without_a_checkpoint(run):
+    assert f"{run.folder} holds no checkpoint to continue from" in assert_refused(run, "--resume")
+
+
+def test_a_resume_with_settings_that_matter_names_them_with_both_values(on_policy_run):
+    settings = on_policy_run.settings | {"seed": 7, "num_generations": 6, "learning_rate": 1.0}
+    with new_run(**settings) as other:
+        assert other.run() == 2
+        (line,) = other.stderr.splitlines()
+    assert "run.seed was 0, is 7, rollout.num_generations was 4, is 6;" in line
+    assert "learning_rate" not in line
+
+
+def test_a_resume_that_was_ruled_out(on_policy_run):
+    with new_run(**on_policy_run.settings) as other:
+        assert other.run("--set", "resume=never") == 2
+        (line,) = other.stderr.splitlines()
+    assert line.startswith(f"error: run.resume is never, but {on_policy_run.folder} holds checkpoint-12; ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--resume"],
+        ["--set", "model_name=/nowhere/model"],
+        ["--set", "task=jsonl", "--set", "path=/nowhere/data.jsonl"],
+        ["--set", "reward.functions={corectness=1.0}"],
+    ],
+    ids=lambda arguments: arguments[-1],
+)
+def test_a_dry_run_says_the_same(run, arguments):
+    line = assert_refused(run, *arguments)
+    assert assert_refused(run, *arguments, "--dry-run") == line
+
+
+def test_a_folder_that_cannot_be_written_is_said_so(run):
+    run.folder.parent.joinpath("file").write_text("")
+    assert run.run("--set", f"output_dir={run.folder.parent}/file/run") == 2
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: run.output_dir: ")
+    assert line.endswith("cannot be written (Not a directory); choose another folder")
+
+
+def test_weights_that_only_the_learner_can_find_unreadable_are_one_line_too(run):
+    """Also one line in all: the other actors go without a word."""
+    folder = run.folder.parent / "model"
+    shutil.copytree(EMBEDDED, folder)
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    start_s = time.monotonic()
+    assert run.run("--set", f"model_name={folder}") == 2
+    errors = [line for line in run.stderr.splitlines()[3:] if line]
+    assert len(errors) == 1, run.stderr
+    assert errors[0].startswith(f"error: model.model_name: '{folder}' cannot be loaded: ")
+    assert time.monotonic() - start_s < 60
+    run.assert_nothing_left()
+
+
+def test_a_folder_in_use_is_refused_and_its_run_is_not_disturbed(make_run):
+    run = make_run(max_updates=1000, eval_every_updates=0)
+    run.start()
+    wait_until(lambda: (run.folder / "config.json").exists(), "the folder is locked")
+    settings = (run.folder / "config.json").read_text()
+    with new_run(**run.settings) as second:
+        assert second.run("--set", "learning_rate=1") == 2
+        (line,) = second.stderr.splitlines()
+    assert (
+        line
+        == f"error: run.output_dir: {run.folder} is in use by a live run; stop it, or choose another folder"
+    )
+    assert (run.folder / "config.json").read_text() == settings
+    run.signal(2)
+    assert run.end() == 0

@@ -1,0 +1,70 @@
+"""Stopping: the first signal saves, the second ends at once, whatever the run is doing."""
+
+import signal
+import time
+
+import pytest
+from runs import children, living, wait_until
+
+LONG = {"max_updates": 100_000, "save_steps": 0, "eval_every_updates": 0}
+
+
+def test_sigterm_saves_and_exits_with_0_within_half_a_minute(make_run):
+    run = make_run(**LONG)
+    run.start()
+    run.wait_for_update(1)
+    start_s = time.monotonic()
+    run.signal(signal.SIGTERM)
+    assert run.end(deadline_s=30) == 0
+    print(f"drained in {time.monotonic() - start_s:.2f} s")
+    assert run.checkpoints() == [run.updates()]
+    (stop,) = run.records("stop")
+    assert stop["reason"] == f"asked to stop after update {run.updates()}"
+    run.assert_told_without_gap()
+    run.assert_nothing_left()
+
+
+def test_a_second_ctrl_c_ends_everything_at_once(make_run):
+    # A learner that is busy for long: one update of 512 completions.
+    run = make_run(**LONG | {"num_generations": 128, "batch_size": 4, "max_new_tokens": 64})
+    run.start()
+    run.wait_for("worker", state="waiting")
+    family = [pid for pid, _ in children(run.launched.pid)]
+    run.signal(signal.SIGINT)
+    wait_until(lambda: "finishing the step" in run.stderr, "the first is heeded")
+    run.signal(signal.SIGINT)
+    start_s = time.monotonic()
+    code = run.end(deadline_s=5)
+    assert not living(family)
+    # Its learner may just have finished by itself.
+    assert code in (0, 128 + signal.SIGKILL)
+    assert time.monotonic() - start_s < 2
+    run.assert_nothing_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_model_is_loaded_ends_quietly(make_run, number):
+    run = make_run()
+    run.start()
+    run.child("learner")
+    run.signal(number)
+    assert run.end(deadline_s=30) == 0
+    assert "Traceback" not in run.stderr
+    assert run.records("metrics") == []
+    assert run.checkpoints() == []
+    run.assert_nothing_left()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_evaluations_are_waited_for_leaves_them_to_the_next_start(make_run):
+    run = make_run(max_updates=2, eval_subset_size=2000, eval_batch_size=8, eval_every_updates=2)
+    run.start()
+    run.wait_for("worker", worker="rollout-0", state="left")
+    run.signal(signal.SIGINT)
+    assert run.end(deadline_s=30) == 0
+    assert run.records("eval", update=2) == []
+    run.settings["eval_subset_size"] = 4
+    assert run.run() == 0
+    assert len(run.records("eval", update=2)) == 1
+    assert run.updates() == 2
+    run.assert_told_without_gap()

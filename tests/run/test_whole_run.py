@@ -1,0 +1,211 @@
+"""A run from its first to its last process: what it must have done, told and left when it exits with 0."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from runs import Run, new_run, wait_until
+
+from grpo_actors.schedule.order import ProblemOrder
+
+OWN_REWARD = """
+def short(prompts, completions, answer, topic, **columns):
+    assert len(set(topic)) == 1
+    print("scored", answer[0])  # noise that must not end up in the records
+    return [1.0 / (1 + len(chat[-1]["content"])) for chat in completions]
+"""
+PROBLEMS = [{"ask": f"What is {n} + {n}?", "right": 2 * n, "topic": "sum"} for n in range(30)]
+
+
+@pytest.fixture(scope="module")
+def own_run() -> Iterator[Run]:
+    """Two workers, data and reward of one's own, one version behind, and a reader on the events all along."""
+    settings = {
+        "workers": 2,
+        "max_staleness": 1,
+        "task": "jsonl",
+        "path": "problems.jsonl",
+        "prompt_column": "ask",
+        "answer_column": "right",
+        "max_updates": 10,
+        "eval_every_updates": 5,
+        "save_steps": 5,
+    }
+    with new_run(**settings) as run:
+        here = run.folder.parent
+        (here / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
+        (here / "own.py").write_text(OWN_REWARD)
+        run.start("--set", 'reward.functions={"own.py:short"=1.0, correctness=2.0}')
+        wait_until(lambda: (run.folder / "endpoints.json").exists(), "the learner listens")
+        tail = run.tail()
+        assert run.end() == 0, run.stderr
+        run.tailed, _ = tail.communicate(timeout=30)
+        yield run
+
+
+@pytest.fixture(scope="module")
+def small_run() -> Iterator[Run]:
+    """Everything in the learner's process over tcp: an adapter, the KL term, several passes over a batch."""
+    settings = {
+        "workers": 0,
+        "fine_tune_type": "lora",
+        "kl_coeff": 0.1,
+        "num_iterations": 2,
+        "scheme": "tcp",
+        "max_staleness": 0,
+        "learning_rate": 1e-2,
+    }
+    with new_run(**settings) as run:
+        assert run.run() == 0, run.stderr
+        yield run
+
+
+@pytest.fixture(params=["own_run", "small_run", "on_policy_run"])
+def any_run(request: pytest.FixtureRequest) -> Run:
+    return request.getfixturevalue(request.param)
+
+
+def test_records_are_numbered_without_a_gap_and_end_with_the_stop(any_run):
+    any_run.assert_told_without_gap()
+    last = any_run.records()[-1]
+    assert (last["topic"], last["reason"], last["exit_code"]) == ("stop", "all updates done", 0)
+    assert any_run.updates() == any_run.settings["max_updates"]
+
+
+def test_every_lease_is_consumed_once_and_in_order(any_run):
+    leases = [lease for lease, *_ in any_run.ledger()]
+    # Two groups an update: leases 0 and 1 make the first, and so on.
+    assert leases == list(range(2 * any_run.updates()))
+
+
+def test_the_ledger_names_the_problems_of_the_order_epoch_after_epoch(own_run):
+    problems = [problem for _, epoch, problem, _ in own_run.ledger()]
+    epochs = [epoch for _, epoch, _, _ in own_run.ledger()]
+    # A tenth of 30 is held out: what trains is a permutation of the rest, once an epoch.
+    assert epochs == sorted(epochs)
+    assert max(Counter(zip(epochs, problems, strict=True)).values()) == 1
+    assert len(problems) == 20
+
+
+def test_the_order_depends_on_the_seed_alone(on_policy_run):
+    from grpo_actors.config import Config
+    from grpo_actors.tasks.registry import load_task
+
+    problems = load_task(Config.model_validate({"data": {"task": "arithmetic"}}).data, seed=0).problems(
+        "train"
+    )
+    order = ProblemOrder(len(problems), seed=0)
+    assert [p for _, _, p, _ in on_policy_run.ledger()] == [problems[order.at(s).index].id for s in range(24)]
+
+
+def test_no_group_is_staler_than_allowed(any_run):
+    bound = any_run.settings["max_staleness"]
+    behind = [int(lag) for record in any_run.records("metrics") for lag in record["staleness"]]
+    assert min(behind) >= 0
+    assert max(behind) <= bound
+
+
+def test_recorded_logprobs_are_the_learners(on_policy_run):
+    # Staleness 0, float32: the same weights in two processes differ only by the order of additions.
+    assert max(record["logprob_gap_max"] for record in on_policy_run.records("metrics")) < 1e-3
+
+
+def test_base_and_checkpoints_are_evaluated_once_each(any_run):
+    evaluated = [record["update"] for record in any_run.records("eval")]
+    assert len(evaluated) == len(set(evaluated))
+    assert set(evaluated) == {0, *(record["update"] for record in any_run.records("checkpoint"))}
+
+
+def test_the_best_checkpoint_is_marked_and_still_there(any_run):
+    best = json.loads((any_run.folder / "best.json").read_text())
+    scores = {record["update"]: record["accuracy"] for record in any_run.records("eval") if record["update"]}
+    assert best["accuracy"] == max(scores.values()) == scores[best["update"]]
+    assert (any_run.folder / best["checkpoint"]).is_dir()
+
+
+def test_the_newest_checkpoints_are_kept(any_run):
+    assert any_run.checkpoints()[-1] == any_run.updates()
+    # Three and the best.
+    assert len(any_run.checkpoints()) <= 4
+
+
+def test_nothing_is_left_behind(any_run):
+    any_run.assert_nothing_left()
+
+
+def test_the_start_says_where_and_the_end_says_what_came_out(any_run):
+    first, *_, accuracy, best = any_run.stderr.splitlines()
+    assert first == f"run folder {any_run.folder}"
+    assert f"python -m grpo_actors.tail {any_run.folder}" in any_run.stderr
+    assert f"python -m grpo_actors.rollout --attach {any_run.folder}" in any_run.stderr
+    assert accuracy.startswith("accuracy: ")
+    assert accuracy.endswith(
+        f"(best, update {json.loads((any_run.folder / 'best.json').read_text())['update']})"
+    )
+    assert best.startswith(f"best checkpoint: {any_run.folder}/checkpoint-")
+
+
+def test_a_full_checkpoint_is_a_model_that_mlx_lm_loads(on_policy_run):
+    from mlx_lm import generate, load
+
+    model, tokenizer = load(str(on_policy_run.folder / "checkpoint-12"))
+    assert isinstance(generate(model, tokenizer, "1 + 1 =", max_tokens=2), str)
+
+
+def test_an_adapter_checkpoint_is_one_that_mlx_lm_loads(small_run):
+    import mlx.core as mx
+    from mlx_lm import load
+
+    from grpo_actors.policy.locate import EMBEDDED
+
+    folder = small_run.folder / f"checkpoint-{small_run.updates()}"
+    assert not (folder / "model.safetensors").exists()
+    model, _ = load(str(EMBEDDED), adapter_path=str(folder))
+    base, _ = load(str(EMBEDDED))
+    prompt = mx.array([[1, 2, 3]])
+    assert not mx.allclose(model(prompt), base(prompt)).item()
+
+
+def test_the_kl_term_sees_the_policy_leave_its_reference(small_run):
+    kl = [record["kl"] for record in small_run.records("metrics")]
+    # Of the last pass over a batch: after the first optimizer step the policy is no longer the reference.
+    assert all(value >= 0 for value in kl)
+    assert kl[-1] > 0
+
+
+def test_both_workers_deliver(own_run):
+    assert {worker for *_, worker in own_run.ledger()} == {"rollout-0", "rollout-1"}
+
+
+def test_own_rewards_are_recorded_by_their_names_and_their_prints_go_to_the_terminal(own_run):
+    for record in own_run.records("metrics"):
+        assert set(record["rewards"]) == {"own.py:short", "correctness"}
+        assert record["rewards"]["own.py:short"] > 0
+    assert any(line.startswith("rollout-0: scored ") for line in own_run.stderr.splitlines())
+
+
+def test_a_reader_sees_every_record_in_order(own_run):
+    seen = [json.loads(line)["seq"] for line in own_run.tailed.splitlines()]
+    assert all(after == before + 1 for before, after in pairwise(seen))
+    assert seen == [record["seq"] for record in own_run.records()]
+
+
+def test_samples_hold_the_texts_that_were_scored(own_run):
+    samples = [json.loads(line) for line in (own_run.folder / "completions.jsonl").read_text().splitlines()]
+    assert len(samples) == own_run.updates()
+    for sample in samples:
+        for completion in sample["completions"]:
+            # The reward's own formula on the text beside it.
+            assert completion["rewards"]["own.py:short"] == pytest.approx(1 / (1 + len(completion["text"])))
+
+
+@pytest.mark.slow
+def test_workers_with_quantised_weights_train(make_run):
+    run = make_run(quantize_for_rollouts=True, workers=1)
+    assert run.run() == 0, run.stderr
+    run.assert_told_without_gap()
+    gaps = [record["logprob_gap_mean"] for record in run.records("metrics")]
+    # Four bits are another policy, and the record says how far it is off.
+    assert all(gap > 1e-4 for gap in gaps)

@@ -1,0 +1,202 @@
+"""The update on the embedded model, with groups made by hand: what the formulas say must show in the weights."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hand_made import (
+    MAX_NEW,
+    REWARDS,
+    assert_same_weights,
+    config,
+    groups_of,
+    learner,
+    logprobs_under,
+    weights,
+)
+from mlx.utils import tree_flatten
+
+from grpo_actors.policy.model import load_policy
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])
+def test_on_policy_the_loss_is_minus_the_mean_advantage(aggregation, temperature):
+    grpo = learner(config(aggregation=aggregation, temperature=temperature))
+    groups = groups_of(grpo.policy, temperature=temperature)
+    told = grpo.update(groups)
+
+    # π = π_old: r = 1 for every token, so that L_t = −A whatever the clip.
+    R = np.array(REWARDS)
+    A = (R - R.mean(axis=1, keepdims=True)) / (R.std(axis=1, ddof=1, keepdims=True) + 1e-4)
+    lengths = np.array([[len(c.tokens) for c in group.completions] for group in groups])
+    expected = {
+        "grpo": -A.mean(),
+        "dapo": -(A * lengths).sum() / lengths.sum(),
+        "dr_grpo": -(A * lengths).sum() / (A.size * MAX_NEW),
+    }[aggregation]
+    assert told["loss"] == pytest.approx(expected, abs=1e-5)
+    assert told["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert told["clip_share"] == 0.0
+    assert told["logprob_gap_max"] < 1e-4
+    assert told["tokens"] == lengths.sum()
+    assert told["reward_mean"] == pytest.approx(R.mean())
+    assert told["staleness"] == {"0": 4}
+
+
+@pytest.mark.parametrize("aggregation", ["grpo", "dapo"])
+def test_the_gradient_does_not_depend_on_the_split_into_micro_batches(aggregation):
+    # All rows of 33 to 64 tokens, and so padded to 64: MLX's kernels round otherwise at 32 tokens (by 3e-6).
+    long_questions = [
+        f"{name} has 21 apples and buys 3 bags of {n}. Now?"
+        for n, name in enumerate(("Tom", "Ann", "Eve", "Bob"), 12)
+    ]
+    gradients, norms = [], []
+    groups = None
+    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        settings = config(
+            aggregation=aggregation,
+            batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            adam_beta1=0.0,  # the first moment is then the gradient itself
+            kl_coeff=0.1,
+        )
+        grpo = learner(settings, reference=load_policy(settings.model, seed=0))
+        groups = groups or groups_of(grpo.policy, questions=long_questions)
+        norms.append(grpo.update(groups)["grad_norm"])
+        state = tree_flatten(grpo.training.optimizer.state)
+        gradients.append(np.concatenate([np.array(m).ravel() for name, m in state if name.endswith(".m")]))
+    assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-6)
+    for other in gradients[1:]:
+        assert np.linalg.norm(other - gradients[0]) <= 1e-6 * np.linalg.norm(gradients[0])
+
+
+def test_one_update_makes_the_rewarded_completion_likelier_and_the_surrogate_larger():
+    # Hot, so that the four are sure to differ.
+    grpo = learner(config(learning_rate=1e-5, temperature=2.0))
+    groups = groups_of(grpo.policy, [[0.0, 0.0, 0.0, 1.0]], temperature=2.0)
+    A = np.array([-0.5, -0.5, -0.5, 1.5])  # (R − 1/4) / (1/2), the sample deviation
+
+    def likelihoods():
+        return np.array([logprobs_under(grpo.policy, groups[0], c).sum() for c in groups[0].completions])
+
+    before = likelihoods()
+    grpo.update(groups)
+    after = likelihoods()
+    assert after[3] > before[3]
+    assert (A * (after - before)).sum() > 0
+
+
+def test_further_iterations_on_one_batch_meet_the_clip():
+    groups = groups_of(learner(config()).policy)
+    once = learner(config(num_iterations=1)).update(groups)
+    often = learner(config(num_iterations=5, learning_rate=5e-3)).update(groups)
+    assert once["clip_share"] == 0.0
+    assert often["clip_share"] > 0.0
+    assert often["ratio_max"] > 1.2
+    assert often["logprob_gap_max"] < 1e-4, "the gap is that before the batch moved the policy"
+
+
+def test_groups_of_equal_rewards_teach_nothing():
+    grpo = learner(config(adam_beta1=0.0))
+    before = weights(grpo)
+    told = grpo.update(groups_of(grpo.policy, [[1.0] * 4, [0.0] * 4]))
+    assert told["zero_variance_share"] == 1.0
+    assert told["grad_norm"] == 0.0
+    assert_same_weights(before, weights(grpo))
+
+
+# --- the reference --------------------------------------------------------------------------------
+
+
+def test_the_reference_of_an_adapter_is_the_base_also_after_updates(tiny):
+    grpo = learner(
+        config(model={"fine_tune_type": "lora", "lora_rank": 4}, kl_coeff=0.05, learning_rate=1e-2)
+    )
+    groups = groups_of(grpo.policy)
+    first = grpo.update(groups)
+    assert first["kl"] == pytest.approx(0.0, abs=1e-6)
+    for _ in range(2):
+        grpo.update(groups)
+    expected = []
+    for group in groups:
+        for completion in group.completions:
+            base = logprobs_under(tiny, group, completion)
+            with grpo.policy.adapter_off():
+                off = logprobs_under(grpo.policy, group, completion)
+            np.testing.assert_allclose(off, base, atol=1e-5)
+            x = base - logprobs_under(grpo.policy, group, completion)
+            expected += list(np.exp(x) - x - 1)  # k3
+    assert np.mean(expected) > 1e-3
+    assert grpo.update(groups)["kl"] == pytest.approx(np.mean(expected), rel=1e-3)
+
+
+def test_the_reference_of_a_full_fine_tune_stays_where_it_was():
+    settings = config(kl_coeff=0.05, learning_rate=1e-3)
+    reference = load_policy(settings.model, seed=0)
+    grpo = learner(settings, reference=reference)
+    before = {name: np.array(array) for name, array in reference.trainable().items()}
+    groups = groups_of(grpo.policy)
+    kls = [grpo.update(groups)["kl"] for _ in range(3)]
+    assert kls[0] == pytest.approx(0.0, abs=1e-6)
+    assert kls[2] > kls[0]
+    assert_same_weights(before, {name: np.array(array) for name, array in reference.trainable().items()})
+
+
+# --- the rest -------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_from_the_first_update_on_and_falls_to_the_last():
+    grpo = learner(
+        config(warmup_ratio=0.4, lr_scheduler_type="linear", learning_rate=1e-4, num_iterations=2), total=5
+    )
+    groups = groups_of(grpo.policy, REWARDS[:1])
+    rates = [grpo.update(groups)["learning_rate"] for _ in range(5)]
+    # 10 steps, of which 4 warm up: steps 1, 3, 5, 7, 9 are told, with 2/4, 4/4, 5/6, 3/6, 1/6 of the peak.
+    assert rates == pytest.approx([5e-5, 1e-4, 5 / 6 * 1e-4, 5e-5, 1 / 6 * 1e-4])
+
+
+def test_dropout_is_on_for_the_gradient_alone_and_the_same_after_a_resume():
+    def run(dropout, version=0):
+        settings = config(
+            model={"fine_tune_type": "lora", "lora_rank": 4, "lora_dropout": dropout}, learning_rate=1e-2
+        )
+        grpo = learner(settings)
+        grpo.version = version
+        # B = 0 at first, so that dropout in A's input shows from the second step on.
+        groups = groups_of(load_policy(settings.model, seed=0))
+        mx.random.uniform()  # whatever was drawn before must not matter
+        grpo.update(groups)
+        grpo.update(groups)
+        assert not grpo.policy.model.training
+        return weights(grpo)
+
+    plain, dropped = run(0.0), run(0.5)
+    assert any((plain[name] != dropped[name]).any() for name in plain)
+    assert_same_weights(dropped, run(0.5))
+    assert any((dropped[name] != other).any() for name, other in run(0.5, version=1).items())
+
+
+def test_gradient_checkpointing_changes_no_update():
+    results = []
+    for recompute in (False, True):
+        grpo = learner(config(gradient_checkpointing=recompute))
+        results.append((grpo.update(groups_of(grpo.policy)), weights(grpo)))
+    assert results[0][0]["grad_norm"] == pytest.approx(results[1][0]["grad_norm"], rel=1e-6)
+    for name, array in results[0][1].items():
+        np.testing.assert_allclose(array, results[1][1][name], atol=2e-6)
+
+
+def test_a_learner_made_anew_from_its_state_goes_on_bit_for_bit():
+    straight = learner(config())
+    groups = groups_of(straight.policy)
+    straight.update(groups)
+    resumed = learner(config())
+    resumed.policy.load_trainable(straight.policy.trainable())
+    resumed.training.load_state(straight.training.state())
+    resumed.version = straight.version
+    told = [grpo.update(groups) for grpo in (straight, resumed)]
+    for key in ("loss", "grad_norm", "reward_mean", "entropy"):
+        assert told[0][key].hex() == told[1][key].hex()
+    assert_same_weights(weights(straight), weights(resumed))
