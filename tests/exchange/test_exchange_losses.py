@@ -10,7 +10,7 @@ import pytest
 from peers_for_tests import evaluation, group, wait_until
 
 from grpo_actors import messages as wire
-from grpo_actors.peers import FORGET_S, LOADING_S, LOST_S, MAX_OFFENCES, MAX_OFFENDERS, Roster
+from grpo_actors.peers import FORGET_S, LOADING_S, LOST_S, MAX_OFFENCES, MAX_OFFENDERS, PROBE_S, Roster
 from grpo_actors.schedule.leases import GRACE_S
 
 # --- losses ------------------------------------------------------------------------------------------
@@ -31,6 +31,19 @@ def test_a_silent_peers_leases_go_out_again_with_the_same_seeds(run):
     # It was only stopped: it takes part again, but its late result is of no use.
     assert not hung.deliver(old[0]).accepted
     wait_until(lambda: run.states("hung") == ["joined", "waiting", "lost", "joined"])
+
+
+def test_a_peer_on_another_host_whose_connection_is_closed_is_lost_after_a_silence_of_two_seconds(run):
+    killed, alive = run.peer("killed").join(), run.peer("alive").join()
+    old = killed.take()
+    alive.take()
+    killed.control.socket.close(linger=0)  # what the kernel does for a process that was killed
+    run.clock.ahead_s += PROBE_S + 0.1
+    alive.beat(room=4, holding=[2, 3])
+    assert [(lease.lease, lease.attempt) for lease in alive.hear(wire.Grant).leases] == [(0, 2), (1, 2)]
+    assert old[0].lease == 0
+    lost = next(record for record in run.records("worker") if record["state"] == "lost")
+    assert (lost["worker"], lost["why"]) == ("killed", "its connection is closed")
 
 
 def test_a_peer_that_loads_its_model_may_be_silent_for_long(run):
