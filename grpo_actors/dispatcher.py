@@ -52,8 +52,7 @@ class Dispatcher:
         self._fresh_evaluations: list[wire.Evaluation] = []
         self._tokens_in = 0
         self._next_tick_s = 0.0
-        #: Role -> why its peers were sent home.
-        self._dismissed: dict[str, str] = {}
+        self._dismissed: dict[str, str] = {}  # role -> why its peers were sent home
 
     # --- what the learner asks for ----------------------------------------------------------------
 
@@ -131,6 +130,10 @@ class Dispatcher:
         now_s = self._clock()
         if now_s >= self._next_tick_s:
             self._next_tick_s = now_s + TICK_S
+            probe = wire.encode(wire.Announcement(version=max(0, self._published)))
+            for peer in self._roster.silent(now_s):
+                if not self._control.reaches(peer.identity, probe):
+                    self._lose(peer, "its connection is closed")
             for peer, why in self._roster.gone(now_s):
                 self._lose(peer, why)
             self._report_set_aside(self._table.expire(now_s))

@@ -157,9 +157,10 @@ class Exchange:
         answer: Future[T] = Future()
         self._post(lambda: answer.set_result(question()))
         while True:
+            # Looked at before the wait: a thread that ended in between may have answered.
             alive = self._thread.is_alive()
             try:
-                return answer.result(timeout=ANSWER_S)
+                return answer.result(timeout=ANSWER_S if alive else 0)
             except TimeoutError:
                 if not alive:
                     raise self._cause_of_death() from None

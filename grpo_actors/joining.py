@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Literal
 
 from grpo_actors.config import Config
@@ -82,7 +83,9 @@ def introduce(
     return None
 
 
-def fetch_weights(client: WeightsClient) -> tuple[Manifest, bytearray] | None:
+def fetch_weights(
+    client: WeightsClient, on_chunk: Callable[[], None] = lambda: None
+) -> tuple[Manifest, bytearray] | None:
     """The newest version; None: it was replaced while under way, or nobody answered: try again."""
     answer = client.manifest(encode(FetchManifest()), FETCH_TIMEOUT_S)
     if answer is None:
@@ -104,6 +107,8 @@ def fetch_weights(client: WeightsClient) -> tuple[Manifest, bytearray] | None:
         lambda index: encode(FetchChunk(version=manifest.version, index=index)),
         index_of,
         FETCH_TIMEOUT_S,
+        chunk_bytes=manifest.chunk_bytes,
+        on_chunk=on_chunk,
     )
     return None if data is None else (manifest, data)
 

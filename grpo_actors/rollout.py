@@ -36,7 +36,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
     from grpo_actors.messages import Bye, encode  # noqa: PLC0415
     from grpo_actors.tasks.scoring import Scorer  # noqa: PLC0415
     from grpo_actors.transport.control import ControlClient  # noqa: PLC0415
-    from grpo_actors.transport.sockets import zmq_context  # noqa: PLC0415
+    from grpo_actors.transport.sockets import beside, zmq_context  # noqa: PLC0415
     from grpo_actors.transport.weights import WeightsClient  # noqa: PLC0415
     from grpo_actors.worker import RolloutWorker  # noqa: PLC0415
 
@@ -48,7 +48,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
         config = Config.model_validate_json(welcome.config)
         policy = load_welcome_policy(welcome, config)
         with Scorer(config.reward.functions, timeout_s=config.reward.reward_timeout_s) as scorer:
-            weights = WeightsClient(context, welcome.weights_endpoint)
+            weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint))
             worker = RolloutWorker(control, welcome, config, policy, scorer, weights, stop)
             _say(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
             with contextlib.suppress(Leaving):  # what it was sampling goes back with its leases

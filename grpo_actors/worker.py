@@ -177,7 +177,8 @@ class RolloutWorker:
         """Take the newest version, all of it or nothing."""
         if self.weights is None or self.version >= self._newest:
             return
-        fetched = fetch_weights(self.weights)
+        # A large version over a slow network takes longer than a silent worker is believed.
+        fetched = fetch_weights(self.weights, on_chunk=lambda: self._beat("waiting"))
         if fetched is None:
             return
         manifest, data = fetched

@@ -22,6 +22,7 @@ MATTERS_FOR_RESUME = frozenset(
         "data.prompt_column",
         "data.answer_column",
         "data.system_prompt",
+        "data.num_shots",
         "data.max_train_samples",
         "data.max_prompt_length",
         "data.shuffle",

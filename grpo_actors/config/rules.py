@@ -89,6 +89,12 @@ def _of_task(config: "Config") -> Iterator[Contradiction]:
             'must be empty when task is "arithmetic", which makes its own problems (task = "jsonl" reads a file)',
             data.path or data.eval_path,
         )
+    if data.num_shots and data.task != "gsm8k":
+        yield Contradiction(
+            ("data.num_shots", "data.task"),
+            f'must be 0 when task is "{data.task}", which has no worked examples (a jsonl prompt may be a chat with its own)',
+            data.num_shots,
+        )
     if weights and not any(weights.values()):
         yield Contradiction(
             ("reward.functions",),

@@ -90,6 +90,9 @@ class DataConfig(Section):
     system_prompt: str | None = Field(
         None, description='first message of every prompt; not set: the task\'s own; "": none'
     )
+    num_shots: int = Field(
+        0, ge=0, le=3, description="gsm8k: worked examples shown in the chat before each problem"
+    )
     max_train_samples: NotNegative = Field(0, description="training problems used; 0: all")
     max_prompt_length: Positive = Field(512, description="tokens; problems with a longer prompt are left out")
     eval_fraction: float = Field(

@@ -11,9 +11,28 @@ from typing import Any
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.answers import FORMAT_REQUEST, extract_answer, gsm8k_answer, same_answer
 from grpo_actors.tasks.rows import excerpt, read_rows
-from grpo_actors.tasks.task import Problem, Split
+from grpo_actors.tasks.task import Message, Problem, Split
 
 HUB_ID, HUB_CONFIG = "openai/gsm8k", "main"
+
+
+#: (question, answer) shown as turns of the conversation before a problem. Of our own making: none of them
+#: is in the data set. A small base model that was never asked for tags does not write any without one.
+EXAMPLES: Sequence[tuple[str, str]] = (
+    (
+        "Tom has 3 bags with 4 apples each and 2 more apples. How many apples does he have?",
+        "<reasoning>\nThe bags hold 3*4=12 apples. With 2 more he has 12+2=14.\n</reasoning>\n<answer>\n14\n</answer>",
+    ),
+    (
+        "A book costs $12 and a pen costs $3. How much do 2 books and 5 pens cost together?",
+        "<reasoning>\nThe books cost 2*12=24. The pens cost 5*3=15. Together 24+15=39.\n</reasoning>\n"
+        "<answer>\n39\n</answer>",
+    ),
+    (
+        "Ann reads 20 pages a day. How many days does she need for a book of 100 pages?",
+        "<reasoning>\nShe needs 100/20=5 days.\n</reasoning>\n<answer>\n5\n</answer>",
+    ),
+)
 
 
 class Gsm8k:
@@ -21,7 +40,7 @@ class Gsm8k:
 
     `path` is a folder with ``train.jsonl`` and ``test.jsonl``, or a file of training problems; then
     `eval_path` names the file to evaluate on, which it also does for a folder. Raises DataError where
-    the data cannot be had or a row is not GSM8K's.
+    the data cannot be had or a row is not GSM8K's. `num_shots` of `EXAMPLES` come before each problem.
     """
 
     default_rewards: Mapping[str, float] = {
@@ -32,10 +51,10 @@ class Gsm8k:
         "xml_count": 0.5,
     }
 
-    def __init__(self, path: str = "", eval_path: str = "") -> None:
+    def __init__(self, path: str = "", eval_path: str = "", *, num_shots: int = 0) -> None:
         train, test = _local_rows(Path(path).expanduser(), eval_path) if path else _hub_rows(eval_path)
-        self._train = _problems("train", train)
-        self._eval = _problems("test", test)
+        self._train = _problems("train", train, num_shots)
+        self._eval = _problems("test", test, num_shots)
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """All problems of a split, in the data set's order; "eval" is its test split."""
@@ -90,14 +109,19 @@ def _split_rows(split: str, rows: Iterable[Mapping[str, Any]]) -> Iterable[_Row]
     return ((f"{HUB_ID} {split}:{number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _problems(split: str, rows: Iterable[_Row]) -> list[Problem]:
-    problems = [_problem(f"gsm8k/{split}/{index}", row, where) for index, (where, row) in enumerate(rows)]
+def _problems(split: str, rows: Iterable[_Row], num_shots: int) -> list[Problem]:
+    before: list[Message] = [{"role": "system", "content": FORMAT_REQUEST}]
+    for question, answer in EXAMPLES[:num_shots]:
+        before += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    problems = [
+        _problem(f"gsm8k/{split}/{index}", row, where, before) for index, (where, row) in enumerate(rows)
+    ]
     if not problems:
         raise DataError(f"data.path: the {split} split must have a problem, got an empty file")
     return problems
 
 
-def _problem(problem_id: str, row: Mapping[str, Any], where: str) -> Problem:
+def _problem(problem_id: str, row: Mapping[str, Any], where: str, before: Sequence[Message]) -> Problem:
     question, solution = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not isinstance(solution, str):
         raise DataError(
@@ -112,10 +136,7 @@ def _problem(problem_id: str, row: Mapping[str, Any], where: str) -> Problem:
         )
     return Problem(
         id=problem_id,
-        messages=(
-            {"role": "system", "content": FORMAT_REQUEST},
-            {"role": "user", "content": question},
-        ),
+        messages=(*before, {"role": "user", "content": question}),
         answer=answer,
         columns={"question": question, "solution": solution},
     )

@@ -41,6 +41,10 @@ class DataSettings(Protocol):
         """Replaces the task's own system prompt; empty: none at all; None: the task's own."""
 
     @property
+    def num_shots(self) -> int:
+        """Worked examples before each problem of GSM8K."""
+
+    @property
     def max_train_samples(self) -> int:
         """Training problems used, the first ones; 0: all."""
 
@@ -58,7 +62,7 @@ def _arithmetic(_data: DataSettings, seed: int) -> Task:
 def _gsm8k(data: DataSettings, _seed: int) -> Task:
     from grpo_actors.tasks.gsm8k import Gsm8k  # noqa: PLC0415
 
-    return Gsm8k(data.path, data.eval_path)
+    return Gsm8k(data.path, data.eval_path, num_shots=data.num_shots)
 
 
 def _jsonl(data: DataSettings, _seed: int) -> Task:

@@ -30,14 +30,21 @@ class ControlServer:
 
     def send(self, peer: bytes, data: bytes) -> bool:
         """False: the peer is not connected, or reads so slowly that its queue is full."""
+        return self._try(peer, data) is None
+
+    def reaches(self, peer: bytes, data: bytes) -> bool:
+        """Send, to learn whether the peer is connected at all: a full queue is a connection, too."""
+        return self._try(peer, data) != zmq.EHOSTUNREACH
+
+    def _try(self, peer: bytes, data: bytes) -> int | None:
         _check_size(data)
         try:
             self.socket.send_multipart([peer, data], zmq.DONTWAIT)
         except zmq.ZMQError as error:
             if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                return False
+                return error.errno
             raise
-        return True
+        return None
 
     def receive(self) -> Iterator[tuple[bytes, bytes]]:
         """Some of the (peer, data) that have arrived; does not wait. Frames of a foreign shape come as b""."""

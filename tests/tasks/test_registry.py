@@ -20,6 +20,7 @@ class Data:
     answer_column: str = "answer"
     system_prompt: str | None = None
     max_train_samples: int = 0
+    num_shots: int = 0
     eval_fraction: float = 0.1
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import zmq
-from conftest import DEADLINE_S, wait_until
+from real_sockets import DEADLINE_S, wait_until
 
 from grpo_actors.errors import ProtocolError, RunError
 from grpo_actors.transport.control import TAKEN_AT_ONCE, ControlClient, ControlServer

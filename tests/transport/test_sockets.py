@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from conftest import wait_until
+from real_sockets import wait_until
 
 from grpo_actors.errors import RunError
 from grpo_actors.transport.sockets import (

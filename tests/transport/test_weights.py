@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import zmq
-from conftest import DEADLINE_S
+from real_sockets import DEADLINE_S
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.transport.sockets import Context, connect

@@ -1,0 +1,32 @@
+"""A running exchange."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peers_for_tests import Run
+
+from grpo_actors.transport.sockets import zmq_context
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    with contextlib.ExitStack() as stack:
+
+        def begin(**settings: Any) -> Run:
+            sockets = stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
+            run = Run(tmp_path, sockets, stack.enter_context(zmq_context()), **settings)
+            stack.enter_context(contextlib.closing(run.exchange))
+            run.exchange.start()
+            run.publish(run.table.version)
+            return run
+
+        yield begin
+
+
+@pytest.fixture
+def run(start: Callable[..., Run]) -> Run:
+    return start()

@@ -1,0 +1,195 @@
+"""Imports point down only: read from every module's source, whether or not the import ever runs."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "grpo_actors"
+
+ARRAYS = ("mlx", "mlx_lm", "numpy", "grpo_actors.policy", "grpo_actors.objective")
+SOCKETS = ("zmq", "grpo_actors.transport")
+WIRE = ("msgpack", "grpo_actors.messages", "grpo_actors.codec")
+
+#: Part of the package -> what no module of it may import.
+FORBIDDEN = {
+    "objective": (
+        *SOCKETS,
+        *WIRE,
+        "mlx.nn",
+        "mlx.optimizers",
+        "mlx_lm",
+        "grpo_actors.policy",
+        "grpo_actors.tasks",
+    ),
+    "policy": SOCKETS,
+    "transport": (*ARRAYS, *WIRE, "grpo_actors.schedule", "grpo_actors.tasks"),
+    "tasks": ("mlx", "mlx_lm", "grpo_actors.policy", "grpo_actors.objective", *SOCKETS, *WIRE),
+    "schedule": (*ARRAYS, *SOCKETS, *WIRE, "grpo_actors.tasks", "threading", "time", "asyncio"),
+    "observe": (*ARRAYS, "grpo_actors.schedule", "grpo_actors.tasks"),
+    "config": (*ARRAYS, *SOCKETS, *WIRE),
+    "supervisor": ARRAYS,
+    "tail": ARRAYS,
+    "messages": (*ARRAYS, *SOCKETS),
+    "codec": (*ARRAYS, *SOCKETS),
+    "errors": ("grpo_actors",),
+    "peers": (*ARRAYS, *SOCKETS),
+    "supply": (*ARRAYS, *SOCKETS),
+    "dispatcher": ARRAYS,
+    "exchange": ARRAYS,
+}
+
+#: Part -> the only parts of the package, and the only others beside the standard library, that it may import.
+ALLOWED = {
+    "objective": ("mlx.core", "numpy", "grpo_actors.objective", "grpo_actors.backend", "grpo_actors.errors"),
+    "schedule": ("xxhash", "grpo_actors.schedule", "grpo_actors.errors"),
+    "transport": ("zmq", "grpo_actors.transport", "grpo_actors.errors"),
+}
+
+#: Who may import both what computes and what talks: the actors, and what only they are made of.
+JOINERS = {"rollout", "worker", "joining", "learner", "evaluator"}
+
+
+def modules(part: str = "") -> list[Path]:
+    """The files of one part of the package, or of all."""
+    if not part:
+        return sorted(PACKAGE.rglob("*.py"))
+    return sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / f"{part}.py"]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of all that a file imports, at its top or within a function."""
+    for node in nodes(path):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            assert node.module is not None
+            # `from mlx import nn` imports mlx.nn, `from numpy import array` no such module.
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def only_types(path: Path, line: int) -> bool:
+    """Whether an import stands under ``if TYPE_CHECKING``, where it never runs."""
+    for node in nodes(path):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            return node.lineno < line <= (node.end_lineno or line)
+    return False
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_no_part_imports_what_it_refuses_to_know(part):
+    broken = [
+        f"{path.relative_to(ROOT)}:{line}: {part} must not import {name}"
+        for path in modules(part)
+        for line, name in imports(path)
+        if any(within(name, forbidden) for forbidden in FORBIDDEN[part]) and not only_types(path, line)
+    ]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_the_lowest_parts_import_only_what_is_listed(part):
+    broken = [
+        f"{path.relative_to(ROOT)}:{line}: {part} must not import {name}"
+        for path in modules(part)
+        for line, name in imports(path)
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and not any(within(name, allowed) for allowed in ALLOWED[part])
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_only_transport_imports_zmq():
+    users = {name_of(path) for path in modules() if any(within(name, "zmq") for _, name in imports(path))}
+    outside = {name for name in users if not within(name, "grpo_actors.transport")}
+    # The exchange polls its sockets together with a pipe of its own.
+    assert outside == {"grpo_actors.exchange"}
+
+
+def test_only_the_actors_join_what_computes_with_what_talks():
+    computes = ("grpo_actors.policy", "grpo_actors.objective")
+
+    def reaches(path: Path, parts: tuple[str, ...]) -> bool:
+        names = {name for _, name in imports(path) if not within(name, "grpo_actors.policy.locate")}
+        return any(within(name, part) for name in names for part in parts)
+
+    assert {path.stem for path in modules() if reaches(path, computes) and reaches(path, SOCKETS)} <= JOINERS
+
+
+def test_no_module_imports_pickle():
+    forbidden = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
+    broken = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in modules()
+        for line, name in imports(path)
+        if name.partition(".")[0] in forbidden
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_no_circle_of_imports_lies_between_the_parts():
+    """Part a imports part b, and b a: then neither is lower. Single files count as parts of their own."""
+
+    def part_of(name: str) -> str:
+        return name.split(".")[1]
+
+    edges: dict[str, set[str]] = {}
+    for path in modules():
+        here = name_of(path)
+        if here == "grpo_actors":
+            continue
+        for line, name in imports(path):
+            if within(name, "grpo_actors") and name.count(".") and not only_types(path, line):
+                target = part_of(name)
+                known = (PACKAGE / target).is_dir() or (PACKAGE / f"{target}.py").is_file()
+                if known and target != part_of(here):
+                    edges.setdefault(part_of(here), set()).add(target)
+
+    def reaches(start: str, goal: str, seen: set[str]) -> bool:
+        return any(
+            step == goal or (step not in seen and reaches(step, goal, seen | {step}))
+            for step in edges.get(start, ())
+        )
+
+    circles = sorted(part for part in edges if reaches(part, part, {part}))
+    assert not circles, circles
+
+
+def test_the_command_line_imports_nothing_that_takes_seconds():
+    # launch.py --help answers in under 0.3 s.
+    slow = ("mlx", "mlx_lm", "transformers", "datasets", "numpy", "zmq", "pydantic")
+    tree = ast.parse((ROOT / "launch.py").read_text())
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [getattr(node, "module", None) or node.names[0].name for node in top]
+    assert not [name for name in names if name.partition(".")[0] in slow]
+
+
+def test_what_only_watches_never_loads_mlx():
+    # Transitively, as it really happens: the machine's memory belongs to the actors.
+    names = ("supervisor", "preflight", "config", "observe.view", "tail", "exchange", "dispatcher")
+    code = f"import sys\nfor name in {names}: __import__(f'grpo_actors.{{name}}')\n"
+    code += (
+        "print([name for name in sys.modules if name.partition('.')[0] in ('mlx', 'mlx_lm', 'transformers')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
