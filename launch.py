@@ -58,7 +58,7 @@ def main() -> int:
     loaded = load_config(arguments.config, overrides)
     if arguments.dry_run:
         from grpo_actors.config.show import as_json, as_text  # noqa: PLC0415
-        from grpo_actors.preflight import check  # noqa: PLC0415
+        from grpo_actors.processes.preflight import check  # noqa: PLC0415
 
         print(as_json(loaded) if arguments.json else as_text(loaded), end="", flush=True)
         check(loaded.config)

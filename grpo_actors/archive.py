@@ -12,7 +12,7 @@ from typing import Any
 from grpo_actors.checkpoints import BEST, Checkpoint, best, mark_best, newest_sound, prune, read_state
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
-from grpo_actors.exchange import Exchange
+from grpo_actors.exchange.exchange import Exchange
 from grpo_actors.grpo import Grpo
 from grpo_actors.messages import Evaluation
 from grpo_actors.observe.sinks import METRICS_FILE

@@ -26,8 +26,8 @@ from grpo_actors.joining import Leaving, hello, introduce
 from grpo_actors.messages import Beat, Bye, Evaluation, decode, encode, from_learner
 from grpo_actors.policy.checkpoint import ADAPTER, load_weights
 from grpo_actors.policy.model import Policy, load_policy
-from grpo_actors.preflight import BASE_EVALUATION_FILE, CONFIG_FILE
-from grpo_actors.process import StopRequest, bound_memory, enter_process
+from grpo_actors.processes.door import StopRequest, bound_memory, enter_process
+from grpo_actors.processes.preflight import BASE_EVALUATION_FILE, CONFIG_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.transport.control import ControlClient

@@ -26,7 +26,7 @@ from grpo_actors.archive import Archive
 from grpo_actors.choices import objective, with_rewards
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, read_config
-from grpo_actors.exchange import BEAT_S, LOST_S, Exchange, Supply
+from grpo_actors.exchange.exchange import BEAT_S, LOST_S, Exchange, Supply
 from grpo_actors.groups import SampledGroup
 from grpo_actors.grpo import Grpo
 from grpo_actors.joining import Leaving, introduce
@@ -35,8 +35,8 @@ from grpo_actors.observe.sinks import Journal
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.policy.weights import pack
-from grpo_actors.preflight import CONFIG_FILE, total_updates
-from grpo_actors.process import StopRequest, bound_memory, enter_process, locked
+from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, locked
+from grpo_actors.processes.preflight import CONFIG_FILE, total_updates
 from grpo_actors.report import ledger, samples
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.order import ProblemOrder

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from grpo_actors.command import run_command
 from grpo_actors.errors import RunError
-from grpo_actors.process import StopRequest, bound_memory, enter_process, is_supervised
+from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, is_supervised
 
 #: Longest wait for a message before the stop flag is looked at.
 WAIT_S = 0.2

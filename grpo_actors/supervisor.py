@@ -23,12 +23,12 @@ from pathlib import Path
 from types import FrameType
 
 from grpo_actors.checkpoints import best, find_checkpoints
-from grpo_actors.children import Actor, environment, how_it_ended
 from grpo_actors.config import Config
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.status import StatusLine
-from grpo_actors.preflight import BASE_EVALUATION_FILE, prepared
-from grpo_actors.process import LOCK
+from grpo_actors.processes.children import Actor, environment, how_it_ended
+from grpo_actors.processes.door import LOCK
+from grpo_actors.processes.preflight import BASE_EVALUATION_FILE, prepared
 from grpo_actors.transport.events import EventSubscriber
 from grpo_actors.transport.sockets import ENDPOINTS_FILE, Endpoints, plan_endpoints, remove_endpoints
 

@@ -32,7 +32,7 @@ from grpo_actors.messages import (
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
 from grpo_actors.policy.weights import unpack
-from grpo_actors.process import StopRequest
+from grpo_actors.processes.door import StopRequest
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem
 from grpo_actors.transport.control import ControlClient

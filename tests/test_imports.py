@@ -38,10 +38,9 @@ FORBIDDEN = {
     "messages": (*ARRAYS, *SOCKETS),
     "codec": (*ARRAYS, *SOCKETS),
     "errors": ("grpo_actors",),
-    "peers": (*ARRAYS, *SOCKETS),
-    "supply": (*ARRAYS, *SOCKETS),
-    "dispatcher": ARRAYS,
     "exchange": ARRAYS,
+    "exchange/peers": (*ARRAYS, *SOCKETS),
+    "exchange/supply": (*ARRAYS, *SOCKETS),
 }
 
 #: Part -> the only parts of the package, and the only others beside the standard library, that it may import.
@@ -123,7 +122,7 @@ def test_only_transport_imports_zmq():
     users = {name_of(path) for path in modules() if any(within(name, "zmq") for _, name in imports(path))}
     outside = {name for name in users if not within(name, "grpo_actors.transport")}
     # The exchange polls its sockets together with a pipe of its own.
-    assert outside == {"grpo_actors.exchange"}
+    assert outside == {"grpo_actors.exchange.exchange"}
 
 
 def test_only_the_actors_join_what_computes_with_what_talks():
@@ -186,7 +185,7 @@ def test_the_command_line_imports_nothing_that_takes_seconds():
 
 def test_what_only_watches_never_loads_mlx():
     # Transitively, as it really happens: the machine's memory belongs to the actors.
-    names = ("supervisor", "preflight", "config", "observe.view", "tail", "exchange", "dispatcher")
+    names = ("supervisor", "processes.preflight", "config", "observe.view", "tail", "exchange.exchange")
     code = f"import sys\nfor name in {names}: __import__(f'grpo_actors.{{name}}')\n"
     code += (
         "print([name for name in sys.modules if name.partition('.')[0] in ('mlx', 'mlx_lm', 'transformers')])"

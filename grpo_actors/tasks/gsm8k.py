@@ -25,8 +25,10 @@ EXAMPLES: Sequence[tuple[str, str]] = (
     ),
     (
         "A book costs $12 and a pen costs $3. How much do 2 books and 5 pens cost together?",
-        "<reasoning>\nThe books cost 2*12=24. The pens cost 5*3=15. Together 24+15=39.\n</reasoning>\n"
-        "<answer>\n39\n</answer>",
+        (
+            "<reasoning>\nThe books cost 2*12=24. The pens cost 5*3=15. Together 24+15=39.\n</reasoning>\n"
+            "<answer>\n39\n</answer>"
+        ),
     ),
     (
         "Ann reads 20 pages a day. How many days does she need for a book of 100 pages?",

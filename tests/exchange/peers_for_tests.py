@@ -10,11 +10,11 @@ from typing import Any
 import xxhash
 
 from grpo_actors import messages as wire
-from grpo_actors.exchange import Exchange
+from grpo_actors.exchange.exchange import Exchange
+from grpo_actors.exchange.supply import Supply
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
-from grpo_actors.supply import Supply
 from grpo_actors.tasks.task import Problem
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import Context, Endpoints

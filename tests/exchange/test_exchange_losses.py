@@ -10,7 +10,15 @@ import pytest
 from peers_for_tests import evaluation, group, wait_until
 
 from grpo_actors import messages as wire
-from grpo_actors.peers import FORGET_S, LOADING_S, LOST_S, MAX_OFFENCES, MAX_OFFENDERS, PROBE_S, Roster
+from grpo_actors.exchange.peers import (
+    FORGET_S,
+    LOADING_S,
+    LOST_S,
+    MAX_OFFENCES,
+    MAX_OFFENDERS,
+    PROBE_S,
+    Roster,
+)
 from grpo_actors.schedule.leases import GRACE_S
 
 # --- losses ------------------------------------------------------------------------------------------

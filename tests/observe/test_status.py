@@ -52,7 +52,11 @@ def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
             make_record(1, 1.0, "eval", {"update": 10, "accuracy": 0.41, "samples": 50, "best": True})
         )
         status.show(make_record(2, 2.0, "alarm", {"name": "kl", "text": "rises"}))
-        status.show(make_record(3, 3.0, "worker", {"worker": "rollout-1", "state": "lost", "why": "its process ended"}))
+        status.show(
+            make_record(
+                3, 3.0, "worker", {"worker": "rollout-1", "state": "lost", "why": "its process ended"}
+            )
+        )
         status.show(make_record(4, 4.0, "worker", {"worker": "rollout-1", "state": "sampling"}))
         status.show(make_record(5, 5.0, "log", {"level": "warning", "text": "one line left out"}))
         status.show(make_record(6, 6.0, "log", {"level": "debug", "text": "x"}))

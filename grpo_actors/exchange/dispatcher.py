@@ -10,11 +10,11 @@ from typing import Any
 
 from grpo_actors import messages as wire
 from grpo_actors.errors import ProtocolError
+from grpo_actors.exchange.peers import MAX_OFFENCES, Peer, Roster
+from grpo_actors.exchange.supply import Supply, oldest_version
 from grpo_actors.groups import SampledGroup
 from grpo_actors.observe.sinks import Journal
-from grpo_actors.peers import MAX_OFFENCES, Peer, Roster
 from grpo_actors.schedule.leases import Cursor, LeaseTable, Verdict
-from grpo_actors.supply import Supply, oldest_version
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.weights import WeightsServer
 

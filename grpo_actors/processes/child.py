@@ -1,4 +1,4 @@
-"""The door of a supervised process: ``python -m grpo_actors.child MODULE ARGUMENTS…``, then as ``python -m MODULE``.
+"""The door of a supervised process: ``python -m grpo_actors.processes.child MODULE ARGUMENTS…``, then as ``python -m MODULE``.
 
 An actor imports for seconds. Should the supervisor die meanwhile, nothing would tell the actor: so the
 door follows the parent before it opens.
@@ -7,7 +7,7 @@ door follows the parent before it opens.
 import runpy
 import sys
 
-from grpo_actors.process import follow_parent
+from grpo_actors.processes.door import follow_parent
 
 if __name__ == "__main__":
     follow_parent()

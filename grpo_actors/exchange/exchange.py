@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 
 import zmq
 
-from grpo_actors.dispatcher import TICK_S, Dispatcher
 from grpo_actors.errors import TrainingError
+from grpo_actors.exchange.dispatcher import TICK_S, Dispatcher
+from grpo_actors.exchange.peers import BEAT_S, LOST_S
+from grpo_actors.exchange.supply import Supply
 from grpo_actors.groups import SampledGroup
 from grpo_actors.messages import Evaluation, Manifest, Welcome
 from grpo_actors.observe.sinks import Journal
-from grpo_actors.peers import BEAT_S, LOST_S
 from grpo_actors.schedule.leases import Cursor, LeaseTable
-from grpo_actors.supply import Supply
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.events import EventPublisher
 from grpo_actors.transport.sockets import Endpoints, zmq_context

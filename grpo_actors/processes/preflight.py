@@ -13,7 +13,7 @@ from grpo_actors.checkpoints import BEST, find_checkpoints
 from grpo_actors.config import Config, read_config, resume_conflicts
 from grpo_actors.errors import ConfigError, RunError
 from grpo_actors.policy.locate import locate
-from grpo_actors.process import LOCK_FILE, locked
+from grpo_actors.processes.door import LOCK_FILE, locked
 from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.transport.sockets import ENDPOINTS_FILE, check_ports

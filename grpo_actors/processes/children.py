@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from grpo_actors.process import LIFELINE, MEMORY_LIMIT
+from grpo_actors.processes.door import LIFELINE, MEMORY_LIMIT
 
 #: First pause before a dead actor is started again; doubled each time, back to the first after a
 #: life of HEALTHY_S.
@@ -45,7 +45,7 @@ class Actor:
         """Start it; `lifeline` is the read end of a pipe that closes when this process ends."""
         self._close_output()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "grpo_actors.child", *self.command],
+            [sys.executable, "-m", "grpo_actors.processes.child", *self.command],
             env={**os.environ, **self.environment, LIFELINE: str(lifeline)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

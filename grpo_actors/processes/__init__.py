@@ -1,0 +1,1 @@
+"""What the supervisor starts and how it holds it. No MLX, no model."""
