@@ -175,6 +175,7 @@ def test_problems_whose_prompt_is_too_long_are_left_out_and_told(start):
 
 def test_a_data_set_without_a_short_prompt_ends_the_run_with_the_cure(start):
     run = start(max_prompt_length=3)
-    run.peer("w").join()  # found out when the first leases are made, which is for the first worker
+    peer = run.peer("w")
+    peer.say(peer.hello())  # found out when the first leases are made, which is for the first worker
     with pytest.raises(DataError, match=r"no problem has a prompt of at most 3 tokens; raise it"):
         wait_until(lambda: run.exchange.next_batch(0.1))
