@@ -58,9 +58,11 @@ def main() -> int:
     loaded = load_config(arguments.config, overrides)
     if arguments.dry_run:
         from grpo_actors.config.show import as_json, as_text  # noqa: PLC0415
+        from grpo_actors.processes.memory_plan import memory_plan  # noqa: PLC0415
         from grpo_actors.processes.preflight import check  # noqa: PLC0415
 
-        print(as_json(loaded) if arguments.json else as_text(loaded), end="", flush=True)
+        show = as_json if arguments.json else as_text
+        print(show(loaded, memory_plan=memory_plan(loaded.config)), end="", flush=True)
         check(loaded.config)
         return 0
     for note in loaded.notes:

@@ -69,14 +69,20 @@ def follow_parent() -> None:
 
 
 def bound_memory() -> None:
-    """Keep MLX within this process's share: several processes that each wire most of a Mac panic it."""
-    limit = int(os.environ.get(MEMORY_LIMIT, "0"))
-    if limit:
-        import mlx.core as mx  # noqa: PLC0415 - only processes that compute load MLX
+    """Keep MLX within this process's share: several processes that each wire most of a Mac panic it.
 
+    Not on CUDA: the share is one of the machine's memory, which says nothing about the GPU's own.
+    """
+    limit = int(os.environ.get(MEMORY_LIMIT, "0"))
+    if not limit:
+        return
+    import mlx.core as mx  # noqa: PLC0415 - only processes that compute load MLX
+
+    if mx.metal.is_available():
         mx.set_memory_limit(limit)
-        if mx.metal.is_available():
-            mx.set_wired_limit(limit)
+        mx.set_wired_limit(limit)
+    elif mx.default_device().type == mx.DeviceType.cpu:
+        mx.set_memory_limit(limit)
 
 
 @contextlib.contextmanager
