@@ -30,8 +30,8 @@ def memory_plan(config: Config) -> str:
     caches = _cache_bytes(architecture, config, width)
     lines = [f"{parameters / 1e6:,.1f} M parameters of {width} bytes"]
     lines.append(f"learner    {_gb(weights + _learner_extra(config, parameters, width))} and activations")
-    for worker in range(config.rollout.workers):
-        lines.append(f"rollout-{worker}  {_gb(weights + caches)}, of it {_gb(caches)} KV cache at most")
+    worker_line = f"{_gb(weights + caches)}, of it {_gb(caches)} KV cache at most"
+    lines += [f"rollout-{worker}  {worker_line}" for worker in range(config.rollout.workers)]
     if config.evaluator.eval_every_updates:
         lines.append(f"evaluator  {_gb(weights)} and its KV cache")
     return "\n".join(lines)
