@@ -68,7 +68,12 @@ class Supervisor:
             stack.enter_context(self._heed_signals())
             # What a killed learner could not remove.
             stack.callback(remove_endpoints, self.run_dir, self.endpoints)
-            self._status = stack.enter_context(StatusLine(self.config.learner.max_updates or None))
+            self._status = stack.enter_context(
+                StatusLine(
+                    self.config.learner.max_updates or None,
+                    every_updates=self.config.metrics.logging_steps,
+                )
+            )
             self._listening = stack.enter_context(ExitStack())
             learner = self._make_children()
             stack.callback(self._end_all)

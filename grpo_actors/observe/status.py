@@ -31,9 +31,14 @@ class StatusLine:
         total_updates: int | None,
         stream: TextIO | None = None,
         *,
+        every_updates: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`total_updates`: planned ones, until a record says otherwise. `stream`: stderr if not given."""
+        """`total_updates`: planned ones, until a record says otherwise. `stream`: stderr if not given.
+
+        `every_updates`: the status is shown at multiples of it, and at the last update.
+        """
+        self._every_updates = every_updates
         self._stream = stream or sys.stderr
         self._view = RunView(start={"total_updates": total_updates})
         self._clock = clock
@@ -65,7 +70,10 @@ class StatusLine:
 
     def _show_status(self) -> None:
         now = self._clock()
-        last = self._view.update == self._view.total_updates
+        update = self._view.update or 0
+        last = update == self._view.total_updates
+        if update % self._every_updates and not last:
+            return
         if now - self._drawn_at < (PLAIN_PERIOD_S if self._screen is None else REDRAW_PERIOD_S) and not last:
             return
         self._drawn_at = now

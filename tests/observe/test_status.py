@@ -45,6 +45,15 @@ def test_a_log_gets_the_last_update_in_any_case():
     assert [line.split("  ")[0] for line in lines_of(stream)] == ["update 1/3", "update 3/3"]
 
 
+def test_only_multiples_of_every_updates_and_the_last_are_shown():
+    stream = io.StringIO()
+    # Five seconds between two looks at the clock: time alone holds nothing back.
+    with StatusLine(5, stream, every_updates=2, clock=count(0.0, PLAIN_PERIOD_S).__next__) as status:
+        for update in range(1, 6):
+            status.show(metrics(update, total=5))
+    assert [line.split("  ")[0] for line in lines_of(stream)] == ["update 2/5", "update 4/5", "update 5/5"]
+
+
 def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
     stream = io.StringIO()
     with StatusLine(100, stream) as status:
