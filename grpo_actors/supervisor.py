@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from grpo_actors.checkpoints import best, find_checkpoints
+from grpo_actors.command import EXIT_USAGE
 from grpo_actors.config import Config
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.status import StatusLine
@@ -58,6 +59,7 @@ class Supervisor:
     _since: float = field(default_factory=time.time)
     _draining_since_s: float | None = None
     _drain_notes: int = 0
+    _without_workers: bool = False
 
     def run(self) -> int:
         """The whole run; returns the learner's exit code."""
@@ -119,6 +121,13 @@ class Supervisor:
             note = child.revive(self._lifeline)
             if note:
                 self._status.say(note, "yellow")
+        workers = [child for child in self._children if child.name.startswith("rollout-")]
+        if workers and all(worker.is_hopeless for worker in workers) and not self._without_workers:
+            self._without_workers = True
+            self._status.say(
+                "no worker is left; the learner stops, with a checkpoint of what was done", "red"
+            )
+            learner.send(signal.SIGTERM)
         return True
 
     def _start_those_due(self) -> None:
@@ -187,6 +196,7 @@ class Supervisor:
             if self.interrupts > 1:
                 break
             self._show(wait_s=0.02)
+        self._show(wait_s=0.0)
         for child in self._children:
             child.end(deadline_s=0.0)
 
@@ -201,6 +211,8 @@ class Supervisor:
         """Say how the run stands; returns the exit code."""
         if code is None or (code == -signal.SIGTERM and self.interrupts):
             code = 0  # asked to stop before it was there or could listen: there was nothing to save
+        if code == 0 and self._without_workers:
+            return EXIT_USAGE
         if code == 0:
             print(summary(self.run_dir), file=sys.stderr)
         elif code < 0 or code == 1:

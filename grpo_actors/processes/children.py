@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from grpo_actors.command import EXIT_USAGE
 from grpo_actors.processes.door import LIFELINE, MEMORY_LIMIT
 
 #: First pause before a dead actor is started again; doubled each time, back to the first after a
@@ -40,6 +41,7 @@ class Actor:
     _backoff_s: float = BACKOFF_S
     _start_after_s: float | None = None
     _printed: bytes = field(default=b"")
+    _told: bool = False
 
     def start(self, lifeline: int) -> None:
         """Start it; `lifeline` is the read end of a pipe that closes when this process ends."""
@@ -73,13 +75,22 @@ class Actor:
         """Of its last process; None: it runs, or was never started."""
         return None if self.process is None else self.process.poll()
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it ended with the exit code of unusable input, after one line that says why."""
+        return self.returncode == EXIT_USAGE
+
     def revive(self, lifeline: int) -> str | None:
         """Start it again if it died and its pause is over. Returns a line when it is found dead.
 
-        What left of its own accord (exit 0) stays away.
+        What left of its own accord (exit 0) stays away, and so does what said that it cannot do its
+        work as things are (exit 2): it would say so again for ever.
         """
         if not self.respawns or not self.returncode:
             return None
+        if self.is_hopeless:
+            told, self._told = self._told, True
+            return None if told else f"{self.name} cannot do its work and is not started again"
         now_s = time.monotonic()
         if self._start_after_s is None:
             if now_s - self._started_s > HEALTHY_S:
@@ -114,7 +125,7 @@ class Actor:
         self._printed = b""
 
     def end(self, deadline_s: float) -> None:
-        """Wait for it until `deadline_s` of the monotonic clock, then kill it."""
+        """Wait for it until `deadline_s` of the monotonic clock, then kill it; closes its output."""
         if self.process is None:
             return
         try:
@@ -122,6 +133,7 @@ class Actor:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._close_output()
 
 
 def how_it_ended(code: int) -> str:
