@@ -6,6 +6,7 @@ Knows the protocol from the side of whoever connects; refuses to know what is do
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -57,7 +58,7 @@ def hello(role: Literal["rollout", "evaluator"], name: str, run_id: str = "") ->
 def introduce(
     control: ControlClient, role: Literal["rollout", "evaluator"], stop: StopRequest, patience_s: float
 ) -> Welcome | None:
-    """Say Hello until the learner answers; None: asked to stop meanwhile.
+    """Say Hello until the learner answers; None: asked to stop meanwhile, or the run needs nobody more.
 
     Raises:
         RunError: refused, or no answer within `patience_s`.
@@ -78,6 +79,9 @@ def introduce(
         answer = decode(from_learner, data)
         if isinstance(answer, Welcome):
             return answer
+        if isinstance(answer, Bye) and answer.dismissed:
+            print(f"{control.name} is not needed: {answer.reason}", file=sys.stderr)
+            return None
         if isinstance(answer, Bye) and not answer.again:
             raise RunError(f"{control.endpoint}: the learner refused: {answer.reason}")
     return None

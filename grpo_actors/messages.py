@@ -149,6 +149,8 @@ class Bye(Message):
     reason: Text = ""
     #: From the learner: say Hello again, it does not know this peer (it was restarted).
     again: bool = False
+    #: From the learner, answering Hello: nothing is wrong, but nobody of this role is needed any more.
+    dismissed: bool = False
 
 
 # --- learner -> worker or evaluator ---------------------------------------------------------------

@@ -184,9 +184,12 @@ class Dispatcher:
                 raise ProtocolError(f"{type(message).__name__} from a peer whose role is {peer.role}")
 
     def _greet(self, identity: bytes, hello: wire.Hello) -> None:
-        refusal = self._roster.refusal(identity, hello) or self._dismissed.get(hello.role)
+        refusal = self._roster.refusal(identity, hello)
         if refusal is not None:
             self._send(identity, wire.Bye(reason=refusal))
+            return
+        if hello.role in self._dismissed:
+            self._send(identity, wire.Bye(reason=self._dismissed[hello.role], dismissed=True))
             return
         # A reconnect under the same name: what it held before is held no more.
         self._table.hand_back(hello.name)
