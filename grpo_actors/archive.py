@@ -73,7 +73,9 @@ class Archive:
         """Put the state of the checkpoint in place, if there is one."""
         if self.resumed is None:
             return
-        restore(self.resumed, grpo.policy, grpo.training)
+        reference = restore(self.resumed, grpo.policy, grpo.training)
+        if reference is not None:
+            grpo.reference = reference
         grpo.version = self.resumed.update
         grpo.skipped = self._state["skipped_steps"]
 
@@ -111,7 +113,15 @@ class Archive:
             "records": snapshot.records,
             "skipped_steps": grpo.skipped,
         }
-        checkpoint = write_checkpoint(self._run_dir, grpo.version, grpo.policy, grpo.training, state)
+        checkpoint = write_checkpoint(
+            self._run_dir,
+            grpo.version,
+            grpo.policy,
+            grpo.training,
+            state,
+            # One that never moves is what the model was loaded with.
+            reference=grpo.reference if self._config.objective.reference_refresh_updates else None,
+        )
         self._last_saved = checkpoint.update
         self._tell(exchange, checkpoint)
         self._prune()

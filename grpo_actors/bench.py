@@ -12,7 +12,6 @@ from statistics import median
 
 import mlx.core as mx
 
-from grpo_actors.choices import objective
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, load_config
 from grpo_actors.groups import SampledCompletion, SampledGroup
@@ -39,7 +38,7 @@ def measure(config: Config, groups: int, rounds: int) -> dict[str, float]:
         SampledGroup(i, 0, problem, prompt, "bench", [_completion(policy, s, j) for j, s in enumerate(group)])
         for i, (problem, prompt, group) in enumerate(zip(problems, prompts, samples, strict=True))
     ]
-    grpo = Grpo(config, policy, None, objective(config), total_updates=10**6)
+    grpo = Grpo(config, policy, total_updates=10**6)
     update_s = _median_s(lambda: grpo.update(batch), rounds)
     places = tokens + sum(len(prompt) * config.rollout.num_generations for prompt in prompts)
     manifest, data = pack(1, policy.trainable(), CHUNK_BYTES)

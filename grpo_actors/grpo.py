@@ -20,7 +20,8 @@ from grpo_actors.errors import TrainingError
 from grpo_actors.groups import SampledGroup
 from grpo_actors.objective.advantages import Advantages, compute_advantages
 from grpo_actors.objective.batch import Completion, MicroBatch, pack
-from grpo_actors.objective.objective import Objective, objective_loss
+from grpo_actors.objective.objective import objective_loss
+from grpo_actors.objective.shaping import overlong_penalty, top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, summary
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import Policy
@@ -36,18 +37,21 @@ class Grpo:
     """The policy that learns, and the one operation on it: `update`."""
 
     config: Config
+    #: As it was loaded: what it holds now is the reference.
     policy: Policy
-    #: A frozen copy of the base; None where the adapter is switched off instead, or no KL is asked for.
-    reference: Policy | None
-    objective: Objective
     total_updates: int
     training: Training = field(init=False)
+    #: The reference: what trains, as it was at the start or at the last refresh; None without a KL term. The
+    #: arrays are those of the policy itself until that moves on, and a new adapter is the base.
+    reference: dict[str, mx.array] | None = field(init=False)
     version: int = 0
     skipped_in_a_row: int = 0
     skipped: int = 0
 
     def __post_init__(self) -> None:
+        self.objective = self.config.objective
         self.training = Training(self.policy.model, self.config.learner, self._loss)
+        self.reference = self.policy.trainable() if self.objective.kl_coeff > 0 else None
 
     def update(self, groups: Sequence[SampledGroup]) -> dict[str, Any]:
         """One update; returns what there is to tell about it."""
@@ -56,6 +60,9 @@ class Grpo:
             self.objective.advantage,
             [self._rewards(group) for group in groups],
             list(config.reward.functions.values()),
+            penalties=[self._penalties(group) for group in groups]
+            if self.objective.overlong_tokens
+            else None,
         )
         packed = pack(
             list(_completions(groups, advantages)),
@@ -64,7 +71,7 @@ class Grpo:
             max_new_tokens=config.rollout.max_new_tokens,
             mask_truncated=self.objective.mask_truncated,
         )
-        batches = [self._arrays(batch) for batch in packed.micro_batches]
+        batches = self._inputs(packed.micro_batches)
 
         statistics = first_statistics = None
         norm = rate = 0.0
@@ -81,6 +88,7 @@ class Grpo:
             self._guard(taken=taken or not batches, norm=norm)
             first_statistics = statistics if first_statistics is None else first_statistics
         self.version += 1
+        self._refresh_reference()
         seconds = time.monotonic() - started_s
         told = summary(statistics)
         # The gap to the worker's log-probs means something only before this batch has moved the policy.
@@ -120,31 +128,62 @@ class Grpo:
             reference_logprobs=arrays.get("reference_logprobs"),
             old_logprobs=arrays.get("old_logprobs"),
             entropies=entropies,
+            entropy_mask=arrays.get("entropy_mask"),
         )
 
-    def _arrays(self, batch: MicroBatch) -> dict[str, mx.array]:
-        """A micro-batch on the device, with the log-probs that take no gradient."""
-        arrays = batch.arrays()
-        if self.objective.kl_coeff > 0:
-            if self.reference is not None:
-                arrays["reference_logprobs"] = self._frozen_logprobs(self.reference, arrays)
-            else:
-                with self.policy.adapter_off():
-                    arrays["reference_logprobs"] = self._frozen_logprobs(self.policy, arrays)
-        if self.objective.ratio == "recomputed":
-            arrays["old_logprobs"] = self._frozen_logprobs(self.policy, arrays)
-        return arrays
+    def _inputs(self, micro_batches: Sequence[MicroBatch]) -> list[dict[str, mx.array]]:
+        """The micro-batches on the device, with what is computed once and takes no gradient."""
+        batches = [batch.arrays() for batch in micro_batches]
+        if self.reference is not None:
+            with self.policy.holding(self.reference):
+                for arrays in batches:
+                    arrays["reference_logprobs"], _ = self._frozen_logprobs(arrays)
+        share = self.objective.top_entropy_share
+        if self.objective.ratio == "recorded" and share == 1:
+            return batches
+        entropies = []
+        for arrays in batches:
+            arrays["old_logprobs"], entropy = self._frozen_logprobs(arrays)
+            entropies.append(np.array(entropy))
+        if share < 1:
+            masks = top_entropy_masks(entropies, [batch.mask for batch in micro_batches], share=share)
+            for arrays, mask in zip(batches, masks, strict=True):
+                arrays["entropy_mask"] = mx.array(mask)
+        return batches
 
-    def _frozen_logprobs(self, policy: Policy, arrays: Mapping[str, mx.array]) -> mx.array:
-        logprobs, _ = completion_logprobs(
-            policy.model,
+    def _frozen_logprobs(self, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
+        """Log-probs and entropies of the weights that the policy holds now, evaluated: no graph is kept."""
+        frozen = completion_logprobs(
+            self.policy.model,
             arrays["tokens"],
             arrays["start"],
             arrays["targets"],
             self.config.rollout.temperature,
         )
-        mx.eval(logprobs)
-        return logprobs
+        mx.eval(*frozen)
+        return frozen
+
+    def _refresh_reference(self) -> None:
+        """Every N updates: reference ← α · policy + (1 − α) · reference. TR-DPO, 2404.09656."""
+        every, alpha = self.objective.reference_refresh_updates, self.objective.reference_refresh_alpha
+        if self.reference is None or not every or self.version % every:
+            return
+        policy = self.policy.trainable()
+        self.reference = {
+            name: (alpha * policy[name].astype(mx.float32) + (1 - alpha) * old.astype(mx.float32)).astype(
+                old.dtype
+            )
+            for name, old in self.reference.items()
+        }
+        mx.eval(self.reference)
+
+    def _penalties(self, group: SampledGroup) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """[G] in [−1, 0], for completions near the limit."""
+        return overlong_penalty(
+            np.array([len(completion.tokens) for completion in group.completions]),
+            max_new_tokens=self.config.rollout.max_new_tokens,
+            overlong_tokens=self.objective.overlong_tokens,
+        )
 
     def _rewards(self, group: SampledGroup) -> np.ndarray[Any, np.dtype[np.float64]]:
         """[G, K] float64, NaN where a reward function gave none."""

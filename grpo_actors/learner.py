@@ -23,7 +23,6 @@ from typing import Any
 
 from grpo_actors import __version__
 from grpo_actors.archive import Archive
-from grpo_actors.choices import objective, with_rewards
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, read_config
 from grpo_actors.exchange.exchange import BEAT_S, LOST_S, Exchange, Supply
@@ -33,14 +32,14 @@ from grpo_actors.joining import Leaving, introduce
 from grpo_actors.messages import Welcome
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.policy.locate import locate
-from grpo_actors.policy.model import Policy, load_policy
+from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.weights import pack
 from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, locked
 from grpo_actors.processes.preflight import CONFIG_FILE, total_updates
 from grpo_actors.report import ledger, samples
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
-from grpo_actors.tasks.registry import load_task
+from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem
 from grpo_actors.transport.control import ControlClient
@@ -74,7 +73,10 @@ class Learner:
         with ExitStack() as stack:
             stack.enter_context(locked(self.run_dir))
             task = load_task(self.config.data, seed=self.config.run.seed)
-            self.config = with_rewards(self.config, task)
+            rewards = {"functions": chosen_rewards(self.config.reward.functions, task)}
+            self.config = self.config.model_copy(
+                update={"reward": self.config.reward.model_copy(update=rewards)}
+            )
             problems = task.problems("train")
             self._total = total_updates(self.config, len(problems))
             self._archive = Archive(self.run_dir, self.config, uuid.uuid4().hex[:12])
@@ -121,7 +123,7 @@ class Learner:
             )
         policy = load_policy(config.model, seed=config.run.seed)
         self._identity = policy.identity
-        self._grpo = Grpo(config, policy, self._load_reference(policy), objective(config), self._total)
+        self._grpo = Grpo(config, policy, self._total)
         self._archive.restore(self._grpo)
 
     def _endpoints(self) -> Endpoints:
@@ -129,14 +131,6 @@ class Learner:
             return replace(self.endpoints, pid=os.getpid())
         transport = self.config.transport
         return plan_endpoints(self.run_dir, transport.scheme, transport.host, transport.port)
-
-    def _load_reference(self, policy: Policy) -> Policy | None:
-        """A frozen base, loaded only where the KL term needs one and no adapter can be switched off."""
-        if self.config.learner.kl_coeff == 0 or policy.has_adapter:
-            return None
-        reference = load_policy(self.config.model, seed=self.config.run.seed)
-        reference.model.freeze()
-        return reference
 
     def _open_exchange(self, endpoints: Endpoints, problems: Sequence[Problem]) -> Exchange:
         config, policy = self.config, self._grpo.policy

@@ -5,10 +5,9 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 
-from grpo_actors.config import Config
+from grpo_actors.config import OWNER, Config
 from grpo_actors.groups import SampledCompletion, SampledGroup
 from grpo_actors.grpo import Grpo
-from grpo_actors.objective.objective import Objective
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
@@ -19,7 +18,11 @@ REWARDS = [[1.0, 0.0, 0.0, 2.0], [0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.5, 0.0], [0.
 MAX_NEW = 24
 
 
-def config(*, model=None, run=None, temperature=1.0, **learner):
+def config(*, model=None, run=None, temperature=1.0, **settings):
+    """`settings`: of sections [learner] and [objective], by leaf name."""
+    sections = {"learner": {}, "objective": {}}
+    for leaf, value in settings.items():
+        sections[OWNER[leaf]][leaf] = value
     return Config.model_validate(
         {
             "run": run or {},
@@ -33,17 +36,14 @@ def config(*, model=None, run=None, temperature=1.0, **learner):
                 "warmup_ratio": 0.0,
                 "max_grad_norm": 0.0,
             }
-            | learner,
+            | sections["learner"],
+            "objective": sections["objective"],
         }
     )
 
 
-def learner(settings, policy=None, *, total=10, reference=None, **objective):
-    policy = policy or load_policy(settings.model, seed=settings.run.seed)
-    chosen = Objective(
-        aggregation=settings.learner.aggregation, kl_coeff=settings.learner.kl_coeff, **objective
-    )
-    return Grpo(settings, policy, reference, chosen, total)
+def learner(settings, policy=None, *, total=10):
+    return Grpo(settings, policy or load_policy(settings.model, seed=settings.run.seed), total)
 
 
 def groups_of(policy, rewards=REWARDS, temperature=1.0, questions=QUESTIONS):

@@ -45,7 +45,10 @@ FORBIDDEN = {
 
 #: Part -> the only parts of the package, and the only others beside the standard library, that it may import.
 ALLOWED = {
-    "objective": ("mlx.core", "numpy", "grpo_actors.objective", "grpo_actors.backend", "grpo_actors.errors"),
+    "objective": (
+        *("mlx.core", "numpy", "grpo_actors.objective", "grpo_actors.backend", "grpo_actors.errors"),
+        "grpo_actors.config.ObjectiveConfig",
+    ),
     "schedule": ("xxhash", "grpo_actors.schedule", "grpo_actors.errors"),
     "transport": ("zmq", "grpo_actors.transport", "grpo_actors.errors"),
 }

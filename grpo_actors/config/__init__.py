@@ -1,6 +1,7 @@
 """The settings of a run: one frozen `Config`, read from TOML files and ``--set``."""
 
 from grpo_actors.config.load import LoadedConfig, load_config, read_config
+from grpo_actors.config.objective import ObjectiveConfig
 from grpo_actors.config.resume import MATTERS_FOR_RESUME, differences, resume_conflicts
 from grpo_actors.config.schema import (
     OWNER,
@@ -14,6 +15,7 @@ from grpo_actors.config.schema import (
     RewardConfig,
     RolloutConfig,
     RunConfig,
+    SelectionConfig,
     TransportConfig,
 )
 
@@ -28,9 +30,11 @@ __all__ = [
     "LoadedConfig",
     "MetricsConfig",
     "ModelConfig",
+    "ObjectiveConfig",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
+    "SelectionConfig",
     "TransportConfig",
     "differences",
     "load_config",

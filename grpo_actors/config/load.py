@@ -1,20 +1,21 @@
-"""Defaults < file < ``--set``, with the origin of every value.
+"""Defaults < file < ``--set``, with the origin of every value; an algorithm's name stands for several.
 
 Nothing starts on an unusable setting: each error is one line with the source, the dotted key, the
 rule and the value got.
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
+from grpo_actors.config.advice import advice
 from grpo_actors.config.legacy import modernise
 from grpo_actors.config.names import leaf_of, leaves
-from grpo_actors.config.rules import advice
+from grpo_actors.config.objective import PRESETS, QUANTISED_ROLLOUT
 from grpo_actors.config.schema import OWNER, SECTIONS, Config
 from grpo_actors.config.wording import broken_rule, kind_of, nearest
 from grpo_actors.errors import ConfigError
@@ -43,6 +44,8 @@ class _Layer:
 
     where: str
     values: Mapping[str, Any]
+    #: Not written by the user: another setting stands for it.
+    implied: bool = False
 
 
 def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> LoadedConfig:
@@ -68,9 +71,10 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
             )
     layers.append(_Layer(OVERRIDE, _parse_overrides(overrides)))
     layers, decisions = _modernised(layers)
-    config, origins = _merge(layers)
+    config, origins = _merge(list(_expanded(layers)))
     notes += decisions
-    notes += [f"{key} {reason}" for key, reason in advice(config) if origins[key] != DEFAULT]
+    by_hand = {f"{OWNER[leaf]}.{leaf}" for layer in layers for leaf in layer.values}
+    notes += [f"{key} {reason}" for key, reason in advice(config) if key in by_hand]
     return LoadedConfig(config, origins, notes)
 
 
@@ -152,7 +156,7 @@ def _holds_text(leaf: str) -> bool:
     if leaf not in OWNER:  # an older name: all of them are numbers
         return False
     kind = kind_of(SECTIONS[OWNER[leaf]].model_fields[leaf])
-    return kind is str or get_origin(kind) is Literal
+    return kind is str or (get_origin(kind) is Literal and isinstance(get_args(kind)[0], str))
 
 
 def _modernised(layers: Sequence[_Layer]) -> tuple[list[_Layer], list[str]]:
@@ -172,6 +176,24 @@ def _modernised(layers: Sequence[_Layer]) -> tuple[list[_Layer], list[str]]:
     return result, notes
 
 
+def _expanded(layers: Sequence[_Layer]) -> Iterator[_Layer]:
+    """The layers, each with what its settings stand for right below it.
+
+    So a preset yields to what its own layer and later ones set by hand, and wins over earlier layers:
+    ``--set algorithm=gspo`` has its own clip, whatever the file says for another loss. Of two algorithms
+    only the last one counts.
+    """
+    given = {leaf: value for layer in layers for leaf, value in layer.values.items()}
+    for layer in layers:
+        algorithm = layer.values.get("algorithm")
+        # An unknown name is refused later, by the schema.
+        if isinstance(algorithm, str) and algorithm == given["algorithm"] and algorithm in PRESETS:
+            yield _Layer(f'algorithm "{algorithm}"', PRESETS[algorithm], implied=True)
+        if layer.values.get("quantize_for_rollouts") is True:
+            yield _Layer("quantize_for_rollouts", QUANTISED_ROLLOUT, implied=True)
+        yield layer
+
+
 def _merge(layers: Sequence[_Layer]) -> tuple[Config, dict[str, str]]:
     merged: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     origins = {f"{section}.{leaf}": DEFAULT for leaf, section in OWNER.items()}
@@ -181,8 +203,10 @@ def _merge(layers: Sequence[_Layer]) -> tuple[Config, dict[str, str]]:
             origins[f"{OWNER[leaf]}.{leaf}"] = layer.where
 
     def where(keys: Sequence[str]) -> str:
-        """Where the first of the keys was set that has not its default."""
-        return next((origins[key] for key in keys if origins[key] != DEFAULT), DEFAULT)
+        """Where the first of the keys was set: by hand if any was, else by what another setting stands for."""
+        given = [origins[key] for key in keys if origins[key] != DEFAULT]
+        sources = {layer.where for layer in layers if not layer.implied}
+        return next((origin for origin in given if origin in sources), given[0] if given else DEFAULT)
 
     try:
         return Config.model_validate(merged), origins

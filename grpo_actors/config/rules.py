@@ -41,6 +41,8 @@ def contradictions(config: "Config") -> Iterator[Contradiction]:
     """All broken rules of a configuration whose single values are in bounds."""
     yield from _of_groups(config)
     yield from _of_model(config)
+    yield from _of_objective(config)
+    yield from _of_selection(config)
     yield from _of_task(config)
     yield from _of_transport(config)
 
@@ -50,7 +52,7 @@ def _of_groups(config: "Config") -> Iterator[Contradiction]:
     # Without the division by the deviation a group of one still has reward - mean = 0: no signal either.
     if rollout.num_generations < 2:
         yield Contradiction(
-            ("rollout.num_generations", "learner.advantage"),
+            ("rollout.num_generations", "objective.advantage"),
             "must be at least 2 (a group of one has no baseline)",
             rollout.num_generations,
         )
@@ -76,6 +78,59 @@ def _of_model(config: "Config") -> Iterator[Contradiction]:
             ("model.lora_layers",),
             "must be -1 (all layers) or at least 1 (an adapter on none learns nothing)",
             0,
+        )
+    if config.model.base_bits and config.model.fine_tune_type == "full":
+        yield Contradiction(
+            ("model.base_bits", "model.fine_tune_type"),
+            'must be 0 when fine_tune_type is "full" (quantised weights cannot be trained; "lora" trains beside them)',
+            config.model.base_bits,
+        )
+    if config.learner.optimizer == "adam" and config.learner.weight_decay:
+        yield Contradiction(
+            ("learner.weight_decay", "learner.optimizer"),
+            'must be 0 when optimizer is "adam" (Adam with a decoupled decay is "adamw")',
+            config.learner.weight_decay,
+        )
+
+
+def _of_objective(config: "Config") -> Iterator[Contradiction]:
+    objective, numbers = config.objective, config.objective.numbers
+    high = 1.0 + numbers["clip_eps_high"]
+    for loss, bound in (("two_sided", "clip_delta"), ("dual_clip", "dual_clip")):
+        if objective.loss == loss and numbers[bound] <= high:
+            yield Contradiction(
+                (f"objective.{bound}", "objective.clip_eps_high", "objective.clip_eps", "objective.loss"),
+                f"must be > 1 + clip_eps_high = {high:g} (below it the first clip has already acted)",
+                numbers[bound],
+            )
+    if objective.correction != "none" and objective.ratio == "recorded":
+        yield Contradiction(
+            ("objective.correction", "objective.ratio"),
+            'must be "none" when ratio is "recorded", which is already against the worker (ratio = "recomputed" is not)',
+            objective.correction,
+        )
+    if objective.loss == "cispo" and objective.correction.startswith("sequence_"):
+        yield Contradiction(
+            ("objective.correction", "objective.loss"),
+            "must be a token's when loss is \"cispo\", which bounds each token's weight so that all keep a gradient; "
+            "one weight of the whole completion takes it away again",
+            objective.correction,
+        )
+    if objective.overlong_tokens > config.rollout.max_new_tokens:
+        yield Contradiction(
+            ("objective.overlong_tokens", "rollout.max_new_tokens"),
+            f"must be at most max_new_tokens = {config.rollout.max_new_tokens}",
+            objective.overlong_tokens,
+        )
+
+
+def _of_selection(config: "Config") -> Iterator[Contradiction]:
+    selection = config.selection
+    if selection.min_success > selection.max_success:
+        yield Contradiction(
+            ("selection.min_success", "selection.max_success"),
+            f"must be at most max_success = {selection.max_success:g} (else every group is replaced)",
+            selection.min_success,
         )
 
 
@@ -122,34 +177,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def advice(config: "Config") -> Iterator[tuple[str, str]]:
-    """Dotted key and remark: settings that are allowed but do nothing here, or are probably slips.
-
-    The caller shows a remark only where the user set the key.
-    """
-    yield from ((key, f"has no effect: {reason}") for key, reason in _without_effect(config))
-    learner = config.learner
-    if learner.clip_eps_high is not None and learner.clip_eps_high < learner.clip_eps:
-        reason = "good completions are clipped earlier than bad ones"
-        yield (
-            "learner.clip_eps_high",
-            f"= {learner.clip_eps_high} lies below clip_eps = {learner.clip_eps}: {reason}",
-        )
-
-
-def _without_effect(config: "Config") -> Iterator[tuple[str, str]]:
-    if config.model.fine_tune_type == "full":
-        for leaf in ("rank", "scale", "dropout", "layers", "keys"):
-            yield f"model.lora_{leaf}", 'fine_tune_type is "full"'
-    if config.transport.scheme == "ipc":
-        for leaf in ("host", "port", "insecure"):
-            yield f"transport.{leaf}", 'scheme is "ipc"'
-    if config.data.task != "jsonl":
-        for leaf in ("prompt_column", "answer_column", "eval_fraction"):
-            yield f"data.{leaf}", f'task is "{config.data.task}"'
-    elif config.data.eval_path:
-        yield "data.eval_fraction", "eval_path is given"
-    if not config.evaluator.eval_sampled:
-        yield "evaluator.eval_temperature", "eval_sampled is false"

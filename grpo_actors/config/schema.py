@@ -1,32 +1,20 @@
 """Every setting: its name, type, bounds, default and one line on what it does.
 
-This is the only place with a default. The model knows no file and no command line (`load` does),
+With `objective`, whose section has a file of its own, the only place with a default. The model knows no file and no command line (`load` does),
 and nothing that needs MLX or a socket. Types are strict: text is never read as a number; a whole
 number is a number. Contradictions between settings are in `rules`.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from grpo_actors.config.objective import ObjectiveConfig
 from grpo_actors.config.rules import check
-
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-Text = Annotated[str, Field(min_length=1)]
-# TOML and JSON give lists; a frozen setting is a tuple.
-Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+from grpo_actors.config.section import NotNegative, Positive, Section, Text, Texts
 
 #: Three consecutive ports are used, and 65535 is the last.
 LAST_FIRST_PORT = 65533
-
-
-class Section(BaseModel):
-    """What all sections share: strict, frozen, finite, no unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
 
 
 class RunConfig(Section):
@@ -56,8 +44,11 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of the weights; auto: float32 on CPU, elsewhere the model's own"
     )
-    fine_tune_type: Literal["full", "lora"] = Field(
-        "full", description="train all weights, or a LoRA adapter"
+    fine_tune_type: Literal["full", "lora", "dora"] = Field(
+        "full", description="train all weights, or a LoRA or DoRA adapter on the frozen base"
+    )
+    base_bits: Literal[0, 4, 8] = Field(
+        0, description="quantise the frozen base under an adapter to so many bits (QLoRA); 0: as it is stored"
     )
     lora_rank: int = Field(8, ge=1, description="rank of the adapter's matrices")
     lora_scale: float = Field(20.0, gt=0, description="factor on the adapter's output")
@@ -139,15 +130,42 @@ class RolloutConfig(Section):
         1, description="updates that a group's policy may lie behind; 0: strictly on-policy"
     )
     quantize_for_rollouts: bool = Field(
-        default=False, description="workers sample with 4-bit weights: less memory, a less exact policy"
+        default=False, description="workers sample with quantised weights: less memory, a less exact policy"
     )
+    rollout_bits: Literal[4, 8] = Field(4, description="bits of a weight with quantize_for_rollouts")
     lease_timeout_s: float = Field(
         600.0, gt=0, description="seconds a worker has for one group before another worker gets it"
     )
 
 
+class SelectionConfig(Section):
+    """[selection]: which problems are posed, and which of the sampled groups train."""
+
+    dynamic_sampling: bool = Field(
+        default=False, description="replace groups whose completions are all worth the same (DAPO)"
+    )
+    min_success: float = Field(
+        0.0, ge=0, le=1, description="replace groups with a smaller share of right completions"
+    )
+    max_success: float = Field(1.0, ge=0, le=1, description="replace groups with a larger one")
+    refill_limit: Positive = Field(
+        10,
+        description="groups replaced in one update, in multiples of its size; then the rest trains as it is",
+    )
+    oversampling: float = Field(
+        1.0, ge=1, le=8, description="groups sampled ahead for an update, in multiples of its size"
+    )
+    curriculum: bool = Field(
+        default=False,
+        description="pose problems that are solved about half of the time more often than others",
+    )
+    curriculum_floor: float = Field(
+        0.25, gt=0, le=1, description="least chance of a problem to be posed when it is its turn"
+    )
+
+
 class LearnerConfig(Section):
-    """[learner]: the loss and the optimizer (AdamW)."""
+    """[learner]: the batch and the optimizer."""
 
     learning_rate: float = Field(1e-6, ge=0, description="peak of the schedule")
     num_epochs: Positive = Field(1, description="passes over the training problems")
@@ -155,22 +173,10 @@ class LearnerConfig(Section):
     batch_size: Positive = Field(1, description="groups in one micro-batch: what has to fit in memory")
     gradient_accumulation_steps: Positive = Field(4, description="micro-batches in one update")
     num_iterations: Positive = Field(1, description="optimizer steps on the same groups")
-    advantage: Literal["group", "none"] = Field(
-        "group", description="reward minus the group's mean, divided by its deviation (group) or not (none)"
+    optimizer: Literal["adamw", "adam", "muon", "lion", "adafactor"] = Field(
+        "adamw",
+        description="MLX's optimizer; muon moves matrices, and leaves embeddings and vectors to adamw",
     )
-    loss: Literal["clip"] = Field("clip", description="the loss of one token")
-    aggregation: Literal["grpo", "dr_grpo", "dapo"] = Field(
-        "dapo",
-        description="the sum over tokens is divided by: completion length, max_new_tokens, or the update's tokens",
-    )
-    clip_eps: float = Field(0.2, gt=0, lt=1, description="importance ratios are clipped below 1 - clip_eps")
-    clip_eps_high: float | None = Field(
-        None, gt=0, description="and above 1 + clip_eps_high; not set: the same as clip_eps"
-    )
-    kl_coeff: float = Field(
-        0.0, ge=0, description="weight of the KL to the reference; 0: no reference is loaded"
-    )
-    mask_truncated: bool = Field(default=False, description="leave truncated completions out of the loss")
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="the learning rate's way after the warm-up: down to 0, or constant"
     )
@@ -182,7 +188,11 @@ class LearnerConfig(Section):
     )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradients' running mean")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradients' running mean")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="decoupled decay of matrices, in multiples of the rate; norms and biases have none",
+    )
     use_compile: bool = Field(
         default=True, description="compile the training step; off: slower, easier to debug"
     )
@@ -226,6 +236,9 @@ class MetricsConfig(Section):
     log_jsonl: bool = Field(
         default=True, description="write metrics.jsonl and completions.jsonl to the run folder"
     )
+    record_groups: bool = Field(
+        default=False, description="write every group that trains to groups.jsonl, for learner --replay"
+    )
     log_completions: NotNegative = Field(
         1, description="groups an update whose completions are written; 0: none"
     )
@@ -239,6 +252,8 @@ class Config(Section):
     data: DataConfig = DataConfig()
     reward: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
+    selection: SelectionConfig = SelectionConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
     transport: TransportConfig = TransportConfig()

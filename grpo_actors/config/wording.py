@@ -107,5 +107,11 @@ def broken_rule(error: ValidationError, where: Callable[[tuple[str, ...]], str])
         return f"{where((key,))}: {key} must be a table, got {value}{more}"
     # Deeper locations are an item of a list or of a table.
     item = f"[{brief(first['loc'][2])}]" if len(location) > 2 else ""
-    rule = rule_of(SECTIONS[location[0]].model_fields[location[1]])
-    return f"{where((key,))}: {key} must be {rule}, got {value}{' at ' + item if item else ''}{more}"
+    field = SECTIONS[location[0]].model_fields[location[1]]
+    at = f" at {item}" if item else ""
+    return f"{where((key,))}: {key} must be {rule_of(field)}, got {value}{at}{_nearest_choice(field, value)}{more}"
+
+
+def _nearest_choice(field: FieldInfo, value: str) -> str:
+    kind = kind_of(field)
+    return nearest(value, map(toml_value, get_args(kind))) if get_origin(kind) is Literal else ""

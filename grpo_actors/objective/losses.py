@@ -7,12 +7,12 @@ Knows ratio and advantage; refuses to know masks, weights of tokens, KL and who 
     L_t        [N, C], the value returned
 
 and at π = π_old the gradient of a completion's ΣL_t is that of −A Σ log π, whichever the loss. To add an algorithm, write its function
-and its row. A function's keyword-only parameters are named like the fields of `Objective` that it reads
+and its row. A function's keyword-only parameters are named like the settings of section [objective] that it reads
 (and ``logprobs``, log π [N, C], if it needs them): they are handed over by name.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import mlx.core as mx
@@ -104,22 +104,15 @@ class Loss:
     ratio: Literal["token", "sequence", "sequence_token"] = "token"
     #: Ratios outside of which a token counts as clipped, for the share reported.
     bounds: Callable[..., tuple[float, float]] = interval_bounds
-    #: Correction -> why this loss cannot bear it.
-    refuses: dict[str, str] = field(default_factory=dict)
 
 
-_CISPO_REFUSES = dict.fromkeys(
-    ("sequence_truncate", "sequence_mask"),
-    "cispo bounds the weight of each token by itself, so that every token keeps its gradient; "
-    "a weight of the whole sequence would take it away again",
-)
 LOSSES: dict[str, Loss] = {
     "clip": Loss(clip_loss),
     "two_sided": Loss(two_sided_loss),
     "dual_clip": Loss(dual_clip_loss),
     "gspo": Loss(clip_loss, ratio="sequence"),
     "gspo_token": Loss(clip_loss, ratio="sequence_token"),
-    "cispo": Loss(cispo_loss, bounds=cap_bounds, refuses=_CISPO_REFUSES),
+    "cispo": Loss(cispo_loss, bounds=cap_bounds),
     "sapo": Loss(sapo_loss, bounds=no_bounds),
 }
 

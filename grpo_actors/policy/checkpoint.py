@@ -6,6 +6,7 @@ moment leaves the last one or this one, never half of one.
     RUN/checkpoint-40/   model.safetensors, config.json, tokenizer files   (full: mlx_lm.load reads it)
                          adapters.safetensors, adapter_config.json         (LoRA: mlx_lm.load's adapter_path)
                          optimizer.safetensors, state.json, manifest.json
+                         reference.safetensors                             (where it follows the policy)
 """
 
 import shutil
@@ -22,6 +23,7 @@ from grpo_actors.policy.model import Policy, lora_parameters
 from grpo_actors.policy.training import Training
 
 OPTIMIZER = "optimizer.safetensors"
+REFERENCE = "reference.safetensors"
 ADAPTER = "adapters.safetensors"
 
 #: Beside the weights: what a model folder needs to be loaded and talked to.
@@ -29,7 +31,13 @@ _COMPANIONS = ("generation_config.json", "*.py", "LICENSE*")
 
 
 def write_checkpoint(
-    run_dir: Path, update: int, policy: Policy, training: Training, state: Mapping[str, Any]
+    run_dir: Path,
+    update: int,
+    policy: Policy,
+    training: Training,
+    state: Mapping[str, Any],
+    *,
+    reference: Mapping[str, mx.array] | None = None,
 ) -> Checkpoint:
     """Write checkpoint-`update`.
 
@@ -39,6 +47,7 @@ def write_checkpoint(
         policy: Its trainable weights are saved; with full fine-tuning that is the whole model.
         training: Its state arrays are saved.
         state: JSON: the cursor, the count of records, the configuration's fingerprint.
+        reference: Arrays to be handed back by `restore`; None where loading the model gives them again.
 
     Raises:
         RunError: no room, or the folder is not writable; nothing half-written is left.
@@ -50,6 +59,8 @@ def write_checkpoint(
         temporary.mkdir(parents=True)
         _write_weights(temporary, policy)
         mx.save_safetensors(str(temporary / OPTIMIZER), training.state())
+        if reference is not None:
+            mx.save_safetensors(str(temporary / REFERENCE), dict(reference))
         write_json(temporary / STATE, {"update": update, **state})
         seal(temporary, final)
     except (OSError, RuntimeError) as error:  # mlx reports a full disk as RuntimeError
@@ -60,14 +71,16 @@ def write_checkpoint(
     return Checkpoint(final, update)
 
 
-def restore(checkpoint: Checkpoint, policy: Policy, training: Training) -> None:
-    """Put a checkpoint's weights and optimizer state in place.
+def restore(checkpoint: Checkpoint, policy: Policy, training: Training) -> dict[str, mx.array] | None:
+    """Put a checkpoint's weights and optimizer state in place; returns its reference, if it has one.
 
     Raises:
         ModelError: they are those of another model.
     """
     load_weights(checkpoint.path, policy)
     training.load_state(_read_arrays(checkpoint.path / OPTIMIZER))
+    reference = checkpoint.path / REFERENCE
+    return _read_arrays(reference) if reference.is_file() else None
 
 
 def load_weights(path: Path, policy: Policy) -> None:

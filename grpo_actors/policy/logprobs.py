@@ -31,7 +31,7 @@ def completion_logprobs(
         temperature: Of the rollout; 0 counts as 1.
 
     Returns:
-        float32 log-probs [N, C] and entropies [N, C] (nats; no gradient). Padding positions hold
+        float32 log-probs [N, C] and entropies [N, C] (nats), both with a gradient. Padding positions hold
         values without meaning.
     """
     positions = mx.minimum(start[:, None] + mx.arange(targets.shape[1]), tokens.shape[1] - 1)
@@ -51,7 +51,7 @@ def completion_logprobs(
     total = weights.sum(axis=-1)
     log_total = mx.log(total)
     chosen = mx.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
-    entropy = mx.stop_gradient(log_total - (weights * logits).sum(axis=-1) / total)
+    entropy = log_total - (weights * logits).sum(axis=-1) / total
     return chosen - log_total, entropy
 
 

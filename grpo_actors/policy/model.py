@@ -1,8 +1,7 @@
 """The policy: a model, its tokenizer, and what of it trains.
 
-Loads from the embedded default ("tiny"), a folder, or a hub id, through mlx-lm. The reference model
-is no second model: with an adapter it is the policy with the adapter off, otherwise a frozen copy
-that is made only when the KL term asks for it.
+Loads from the embedded default ("tiny"), a folder, or a hub id, through mlx-lm. The reference model is no
+second model: it is this one, holding the values that its trainable arrays had at the start.
 """
 
 import contextlib
@@ -100,17 +99,14 @@ class Policy:
         mx.eval(self.model.parameters())
 
     @contextlib.contextmanager
-    def adapter_off(self) -> Iterator[None]:
-        """The base model, for as long as the block lasts: every adapter's scale is zero in it."""
-        adapters = [module for module in self.model.modules() if "lora_a" in module]
-        scales = [module.scale for module in adapters]
-        for module in adapters:
-            module.scale = 0.0
+    def holding(self, arrays: Mapping[str, mx.array]) -> Iterator[None]:
+        """Other values of the trainable arrays, such as the reference's, for as long as the block lasts."""
+        own = self.trainable()
+        self.model.update(tree_unflatten(list(arrays.items())))
         try:
             yield
         finally:
-            for module, scale in zip(adapters, scales, strict=True):
-                module.scale = scale
+            self.model.update(tree_unflatten(list(own.items())))
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's turn begins.

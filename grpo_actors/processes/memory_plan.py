@@ -49,11 +49,11 @@ def count_parameters(folder: Path) -> int:
 
 def _learner_extra(config: Config, parameters: int, width: int) -> int:
     """What training adds to the weights: nearly nothing for an adapter."""
-    if config.model.fine_tune_type == "lora":
+    if config.model.fine_tune_type != "full":
         return 0
     # Half-precision weights are moved in float32, or small steps would be lost.
     masters = 4 if width < 4 else 0
-    reference = width if config.learner.kl_coeff else 0
+    reference = width if config.objective.kl_coeff else 0
     return parameters * (_TRAINING_BYTES + masters + reference)
 
 

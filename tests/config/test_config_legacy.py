@@ -19,8 +19,8 @@ FLAT = {
     "max_prompt_length": ("data", "256"),
     "max_new_tokens": ("rollout", "512"),
     "temperature": ("rollout", "0.7"),
-    "clip_eps": ("learner", "0.1"),
-    "kl_coeff": ("learner", "0.04"),
+    "clip_eps": ("objective", "0.1"),
+    "kl_coeff": ("objective", "0.04"),
     "adam_beta1": ("learner", "0.8"),
     "adam_beta2": ("learner", "0.95"),
     "weight_decay": ("learner", "0.01"),
@@ -68,7 +68,7 @@ def test_a_flat_file_trains_gsm8k_with_the_tasks_own_rewards(load):
 
 def test_flat_keys_and_sections_may_share_a_file(load):
     config, _ = load("seed = 3\n[rollout]\ntop_k = 5\n[mlx_grpo]\nclip_eps = 0.1")
-    assert (config.run.seed, config.rollout.top_k, config.learner.clip_eps) == (3, 5, 0.1)
+    assert (config.run.seed, config.rollout.top_k, config.objective.clip_eps) == (3, 5, 0.1)
 
 
 def test_that_a_file_is_flat_is_noted(tmp_path):

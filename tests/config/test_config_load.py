@@ -127,7 +127,7 @@ def test_a_byte_order_mark_is_no_error(write):
         ),
         (
             "task = 'gsm'",
-            'mine.toml: data.task must be one of "gsm8k", "arithmetic", "jsonl", got "gsm"',
+            'mine.toml: data.task must be one of "gsm8k", "arithmetic", "jsonl", got "gsm"; did you mean "gsm8k"?',
         ),
         (
             "temperature = 0.0",
@@ -187,7 +187,7 @@ def test_settings_without_effect_are_noted_only_where_the_user_set_them():
 
 def test_a_higher_clip_below_the_lower_one_is_allowed_and_noted():
     (note,) = load_config(None, ["clip_eps_high=0.1"]).notes
-    assert note.startswith("learner.clip_eps_high = 0.1 lies below clip_eps = 0.2")
+    assert note.startswith("objective.clip_eps_high = 0.1 lies below clip_eps = 0.2")
 
 
 def test_the_stored_configuration_is_read_back(tmp_path):

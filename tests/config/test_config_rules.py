@@ -39,6 +39,60 @@ from grpo_actors.errors import ConfigError
             ),
         ),
         (
+            ["fine_tune_type=full", "base_bits=4"],
+            (
+                'model.base_bits must be 0 when fine_tune_type is "full" (quantised weights cannot be trained; '
+                '"lora" trains beside them), got 4'
+            ),
+        ),
+        (
+            ["optimizer=adam", "weight_decay=0.1"],
+            (
+                'learner.weight_decay must be 0 when optimizer is "adam" (Adam with a decoupled decay is "adamw"), '
+                "got 0.1"
+            ),
+        ),
+        (
+            ["loss=two_sided", "clip_eps_high=0.28", "clip_delta=1.28"],
+            (
+                "objective.clip_delta must be > 1 + clip_eps_high = 1.28 (below it the first clip has already acted), "
+                "got 1.28"
+            ),
+        ),
+        # clip_eps_high follows clip_eps.
+        (
+            ["loss=dual_clip", "clip_eps=0.5", "dual_clip=1.4"],
+            (
+                "objective.dual_clip must be > 1 + clip_eps_high = 1.5 (below it the first clip has already acted), "
+                "got 1.4"
+            ),
+        ),
+        (
+            ["correction=token_mask"],
+            (
+                'objective.correction must be "none" when ratio is "recorded", which is already against the worker '
+                '(ratio = "recomputed" is not), got "token_mask"'
+            ),
+        ),
+        (
+            ["loss=cispo", "ratio=recomputed", "correction=sequence_mask"],
+            (
+                "objective.correction must be a token's when loss is \"cispo\", which bounds each token's weight so "
+                "that all keep a gradient; one weight of the whole completion takes it away again, "
+                'got "sequence_mask"'
+            ),
+        ),
+        (
+            ["overlong_tokens=300"],
+            "objective.overlong_tokens must be at most max_new_tokens = 256, got 300",
+        ),
+        (
+            ["min_success=0.9", "max_success=0.5"],
+            (
+                "selection.min_success must be at most max_success = 0.5 (else every group is replaced), got 0.9"
+            ),
+        ),
+        (
             ["functions={correct=0}"],
             'reward.functions must have a weight other than 0 (else every completion is worth the same), got { "correct" = 0.0 }',
         ),

@@ -1,7 +1,15 @@
 import pytest
 from pydantic import ValidationError
 
-from grpo_actors.config import OWNER, SECTIONS, Config, LearnerConfig, RewardConfig, RolloutConfig
+from grpo_actors.config import (
+    OWNER,
+    SECTIONS,
+    Config,
+    LearnerConfig,
+    ObjectiveConfig,
+    RewardConfig,
+    RolloutConfig,
+)
 from grpo_actors.config.wording import rule_of
 
 
@@ -29,7 +37,7 @@ def test_a_configuration_survives_json():
     config = Config(
         rollout=RolloutConfig(stop=("</answer>",), temperature=0.7),
         reward=RewardConfig(functions={"my_rewards.py:short": 0.5}),
-        learner=LearnerConfig(clip_eps_high=0.28),
+        objective=ObjectiveConfig(clip_eps_high=0.28),
     )
     assert Config.model_validate_json(config.model_dump_json()) == config
 

@@ -48,7 +48,7 @@ def test_the_quickstart_is_the_run_that_was_tuned():
         0.95,
         1.0,
     )
-    assert (config.learner.clip_eps, config.learner.clip_eps_high) == (0.2, 0.28)
+    assert (config.objective.clip_eps, config.objective.clip_eps_high) == (0.2, 0.28)
     # Five updates of warm-up, whether the learner rounds or cuts: 110 × 0.0455 = 5.005
     assert int(config.learner.max_updates * config.learner.warmup_ratio) == 5
     assert round(config.learner.max_updates * config.learner.warmup_ratio) == 5

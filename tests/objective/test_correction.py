@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from updates import RandomUpdate, loss_and_gradient
 
+from grpo_actors.config import ObjectiveConfig
 from grpo_actors.objective.correction import CORRECTIONS, correction_weights
-from grpo_actors.objective.objective import Objective
 
 #: π_old / μ of two completions; the second has one token only.
 RATIOS = [[0.5, 2.0, 4.0], [1.5, 9.0, 9.0]]
@@ -33,9 +33,9 @@ def test_weights_by_hand(name, weights, cut):
 def test_a_sampler_that_is_the_learners_own_policy_needs_no_correction(name):
     update = RandomUpdate(21)
     update.old = update.behaviour
-    plain, _, _ = loss_and_gradient(update, Objective(ratio="recomputed"))
-    corrected, _, _ = loss_and_gradient(update, Objective(ratio="recomputed", correction=name))
-    recorded, _, _ = loss_and_gradient(update, Objective(ratio="recorded"))
+    plain, _, _ = loss_and_gradient(update, ObjectiveConfig(ratio="recomputed"))
+    corrected, _, _ = loss_and_gradient(update, ObjectiveConfig(ratio="recomputed", correction=name))
+    recorded, _, _ = loss_and_gradient(update, ObjectiveConfig(ratio="recorded"))
     assert corrected == plain == recorded
 
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from updates import RandomUpdate, loss_and_gradient
 
+from grpo_actors.config import ObjectiveConfig
 from grpo_actors.objective.losses import (
     LOSSES,
     Loss,
@@ -12,7 +13,6 @@ from grpo_actors.objective.losses import (
     sapo_loss,
     two_sided_loss,
 )
-from grpo_actors.objective.objective import Objective
 
 EPS = {"clip_eps": 0.2, "clip_eps_high": 0.28}
 
@@ -79,7 +79,7 @@ def test_sapo_by_hand_and_its_gate_is_widest_at_one():
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])
 def test_where_the_policy_is_the_old_policy_every_loss_has_the_policy_gradient(loss, aggregation):
-    update, objective = RandomUpdate(11), Objective(loss=loss, aggregation=aggregation)
+    update, objective = RandomUpdate(11), ObjectiveConfig(loss=loss, aggregation=aggregation)
     update.logprobs = update.behaviour
     _, gradient, _ = loss_and_gradient(update, objective)
     # d/dlog π of −Σ weight · A · log π is −weight · A at each token.
@@ -93,7 +93,7 @@ def test_where_the_policy_is_the_old_policy_every_loss_has_the_policy_gradient(l
 
 @pytest.mark.parametrize("loss", ["clip", "two_sided", "dual_clip", "gspo", "gspo_token"])
 def test_where_the_policy_is_the_old_policy_the_loss_is_minus_the_mean_advantage(loss):
-    update, objective = RandomUpdate(12), Objective(loss=loss, aggregation="grpo")
+    update, objective = RandomUpdate(12), ObjectiveConfig(loss=loss, aggregation="grpo")
     update.logprobs = update.behaviour
     active = [update.advantages[i] for i in range(update.size) if update.trains(i, False)]
     assert loss_and_gradient(update, objective)[0] == pytest.approx(-np.mean(active), rel=1e-5, abs=1e-6)
@@ -107,15 +107,18 @@ def same(one, other):
 @pytest.mark.parametrize("loss", ["gspo", "gspo_token"])
 def test_gspo_of_completions_of_one_token_is_the_token_loss(loss):
     update = RandomUpdate(13, equal_lengths=1)
-    same(loss_and_gradient(update, Objective(loss=loss)), loss_and_gradient(update, Objective(loss="clip")))
+    same(
+        loss_and_gradient(update, ObjectiveConfig(loss=loss)),
+        loss_and_gradient(update, ObjectiveConfig(loss="clip")),
+    )
 
 
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])
 def test_gspo_token_has_the_loss_and_the_gradient_of_gspo(aggregation):
     update = RandomUpdate(14)
-    token = Objective(loss="gspo_token", aggregation=aggregation)
+    token = ObjectiveConfig(loss="gspo_token", aggregation=aggregation)
     same(
-        loss_and_gradient(update, Objective(loss="gspo", aggregation=aggregation)),
+        loss_and_gradient(update, ObjectiveConfig(loss="gspo", aggregation=aggregation)),
         loss_and_gradient(update, token),
     )
 
@@ -129,7 +132,7 @@ def test_one_more_algorithm_is_one_function_and_one_row(monkeypatch):
     monkeypatch.setitem(LOSSES, "reinforce", Loss(reinforce_loss))
     update = RandomUpdate(15, equal_lengths=2)
     _, gradient, _ = loss_and_gradient(
-        update, Objective(loss="reinforce", clip_eps=0.5, aggregation="dr_grpo")
+        update, ObjectiveConfig(clip_eps=0.5, aggregation="dr_grpo").model_copy(update={"loss": "reinforce"})
     )
     weight = 1 / (update.size * update.max_new_tokens)
     expected = [[-0.5 * weight * a] * 2 for a in update.advantages]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from updates import RandomUpdate, inputs_of
 
+from grpo_actors.config import ObjectiveConfig
 from grpo_actors.objective.aggregation import AGGREGATIONS
 from grpo_actors.objective.losses import LOSSES
-from grpo_actors.objective.objective import Objective, objective_loss
+from grpo_actors.objective.objective import objective_loss
 from grpo_actors.objective.statistics import add_statistics, summary
 
 VOCABULARY = 11
@@ -59,10 +60,10 @@ def relative(a, b):
 
 
 OBJECTIVES = [
-    *(Objective(loss=loss, kl_coeff=0.1, entropy_coeff=0.01) for loss in LOSSES),
-    *(Objective(aggregation=name) for name in AGGREGATIONS),
-    Objective(ratio="recomputed", correction="sequence_truncate", top_entropy_share=0.5),
-    Objective(mask_truncated=True, aggregation="dr_grpo"),
+    *(ObjectiveConfig(loss=loss, kl_coeff=0.1, entropy_coeff=0.01) for loss in LOSSES),
+    *(ObjectiveConfig(aggregation=name) for name in AGGREGATIONS),
+    ObjectiveConfig(ratio="recomputed", correction="sequence_truncate", top_entropy_share=0.5),
+    ObjectiveConfig(mask_truncated=True, aggregation="dr_grpo"),
 ]
 
 
@@ -89,7 +90,7 @@ def test_splits_padding_and_order_do_not_reach_the_gradient(update, table, objec
 
 # On the CPU MLX compiles about twenty kernels for each of these with the system's C++ compiler: seconds each time.
 COMPILED = [
-    pytest.param(objective, marks=[] if objective == Objective() else [pytest.mark.slow])
+    pytest.param(objective, marks=[] if objective == ObjectiveConfig() else [pytest.mark.slow])
     for objective in OBJECTIVES
 ]
 
@@ -118,7 +119,7 @@ def test_every_objective_can_be_traced_by_the_compiler(update, objective):
 
 
 def test_ranks_that_take_every_second_micro_batch_add_up_to_the_whole(update, table):
-    objective = Objective(aggregation="grpo")
+    objective = ObjectiveConfig(aggregation="grpo")
     whole, _, _ = gradient(update, objective, table, rows=64)
 
     def of_rank(rank):
@@ -136,7 +137,7 @@ def test_ranks_that_take_every_second_micro_batch_add_up_to_the_whole(update, ta
 
 
 def test_a_compiled_step_is_traced_once_for_each_shape(update, table):
-    traces, objective = [], Objective()
+    traces, objective = [], ObjectiveConfig()
 
     def part(table, batch, positions):
         traces.append(batch["tokens"].shape)

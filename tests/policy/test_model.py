@@ -107,19 +107,21 @@ def test_quantised_weights_cannot_be_trained_whole_but_carry_an_adapter(folder, 
     assert load(tmp_path / "small", fine_tune_type="lora").trainable()
 
 
-def test_without_its_adapter_a_policy_is_its_base(tiny, tiny_lora):
+def test_holding_its_first_adapter_a_policy_is_its_base(tiny, tiny_lora):
+    first = tiny_lora.trainable()
     shifted = {name: array + 0.05 for name, array in tiny_lora.trainable().items()}
     tiny_lora.load_trainable(shifted)
     base = tiny.model(TOKENS)
-    with tiny_lora.adapter_off():
+    with tiny_lora.holding(first):
         np.testing.assert_allclose(np.array(tiny_lora.model(TOKENS)), np.array(base), atol=1e-5)
     assert mx.abs(tiny_lora.model(TOKENS) - base).max() > 0.1
 
 
-def test_the_adapter_is_on_again_after_an_error(tiny_lora):
+def test_a_policy_has_its_own_weights_again_after_an_error(tiny_lora):
+    first = tiny_lora.trainable()
     tiny_lora.load_trainable({name: array + 0.05 for name, array in tiny_lora.trainable().items()})
     before = tiny_lora.model(TOKENS)
-    with pytest.raises(ZeroDivisionError), tiny_lora.adapter_off():
+    with pytest.raises(ZeroDivisionError), tiny_lora.holding(first):
         _ = 1 / 0
     assert mx.array_equal(tiny_lora.model(TOKENS), before)
 

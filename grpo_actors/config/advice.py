@@ -1,0 +1,80 @@
+"""Remarks on settings that are allowed but do nothing here, or are probably slips."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from grpo_actors.config.objective import LOSS_READS
+
+if TYPE_CHECKING:
+    from grpo_actors.config.schema import Config
+
+
+def advice(config: "Config") -> Iterator[tuple[str, str]]:
+    """Dotted key and remark: settings that are allowed but do nothing here, or are probably slips.
+
+    The caller shows a remark only where the user set the key.
+    """
+    yield from ((key, f"has no effect: {reason}") for key, reason in _without_effect(config))
+    objective = config.objective
+    if objective.clip_eps_high is not None and objective.clip_eps_high < objective.clip_eps:
+        reason = "good completions are clipped earlier than bad ones"
+        yield (
+            "objective.clip_eps_high",
+            f"= {objective.clip_eps_high} lies below clip_eps = {objective.clip_eps}: {reason}",
+        )
+    if config.rollout.quantize_for_rollouts and objective.ratio == "recorded":
+        reason = (
+            "workers that quantise are another policy than the learner's, and its ratios do not start at 1"
+        )
+        yield "objective.ratio", f'= "recorded": {reason}'
+
+
+def _without_effect(config: "Config") -> Iterator[tuple[str, str]]:
+    for part in (_idle_model, _idle_selection, _idle_objective, _idle_surroundings):
+        yield from part(config)
+
+
+def _idle_model(config: "Config") -> Iterator[tuple[str, str]]:
+    if config.model.fine_tune_type == "full":
+        for leaf in ("rank", "scale", "dropout", "layers", "keys"):
+            yield f"model.lora_{leaf}", 'fine_tune_type is "full"'
+    if not config.rollout.quantize_for_rollouts:
+        yield "rollout.rollout_bits", "quantize_for_rollouts is false"
+
+
+def _idle_selection(config: "Config") -> Iterator[tuple[str, str]]:
+    selection = config.selection
+    replaces = selection.dynamic_sampling or selection.min_success > 0 or selection.max_success < 1
+    if not replaces:
+        for leaf in ("refill_limit", "oversampling"):
+            yield f"selection.{leaf}", "no group is ever replaced"
+    if not selection.curriculum:
+        yield "selection.curriculum_floor", "curriculum is false"
+
+
+def _idle_objective(config: "Config") -> Iterator[tuple[str, str]]:
+    objective = config.objective
+    for number in frozenset().union(*LOSS_READS.values()) - LOSS_READS[objective.loss]:
+        yield f"objective.{number}", f'loss is "{objective.loss}"'
+    if objective.kl_coeff == 0:
+        for leaf in ("kl_estimator", "reference_refresh_updates", "reference_refresh_alpha"):
+            yield f"objective.{leaf}", "kl_coeff is 0"
+    elif objective.reference_refresh_updates == 0:
+        yield "objective.reference_refresh_alpha", "reference_refresh_updates is 0"
+    if objective.correction == "none":
+        yield "objective.correction_cap", 'correction is "none"'
+    if not objective.correction.endswith("_mask"):
+        yield "objective.correction_floor", f'correction is "{objective.correction}"'
+
+
+def _idle_surroundings(config: "Config") -> Iterator[tuple[str, str]]:
+    if config.transport.scheme == "ipc":
+        for leaf in ("host", "port", "insecure"):
+            yield f"transport.{leaf}", 'scheme is "ipc"'
+    if config.data.task != "jsonl":
+        for leaf in ("prompt_column", "answer_column", "eval_fraction"):
+            yield f"data.{leaf}", f'task is "{config.data.task}"'
+    elif config.data.eval_path:
+        yield "data.eval_fraction", "eval_path is given"
+    if not config.evaluator.eval_sampled:
+        yield "evaluator.eval_temperature", "eval_sampled is false"

@@ -1,0 +1,19 @@
+"""What all sections of the configuration share: strict types, and what a number or a text may be."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+# TOML and JSON give lists; a frozen setting is a tuple.
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+
+
+class Section(BaseModel):
+    """What all sections share: strict, frozen, finite, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
