@@ -119,6 +119,7 @@ def test_a_complete_run_trains_on_when_max_updates_is_raised(make_run):
 @pytest.mark.slow
 def test_an_adapter_and_its_optimizer_continue_bit_by_bit(make_run):
     settings = {"fine_tune_type": "lora", "kl_coeff": 0.1, "max_staleness": 0, "learning_rate": 1e-2}
+    settings |= {"reference_refresh_updates": 2}  # the checkpoint has to carry the reference, too
     whole, cut = make_run(**settings), make_run(**settings)
     assert whole.run() == 0
     cut.start()
@@ -127,7 +128,7 @@ def test_an_adapter_and_its_optimizer_continue_bit_by_bit(make_run):
     assert cut.end() == 128 + signal.SIGKILL
     assert cut.run() == 0
     assert cut.curve() == whole.curve()
-    for name in ("adapters.safetensors", "optimizer.safetensors"):
+    for name in ("adapters.safetensors", "optimizer.safetensors", "reference.safetensors"):
         assert cut.tensors(6, name) == whole.tensors(6, name)
 
 
