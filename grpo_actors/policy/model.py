@@ -38,8 +38,10 @@ class Policy:
     #: Where tokenizer and generation files come from.
     source: Path
     config: ModelConfig
-    #: Whether prompts of unlike lengths can be sampled in one batch; None: `sampling` has not tried it.
+    #: Whether prompts of unlike lengths can be sampled in one batch; None: not tried yet.
     heeds_padding: bool | None = None
+    #: Whether its cache can be a `window`; None: not tried yet.
+    fits_window: bool | None = None
 
     @property
     def has_adapter(self) -> bool:
@@ -140,6 +142,10 @@ class Policy:
             tokens = tokens[:-1]
         text: str = self.tokenizer.decode(list(tokens))
         return text
+
+    def ends(self, tokens: list[int], stop: Sequence[str]) -> bool:
+        """Whether the last token ends a completion: a stop token, or one that completes a stop string."""
+        return tokens[-1] in self.stop_tokens or (bool(stop) and self.ends_with_stop(tokens, stop))
 
     def ends_with_stop(self, tokens: list[int], stop: Sequence[str]) -> bool:
         """Whether the last token completes one of the stop strings.

@@ -1,0 +1,141 @@
+"""One token for every row of logits, and its log-prob; the parameters of that, and the randomness.
+
+Random numbers are drawn on the host before the first step, one uniform a token from a generator of the
+sample's own (Philox keyed by its seed): the same seed gives the same draws on every back end, in every
+batch and at every attempt, and MLX's global random state is never touched.
+
+A token is drawn by inverting the cumulative distribution rather than by the Gumbel trick: the
+exponentials are shared with the log-prob, and the exponential is what a CPU spends its time on.
+
+The recorded log-prob is that of the policy at the sampling temperature, before top-p, top-k, min-p
+and the repetition penalty: what the learner can compute again. With such a filter on, tokens come from
+a narrower distribution than the one recorded, and the importance ratio does not correct for it: its
+denominator is too small by the share of probability that was filtered out. `SamplingParams.bias` is the
+sentence that tells the user.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample; the names are those of every inference engine."""
+
+    max_new_tokens: int
+    #: 0: greedy, and log-probs are those at temperature 1.
+    temperature: float = 1.0
+    top_p: float = 1.0
+    #: 0: off.
+    top_k: int = 0
+    min_p: float = 0.0
+    #: Divides positive and multiplies negative logits of every token seen in prompt or completion.
+    repetition_penalty: float = 1.0
+    #: Strings that end a completion once its text holds them.
+    stop: tuple[str, ...] = ()
+    #: Bounds the completions of one batch: rows × (longest prompt + max_new_tokens). 0: no bound.
+    max_kv_tokens: int = 0
+
+    @property
+    def filters(self) -> bool:
+        """Whether any token can be ruled out."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+    @property
+    def bias(self) -> str | None:
+        """What makes the sampled distribution another than the recorded one, in words; None: nothing does."""
+        names = ("top_p", "top_k", "min_p", "repetition_penalty")
+        off = SamplingParams(self.max_new_tokens)
+        used = [
+            f"{name} = {getattr(self, name)}" for name in names if getattr(self, name) != getattr(off, name)
+        ]
+        if not used:
+            return None
+        return (
+            f"{', '.join(used)}: completions come from a narrower distribution than the policy's, "
+            "which the importance ratios do not correct"
+        )
+
+
+@dataclass(slots=True)
+class Sample:
+    """One completion: ids, log-probs and policy versions of equal length, the stop token included."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    #: Of the weights that each token was sampled with.
+    versions: list[int] = field(default_factory=list)
+    #: Ended by a stop token or string; else it was cut at max_new_tokens.
+    finished: bool = False
+    #: Nothing follows any more.
+    ended: bool = False
+
+    def append(self, token: int, logprob: float, version: int) -> None:
+        """One more token."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self.versions.append(version)
+
+
+def draws(seed: int, count: int) -> Array:
+    """`count` float32 uniforms in [0, 1) of one sample: a function of its seed alone."""
+    return np.random.Generator(np.random.Philox(key=seed)).random(count, dtype=np.float32)
+
+
+def draw(
+    logits: mx.array, uniform: mx.array, params: SamplingParams, seen: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """One token for each row, and its log-prob.
+
+    Args:
+        logits: [R, V], any float type.
+        uniform: [R] in [0, 1).
+        params: Temperature and filters.
+        seen: [R, V] bool, tokens that the repetition penalty falls on; None: no penalty.
+
+    Returns:
+        Token ids [R] (uint32) and log-probs [R] (float32).
+    """
+    logits = logits.astype(mx.float32)
+    scaled = logits / params.temperature if params.temperature > 0 else logits
+    top = scaled.max(axis=-1, keepdims=True)
+    weights = mx.exp(scaled - top)  # unnormalised probabilities, the largest is 1
+    log_total = mx.log(weights.sum(axis=-1, keepdims=True)) + top
+    if seen is not None:
+        penalised = mx.where(
+            scaled > 0, scaled / params.repetition_penalty, scaled * params.repetition_penalty
+        )
+        scaled_for_choice = mx.where(seen, penalised, scaled)
+        weights = mx.exp(scaled_for_choice - scaled_for_choice.max(axis=-1, keepdims=True))
+    if params.temperature == 0:
+        token = mx.argmax(weights, axis=-1)
+    else:
+        weights = _filter(weights, params) if params.filters else weights
+        cumulative = mx.cumsum(weights, axis=-1)
+        # A parallel scan need not be monotone in its last bit: a token of weight zero must never win, and
+        # where no token reaches the draw (2, above any weight) the likeliest is taken.
+        reached = (cumulative > uniform[:, None] * cumulative[:, -1:]) & (weights > 0)
+        token = mx.argmax(mx.where(reached, 2.0, weights), axis=-1)
+    chosen = mx.take_along_axis(scaled, token[:, None], axis=-1)
+    return token, (chosen - log_total)[:, 0]
+
+
+def _filter(weights: mx.array, params: SamplingParams) -> mx.array:
+    """Zero the weight [R, V] of tokens outside top-k, top-p and min-p; the best token always stays."""
+    keep = mx.ones(weights.shape, dtype=mx.bool_)
+    if params.min_p > 0:
+        keep = keep & (weights >= params.min_p * weights.max(axis=-1, keepdims=True))
+    if params.top_k > 0 or params.top_p < 1:
+        order = mx.argsort(-weights, axis=-1)
+        ranked = mx.take_along_axis(weights, order, axis=-1)
+        before = mx.cumsum(ranked, axis=-1) - ranked
+        inside = before < params.top_p * weights.sum(axis=-1, keepdims=True)
+        if params.top_k > 0:
+            inside = inside & (mx.arange(weights.shape[-1]) < params.top_k)
+        keep = keep & mx.put_along_axis(mx.zeros_like(keep), order, inside, axis=-1)
+    return mx.where(keep, weights, 0)

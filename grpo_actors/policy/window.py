@@ -1,0 +1,260 @@
+"""The KV cache of a batch whose rows come and go.
+
+All rows write their next token into the same column, so that a step of decoding is one slice assignment a
+layer; a row's own columns are the ones between where it started and that column, and what lies left of its
+start is another row's past or nothing. Positions are each row's own: column − start. A row that ends
+leaves its place to the next one at once, and columns that no row needs any more are cut off on the left.
+
+Knows columns and rows; refuses to know tokens and samples. For models whose layers all cache keys and
+values of every position (mlx-lm's plain `KVCache`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from grpo_actors.policy import attention
+from grpo_actors.policy.model import Policy
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+#: A window that is full is made larger by so many columns, unless a quarter of it can be cut off.
+GROWTH = 256
+
+
+class Window:
+    """Which columns are whose. The layers' caches (`layers`) read it at every step."""
+
+    def __init__(self, model: Any, rows: int) -> None:
+        """An empty window with `rows` free rows."""
+        #: First column of each row's tokens.
+        self.starts: Array = np.zeros(rows, np.int32)
+        #: Rows whose past is needed. The others are computed along, and never read.
+        self.live: Array = np.zeros(rows, np.bool_)
+        #: The column that the next token of every row goes to.
+        self.end = 0
+        self.layers = [LayerWindow(self) for _ in make_prompt_cache(model)]
+        self._model = model
+        self._kernel: bool | None = None
+        self._upload()
+
+    @property
+    def positions(self) -> mx.array:
+        """[R] int32: each row's number of tokens so far, which is the position of its next one."""
+        return self.end - self.device_starts
+
+    def place(self, rows: Array, prompts: "Prompts", chosen: Array) -> None:
+        """Give the free `rows` the prompts `chosen` [len(rows)] of `prompts`, to go on from."""
+        width = prompts.width
+        if self.layers[0].keys is None:
+            self.end = width
+        elif width > self.end:
+            self._shift(self.end - width)
+        for layer, (keys, values) in zip(self.layers, prompts.layers, strict=True):
+            layer.place(rows, keys, values, mx.array(chosen), width)
+        self.starts[rows] = self.end - prompts.lengths[chosen]
+        self.live[rows] = True
+        self._upload()
+
+    def free(self, row: int) -> None:
+        """The row's past is of no use any more."""
+        self.live[row] = False
+
+    def make_room(self) -> None:
+        """See to it that there is a column for the next token."""
+        capacity = self.layers[0].capacity
+        if self.end < capacity:
+            return
+        unused = int(self.starts[self.live].min()) if self.live.any() else self.end
+        if 4 * unused >= capacity:
+            self._shift(unused)
+        else:
+            for layer in self.layers:
+                layer.resize(0, capacity + GROWTH)
+
+    def decode(self, tokens: mx.array) -> mx.array:
+        """One step of the model: tokens [R] in, logits [R, V] out. There must be room."""
+        self.stop = mx.array([self.end + 1], mx.int32)
+        layers: Any = self.layers
+        if self.has_kernel:
+            with attention.in_place_of_mlx(self._model, _attend):
+                logits = self._model(tokens[:, None], cache=layers)
+        else:
+            logits = self._model(tokens[:, None], cache=layers)
+        self.end += 1
+        last: mx.array = logits[:, -1]
+        return last
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the kernel does without a mask."""
+        if self._kernel is None:
+            sizes = (self.layers[0].keys.shape[3], self.layers[0].values.shape[3])
+            self._kernel = attention.available(*sizes) and attention.calls_mlx_attention(self._model)
+        return self._kernel
+
+    def keep(self, rows: Array) -> None:
+        """Go on with these rows alone, in this order."""
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[mx.array(rows)], layer.values[mx.array(rows)]
+        self.starts, self.live = self.starts[rows], self.live[rows]
+        self._upload()
+
+    def add(self, rows: int) -> None:
+        """So many free rows more."""
+        for layer in self.layers:
+            widths = [(0, rows), (0, 0), (0, 0), (0, 0)]
+            layer.keys, layer.values = mx.pad(layer.keys, widths), mx.pad(layer.values, widths)
+        # They see the column of their own token at least: a softmax over nothing is no number.
+        self.starts = np.append(self.starts, np.full(rows, self.end, np.int32))
+        self.live = np.append(self.live, np.zeros(rows, np.bool_))
+        self._upload()
+
+    def _shift(self, columns: int) -> None:
+        """Cut `columns` off on the left; below 0: add as many there."""
+        for layer in self.layers:
+            layer.resize(columns, max(layer.capacity, layer.capacity - columns))
+        self.starts = np.maximum(self.starts - columns, 0)
+        self.end -= columns
+        self._upload()
+
+    def _upload(self) -> None:
+        self.device_starts = mx.array(self.starts)
+
+
+class LayerWindow:
+    """One layer's keys and values [R, H, columns, D], with the methods by which mlx-lm's models use a cache."""
+
+    keys: Any = None
+    values: Any = None
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+
+    @property
+    def capacity(self) -> int:
+        """Columns there are."""
+        return int(self.keys.shape[2])
+
+    @property
+    def offset(self) -> mx.array:
+        """Positions of the tokens fed now: what rotates them."""
+        return self.window.positions
+
+    def make_mask(
+        self,
+        tokens: int,
+        return_array: bool = False,  # noqa: ARG002, FBT001, FBT002 - the signature is mlx-lm's
+        window_size: int | None = None,
+    ) -> mx.array | None:
+        """[R, 1, 1, columns so far] bool: which columns each row may see; None: the kernel knows."""
+        assert tokens == 1
+        if self.window.has_kernel:
+            return None
+        columns, end = mx.arange(self.window.end + 1), self.window.end
+        seen = columns >= self.window.device_starts[:, None]
+        if window_size is not None:
+            seen = seen & (columns > end - window_size)
+        return seen[:, None, None, :]
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write the step's keys and values [R, H, 1, D]; returns those of all columns so far."""
+        end = self.window.end
+        self.keys[..., end : end + 1, :] = keys
+        self.values[..., end : end + 1, :] = values
+        return self.keys[..., : end + 1, :], self.values[..., : end + 1, :]
+
+    def place(self, rows: Array, keys: mx.array, values: mx.array, chosen: mx.array, width: int) -> None:
+        """Write prompts [P, H, width, D], of which `chosen` go to `rows`, into the last columns."""
+        end, count = self.window.end, len(self.window.starts)
+        if self.keys is None:
+            # A first batch fills the rows in order; what it leaves free is written before it is read.
+            shape = (count, keys.shape[1], -(-(end + 1) // GROWTH) * GROWTH)
+            self.keys = mx.zeros((*shape, keys.shape[3]), keys.dtype)
+            self.values = mx.zeros((*shape, values.shape[3]), values.dtype)
+        if width == 0:
+            return
+        index = mx.array(rows)
+        self.keys[index, :, end - width : end, :] = keys[chosen]
+        self.values[index, :, end - width : end, :] = values[chosen]
+
+    def resize(self, first: int, capacity: int) -> None:
+        """Keep the columns from `first` on (below 0: put as many before them), and make them `capacity`."""
+        self.keys, self.values = (_resized(array, first, capacity) for array in (self.keys, self.values))
+
+
+class Prompts:
+    """Keys and values of several prompts, all but their last token, aligned at the right."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+        """Run them through the model at once. Padded on the right, where a causal model does not look."""
+        self.lengths: Array = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
+        self.width = int(self.lengths.max())
+        cache = make_prompt_cache(model)
+        padded = np.zeros((len(prompts), max(self.width, 1)), np.int32)
+        for row, prompt, length in zip(padded, prompts, self.lengths, strict=True):
+            row[:length] = prompt[:-1]
+        model(mx.array(padded), cache=cache)
+        # Column c of row r is its token c − (width − length): all end in the same column.
+        columns = np.arange(self.width)[None] - (self.width - self.lengths[:, None])
+        index = mx.array(np.maximum(columns, 0))[:, None, :, None]
+        self.layers: list[tuple[mx.array, mx.array]] = [
+            (mx.take_along_axis(keys, index, axis=2), mx.take_along_axis(values, index, axis=2))
+            for keys, values, _ in (layer.state for layer in cache)
+        ]
+        mx.eval(self.layers)
+
+
+def fits(policy: Policy) -> bool:
+    """Whether a window can hold the model's cache: keys and values of every position, in every layer.
+
+    And whether the model reads its positions and its mask from the cache, row by row: found out once, by
+    decoding one token of two unlike prompts.
+    """
+    if policy.fits_window is None:
+        plain = all(type(layer) is KVCache for layer in make_prompt_cache(policy.model))
+        policy.fits_window = plain and _decodes_unlike_rows(policy.model)
+    return policy.fits_window
+
+
+def _decodes_unlike_rows(model: Any) -> bool:
+    """Whether two prompts of unlike lengths give side by side what they give alone."""
+    prompts = [[3, 1, 2, 1, 3, 2, 1, 1, 2], [2, 1, 3]]
+    window = Window(model, len(prompts))
+    window.place(np.arange(2), Prompts(model, prompts), np.arange(2))
+    window.make_room()
+    try:
+        together = window.decode(mx.array([prompt[-1] for prompt in prompts]))
+        mx.eval(together)
+    except (TypeError, ValueError):
+        return False  # it takes a cache's offset for one number
+    for row, prompt in zip(together.astype(mx.float32), prompts, strict=True):
+        alone = model(mx.array([prompt]))[0, -1].astype(mx.float32)
+        # Half precision differs by a few percent of the deviation, another position by far more.
+        if not mx.abs(row - alone).mean() < 0.2 * mx.std(alone):
+            return False
+    return True
+
+
+def _attend(  # noqa: PLR0917 - mlx-lm's arguments
+    queries: mx.array,
+    keys: mx.array,  # noqa: ARG001 - of the columns so far; the kernel wants the buffer
+    values: mx.array,  # noqa: ARG001
+    cache: LayerWindow,
+    scale: float,
+    mask: None,  # noqa: ARG001
+) -> mx.array:
+    window = cache.window
+    return attention.attend_rows(
+        queries, cache.keys, cache.values, starts=window.device_starts, stop=window.stop, scale=scale
+    )
+
+
+def _resized(array: mx.array, first: int, capacity: int) -> mx.array:
+    kept = array[:, :, max(first, 0) :]
+    before = max(-first, 0)
+    after = capacity - before - kept.shape[2]
+    return mx.pad(kept, [(0, 0), (0, 0), (before, after), (0, 0)])
