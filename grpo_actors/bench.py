@@ -18,7 +18,7 @@ from grpo_actors.groups import SampledCompletion, SampledGroup
 from grpo_actors.grpo import Grpo
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
-from grpo_actors.policy.weights import pack, unpack
+from grpo_actors.policy.weights import freeze, pack, unpack
 from grpo_actors.tasks.arithmetic import Arithmetic
 
 CHUNK_BYTES = 2**21
@@ -41,13 +41,13 @@ def measure(config: Config, groups: int, rounds: int) -> dict[str, float]:
     grpo = Grpo(config, policy, total_updates=10**6)
     update_s = _median_s(lambda: grpo.update(batch), rounds)
     places = tokens + sum(len(prompt) * config.rollout.num_generations for prompt in prompts)
-    manifest, data = pack(1, policy.trainable(), CHUNK_BYTES)
+    manifest, data = pack(freeze(1, policy.trainable()), CHUNK_BYTES)
     return {
         "rollout tokens/s": tokens / sampling_s,
         "learner tokens/s": places / update_s,
         "update s": update_s,
         "weights MB": manifest.size / 1e6,
-        "pack s": _median_s(lambda: pack(1, policy.trainable(), CHUNK_BYTES), rounds),
+        "pack s": _median_s(lambda: pack(freeze(1, policy.trainable()), CHUNK_BYTES), rounds),
         "unpack s": _median_s(lambda: mx.eval(list(unpack(manifest, bytearray(data)).values())), rounds),
         "peak memory GB": mx.get_peak_memory() / 1e9,
     }

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+import mlx.core as mx
+
 from grpo_actors.config import Config
 from grpo_actors.errors import ModelError, ProtocolError, RunError
 from grpo_actors.messages import (
@@ -29,8 +31,10 @@ from grpo_actors.messages import (
 )
 from grpo_actors.policy.identity import Identity
 from grpo_actors.policy.model import Policy, load_policy
+from grpo_actors.policy.weights import unpack
 from grpo_actors.processes.door import StopRequest
 from grpo_actors.transport.control import ControlClient
+from grpo_actors.transport.shared import shared
 from grpo_actors.transport.weights import WeightsClient
 
 #: A Hello that was not answered in this time is said again.
@@ -89,14 +93,21 @@ def introduce(
 
 def fetch_weights(
     client: WeightsClient, on_chunk: Callable[[], None] = lambda: None
-) -> tuple[Manifest, bytearray] | None:
-    """The newest version; None: it was replaced while under way, or nobody answered: try again."""
+) -> tuple[int, dict[str, mx.array]] | None:
+    """The newest version and its arrays; None: it was replaced while under way, or nobody answered: try again.
+
+    On the learner's own host they are read from its memory, elsewhere in chunks over the socket.
+    """
     answer = client.manifest(encode(FetchManifest()), FETCH_TIMEOUT_S)
     if answer is None:
         return None
     manifest = decode(weights_reply, answer)
     if not isinstance(manifest, Manifest):
         raise ProtocolError(f"weights: asked for a manifest, got {type(manifest).__name__}")
+    with shared(manifest.path, manifest.version, manifest.size) as found:
+        if found is not None:
+            arrays = unpack(manifest, found.data, of_this_host=True)
+            return (manifest.version, arrays) if found.whole else None
 
     def index_of(header: bytes) -> int:
         chunk = decode(weights_reply, header)
@@ -114,7 +125,7 @@ def fetch_weights(
         chunk_bytes=manifest.chunk_bytes,
         on_chunk=on_chunk,
     )
-    return None if data is None else (manifest, data)
+    return None if data is None else (manifest.version, unpack(manifest, data))
 
 
 def load_welcome_policy(welcome: Welcome, config: Config) -> Policy:

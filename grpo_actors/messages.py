@@ -236,7 +236,7 @@ class TensorEntry(Message):
 
 
 class Manifest(Message):
-    """Learner -> worker: one version as a byte range; tensors lie in it back to back."""
+    """Learner -> worker: one version as a byte range; tensors lie in it one after the other."""
 
     kind: Literal["manifest"] = "manifest"
     version: Count
@@ -244,6 +244,8 @@ class Manifest(Message):
     #: xxh3-128 of all bytes, hexadecimal.
     digest: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     chunk_bytes: Annotated[int, Field(ge=1, le=MAX_ARRAY_BYTES)]
+    #: File of the learner's host that has the bytes (`transport.shared`); empty: none.
+    path: Annotated[str, Field(max_length=4096)] = ""
     tensors: Annotated[list[TensorEntry], Field(max_length=10_000), FailFast()]
 
 

@@ -31,7 +31,6 @@ from grpo_actors.messages import (
 )
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
-from grpo_actors.policy.weights import unpack
 from grpo_actors.processes.door import StopRequest
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem
@@ -181,10 +180,10 @@ class RolloutWorker:
         fetched = fetch_weights(self.weights, on_chunk=lambda: self._beat("waiting"))
         if fetched is None:
             return
-        manifest, data = fetched
-        self.policy.load_trainable(unpack(manifest, data))
-        self.version = manifest.version
-        self._newest = max(self._newest, manifest.version)
+        version, arrays = fetched
+        self.policy.load_trainable(arrays)
+        self.version = version
+        self._newest = max(self._newest, self.version)
 
     def _can_sample(self) -> bool:
         """Whether there is a batch of leases that the held version may sample."""

@@ -1,12 +1,13 @@
 """A policy version as bytes, and back.
 
-A version is every trainable tensor, back to back, in the order of its manifest: the adapter of a
+A version is every trainable tensor, one after the other, in the order of its manifest: the adapter of a
 LoRA run, all weights of a full one. bf16 has no NumPy type: it leaves MLX as the 16-bit integers
 that it is, bit for bit.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import mlx.core as mx
@@ -18,75 +19,122 @@ from grpo_actors.messages import Manifest, TensorEntry
 
 DtypeName = Literal["float32", "float16", "bfloat16", "uint32", "uint8"]
 
-#: Name on the wire -> type in MLX, and type of the bytes in NumPy.
-_TYPES: dict[DtypeName, tuple[mx.Dtype, type[np.generic]]] = {
-    "float32": (mx.float32, np.float32),
-    "float16": (mx.float16, np.float16),
-    "bfloat16": (mx.bfloat16, np.uint16),
-    "uint32": (mx.uint32, np.uint32),
-    "uint8": (mx.uint8, np.uint8),
+#: Bytes; every tensor begins at a multiple of it.
+ALIGNMENT = 64
+
+#: Name on the wire -> type in MLX.
+_TYPES: dict[DtypeName, mx.Dtype] = {
+    "float32": mx.float32,
+    "float16": mx.float16,
+    "bfloat16": mx.bfloat16,
+    "uint32": mx.uint32,
+    "uint8": mx.uint8,
 }
-_NAMES: dict[mx.Dtype, DtypeName] = {dtype: name for name, (dtype, _) in _TYPES.items()}
+_NAMES: dict[mx.Dtype, DtypeName] = {dtype: name for name, dtype in _TYPES.items()}
 
 
-def pack(version: int, arrays: Mapping[str, mx.array], chunk_bytes: int) -> tuple[Manifest, memoryview]:
-    """One version's manifest and bytes.
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A version's arrays as they were, to be read on any thread: MLX has nothing more to compute."""
+
+    version: int
+    entries: list[TensorEntry]
+    #: Flat, of a type that NumPy has.
+    arrays: list[mx.array]
+    size: int
+
+
+def freeze(version: int, arrays: Mapping[str, mx.array]) -> Frozen:
+    """Lay out a version.
 
     Args:
         version: Number of updates behind it.
         arrays: Name -> array, evaluated or not.
-        chunk_bytes: Length of the pieces it is served in.
     """
-    entries = []
-    offset = 0
+    entries, end = [], 0
     for name, array in arrays.items():
-        entry = TensorEntry(name=name, dtype=_NAMES[array.dtype], shape=list(array.shape), offset=offset)
-        entries.append(entry)
-        offset += array.nbytes
-    buffer = bytearray(offset)
-    for entry, array in zip(entries, arrays.values(), strict=True):
+        offset = _aligned(end)
+        entries.append(
+            TensorEntry(name=name, dtype=_NAMES[array.dtype], shape=list(array.shape), offset=offset)
+        )
+        end = offset + array.nbytes
+    flat = [array.reshape(-1) for array in arrays.values()]
+    stored = [a.view(mx.uint16) if a.dtype == mx.bfloat16 and a.size else a for a in flat]
+    mx.eval(stored)
+    return Frozen(version, entries, stored, end)
+
+
+def pack(
+    frozen: Frozen, chunk_bytes: int, room: memoryview | None = None, path: Callable[[], str] = str
+) -> tuple[Manifest, memoryview]:
+    """One version's manifest and bytes.
+
+    Args:
+        frozen: The version.
+        chunk_bytes: Length of the pieces it is served in.
+        room: Where to write: `frozen.size` bytes, zeros where they were never written; None: a buffer of its own.
+        path: Says, once the bytes are written, which file of this host has them.
+    """
+    buffer = memoryview(bytearray(frozen.size)) if room is None else room
+    for entry, array in zip(frozen.entries, frozen.arrays, strict=True):
         if array.size:
-            flat = array.reshape(-1)
-            stored = np.asarray(flat.view(mx.uint16) if array.dtype == mx.bfloat16 else flat)
+            stored = np.asarray(array)
             np.frombuffer(buffer, stored.dtype, count=stored.size, offset=entry.offset)[:] = stored
     manifest = Manifest(
-        version=version, size=offset, digest=digest(buffer), chunk_bytes=chunk_bytes, tensors=entries
+        version=frozen.version,
+        size=frozen.size,
+        digest=digest(buffer),
+        chunk_bytes=chunk_bytes,
+        path=path(),
+        tensors=frozen.entries,
     )
-    return manifest, memoryview(buffer)
+    return manifest, buffer
 
 
-def unpack(manifest: Manifest, data: bytearray) -> dict[str, mx.array]:
-    """The arrays of a version: all of them, or an error.
+def unpack(
+    manifest: Manifest, data: bytearray | memoryview, *, of_this_host: bool = False
+) -> dict[str, mx.array]:
+    """The arrays of a version: all of them, evaluated, or an error.
+
+    Args:
+        manifest: What the bytes are.
+        data: They are copied.
+        of_this_host: They came over no wire: their digest, which takes as long as the copy, is not computed.
 
     Raises:
         ProtocolError: the bytes are not those that the manifest describes, or it contradicts itself.
     """
     where = f"version {manifest.version}"
-    if len(data) != manifest.size or digest(data) != manifest.digest:
+    if len(data) != manifest.size or not (of_this_host or digest(data) == manifest.digest):
         raise ProtocolError(f"{where}: its bytes do not have the digest of its manifest")
+    # One copy to the device, and cut up there: hundreds of small ones take twice as long.
+    whole = mx.array(np.frombuffer(data, np.uint8))
     arrays: dict[str, mx.array] = {}
     end = 0
     for entry in manifest.tensors:
-        dtype, stored = _TYPES[entry.dtype]
+        dtype = _TYPES[entry.dtype]
         # Python's integers: a product of claimed sizes must not wrap around.
         count = math.prod(entry.shape)
-        if entry.name in arrays or entry.offset != end:
+        if entry.name in arrays or entry.offset != _aligned(end):
             raise ProtocolError(
                 f"{where}: {entry.name} occurs twice, or does not begin where its forerunner ends"
             )
-        end += count * dtype.size
+        end = entry.offset + count * dtype.size
         if end > manifest.size:
             raise ProtocolError(f"{where}: {entry.name} reaches beyond the end")
-        if count:
-            flat = mx.array(np.frombuffer(data, stored, count=count, offset=entry.offset))
-            arrays[entry.name] = (flat.view(dtype) if dtype == mx.bfloat16 else flat).reshape(entry.shape)
-        else:
-            arrays[entry.name] = mx.zeros(entry.shape, dtype)
+        part = whole[entry.offset : end].view(dtype) if count else mx.zeros(0, dtype)
+        arrays[entry.name] = part.reshape(entry.shape)
     if end != manifest.size:
         raise ProtocolError(f"{where}: {manifest.size - end} bytes belong to no tensor")
+    mx.eval(arrays)
     return arrays
 
 
-def digest(data: bytes | bytearray) -> str:
+def digest(data: bytes | bytearray | memoryview) -> str:
     """xxh3-128 of a version's bytes: an error check at memory speed, no defence against forgery."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def _aligned(offset: int) -> int:
+    """Where the next tensor begins: kernels read several elements at once, from addresses that this divides."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -4,11 +4,11 @@ import pytest
 
 from grpo_actors.errors import ModelError, ProtocolError
 from grpo_actors.messages import Manifest
-from grpo_actors.policy.weights import digest, pack, unpack
+from grpo_actors.policy.weights import digest, freeze, pack, unpack
 
 
 def version_of(arrays):
-    manifest, data = pack(3, arrays, 1024)
+    manifest, data = pack(freeze(3, arrays), 1024)
     return manifest, bytearray(data)
 
 

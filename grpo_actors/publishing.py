@@ -1,0 +1,53 @@
+"""Bringing versions to where workers find them, while the learner goes on with its next update.
+
+Knows arrays and rooms for bytes; refuses to know who fetches them. One thread of its own copies one version
+at a time out of the device's memory: for a model of a gigabyte that takes a third of a second, which the
+learner would otherwise stand still for.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import mlx.core as mx
+
+from grpo_actors.messages import Manifest
+from grpo_actors.policy.weights import Frozen, freeze, pack
+from grpo_actors.transport.shared import Shelf
+from grpo_actors.transport.sockets import CHUNK_BYTES
+
+
+class Publisher:
+    """Hand it each version; `announce` is called with its manifest and bytes when they can be fetched."""
+
+    def __init__(self, announce: Callable[[Manifest, memoryview], None]) -> None:
+        self._announce = announce
+        self._shelf = Shelf()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
+        self._under_way: Future[None] | None = None
+
+    def publish(self, version: int, arrays: Mapping[str, mx.array]) -> None:
+        """Begin to publish; waits for the version before it, so that there are never two at a time."""
+        # Whatever MLX has to compute is computed here: the thread only reads memory.
+        frozen = freeze(version, arrays)
+        self.wait()
+        self._under_way = self._thread.submit(self._publish, frozen)
+
+    def wait(self) -> None:
+        """Until everything given so far is published.
+
+        Raises:
+            Exception: whatever went wrong with it.
+        """
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+
+    def close(self) -> None:
+        """Finish what is under way, and free the memory."""
+        self._thread.shutdown()
+        self._shelf.close()
+
+    def _publish(self, frozen: Frozen) -> None:
+        room = self._shelf.room(frozen.version, frozen.size)
+        manifest, data = pack(frozen, CHUNK_BYTES, room, lambda: self._shelf.finish(frozen.version))
+        self._announce(manifest, data)
