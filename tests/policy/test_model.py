@@ -132,11 +132,11 @@ def test_a_policy_has_its_own_weights_again_after_an_error(tiny_lora):
 def test_a_quantised_worker_takes_full_weights_as_if_it_had_loaded_them(tiny):
     moved = {name: array * 1.1 for name, array in tiny.trainable().items()}
     tiny.load_trainable(moved)
-    tiny.quantize()
+    tiny.quantize(4)
     expected = tiny.model(TOKENS)
 
     worker = load("tiny", dtype="float32")
-    worker.quantize()
+    worker.quantize(4)
     worker.load_trainable(moved)
     assert any(isinstance(module, nn.QuantizedLinear) for module in worker.model.modules())
     np.testing.assert_allclose(np.array(worker.model(TOKENS)), np.array(expected), atol=1e-5)
@@ -144,7 +144,7 @@ def test_a_quantised_worker_takes_full_weights_as_if_it_had_loaded_them(tiny):
 
 def test_a_quantised_worker_takes_an_adapter(tiny_lora):
     moved = {name: array + 0.01 for name, array in tiny_lora.trainable().items()}
-    tiny_lora.quantize()
+    tiny_lora.quantize(4)
     before = tiny_lora.model(TOKENS)
     tiny_lora.load_trainable(moved)
     assert not mx.array_equal(tiny_lora.model(TOKENS), before)
@@ -155,8 +155,8 @@ def test_quantised_experts_take_weights_too():
     policy, twin = (random_policy("qwen3_moe", hidden_size=64, moe_intermediate_size=64) for _ in range(2))
     weights = {name: array * 1.1 for name, array in policy.trainable().items()}
     policy.load_trainable(weights)
-    policy.quantize()
-    twin.quantize()
+    policy.quantize(4)
+    twin.quantize(4)
     twin.load_trainable(weights)
     tokens = mx.array([[1, 2, 3]])
     np.testing.assert_allclose(np.array(twin.model(tokens)), np.array(policy.model(tokens)), atol=1e-5)
