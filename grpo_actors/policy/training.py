@@ -138,10 +138,10 @@ class Training:
         weights = self._weights[""]
         if self._config.weight_decay:
             weights = decayed(weights, self.optimizer.learning_rate * self._config.weight_decay)
-        moved = self.optimizer.apply_gradients(scaled, weights)
+        moved = dict(tree_flatten(self.optimizer.apply_gradients(scaled, weights)))
         # In the order that they had: a compiled function tells arrays apart by their place, and MLX's
         # MultiOptimizer puts those of its first optimizer first.
-        weights = tree_map(lambda _, new: new, weights, moved)
+        weights = tree_map_with_path(lambda name, _: moved[name], weights)
         self._weights[""] = weights
         self._model.update(
             tree_map(lambda new, old: new.astype(old.dtype), weights, self._model.trainable_parameters())

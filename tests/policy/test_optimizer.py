@@ -177,7 +177,9 @@ def test_two_steps_a_file_and_a_third_step_are_three_steps(name, dtype, compiled
     mx.save_safetensors(str(tmp_path / "state"), training.state(), {})
     resumed = Training(other, settings, loss, compiled=compiled)
     if compiled:
-        advance(resumed, STEPS[2:])  # compiled before it is restored: it must not keep what it was given first
+        advance(
+            resumed, STEPS[2:]
+        )  # compiled before it is restored: it must not keep what it was given first
     other.update(straight.trainable_parameters())
     resumed.load_state(mx.load(str(tmp_path / "state.safetensors")))
     for each in (training, resumed):
