@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import CacheList, make_prompt_cache
 
+from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.model import Policy
 
 
@@ -95,6 +96,17 @@ def sample_groups(
     if not _fit_one_batch(policy, prompts):
         pairs = zip(prompts, seeds, strict=True)
         return [sample_groups(policy, [prompt], [group], params, on_step)[0] for prompt, group in pairs]
+    with fixed_norms(policy.model):
+        return _sample_together(policy, prompts, seeds, params, on_step)
+
+
+def _sample_together(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]],
+    params: SamplingParams,
+    on_step: Callable[[int], None] | None,
+) -> list[list[Sample]]:
     prompt_of_row = [i for i, group in enumerate(seeds) for _ in group]
     uniforms = mx.array(
         np.stack([draws(seed, params.max_new_tokens) for group in seeds for seed in group], axis=1)

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from architectures import random_policy
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.dora import DoRALinear
 
 from grpo_actors.config import Config, ModelConfig
 from grpo_actors.errors import ConfigError
 from grpo_actors.evaluator import load_folder
 from grpo_actors.policy.adapter import add_adapter
 from grpo_actors.policy.checkpoint import write_checkpoint
+from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_base, load_policy
+from grpo_actors.policy.quantization import quantize
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.training import Training
 from grpo_actors.policy.weights import pack, unpack
@@ -94,6 +97,26 @@ def test_dropout_is_for_training_alone(kind, bits):
     np.testing.assert_array_equal(logits(dropping.model), logits(plain.model))
     dropping.model.train()
     assert not np.allclose(logits(dropping.model), logits(plain.model), atol=0.01)
+
+
+@pytest.mark.parametrize(("family", "bits"), [("qwen2", 0), ("qwen2", 4), ("stablelm", 8)])
+def test_dora_samples_with_norms_taken_once_what_it_scores_with_norms_taken_anew(family, bits):
+    # Both have biases, which DoRA adds behind its magnitudes.
+    policy = random_policy(family, hidden_size=64, num_attention_heads=8)
+    if bits:
+        quantize(policy.model, bits)
+    policy.model.set_dtype(mx.float32)
+    add_adapter(policy.model, ModelConfig(fine_tune_type="dora", lora_rank=4, lora_scale=1.0), 0)
+    shifted(policy)
+    anew = DoRALinear.__call__
+    expected = logits(policy.model)
+    with fixed_norms(policy.model):
+        assert DoRALinear.__call__ is not anew
+        np.testing.assert_allclose(logits(policy.model), expected, rtol=1e-4, atol=1e-4)
+    assert DoRALinear.__call__ is anew
+    with pytest.raises(ZeroDivisionError), fixed_norms(policy.model):
+        _ = 1 / 0
+    assert DoRALinear.__call__ is anew, "also after a batch that was given up"
 
 
 # --- the base -------------------------------------------------------------------------------------
