@@ -70,8 +70,8 @@ def _check_keys(model: Any, layers: int, config: ModelConfig) -> None:
     inside = {id(module) for layer in model.layers for module in layer.modules()}
     outside = {key for key, module in everywhere.items() if id(module) not in inside and _fits(module, kind)}
     raise ConfigError(
-        f"model.lora_keys: {', '.join(sorted(unfit))}: no module of {config.model_name} in its last {layers} layers "
-        f'that fine_tune_type = "{kind}" fits; it fits {", ".join([*sorted(fitting), *sorted(outside)])}'
+        f"model.lora_keys: {', '.join(sorted(unfit))}: no modules of {config.model_name}, or of its last {layers} "
+        f'layers, that fine_tune_type = "{kind}" fits; name some of {", ".join([*sorted(fitting), *sorted(outside)])}'
     )
 
 

@@ -107,21 +107,25 @@ def load_weights(path: Path, policy: Policy) -> None:
 
 
 def check_adapter(path: Path, config: ModelConfig) -> None:
-    """Refuse settings under which the adapter in the folder `path` would not mean what it was trained to.
+    """Refuse settings that do not describe the adapter in the folder `path`: on them it would mean something else.
 
     Raises:
-        ConfigError: they describe another kind of adapter, or a base with other bits.
+        ModelError: nothing says what the adapter is.
+        ConfigError: its kind, its scale or the bits of its base are others. (Of another size it does not load.)
     """
     file = path / ADAPTER_CONFIG
-    described = json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        raise ModelError(f"{path}: {ADAPTER_CONFIG} is missing beside {ADAPTER}")
+    described = json.loads(file.read_text())
     trained = {
-        "fine_tune_type": described.get("fine_tune_type", "lora"),
+        "fine_tune_type": described.get("fine_tune_type", "lora"),  # as mlx-lm reads it
+        "lora_scale": described["lora_parameters"]["scale"],
         "base_bits": described.get("base_quantization", {}).get("bits", 0),
     }
     wrong = [f"model.{key} = {value}" for key, value in trained.items() if getattr(config, key) != value]
     if wrong:
         raise ConfigError(
-            f"{path} holds an adapter of {described.get('model', 'another model')}; give the --config it was trained "
+            f"{path} holds an adapter of {described['model']}; give the --config it was trained "
             f"with, or set {' and '.join(wrong)} and model.model_name"
         )
 

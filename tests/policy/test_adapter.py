@@ -214,7 +214,7 @@ def test_more_layers_than_the_model_has_are_refused_with_their_number(layers):
 def test_any_key_that_matches_nothing_is_refused_with_those_that_would(keys):
     with pytest.raises(ConfigError, match="lora_keys") as caught:
         load_policy(settings(lora_keys=keys), seed=0)
-    rule, _, listed = str(caught.value).partition("it fits ")
+    rule, _, listed = str(caught.value).partition("name some of ")
     assert "attention.query" in rule
     assert listed == (
         "mlp.down_proj, mlp.gate_proj, mlp.up_proj, "
@@ -224,7 +224,7 @@ def test_any_key_that_matches_nothing_is_refused_with_those_that_would(keys):
 
 def test_dora_where_mlx_lm_has_none_is_refused_before_anything_is_built():
     experts = random_policy("qwen3_moe").model
-    with pytest.raises(ConfigError, match=r'switch_mlp.*"dora" fits; it fits .*self_attn\.q_proj'):
+    with pytest.raises(ConfigError, match=r'switch_mlp.*"dora" fits; name some of .*self_attn\.q_proj'):
         add_adapter(experts, ModelConfig(fine_tune_type="dora"), 0)
     add_adapter(experts, ModelConfig(fine_tune_type="dora", lora_keys=("self_attn.q_proj",)), 0)
     with pytest.raises(ConfigError, match="embed_tokens"):
@@ -271,7 +271,7 @@ def test_mlx_lm_loads_an_adapter_onto_the_base_that_it_names(kind, base, run_dir
 
 @pytest.mark.parametrize(("kind", "bits"), [("lora", 4), ("dora", 0), ("dora", 8)])
 def test_the_evaluator_scores_an_adapter_on_its_own_base_only(kind, bits, run_dir):
-    model = settings(kind, base_bits=bits)
+    model = settings(kind, base_bits=bits)  # lora_scale is 20
     policy = shifted(load_policy(model, seed=0))
     checkpoint = saved(policy, run_dir)
     np.testing.assert_array_equal(
@@ -280,5 +280,7 @@ def test_the_evaluator_scores_an_adapter_on_its_own_base_only(kind, bits, run_di
     other = {"lora": "dora", "dora": "lora"}[kind]
     with pytest.raises(ConfigError, match=rf"model\.fine_tune_type = {kind} and model\.model_name"):
         load_folder(checkpoint, Config(model=settings(other, base_bits=bits)))
+    with pytest.raises(ConfigError, match=r"model\.lora_scale = 20\.0 and model\.model_name"):
+        load_folder(checkpoint, Config(model=settings(kind, base_bits=bits, lora_scale=1.0)))
     with pytest.raises(ConfigError, match=rf"model\.base_bits = {bits} and model\.model_name"):
         load_folder(checkpoint, Config(model=settings(kind, base_bits=8 if bits == 4 else 4)))
