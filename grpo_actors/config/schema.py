@@ -1,8 +1,9 @@
 """Every setting: its name, type, bounds, default and one line on what it does.
 
 With `objective` and `health`, whose sections have files of their own, the only place with a default. The
-model knows no file and no command line (`load` does), and nothing that needs MLX or a socket. Types are strict: text is never read as a number; a whole
-number is a number. Contradictions between settings are in `rules`.
+model knows no file and no command line (`load` does), and nothing that needs MLX or a socket. Types are
+strict: text is never read as a number; a whole number is a number. Contradictions between settings are in
+`rules`.
 """
 
 from typing import Literal
