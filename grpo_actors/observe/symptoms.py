@@ -183,7 +183,7 @@ def always_stale(memory: Memory) -> str | None:
         return None
     fact = f"all groups are {bound} updates old {memory.for_long}, the bound of rollout.max_staleness"
     waits = value(memory.last, "wait_s") / value(memory.last, "update_s")
-    if waits < 0.1:
+    if waits < 0.5:
         return (
             f"{fact}: the learner is the slower half ({waits:.0%} of its time waiting) and the groups queue up; "
             "lower rollout.max_staleness, or use fewer workers"
@@ -275,11 +275,11 @@ def _why_nothing(memory: Memory) -> str:
     formats = [name for name in FORMAT_REWARDS if means.get(name) == 0]
     if formats:
         return (
-            f"no answer tag is found ({', '.join(formats)} give 0 too); ask for the format in data.system_prompt, "
+            f"no answer tag is found ({', '.join(formats)} = 0 as well); ask for the format in data.system_prompt, "
             "show it with data.num_shots, or start from a model that knows it"
         )
     return (
-        f"{', '.join(means)} give 0 to every completion: the problems are too hard, or answers are not "
+        f"every completion gets 0 from {', '.join(means)}: the problems are too hard, or answers are not "
         "written as the reward expects; read completions.jsonl"
     )
 
