@@ -1,4 +1,4 @@
-"""The checkpoints of a live run and their scores, as the learner keeps them: written, announced, pruned.
+"""The checkpoints of a run and their scores, as the learner keeps them: written, announced, pruned.
 
 A score arrives whenever the evaluator has it; a checkpoint is kept at least until then. Knows no socket:
 what there is to tell goes to `Records`.

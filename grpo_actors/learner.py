@@ -189,8 +189,8 @@ class Learner:
             if local is not None:
                 local.version = grpo.version
             update_s = time.monotonic() - started_s
-            pace = self._exchange.take_tokens() / update_s
-            history.tell(groups, told, update_s=update_s, wait_s=wait_s, rollout_tokens_per_s=pace)
+            sampled_per_s = self._exchange.take_tokens() / update_s
+            history.tell(groups, told, update_s=update_s, wait_s=wait_s, rollout_tokens_per_s=sampled_per_s)
             history.save_if_due()
             self._take_evaluations()
         history.save()

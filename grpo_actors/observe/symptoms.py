@@ -70,7 +70,7 @@ def no_variance(memory: Memory) -> str | None:
     reward = value(memory.last, "reward_mean")
     best = sum(weight for weight in memory.config.reward.functions.values() if weight > 0)
     fact = f"all completions of a problem are worth the same {memory.for_long}, mean reward {reward:.3g}"
-    if reward >= 0.95 * best:
+    if abs(reward - best) <= 0.05 * best:
         return f"{fact}: the problems are solved every time; pose harder ones, or end here"
     return (
         f"{fact}: the problems are too easy or too hard, or the samples are all alike; "
@@ -139,7 +139,7 @@ def workers_disagree(memory: Memory) -> str | None:
 
 
 def entropy_collapses(memory: Memory) -> str | None:
-    """The policy has stopped to explore."""
+    """The policy has stopped exploring."""
     limit = memory.config.health.min_entropy
     if not memory.held_long(lambda m: _trained(m) and value(m, "entropy") < limit):
         return None
@@ -240,8 +240,8 @@ RULES: Mapping[str, Callable[[Memory], str | None]] = {
 
 def value(metrics: Metrics, key: str) -> float:
     """The number at `key`, NaN where there is none: then every comparison says no."""
-    value = metrics.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan
+    measured = metrics.get(key)
+    return float(measured) if isinstance(measured, int | float) else math.nan
 
 
 def _is_worth_nothing(metrics: Metrics) -> bool:
@@ -289,7 +289,9 @@ def _why_disagree(memory: Memory) -> str:
     rollout = memory.config.rollout
     if rollout.quantize_for_rollouts:
         return "the workers quantise; raise rollout.rollout_bits, or set quantize_for_rollouts = false"
-    stale = any(lag != "0" for lag in memory.last.get("staleness", {}))
-    if stale:
+    if any(lag != "0" for lag in memory.last.get("staleness", {})):
         return "the policy moves far between sampling and training; lower learner.learning_rate or rollout.max_staleness"
-    return 'the same weights compute otherwise there; try model.dtype = "float32", top_p = 1, top_k = 0 and min_p = 0'
+    return (
+        "the same weights compute otherwise there, or a replay has parted from the recorded policy; "
+        'try model.dtype = "float32", top_p = 1, top_k = 0 and min_p = 0'
+    )
