@@ -22,13 +22,11 @@ from grpo_actors.recording import GROUPS_FILE, GroupsFile
 from grpo_actors.report import ledger, samples
 
 
-def load_grpo(config: Config, total_updates: int, archive: Archive) -> Grpo:
-    """Model and optimizer: from the newest sound checkpoint, or from the start."""
+def load_grpo(config: Config, total_updates: int) -> Grpo:
+    """Model and optimizer as they are at the start; a checkpoint is put in place by `Archive.restore`."""
     if isinstance(locate(config.model.model_name), str):
         print(f"model {config.model.model_name}: from the hub, or its copy on this machine", file=sys.stderr)
-    grpo = Grpo(config, load_policy(config.model, seed=config.run.seed), total_updates)
-    archive.restore(grpo)
-    return grpo
+    return Grpo(config, load_policy(config.model, seed=config.run.seed), total_updates)
 
 
 @dataclass

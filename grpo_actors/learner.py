@@ -77,7 +77,11 @@ class Learner:
             if note := self._archive.completion(total):
                 print(note, file=sys.stderr)
                 return 0
-            self._grpo = load_grpo(self.config, total, self._archive)
+            self._grpo = load_grpo(self.config, total)
+            self._identity = (
+                self._grpo.policy.identity
+            )  # of the base model: before a checkpoint's weights come
+            self._archive.restore(self._grpo)
             endpoints = self._endpoints()
             self._exchange = self._open_exchange(endpoints, problems)
             self._history = History(self.run_dir, self.config, self._grpo, self._archive, self._exchange)
@@ -133,7 +137,7 @@ class Learner:
         self._welcome = Welcome(
             run_id=self._archive.run_id,
             config=config.model_dump_json(),
-            identity=json.dumps(asdict(policy.identity)),
+            identity=json.dumps(asdict(self._identity)),
             weights_endpoint=endpoints.weights,
             beat_s=BEAT_S,
         )

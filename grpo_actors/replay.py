@@ -103,7 +103,8 @@ class Replay:
             return 0
         self.recording.rewind()
         self.recording.skip(self.archive.cursor.position)
-        grpo = load_grpo(self.config, total, self.archive)
+        grpo = load_grpo(self.config, total)
+        self.archive.restore(grpo)
         with contextlib.ExitStack() as stack:
             metrics = self.config.metrics
             journal = Journal(self.run_dir, seq=self.archive.records, log_jsonl=metrics.log_jsonl)
