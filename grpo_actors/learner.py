@@ -78,9 +78,8 @@ class Learner:
                 print(note, file=sys.stderr)
                 return 0
             self._grpo = load_grpo(self.config, total)
-            self._identity = (
-                self._grpo.policy.identity
-            )  # of the base model: before a checkpoint's weights come
+            # Of the base model: taken before a checkpoint's weights come.
+            self._identity = self._grpo.policy.identity
             self._archive.restore(self._grpo)
             endpoints = self._endpoints()
             self._exchange = self._open_exchange(endpoints, problems)
