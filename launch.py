@@ -22,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
         "--config",
         required=True,
         metavar="FILE",
-        help="TOML settings: a path, or the name of a file in configs/",
+        help="TOML settings: a path, or the name of a file in configs/; or a run folder's config.json",
     )
     parser.add_argument(
         "--set",

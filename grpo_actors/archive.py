@@ -1,18 +1,27 @@
-"""The checkpoints of a live run and their scores, as the learner keeps them: written, announced, pruned.
+"""The checkpoints of a run and their scores, as the learner keeps them: written, announced, pruned.
 
 A score arrives whenever the evaluator has it; a checkpoint is kept at least until then. Knows no socket:
-records go through the exchange.
+what there is to tell goes to `Records`.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from grpo_actors.checkpoints import BEST, Checkpoint, best, mark_best, newest_sound, prune, read_state
+from grpo_actors.checkpoints import (
+    BEST,
+    Checkpoint,
+    Snapshot,
+    best,
+    mark_best,
+    newest_sound,
+    prune,
+    read_state,
+)
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
-from grpo_actors.exchange.exchange import Exchange
 from grpo_actors.grpo import Grpo
 from grpo_actors.messages import Evaluation
 from grpo_actors.observe.sinks import METRICS_FILE
@@ -21,6 +30,16 @@ from grpo_actors.schedule.leases import Cursor
 
 #: Ends the name of a checkpoint that did not verify and was put aside.
 DAMAGED = ".damaged"
+
+
+class Records(Protocol):
+    """Where what happens is told: the exchange of a live run, or a replay's journal."""
+
+    def record(self, topic: str, **fields: Any) -> None:
+        """Number, keep and show one record."""
+
+    def snapshot(self) -> Snapshot:
+        """What a checkpoint stores; all records so far are on the disk."""
 
 
 class Archive:
@@ -57,10 +76,20 @@ class Archive:
         """Updates that the resumed run has done; 0 for a new one."""
         return 0 if self.resumed is None else self.resumed.update
 
-    def is_complete(self, total_updates: int) -> bool:
-        """Whether all updates are done and all checkpoints that are kept have been scored."""
+    @property
+    def recording(self) -> str:
+        """The recording that the resumed run replays; empty: none."""
+        return str(self._state.get("recording", ""))
+
+    def completion(self, total_updates: int) -> str | None:
+        """The line that says that nothing is left to do: all updates done, all checkpoints that are kept scored."""
         everything = {record["update"] for record in self._evaluations()}
-        return self.update >= total_updates and not self.unevaluated() - everything
+        if self.resumed is None or self.update < total_updates or self.unevaluated() - everything:
+            return None
+        return (
+            f"{self._run_dir}: complete, all {total_updates} updates are done ({self.resumed.path.name}); "
+            "raise learner.max_updates to train on, or choose another run.output_dir"
+        )
 
     @property
     def cursor(self) -> Cursor:
@@ -79,10 +108,10 @@ class Archive:
         grpo.version = self.resumed.update
         grpo.skipped = self._state["skipped_steps"]
 
-    def announce(self, exchange: Exchange) -> None:
+    def announce(self, records: Records) -> None:
         """Tell what was found: once, after the ``start`` record. Damaged checkpoints are put aside."""
         for complaint in self._complaints:
-            exchange.record("alarm", name="checkpoint damaged", text=complaint)
+            records.record("alarm", name="checkpoint damaged", text=complaint)
         for path in self._run_dir.glob("checkpoint-*"):
             number = path.name.removeprefix("checkpoint-")
             if number.isdigit() and int(number) > self.update:
@@ -92,27 +121,20 @@ class Archive:
         if marked is not None and not (self._run_dir / marked["checkpoint"]).is_dir():
             self._mark_best_of_kept()
         if self.resumed is not None:  # its record came after the state that it holds, and was cut
-            self._tell(exchange, self.resumed)
+            self._tell(records, self.resumed)
 
     # --- during -----------------------------------------------------------------------------------
 
-    def save_if_due(self, exchange: Exchange, grpo: Grpo) -> None:
-        """At every multiple of save_steps, and where an evaluation is due: it scores checkpoints."""
+    def is_due(self, update: int) -> bool:
+        """Whether to save: at every multiple of save_steps, and where an evaluation is due, which scores checkpoints."""
         periods = (self._config.run.save_steps, self._config.evaluator.eval_every_updates)
-        if any(period and grpo.version % period == 0 for period in periods):
-            self.save(exchange, grpo)
+        return any(period and update % period == 0 for period in periods)
 
-    def save(self, exchange: Exchange, grpo: Grpo) -> None:
+    def save(self, records: Records, grpo: Grpo) -> None:
         """Write a checkpoint of the newest version, unless there is one; update 0 is the base model."""
         if grpo.version in (0, self._last_saved):
             return
-        snapshot = exchange.snapshot()
-        state = {
-            "run_id": self.run_id,
-            "cursor": asdict(snapshot.cursor),
-            "records": snapshot.records,
-            "skipped_steps": grpo.skipped,
-        }
+        state = {"run_id": self.run_id, **asdict(records.snapshot()), "skipped_steps": grpo.skipped}
         checkpoint = write_checkpoint(
             self._run_dir,
             grpo.version,
@@ -123,7 +145,7 @@ class Archive:
             reference=grpo.reference if self._config.objective.reference_refresh_updates else None,
         )
         self._last_saved = checkpoint.update
-        self._tell(exchange, checkpoint)
+        self._tell(records, checkpoint)
         self._prune()
 
     def unevaluated(self) -> set[int]:
@@ -133,29 +155,29 @@ class Archive:
         folders = (path.name.removeprefix("checkpoint-") for path in self._run_dir.glob("checkpoint-*"))
         return {int(number) for number in folders if number.isdigit()} - self._evaluated
 
-    def take_evaluations(self, exchange: Exchange) -> None:
+    def take_evaluations(self, records: Records, arrived: Sequence[Evaluation]) -> None:
         """Record the scores that have come in."""
-        fresh = [e for e in exchange.take_evaluations() if e.update not in self._evaluated]
+        fresh = [e for e in arrived if e.update not in self._evaluated]
         for evaluation in fresh:
             self._evaluated.add(evaluation.update)
-            self._record(exchange, evaluation)
+            self._record(records, evaluation)
         if fresh:
             self._prune()  # what waited for its score only
 
     def _prune(self) -> None:
         prune(self._run_dir, self._config.run.keep_checkpoints, frozenset(self.unevaluated()))
 
-    def _record(self, exchange: Exchange, evaluation: Evaluation) -> None:
+    def _record(self, records: Records, evaluation: Evaluation) -> None:
         score = evaluation.accuracy if evaluation.sampled_accuracy is None else evaluation.sampled_accuracy
         marked = best(self._run_dir)
         # Again the best: a resumed run is told once more what came after its checkpoint.
         is_best = marked is None or score > marked["accuracy"] or evaluation.update == marked["update"]
         if is_best and evaluation.update:
             mark_best(self._run_dir, evaluation.update, score)
-        exchange.record("eval", **evaluation.model_dump(exclude={"kind"}), best=is_best)
+        records.record("eval", **evaluation.model_dump(exclude={"kind"}), best=is_best)
 
-    def _tell(self, exchange: Exchange, checkpoint: Checkpoint) -> None:
-        exchange.record(
+    def _tell(self, records: Records, checkpoint: Checkpoint) -> None:
+        records.record(
             "checkpoint", update=checkpoint.update, path=str(checkpoint.path), bytes=checkpoint.bytes
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_actors.errors import RunError
+from grpo_actors.schedule.leases import Cursor
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -35,6 +36,17 @@ class Checkpoint:
     def bytes(self) -> int:
         """Size of all its files."""
         return sum(path.stat().st_size for path in self.path.iterdir())
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a checkpoint stores besides weights and optimizer."""
+
+    cursor: Cursor
+    #: Records told so far.
+    records: int
+    #: The recording that is replayed; empty: workers sample.
+    recording: str = ""
 
 
 def find_checkpoints(run_dir: Path) -> list[Checkpoint]:

@@ -2,7 +2,7 @@
 
     python -m grpo_actors.evaluator CHECKPOINT --config prod.toml [--samples N] [--json]
 
-Alone it scores one folder (a checkpoint, a model folder, a LoRA checkpoint beside its base) and prints
+Alone it scores one folder (a checkpoint, a model folder, an adapter on its base) and prints
 a table. In a run it scores the base model and then every checkpoint as it appears in the run folder, and
 tells the learner. A score that was computed once is kept beside the checkpoint, and never computed again.
 """
@@ -20,12 +20,12 @@ from grpo_actors.checkpoints import MANIFEST, Checkpoint, find_checkpoints, veri
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, load_config, read_config
 from grpo_actors.config.load import OVERRIDE
-from grpo_actors.errors import ConfigError, ModelError
+from grpo_actors.errors import ModelError
 from grpo_actors.evaluation import Score, evaluate, held_out
 from grpo_actors.joining import Leaving, hello, introduce
 from grpo_actors.messages import Beat, Bye, Evaluation, decode, encode, from_learner
-from grpo_actors.policy.checkpoint import ADAPTER, load_weights
-from grpo_actors.policy.model import Policy, load_policy
+from grpo_actors.policy.checkpoint import ADAPTER, check_adapter, load_weights
+from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.processes.door import StopRequest, bound_memory, enter_process
 from grpo_actors.processes.preflight import BASE_EVALUATION_FILE, CONFIG_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task
@@ -193,21 +193,18 @@ def load_folder(folder: Path, config: Config) -> Policy:
 
     Raises:
         ModelError: there is nothing usable in it.
-        ConfigError: it holds an adapter, and the configuration does not say of which model.
+        ConfigError: it holds an adapter of another kind or base than the configuration's.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; give a checkpoint or a model folder")
     if (folder / ADAPTER).is_file():
-        if config.model.fine_tune_type != "lora":
-            raise ConfigError(
-                f"{folder} holds an adapter; give the --config it was trained with, "
-                "or set model.fine_tune_type = lora and model.model_name"
-            )
+        check_adapter(folder, config.model)
         policy = load_policy(config.model, seed=config.run.seed)
         load_weights(folder, policy)
         return policy
-    plain = {"model_name": str(folder.resolve()), "fine_tune_type": "full"}
-    return load_policy(config.model.model_copy(update=plain), seed=config.run.seed)
+    # As it is: what it was trained from, and how, is no matter.
+    plain = {"model_name": str(folder.resolve()), "fine_tune_type": "full", "base_bits": 0}
+    return load_base(config.model.model_copy(update=plain))
 
 
 def as_table(folder: Path, score: Score) -> str:

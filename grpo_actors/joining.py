@@ -141,5 +141,5 @@ def load_welcome_policy(welcome: Welcome, config: Config) -> Policy:
             f"model.model_name: {config.model.model_name!r} is not the learner's model: {mismatch}"
         )
     if config.rollout.quantize_for_rollouts:
-        policy.quantize()
+        policy.quantize(config.rollout.rollout_bits)
     return policy

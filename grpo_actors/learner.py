@@ -1,9 +1,10 @@
 """ACTOR: takes batches of groups, updates the policy, pushes the weights, writes checkpoints.
 
-    python -m grpo_actors.learner RUN_DIR      what launch.py starts; RUN_DIR/config.json is its input
+    python -m grpo_actors.learner RUN_DIR                    what launch.py starts; RUN_DIR/config.json is its input
+    python -m grpo_actors.learner RUN_DIR --replay SOURCE    trains on recorded groups instead (`replay`)
 
 The update itself is `grpo`, in one file that reads as the algorithm. Sockets, leases and records are
-`exchange`, a thread of this process; checkpoints and their scores are `archive`. This file is the order
+`exchange`, a thread of this process; what is told and kept of the run is `history`. This file is the order
 of events between them: take a batch, update, publish, record, perhaps write a checkpoint, and at the end
 wait for the last evaluation.
 """
@@ -15,36 +16,31 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from grpo_actors import __version__
 from grpo_actors.archive import Archive
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, read_config
 from grpo_actors.exchange.exchange import BEAT_S, LOST_S, Exchange, Supply
 from grpo_actors.groups import SampledGroup
-from grpo_actors.grpo import Grpo
+from grpo_actors.history import History, load_grpo
 from grpo_actors.joining import Leaving, introduce
 from grpo_actors.messages import Welcome
 from grpo_actors.observe.sinks import Journal
-from grpo_actors.policy.locate import locate
-from grpo_actors.policy.model import load_policy
-from grpo_actors.policy.weights import pack
-from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, locked
-from grpo_actors.processes.preflight import CONFIG_FILE, total_updates
-from grpo_actors.report import ledger, samples
+from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, is_supervised, locked
+from grpo_actors.processes.preflight import CONFIG_FILE, total_updates, with_rewards
+from grpo_actors.publishing import Publisher
+from grpo_actors.replay import replay
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
-from grpo_actors.tasks.registry import chosen_rewards, load_task
+from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import (
-    CHUNK_BYTES,
     Endpoints,
     plan_endpoints,
     remove_endpoints,
@@ -69,27 +65,33 @@ class Learner:
     endpoints: Endpoints | None = None
 
     def run(self) -> int:
-        """Train until the end or until asked to stop; 0 in both cases."""
+        """Train until the end or until asked to stop: 0 in both cases; 1 where an alarm has ended the run."""
         with ExitStack() as stack:
             stack.enter_context(locked(self.run_dir))
             task = load_task(self.config.data, seed=self.config.run.seed)
-            rewards = {"functions": chosen_rewards(self.config.reward.functions, task)}
-            self.config = self.config.model_copy(
-                update={"reward": self.config.reward.model_copy(update=rewards)}
-            )
+            self.config = with_rewards(self.config, task)
             problems = task.problems("train")
-            self._total = total_updates(self.config, len(problems))
+            total = total_updates(self.config, len(problems))
             self._archive = Archive(self.run_dir, self.config, uuid.uuid4().hex[:12])
-            if self._is_complete():
+            if note := self._archive.completion(total):
+                print(note, file=sys.stderr)
                 return 0
-            self._load_grpo()
+            self._grpo = load_grpo(self.config, total)
+            # Of the base model: taken before a checkpoint's weights come.
+            self._identity = self._grpo.policy.identity
+            self._archive.restore(self._grpo)
             endpoints = self._endpoints()
             self._exchange = self._open_exchange(endpoints, problems)
+            self._history = History(self.run_dir, self.config, self._grpo, self._archive, self._exchange)
+            stack.enter_context(contextlib.closing(self._history))
             stack.callback(remove_endpoints, self.run_dir, endpoints)
             stack.enter_context(contextlib.closing(self._exchange))
             self._exchange.start()
+            self._publisher = stack.enter_context(contextlib.closing(Publisher(self._exchange.publish)))
             endpoints.write(self.run_dir)
-            self._record_start()
+            self._history.begin()
+            if bias := sampling_params(self.config).bias:
+                self._exchange.record("log", level="warning", text=bias)
             self._publish([])
             local = (
                 stack.enter_context(self._local_worker(endpoints))
@@ -97,34 +99,9 @@ class Learner:
                 else None
             )
             self._train(local)
-            self._finish()
-        return 0
+            return self._finish()
 
     # --- before -----------------------------------------------------------------------------------
-
-    def _is_complete(self) -> bool:
-        """Whether nothing is left to do; says so."""
-        archive = self._archive
-        if archive.resumed is None or not archive.is_complete(self._total):
-            return False
-        print(
-            f"{self.run_dir}: complete, all {self._total} updates are done ({archive.resumed.path.name}); "
-            "raise learner.max_updates to train on, or choose another run.output_dir",
-            file=sys.stderr,
-        )
-        return True
-
-    def _load_grpo(self) -> None:
-        """Model and optimizer: from the newest sound checkpoint, or from the start."""
-        config = self.config
-        if isinstance(locate(config.model.model_name), str):
-            print(
-                f"model {config.model.model_name}: from the hub, or its copy on this machine", file=sys.stderr
-            )
-        policy = load_policy(config.model, seed=config.run.seed)
-        self._identity = policy.identity
-        self._grpo = Grpo(config, policy, self._total)
-        self._archive.restore(self._grpo)
 
     def _endpoints(self) -> Endpoints:
         if self.endpoints is not None:
@@ -142,7 +119,7 @@ class Learner:
             lease_timeout_s=config.rollout.lease_timeout_s,
             version=self._grpo.version,
             # Problems that are set aside are made up for by later ones: only versions end the run.
-            last_version=self._total,
+            last_version=self._grpo.total_updates,
             cursor=self._archive.cursor,
         )
         supply = Supply(
@@ -178,22 +155,6 @@ class Learner:
             ),
         )
 
-    def _record_start(self) -> None:
-        """Say what runs, and from where it goes on."""
-        self._exchange.record(
-            "start",
-            run_name=self.config.run.run_name,
-            run_id=self._archive.run_id,
-            model_name=self.config.model.model_name,
-            total_updates=self._total,
-            update=self._grpo.version,
-            config=self.config.model_dump(mode="json"),
-            version=__version__,
-        )
-        if bias := sampling_params(self.config).bias:
-            self._exchange.record("log", level="warning", text=bias)
-        self._archive.announce(self._exchange)
-
     @contextlib.contextmanager
     def _local_worker(self, endpoints: Endpoints) -> Iterator[RolloutWorker]:
         """With rollout.workers = 0: the same worker, in this thread, sampling with the learner's own policy."""
@@ -219,20 +180,23 @@ class Learner:
     # --- during -----------------------------------------------------------------------------------
 
     def _train(self, local: RolloutWorker | None) -> None:
-        while self._grpo.version < self._total and not self.stop:
+        grpo, history = self._grpo, self._history
+        while grpo.version < grpo.total_updates and not self.stop and history.ended_by is None:
             started_s = time.monotonic()
             groups = self._wait_for_batch(local)
             if groups is None:
                 break
             wait_s = time.monotonic() - started_s
-            told = self._grpo.update(groups)
+            told = grpo.update(groups)
             self._publish([group.lease for group in groups])
             if local is not None:
-                local.version = self._grpo.version
-            self._record_update(groups, told, wait_s, time.monotonic() - started_s)
-            self._archive.save_if_due(self._exchange, self._grpo)
-            self._archive.take_evaluations(self._exchange)
-        self._archive.save(self._exchange, self._grpo)
+                local.version = grpo.version
+            update_s = time.monotonic() - started_s
+            sampled_per_s = self._exchange.take_tokens() / update_s
+            history.tell(groups, told, update_s=update_s, wait_s=wait_s, rollout_tokens_per_s=sampled_per_s)
+            history.save_if_due()
+            self._take_evaluations()
+        history.save()
 
     def _wait_for_batch(self, local: RolloutWorker | None) -> list[SampledGroup] | None:
         """The next update's groups; None: asked to stop."""
@@ -243,41 +207,31 @@ class Learner:
             if local is not None:
                 with contextlib.suppress(Leaving):  # asked to stop: seen right above
                     local.turn(wait_s=0.01)
-            self._archive.take_evaluations(self._exchange)
+            self._take_evaluations()
         return None
 
     def _publish(self, consumed: list[int]) -> None:
-        manifest, data = pack(self._grpo.version, self._grpo.policy.trainable(), CHUNK_BYTES)
-        self._exchange.publish(manifest, data, consumed)
+        self._exchange.consume(consumed)
+        self._publisher.publish(self._grpo.version, self._grpo.policy.trainable())
 
-    def _record_update(
-        self, groups: list[SampledGroup], told: Mapping[str, Any], wait_s: float, update_s: float
-    ) -> None:
-        update = self._grpo.version
-        self._exchange.record(
-            "metrics",
-            update=update,
-            total_updates=self._total,
-            epoch=groups[-1].epoch,
-            **told,
-            rollout_tokens_per_s=self._exchange.take_tokens() / update_s,
-            update_s=update_s,
-            wait_s=wait_s,
-            ledger=ledger(groups),
-        )
-        for sample in samples(groups, self.config.metrics.log_completions, self.config.reward.functions):
-            self._exchange.record("sample", update=update, **sample)
+    def _take_evaluations(self) -> None:
+        self._archive.take_evaluations(self._exchange, self._exchange.take_evaluations())
 
     # --- after ------------------------------------------------------------------------------------
 
-    def _finish(self) -> None:
+    def _finish(self) -> int:
+        """Let everyone leave in order; returns the exit code."""
+        self._publisher.wait()
         self._exchange.dismiss("rollout", "the run is over")
         self._wait_for_evaluations()
         self._exchange.dismiss("evaluator", "the run is over")
         self._exchange.wait_for_goodbyes()
-        done = self._grpo.version >= self._total
-        reason = "all updates done" if done else f"asked to stop after update {self._grpo.version}"
-        self._exchange.record("stop", reason=reason, exit_code=0)
+        if self._history.ended_by is not None and not is_supervised():  # the supervisor shows the record
+            print(f"ended by an alarm: {self._history.ended_by}", file=sys.stderr)
+        done = self._grpo.version >= self._grpo.total_updates
+        return self._history.end(
+            "all updates done" if done else f"asked to stop after update {self._grpo.version}"
+        )
 
     def _wait_for_evaluations(self) -> None:
         """Until the last checkpoint has its score, unless someone presses Ctrl-C or no evaluator is there."""
@@ -289,22 +243,52 @@ class Learner:
         ):
             if self._exchange.evaluator_present():
                 last_seen_s = time.monotonic()
-            self._archive.take_evaluations(self._exchange)
+            self._take_evaluations()
             time.sleep(POLL_S)
 
 
 def main() -> int:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        prog="python -m grpo_actors.learner", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("run_dir", type=Path, help="run folder with config.json")
-    parser.add_argument("--endpoints", help=argparse.SUPPRESS)  # JSON: what launch.py has told the others
-    args = parser.parse_args()
+    args = _parse_arguments()
     stop = enter_process()
+    if args.replay is not None:
+        return replay(args.run_dir, args.replay, args.config, args.overrides, stop)
     bound_memory()
     endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
     return Learner(args.run_dir, read_config(args.run_dir / CONFIG_FILE), stop, endpoints).run()
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m grpo_actors.learner",
+        description="Take batches of groups, update the policy, write checkpoints.",
+        epilog="--replay trains without a worker or an evaluator; the same command goes on from the last checkpoint.",
+    )
+    parser.add_argument("run_dir", type=Path, help="run folder with config.json; with --replay: a new one")
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="SOURCE",
+        help="train on the groups that a run recorded with metrics.record_groups = true: its folder, or a groups.jsonl",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="with --replay: settings, as launch.py takes them; left out: those of the recorded run",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="with --replay: override a setting, as algorithm=gspo; repeatable",
+    )
+    parser.add_argument("--endpoints", help=argparse.SUPPRESS)  # JSON: what launch.py has told the others
+    args = parser.parse_args()
+    if args.replay is None and (args.config or args.overrides):
+        parser.error("--config and --set need --replay; without it RUN_DIR/config.json has the settings")
+    return args
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def samples(
                 {
                     "text": completion.text,
                     "reward": sum(
-                        weights[name] * value for name, value in completion.rewards.items() if value
+                        weights.get(name, 0.0) * value  # a replay may weigh fewer than were recorded
+                        for name, value in completion.rewards.items()
+                        if value
                     ),
                     "rewards": completion.rewards,
                     "truncated": not completion.finished,

@@ -15,7 +15,8 @@ from hand_made import (
 )
 from mlx.utils import tree_flatten
 
-from grpo_actors.policy.model import load_policy
+from grpo_actors.objective.batch import Completion, pack
+from grpo_actors.policy.model import load_base, load_policy
 
 # --- the loss -------------------------------------------------------------------------------------
 
@@ -110,10 +111,12 @@ def test_groups_of_equal_rewards_teach_nothing():
 # --- the reference --------------------------------------------------------------------------------
 
 
-def test_the_reference_of_an_adapter_is_the_base_also_after_updates(tiny):
-    grpo = learner(
-        config(model={"fine_tune_type": "lora", "lora_rank": 4}, kl_coeff=0.05, learning_rate=1e-2)
+@pytest.mark.parametrize(("kind", "bits"), [("lora", 0), ("lora", 4), ("dora", 0), ("dora", 4)])
+def test_the_reference_of_an_adapter_is_the_base_also_after_updates(kind, bits):
+    settings = config(
+        model={"fine_tune_type": kind, "lora_rank": 4, "base_bits": bits}, kl_coeff=0.05, learning_rate=1e-2
     )
+    grpo, base_policy = learner(settings), load_base(settings.model)
     groups = groups_of(grpo.policy)
     first = grpo.update(groups)
     assert first["kl"] == pytest.approx(0.0, abs=1e-6)
@@ -122,7 +125,7 @@ def test_the_reference_of_an_adapter_is_the_base_also_after_updates(tiny):
     expected = []
     for group in groups:
         for completion in group.completions:
-            base = logprobs_under(tiny, group, completion)
+            base = logprobs_under(base_policy, group, completion)
             with grpo.policy.holding(grpo.reference):
                 off = logprobs_under(grpo.policy, group, completion)
             np.testing.assert_allclose(off, base, atol=1e-5)
@@ -156,10 +159,11 @@ def test_the_rate_rises_from_the_first_update_on_and_falls_to_the_last():
     assert rates == pytest.approx([5e-5, 1e-4, 5 / 6 * 1e-4, 5e-5, 1 / 6 * 1e-4])
 
 
-def test_dropout_is_on_for_the_gradient_alone_and_the_same_after_a_resume():
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_dropout_is_on_for_the_gradient_alone_and_the_same_after_a_resume(kind):
     def run(dropout, version=0):
         settings = config(
-            model={"fine_tune_type": "lora", "lora_rank": 4, "lora_dropout": dropout}, learning_rate=1e-2
+            model={"fine_tune_type": kind, "lora_rank": 4, "lora_dropout": dropout}, learning_rate=1e-2
         )
         grpo = learner(settings)
         grpo.version = version
@@ -175,6 +179,31 @@ def test_dropout_is_on_for_the_gradient_alone_and_the_same_after_a_resume():
     assert any((plain[name] != dropped[name]).any() for name in plain)
     assert_same_weights(dropped, run(0.5))
     assert any((dropped[name] != other).any() for name, other in run(0.5, version=1).items())
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_the_log_probs_of_the_old_policy_and_of_the_reference_see_no_dropout(kind):
+    adapter = {"fine_tune_type": kind, "lora_rank": 4}
+    grpo = learner(config(model=adapter | {"lora_dropout": 0.9}, kl_coeff=0.1, learning_rate=1e-2))
+    groups = groups_of(grpo.policy)
+    grpo.update(groups)
+    packed = pack(
+        [Completion(group.prompt, c.tokens, c.logprobs, 1.0) for group in groups for c in group.completions],
+        rows=16,
+        aggregation="dapo",
+        max_new_tokens=MAX_NEW,
+    )
+    plain = load_policy(config(model=adapter).model, seed=0)
+    plain.load_trainable(grpo.policy.trainable())
+    without = learner(config(model=adapter, kl_coeff=0.1), plain)
+    without.reference = grpo.reference
+    batches = [each._inputs(packed.micro_batches) for each in (grpo, without)]
+    assert all("reference_logprobs" in arrays for arrays in batches[0])
+    for arrays, expected in zip(*batches, strict=True):
+        assert mx.array_equal(arrays["reference_logprobs"], expected["reference_logprobs"])
+        old, _ = grpo._frozen_logprobs(arrays)
+        assert mx.array_equal(old, without._frozen_logprobs(arrays)[0])
+        assert not mx.array_equal(old, arrays["reference_logprobs"])
 
 
 def test_gradient_checkpointing_changes_no_update():

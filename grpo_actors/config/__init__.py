@@ -1,5 +1,6 @@
 """The settings of a run: one frozen `Config`, read from TOML files and ``--set``."""
 
+from grpo_actors.config.health import HealthConfig
 from grpo_actors.config.load import LoadedConfig, load_config, read_config
 from grpo_actors.config.objective import ObjectiveConfig
 from grpo_actors.config.resume import MATTERS_FOR_RESUME, differences, resume_conflicts
@@ -26,6 +27,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluatorConfig",
+    "HealthConfig",
     "LearnerConfig",
     "LoadedConfig",
     "MetricsConfig",

@@ -40,6 +40,11 @@ def _idle_model(config: "Config") -> Iterator[tuple[str, str]]:
             yield f"model.lora_{leaf}", 'fine_tune_type is "full"'
     if not config.rollout.quantize_for_rollouts:
         yield "rollout.rollout_bits", "quantize_for_rollouts is false"
+    elif config.model.base_bits:
+        yield "rollout.quantize_for_rollouts", "base_bits has quantised the model already"
+    if config.learner.optimizer in {"lion", "adafactor"}:
+        for leaf in ("adam_beta1", "adam_beta2"):
+            yield f"learner.{leaf}", f'optimizer is "{config.learner.optimizer}"'
 
 
 def _idle_selection(config: "Config") -> Iterator[tuple[str, str]]:

@@ -4,9 +4,10 @@ Nothing starts on an unusable setting: each error is one line with the source, t
 rule and the value got.
 """
 
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -44,7 +45,7 @@ class _Layer:
 
     where: str
     values: Mapping[str, Any]
-    #: Not written by the user: another setting stands for it.
+    #: Not written by the user: another setting stands for it, or a run has saved all that it had.
     implied: bool = False
 
 
@@ -52,7 +53,8 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
     """Resolve a configuration.
 
     Args:
-        path: a TOML file, looked up as given, then in ``configs/``, then among the shipped ones; None: defaults only.
+        path: a TOML file, looked up as given, then in ``configs/``, then among the shipped ones; or a run folder's
+            config.json; None: defaults only.
         overrides: ``key=value`` each, the key dotted or bare, the value in TOML or bare text. The last one wins.
 
     Raises:
@@ -63,8 +65,9 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
     if path is not None:
         file = find_config(path)
         where = _shown(file)
-        values, flat = leaves(_read_toml(file, where), where)
-        layers.append(_Layer(where, values))
+        saved = file.suffix == ".json"
+        values, flat = leaves((_read_json if saved else _read_toml)(file, where), where)
+        layers.append(_Layer(where, values, implied=saved))
         if flat:
             notes.append(
                 f"{where}: flat keys of MLX-GRPO; keys that it leaves out have this program's defaults"
@@ -73,7 +76,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
     layers, decisions = _modernised(layers)
     config, origins = _merge(list(_expanded(layers)))
     notes += decisions
-    by_hand = {f"{OWNER[leaf]}.{leaf}" for layer in layers for leaf in layer.values}
+    by_hand = {f"{OWNER[leaf]}.{leaf}" for layer in layers if not layer.implied for leaf in layer.values}
     notes += [f"{key} {reason}" for key, reason in advice(config) if key in by_hand]
     return LoadedConfig(config, origins, notes)
 
@@ -116,14 +119,33 @@ def _shown(file: Path) -> str:
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
-def _read_toml(file: Path, where: str) -> dict[str, Any]:
+def _read_text(file: Path, where: str) -> str:
     try:
         # utf-8-sig: Windows editors put a byte order mark first, which TOML does not know.
-        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+        return file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: must be UTF-8, got byte 0x{error.object[error.start]:02x}") from error
+
+
+def _read_json(file: Path, where: str) -> dict[str, Any]:
+    """The sections of a saved configuration; null, as what is not set is saved, is left out."""
+    try:
+        document = json.loads(_read_text(file, where))
+    except ValueError as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from error
+    if not isinstance(document, dict) or not all(isinstance(value, dict) for value in document.values()):
+        raise ConfigError(f"{where}: must be a run folder's config.json, got JSON of another shape")
+    return {
+        section: {leaf: value for leaf, value in values.items() if value is not None}
+        for section, values in document.items()
+    }
+
+
+def _read_toml(file: Path, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_read_text(file, where))
     except tomllib.TOMLDecodeError as error:
         # A message like "Invalid value (at line 3, column 5)".
         raise ConfigError(f"{where}: not TOML: {error}") from error
@@ -171,7 +193,7 @@ def _modernised(layers: Sequence[_Layer]) -> tuple[list[_Layer], list[str]]:
         values, decisions = modernise(
             layer.values, where=layer.where, gradient_accumulation_steps=accumulation
         )
-        result.append(_Layer(layer.where, values))
+        result.append(replace(layer, values=values))
         notes += decisions
     return result, notes
 

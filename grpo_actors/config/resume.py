@@ -11,6 +11,7 @@ MATTERS_FOR_RESUME = frozenset(
         "model.model_name",
         "model.dtype",
         "model.fine_tune_type",
+        "model.base_bits",
         "model.lora_rank",
         "model.lora_scale",
         "model.lora_layers",
@@ -30,6 +31,7 @@ MATTERS_FOR_RESUME = frozenset(
         "learner.batch_size",
         "learner.gradient_accumulation_steps",
         "learner.num_iterations",
+        "learner.optimizer",
     }
 )
 

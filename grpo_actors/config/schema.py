@@ -1,14 +1,16 @@
 """Every setting: its name, type, bounds, default and one line on what it does.
 
-With `objective`, whose section has a file of its own, the only place with a default. The model knows no file and no command line (`load` does),
-and nothing that needs MLX or a socket. Types are strict: text is never read as a number; a whole
-number is a number. Contradictions between settings are in `rules`.
+With `objective` and `health`, whose sections have files of their own, the only place with a default. The
+model knows no file and no command line (`load` does), and nothing that needs MLX or a socket. Types are
+strict: text is never read as a number; a whole number is a number. Contradictions between settings are in
+`rules`.
 """
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from grpo_actors.config.health import HealthConfig
 from grpo_actors.config.objective import ObjectiveConfig
 from grpo_actors.config.rules import check
 from grpo_actors.config.section import NotNegative, Positive, Section, Text, Texts
@@ -258,6 +260,7 @@ class Config(Section):
     evaluator: EvaluatorConfig = EvaluatorConfig()
     transport: TransportConfig = TransportConfig()
     metrics: MetricsConfig = MetricsConfig()
+    health: HealthConfig = HealthConfig()
 
     @property
     def groups_per_update(self) -> int:

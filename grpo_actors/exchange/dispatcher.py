@@ -56,13 +56,16 @@ class Dispatcher:
 
     # --- what the learner asks for ----------------------------------------------------------------
 
-    def publish(self, manifest: wire.Manifest, data: memoryview, consumed: Sequence[int]) -> None:
-        """A new version: the groups in `consumed` are in it, and workers may fetch it."""
+    def consume(self, leases: Sequence[int]) -> None:
+        """The groups of these leases have made the next version, which may take a while to be published."""
+        if leases:
+            self._table.consume(leases)
+            self._batch_out = False
+
+    def publish(self, manifest: wire.Manifest, data: memoryview) -> None:
+        """Workers may fetch this version."""
         self._weights.publish(manifest.version, wire.encode(manifest), data, manifest.chunk_bytes)
         self._published = manifest.version
-        if consumed:
-            self._table.consume(consumed)
-            self._batch_out = False
         for peer in self._roster:
             if peer.works:
                 self._announce(peer)

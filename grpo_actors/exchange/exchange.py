@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import zmq
 
+from grpo_actors.checkpoints import Snapshot
 from grpo_actors.errors import TrainingError
 from grpo_actors.exchange.dispatcher import TICK_S, Dispatcher
 from grpo_actors.exchange.peers import BEAT_S, LOST_S
@@ -24,13 +24,13 @@ from grpo_actors.exchange.supply import Supply
 from grpo_actors.groups import SampledGroup
 from grpo_actors.messages import Evaluation, Manifest, Welcome
 from grpo_actors.observe.sinks import Journal
-from grpo_actors.schedule.leases import Cursor, LeaseTable
+from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.events import EventPublisher
 from grpo_actors.transport.sockets import Endpoints, zmq_context
 from grpo_actors.transport.weights import WeightsServer
 
-__all__ = ["BEAT_S", "LOST_S", "Exchange", "Snapshot", "Supply"]
+__all__ = ["BEAT_S", "LOST_S", "Exchange", "Supply"]
 
 T = TypeVar("T")
 
@@ -39,14 +39,6 @@ T = TypeVar("T")
 FAREWELL_S = 2.0
 #: An answer that takes longer makes the learner look whether the thread still lives.
 ANSWER_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What a checkpoint stores of this half."""
-
-    cursor: Cursor
-    records: int
 
 
 class Exchange:
@@ -87,9 +79,13 @@ class Exchange:
         self._thread.start()
         self._bound.result()
 
-    def publish(self, manifest: Manifest, data: memoryview, consumed: Sequence[int]) -> None:
-        """A new version: the groups in `consumed` are in it, and workers may fetch it."""
-        self._post(lambda: self._dispatcher.publish(manifest, data, consumed))
+    def consume(self, leases: Sequence[int]) -> None:
+        """The groups of these leases have made the next version."""
+        self._post(lambda: self._dispatcher.consume(leases))
+
+    def publish(self, manifest: Manifest, data: memoryview) -> None:
+        """Workers may fetch this version; may be called on any thread."""
+        self._post(lambda: self._dispatcher.publish(manifest, data))
 
     def next_batch(self, timeout_s: float) -> list[SampledGroup] | None:
         """The groups of the next update, or None after `timeout_s`.

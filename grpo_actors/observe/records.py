@@ -87,7 +87,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "answer": "the true one",
         "completions": "list of {text, reward, rewards, truncated}",
     },
-    "alarm": {"name": "", "text": ""},
+    "alarm": {"name": "", "text": "", "update": "that raised it, or null"},
     "log": {"level": "", "text": ""},
     "stop": {"reason": "", "exit_code": ""},
 }

@@ -6,6 +6,7 @@ stay small. A record is whole in the file before it is published: a reader who m
 it there. Knows no socket: to publish is a function given by the caller.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -49,16 +50,17 @@ class Journal:
         self._seq = seq
         self._publish = publish
         self._clock = clock
-        self._metrics: _RecordFile | None = None
-        self._completions: _RecordFile | None = None
+        self._metrics: LineFile | None = None
+        self._completions: LineFile | None = None
         if log_jsonl:
-            self._metrics = _RecordFile(folder / METRICS_FILE, last_seq=seq)
+            keeps = functools.partial(_is_told, last_seq=seq)
+            self._metrics = LineFile(folder / METRICS_FILE, keeps, switch="metrics.log_jsonl")
             try:
-                self._completions = _RecordFile(folder / COMPLETIONS_FILE, last_seq=seq)
+                self._completions = LineFile(folder / COMPLETIONS_FILE, keeps, switch="metrics.log_jsonl")
             except RunError:
                 self._metrics.close()
                 raise
-            self.missing = seq - self._metrics.records
+            self.missing = seq - self._metrics.kept
 
     @property
     def seq(self) -> int:
@@ -95,7 +97,7 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _files(self) -> list["_RecordFile"]:
+    def _files(self) -> list["LineFile"]:
         return [file for file in (self._metrics, self._completions) if file is not None]
 
     def _write(self, record: Record, line: bytes) -> None:
@@ -116,31 +118,41 @@ class Journal:
             raise
 
 
-class _RecordFile:
-    """An append-only file of records that never shows a torn line for longer than a write takes."""
+class LineFile:
+    """An append-only file of JSON lines that never shows a torn line for longer than a write takes."""
 
-    def __init__(self, path: Path, *, last_seq: int) -> None:
-        """Open, and cut off all after record `last_seq`, a torn last line included."""
+    def __init__(self, path: Path, keeps: Callable[[bytes], bool], *, switch: str) -> None:
+        """Open, and cut off what a run that goes on from a checkpoint will tell again.
+
+        Args:
+            path: Created where there is none.
+            keeps: Whether a line belongs to what the checkpoint knows; the first that does not, or a torn
+                one, is cut off with all after it. `ProtocolError`: the line is none of this file's.
+            switch: The setting that does without the file.
+        """
         self.path = path
+        self._switch = switch
         try:
             path.touch()
-            self.records, self.size = _keep(path, last_seq)
+            #: Lines that were kept, and the file's bytes.
+            self.kept, self.size = _head(path, keeps)
             os.truncate(path, self.size)
             # Unbuffered: a buffer would keep what a full disk refused and write it twice, later.
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise self._failure("cannot be opened", error) from error
 
-    def write(self, line: bytes) -> None:
-        """Append one line, whole or not at all."""
-        rest = memoryview(line + b"\n")
+    def write(self, *lines: bytes) -> None:
+        """Append lines, all of them whole or none at all."""
+        data = b"".join(line + b"\n" for line in lines)
+        rest = memoryview(data)
         try:
             while rest:  # a file system that is nearly full writes a part first
                 rest = rest[self._file.write(rest) or 0 :]
         except OSError as error:
             self.cut(self.size)
             raise self._failure("cannot be written", error) from error
-        self.size += len(line) + 1
+        self.size += len(data)
 
     def cut(self, size: int) -> None:
         """Shorten to `size` bytes; needs no room on the disk."""
@@ -148,40 +160,46 @@ class _RecordFile:
         self.size = size
 
     def sync(self) -> None:
+        """Return once all lines are on the disk itself."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise self._failure("cannot be written", error) from error
 
     def close(self) -> None:
+        """Close the file; may be called twice."""
         self._file.close()
 
     def _failure(self, what: str, error: OSError) -> RunError:
         return RunError(
             f"{self.path} {what} ({error.strerror}); free some space or make the folder writable, "
-            "or set metrics.log_jsonl = false"
+            f"or set {self._switch} = false"
         )
 
 
-def _keep(path: Path, last_seq: int) -> tuple[int, int]:
-    """How many records up to `last_seq` stand at the head of the file, and their bytes.
+def _is_told(line: bytes, *, last_seq: int) -> bool:
+    """Whether the record is one of the first `last_seq`."""
+    return bool(decode(line)["seq"] <= last_seq)
 
-    A line without its newline was torn by a kill. A whole line that is no record was put there by
+
+def _head(path: Path, keeps: Callable[[bytes], bool]) -> tuple[int, int]:
+    """How many lines at the head of the file are kept, and their bytes.
+
+    A line without its newline was torn by a kill. A whole line that is none of ours was put there by
     someone else, and is not ours to cut: `RunError`.
     """
-    records = size = 0
+    kept = size = 0
     with path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
             try:
-                seq = decode(line)["seq"]
+                if not keeps(line):
+                    break
             except ProtocolError as error:
                 raise RunError(
-                    f"{path}, line {records + 1}: {error}; move the file away to resume without it"
+                    f"{path}, line {kept + 1}: {error}; move the file away to resume without it"
                 ) from error
-            if seq > last_seq:
-                break
-            records += 1
+            kept += 1
             size += len(line)
-    return records, size
+    return kept, size

@@ -4,11 +4,12 @@ A checkpoint is written beside its name, made durable file by file, and renamed:
 moment leaves the last one or this one, never half of one.
 
     RUN/checkpoint-40/   model.safetensors, config.json, tokenizer files   (full: mlx_lm.load reads it)
-                         adapters.safetensors, adapter_config.json         (LoRA: mlx_lm.load's adapter_path)
+                         adapters.safetensors, adapter_config.json         (adapter: mlx_lm.load's adapter_path)
                          optimizer.safetensors, state.json, manifest.json
                          reference.safetensors                             (where it follows the policy)
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +19,18 @@ import mlx.core as mx
 import mlx_lm.utils
 
 from grpo_actors.checkpoints import STATE, UNFINISHED, Checkpoint, seal, write_json
-from grpo_actors.errors import ModelError, RunError
-from grpo_actors.policy.model import Policy, lora_parameters
+from grpo_actors.config import ModelConfig
+from grpo_actors.errors import ConfigError, ModelError, RunError
+from grpo_actors.policy.adapter import adapted_layers, adapter_parameters
+from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.policy.model import Policy
+from grpo_actors.policy.quantization import GROUP_SIZE
 from grpo_actors.policy.training import Training
 
 OPTIMIZER = "optimizer.safetensors"
 REFERENCE = "reference.safetensors"
 ADAPTER = "adapters.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 
 #: Beside the weights: what a model folder needs to be loaded and talked to.
 _COMPANIONS = ("generation_config.json", "*.py", "LICENSE*")
@@ -100,10 +106,34 @@ def load_weights(path: Path, policy: Policy) -> None:
     mx.eval(policy.model.parameters())
 
 
+def check_adapter(path: Path, config: ModelConfig) -> None:
+    """Refuse settings that do not describe the adapter in the folder `path`: on them it would mean something else.
+
+    Raises:
+        ModelError: nothing says what the adapter is.
+        ConfigError: its kind, its scale or the bits of its base are others. (Of another size it does not load.)
+    """
+    file = path / ADAPTER_CONFIG
+    if not file.is_file():
+        raise ModelError(f"{path}: {ADAPTER_CONFIG} is missing beside {ADAPTER}")
+    described = json.loads(file.read_text())
+    trained = {
+        "fine_tune_type": described.get("fine_tune_type", "lora"),  # as mlx-lm reads it
+        "lora_scale": described["lora_parameters"]["scale"],
+        "base_bits": described.get("base_quantization", {}).get("bits", 0),
+    }
+    wrong = [f"model.{key} = {value}" for key, value in trained.items() if getattr(config, key) != value]
+    if wrong:
+        raise ConfigError(
+            f"{path} holds an adapter of {described['model']}; give the --config it was trained "
+            f"with, or set {' and '.join(wrong)} and model.model_name"
+        )
+
+
 def _write_weights(folder: Path, policy: Policy) -> None:
     if policy.has_adapter:
         mx.save_safetensors(str(folder / ADAPTER), policy.trainable())
-        write_json(folder / "adapter_config.json", adapter_config(policy))
+        write_json(folder / ADAPTER_CONFIG, adapter_config(policy))
         return
     mlx_lm.utils.save_model(folder, policy.model)
     mlx_lm.utils.save_config(_architecture(policy), folder / "config.json")
@@ -124,15 +154,20 @@ def _architecture(policy: Policy) -> dict[str, Any]:
 
 
 def adapter_config(policy: Policy) -> dict[str, Any]:
-    """What mlx-lm needs to load the adapter onto the base model."""
+    """What mlx-lm needs to load the adapter onto its base, and which base that is.
+
+    With base_bits the base lies nowhere as a file; ``mlx_lm.convert -q --q-bits N`` of ``model`` makes it.
+    """
     config = policy.config
-    layers = len(policy.model.layers) if config.lora_layers < 0 else config.lora_layers
-    return {
-        "fine_tune_type": "lora",
-        "model": config.model_name,
-        "num_layers": layers,
-        "lora_parameters": lora_parameters(config),
+    described = {
+        "fine_tune_type": config.fine_tune_type,
+        "model": str(EMBEDDED) if policy.source == EMBEDDED else config.model_name,
+        "num_layers": adapted_layers(policy.model, config),
+        "lora_parameters": adapter_parameters(config),
     }
+    if config.base_bits:
+        described["base_quantization"] = {"group_size": GROUP_SIZE, "bits": config.base_bits}
+    return described
 
 
 def _read_arrays(path: Path) -> dict[str, mx.array]:

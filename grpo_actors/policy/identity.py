@@ -4,7 +4,7 @@ Knows weights and a vocabulary; refuses to know where they were loaded from. An 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import mlx.core as mx
@@ -40,12 +40,7 @@ class Identity:
 
 def identify(name: str, architecture: str, model: nn.Module, vocabulary: Mapping[str, int]) -> Identity:
     """The identity of the base model in `model`, whatever adapter it carries."""
-    # An adapter wraps a layer: the base's weight is then the weight of its child "linear".
-    base = sorted(
-        (key.replace(".linear.", "."), array)
-        for key, array in tree_flatten(model.parameters())
-        if "lora_" not in key
-    )
+    base = sorted(_base_parameters(model), key=lambda item: item[0])
     weights = xxhash.xxh3_64()
     for key, array in base:
         head = array.reshape(-1)[:_SAMPLE]
@@ -60,3 +55,13 @@ def identify(name: str, architecture: str, model: nn.Module, vocabulary: Mapping
         weights=weights.hexdigest(),
         tokenizer=xxhash.xxh3_64_hexdigest(json.dumps(sorted(vocabulary.items())).encode()),
     )
+
+
+def _base_parameters(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
+    """Names and arrays as they are without an adapter, which wraps a module and adds arrays of its own."""
+    wrappers = {name for name, module in model.named_modules() if "lora_a" in module}
+    for key, array in tree_flatten(model.parameters()):
+        owner, _, leaf = key.rpartition(".")
+        wrapper = owner.rpartition(".")[0]
+        if owner not in wrappers:
+            yield (f"{wrapper}.{leaf}" if wrapper in wrappers else key), array

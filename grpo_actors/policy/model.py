@@ -16,12 +16,13 @@ import mlx_lm.utils
 from jinja2 import TemplateError
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
+from grpo_actors.policy.adapter import add_adapter
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
+from grpo_actors.policy.quantization import is_quantized, quantize
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -45,8 +46,8 @@ class Policy:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether only a LoRA adapter trains."""
-        return self.config.fine_tune_type == "lora"
+        """Whether only an adapter trains."""
+        return self.config.fine_tune_type != "full"
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:
@@ -87,17 +88,14 @@ class Policy:
         """Of the trainable arrays before any `quantize`."""
         return {name: array.shape for name, array in self.trainable().items()}
 
-    def quantize(self, bits: int = 4, group_size: int = 64) -> None:
+    def quantize(self, bits: int) -> None:
         """Sample with fewer bits: less memory, and a policy that is no longer quite the learner's.
 
-        Only for a policy that never trains; new weights are quantised as they arrive.
+        Only for a policy that never trains; new weights are quantised as they arrive. What is quantised
+        already stays as it is.
         """
         assert self._shapes is not None  # taken now: the names and shapes that the learner will send
-
-        def fits(_: str, module: nn.Module) -> bool:
-            return hasattr(module, "to_quantized") and module.weight.shape[-1] % group_size == 0
-
-        nn.quantize(self.model, group_size=group_size, bits=bits, class_predicate=fits)
+        quantize(self.model, bits)
         mx.eval(self.model.parameters())
 
     @contextlib.contextmanager
@@ -164,7 +162,7 @@ class Policy:
 
 
 def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> Policy:
-    """Load a model as the configuration describes it, adapter included.
+    """Load a model as the configuration describes it, adapter included, and ready to train.
 
     Args:
         config: Section [model].
@@ -173,8 +171,30 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
 
     Raises:
         ModelError: unusable folder, or the hub could not be reached.
-        ConfigError: an adapter setting that fits no layer of this model, or all weights are to be trained
+        ConfigError: an adapter setting that does not fit this model, or all weights are to be trained
             and they are quantised.
+    """
+    policy = load_base(config, dtype=dtype)
+    if policy.has_adapter:
+        add_adapter(policy.model, config, seed)
+    elif is_quantized(policy.model):
+        raise ConfigError(
+            f'model.fine_tune_type: {config.model_name} has quantised weights, so that "full" could train nothing but '
+            'its norms and biases; set fine_tune_type = "lora" (an adapter beside them), or name the unquantised model'
+        )
+    else:
+        policy.model.unfreeze()
+    policy.model.eval()
+    mx.eval(policy.model.parameters())
+    return policy
+
+
+def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
+    """Load a model with nothing in it that trains, in base_bits if the configuration wants that.
+
+    Raises:
+        ModelError: as `load_policy`.
+        ConfigError: base_bits for a model that is quantised already.
     """
     location = locate(config.model_name)
     try:
@@ -191,21 +211,19 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
         raise ModelError(
             f"model.model_name: {config.model_name!r} cannot be loaded: {_first_line(error)}"
         ) from error
-    wanted = resolve_dtype(dtype or config.dtype, architecture)
-    model.set_dtype(wanted)
-    policy = Policy(config.model_name, model, tokenizer, architecture, Path(source), config)
-    if config.fine_tune_type == "lora":
-        _add_adapter(policy, seed)
-    elif "quantization" in architecture:
-        raise ConfigError(
-            f"model.fine_tune_type: {config.model_name} has quantised weights, which cannot be trained; "
-            "use fine_tune_type = lora, or the model it was made from"
-        )
-    else:
-        model.unfreeze()
+    if config.base_bits:
+        if is_quantized(model):
+            raise ConfigError(
+                f"model.base_bits: must be 0 for {config.model_name}, which is quantised already, got {config.base_bits}"
+            )
+        # Before the change of type: the base is then the same one under every model.dtype, and the one that
+        # mlx_lm.convert writes. Before anything is evaluated: the whole model is never in memory.
+        quantize(model, config.base_bits)
+    model.set_dtype(resolve_dtype(dtype or config.dtype, architecture))
+    model.freeze()
     model.eval()
     mx.eval(model.parameters())
-    return policy
+    return Policy(config.model_name, model, tokenizer, architecture, Path(source), config)
 
 
 def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:
@@ -216,27 +234,6 @@ def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:
         return mx.float32
     stored = str(architecture.get("torch_dtype") or architecture.get("dtype") or "bfloat16")
     return DTYPES.get(stored, mx.bfloat16)
-
-
-def lora_parameters(config: ModelConfig) -> dict[str, Any]:
-    """An adapter as mlx-lm describes it; without keys it takes every layer that it can."""
-    parameters = {"rank": config.lora_rank, "scale": config.lora_scale, "dropout": config.lora_dropout}
-    return parameters | ({"keys": list(config.lora_keys)} if config.lora_keys else {})
-
-
-def _add_adapter(policy: Policy, seed: int) -> None:
-    config, model = policy.config, policy.model
-    model.freeze()
-    layers = len(model.layers)
-    mx.random.seed(seed)
-    linear_to_lora_layers(
-        model, layers if config.lora_layers < 0 else config.lora_layers, lora_parameters(config)
-    )
-    if not tree_flatten(model.trainable_parameters()):
-        names = sorted({name for name, _ in model.layers[0].named_modules() if name})
-        raise ConfigError(
-            f"model.lora_keys: {list(config.lora_keys)} match no module of {policy.name}; a layer has {', '.join(names)}"
-        )
 
 
 def _first_line(error: BaseException) -> str:

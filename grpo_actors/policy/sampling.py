@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from grpo_actors.policy.batching import Sampler
+from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.draw import Sample, SamplingParams
 from grpo_actors.policy.fixed_batch import sample_fixed
 from grpo_actors.policy.model import Policy
@@ -30,8 +31,19 @@ def sample_groups(
     Returns:
         P lists of samples, in the order of the seeds.
     """
-    if not fits(policy):
-        return sample_fixed(policy, prompts, seeds, params, on_step)
+    with fixed_norms(policy.model):
+        if not fits(policy):
+            return sample_fixed(policy, prompts, seeds, params, on_step)
+        return _sample_in_window(policy, prompts, seeds, params, on_step)
+
+
+def _sample_in_window(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]],
+    params: SamplingParams,
+    on_step: Callable[[int], None] | None,
+) -> list[list[Sample]]:
     sampler = Sampler(policy, params, places_for(prompts, seeds, params))
     for i, (prompt, group) in enumerate(zip(prompts, seeds, strict=True)):
         sampler.submit(i, prompt, group)

@@ -13,16 +13,17 @@ call. On a CPU MLX runs faster uncompiled (0.44 s against 0.64 s for the embedde
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers as optim
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_reduce
 
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.optimizer import build_optimizer, decayed
+from grpo_actors.policy.recomputation import recomputed_blocks
 
 #: (model, arrays of a micro-batch) -> (loss, statistics vector).
 LossFunction = Callable[[nn.Module, Mapping[str, mx.array]], tuple[mx.array, mx.array]]
@@ -41,12 +42,7 @@ class Training:
         """Prepare to train what is trainable in `model` now; `compiled` None: where it pays."""
         self._model = model
         self._config = config
-        self.optimizer = optim.AdamW(
-            learning_rate=config.learning_rate,
-            betas=[config.adam_beta1, config.adam_beta2],
-            weight_decay=config.weight_decay,
-            bias_correction=True,  # off by default in MLX: the first steps would be far too long
-        )
+        self.optimizer = build_optimizer(config, model)
         #: The float32 weights; where the model itself is float32, the very same arrays.
         self._weights = {"": _float32(model.trainable_parameters())}
         self.optimizer.init(self._weights[""])
@@ -122,15 +118,14 @@ class Training:
         In place: compiled functions hold on to the containers that they were given.
 
         Raises:
-            ModelError: the state is another model's.
+            ModelError: the state is another model's or optimizer's.
         """
-        try:
-            state = tree_map_with_path(lambda name, _: arrays[_OPTIMIZER + name], self.optimizer.state)
-        except KeyError as error:
+        missing = {_OPTIMIZER + name for name, _ in tree_flatten(self.optimizer.state)} - arrays.keys()
+        if missing:
             raise ModelError(
-                f"optimizer state: {error} is missing; it was written for another model"
-            ) from error
-        self.optimizer.state.update(state)
+                f"optimizer state: {min(missing)} is missing; it was written for another model or optimizer"
+            )
+        _fill(self.optimizer.state, arrays, _OPTIMIZER)
         rounded = _float32(self._model.trainable_parameters())
         self._weights[""] = tree_map_with_path(
             lambda name, array: arrays.get(_WEIGHTS + name, array), rounded
@@ -140,38 +135,17 @@ class Training:
     def _move(self, gradients: Any, factor: mx.array) -> None:
         """One optimizer step with `factor` · `gradients`."""
         scaled = tree_map(lambda g: g * factor, gradients)
-        weights = self.optimizer.apply_gradients(scaled, self._weights[""])
+        weights = self._weights[""]
+        if self._config.weight_decay:
+            weights = decayed(weights, self.optimizer.learning_rate * self._config.weight_decay)
+        moved = dict(tree_flatten(self.optimizer.apply_gradients(scaled, weights)))
+        # In the order that they had: a compiled function tells arrays apart by their place, and MLX's
+        # MultiOptimizer puts those of its first optimizer first.
+        weights = tree_map_with_path(lambda name, _: moved[name], weights)
         self._weights[""] = weights
         self._model.update(
             tree_map(lambda new, old: new.astype(old.dtype), weights, self._model.trainable_parameters())
         )
-
-
-@contextlib.contextmanager
-def recomputed_blocks(model: Any) -> Iterator[None]:
-    """Within this block, a backward pass computes each transformer block again instead of keeping its activations.
-
-    It changes the blocks' class, for this thread and every other: nothing else may run the model meanwhile.
-    """
-    originals = {kind: kind.__call__ for kind in {type(block) for block in model.layers}}
-    for kind, original in originals.items():
-        kind.__call__ = _recomputed(original)
-    try:
-        yield
-    finally:
-        for kind, original in originals.items():
-            kind.__call__ = original
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        def pure(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-            block.update(parameters)
-            return forward(block, *args, **kwargs)
-
-        return mx.checkpoint(pure)(block.trainable_parameters(), *args, **kwargs)
-
-    return call
 
 
 def learning_rate(config: LearnerConfig, step: int, steps: int) -> float:
@@ -195,3 +169,12 @@ def learning_rate(config: LearnerConfig, step: int, steps: int) -> float:
 def _float32(tree: Any) -> Any:
     """A tree of arrays in float32; those that are so already stay the same arrays."""
     return tree_map(lambda array: array.astype(mx.float32), tree)
+
+
+def _fill(tree: Any, arrays: Mapping[str, mx.array], prefix: str) -> None:
+    """Put arrays into the dictionaries and lists that `tree` consists of, by their dotted names."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, mx.array):
+            tree[key] = arrays[f"{prefix}{key}"]
+        else:
+            _fill(value, arrays, f"{prefix}{key}.")

@@ -14,8 +14,9 @@ from grpo_actors.config import Config, read_config, resume_conflicts
 from grpo_actors.errors import ConfigError, RunError
 from grpo_actors.policy.locate import locate
 from grpo_actors.processes.door import LOCK_FILE, locked
-from grpo_actors.tasks.registry import load_task
+from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.tasks.task import Task
 from grpo_actors.transport.sockets import ENDPOINTS_FILE, check_ports
 
 CONFIG_FILE = "config.json"
@@ -33,7 +34,7 @@ def check(config: Config) -> None:
     if (run_dir / LOCK_FILE).exists():
         with locked(run_dir):
             pass
-    _check_resume(config, run_dir)
+    check_resume(config, run_dir)
     if config.transport.scheme == "tcp" and config.transport.port:
         check_ports(config.transport.host, config.transport.port)
     locate(config.model.model_name)
@@ -46,6 +47,13 @@ def check(config: Config) -> None:
 def prepared(config: Config) -> Iterator[tuple[Path, int]]:
     """The checked run folder, locked, with config.json in it, and the lock's descriptor."""
     check(config)
+    with claimed(config) as claim:
+        yield claim
+
+
+@contextlib.contextmanager
+def claimed(config: Config) -> Iterator[tuple[Path, int]]:
+    """The run folder, locked, with config.json in it, and the lock's descriptor."""
     run_dir = Path(config.run.output_dir)
     with contextlib.ExitStack() as stack:
         try:
@@ -69,6 +77,12 @@ def _clear(run_dir: Path) -> None:
             (run_dir / kept).unlink(missing_ok=True)
 
 
+def with_rewards(config: Config, task: Task) -> Config:
+    """The settings with the task's own rewards where they name none."""
+    rewards = {"functions": chosen_rewards(config.reward.functions, task)}
+    return config.model_copy(update={"reward": config.reward.model_copy(update=rewards)})
+
+
 def total_updates(config: Config, problems: int) -> int:
     """Updates that will really happen: max_updates, or what the epochs give."""
     if config.learner.max_updates:
@@ -82,7 +96,8 @@ def total_updates(config: Config, problems: int) -> int:
     return updates
 
 
-def _check_resume(config: Config, run_dir: Path) -> None:
+def check_resume(config: Config, run_dir: Path) -> None:
+    """Refuse to go on in a folder whose run had other settings, or against run.resume. `RunError` says why."""
     checkpoints = find_checkpoints(run_dir)
     if not checkpoints:
         if config.run.resume == "must":

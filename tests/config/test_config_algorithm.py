@@ -100,6 +100,11 @@ def test_numbers_that_are_not_set_follow_others():
         ),
         (["oversampling=2"], "selection.oversampling has no effect: no group is ever replaced"),
         (["rollout_bits=8"], "rollout.rollout_bits has no effect: quantize_for_rollouts is false"),
+        (
+            ["fine_tune_type=lora", "base_bits=4", "quantize_for_rollouts=true"],
+            "rollout.quantize_for_rollouts has no effect: base_bits has quantised the model already",
+        ),
+        (["optimizer=lion", "adam_beta2=0.9"], 'learner.adam_beta2 has no effect: optimizer is "lion"'),
     ],
 )
 def test_a_number_that_nothing_reads_is_noted(overrides, note):

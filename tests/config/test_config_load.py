@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from grpo_actors.config import Config, LearnerConfig, RolloutConfig, load_config, read_config
@@ -221,3 +223,37 @@ def test_a_damaged_stored_configuration_is_refused(tmp_path, text, expected):
 def test_a_missing_stored_configuration_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json: cannot be read: No such file"):
         read_config(tmp_path / "config.json")
+
+
+# --- a run folder's config.json -------------------------------------------------------------------
+
+
+@pytest.fixture
+def save(write):
+    """A configuration as a run folder keeps it."""
+    return lambda *overrides: write(
+        load_config(None, overrides).config.model_dump_json(indent=2), "config.json"
+    )
+
+
+def test_a_saved_configuration_loads_back_the_same(save):
+    loaded = load_config(save("algorithm=dapo", "stop=['a']", "functions={x=1}", "system_prompt=s"))
+    assert loaded.config == read_config(Path("config.json"))
+    assert set(loaded.origins.values()) == {"config.json", "default"}
+
+
+def test_an_algorithm_that_is_set_beats_a_saved_configuration(save):
+    objective = load_config(save("algorithm=dapo"), ["algorithm=gspo"]).config.objective
+    assert (objective.loss, objective.clip_eps, objective.clip_eps_high) == ("gspo", 3e-4, 4e-4)
+
+
+def test_of_saved_settings_none_was_written_by_hand(save):
+    # Most settings have no effect under some other one; only what a user wrote is remarked on.
+    assert load_config(save()).notes == []
+    (note,) = load_config(save(), ["lora_rank=4"]).notes
+    assert note.startswith("model.lora_rank has no effect")
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"run": 1}', "{", "nonsense"])
+def test_json_that_is_no_configuration_is_one_line(write, text):
+    assert refusal(write(text, "config.json")).startswith("config.json: ")

@@ -29,6 +29,7 @@ def test_a_run_may_resume_under_other_conditions(override):
         ("seed=1", "run.seed"),
         ("model_name=x", "model.model_name"),
         ("fine_tune_type=lora", "model.fine_tune_type"),
+        ("optimizer=lion", "learner.optimizer"),
         ("shuffle=false", "data.shuffle"),
         ("num_generations=4", "rollout.num_generations"),
         ("gradient_accumulation_steps=2", "learner.gradient_accumulation_steps"),
@@ -36,6 +37,11 @@ def test_a_run_may_resume_under_other_conditions(override):
 )
 def test_a_run_may_not_resume_with_other_data_or_another_model(override, key):
     assert resume_conflicts(config(), config(override)) == [key]
+
+
+def test_a_quantised_base_is_another_base():
+    adapter = "fine_tune_type=lora"
+    assert resume_conflicts(config(adapter), config(adapter, "base_bits=4")) == ["model.base_bits"]
 
 
 def test_an_update_may_be_cut_in_another_way():

@@ -159,7 +159,8 @@ class Run:
             chunk_bytes=CHUNK,
             tensors=[wire.TensorEntry(name="w", dtype="uint8", shape=[size], offset=0)],
         )
-        self.exchange.publish(manifest, memoryview(data), consumed)
+        self.exchange.consume(consumed)
+        self.exchange.publish(manifest, memoryview(data))
         return data
 
     def records(self, topic: str = "") -> list[dict[str, Any]]:

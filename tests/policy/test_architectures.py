@@ -58,7 +58,7 @@ def test_a_model_that_takes_padding_for_text_is_found_out():
 
 def test_a_quantised_model_samples_alike_in_a_batch_and_alone():
     policy = random_policy("qwen2", hidden_size=64, num_attention_heads=8)
-    policy.quantize()
+    policy.quantize(4)
     assert_batch_is_single(policy)
 
 

@@ -49,9 +49,9 @@ def greedy_by_mlx_lm(model, tokens):
     return [int(token) for token, _ in steps]
 
 
-@pytest.fixture(params=["full", "lora"])
-def policy(request, tiny, tiny_lora):
-    return tiny if request.param == "full" else tiny_lora
+@pytest.fixture(params=["full", "lora", "dora"])
+def policy(request):
+    return load_policy(ModelConfig(dtype="float32", fine_tune_type=request.param, lora_rank=4), seed=0)
 
 
 def test_mlx_lm_loads_a_checkpoint_and_says_what_the_policy_says(policy, run_dir):
@@ -94,6 +94,24 @@ def test_restored_weights_and_optimizer_go_on_bit_for_bit(policy, run_dir):
         assert mx.array_equal(array, other.trainable()[name]), name
     for name, array in training.state().items():
         assert mx.array_equal(array, resumed.state()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "lion", "adafactor"])
+@pytest.mark.parametrize("bits", [0, 4])
+def test_every_optimizer_goes_on_bit_for_bit(optimizer, bits, run_dir):
+    settings = LearnerConfig(optimizer=optimizer, weight_decay=0.1)
+    kind = "lora" if bits else "full"
+    model = ModelConfig(dtype="float32", fine_tune_type=kind, base_bits=bits)
+    policy, other = load_policy(model, seed=0), load_policy(model, seed=1)
+    training = Training(policy.model, settings, likelihood)
+    advance(training, 2)
+    checkpoint = write_checkpoint(run_dir, 2, policy, training, {})
+    resumed = Training(other.model, settings, likelihood)
+    restore(checkpoint, other, resumed)
+    advance(training, 1)
+    advance(resumed, 1)
+    for name, array in (policy.trainable() | training.state()).items():
+        assert mx.array_equal(array, (other.trainable() | resumed.state())[name]), name
 
 
 def test_a_half_precision_run_resumes_with_the_weights_below_its_precision(run_dir):

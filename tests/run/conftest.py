@@ -16,6 +16,6 @@ def make_run() -> Iterator[Callable[..., Run]]:
 @pytest.fixture(scope="session")
 def on_policy_run() -> Iterator[Run]:
     """Twelve updates with max_staleness = 0, never disturbed: what interrupted runs are compared with."""
-    with new_run(max_updates=12, max_staleness=0, workers=1) as run:
+    with new_run(max_updates=12, max_staleness=0, workers=1, record_groups=True) as run:
         assert run.run() == 0, run.stderr
         yield run

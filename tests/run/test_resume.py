@@ -74,6 +74,11 @@ def test_the_ledger_equals_that_of_the_uninterrupted_run(interrupted_run, on_pol
     assert state["cursor"] == other["cursor"] == {"position": 24, "set_aside": []}
 
 
+def test_the_recorded_groups_equal_those_of_the_uninterrupted_run(interrupted_run, on_policy_run):
+    recorded, other = ((run.folder / "groups.jsonl").read_bytes() for run in (interrupted_run, on_policy_run))
+    assert recorded == other
+
+
 def test_records_of_a_continued_run_have_neither_gap_nor_repeat(interrupted_run):
     interrupted_run.assert_told_without_gap()
     for topic in ("eval", "checkpoint"):

@@ -1,0 +1,122 @@
+"""What is told and kept of a run while it trains, the same whoever brings its groups.
+
+Records, samples, alarms, recorded groups, checkpoints: a live run (`learner`) and a replay (`replay`) differ
+in where their groups come from and where their records go, and in nothing here. Knows no socket.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grpo_actors import __version__
+from grpo_actors.archive import Archive, Records
+from grpo_actors.config import Config
+from grpo_actors.groups import SampledGroup
+from grpo_actors.grpo import Grpo
+from grpo_actors.observe.health import Health
+from grpo_actors.policy.locate import locate
+from grpo_actors.policy.model import load_policy
+from grpo_actors.recording import GROUPS_FILE, GroupsFile
+from grpo_actors.report import ledger, samples
+
+
+def load_grpo(config: Config, total_updates: int) -> Grpo:
+    """Model and optimizer as they are at the start; a checkpoint is put in place by `Archive.restore`."""
+    if isinstance(locate(config.model.model_name), str):
+        print(f"model {config.model.model_name}: from the hub, or its copy on this machine", file=sys.stderr)
+    return Grpo(config, load_policy(config.model, seed=config.run.seed), total_updates)
+
+
+@dataclass
+class History:
+    """Tell it of every update, after the update."""
+
+    run_dir: Path
+    #: With `reward.functions` resolved.
+    config: Config
+    grpo: Grpo
+    archive: Archive
+    records: Records
+    #: Why the run must end: the alarm, where health.on_alarm is "stop".
+    ended_by: str | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._health = Health(self.config)
+        self._groups = (
+            GroupsFile(self.run_dir, after_update=self.archive.update)
+            if self.config.metrics.record_groups
+            else None
+        )
+
+    def begin(self) -> None:
+        """Say what runs, and from where it goes on."""
+        self.records.record(
+            "start",
+            run_name=self.config.run.run_name,
+            run_id=self.archive.run_id,
+            model_name=self.config.model.model_name,
+            total_updates=self.grpo.total_updates,
+            update=self.grpo.version,
+            config=self.config.model_dump(mode="json"),
+            version=__version__,
+        )
+        if self._groups is not None and self._groups.last_update < self.grpo.version:
+            text = f"{GROUPS_FILE} lacks updates {self._groups.last_update + 1} to {self.grpo.version}"
+            self.records.record("log", level="warning", text=text)
+        self.archive.announce(self.records)
+
+    def tell(
+        self,
+        groups: Sequence[SampledGroup],
+        told: Mapping[str, Any],
+        *,
+        update_s: float,
+        wait_s: float,
+        rollout_tokens_per_s: float | None,
+    ) -> None:
+        """One update: what `Grpo.update` told about its groups, and its times in seconds."""
+        update, total = self.grpo.version, self.grpo.total_updates
+        metrics = {
+            "update": update,
+            "total_updates": total,
+            "epoch": groups[-1].epoch,
+            **told,
+            "rollout_tokens_per_s": rollout_tokens_per_s,
+            "update_s": update_s,
+            "wait_s": wait_s,
+        }
+        self.records.record("metrics", **metrics, ledger=ledger(groups))
+        for sample in samples(groups, self.config.metrics.log_completions, self.config.reward.functions):
+            self.records.record("sample", update=update, **sample)
+        if self._groups is not None:
+            self._groups.write(update, total * self.config.groups_per_update, groups)
+        for alarm in self._health.heed(metrics):
+            self.records.record("alarm", name=alarm.name, text=alarm.text, update=update)
+            if self.config.health.on_alarm == "stop" and self.ended_by is None:
+                self.ended_by = f"{alarm.name}: {alarm.text}"
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint where the settings ask for one."""
+        if self.archive.is_due(self.grpo.version):
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the newest version, unless there is one."""
+        if self._groups is not None:
+            self._groups.sync()
+        self.archive.save(self.records, self.grpo)
+
+    def end(self, reason: str) -> int:
+        """The last record, unless an alarm has a better reason; returns the process's exit code."""
+        if self.ended_by is None:
+            self.records.record("stop", reason=reason, exit_code=0)
+            return 0
+        self.records.record("stop", reason=f"alarm: {self.ended_by}", exit_code=1)
+        return 1
+
+    def close(self) -> None:
+        """Close the recorded groups; may be called twice."""
+        if self._groups is not None:
+            self._groups.close()

@@ -1,0 +1,81 @@
+"""An adapter on a frozen base: LoRA (2106.09685) or DoRA (2402.09353), built by mlx-lm.
+
+Knows modules and section [model]; refuses to know whether the base is quantised (QLoRA, 2305.14314), as
+mlx-lm's adapters fit both.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from grpo_actors.config import ModelConfig
+from grpo_actors.errors import ConfigError
+
+_LORA_FITS = (
+    *(nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding),
+    *(SwitchLinear, QuantizedSwitchLinear),
+)
+_DORA_FITS = (nn.Linear, nn.QuantizedLinear, nn.Embedding)
+
+
+def add_adapter(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Freeze `model` and put a new adapter on it, which changes nothing until it is trained.
+
+    Raises:
+        ConfigError: lora_layers or lora_keys do not fit this model.
+    """
+    layers = adapted_layers(model, config)
+    _check_keys(model, layers, config)
+    model.freeze()
+    mx.random.seed(seed)
+    linear_to_lora_layers(model, layers, adapter_parameters(config), use_dora=config.fine_tune_type == "dora")
+
+
+def adapter_parameters(config: ModelConfig) -> dict[str, Any]:
+    """An adapter as mlx-lm describes it; without keys it takes every module of a layer that it can."""
+    parameters = {"rank": config.lora_rank, "scale": config.lora_scale, "dropout": config.lora_dropout}
+    return parameters | ({"keys": list(config.lora_keys)} if config.lora_keys else {})
+
+
+def adapted_layers(model: Any, config: ModelConfig) -> int:
+    """How many layers carry the adapter, counted from the last.
+
+    Raises:
+        ConfigError: more than there are.
+    """
+    there = len(model.layers)
+    if config.lora_layers > there:
+        raise ConfigError(
+            f"model.lora_layers: must be at most {there}, the layers of {config.model_name} (-1: all), "
+            f"got {config.lora_layers}"
+        )
+    return there if config.lora_layers < 0 else config.lora_layers
+
+
+def _check_keys(model: Any, layers: int, config: ModelConfig) -> None:
+    """Refuse keys, or a choice of mlx-lm's, that name no module which the adapter fits."""
+    in_layers = {
+        key: module for layer in model.layers[-layers:] for key, module in layer.named_modules() if key
+    }
+    everywhere = dict(model.named_modules())
+    chosen = set(config.lora_keys) or {key for key, module in in_layers.items() if _fits(module, "lora")}
+    kind = config.fine_tune_type
+    fitting = {key for key, module in in_layers.items() if _fits(module, kind)}
+    unfit = chosen - fitting - {key for key, module in everywhere.items() if _fits(module, kind)}
+    if not unfit:
+        return
+    inside = {id(module) for layer in model.layers for module in layer.modules()}
+    outside = {key for key, module in everywhere.items() if id(module) not in inside and _fits(module, kind)}
+    raise ConfigError(
+        f"model.lora_keys: {', '.join(sorted(unfit))}: no modules of {config.model_name}, or of its last {layers} "
+        f'layers, that fine_tune_type = "{kind}" fits; name some of {", ".join([*sorted(fitting), *sorted(outside)])}'
+    )
+
+
+def _fits(module: nn.Module, kind: str) -> bool:
+    if kind == "dora":
+        return isinstance(module, _DORA_FITS)
+    return hasattr(module, "to_lora") or isinstance(module, _LORA_FITS)

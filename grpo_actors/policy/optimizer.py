@@ -1,0 +1,71 @@
+"""The optimizers of section [learner]: MLX's, with one meaning of the rate and of the decay for all of them.
+
+With every one of them a rate of 1e-5 moves a weight by about 1e-5 a step, Lion's by exactly that (it wants
+a rate 3 to 10 times smaller than AdamW's, says its paper). Muon's own scale is another one, see `_Muon`.
+
+The decay is decoupled, as in AdamW (1711.05101): w ← w − rate · decay · w beside the step, out of reach
+of whatever the optimizer does to a gradient. It is applied here and not by MLX, whose optimizers disagree
+about it (Muon adds it to the gradient) and know no exceptions: only matrices decay. A layer can do with a
+smaller matrix, but the scale of a norm is neutral at 1, not at 0, and a bias makes nothing overfit.
+"""
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.utils import tree_map
+
+from grpo_actors.config import LearnerConfig
+
+
+def build_optimizer(config: LearnerConfig, model: Any) -> optim.Optimizer:
+    """The optimizer of `model`'s trainable parameters; its state is empty, and it applies no decay."""
+    rate = config.learning_rate
+    match config.optimizer:
+        case "lion":
+            # Its second mean is of the gradient, not of its square: adam_beta2 would be another thing here.
+            return optim.Lion(rate)
+        case "adafactor":
+            # As it comes it ignores the rate for one of its own, and scales that with each matrix.
+            return optim.Adafactor(rate, relative_step=False, scale_parameter=False)
+        case "muon":
+            within_layers = _layer_prefixes(model)
+            return optim.MultiOptimizer(
+                [_Muon(rate, weight_decay=0.0), _adam(config)],
+                # No stacks of matrices, such as experts': MLX would flatten each stack into one matrix.
+                [lambda name, array: array.ndim == 2 and name.startswith(within_layers)],
+            )
+        case "adam" | "adamw":
+            return _adam(config)
+
+
+def decayed(weights: Any, share: mx.array) -> Any:
+    """The tree of `weights` whose matrices, and stacks of them, have lost `share` of their values."""
+    return tree_map(lambda w: w * (1 - share) if w.ndim >= 2 else w, weights)
+
+
+class _Muon(optim.Muon):  # type: ignore[misc]  # MLX's optimizers have no types
+    """Muon whose steps are as long as AdamW's, so that one rate serves both parts. 2502.16982, section 2.2.
+
+    A [m, n] matrix of singular values 1 has entries of √(1 / max(m, n)), root mean square. Scaled by
+    0.2 · √max(m, n) they are 0.2, as AdamW's are in practice.
+    """
+
+    def _zeropower_via_newtonschulz5(self, X: mx.array, steps: int) -> Any:
+        # MLX scales by √max(1, m / n) afterwards, and √n · √max(1, m / n) = √max(m, n).
+        return 0.2 * math.sqrt(X.shape[1]) * super()._zeropower_via_newtonschulz5(X, steps)
+
+
+def _adam(config: LearnerConfig) -> optim.Adam:
+    return optim.Adam(
+        config.learning_rate,
+        betas=[config.adam_beta1, config.adam_beta2],
+        bias_correction=True,  # off by default in MLX: the first steps would be far too long
+    )
+
+
+def _layer_prefixes(model: Any) -> tuple[str, ...]:
+    """Beginnings of the names of what lies in a layer: neither embedding nor output head does."""
+    layers = {id(layer) for layer in getattr(model, "layers", ())}
+    return tuple(f"{name}." for name, module in model.named_modules() if id(module) in layers)

@@ -1,0 +1,63 @@
+"""Gradient checkpointing: a backward pass that computes each transformer block again (1604.06174).
+
+Knows blocks and their dropout; refuses to know what is trained.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+
+@contextlib.contextmanager
+def recomputed_blocks(model: Any) -> Iterator[None]:
+    """Within this block, a backward pass computes each transformer block again instead of keeping its activations.
+
+    It changes the blocks' class, for this thread and every other: nothing else may run the model meanwhile.
+    """
+    originals = {kind: kind.__call__ for kind in {type(block) for block in model.layers}}
+    for kind, original in originals.items():
+        kind.__call__ = _recomputed(original)
+    try:
+        yield
+    finally:
+        for kind, original in originals.items():
+            kind.__call__ = original
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
+
+        def pure(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            block.update(parameters)
+            with _dropout_from(key):
+                return forward(block, *args, **kwargs)
+
+        return mx.checkpoint(pure)(block.trainable_parameters(), *args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def _dropout_from(key: mx.array) -> Iterator[None]:
+    """Within this block dropout draws from `key`: drawn from MLX's global state, which moves on with every
+    draw, the second computation would drop other inputs, and its gradient belong to no forward pass.
+    """
+    original = nn.Dropout.__call__
+
+    def call(dropout: Any, x: mx.array) -> mx.array:
+        nonlocal key
+        share: float = dropout._p_1  # noqa: SLF001 - of the inputs that are kept
+        if not dropout.training or share == 1:
+            return x
+        key, own = mx.random.split(key)
+        return mx.random.bernoulli(share, x.shape, key=own) * x / share
+
+    nn.Dropout.__call__ = call
+    try:
+        yield
+    finally:
+        nn.Dropout.__call__ = original
