@@ -4,11 +4,16 @@ Knows modules and section [model]; refuses to know whether the base is quantised
 mlx-lm's adapters fit both.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.tuner.dora import DoRALinear
+from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from grpo_actors.config import ModelConfig
@@ -32,6 +37,27 @@ def add_adapter(model: nn.Module, config: ModelConfig, seed: int) -> None:
     model.freeze()
     mx.random.seed(seed)
     linear_to_lora_layers(model, layers, adapter_parameters(config), use_dora=config.fine_tune_type == "dora")
+
+
+@contextlib.contextmanager
+def fused(model: nn.Module) -> Iterator[None]:
+    """Within this block every adapter on unpacked weights is part of them: one product in place of three.
+
+    A decoding step is as long as it has kernels: with a LoRA of rank 16 on Qwen2.5-0.5B it takes an H200 17 ms,
+    fused 5 ms. In half precision the sum is rounded, so that a young adapter shows only in part: the recorded
+    log-probs are those of what sampled. For the length of a batch; the weights must not change meanwhile.
+    """
+    adapters = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LoRALinear | DoRALinear) and type(module.linear) is nn.Linear
+    }
+    model.update_modules(tree_unflatten([(name, module.fuse()) for name, module in adapters.items()]))
+    mx.eval(model.parameters())
+    try:
+        yield
+    finally:
+        model.update_modules(tree_unflatten(list(adapters.items())))
 
 
 def adapter_parameters(config: ModelConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from grpo_actors.policy.adapter import fused
 from grpo_actors.policy.batching import Sampler
 from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.draw import Sample, SamplingParams
@@ -31,7 +32,7 @@ def sample_groups(
     Returns:
         P lists of samples, in the order of the seeds.
     """
-    with fixed_norms(policy.model):
+    with fused(policy.model), fixed_norms(policy.model):
         if not fits(policy):
             return sample_fixed(policy, prompts, seeds, params, on_step)
         return _sample_in_window(policy, prompts, seeds, params, on_step)

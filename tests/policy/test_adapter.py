@@ -14,7 +14,7 @@ from mlx_lm.tuner.dora import DoRALinear
 from grpo_actors.config import Config, ModelConfig
 from grpo_actors.errors import ConfigError
 from grpo_actors.evaluator import load_folder
-from grpo_actors.policy.adapter import add_adapter
+from grpo_actors.policy.adapter import add_adapter, fused
 from grpo_actors.policy.checkpoint import write_checkpoint
 from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.locate import EMBEDDED
@@ -97,6 +97,22 @@ def test_dropout_is_for_training_alone(kind, bits):
     np.testing.assert_array_equal(logits(dropping.model), logits(plain.model))
     dropping.model.train()
     assert not np.allclose(logits(dropping.model), logits(plain.model), atol=0.01)
+
+
+@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_fused_adapter_says_what_it_says_beside_its_base(kind, bits):
+    policy = shifted(load_policy(settings(kind, base_bits=bits), seed=0))
+    before, names = logits(policy.model), policy.trainable().keys()
+    with fused(policy.model):
+        np.testing.assert_allclose(logits(policy.model), before, atol=1e-4)
+        # Packed weights have no room for it.
+        assert (policy.trainable().keys() == names) == bool(bits)
+    assert policy.trainable().keys() == names
+    assert np.array_equal(logits(policy.model), before)
+    with pytest.raises(ZeroDivisionError), fused(policy.model):
+        _ = 1 / 0
+    assert np.array_equal(logits(policy.model), before)
 
 
 @pytest.mark.parametrize(("family", "bits"), [("qwen2", 0), ("qwen2", 4), ("stablelm", 8)])
