@@ -187,7 +187,7 @@ def test_worker_and_learner_hold_one_quantised_base(kind):
     learner, worker = (load_policy(settings(kind, base_bits=4), seed=seed) for seed in (0, 1))
     assert learner.identity.mismatch(worker.identity) is None
     shifted(learner)
-    worker.load_trainable(unpack(*pack(1, learner.trainable(), 1024)))
+    worker.load_trainable(unpack(*pack(freeze(1, learner.trainable()), 1024)))
     [[sample]] = sample_groups(worker, [PROMPT], [[3]], SamplingParams(24))
     learners, _ = completion_logprobs(
         learner.model,
