@@ -1,7 +1,8 @@
 """What the learner's second thread does: grants leases, takes groups in, serves weights, keeps the records.
 
 What may be granted and what may train is decided by `schedule`, who takes part by `peers`, what a group
-must look like by `supply`; this file carries their decisions to the sockets and into the journal.
+must look like by `supply`, which ones count by `selection`; this file carries their decisions to the
+sockets and into the journal.
 One thread owns a Dispatcher.
 """
 
@@ -9,12 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grpo_actors import messages as wire
+from grpo_actors.checkpoints import Snapshot
 from grpo_actors.errors import ProtocolError
+from grpo_actors.exchange.evaluations import Evaluations
 from grpo_actors.exchange.peers import MAX_OFFENCES, Peer, Roster
+from grpo_actors.exchange.selection import Selection
 from grpo_actors.exchange.supply import Supply, oldest_version
 from grpo_actors.groups import SampledGroup
 from grpo_actors.observe.sinks import Journal
-from grpo_actors.schedule.leases import Cursor, LeaseTable, Verdict
+from grpo_actors.schedule.lease import Verdict
+from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.weights import WeightsServer
 
@@ -33,6 +38,7 @@ class Dispatcher:
         journal: Journal,
         table: LeaseTable[SampledGroup],
         supply: Supply,
+        selection: Selection,
         welcome: wire.Welcome,
         lost_s: float,
         clock: Callable[[], float],
@@ -42,16 +48,18 @@ class Dispatcher:
         self._journal = journal
         self._table = table
         self._table.leaves_out = self._leaves_out
+        self._table.skips = selection.skips
         self._supply = supply
+        self._selection = selection
         self._welcome = welcome
         self._clock = clock
         self._roster = Roster(welcome.run_id, lost_s)
         self._published = -1
         self._batch_out = False
-        self._evaluated: set[int] = set()
-        self._fresh_evaluations: list[wire.Evaluation] = []
+        self._evaluations = Evaluations()
         self._tokens_in = 0
         self._next_tick_s = 0.0
+        self._left_out = -1  # the last position that was said to be left out
         self._dismissed: dict[str, str] = {}  # role -> why its peers were sent home
 
     # --- what the learner asks for ----------------------------------------------------------------
@@ -61,7 +69,9 @@ class Dispatcher:
         self._weights.publish(manifest.version, wire.encode(manifest), data, manifest.chunk_bytes)
         self._published = manifest.version
         if consumed:
-            self._table.consume(consumed)
+            alarm = self._selection.settle(self._table.consume(consumed))
+            if alarm is not None:
+                self.record("alarm", {"name": "no signal", "text": f"update {manifest.version}: {alarm}"})
             self._batch_out = False
         for peer in self._roster:
             if peer.works:
@@ -79,22 +89,23 @@ class Dispatcher:
         return [group for _, group in batch]
 
     def record(self, topic: str, fields: Mapping[str, Any]) -> None:
-        """Number, keep and publish one record; with the metrics go all workers' states."""
+        """Number, keep and publish one record; with the metrics go the selection's, and all workers' states."""
         if topic == "metrics":
+            fields = {**fields, **self._selection.metrics()}
             for peer in self._roster:
                 if peer.role == "rollout":
                     self._journal.append("worker", peer.describe())
         self._journal.append(topic, fields)
 
-    def snapshot(self) -> tuple[Cursor, int]:
-        """The cursor, and how many records there are; they are on the disk."""
+    def snapshot(self) -> Snapshot:
+        """What a checkpoint stores of this; all records are on the disk."""
         self._journal.sync()
-        return self._table.cursor, self._journal.seq
+        rates = self._selection.success_rates()
+        return Snapshot(self._table.cursor, self._journal.seq, success_rates=rates)
 
     def take_evaluations(self) -> list[wire.Evaluation]:
         """Evaluations that came in since the last call."""
-        fresh, self._fresh_evaluations = self._fresh_evaluations, []
-        return fresh
+        return self._evaluations.take()
 
     def take_tokens(self) -> int:
         """Completion tokens accepted since the last call."""
@@ -103,7 +114,7 @@ class Dispatcher:
 
     def evaluator_present(self) -> bool:
         """Whether an evaluator takes part."""
-        return any(peer.role == "evaluator" and peer.state != "lost" for peer in self._roster)
+        return any(self._roster.present("evaluator"))
 
     def dismiss(self, role: str, reason: str) -> None:
         """Send all peers of a role home, and those that come later."""
@@ -114,9 +125,7 @@ class Dispatcher:
 
     def awaits_goodbyes(self) -> bool:
         """Whether a dismissed peer is still there, one in this very process left aside."""
-        return any(
-            peer.role in self._dismissed and peer.state != "lost" and not peer.inside for peer in self._roster
-        )
+        return any(not peer.inside for role in self._dismissed for peer in self._roster.present(role))
 
     # --- one turn ---------------------------------------------------------------------------------
 
@@ -175,7 +184,7 @@ class Dispatcher:
             case wire.Group() if peer.role == "rollout":
                 self._receive(peer, message)
             case wire.Evaluation() if peer.role == "evaluator":
-                self._take_evaluation(message)
+                self._evaluations.add(message, self._table.version)
             case wire.Bye():
                 self._table.hand_back(peer.name)
                 self._change(peer, "left")
@@ -226,7 +235,8 @@ class Dispatcher:
         self._tokens_in += sum(len(completion.tokens) for completion in group.completions)
         for failure in message.failures:
             self.record("log", {"level": "warning", "text": f"{group.problem.id}: {failure}"})
-        return self._table.accept(message.lease, message.attempt, oldest, group)
+        appraisal = self._selection.appraise(group)
+        return self._table.accept(message.lease, message.attempt, oldest, group, appraisal)
 
     def _acknowledge(self, peer: Peer, message: wire.Group, verdict: Verdict) -> None:
         lease, attempt = message.lease, message.attempt
@@ -234,15 +244,6 @@ class Dispatcher:
             self._table.refuse(lease, attempt)
         answer = wire.Ack(lease=lease, attempt=attempt, accepted=verdict.accepted, reason=verdict.reason)
         self._send(peer.identity, answer)
-
-    def _take_evaluation(self, message: wire.Evaluation) -> None:
-        if message.update > self._table.version:
-            raise ProtocolError(
-                f"update {self._table.version} is the newest, got an evaluation of {message.update}"
-            )
-        if message.update not in self._evaluated:
-            self._evaluated.add(message.update)
-            self._fresh_evaluations.append(message)
 
     # --- losses -----------------------------------------------------------------------------------
 
@@ -277,7 +278,8 @@ class Dispatcher:
 
     def _leaves_out(self, position: int) -> bool:
         complaint = self._supply.too_long(position)
-        if complaint is not None:
+        if complaint is not None and position > self._left_out:  # it may be asked again
+            self._left_out = position
             self.record("log", {"level": "info", "text": complaint})
         return complaint is not None
 

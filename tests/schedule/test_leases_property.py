@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from grpo_actors.schedule.leases import GRACE_S, MAX_LOSSES, Cursor, Granted, LeaseTable
+from grpo_actors.schedule.lease import MAX_LOSSES, Cursor, Granted
+from grpo_actors.schedule.leases import GRACE_S, LeaseTable
 
 TIMEOUT_S = 50.0
 WORKERS = ("a", "b", "c")
