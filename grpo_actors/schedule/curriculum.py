@@ -4,7 +4,7 @@ A group whose completions are all right or all wrong has no signal; the variance
 p (1 − p) at the success rate p, is largest at a half. So a problem with rate p is posed in a share
 c = max(floor, 4 p (1 − p)) of the epochs, and one that has never been posed in the first.
 
-No dice are thrown: with a phase φ of its own, a problem is posed in those epochs e in which (e + φ) · c passes a
+No dice are thrown: with a phase φ of its own, a problem is posed in those epochs e in which φ + e · c passes a
 whole number. That is a function of the epoch, the problem and its rate, spread evenly. It also ends: the
 rate changes only when the problem is posed, so a skipped one is posed within ⌈1 / c⌉ ≤ ⌈1 / floor⌉ epochs, and a
 search for the next problem passes over at most so many epochs.
@@ -41,8 +41,8 @@ class Curriculum:
         # Rounded up: a floor below 2^-32 would be none.
         share = ceil(max(self.floor, 4.0 * rate * (1.0 - rate)) * (1 << BITS))
         phase: int = xxhash.xxh3_64_intdigest(f"{self.seed}/curriculum/{problem}".encode()) >> (64 - BITS)
-        now = ((epoch << BITS) + phase) * share
-        return now >> 2 * BITS != (now - (share << BITS)) >> 2 * BITS
+        reached = phase + epoch * share
+        return reached >> BITS > (reached - share) >> BITS
 
     def learn(self, problem: str, success: float) -> None:
         """A group of the problem was settled; `success` is its share of right completions."""

@@ -27,22 +27,12 @@ class Run(RuleBasedStateMachine):
         flaws=st.integers(1, 6),
         limit=st.integers(0, 12),
         spare=st.integers(0, 5),
-        skipping=st.booleans(),
+        skipping=st.integers(0, 1),
     )
-    def begin(
-        self,
-        batch: int,
-        runs: int,
-        staleness: int,
-        long: int,
-        flaws: int,
-        limit: int,
-        spare: int,
-        skipping: bool,  # noqa: FBT001 - hypothesis names it
-    ) -> None:
-        self.batch, self.groups, self.staleness = batch, batch * runs, staleness
+    def begin(self, batch: int, runs: int, staleness: int, limit: int, spare: int, **rates: int) -> None:
+        self.batch, self.groups, self.staleness, self.limit = batch, batch * runs, staleness, limit
         #: Every `long`-th problem has too long a prompt; one group in `flaws` has a flaw.
-        self.long, self.flaws, self.limit, self.skipping = long, flaws, limit, skipping
+        self.long, self.flaws, self.skipping = rates["long"], rates["flaws"], rates["skipping"]
         self.ahead = self.groups + (spare if limit else 0)
         #: Whether leases are opened only as far as they are certain to train in time.
         self.exact = self.ahead == self.groups and (staleness > 0 or not limit)
@@ -80,7 +70,7 @@ class Run(RuleBasedStateMachine):
 
     def skips(self, position: int) -> bool:
         """Another answer after each update, as if success rates had changed."""
-        return self.skipping and (3 * position + self.table.version) % 4 == 0
+        return self.skipping > 0 and (3 * position + self.table.version) % 4 == 0
 
     def appraisal(self, position: int, version: int) -> Appraisal:
         return Appraisal(0.0, "no_signal") if (position + version) % self.flaws == 0 else UNJUDGED
@@ -161,7 +151,8 @@ class Run(RuleBasedStateMachine):
     @rule(worker=workers)
     def work_undisturbed(self, worker: str) -> None:
         """Much happens only after some updates, where a single event seldom leads."""
-        self.grant(worker, 100)
+        for _ in range(3):
+            self.grant(worker, 100)
         for grant in list(self.held[worker].values()):
             if grant.min_version <= self.table.version:
                 del self.held[worker][grant.lease]
@@ -316,9 +307,7 @@ def test_which_leases_share_a_batch_depends_neither_on_timing_nor_on_a_resume(
     assert first == second
 
 
-def history(
-    seed: int, groups: int, batch: int, limit: int, ahead: int, problems: int
-) -> list[tuple[object, ...]]:
+def history(seed: int, problems: int, **settings: int) -> list[tuple[object, ...]]:
     """What trained, what was passed over and how many were skipped in a run with S = 0 of random timing.
 
     A group is told by its position, the version that sampled it and who shared its batch; whether it has a flaw,
@@ -330,17 +319,16 @@ def history(
     while version < 8:
         curriculum = Curriculum(7, 0.3, dict(rates))
         table: LeaseTable[tuple[object, ...]] = LeaseTable(
-            groups,
-            0,
-            batch,
-            1e9,
-            10**6,
-            version,
-            cursor,
-            lambda position: position % 7 == 3,
-            lambda position, known=curriculum: not known.poses(position // problems, str(position % problems)),
-            limit,
-            ahead,
+            max_staleness=0,
+            lease_timeout_s=1e9,
+            last_version=10**6,
+            version=version,
+            cursor=cursor,
+            leaves_out=lambda position: position % 7 == 3,
+            skips=lambda position, known=curriculum: (
+                not known.poses(position // problems, str(position % problems))
+            ),
+            **settings,
         )
         out: list[tuple[Granted, tuple[int, ...], int]] = []
         for _ in range(chance.randrange(10, 80)):
@@ -368,17 +356,22 @@ def history(
 
 @given(
     seeds=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)),
-    runs=st.integers(1, 3),
-    batch=st.integers(1, 4),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 4)),
     limit=st.integers(0, 20),
     spare=st.integers(0, 10),
     problems=st.integers(2, 30),
 )
 @settings(max_examples=150, deadline=None)
 def test_on_policy_neither_timing_nor_a_resume_changes_which_groups_train(
-    seeds, runs, batch, limit, spare, problems
+    seeds, shape, limit, spare, problems
 ):
+    runs, batch = shape
     groups = runs * batch
-    ahead = groups + (spare if limit else 0)
-    first, second = (history(seed, groups, batch, limit, ahead, problems) for seed in seeds)
+    table = {
+        "groups_per_update": groups,
+        "batch_groups": batch,
+        "refill_limit": limit,
+        "ahead": groups + (spare if limit else 0),
+    }
+    first, second = (history(seed, problems, **table) for seed in seeds)
     assert first == second
