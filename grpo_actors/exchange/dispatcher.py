@@ -2,8 +2,7 @@
 
 What may be granted and what may train is decided by `schedule`, who takes part by `peers`, what a group
 must look like by `supply`, which ones count by `selection`; this file carries their decisions to the
-sockets and into the journal.
-One thread owns a Dispatcher.
+sockets and into the journal. One thread owns a Dispatcher.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -71,14 +70,13 @@ class Dispatcher:
         if consumed:
             alarm = self._selection.settle(self._table.consume(consumed))
             if alarm is not None:
-                self.record("alarm", {"name": "no signal", "text": f"update {manifest.version}: {alarm}"})
+                self.record("alarm", {"name": "no signal", "text": alarm, "update": manifest.version})
             self._batch_out = False
         for peer in self._roster:
             if peer.works:
-                self._announce(peer)
-        self.record(
-            "policy", {"version": manifest.version, "bytes": manifest.size, "digest": manifest.digest}
-        )
+                self._send(peer.identity, wire.Announcement(version=self._published))
+        told = {"version": manifest.version, "bytes": manifest.size, "digest": manifest.digest}
+        self.record("policy", told)
 
     def next_batch(self) -> list[SampledGroup] | None:
         """The groups of the next update as soon as they are whole; one batch is out at a time."""
@@ -98,7 +96,7 @@ class Dispatcher:
         self._journal.append(topic, fields)
 
     def snapshot(self) -> Snapshot:
-        """What a checkpoint stores of this; all records are on the disk."""
+        """What a checkpoint stores of this half; all records so far are on the disk."""
         self._journal.sync()
         rates = self._selection.success_rates()
         return Snapshot(self._table.cursor, self._journal.seq, success_rates=rates)
@@ -215,7 +213,7 @@ class Dispatcher:
         if peer.role in self._dismissed:
             self._send(peer.identity, wire.Bye(reason=self._dismissed[peer.role]))
         elif peer.works and self._published >= 0:
-            self._announce(peer)
+            self._send(peer.identity, wire.Announcement(version=self._published))
 
     def _receive(self, peer: Peer, message: wire.Group) -> None:
         try:
@@ -268,8 +266,8 @@ class Dispatcher:
             if not granted:
                 willing.remove(peer)
                 continue
-            leases = [self._supply.lease(grant) for grant in granted]
-            if not self._send(peer.identity, wire.Grant(leases=leases)):
+            grants = wire.Grant(leases=[self._supply.lease(grant) for grant in granted])
+            if not self._send(peer.identity, grants):
                 # They never went out: nothing is held against them.
                 for grant in granted:
                     self._table.refuse(grant.lease, grant.attempt)
@@ -284,9 +282,6 @@ class Dispatcher:
         return complaint is not None
 
     # --- sending ----------------------------------------------------------------------------------
-
-    def _announce(self, peer: Peer) -> None:
-        self._send(peer.identity, wire.Announcement(version=self._published))
 
     def _change(self, peer: Peer, state: str, **more: Any) -> None:
         """A worker's new state, which is an event, unless it only went between sampling and waiting."""

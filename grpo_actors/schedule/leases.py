@@ -72,7 +72,7 @@ class LeaseTable(Generic[G]):
     _next: int = field(init=False)
     #: The open leases. Positions only ever grow, so the dict's own order is theirs.
     _states: dict[int, State[G]] = field(init=False, default_factory=dict)
-    #: Closed again before anyone had sampled them: their attempts and losses still count.
+    #: Closed until their turn comes again: what was tried and lost still counts.
     _closed: dict[int, State[G]] = field(init=False, default_factory=dict)
     _set_aside: set[int] = field(init=False)
     _skipped: list[int] = field(init=False, default_factory=list)

@@ -30,9 +30,8 @@ def test_a_task_without_a_signal_is_told_and_trained_to_its_end(make_run):
     assert [record["groups_passed_over"] for record in run.records("metrics")] == [{"no_signal": 4}] * 3
     assert [record["zero_variance_share"] for record in run.records("metrics")] == [1.0] * 3
     (alarm,) = run.records("alarm")
-    assert alarm["text"].startswith(
-        "update 1: 4 groups were passed over for one update (selection.refill_limit)"
-    )
+    assert (alarm["name"], alarm["update"]) == ("no signal", 1)
+    assert alarm["text"].startswith("4 groups were passed over for one update (selection.refill_limit)")
     assert [lease for lease, *_ in run.ledger()] == [4, 5, 10, 11, 16, 17]
 
 
