@@ -26,7 +26,7 @@ from grpo_actors.grpo import Grpo
 from grpo_actors.messages import Evaluation
 from grpo_actors.observe.sinks import METRICS_FILE
 from grpo_actors.policy.checkpoint import restore, write_checkpoint
-from grpo_actors.schedule.leases import Cursor
+from grpo_actors.schedule.lease import START, Cursor
 
 #: Ends the name of a checkpoint that did not verify and was put aside.
 DAMAGED = ".damaged"
@@ -95,8 +95,13 @@ class Archive:
     def cursor(self) -> Cursor:
         """Where in the order of problems to go on."""
         if not self._state:
-            return Cursor()
+            return START
         return Cursor(self._state["cursor"]["position"], tuple(self._state["cursor"]["set_aside"]))
+
+    @property
+    def success_rates(self) -> dict[str, float]:
+        """What the curriculum knew."""
+        return dict(self._state.get("success_rates", {}))
 
     def restore(self, grpo: Grpo) -> None:
         """Put the state of the checkpoint in place, if there is one."""

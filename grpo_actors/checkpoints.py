@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from grpo_actors.errors import RunError
-from grpo_actors.schedule.leases import Cursor
+from grpo_actors.schedule.lease import Cursor
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -47,6 +47,8 @@ class Snapshot:
     records: int
     #: The recording that is replayed; empty: workers sample.
     recording: str = ""
+    #: Problem id -> success rate, where there is a curriculum.
+    success_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def find_checkpoints(run_dir: Path) -> list[Checkpoint]:

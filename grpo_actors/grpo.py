@@ -15,13 +15,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from grpo_actors.appraisal import penalties_of, rewards_of
 from grpo_actors.config import Config
 from grpo_actors.errors import TrainingError
 from grpo_actors.groups import SampledGroup
 from grpo_actors.objective.advantages import Advantages, compute_advantages
 from grpo_actors.objective.batch import Completion, MicroBatch, pack
 from grpo_actors.objective.objective import objective_loss
-from grpo_actors.objective.shaping import overlong_penalty, top_entropy_masks
+from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, summary
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import Policy
@@ -58,9 +59,9 @@ class Grpo:
         config, started_s = self.config, time.monotonic()
         advantages = compute_advantages(
             self.objective.advantage,
-            [self._rewards(group) for group in groups],
+            [rewards_of(group, config) for group in groups],
             list(config.reward.functions.values()),
-            penalties=[self._penalties(group) for group in groups]
+            penalties=[penalties_of(group, config) for group in groups]
             if self.objective.overlong_tokens
             else None,
         )
@@ -176,27 +177,6 @@ class Grpo:
             for name, old in self.reference.items()
         }
         mx.eval(self.reference)
-
-    def _penalties(self, group: SampledGroup) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """[G] in [−1, 0], for completions near the limit."""
-        return overlong_penalty(
-            np.array([len(completion.tokens) for completion in group.completions]),
-            max_new_tokens=self.config.rollout.max_new_tokens,
-            overlong_tokens=self.objective.overlong_tokens,
-        )
-
-    def _rewards(self, group: SampledGroup) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """[G, K] float64, NaN where a reward function gave none."""
-        return np.array(
-            [
-                [
-                    np.nan if (value := c.rewards.get(name)) is None else value
-                    for name in self.config.reward.functions
-                ]
-                for c in group.completions
-            ],
-            dtype=np.float64,
-        )
 
     def _guard(self, *, taken: bool, norm: float) -> None:
         if taken:

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,21 +24,20 @@ from pathlib import Path
 from grpo_actors.archive import Archive
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, read_config
-from grpo_actors.exchange.exchange import BEAT_S, LOST_S, Exchange, Supply
+from grpo_actors.exchange.exchange import BEAT_S, LOST_S, Exchange
 from grpo_actors.groups import SampledGroup
 from grpo_actors.history import History, load_grpo
 from grpo_actors.joining import Leaving, introduce
 from grpo_actors.messages import Welcome
 from grpo_actors.observe.sinks import Journal
+from grpo_actors.opening import lease_table, selection_of, supply_of
 from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, is_supervised, locked
 from grpo_actors.processes.preflight import CONFIG_FILE, total_updates, with_rewards
 from grpo_actors.publishing import Publisher
 from grpo_actors.replay import replay
-from grpo_actors.schedule.leases import LeaseTable
-from grpo_actors.schedule.order import ProblemOrder
 from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.scoring import Scorer
-from grpo_actors.tasks.task import Problem
+from grpo_actors.tasks.task import Task
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import (
     Endpoints,
@@ -70,8 +69,7 @@ class Learner:
             stack.enter_context(locked(self.run_dir))
             task = load_task(self.config.data, seed=self.config.run.seed)
             self.config = with_rewards(self.config, task)
-            problems = task.problems("train")
-            total = total_updates(self.config, len(problems))
+            total = total_updates(self.config, len(task.problems("train")))
             self._archive = Archive(self.run_dir, self.config, uuid.uuid4().hex[:12])
             if note := self._archive.completion(total):
                 print(note, file=sys.stderr)
@@ -81,7 +79,7 @@ class Learner:
             self._identity = self._grpo.policy.identity
             self._archive.restore(self._grpo)
             endpoints = self._endpoints()
-            self._exchange = self._open_exchange(endpoints, problems)
+            self._exchange = self._open_exchange(endpoints, task)
             self._history = History(self.run_dir, self.config, self._grpo, self._archive, self._exchange)
             stack.enter_context(contextlib.closing(self._history))
             stack.callback(remove_endpoints, self.run_dir, endpoints)
@@ -109,32 +107,12 @@ class Learner:
         transport = self.config.transport
         return plan_endpoints(self.run_dir, transport.scheme, transport.host, transport.port)
 
-    def _open_exchange(self, endpoints: Endpoints, problems: Sequence[Problem]) -> Exchange:
+    def _open_exchange(self, endpoints: Endpoints, task: Task) -> Exchange:
         config, policy = self.config, self._grpo.policy
-        groups = config.groups_per_update
-        table: LeaseTable[SampledGroup] = LeaseTable(
-            groups_per_update=groups,
-            max_staleness=config.rollout.max_staleness,
-            batch_groups=config.rollout.batch_groups,
-            lease_timeout_s=config.rollout.lease_timeout_s,
-            version=self._grpo.version,
-            # Problems that are set aside are made up for by later ones: only versions end the run.
-            last_version=self._grpo.total_updates,
-            cursor=self._archive.cursor,
-        )
-        supply = Supply(
-            problems=problems,
-            order=ProblemOrder(len(problems), config.run.seed, config.data.shuffle),
-            seed=config.run.seed,
-            num_generations=config.rollout.num_generations,
-            max_prompt_length=config.data.max_prompt_length,
-            max_new_tokens=config.rollout.max_new_tokens,
-            vocab_size=policy.architecture.get("vocab_size", 2**31),
-            rewards=frozenset(config.reward.functions),
-            encode_chat=policy.encode_chat,
-        )
+        archive = self._archive
+        supply = supply_of(config, task.problems("train"), policy)
         self._welcome = Welcome(
-            run_id=self._archive.run_id,
+            run_id=archive.run_id,
             config=config.model_dump_json(),
             identity=json.dumps(asdict(self._identity)),
             weights_endpoint=endpoints.weights,
@@ -142,14 +120,20 @@ class Learner:
         )
         return Exchange(
             endpoints=endpoints,
-            table=table,
+            table=lease_table(
+                config,
+                version=self._grpo.version,
+                total_updates=self._grpo.total_updates,
+                cursor=archive.cursor,
+            ),
             supply=supply,
+            selection=selection_of(config, task, supply, archive.success_rates),
             welcome=self._welcome,
             # A reward that may take long keeps its worker silent for as long.
             lost_s=max(LOST_S, config.reward.reward_timeout_s + 10 * BEAT_S),
             open_journal=lambda publisher: Journal(
                 self.run_dir,
-                seq=self._archive.records,
+                seq=archive.records,
                 log_jsonl=config.metrics.log_jsonl,
                 publish=publisher.publish,
             ),

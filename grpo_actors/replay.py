@@ -31,7 +31,7 @@ from grpo_actors.policy.weights import freeze, pack
 from grpo_actors.processes.door import StopRequest
 from grpo_actors.processes.preflight import CONFIG_FILE, check_resume, claimed, with_rewards
 from grpo_actors.recording import RecordedGroup, Recording
-from grpo_actors.schedule.leases import Cursor
+from grpo_actors.schedule.lease import Cursor
 from grpo_actors.tasks.registry import load_task
 
 

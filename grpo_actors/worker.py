@@ -112,6 +112,7 @@ class RolloutWorker:
             message = decode(from_learner, data)
             match message:
                 case Grant():
+                    self._drop_older(message)
                     self._grants.append(message)
                 case Ack():
                     self._unacknowledged.pop(message.lease, None)
@@ -127,6 +128,13 @@ class RolloutWorker:
                     self._next_beat_s = 0.0
                 case _:
                     raise ProtocolError(f"{type(message).__name__} does not go this way")
+
+    def _drop_older(self, newer: Grant) -> None:
+        """A lease that is granted again was given up: nobody waits for what is left of its old grant."""
+        again = {lease.lease for lease in newer.leases}
+        self._grants = deque(
+            grant for grant in self._grants if again.isdisjoint(lease.lease for lease in grant.leases)
+        )
 
     def _forget(self) -> None:
         """The learner is a new process: what it granted before is void, and so are its versions.

@@ -49,8 +49,7 @@ def _idle_model(config: "Config") -> Iterator[tuple[str, str]]:
 
 def _idle_selection(config: "Config") -> Iterator[tuple[str, str]]:
     selection = config.selection
-    replaces = selection.dynamic_sampling or selection.min_success > 0 or selection.max_success < 1
-    if not replaces:
+    if not selection.replaces_groups:
         for leaf in ("refill_limit", "oversampling"):
             yield f"selection.{leaf}", "no group is ever replaced"
     if not selection.curriculum:

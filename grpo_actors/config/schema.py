@@ -165,6 +165,11 @@ class SelectionConfig(Section):
         0.25, gt=0, le=1, description="least chance of a problem to be posed when it is its turn"
     )
 
+    @property
+    def replaces_groups(self) -> bool:
+        """Whether any group can be passed over."""
+        return self.dynamic_sampling or self.min_success > 0 or self.max_success < 1
+
 
 class LearnerConfig(Section):
     """[learner]: the batch and the optimizer."""

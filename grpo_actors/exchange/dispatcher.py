@@ -1,20 +1,24 @@
 """What the learner's second thread does: grants leases, takes groups in, serves weights, keeps the records.
 
 What may be granted and what may train is decided by `schedule`, who takes part by `peers`, what a group
-must look like by `supply`; this file carries their decisions to the sockets and into the journal.
-One thread owns a Dispatcher.
+must look like by `supply`, which ones count by `selection`; this file carries their decisions to the
+sockets and into the journal. One thread owns a Dispatcher.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grpo_actors import messages as wire
+from grpo_actors.checkpoints import Snapshot
 from grpo_actors.errors import ProtocolError
+from grpo_actors.exchange.evaluations import Evaluations
 from grpo_actors.exchange.peers import MAX_OFFENCES, Peer, Roster
+from grpo_actors.exchange.selection import Selection
 from grpo_actors.exchange.supply import Supply, oldest_version
 from grpo_actors.groups import SampledGroup
 from grpo_actors.observe.sinks import Journal
-from grpo_actors.schedule.leases import Cursor, LeaseTable, Verdict
+from grpo_actors.schedule.lease import Verdict
+from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.weights import WeightsServer
 
@@ -33,6 +37,7 @@ class Dispatcher:
         journal: Journal,
         table: LeaseTable[SampledGroup],
         supply: Supply,
+        selection: Selection,
         welcome: wire.Welcome,
         lost_s: float,
         clock: Callable[[], float],
@@ -42,16 +47,18 @@ class Dispatcher:
         self._journal = journal
         self._table = table
         self._table.leaves_out = self._leaves_out
+        self._table.skips = selection.skips
         self._supply = supply
+        self._selection = selection
         self._welcome = welcome
         self._clock = clock
         self._roster = Roster(welcome.run_id, lost_s)
         self._published = -1
         self._batch_out = False
-        self._evaluated: set[int] = set()
-        self._fresh_evaluations: list[wire.Evaluation] = []
+        self._evaluations = Evaluations()
         self._tokens_in = 0
         self._next_tick_s = 0.0
+        self._left_out = -1  # the last position that was said to be left out
         self._dismissed: dict[str, str] = {}  # role -> why its peers were sent home
 
     # --- what the learner asks for ----------------------------------------------------------------
@@ -59,7 +66,9 @@ class Dispatcher:
     def consume(self, leases: Sequence[int]) -> None:
         """The groups of these leases have made the next version, which may take a while to be published."""
         if leases:
-            self._table.consume(leases)
+            alarm = self._selection.settle(self._table.consume(leases))
+            if alarm is not None:
+                self.record("alarm", {"name": "no signal", "text": alarm, "update": self._table.version})
             self._batch_out = False
 
     def publish(self, manifest: wire.Manifest, data: memoryview) -> None:
@@ -68,10 +77,9 @@ class Dispatcher:
         self._published = manifest.version
         for peer in self._roster:
             if peer.works:
-                self._announce(peer)
-        self.record(
-            "policy", {"version": manifest.version, "bytes": manifest.size, "digest": manifest.digest}
-        )
+                self._send(peer.identity, wire.Announcement(version=self._published))
+        told = {"version": manifest.version, "bytes": manifest.size, "digest": manifest.digest}
+        self.record("policy", told)
 
     def next_batch(self) -> list[SampledGroup] | None:
         """The groups of the next update as soon as they are whole; one batch is out at a time."""
@@ -82,22 +90,23 @@ class Dispatcher:
         return [group for _, group in batch]
 
     def record(self, topic: str, fields: Mapping[str, Any]) -> None:
-        """Number, keep and publish one record; with the metrics go all workers' states."""
+        """Number, keep and publish one record; with the metrics go the selection's, and all workers' states."""
         if topic == "metrics":
+            fields = {**fields, **self._selection.metrics()}
             for peer in self._roster:
                 if peer.role == "rollout":
                     self._journal.append("worker", peer.describe())
         self._journal.append(topic, fields)
 
-    def snapshot(self) -> tuple[Cursor, int]:
-        """The cursor, and how many records there are; they are on the disk."""
+    def snapshot(self) -> Snapshot:
+        """What a checkpoint stores of this half; all records so far are on the disk."""
         self._journal.sync()
-        return self._table.cursor, self._journal.seq
+        rates = self._selection.success_rates()
+        return Snapshot(self._table.cursor, self._journal.seq, success_rates=rates)
 
     def take_evaluations(self) -> list[wire.Evaluation]:
         """Evaluations that came in since the last call."""
-        fresh, self._fresh_evaluations = self._fresh_evaluations, []
-        return fresh
+        return self._evaluations.take()
 
     def take_tokens(self) -> int:
         """Completion tokens accepted since the last call."""
@@ -106,7 +115,7 @@ class Dispatcher:
 
     def evaluator_present(self) -> bool:
         """Whether an evaluator takes part."""
-        return any(peer.role == "evaluator" and peer.state != "lost" for peer in self._roster)
+        return any(self._roster.present("evaluator"))
 
     def dismiss(self, role: str, reason: str) -> None:
         """Send all peers of a role home, and those that come later."""
@@ -117,9 +126,7 @@ class Dispatcher:
 
     def awaits_goodbyes(self) -> bool:
         """Whether a dismissed peer is still there, one in this very process left aside."""
-        return any(
-            peer.role in self._dismissed and peer.state != "lost" and not peer.inside for peer in self._roster
-        )
+        return any(not peer.inside for role in self._dismissed for peer in self._roster.present(role))
 
     # --- one turn ---------------------------------------------------------------------------------
 
@@ -178,7 +185,7 @@ class Dispatcher:
             case wire.Group() if peer.role == "rollout":
                 self._receive(peer, message)
             case wire.Evaluation() if peer.role == "evaluator":
-                self._take_evaluation(message)
+                self._evaluations.add(message, self._table.version)
             case wire.Bye():
                 self._table.hand_back(peer.name)
                 self._change(peer, "left")
@@ -209,7 +216,7 @@ class Dispatcher:
         if peer.role in self._dismissed:
             self._send(peer.identity, wire.Bye(reason=self._dismissed[peer.role]))
         elif peer.works and self._published >= 0:
-            self._announce(peer)
+            self._send(peer.identity, wire.Announcement(version=self._published))
 
     def _receive(self, peer: Peer, message: wire.Group) -> None:
         try:
@@ -229,7 +236,8 @@ class Dispatcher:
         self._tokens_in += sum(len(completion.tokens) for completion in group.completions)
         for failure in message.failures:
             self.record("log", {"level": "warning", "text": f"{group.problem.id}: {failure}"})
-        return self._table.accept(message.lease, message.attempt, oldest, group)
+        appraisal = self._selection.appraise(group)
+        return self._table.accept(message.lease, message.attempt, oldest, group, appraisal)
 
     def _acknowledge(self, peer: Peer, message: wire.Group, verdict: Verdict) -> None:
         lease, attempt = message.lease, message.attempt
@@ -237,15 +245,6 @@ class Dispatcher:
             self._table.refuse(lease, attempt)
         answer = wire.Ack(lease=lease, attempt=attempt, accepted=verdict.accepted, reason=verdict.reason)
         self._send(peer.identity, answer)
-
-    def _take_evaluation(self, message: wire.Evaluation) -> None:
-        if message.update > self._table.version:
-            raise ProtocolError(
-                f"update {self._table.version} is the newest, got an evaluation of {message.update}"
-            )
-        if message.update not in self._evaluated:
-            self._evaluated.add(message.update)
-            self._fresh_evaluations.append(message)
 
     # --- losses -----------------------------------------------------------------------------------
 
@@ -270,8 +269,8 @@ class Dispatcher:
             if not granted:
                 willing.remove(peer)
                 continue
-            leases = [self._supply.lease(grant) for grant in granted]
-            if not self._send(peer.identity, wire.Grant(leases=leases)):
+            grants = wire.Grant(leases=[self._supply.lease(grant) for grant in granted])
+            if not self._send(peer.identity, grants):
                 # They never went out: nothing is held against them.
                 for grant in granted:
                     self._table.refuse(grant.lease, grant.attempt)
@@ -280,14 +279,12 @@ class Dispatcher:
 
     def _leaves_out(self, position: int) -> bool:
         complaint = self._supply.too_long(position)
-        if complaint is not None:
+        if complaint is not None and position > self._left_out:  # it may be asked again
+            self._left_out = position
             self.record("log", {"level": "info", "text": complaint})
         return complaint is not None
 
     # --- sending ----------------------------------------------------------------------------------
-
-    def _announce(self, peer: Peer) -> None:
-        self._send(peer.identity, wire.Announcement(version=self._published))
 
     def _change(self, peer: Peer, state: str, **more: Any) -> None:
         """A worker's new state, which is an event, unless it only went between sampling and waiting."""

@@ -20,6 +20,7 @@ from grpo_actors.checkpoints import Snapshot
 from grpo_actors.errors import TrainingError
 from grpo_actors.exchange.dispatcher import TICK_S, Dispatcher
 from grpo_actors.exchange.peers import BEAT_S, LOST_S
+from grpo_actors.exchange.selection import Selection
 from grpo_actors.exchange.supply import Supply
 from grpo_actors.groups import SampledGroup
 from grpo_actors.messages import Evaluation, Manifest, Welcome
@@ -30,7 +31,7 @@ from grpo_actors.transport.events import EventPublisher
 from grpo_actors.transport.sockets import Endpoints, zmq_context
 from grpo_actors.transport.weights import WeightsServer
 
-__all__ = ["BEAT_S", "LOST_S", "Exchange", "Supply"]
+__all__ = ["BEAT_S", "LOST_S", "Exchange", "Selection", "Supply"]
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class Exchange:
         endpoints: Endpoints,
         table: LeaseTable[SampledGroup],
         supply: Supply,
+        selection: Selection,
         welcome: Welcome,
         open_journal: Callable[[EventPublisher], Journal],
         lost_s: float = LOST_S,
@@ -60,6 +62,7 @@ class Exchange:
         self._endpoints = endpoints
         self._table = table
         self._supply = supply
+        self._selection = selection
         self._welcome = welcome
         self._open_journal = open_journal
         self._clock = clock
@@ -107,8 +110,8 @@ class Exchange:
         self._post(lambda: self._dispatcher.record(topic, fields))
 
     def snapshot(self) -> Snapshot:
-        """The cursor and the record count, after everything said so far has taken effect."""
-        return Snapshot(*self._ask(self._dispatcher.snapshot))
+        """What to go on from, after everything said so far has taken effect."""
+        return self._ask(self._dispatcher.snapshot)
 
     def take_evaluations(self) -> list[Evaluation]:
         """Evaluations that came in since the last call."""
@@ -179,6 +182,7 @@ class Exchange:
                         journal=journal,
                         table=self._table,
                         supply=self._supply,
+                        selection=self._selection,
                         welcome=self._welcome,
                         lost_s=self._lost_s,
                         clock=self._clock,

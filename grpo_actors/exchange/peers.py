@@ -96,6 +96,10 @@ class Roster:
         """Over a copy: peers may leave meanwhile."""
         return iter(list(self._peers.values()))
 
+    def present(self, role: str) -> Iterator[Peer]:
+        """Peers of a role that are not lost."""
+        return (peer for peer in self if peer.role == role and peer.state != "lost")
+
     def get(self, identity: bytes) -> Peer | None:
         """The peer that said Hello under this identity."""
         return self._peers.get(identity)

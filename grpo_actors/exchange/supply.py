@@ -12,7 +12,7 @@ from functools import lru_cache
 from grpo_actors.errors import DataError, ProtocolError
 from grpo_actors.groups import SampledCompletion, SampledGroup
 from grpo_actors.messages import Completion, Group, Lease, ints
-from grpo_actors.schedule.leases import Granted
+from grpo_actors.schedule.lease import Granted
 from grpo_actors.schedule.order import ProblemOrder, sample_seeds
 from grpo_actors.tasks.task import Problem
 

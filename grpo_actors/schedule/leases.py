@@ -5,80 +5,46 @@ are consumed in the order of their positions, `groups_per_update` at a time, so 
 update do not depend on which worker was faster (taking the first that arrive would favour short
 completions). A lease whose worker dies goes back as it is, with the same seeds.
 
-The staleness bound is hard: a lease is open only while it is among the next (S + 1) × groups_per_update
-to be consumed. As consumption is in order, a group that is sampled with version v is consumed while the
-policy is at most S updates further. `accept` checks it again.
+A group with a flaw is passed over, and the next position takes its place: `refill_limit` times an update
+at most, after which groups count as they are. The last ones count, not the first: then a group that
+is passed over never comes back into an update that has grown behind it.
 
-Time comes in as an argument, in seconds of any monotonic clock. Everything costs at most one pass over
+The staleness bound is hard: no group is held that is older than S versions. `accept` refuses it, and
+`consume` takes back what has become so, with a flaw or without. Next to nothing is taken back, because a lease
+is granted to a policy young enough for its place: the open leases before it that may still train. A group passed
+over only lowers the places behind it, and an update lowers them by groups_per_update while the version rises by
+one. Only leases beyond (S + 1) × groups_per_update places may be in vain: those opened ahead of refills.
+
+With S = 0 an update is a function of the cursor, however often the run is resumed: after `consume` no group is
+held and no lease open, as in a fresh table, and positions are decided anew. Within an update version and `skips`
+stand still, runs are opened whole and sampled whole, and which groups it takes follows from those at the
+positions before them; leases opened beyond them change nothing. (A lost worker changes who shares a batch.)
+
+Time comes in as an argument, in seconds of any monotonic clock. Everything costs a few passes over
 the open leases, and holds no more memory than they do.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Generic, TypeVar
+
+from grpo_actors.schedule.lease import (
+    MAX_LOSSES,
+    START,
+    Consumption,
+    Cursor,
+    Granted,
+    Out,
+    Settled,
+    State,
+    Verdict,
+)
+from grpo_actors.schedule.selection import UNJUDGED, Appraisal
 
 G = TypeVar("G")
 
-#: A lease that lost this many workers is set aside with its problem: it may be what kills them.
-MAX_LOSSES = 3
 #: How long a grant may take to show up in a worker's list of what it holds.
 GRACE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """What a worker is told to sample."""
-
-    lease: int
-    attempt: int
-    min_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What becomes of a group that came in; an accepted one with a reason was taken before."""
-
-    accepted: bool
-    reason: str = ""
-
-    @property
-    def new(self) -> bool:
-        """The group is to be kept: it is the first for its lease."""
-        return self.accepted and not self.reason
-
-
-@dataclass(frozen=True, slots=True)
-class _Out:
-    worker: str
-    since_s: float
-    deadline_s: float
-
-
-@dataclass(slots=True)
-class _State(Generic[G]):
-    attempt: int = 0
-    losses: int = 0
-    out: _Out | None = None
-    group: G | None = None
-
-    @property
-    def waiting(self) -> bool:
-        return self.out is None and self.group is None
-
-    @property
-    def suspect(self) -> bool:
-        """One loss is bad luck; after two the lease travels alone, so that no other dies with it."""
-        return self.losses == MAX_LOSSES - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """What a resumed run needs: everything before `position` was consumed, set aside or left out."""
-
-    position: int = 0
-    #: Positions at or after `position` that killed their workers, and must not be sampled again.
-    set_aside: tuple[int, ...] = ()
 
 
 @dataclass
@@ -93,18 +59,47 @@ class LeaseTable(Generic[G]):
     #: The version that ends the run: no lease is granted that would only be trained after it.
     last_version: int
     version: int = 0
-    cursor: Cursor = Cursor()
-    #: Whether the problem at a position can not be sampled at all, always the same. Asked once, before its
+    cursor: Cursor = START
+    #: Whether the problem at a position can not be sampled at all, always the same. Asked before its
     #: neighbours are granted, so that it never changes who shares a batch or an update.
     leaves_out: Callable[[int], bool] = lambda position: False  # noqa: ARG005
+    #: Whether the problem at a position is not posed as things stand; they may change with each `consume`.
+    skips: Callable[[int], bool] = lambda position: False  # noqa: ARG005
+    #: Groups that one update may pass over; 0: flawed ones train like all others.
+    refill_limit: int = 0
+    #: Groups opened for each update, at least groups_per_update: refills are sampled before they are needed.
+    ahead: int = 0
     _next: int = field(init=False)
     #: The open leases. Positions only ever grow, so the dict's own order is theirs.
-    _states: dict[int, _State[G]] = field(init=False, default_factory=dict)
+    _states: dict[int, State[G]] = field(init=False, default_factory=dict)
+    #: Closed until their turn comes again: what was tried and lost still counts.
+    _closed: dict[int, State[G]] = field(init=False, default_factory=dict)
     _set_aside: set[int] = field(init=False)
+    _skipped: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self._next = self.cursor.position
         self._set_aside = set(self.cursor.set_aside)
+        self.ahead = max(self.ahead, self.groups_per_update)
+
+    @property
+    def _whole_runs(self) -> bool:
+        """Whether a run is sampled whole even if not all of it is needed; else it ends where its update does.
+
+        With refills the ends of updates move as groups come in; with S = 0 nothing may depend on when they do.
+        """
+        return self.refill_limit > 0 and self.max_staleness == 0
+
+    def _places(self) -> Iterator[tuple[int, int, State[G], bool]]:
+        """(place, position, state, whether it is passed over) of each open lease."""
+        place = passed_over = 0
+        for position, state in self._states.items():
+            over = bool(state.appraisal.flaw) and passed_over < self.refill_limit
+            yield place, position, state, over
+            passed_over += over
+            place += not over
+            if not over and place % self.groups_per_update == 0:
+                passed_over = 0  # the next update's
 
     # --- granting ---------------------------------------------------------------------------------
 
@@ -113,25 +108,29 @@ class LeaseTable(Generic[G]):
 
         They are one aligned run of positions, all of one update, to be sampled as one batch: which
         problems share a batch (and so the last bits of their log-probs) depends neither on timing
-        nor on a resume, only on losses.
+        nor on a resume, only on losses; with refills, this holds for S = 0.
         """
         self._open_window()
         run = list(self._next_run())
         if not run or len(run) > capacity - self.held_by(worker):
             return []
+        if run[0][0] // self.groups_per_update > self.max_staleness and self.next_batch() is not None:
+            return []  # the batch is whole, and what this policy samples now would be too old for those to come
         granted = []
         for place, position in run:
             state = self._states[position]
             state.attempt += 1
-            state.out = _Out(worker, now_s, now_s + self.lease_timeout_s)
-            granted.append(Granted(position, state.attempt, self._min_version(place)))
+            state.out = Out(worker, now_s, now_s + self.lease_timeout_s)
+            state.oldest_version = self._min_version(place)
+            granted.append(Granted(position, state.attempt, state.oldest_version))
         return granted
 
     def _next_run(self) -> Iterator[tuple[int, int]]:
         """(place among the open leases, position) of the first that wait and belong together."""
         begun: tuple[int, int] | None = None
-        for place, (position, state) in enumerate(self._states.items()):
-            batch = (position // self.batch_groups, place // self.groups_per_update)
+        for place, position, state, _ in self._places():
+            update = 0 if self._whole_runs else place // self.groups_per_update
+            batch = (position // self.batch_groups, update)
             if begun is not None and (batch != begun or state.suspect):
                 return
             if state.waiting:
@@ -142,14 +141,27 @@ class LeaseTable(Generic[G]):
 
     def _open_window(self) -> None:
         updates = min(self.max_staleness + 1, self.last_version - self.version)
-        while len(self._states) < updates * self.groups_per_update:
-            if self._next not in self._set_aside and not self.leaves_out(self._next):
-                self._states[self._next] = _State()
+        missing = updates * self.ahead - sum(not over for *_, over in self._places())
+        if missing <= 0:
+            return
+        while missing > 0 or (self._whole_runs and self._next % self.batch_groups):
+            missing -= self._open(self._next)
             self._next += 1
 
+    def _open(self, position: int) -> bool:
+        """Whether the next position becomes a lease."""
+        if position in self._set_aside or self.leaves_out(position):
+            return False
+        if self.skips(position):
+            self._skipped.append(position)
+            return False
+        self._states[position] = self._closed.pop(position, State())
+        return True
+
     def _min_version(self, place: int) -> int:
-        """The oldest policy that may sample the open lease at `place`: it trains once all before it have."""
-        return max(0, self.version + place // self.groups_per_update - self.max_staleness)
+        """The oldest policy that may sample the open lease at `place`: it trains once all before it have, or sooner."""
+        later = min(place // self.groups_per_update, self.max_staleness)
+        return max(0, self.version + later - self.max_staleness)
 
     # --- what comes back --------------------------------------------------------------------------
 
@@ -166,18 +178,21 @@ class LeaseTable(Generic[G]):
             return Verdict(accepted=False, reason=reason)
         if state.group is not None:
             return Verdict(accepted=True, reason="had it")
-        needed = self._min_version(sum(1 for position in self._states if position < lease))
+        needed = self._min_version(next(place for place, position, *_ in self._places() if position == lease))
         if oldest_version < needed:
             reason = f"lease {lease} was sampled with version {oldest_version}, needs {needed}"
             return Verdict(accepted=False, reason=reason)
         return Verdict(accepted=True)
 
-    def accept(self, lease: int, attempt: int, oldest_version: int, group: G) -> Verdict:
+    def accept(
+        self, lease: int, attempt: int, oldest_version: int, group: G, appraisal: Appraisal = UNJUDGED
+    ) -> Verdict:
         """Take a group that a worker sent, or say why not. A repeat of an accepted one is accepted."""
         verdict = self.judge(lease, attempt, oldest_version)
         if verdict.new:
             state = self._states[lease]
-            state.out, state.group = None, group
+            state.out, state.group, state.oldest_version = None, group, oldest_version
+            state.appraisal = appraisal
         elif not verdict.accepted:
             self.refuse(lease, attempt)
         return verdict
@@ -215,7 +230,7 @@ class LeaseTable(Generic[G]):
             ):
                 state.out = None
 
-    def _give_up(self, lost: Callable[[_Out], bool]) -> list[int]:
+    def _give_up(self, lost: Callable[[Out], bool]) -> list[int]:
         poisoned = []
         for position, state in self._states.items():
             if state.out and lost(state.out):
@@ -231,22 +246,53 @@ class LeaseTable(Generic[G]):
     # --- consumption ------------------------------------------------------------------------------
 
     def next_batch(self) -> list[tuple[int, G]] | None:
-        """The groups of the next update, in order; None until all of them are there."""
+        """The groups of the next update, in order; None until all of them, and those before them, are there."""
         batch: list[tuple[int, G]] = []
-        for position, state in islice(self._states.items(), self.groups_per_update):
+        for _, position, state, over in self._places():
             if state.group is None:
                 return None
-            batch.append((position, state.group))
-        return batch if len(batch) == self.groups_per_update else None
+            if not over:
+                batch.append((position, state.group))
+            if len(batch) == self.groups_per_update:
+                return batch
+        return None
 
-    def consume(self, batch: Iterable[int]) -> None:
+    def consume(self, batch: Iterable[int]) -> Consumption:
         """The batch that `next_batch` gave has gone into an update, whose result is the next version."""
-        for position in batch:
-            del self._states[position]
+        trained = frozenset(batch)
+        last = max(trained)
+        settled = [
+            Settled(position, self._states.pop(position).appraisal, position in trained)
+            for position in [position for position in self._states if position <= last]
+        ]
         self.version += 1
+        outdated = self._take_back_outdated()
+        if self.refill_limit:
+            self._close_unsampled(last)
         start = next(iter(self._states), self._next)
+        skipped = sum(position < start for position in self._skipped)
+        del self._skipped[:skipped]
+        self._closed = {position: state for position, state in self._closed.items() if position >= start}
         self._set_aside = {position for position in self._set_aside if position >= start}
         self.cursor = Cursor(start, tuple(sorted(self._set_aside)))
+        return Consumption(settled, skipped, outdated)
+
+    def _take_back_outdated(self) -> int:
+        """Groups, had or expected, of policies that may not train any more; returns how many."""
+        oldest = self.version - self.max_staleness
+        outdated = [s for s in self._states.values() if not s.waiting and s.oldest_version < oldest]
+        for state in outdated:
+            state.take_back()
+        return len(outdated)
+
+    def _close_unsampled(self, last: int) -> None:
+        """Close the leases behind all that is out or done, up to `last`: they are decided anew when opened."""
+        for position in reversed(list(self._states)):
+            if not self._states[position].waiting:
+                break
+            self._closed[position] = self._states.pop(position)
+        self._next = next(reversed(self._states), last) + 1
+        self._skipped = [position for position in self._skipped if position < self._next]
 
     def held_by(self, worker: str) -> int:
         """Leases that are out at a worker."""

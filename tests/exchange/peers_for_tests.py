@@ -11,6 +11,7 @@ import xxhash
 
 from grpo_actors import messages as wire
 from grpo_actors.exchange.exchange import Exchange
+from grpo_actors.exchange.selection import Selection
 from grpo_actors.exchange.supply import Supply
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.schedule.leases import LeaseTable
@@ -145,6 +146,7 @@ class Run:
             endpoints=self.endpoints,
             table=self.table,
             supply=self.supply,
+            selection=Selection(self.supply.problem),
             welcome=welcome,
             open_journal=lambda publisher: Journal(folder, publish=publisher.publish),
             clock=self.clock,

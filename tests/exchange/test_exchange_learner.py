@@ -12,7 +12,7 @@ from peers_for_tests import CHUNK, DEADLINE_S, Run, evaluation, wait_until
 from grpo_actors import messages as wire
 from grpo_actors.errors import RunError, TrainingError
 from grpo_actors.exchange.exchange import FAREWELL_S
-from grpo_actors.schedule.leases import Cursor
+from grpo_actors.schedule.lease import Cursor
 from grpo_actors.transport.sockets import Endpoints, zmq_context
 from grpo_actors.transport.weights import WeightsClient
 

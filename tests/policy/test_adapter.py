@@ -23,7 +23,7 @@ from grpo_actors.policy.model import load_base, load_policy
 from grpo_actors.policy.quantization import quantize
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.training import Training
-from grpo_actors.policy.weights import pack, unpack
+from grpo_actors.policy.weights import freeze, pack, unpack
 
 PROMPT = [2, 21, 22, 15, 23, 24, 1, 3]
 TOKENS = mx.array([[*PROMPT, 9, 9]])

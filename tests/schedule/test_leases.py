@@ -2,7 +2,8 @@
 
 import pytest
 
-from grpo_actors.schedule.leases import GRACE_S, Cursor, Granted, LeaseTable
+from grpo_actors.schedule.lease import Cursor, Granted
+from grpo_actors.schedule.leases import GRACE_S, LeaseTable
 
 TIMEOUT_S = 100.0
 

@@ -6,7 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from grpo_actors.schedule.leases import GRACE_S, MAX_LOSSES, Cursor, Granted, LeaseTable
+from grpo_actors.schedule.curriculum import Curriculum
+from grpo_actors.schedule.lease import MAX_LOSSES, Cursor, Granted
+from grpo_actors.schedule.leases import GRACE_S, LeaseTable
+from grpo_actors.schedule.selection import UNJUDGED, Appraisal
 
 TIMEOUT_S = 50.0
 WORKERS = ("a", "b", "c")
@@ -17,21 +20,44 @@ class Run(RuleBasedStateMachine):
     """A run whose workers come, work, err and die, and whose learner is stopped and resumed."""
 
     @initialize(
-        batch=st.integers(1, 3), runs=st.integers(1, 3), staleness=st.integers(0, 2), long=st.integers(3, 12)
+        batch=st.integers(1, 3),
+        runs=st.integers(1, 3),
+        staleness=st.integers(0, 2),
+        long=st.integers(3, 12),
+        flaws=st.integers(1, 6),
+        limit=st.integers(0, 12),
+        spare=st.integers(0, 5),
+        skipping=st.integers(0, 1),
     )
-    def begin(self, batch: int, runs: int, staleness: int, long: int) -> None:
-        self.batch, self.groups, self.staleness = batch, batch * runs, staleness
-        #: Every `long`-th problem has too long a prompt.
-        self.long = long
+    def begin(self, batch: int, runs: int, staleness: int, limit: int, spare: int, **rates: int) -> None:
+        self.batch, self.groups, self.staleness, self.limit = batch, batch * runs, staleness, limit
+        #: Every `long`-th problem has too long a prompt; one group in `flaws` has a flaw.
+        self.long, self.flaws, self.skipping = rates["long"], rates["flaws"], rates["skipping"]
+        self.ahead = self.groups + (spare if limit else 0)
+        #: Whether leases are opened only as far as they are certain to train in time.
+        self.exact = self.ahead == self.groups and (staleness > 0 or not limit)
         self.now_s = 0.0
         self.consumed: list[int] = []
+        #: Positions passed over, and how many were not posed.
+        self.passed_over: list[int] = []
+        self.skipped = 0
         self.set_aside: set[int] = set()
-        self.checkpoint = (Cursor(), 0, 0)
+        self.checkpoint = (Cursor(), 0, 0, 0, 0)
         self.open_table(Cursor(), 0)
 
     def open_table(self, cursor: Cursor, version: int) -> None:
         self.table: LeaseTable[tuple[int, int]] = LeaseTable(
-            self.groups, self.staleness, self.batch, TIMEOUT_S, 10**6, version, cursor, self.leaves_out
+            self.groups,
+            self.staleness,
+            self.batch,
+            TIMEOUT_S,
+            10**6,
+            version,
+            cursor,
+            self.leaves_out,
+            self.skips,
+            self.limit,
+            self.ahead,
         )
         #: Who holds which grant; what was ever granted; how often a lease lost its worker.
         self.held: dict[str, dict[int, Granted]] = {name: {} for name in WORKERS}
@@ -41,6 +67,17 @@ class Run(RuleBasedStateMachine):
 
     def leaves_out(self, position: int) -> bool:
         return position % self.long == 2
+
+    def skips(self, position: int) -> bool:
+        """Another answer after each update, as if success rates had changed."""
+        return self.skipping > 0 and (3 * position + self.table.version) % 4 == 0
+
+    def appraisal(self, position: int, version: int) -> Appraisal:
+        return Appraisal(0.0, "no_signal") if (position + version) % self.flaws == 0 else UNJUDGED
+
+    def accept(self, grant: Granted, version: int) -> bool:
+        told = self.appraisal(grant.lease, version)
+        return self.table.accept(grant.lease, grant.attempt, version, (grant.lease, version), told).new
 
     # --- workers ---
 
@@ -53,9 +90,7 @@ class Run(RuleBasedStateMachine):
         for grant in run:
             assert grant.lease not in self.accepted
             assert all(grant.lease not in held for held in self.held.values())
-            assert grant.attempt == 1 + max(
-                (g.attempt for g in self.granted if g.lease == grant.lease), default=0
-            )
+            assert grant.attempt > max((g.attempt for g in self.granted if g.lease == grant.lease), default=0)
             self.granted.append(grant)
             self.held[worker][grant.lease] = grant
         assert len(self.held[worker]) <= max(capacity, len(self.held[worker]) - len(run))
@@ -67,14 +102,17 @@ class Run(RuleBasedStateMachine):
         grant = data.draw(st.sampled_from(list(self.held[worker].values())))
         version = data.draw(st.integers(grant.min_version, self.table.version + 1))
         del self.held[worker][grant.lease]
-        # A worker that waits until it has min_version is never refused for staleness, however late.
+        # A worker that waits until it has min_version is never refused for staleness, however late;
+        # but for groups that were opened for refills and came too early.
         version = min(version, self.table.version)
         if version < grant.min_version:
             self.table.hand_back(worker)
             self.held[worker].clear()
             return
-        assert self.table.accept(grant.lease, grant.attempt, version, (grant.lease, version)).new
-        self.accepted.add(grant.lease)
+        if self.accept(grant, version):
+            self.accepted.add(grant.lease)
+        else:
+            assert not self.exact
 
     @precondition(lambda self: self.granted)
     @rule(data=st.data(), version=st.integers(0, 3))
@@ -92,8 +130,8 @@ class Run(RuleBasedStateMachine):
     def finish_too_old(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from([name for name in WORKERS if self.held[name]]))
         grant = data.draw(st.sampled_from(list(self.held[worker].values())))
-        place = sum(position < grant.lease for position in self.table._states)
-        needed = self.table.version + place // self.groups - self.staleness
+        place = next(place for place, position, *_ in self.table._places() if position == grant.lease)
+        needed = self.table.version + min(place // self.groups, self.staleness) - self.staleness
         if needed > 0:
             assert not self.table.accept(grant.lease, grant.attempt, needed - 1, (grant.lease, -1)).accepted
             del self.held[worker][grant.lease]  # and it may be granted again
@@ -113,14 +151,15 @@ class Run(RuleBasedStateMachine):
     @rule(worker=workers)
     def work_undisturbed(self, worker: str) -> None:
         """Much happens only after some updates, where a single event seldom leads."""
-        self.grant(worker, 100)
+        for _ in range(3):
+            self.grant(worker, 100)
         for grant in list(self.held[worker].values()):
             if grant.min_version <= self.table.version:
                 del self.held[worker][grant.lease]
-                assert self.table.accept(
-                    grant.lease, grant.attempt, grant.min_version, (grant.lease, grant.min_version)
-                ).new
-                self.accepted.add(grant.lease)
+                if self.accept(grant, grant.min_version):
+                    self.accepted.add(grant.lease)
+                else:
+                    assert not self.exact
         self.train()
 
     @rule(worker=workers)
@@ -161,36 +200,67 @@ class Run(RuleBasedStateMachine):
             assert position == lease
             assert 0 <= self.table.version - version <= self.staleness
             self.consumed.append(position)
-        self.table.consume([position for position, _ in batch])
+        self.settle([position for position, _ in batch])
+
+    def settle(self, batch: list[int]) -> None:
+        consumption = self.table.consume(batch)
+        assert [settled.position for settled in consumption.settled if settled.trained] == batch
+        # The first `limit` with a flaw are passed over, and no other.
+        flawed = [settled for settled in consumption.settled if settled.appraisal.flaw]
+        assert [settled.trained for settled in flawed] == [at >= self.limit for at in range(len(flawed))]
+        self.passed_over += [settled.position for settled in consumption.settled if not settled.trained]
+        self.skipped += consumption.skipped
+        if self.exact:
+            assert consumption.outdated == 0
+        if self.staleness == 0:  # nothing is left that a fresh table would not have
+            assert self.table._states == {}
+            assert self.table._next == self.table.cursor.position
+            assert self.table._skipped == []
+        # What was taken back may be granted again, and is awaited from nobody.
+        states = self.table._states
+        settled = {*self.consumed, *batch, *self.passed_over}
+        self.accepted = {p for p in self.accepted if p in settled or (p in states and states[p].group)}
+        for held in self.held.values():
+            for position, grant in list(held.items()):
+                if position not in states or states[position].attempt != grant.attempt:
+                    del held[position]
 
     @rule()
     def save(self) -> None:
-        self.checkpoint = (self.table.cursor, self.table.version, len(self.consumed))
+        counts = (len(self.consumed), len(self.passed_over), self.skipped)
+        self.checkpoint = (self.table.cursor, self.table.version, *counts)
 
     @rule()
     def resume(self) -> None:
-        cursor, version, consumed = self.checkpoint
-        del self.consumed[consumed:]
+        cursor, version, consumed, passed_over, self.skipped = self.checkpoint
+        del self.consumed[consumed:], self.passed_over[passed_over:]
         self.set_aside = {p for p in self.set_aside if p < cursor.position} | set(cursor.set_aside)
         self.open_table(cursor, version)
 
     # --- what must always hold ---
 
     @invariant()
-    def each_position_is_consumed_once_or_set_aside_or_left_out(self) -> None:
+    def each_position_is_settled_once_or_set_aside_or_left_out_or_skipped(self) -> None:
         if hasattr(self, "table"):
             done = self.table.cursor.position
             assert sorted(self.consumed) == self.consumed
-            assert self.consumed == [
-                p for p in range(done) if p not in self.set_aside and not self.leaves_out(p)
-            ]
+            assert sorted(self.passed_over) == self.passed_over
+            posed = [p for p in range(done) if p not in self.set_aside and not self.leaves_out(p)]
+            settled = {*self.consumed, *self.passed_over}
+            assert len(settled) == len(self.consumed) + len(self.passed_over) == len(posed) - self.skipped
+            assert settled <= set(posed)
 
     @invariant()
-    def at_most_s_plus_one_updates_are_open(self) -> None:
+    def at_most_s_plus_one_updates_are_open_that_may_train(self) -> None:
+        if hasattr(self, "table") and self.exact:
+            may_train = sum(not over for *_, over in self.table._places())
+            assert may_train <= (self.staleness + 1) * self.groups
+
+    @invariant()
+    def no_group_is_held_that_is_too_old(self) -> None:
         if hasattr(self, "table"):
-            taken = self.accepted.difference(self.consumed)
-            held = sum(len(leases) for leases in self.held.values())
-            assert len(taken) + held <= (self.staleness + 1) * self.groups
+            held = [state.group for state in self.table._states.values() if state.group is not None]
+            assert all(self.table.version - version <= self.staleness for _, version in held)
 
 
 Run.TestCase.settings = settings(
@@ -234,4 +304,74 @@ def test_which_leases_share_a_batch_depends_neither_on_timing_nor_on_a_resume(
     seeds, long, runs, batch, staleness
 ):
     first, second = (batches(seed, long, batch * runs, batch, staleness) for seed in seeds)
+    assert first == second
+
+
+def history(seed: int, problems: int, **settings: int) -> list[tuple[object, ...]]:
+    """What trained, what was passed over and how many were skipped in a run with S = 0 of random timing.
+
+    A group is told by its position, the version that sampled it and who shared its batch; whether it has a flaw,
+    and what the curriculum learns from it, depends on all three. The run is stopped and resumed at random.
+    """
+    chance = random.Random(seed)
+    cursor, version, told = Cursor(), 0, []
+    rates: dict[str, float] = {}
+    while version < 8:
+        curriculum = Curriculum(7, 0.3, dict(rates))
+        table: LeaseTable[tuple[object, ...]] = LeaseTable(
+            max_staleness=0,
+            lease_timeout_s=1e9,
+            last_version=10**6,
+            version=version,
+            cursor=cursor,
+            leaves_out=lambda position: position % 7 == 3,
+            skips=lambda position, known=curriculum: (
+                not known.poses(position // problems, str(position % problems))
+            ),
+            **settings,
+        )
+        out: list[tuple[Granted, tuple[int, ...], int]] = []
+        for _ in range(chance.randrange(10, 80)):
+            run = table.grant("w", 10_000, 0.0) if chance.random() < 0.6 else []
+            out += [(grant, tuple(g.lease for g in run), table.version) for grant in run]
+            if out and chance.random() < 0.8:
+                # Late or in time, and of the policy at the grant or of a newer one.
+                grant, together, sampled = out.pop(chance.randrange(len(out)))
+                sampled = chance.choice([sampled, table.version])
+                group = (grant.lease, sampled, together)
+                success = random.Random(str(group)).choice([0.0, 0.5, 1.0])
+                appraisal = Appraisal(success, "" if success == 0.5 else "no_signal")
+                table.accept(grant.lease, grant.attempt, sampled, group, appraisal)
+            done = table.next_batch()
+            if done and chance.random() < 0.5:
+                consumption = table.consume([position for position, _ in done])
+                for settled in consumption.settled:
+                    assert settled.appraisal.success is not None
+                    curriculum.learn(str(settled.position % problems), settled.appraisal.success)
+                passed_over = [settled.position for settled in consumption.settled if not settled.trained]
+                told.append((table.version, done, passed_over, consumption.skipped))
+                cursor, version, rates = table.cursor, table.version, dict(curriculum.rates)
+    return told[:8]
+
+
+@given(
+    seeds=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    limit=st.integers(0, 20),
+    spare=st.integers(0, 10),
+    problems=st.integers(2, 30),
+)
+@settings(max_examples=150, deadline=None)
+def test_on_policy_neither_timing_nor_a_resume_changes_which_groups_train(
+    seeds, shape, limit, spare, problems
+):
+    runs, batch = shape
+    groups = runs * batch
+    table = {
+        "groups_per_update": groups,
+        "batch_groups": batch,
+        "refill_limit": limit,
+        "ahead": groups + (spare if limit else 0),
+    }
+    first, second = (history(seed, problems, **table) for seed in seeds)
     assert first == second

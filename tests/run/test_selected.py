@@ -1,0 +1,70 @@
+"""Runs that choose what they train on: full updates of groups that teach, a task without a signal, a resume."""
+
+import json
+
+import pytest
+from runs import kill
+
+
+def test_every_update_has_as_many_groups_as_asked_for_and_all_of_them_teach(make_run):
+    run = make_run(dynamic_sampling=True, oversampling=1.5, eval_every_updates=0)
+    assert run.run() == 0, run.stderr
+    told = run.records("metrics")
+    assert [record["groups"] for record in told] == [2] * 6
+    assert [record["zero_variance_share"] for record in told] == [0.0] * 6
+    assert sum(sum(record["groups_passed_over"].values()) for record in told) > 0
+    leases = [lease for lease, *_ in run.ledger()]
+    assert leases == sorted(set(leases))
+    # Everything before the cursor either trained or was passed over.
+    passed_over = sum(sum(record["groups_passed_over"].values()) for record in told)
+    state = json.loads((run.folder / "checkpoint-6" / "state.json").read_text())
+    assert leases[-1] + 1 == 12 + passed_over <= state["cursor"]["position"]
+
+
+def test_a_task_without_a_signal_is_told_and_trained_to_its_end(make_run):
+    run = make_run(dynamic_sampling=True, refill_limit=2, max_updates=3, eval_every_updates=0)
+    (run.folder.parent / "flat.py").write_text(
+        "def flat(prompts, completions, answer, **columns):\n    return [1.0] * len(completions)\n"
+    )
+    assert run.run('--set=functions={"flat.py:flat" = 1.0}') == 0, run.stderr
+    assert [record["groups_passed_over"] for record in run.records("metrics")] == [{"no_signal": 4}] * 3
+    assert [record["zero_variance_share"] for record in run.records("metrics")] == [1.0] * 3
+    (alarm,) = run.records("alarm")
+    assert (alarm["name"], alarm["update"]) == ("no signal", 1)
+    assert alarm["text"].startswith("4 groups were passed over for one update (selection.refill_limit)")
+    assert [lease for lease, *_ in run.ledger()] == [4, 5, 10, 11, 16, 17]
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_selects_goes_on_bit_by_bit(make_run):
+    # Twelve problems: the curriculum meets them again from the third update on.
+    settings = {
+        "max_staleness": 0,
+        "workers": 1,
+        "batch_groups": 2,
+        "max_updates": 14,
+        "save_steps": 1,
+        "max_train_samples": 12,
+        "dynamic_sampling": True,
+        "max_success": 0.8,
+        "oversampling": 2.0,
+        "curriculum": True,
+    }
+    whole, cut = make_run(**settings), make_run(**settings)
+    assert whole.run() == 0, whole.stderr
+    for update in (4, 9):
+        cut.start()
+        cut.wait_for_update(update)
+        kill(cut.child("learner"))
+        cut.end()
+    assert cut.run() == 0, cut.stderr
+    cut.assert_told_without_gap()
+    assert cut.curve() == whole.curve()
+    assert cut.ledger() == whole.ledger()
+    for key in ("groups_passed_over", "problems_skipped"):
+        told, expected = ([record[key] for record in run.records("metrics")] for run in (cut, whole))
+        assert told == expected
+        assert any(expected)
+    states = [json.loads((r.folder / "checkpoint-14" / "state.json").read_text()) for r in (cut, whole)]
+    assert states[0]["cursor"] == states[1]["cursor"]
+    assert states[0]["success_rates"] == states[1]["success_rates"] != {}
