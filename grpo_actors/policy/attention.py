@@ -17,6 +17,9 @@ from mlx_lm.models import base
 #: Warps of a block; each takes every so-many-th column. Their threads are as many as the largest head.
 WARPS = 8
 
+#: What a warp can share out evenly.
+HEAD_SIZES = (32, 64, 96, 128, 256)
+
 # One block a query head: its warps keep a running softmax over their columns, and the first threads join them.
 # A column's keys are read once for each query head that shares them: the second time from the cache.
 _SOURCE = """
@@ -61,47 +64,54 @@ _SOURCE = """
 """
 
 
-def available(head_size: int, value_size: int) -> bool:
-    """Whether the kernel can be used here, for heads of this size."""
-    on_cuda = mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
-    return on_cuda and head_size == value_size and head_size in (32, 64, 96, 128, 256)
+class Callers:
+    """The modules of mlx-lm through which a model's layers call attention."""
+
+    def __init__(self, model: Any) -> None:
+        own = base.scaled_dot_product_attention
+        names = {type(module).__module__ for module in model.modules()}
+        self._modules: list[Any] = [
+            sys.modules[name]
+            for name in names
+            if getattr(sys.modules[name], "scaled_dot_product_attention", None) is own
+        ]
+
+    @contextlib.contextmanager
+    def calling(self, attend: Callable[..., mx.array]) -> Iterator[None]:
+        """Within this block the layers call `attend` instead, with mlx-lm's arguments.
+
+        For every thread: nothing else may run a model of this kind meanwhile.
+        """
+        for module in self._modules:
+            module.scaled_dot_product_attention = attend
+        try:
+            yield
+        finally:
+            for module in self._modules:
+                module.scaled_dot_product_attention = base.scaled_dot_product_attention
+
+    def sizes(self, model: Any) -> list[tuple[int, int]]:
+        """(of a query's head, of a value's) of each layer that calls attention this way: tried on one token."""
+        sizes = []
+
+        def told(queries: mx.array, keys: mx.array, values: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+            sizes.append((queries.shape[-1], values.shape[-1]))
+            result: mx.array = base.scaled_dot_product_attention(queries, keys, values, *args, **kwargs)
+            return result
+
+        with self.calling(told):
+            model(mx.array([[1]]))
+        return sizes
 
 
-@contextlib.contextmanager
-def in_place_of_mlx(model: Any, attend: Callable[..., mx.array]) -> Iterator[None]:
-    """Within this block the model's layers call `attend` for mlx-lm's attention, with its arguments.
-
-    It changes names in mlx-lm's modules, for every thread: nothing else may run a model of this kind meanwhile.
-    """
-    own = base.scaled_dot_product_attention
-    names = {type(module).__module__ for module in model.modules()}
-    found = [
-        sys.modules[name]
-        for name in names
-        if getattr(sys.modules[name], "scaled_dot_product_attention", None) is own
-    ]
-    for module in found:
-        module.scaled_dot_product_attention = attend  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for module in found:
-            module.scaled_dot_product_attention = own  # type: ignore[attr-defined]
-
-
-def calls_mlx_attention(model: Any) -> bool:
-    """Whether every layer of the model calls the function that `in_place_of_mlx` replaces: tried on one token."""
-    calls = 0
-
-    def counted(*args: Any, **kwargs: Any) -> mx.array:
-        nonlocal calls
-        calls += 1
-        result: mx.array = base.scaled_dot_product_attention(*args, **kwargs)
-        return result
-
-    with in_place_of_mlx(model, counted):
-        model(mx.array([[1]]))
-    return calls == len(model.layers)
+def callers(model: Any) -> Callers | bool:
+    """Through what a model calls attention, if the kernel can take the place of all of it here; else False."""
+    if not (mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu):
+        return False
+    found = Callers(model)
+    sizes = found.sizes(model)
+    fit = len(sizes) == len(model.layers) and all(q == v and q in HEAD_SIZES for q, v in sizes)
+    return found if fit else False
 
 
 def attend_rows(

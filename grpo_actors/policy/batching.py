@@ -8,13 +8,21 @@ brings two numbers a row to the host, and the next step is under way before they
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 
 import mlx.core as mx
 import numpy as np
 
-from grpo_actors.policy.draw import Array, Sample, SamplingParams, draw, draws
+from grpo_actors.policy.decoding import Decoder
+from grpo_actors.policy.draw import Array, Sample, SamplingParams, draws
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.window import Prompts, Window
+
+#: A share of the places, one in so many, that has to be free before any is filled.
+FILLED_AT_ONCE = 16
+#: Prompts that run through the model together.
+PREFILLED = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -25,12 +33,16 @@ class _Group:
     samples: list[Sample]
     #: Samples that have or had a place.
     placed: int = 0
+    #: Its keys and values, with those of others, and which of them it is; kept until all samples have a place.
+    prompts: Prompts | None = None
+    index: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Row:
     """A completion that has a place."""
 
+    place: int
     group: _Group
     sample: Sample
     #: One for each of its tokens.
@@ -59,6 +71,7 @@ class Sampler:
     places: int
     _waiting: deque[_Group] = field(default_factory=deque)
     _rows: list[_Row | None] = field(default_factory=list)
+    _decoder: Decoder = field(init=False)
     _window: Window = field(init=False)
     #: [R] what is fed next.
     _token: mx.array = field(default_factory=lambda: mx.zeros(0, mx.uint32))
@@ -67,6 +80,9 @@ class Sampler:
     #: Prompts that are not in `_seen` yet.
     _unseen: list[tuple[int, Sequence[int]]] = field(default_factory=list)
     _flight: _Step | None = None
+
+    def __post_init__(self) -> None:
+        self._decoder = Decoder(self.policy, self.params)
 
     def submit(self, key: Hashable, prompt: Sequence[int], seeds: Sequence[int]) -> None:
         """One more group: `len(seeds)` completions of `prompt`, handed back under `key`."""
@@ -124,58 +140,78 @@ class Sampler:
     def _keep(self, places: Array) -> None:
         self._window.keep(places)
         self._rows = [self._rows[place] for place in places]
+        for place, row in enumerate(self._rows):
+            assert row is not None
+            row.place = place
         self._token = self._token[mx.array(places)]
         self._seen = None if self._seen is None else self._seen[mx.array(places)]
 
     def _fill(self) -> None:
         """Give free places to the completions that wait, first come first served."""
         free = [place for place, row in enumerate(self._rows) if row is None]
-        groups: list[_Group] = []
-        taken: list[int] = []  # of free[i]: which of the groups
+        # To place one costs about as much as to place many: a few places wait for each other.
+        if len(free) * FILLED_AT_ONCE < len(self._rows):
+            return
+        taken: list[tuple[_Group, int]] = []  # (group, which of its samples) that gets free[i]
         while self._waiting and len(taken) < len(free):
             group = self._waiting[0]
             last = min(len(group.seeds), group.placed + len(free) - len(taken))
-            for i in range(group.placed, last):
-                uniforms = draws(group.seeds[i], self.params.max_new_tokens)
-                self._rows[free[len(taken)]] = _Row(group, group.samples[i], uniforms)
-                taken.append(len(groups))
+            taken += [(group, i) for i in range(group.placed, last)]
             group.placed = last
-            groups.append(group)
             if last == len(group.seeds):
                 self._waiting.popleft()
-        if not taken:
+        places = np.array(free[: len(taken)], np.int32)
+        self._prefill([group for group, _ in taken])
+        for prompts in dict.fromkeys(group.prompts for group, _ in taken):
+            of_these = [at for at, (group, _) in enumerate(taken) if group.prompts is prompts]
+            chosen = np.array([taken[at][0].index for at in of_these], np.int32)
+            assert prompts is not None
+            self._window.place(places[of_these], prompts, chosen)
+        for place, (group, i) in zip(places, taken, strict=True):
+            uniforms = draws(group.seeds[i], self.params.max_new_tokens)
+            self._rows[place] = _Row(int(place), group, group.samples[i], uniforms)
+            self._unseen.append((int(place), group.prompt))
+            if group.placed == len(group.seeds):
+                group.prompts = None
+        last_tokens = np.array([group.prompt[-1] for group, _ in taken], np.uint32)
+        self._token[mx.array(places)] = mx.array(last_tokens)
+
+    def _prefill(self, groups: Sequence[_Group]) -> None:
+        """Run the prompts of `groups` through the model, unless they have been, and some of those that come next."""
+        new = [group for group in dict.fromkeys(groups) if group.prompts is None]
+        if not new:
             return
-        prompts = [group.prompt for group in groups]
-        places, chosen = np.array(free[: len(taken)], np.int32), np.array(taken, np.int32)
-        self._window.place(places, Prompts(self.policy.model, prompts), chosen)
-        self._token[mx.array(places)] = mx.array(np.array([prompts[i][-1] for i in taken], np.uint32))
-        self._unseen += [(place, prompts[i]) for place, i in zip(places, taken, strict=True)]
+        ahead = islice(
+            (group for group in self._waiting if group.prompts is None and group not in new), PREFILLED
+        )
+        new += list(ahead)[: max(0, PREFILLED - len(new))]
+        prompts = Prompts(self.policy.model, [group.prompt for group in new])
+        for index, group in enumerate(new):
+            group.prompts, group.index = prompts, index
 
     # --- steps ------------------------------------------------------------------------------------
 
     def _launch(self, version: int) -> _Step | None:
         """Start the next step; None: every row has been asked for all of its tokens."""
-        limit = self.params.max_new_tokens
-        if not any(row is not None and row.asked < limit for row in self._rows):
-            return None
+        limit, asked = self.params.max_new_tokens, False
         uniforms = np.zeros(len(self._rows), np.float32)
-        for place, row in enumerate(self._rows):
+        for row in self._rows:
             if row is not None and row.asked < limit:
-                uniforms[place] = row.uniforms[row.asked]
+                uniforms[row.place] = row.uniforms[row.asked]
                 row.asked += 1
+                asked = True
+        if not asked:
+            return None
         self._window.make_room()
-        logits = self._window.decode(self._token)
         if self.params.repetition_penalty != 1:
-            self._see(logits.shape[-1])
-        token, logprob = draw(logits, mx.array(uniforms), self.params, self._seen)
-        if self._seen is not None:
-            self._seen = mx.put_along_axis(self._seen, token[:, None], mx.array(True), axis=1)
-        mx.async_eval(token, logprob)  # type: ignore[no-untyped-call]
+            self._see()
+        token, logprob = self._decoder.step(self._window, self._token, mx.array(uniforms), self._seen)
         self._token = token
         return _Step(token, logprob, list(self._rows), version)
 
-    def _see(self, vocabulary: int) -> None:
-        """Bring the new rows' prompts into `_seen`."""
+    def _see(self) -> None:
+        """Bring what is fed now, and the new rows' prompts, into `_seen`."""
+        vocabulary = self._vocabulary
         if self._seen is None:
             self._seen = mx.zeros((len(self._rows), vocabulary), mx.bool_)
         for place, prompt in self._unseen:
@@ -183,6 +219,12 @@ class Sampler:
             mask[np.asarray(prompt)] = True
             self._seen[place] = mx.array(mask)
         self._unseen.clear()
+        self._seen = mx.put_along_axis(self._seen, self._token[:, None], mx.array(True), axis=1)
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        """Logits of a token; a tokenizer may know fewer."""
+        return int(self.policy.model(mx.array([[1]])).shape[-1])
 
     def _read(self, step: _Step) -> tuple[int, list[tuple[Hashable, list[Sample]]]]:
         """Wait for a step, and append its tokens to the completions that have not ended."""
@@ -197,9 +239,8 @@ class Sampler:
             sample.finished = self.policy.ends(sample.tokens, self.params.stop)
             if sample.finished or len(sample.tokens) == self.params.max_new_tokens:
                 sample.ended = True
-                place = self._rows.index(row)
-                self._rows[place] = None
-                self._window.free(place)
+                self._rows[row.place] = None
+                self._window.free(row.place)
                 touched[id(row.group)] = row.group
         done = [group for group in touched.values() if all(sample.ended for sample in group.samples)]
         return count, [(group.key, group.samples) for group in done]

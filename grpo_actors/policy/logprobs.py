@@ -41,11 +41,31 @@ def completion_logprobs(
     else:
         body, head = split
         logits = head(mx.take_along_axis(body(tokens), positions[:, :, None], axis=1))
-    logits = logits.astype(mx.float32)
     if temperature not in (0.0, 1.0):
-        logits = logits / temperature
-    # Spelled out so that forward and backward share one exponential, which is the dear operation on
-    # a CPU; a log-softmax takes a second one in its backward pass.
+        logits = logits.astype(mx.float32) / temperature
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    return _fused(logits, targets) if on_gpu else _shared_exponential(logits, targets)
+
+
+def _fused(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """Log-probs by MLX's kernel, which keeps nothing of the vocabulary's size in float32 for the backward pass."""
+    logprobs = -mx.fast.cross_entropy(logits, targets)
+    chosen = mx.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0].astype(mx.float32)
+    log_total = chosen - logprobs
+    # Row by row: float32 of the vocabulary's size for all rows at once would be the peak of the whole update.
+    means = [_mean_logit(row, total) for row, total in zip(logits, log_total, strict=True)]
+    return logprobs, log_total - mx.stack(means)
+
+
+def _mean_logit(logits: mx.array, log_total: mx.array) -> mx.array:
+    """Under the softmax: logits [C, V], their log-sum-exp [C] -> [C]."""
+    wide = logits.astype(mx.float32)
+    return (mx.exp(wide - log_total[:, None]) * wide).sum(axis=-1)
+
+
+def _shared_exponential(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """Spelled out, so that forward and backward share one exponential, which is the dear operation on a CPU."""
+    logits = logits.astype(mx.float32)
     logits = logits - mx.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = mx.exp(logits)
     total = weights.sum(axis=-1)

@@ -6,7 +6,7 @@ second model: it is this one, holding the values that its trainable arrays had a
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ class Policy:
     heeds_padding: bool | None = None
     #: Whether its cache can be a `window`; None: not tried yet.
     fits_window: bool | None = None
+    #: What `decoding` keeps: through what the model calls attention (False: no kernel), and its compiled steps.
+    attention_callers: Any = None
+    compiled_steps: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def has_adapter(self) -> bool:

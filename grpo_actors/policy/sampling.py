@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 from grpo_actors.policy.adapter import fused
 from grpo_actors.policy.batching import Sampler
+from grpo_actors.policy.decoding import fits
 from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.draw import Sample, SamplingParams
 from grpo_actors.policy.fixed_batch import sample_fixed
 from grpo_actors.policy.model import Policy
-from grpo_actors.policy.window import fits
 
 __all__ = ["Sample", "SamplingParams", "places_for", "sample_groups"]
 

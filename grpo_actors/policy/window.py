@@ -14,10 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import KVCache, make_prompt_cache
-
-from grpo_actors.policy import attention
-from grpo_actors.policy.model import Policy
+from mlx_lm.models.cache import make_prompt_cache
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,14 +34,7 @@ class Window:
         #: The column that the next token of every row goes to.
         self.end = 0
         self.layers = [LayerWindow(self) for _ in make_prompt_cache(model)]
-        self._model = model
-        self._kernel: bool | None = None
         self._upload()
-
-    @property
-    def positions(self) -> mx.array:
-        """[R] int32: each row's number of tokens so far, which is the position of its next one."""
-        return self.end - self.device_starts
 
     def place(self, rows: Array, prompts: "Prompts", chosen: Array) -> None:
         """Give the free `rows` the prompts `chosen` [len(rows)] of `prompts`, to go on from."""
@@ -53,8 +43,11 @@ class Window:
             self.end = width
         elif width > self.end:
             self._shift(self.end - width)
+        index = mx.array(rows)
+        # Every row takes each prompt it is given from the arrays of all: one gather a layer.
+        take = None if np.array_equal(chosen, np.arange(prompts.count)) else mx.array(chosen)
         for layer, (keys, values) in zip(self.layers, prompts.layers, strict=True):
-            layer.place(rows, keys, values, mx.array(chosen), width)
+            layer.place(index, keys if take is None else keys[take], values if take is None else values[take])
         self.starts[rows] = self.end - prompts.lengths[chosen]
         self.live[rows] = True
         self._upload()
@@ -75,26 +68,9 @@ class Window:
             for layer in self.layers:
                 layer.resize(0, capacity + GROWTH)
 
-    def decode(self, tokens: mx.array) -> mx.array:
-        """One step of the model: tokens [R] in, logits [R, V] out. There must be room."""
-        self.stop = mx.array([self.end + 1], mx.int32)
-        layers: Any = self.layers
-        if self.has_kernel:
-            with attention.in_place_of_mlx(self._model, _attend):
-                logits = self._model(tokens[:, None], cache=layers)
-        else:
-            logits = self._model(tokens[:, None], cache=layers)
+    def advance(self) -> None:
+        """The step's tokens have been written."""
         self.end += 1
-        last: mx.array = logits[:, -1]
-        return last
-
-    @property
-    def has_kernel(self) -> bool:
-        """Whether the kernel does without a mask."""
-        if self._kernel is None:
-            sizes = (self.layers[0].keys.shape[3], self.layers[0].values.shape[3])
-            self._kernel = attention.available(*sizes) and attention.calls_mlx_attention(self._model)
-        return self._kernel
 
     def keep(self, rows: Array) -> None:
         """Go on with these rows alone, in this order."""
@@ -141,19 +117,17 @@ class LayerWindow:
 
     @property
     def offset(self) -> mx.array:
-        """Positions of the tokens fed now: what rotates them."""
-        return self.window.positions
+        """[R] int32: positions of the tokens fed now, which is what rotates them."""
+        return self.window.end - self.window.device_starts
 
     def make_mask(
         self,
         tokens: int,
         return_array: bool = False,  # noqa: ARG002, FBT001, FBT002 - the signature is mlx-lm's
         window_size: int | None = None,
-    ) -> mx.array | None:
-        """[R, 1, 1, columns so far] bool: which columns each row may see; None: the kernel knows."""
+    ) -> mx.array:
+        """[R, 1, 1, columns so far] bool: which columns each row may see."""
         assert tokens == 1
-        if self.window.has_kernel:
-            return None
         columns, end = mx.arange(self.window.end + 1), self.window.end
         seen = columns >= self.window.device_starts[:, None]
         if window_size is not None:
@@ -167,19 +141,16 @@ class LayerWindow:
         self.values[..., end : end + 1, :] = values
         return self.keys[..., : end + 1, :], self.values[..., : end + 1, :]
 
-    def place(self, rows: Array, keys: mx.array, values: mx.array, chosen: mx.array, width: int) -> None:
-        """Write prompts [P, H, width, D], of which `chosen` go to `rows`, into the last columns."""
-        end, count = self.window.end, len(self.window.starts)
+    def place(self, rows: mx.array, keys: mx.array, values: mx.array) -> None:
+        """Write the pasts [len(rows), H, width, D] of `rows` into the last columns."""
+        end, width = self.window.end, keys.shape[2]
         if self.keys is None:
-            # A first batch fills the rows in order; what it leaves free is written before it is read.
-            shape = (count, keys.shape[1], -(-(end + 1) // GROWTH) * GROWTH)
+            shape = (len(self.window.starts), keys.shape[1], -(-(end + 1) // GROWTH) * GROWTH)
             self.keys = mx.zeros((*shape, keys.shape[3]), keys.dtype)
             self.values = mx.zeros((*shape, values.shape[3]), values.dtype)
-        if width == 0:
-            return
-        index = mx.array(rows)
-        self.keys[index, :, end - width : end, :] = keys[chosen]
-        self.values[index, :, end - width : end, :] = values[chosen]
+        if width:
+            self.keys[rows, :, end - width : end, :] = keys
+            self.values[rows, :, end - width : end, :] = values
 
     def resize(self, first: int, capacity: int) -> None:
         """Keep the columns from `first` on (below 0: put as many before them), and make them `capacity`."""
@@ -191,6 +162,7 @@ class Prompts:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
         """Run them through the model at once. Padded on the right, where a causal model does not look."""
+        self.count = len(prompts)
         self.lengths: Array = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
         self.width = int(self.lengths.max())
         cache = make_prompt_cache(model)
@@ -206,51 +178,6 @@ class Prompts:
             for keys, values, _ in (layer.state for layer in cache)
         ]
         mx.eval(self.layers)
-
-
-def fits(policy: Policy) -> bool:
-    """Whether a window can hold the model's cache: keys and values of every position, in every layer.
-
-    And whether the model reads its positions and its mask from the cache, row by row: found out once, by
-    decoding one token of two unlike prompts.
-    """
-    if policy.fits_window is None:
-        plain = all(type(layer) is KVCache for layer in make_prompt_cache(policy.model))
-        policy.fits_window = plain and _decodes_unlike_rows(policy.model)
-    return policy.fits_window
-
-
-def _decodes_unlike_rows(model: Any) -> bool:
-    """Whether two prompts of unlike lengths give side by side what they give alone."""
-    prompts = [[3, 1, 2, 1, 3, 2, 1, 1, 2], [2, 1, 3]]
-    window = Window(model, len(prompts))
-    window.place(np.arange(2), Prompts(model, prompts), np.arange(2))
-    window.make_room()
-    try:
-        together = window.decode(mx.array([prompt[-1] for prompt in prompts]))
-        mx.eval(together)
-    except (TypeError, ValueError):
-        return False  # it takes a cache's offset for one number
-    for row, prompt in zip(together.astype(mx.float32), prompts, strict=True):
-        alone = model(mx.array([prompt]))[0, -1].astype(mx.float32)
-        # Half precision differs by a few percent of the deviation, another position by far more.
-        if not mx.abs(row - alone).mean() < 0.2 * mx.std(alone):
-            return False
-    return True
-
-
-def _attend(  # noqa: PLR0917 - mlx-lm's arguments
-    queries: mx.array,
-    keys: mx.array,  # noqa: ARG001 - of the columns so far; the kernel wants the buffer
-    values: mx.array,  # noqa: ARG001
-    cache: LayerWindow,
-    scale: float,
-    mask: None,  # noqa: ARG001
-) -> mx.array:
-    window = cache.window
-    return attention.attend_rows(
-        queries, cache.keys, cache.values, starts=window.device_starts, stop=window.stop, scale=scale
-    )
 
 
 def _resized(array: mx.array, first: int, capacity: int) -> mx.array:
