@@ -72,9 +72,11 @@ def no_variance(memory: Memory) -> str | None:
     fact = f"all completions of a problem are worth the same {memory.for_long}, mean reward {reward:.3g}"
     if abs(reward - best) <= 0.05 * best:
         return f"{fact}: the problems are solved every time; pose harder ones, or end here"
+    in_vain = "others were sampled in vain (selection.refill_limit); pose other problems"
+    cure = in_vain if memory.config.selection.dynamic_sampling else "set selection.dynamic_sampling = true"
     return (
         f"{fact}: the problems are too easy or too hard, or the samples are all alike; "
-        "set selection.dynamic_sampling = true, or raise rollout.temperature"
+        f"{cure}, or raise rollout.temperature"
     )
 
 
@@ -286,7 +288,11 @@ def _why_nothing(memory: Memory) -> str:
 
 def _why_disagree(memory: Memory) -> str:
     """The likely cause of log-probs that differ."""
-    rollout = memory.config.rollout
+    rollout, model = memory.config.rollout, memory.config.model
+    if model.fine_tune_type != "full" and model.lora_dropout and memory.config.objective.ratio == "recorded":
+        return (
+            'only the learner\'s see dropout; set model.lora_dropout = 0, or objective.ratio = "recomputed"'
+        )
     if rollout.quantize_for_rollouts:
         return "the workers quantise; raise rollout.rollout_bits, or set quantize_for_rollouts = false"
     if any(lag != "0" for lag in memory.last.get("staleness", {})):
