@@ -109,7 +109,7 @@ class Archive:
             return
         reference = restore(self.resumed, grpo.policy, grpo.training)
         if reference is not None:
-            grpo.reference = reference
+            grpo.restore_reference(reference)
         grpo.version = self.resumed.update
         grpo.skipped = self._state["skipped_steps"]
 
@@ -146,8 +146,7 @@ class Archive:
             grpo.policy,
             grpo.training,
             state,
-            # One that never moves is what the model was loaded with.
-            reference=grpo.reference if self._config.objective.reference_refresh_updates else None,
+            reference=grpo.reference if grpo.reference_moved else None,
         )
         self._last_saved = checkpoint.update
         self._tell(records, checkpoint)

@@ -33,7 +33,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "reward_mean": "weighted sum of the rewards",
         "reward_std": "over all completions",
         "rewards": "reward name -> mean",
-        "kl": "to the reference, per token",
+        "kl": "to the reference, per token; null without one",
         "clip_share": "tokens whose ratio was clipped",
         "ratio_mean": "importance ratio, new to old policy",
         "ratio_max": "",

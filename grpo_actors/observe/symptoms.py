@@ -51,9 +51,6 @@ class Memory:
         return f"for {self.config.health.patience_updates} updates (health.patience_updates)"
 
 
-# --- the rules ------------------------------------------------------------------------------------
-
-
 def reward_is_zero(memory: Memory) -> str | None:
     """Nothing was worth anything for long: there is nothing to learn from."""
     if not memory.held_long(_is_worth_nothing):
@@ -64,8 +61,7 @@ def reward_is_zero(memory: Memory) -> str | None:
 
 def no_variance(memory: Memory) -> str | None:
     """The completions of each problem were worth the same for long: every advantage is 0."""
-    held = memory.held_long(lambda m: value(m, "zero_variance_share") == 1)
-    if not held or reward_is_zero(memory):
+    if reward_is_zero(memory) or not memory.held_long(lambda m: value(m, "zero_variance_share") == 1):
         return None
     reward = value(memory.last, "reward_mean")
     best = sum(weight for weight in memory.config.reward.functions.values() if weight > 0)
@@ -90,9 +86,8 @@ def gradient_is_zero(memory: Memory) -> str | None:
         return None
     fact = f"the gradient is 0 for {CONFIRMING_UPDATES} updates though rewards differ"
     if not _trained(memory.last):
-        truncated = value(memory.last, "truncated_share")
         return (
-            f"{fact}: no token trains, {truncated:.0%} of the completions are truncated; "
+            f"{fact}: no token trains, {value(memory.last, 'truncated_share'):.0%} of the completions are truncated; "
             "raise rollout.max_new_tokens, or set objective.mask_truncated = false"
         )
     clipped = value(memory.last, "clip_share")
