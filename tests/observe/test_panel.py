@@ -27,6 +27,8 @@ METRICS = {
     "completion_length_max": 64,
     "truncated_share": 0.03,
     "zero_variance_share": 0.25,
+    "groups_passed_over": {"no_signal": 2, "too_easy": 1},
+    "problems_skipped": 12,
     "rollout_tokens_per_s": 12_345,
     "learner_tokens_per_s": 4_321,
     "update_s": 0.8,
@@ -81,6 +83,7 @@ def test_it_fits_and_shows_every_number(width, height):
         "length 35 max 64",
         "truncated 3.0 % of completions",
         "zero var. 25 % of groups",
+        "selection 3 passed over, 12 skipped",
         "staleness 0 █████████ 75 %",
         "1 ███ 25 %",
         "rollout 12.3k tokens/s",
@@ -93,6 +96,21 @@ def test_it_fits_and_shows_every_number(width, height):
         "0.88 so it is 7 [b]",
     ):
         assert expected in shown
+
+
+@pytest.mark.parametrize(
+    ("measured", "shown"),
+    [
+        ({}, None),
+        ({"groups_passed_over": {}}, "selection 0 passed over"),
+        ({"problems_skipped": 3}, "selection 3 skipped"),
+    ],
+)
+def test_a_selection_is_shown_where_there_is_one(measured, shown):
+    metrics = {**METRICS, "groups_passed_over": None, "problems_skipped": None, **measured}
+    text = re.sub(r" +", " ", drawn(view_of([("metrics", metrics)]), 120, 50))
+    assert ("selection" in text) == (shown is not None)
+    assert shown is None or shown in text
 
 
 def test_a_small_terminal_shows_the_best_and_the_worst_completion():
