@@ -76,11 +76,6 @@ class Archive:
         """Updates that the resumed run has done; 0 for a new one."""
         return 0 if self.resumed is None else self.resumed.update
 
-    @property
-    def recording(self) -> str:
-        """The recording that the resumed run replays; empty: none."""
-        return str(self._state.get("recording", ""))
-
     def completion(self, total_updates: int) -> str | None:
         """The line that says that nothing is left to do: all updates done, all checkpoints that are kept scored."""
         everything = {record["update"] for record in self._evaluations()}
