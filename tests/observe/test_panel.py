@@ -27,8 +27,6 @@ METRICS = {
     "completion_length_max": 64,
     "truncated_share": 0.03,
     "zero_variance_share": 0.25,
-    "groups_passed_over": {"no_signal": 2, "too_easy": 1},
-    "problems_skipped": 12,
     "rollout_tokens_per_s": 12_345,
     "learner_tokens_per_s": 4_321,
     "update_s": 0.8,
@@ -83,7 +81,6 @@ def test_it_fits_and_shows_every_number(width, height):
         "length 35 max 64",
         "truncated 3.0 % of completions",
         "zero var. 25 % of groups",
-        "selection 3 passed over, 12 skipped",
         "staleness 0 █████████ 75 %",
         "1 ███ 25 %",
         "rollout 12.3k tokens/s",
@@ -102,13 +99,18 @@ def test_it_fits_and_shows_every_number(width, height):
     ("measured", "shown"),
     [
         ({}, None),
+        (
+            {"groups_passed_over": {"no_signal": 2, "too_easy": 1}, "problems_skipped": 12},
+            "selection 3 passed over, 12 skipped",
+        ),
         ({"groups_passed_over": {}}, "selection 0 passed over"),
         ({"problems_skipped": 3}, "selection 3 skipped"),
     ],
 )
 def test_a_selection_is_shown_where_there_is_one(measured, shown):
-    metrics = {**METRICS, "groups_passed_over": None, "problems_skipped": None, **measured}
-    text = re.sub(r" +", " ", drawn(view_of([("metrics", metrics)]), 120, 50))
+    view = view_of([*RECORDS, ("metrics", {**METRICS, **measured})])
+    assert len(drawn(view, 80, 24).splitlines()) <= 24
+    text = re.sub(r" +", " ", drawn(view, 80, 50))
     assert ("selection" in text) == (shown is not None)
     assert shown is None or shown in text
 
