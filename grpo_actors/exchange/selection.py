@@ -54,7 +54,7 @@ class Selection:
                 self.curriculum.learn(problem.id, settled.appraisal.success)
         flawed = [settled for settled in consumption.settled if settled.appraisal.flaw]
         before, self._in_vain = self._in_vain, any(settled.trained for settled in flawed)
-        self.alarm = _in_vain(flawed) if self._in_vain and not before else None
+        self.alarm = _alarm_text(flawed) if self._in_vain and not before else None
         return self.alarm
 
     def metrics(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Selection:
         return {} if self.curriculum is None else dict(self.curriculum.rates)
 
 
-def _in_vain(flawed: Sequence[Settled]) -> str:
+def _alarm_text(flawed: Sequence[Settled]) -> str:
     passed_over = sum(not settled.trained for settled in flawed)
     return (
         f"{passed_over} groups were passed over for one update (selection.refill_limit), and flawed ones now "

@@ -134,7 +134,7 @@ def check_resume(config: Config, run_dir: Path, *, recording: str = "") -> None:
 def _recording_of(checkpoints: Sequence[Checkpoint]) -> str | None:
     """What the run of these checkpoints replays, "" for a live one; None: not one is readable."""
     for checkpoint in reversed(checkpoints):
-        with contextlib.suppress(OSError, ValueError):  # damaged: the learner goes past it, and says so
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: the learner goes past it
             return str(read_state(checkpoint).get("recording", ""))
     return None
 
