@@ -76,11 +76,6 @@ class Archive:
         """Updates that the resumed run has done; 0 for a new one."""
         return 0 if self.resumed is None else self.resumed.update
 
-    @property
-    def recording(self) -> str:
-        """The recording that the resumed run replays; empty: none."""
-        return str(self._state.get("recording", ""))
-
     def completion(self, total_updates: int) -> str | None:
         """The line that says that nothing is left to do: all updates done, all checkpoints that are kept scored."""
         everything = {record["update"] for record in self._evaluations()}
@@ -109,7 +104,7 @@ class Archive:
             return
         reference = restore(self.resumed, grpo.policy, grpo.training)
         if reference is not None:
-            grpo.reference = reference
+            grpo.restore_reference(reference)
         grpo.version = self.resumed.update
         grpo.skipped = self._state["skipped_steps"]
 
@@ -146,8 +141,7 @@ class Archive:
             grpo.policy,
             grpo.training,
             state,
-            # One that never moves is what the model was loaded with.
-            reference=grpo.reference if self._config.objective.reference_refresh_updates else None,
+            reference=grpo.reference if grpo.reference_moved else None,
         )
         self._last_saved = checkpoint.update
         self._tell(records, checkpoint)

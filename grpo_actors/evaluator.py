@@ -18,8 +18,7 @@ from pathlib import Path
 
 from grpo_actors.checkpoints import MANIFEST, Checkpoint, find_checkpoints, verify, write_json
 from grpo_actors.command import run_command
-from grpo_actors.config import Config, load_config, read_config
-from grpo_actors.config.load import OVERRIDE
+from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ModelError
 from grpo_actors.evaluation import Score, evaluate, held_out
 from grpo_actors.joining import Leaving, hello, introduce
@@ -177,15 +176,9 @@ def settings(folder: Path, file: str | None, overrides: Sequence[str]) -> Config
         ConfigError: a file, a name or a value is unusable.
     """
     own = folder.resolve().parent / CONFIG_FILE
-    loaded = load_config(file, overrides)
-    if file is not None or not own.is_file() or not (folder / MANIFEST).is_file():
-        return loaded.config
-    sections = read_config(own).model_dump(mode="json")
-    for key, origin in loaded.origins.items():
-        section, leaf = key.split(".")
-        if origin == OVERRIDE:
-            sections[section][leaf] = loaded.config.model_dump(mode="json")[section][leaf]
-    return Config.model_validate_json(json.dumps(sections))
+    if file is None and own.is_file() and (folder / MANIFEST).is_file():
+        return load_config(own, overrides).config
+    return load_config(file, overrides).config
 
 
 def load_folder(folder: Path, config: Config) -> Policy:

@@ -45,6 +45,8 @@ class Grpo:
     #: The reference: what trains, as it was at the start or at the last refresh; None without a KL term. The
     #: arrays are those of the policy itself until that moves on, and a new adapter is the base.
     reference: dict[str, mx.array] | None = field(init=False)
+    #: Whether it was ever refreshed: one that was not is what loading the model gives again.
+    reference_moved: bool = False
     version: int = 0
     skipped_in_a_row: int = 0
     skipped: int = 0
@@ -91,7 +93,9 @@ class Grpo:
         self.version += 1
         self._refresh_reference()
         seconds = time.monotonic() - started_s
-        told = summary(statistics)
+        told: dict[str, float | None] = {**summary(statistics)}
+        if self.reference is None:
+            told["kl"] = None  # not measured, which is another thing than 0
         # The gap to the worker's log-probs means something only before this batch has moved the policy.
         before = summary(first_statistics)
         told |= {key: before[key] for key in ("logprob_gap_mean", "logprob_gap_max", "mismatch_kl")}
@@ -177,6 +181,12 @@ class Grpo:
             for name, old in self.reference.items()
         }
         mx.eval(self.reference)
+        self.reference_moved = True
+
+    def restore_reference(self, arrays: dict[str, mx.array]) -> None:
+        """Go on from a refreshed reference, unless none is needed any more."""
+        if self.reference is not None:
+            self.reference, self.reference_moved = arrays, True
 
     def _guard(self, *, taken: bool, norm: float) -> None:
         if taken:

@@ -94,8 +94,12 @@ class History:
             self._groups.write(update, total * self.config.groups_per_update, groups)
         for alarm in self._health.heed(metrics):
             self.records.record("alarm", name=alarm.name, text=alarm.text, update=update)
-            if self.config.health.on_alarm == "stop" and self.ended_by is None:
-                self.ended_by = f"{alarm.name}: {alarm.text}"
+            self.heed(f"{alarm.name}: {alarm.text}")
+
+    def heed(self, alarm: str) -> None:
+        """An alarm was told of the last update: where health.on_alarm is "stop", the first one ends the run."""
+        if self.config.health.on_alarm == "stop" and self.ended_by is None:
+            self.ended_by = alarm
 
     def save_if_due(self) -> None:
         """Write a checkpoint where the settings ask for one."""

@@ -178,6 +178,8 @@ class Learner:
             update_s = time.monotonic() - started_s
             sampled_per_s = self._exchange.take_tokens() / update_s
             history.tell(groups, told, update_s=update_s, wait_s=wait_s, rollout_tokens_per_s=sampled_per_s)
+            if alarm := self._exchange.selection_alarm():
+                history.heed(f"no signal: {alarm}")
             history.save_if_due()
             self._take_evaluations()
         history.save()

@@ -52,13 +52,8 @@ def replay(
     """
     with Recording(source) as recording:
         config = _settings(run_dir, recording.path, config_file, overrides)
-        check_resume(config, run_dir)
+        check_resume(config, run_dir, recording=str(recording.path))
         archive = Archive(run_dir, config, uuid.uuid4().hex[:12])
-        if archive.resumed is not None and archive.recording != str(recording.path):
-            raise RunError(
-                f"{archive.resumed.path}: belongs to {archive.recording or 'a live run'}, not to a replay of "
-                f"{recording.path}; choose another folder"
-            )
         with claimed(config):
             return Replay(run_dir, config, recording, archive, stop).run()
 

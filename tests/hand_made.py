@@ -55,7 +55,7 @@ def groups_of(policy, rewards=REWARDS, temperature=1.0, questions=QUESTIONS):
         SampledGroup(
             lease=i,
             epoch=0,
-            problem=Problem(f"p{i}", ({"role": "user", "content": QUESTIONS[i]},), "46", {}),
+            problem=Problem(f"p{i}", ({"role": "user", "content": questions[i]},), "46", {}),
             prompt=prompts[i],
             worker="w",
             completions=[

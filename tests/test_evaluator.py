@@ -175,6 +175,15 @@ def test_a_checkpoint_is_scored_by_the_settings_of_its_run(run_dir, tiny):
     )
 
 
+def test_what_is_overridden_is_checked_together_with_the_settings_of_the_run(run_dir, tiny):
+    lora = {"fine_tune_type": "lora"}
+    (run_dir / "config.json").write_text(config(model=lora).model_dump_json())
+    checkpoint = write_checkpoint(run_dir, 1, tiny, training_of(tiny), {}).path
+    assert settings(checkpoint, None, ["base_bits=8"]).model.base_bits == 8
+    with pytest.raises(ConfigError, match=r"base_bits must be 0 when fine_tune_type is"):
+        settings(checkpoint, None, ["fine_tune_type=full", "base_bits=8"])
+
+
 def test_an_adapter_is_loaded_onto_its_base(run_dir, tiny_lora):
     lora = config(model={"dtype": "float32", "fine_tune_type": "lora", "lora_rank": 4})
     tiny_lora.load_trainable({name: array + 0.01 for name, array in tiny_lora.trainable().items()})

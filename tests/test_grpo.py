@@ -13,7 +13,6 @@ from hand_made import (
     logprobs_under,
     weights,
 )
-from mlx.utils import tree_flatten
 
 from grpo_actors.objective.batch import Completion, pack
 from grpo_actors.policy.model import load_base, load_policy
@@ -44,33 +43,6 @@ def test_on_policy_the_loss_is_minus_the_mean_advantage(aggregation, temperature
     assert told["tokens"] == lengths.sum()
     assert told["reward_mean"] == pytest.approx(R.mean())
     assert told["staleness"] == {"0": 4}
-
-
-@pytest.mark.parametrize("aggregation", ["grpo", "dapo"])
-def test_the_gradient_does_not_depend_on_the_split_into_micro_batches(aggregation):
-    # All rows of 33 to 64 tokens, and so padded to 64: MLX's kernels round otherwise at 32 tokens (by 3e-6).
-    long_questions = [
-        f"{name} has 21 apples and buys 3 bags of {n}. Now?"
-        for n, name in enumerate(("Tom", "Ann", "Eve", "Bob"), 12)
-    ]
-    gradients, norms = [], []
-    groups = None
-    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
-        settings = config(
-            aggregation=aggregation,
-            batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
-            adam_beta1=0.0,  # the first moment is then the gradient itself
-            kl_coeff=0.1,
-        )
-        grpo = learner(settings)
-        groups = groups or groups_of(grpo.policy, questions=long_questions)
-        norms.append(grpo.update(groups)["grad_norm"])
-        state = tree_flatten(grpo.training.optimizer.state)
-        gradients.append(np.concatenate([np.array(m).ravel() for name, m in state if name.endswith(".m")]))
-    assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-6)
-    for other in gradients[1:]:
-        assert np.linalg.norm(other - gradients[0]) <= 1e-6 * np.linalg.norm(gradients[0])
 
 
 def test_one_update_makes_the_rewarded_completion_likelier_and_the_surrogate_larger():

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from hand_made import MAX_NEW, REWARDS, changed, config, groups_of, learner, weights
+from hand_made import MAX_NEW, REWARDS, changed, config, groups_of, learner, logprobs_under, weights
 
 from grpo_actors.config import load_config
 from grpo_actors.config.objective import PRESETS
@@ -158,6 +158,11 @@ def test_a_reference_that_is_refreshed_moves_by_its_share_every_so_many_updates(
         np.testing.assert_allclose(reference()[name], 0.25 * policy + 0.75 * start[name], atol=1e-7)
 
 
+def test_without_a_reference_no_kl_is_told():
+    grpo = learner(config(kl_coeff=0.0))
+    assert grpo.update(groups_of(grpo.policy))["kl"] is None
+
+
 def test_a_reference_that_becomes_the_policy_has_no_kl_to_it():
     grpo = learner(config(kl_coeff=0.1, reference_refresh_updates=1, reference_refresh_alpha=1.0))
     groups = groups_of(grpo.policy)
@@ -183,7 +188,7 @@ def test_every_algorithm_by_name_makes_good_completions_likelier_than_bad_ones(a
     groups = groups_of(grpo.policy)
 
     def likelihoods():
-        return np.array([logprobs.sum() for logprobs in logprobs_of(grpo.policy, groups)]).reshape(R.shape)
+        return np.array([[logprobs_under(grpo.policy, g, c).sum() for c in g.completions] for g in groups])
 
     before = likelihoods()
     told = grpo.update(groups)
@@ -191,16 +196,3 @@ def test_every_algorithm_by_name_makes_good_completions_likelier_than_bad_ones(a
     assert told["grad_norm"] > 0
     assert told["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert ((R - R.mean(axis=1, keepdims=True)) * moved).sum() > 0
-
-
-def logprobs_of(policy, groups):
-    for group in groups:
-        for completion in group.completions:
-            values, _ = completion_logprobs(
-                policy.model,
-                mx.array([[*group.prompt, *completion.tokens]]),
-                mx.array([len(group.prompt) - 1]),
-                mx.array([completion.tokens]),
-                1.0,
-            )
-            yield np.array(values)[0]

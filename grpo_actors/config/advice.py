@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from grpo_actors.config.objective import LOSS_READS
 
 if TYPE_CHECKING:
+    from grpo_actors.config.objective import ObjectiveConfig
     from grpo_actors.config.schema import Config
 
 
@@ -16,7 +17,8 @@ def advice(config: "Config") -> Iterator[tuple[str, str]]:
     """
     yield from ((key, f"has no effect: {reason}") for key, reason in _without_effect(config))
     objective = config.objective
-    if objective.clip_eps_high is not None and objective.clip_eps_high < objective.clip_eps:
+    clips = {"clip_eps", "clip_eps_high"} <= LOSS_READS[objective.loss]
+    if clips and objective.clip_eps_high is not None and objective.clip_eps_high < objective.clip_eps:
         reason = "good completions are clipped earlier than bad ones"
         yield (
             "objective.clip_eps_high",
@@ -58,17 +60,28 @@ def _idle_selection(config: "Config") -> Iterator[tuple[str, str]]:
 
 def _idle_objective(config: "Config") -> Iterator[tuple[str, str]]:
     objective = config.objective
-    for number in frozenset().union(*LOSS_READS.values()) - LOSS_READS[objective.loss]:
+    for number in frozenset().union(*LOSS_READS.values()) - _numbers_read(objective):
         yield f"objective.{number}", f'loss is "{objective.loss}"'
     if objective.kl_coeff == 0:
         for leaf in ("kl_estimator", "reference_refresh_updates", "reference_refresh_alpha"):
             yield f"objective.{leaf}", "kl_coeff is 0"
+        yield "health.max_kl", "kl_coeff is 0: no KL is measured"
     elif objective.reference_refresh_updates == 0:
         yield "objective.reference_refresh_alpha", "reference_refresh_updates is 0"
     if objective.correction == "none":
         yield "objective.correction_cap", 'correction is "none"'
     if not objective.correction.endswith("_mask"):
         yield "objective.correction_floor", f'correction is "{objective.correction}"'
+
+
+def _numbers_read(objective: "ObjectiveConfig") -> frozenset[str]:
+    """Those that the loss reads, and those that they follow where they are not set."""
+    read = LOSS_READS[objective.loss]
+    if "cispo_cap" in read and objective.cispo_cap is None:
+        read |= {"clip_eps_high"}
+    if "clip_eps_high" in read and objective.clip_eps_high is None:
+        read |= {"clip_eps"}
+    return read
 
 
 def _idle_surroundings(config: "Config") -> Iterator[tuple[str, str]]:

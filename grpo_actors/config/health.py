@@ -15,7 +15,7 @@ class HealthConfig(Section):
 
     on_alarm: Literal["warn", "stop"] = Field(
         "warn",
-        description="an alarm is told, or ends the run in order: a checkpoint, the evaluations, exit code 1",
+        description="an alarm that an update raises is told, or ends the run in order: a checkpoint, the evaluations, exit code 1",
     )
     patience_updates: Positive = Field(
         10, description="updates in a row after which what may pass by itself becomes an alarm"

@@ -207,12 +207,12 @@ def _expanded(layers: Sequence[_Layer]) -> Iterator[_Layer]:
     """
     given = {leaf: value for layer in layers for leaf, value in layer.values.items()}
     for layer in layers:
+        if layer.values.get("quantize_for_rollouts") is True:
+            yield _Layer("quantize_for_rollouts", QUANTISED_ROLLOUT, implied=True)
         algorithm = layer.values.get("algorithm")
         # An unknown name is refused later, by the schema.
         if isinstance(algorithm, str) and algorithm == given["algorithm"] and algorithm in PRESETS:
             yield _Layer(f'algorithm "{algorithm}"', PRESETS[algorithm], implied=True)
-        if layer.values.get("quantize_for_rollouts") is True:
-            yield _Layer("quantize_for_rollouts", QUANTISED_ROLLOUT, implied=True)
         yield layer
 
 

@@ -85,19 +85,17 @@ class ObjectiveConfig(Section):
         return numbers
 
 
-#: Algorithm -> the settings that make it, by leaf name; what it leaves out keeps its default. kl_coeff is in
-#: none of them: a paper's value belongs to its model and its data.
+#: The interval of the clip in most of the papers, as PPO has it.
+_CLIP: dict[str, Any] = {"clip_eps": 0.2, "clip_eps_high": 0.2}
+
+#: Algorithm -> the settings that make it, by leaf name, every number that its loss reads among them: a file's
+#: number for another loss must not reach it. What it leaves out keeps its default. kl_coeff is in none of
+#: them: a paper's value belongs to its model and its data.
 PRESETS: dict[str, dict[str, Any]] = {
     # DeepSeekMath, 2402.03300: the mean over a completion's tokens, then over completions.
-    "grpo": {
-        "advantage": "group",
-        "loss": "clip",
-        "aggregation": "grpo",
-        "clip_eps": 0.2,
-        "clip_eps_high": 0.2,
-    },
+    "grpo": {"advantage": "group", "loss": "clip", "aggregation": "grpo", **_CLIP},
     # 2503.20783: neither the deviation nor the length divides.
-    "dr_grpo": {"advantage": "none", "loss": "clip", "aggregation": "dr_grpo"},
+    "dr_grpo": {"advantage": "none", "loss": "clip", "aggregation": "dr_grpo", **_CLIP},
     # 2503.14476: clip-higher, token-level loss, dynamic sampling. Its overlong punishment depends on your
     # limit: overlong_tokens, there a fifth of max_new_tokens.
     "dapo": {
@@ -119,15 +117,37 @@ PRESETS: dict[str, dict[str, Any]] = {
     # MiniMax-M1, 2506.13585; the cap is ScaleRL's (2510.13786).
     "cispo": {"advantage": "group", "loss": "cispo", "aggregation": "dapo", "cispo_cap": 5.0},
     # 2511.20347.
-    "sapo": {"advantage": "group", "loss": "sapo", "aggregation": "grpo"},
-    # 2402.14740: REINFORCE of whole completions; dr_grpo's constant makes it their sum, up to a factor.
-    "rloo": {"advantage": "rloo", "loss": "clip", "aggregation": "dr_grpo"},
+    "sapo": {
+        "advantage": "group",
+        "loss": "sapo",
+        "aggregation": "grpo",
+        "sapo_tau_positive": 1.0,
+        "sapo_tau_negative": 1.05,
+    },
+    # 2402.14740: REINFORCE of whole completions; dr_grpo's constant makes it their sum, up to a factor. On the
+    # policy that sampled nothing is clipped.
+    "rloo": {"advantage": "rloo", "loss": "clip", "aggregation": "dr_grpo", **_CLIP},
     # 2601.05242: every reward function normalised by itself.
-    "gdpo": {"advantage": "gdpo", "loss": "clip", "aggregation": "grpo"},
-    # 2505.07291: a second bound, for negative advantages.
-    "intellect2": {"advantage": "group", "loss": "two_sided", "aggregation": "dapo", "clip_delta": 4.0},
-    # 2505.24298, decoupled PPO: the learner's own policy is the proximal one, the worker's the behaviour.
-    "areal": {"loss": "clip", "ratio": "recomputed", "correction": "token_truncate", "correction_cap": 5.0},
+    "gdpo": {"advantage": "gdpo", "loss": "clip", "aggregation": "grpo", **_CLIP},
+    # 2505.07291: a second bound, for negative advantages; groups without a signal are sampled anew.
+    "intellect2": {
+        "advantage": "group",
+        "loss": "two_sided",
+        "aggregation": "dapo",
+        "clip_delta": 4.0,
+        "dynamic_sampling": True,
+        **_CLIP,
+    },
+    # 2505.24298, decoupled PPO: the learner's own policy is the proximal one, the worker's the behaviour. As in
+    # its authors' code, a token whose weight is beyond the cap leaves the loss.
+    "areal": {
+        "loss": "clip",
+        "ratio": "recomputed",
+        "correction": "token_mask",
+        "correction_floor": 0.0,
+        "correction_cap": 5.0,
+        **_CLIP,
+    },
 }
 
 #: What a quantised worker needs: it is another policy than the learner's, and its ratio would not start at 1.

@@ -121,6 +121,10 @@ class Exchange:
         """Completion tokens accepted since the last call."""
         return self._ask(self._dispatcher.take_tokens)
 
+    def selection_alarm(self) -> str | None:
+        """What was told of the last update's groups as an alarm, if anything was."""
+        return self._ask(lambda: self._selection.alarm)
+
     def evaluator_present(self) -> bool:
         """Whether an evaluator takes part."""
         return self._ask(self._dispatcher.evaluator_present)

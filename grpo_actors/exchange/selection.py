@@ -11,7 +11,7 @@ from typing import Any
 
 from grpo_actors.groups import SampledGroup
 from grpo_actors.schedule.curriculum import Curriculum
-from grpo_actors.schedule.lease import Consumption
+from grpo_actors.schedule.lease import Consumption, Settled
 from grpo_actors.schedule.selection import UNJUDGED, Appraisal
 from grpo_actors.tasks.task import Problem
 
@@ -29,6 +29,8 @@ class Selection:
     appraiser: Callable[[SampledGroup], Appraisal] | None = None
     #: None: all problems are posed.
     curriculum: Curriculum | None = None
+    #: That the last update's refills were in vain, and why; None: they were not, or that was told before.
+    alarm: str | None = field(init=False, default=None)
     _last: Consumption = field(init=False, default=Consumption())
     _in_vain: bool = field(init=False, default=False)
 
@@ -52,26 +54,29 @@ class Selection:
                 self.curriculum.learn(problem.id, settled.appraisal.success)
         flawed = [settled for settled in consumption.settled if settled.appraisal.flaw]
         before, self._in_vain = self._in_vain, any(settled.trained for settled in flawed)
-        if before or not self._in_vain:
-            return None
-        passed_over = sum(not settled.trained for settled in flawed)
-        return (
-            f"{passed_over} groups were passed over for one update (selection.refill_limit), and flawed ones now "
-            f"train as they are; {likely_cause([settled.appraisal for settled in flawed])}"
-        )
+        self.alarm = _alarm_text(flawed) if self._in_vain and not before else None
+        return self.alarm
 
     def metrics(self) -> dict[str, Any]:
-        """Of the last update."""
+        """Of the last update; None where no group is looked at, or no problem held back."""
         flaws = Counter(s.appraisal.flaw for s in self._last.settled if not s.trained)
         return {
-            "groups_passed_over": dict(sorted(flaws.items())),
+            "groups_passed_over": None if self.appraiser is None else dict(sorted(flaws.items())),
             "groups_resampled": self._last.outdated,
-            "problems_skipped": self._last.skipped,
+            "problems_skipped": None if self.curriculum is None else self._last.skipped,
         }
 
     def success_rates(self) -> Mapping[str, float]:
         """Problem id -> success rate, as a checkpoint keeps them."""
         return {} if self.curriculum is None else dict(self.curriculum.rates)
+
+
+def _alarm_text(flawed: Sequence[Settled]) -> str:
+    passed_over = sum(not settled.trained for settled in flawed)
+    return (
+        f"{passed_over} groups were passed over for one update (selection.refill_limit), and flawed ones now "
+        f"train as they are; {likely_cause([settled.appraisal for settled in flawed])}"
+    )
 
 
 def likely_cause(flawed: Sequence[Appraisal]) -> str:

@@ -70,6 +70,8 @@ def rollout(view: RunView, width: int) -> Table:
     )
     _row(table, "truncated", f"{share(number(m, 'truncated_share'))} of completions")
     _row(table, "zero var.", f"{share(number(m, 'zero_variance_share'))} of groups")
+    if chosen := _selection(m):
+        _row(table, "selection", chosen)
     for label, bar in _staleness(m):
         _row(table, label, bar)
     _row(table, "rollout", f"{count(number(m, 'rollout_tokens_per_s'))} tokens/s")
@@ -83,6 +85,16 @@ def rollout(view: RunView, width: int) -> Table:
     _row(table, "tokens", f"{count(number(m, 'tokens'))}, {share(number(m, 'padding_share'))} padding")
     _row(table, "memory", f"{fixed(number(m, 'memory_gb'))} GB")
     return table
+
+
+def _selection(metrics: Record | None) -> str:
+    """``3 passed over, 12 skipped``: groups and problems, as far as the run does that."""
+    parts = []
+    if metrics is not None and metrics.get("groups_passed_over") is not None:
+        parts.append(f"{count(sum(numbers(metrics, 'groups_passed_over').values()))} passed over")
+    if (skipped := number(metrics, "problems_skipped")) is not None:
+        parts.append(f"{count(skipped)} skipped")
+    return ", ".join(parts)
 
 
 def _staleness(metrics: Record | None) -> list[tuple[str, Text]]:

@@ -51,9 +51,6 @@ class Memory:
         return f"for {self.config.health.patience_updates} updates (health.patience_updates)"
 
 
-# --- the rules ------------------------------------------------------------------------------------
-
-
 def reward_is_zero(memory: Memory) -> str | None:
     """Nothing was worth anything for long: there is nothing to learn from."""
     if not memory.held_long(_is_worth_nothing):
@@ -64,17 +61,18 @@ def reward_is_zero(memory: Memory) -> str | None:
 
 def no_variance(memory: Memory) -> str | None:
     """The completions of each problem were worth the same for long: every advantage is 0."""
-    held = memory.held_long(lambda m: value(m, "zero_variance_share") == 1)
-    if not held or reward_is_zero(memory):
+    if reward_is_zero(memory) or not memory.held_long(lambda m: value(m, "zero_variance_share") == 1):
         return None
     reward = value(memory.last, "reward_mean")
     best = sum(weight for weight in memory.config.reward.functions.values() if weight > 0)
     fact = f"all completions of a problem are worth the same {memory.for_long}, mean reward {reward:.3g}"
     if abs(reward - best) <= 0.05 * best:
         return f"{fact}: the problems are solved every time; pose harder ones, or end here"
+    in_vain = "others were sampled in vain (selection.refill_limit); pose other problems"
+    cure = in_vain if memory.config.selection.dynamic_sampling else "set selection.dynamic_sampling = true"
     return (
         f"{fact}: the problems are too easy or too hard, or the samples are all alike; "
-        "set selection.dynamic_sampling = true, or raise rollout.temperature"
+        f"{cure}, or raise rollout.temperature"
     )
 
 
@@ -88,9 +86,8 @@ def gradient_is_zero(memory: Memory) -> str | None:
         return None
     fact = f"the gradient is 0 for {CONFIRMING_UPDATES} updates though rewards differ"
     if not _trained(memory.last):
-        truncated = value(memory.last, "truncated_share")
         return (
-            f"{fact}: no token trains, {truncated:.0%} of the completions are truncated; "
+            f"{fact}: no token trains, {value(memory.last, 'truncated_share'):.0%} of the completions are truncated; "
             "raise rollout.max_new_tokens, or set objective.mask_truncated = false"
         )
     clipped = value(memory.last, "clip_share")
@@ -286,7 +283,11 @@ def _why_nothing(memory: Memory) -> str:
 
 def _why_disagree(memory: Memory) -> str:
     """The likely cause of log-probs that differ."""
-    rollout = memory.config.rollout
+    rollout, model = memory.config.rollout, memory.config.model
+    if model.fine_tune_type != "full" and model.lora_dropout and memory.config.objective.ratio == "recorded":
+        return (
+            'only the learner\'s see dropout; set model.lora_dropout = 0, or objective.ratio = "recomputed"'
+        )
     if rollout.quantize_for_rollouts:
         return "the workers quantise; raise rollout.rollout_bits, or set quantize_for_rollouts = false"
     if any(lag != "0" for lag in memory.last.get("staleness", {})):

@@ -6,7 +6,7 @@ moment leaves the last one or this one, never half of one.
     RUN/checkpoint-40/   model.safetensors, config.json, tokenizer files   (full: mlx_lm.load reads it)
                          adapters.safetensors, adapter_config.json         (adapter: mlx_lm.load's adapter_path)
                          optimizer.safetensors, state.json, manifest.json
-                         reference.safetensors                             (where it follows the policy)
+                         reference.safetensors                             (where it has followed the policy)
 """
 
 import json

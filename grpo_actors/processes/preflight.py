@@ -6,10 +6,10 @@ learner, which says it in one line too.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from grpo_actors.checkpoints import BEST, find_checkpoints
+from grpo_actors.checkpoints import BEST, Checkpoint, find_checkpoints, read_state
 from grpo_actors.config import Config, read_config, resume_conflicts
 from grpo_actors.errors import ConfigError, RunError
 from grpo_actors.policy.locate import locate
@@ -96,8 +96,14 @@ def total_updates(config: Config, problems: int) -> int:
     return updates
 
 
-def check_resume(config: Config, run_dir: Path) -> None:
-    """Refuse to go on in a folder whose run had other settings, or against run.resume. `RunError` says why."""
+def check_resume(config: Config, run_dir: Path, *, recording: str = "") -> None:
+    """Refuse to go on in a folder whose run was another one, or against run.resume. `RunError` says why.
+
+    Args:
+        config: The settings.
+        run_dir: The folder.
+        recording: What is replayed; empty: workers sample.
+    """
     checkpoints = find_checkpoints(run_dir)
     if not checkpoints:
         if config.run.resume == "must":
@@ -110,6 +116,10 @@ def check_resume(config: Config, run_dir: Path) -> None:
             f"run.resume is never, but {run_dir} holds {checkpoints[-1].path.name}; "
             "choose another run.output_dir, or remove that folder"
         )
+    replayed = _recording_of(checkpoints)
+    if replayed not in (None, recording):
+        was, wanted = (f"a replay of {path}" if path else "a live run" for path in (replayed, recording))
+        raise RunError(f"run.output_dir: {run_dir} holds {was}, got {wanted}; choose another folder")
     if not (run_dir / CONFIG_FILE).is_file():
         return
     saved = read_config(run_dir / CONFIG_FILE)
@@ -119,6 +129,14 @@ def check_resume(config: Config, run_dir: Path) -> None:
             f"run.output_dir: {run_dir} holds a run with other settings: {', '.join(conflicts)}; "
             "set them as they were, or choose another run.output_dir"
         )
+
+
+def _recording_of(checkpoints: Sequence[Checkpoint]) -> str | None:
+    """What the run of these checkpoints replays, "" for a live one; None: not one is readable."""
+    for checkpoint in reversed(checkpoints):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: the learner goes past it
+            return str(read_state(checkpoint).get("recording", ""))
+    return None
 
 
 def _difference(key: str, saved: Config, wanted: Config) -> str:

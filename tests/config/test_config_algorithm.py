@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_actors.config import OWNER, SECTIONS, load_config
-from grpo_actors.config.objective import PRESETS
+from grpo_actors.config.objective import LOSS_READS, PRESETS
 from grpo_actors.config.show import as_text
 from grpo_actors.errors import ConfigError
 
@@ -21,6 +21,13 @@ def test_a_preset_sets_exactly_its_settings_and_says_so(algorithm):
         origin = loaded.origins[f"{section}.{leaf}"]
         assert (origin == f'algorithm "{algorithm}"') == (leaf in PRESETS[algorithm]), leaf
     assert loaded.notes == []
+
+
+@pytest.mark.parametrize("algorithm", PRESETS)
+def test_a_preset_names_every_number_that_its_loss_reads(algorithm):
+    # Else a file's clip_eps_high = 0.28, meant for its own loss, would be part of "the paper's" one.
+    preset = PRESETS[algorithm]
+    assert LOSS_READS[preset["loss"]] <= preset.keys()
 
 
 def test_every_algorithm_that_the_configuration_allows_has_a_preset():
@@ -64,6 +71,8 @@ def test_a_quantised_rollout_recomputes_the_ratio_and_corrects_it_unless_told_ot
     assert loaded.origins["objective.ratio"] == "quantize_for_rollouts"
     masked = load_config(None, ["quantize_for_rollouts=true", "correction=token_mask"])
     assert (value(masked, "ratio"), value(masked, "correction")) == ("recomputed", "token_mask")
+    areal = load_config(None, ["quantize_for_rollouts=true", "algorithm=areal"])
+    assert value(areal, "correction") == "token_mask", "an algorithm has its own"
     recorded = load_config(None, ["quantize_for_rollouts=true", "ratio=recorded", "correction=none"])
     assert any(note.startswith('objective.ratio = "recorded"') for note in recorded.notes)
 
@@ -88,6 +97,8 @@ def test_numbers_that_are_not_set_follow_others():
     [
         (["loss=sapo", "clip_eps=0.1"], 'objective.clip_eps has no effect: loss is "sapo"'),
         (["clip_delta=5"], 'objective.clip_delta has no effect: loss is "clip"'),
+        (["loss=cispo", "cispo_cap=2", "clip_eps=0.1"], 'objective.clip_eps has no effect: loss is "cispo"'),
+        (["max_kl=2"], "health.max_kl has no effect: kl_coeff is 0: no KL is measured"),
         (["kl_estimator=k1"], "objective.kl_estimator has no effect: kl_coeff is 0"),
         (
             ["kl_coeff=0.1", "reference_refresh_alpha=0.5"],
@@ -109,3 +120,9 @@ def test_numbers_that_are_not_set_follow_others():
 )
 def test_a_number_that_nothing_reads_is_noted(overrides, note):
     assert load_config(None, overrides).notes == [note]
+
+
+# The cap is 1 + clip_eps_high where it is not set, and that is clip_eps where it is not set.
+@pytest.mark.parametrize("number", ["clip_eps_high=0.4", "clip_eps=0.1"])
+def test_a_number_that_another_follows_has_an_effect(number):
+    assert load_config(None, ["loss=cispo", number]).notes == []

@@ -35,8 +35,16 @@ def test_without_dynamic_sampling_a_missing_signal_is_no_flaw():
     assert criteria.appraise(0.5, signal=False) == Appraisal(0.5, "")
 
 
+def test_what_is_not_asked_for_is_not_measured():
+    assert selection().metrics() == {
+        "groups_passed_over": None,
+        "groups_resampled": 0,
+        "problems_skipped": None,
+    }
+
+
 def test_metrics_are_those_of_the_last_update():
-    chosen = selection()
+    chosen = selection(appraiser=lambda _: UNJUDGED, curriculum=Curriculum(0, 0.25))
     assert chosen.metrics() == {"groups_passed_over": {}, "groups_resampled": 0, "problems_skipped": 0}
     settled = [
         Settled(0, WRONG, False),
@@ -64,7 +72,9 @@ def test_the_limit_is_told_once_in_a_row():
         "1 groups were passed over for one update (selection.refill_limit), and flawed ones now train as they are; "
         "no completion is right: too hard for this model, cut by rollout.max_new_tokens, or in another form"
     )
+    assert chosen.alarm is not None
     assert chosen.settle(at_limit) is None
+    assert chosen.alarm is None
     assert chosen.settle(Consumption([Settled(2, UNJUDGED, True)])) is None
     assert chosen.settle(at_limit) is not None
 

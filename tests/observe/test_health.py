@@ -173,7 +173,13 @@ def test_a_reward_of_zero_names_its_likely_cause(changes, cause):
 
 def test_completions_worth_the_same_are_too_easy_where_all_reach_the_best():
     assert "solved every time" in text(ALIKE | {"reward_mean": 1.0})
-    assert "dynamic_sampling" in text(ALIKE | {"reward_mean": 0.3})
+    assert "set selection.dynamic_sampling = true" in text(ALIKE | {"reward_mean": 0.3})
+
+
+def test_sampling_anew_is_not_advised_where_it_is_on():
+    line = text(ALIKE | {"reward_mean": 0.3}, dynamic_sampling=True)
+    assert "dynamic_sampling" not in line
+    assert "selection.refill_limit" in line
 
 
 def test_a_zero_gradient_says_what_keeps_the_tokens_from_training():
@@ -187,6 +193,7 @@ def test_disagreeing_workers_are_quantised_or_old_or_compute_otherwise():
     gap = {"mismatch_kl": 0.06, "staleness": {"0": 8}}
     assert "model.dtype" in text(gap)
     assert "rollout.max_staleness" in text(gap | {"staleness": {"1": 8}})
+    assert "model.lora_dropout" in text(gap, fine_tune_type="lora", lora_dropout=0.1)
     assert "rollout_bits" in text(gap, quantize_for_rollouts=True)
     assert "health.max_mismatch_kl = 0.05" in text(gap)
 

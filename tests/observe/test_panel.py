@@ -95,6 +95,26 @@ def test_it_fits_and_shows_every_number(width, height):
         assert expected in shown
 
 
+@pytest.mark.parametrize(
+    ("measured", "shown"),
+    [
+        ({}, None),
+        (
+            {"groups_passed_over": {"no_signal": 2, "too_easy": 1}, "problems_skipped": 12},
+            "selection 3 passed over, 12 skipped",
+        ),
+        ({"groups_passed_over": {}}, "selection 0 passed over"),
+        ({"problems_skipped": 3}, "selection 3 skipped"),
+    ],
+)
+def test_a_selection_is_shown_where_there_is_one(measured, shown):
+    view = view_of([*RECORDS, ("metrics", {**METRICS, **measured})])
+    assert len(drawn(view, 80, 24).splitlines()) <= 24
+    text = re.sub(r" +", " ", drawn(view, 80, 50))
+    assert ("selection" in text) == (shown is not None)
+    assert shown is None or shown in text
+
+
 def test_a_small_terminal_shows_the_best_and_the_worst_completion():
     text = drawn(view_of(RECORDS), 80, 24)
     assert "so it is 7" in text

@@ -1,6 +1,7 @@
 """Training on recorded groups, without any worker: the recorded run again, to the bit, or another objective."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 from runs import ROOT, Run, wait_until
 
+from grpo_actors.config import read_config
 from grpo_actors.errors import ConfigError, DataError, RunError
 from grpo_actors.processes.door import StopRequest
+from grpo_actors.processes.preflight import check
 from grpo_actors.replay import replay
 
 
@@ -83,8 +86,9 @@ def test_its_metrics_have_the_fields_of_a_live_run(on_policy_run, make_run):
     assert here(run, on_policy_run.folder, "max_updates=1") == 0
     (replayed,), live = run.records("metrics"), on_policy_run.records("metrics")[0]
     assert replayed.keys() == live.keys()
-    times = {"seq", "time", "total_updates", "update_s", "wait_s", "memory_gb"}
-    measured = {key for key in live if key not in times and not key.endswith("tokens_per_s")}
+    # A replay samples nothing anew.
+    its_own = {"seq", "time", "total_updates", "update_s", "wait_s", "memory_gb", "groups_resampled"}
+    measured = {key for key in live if key not in its_own and not key.endswith("tokens_per_s")}
     assert {key: replayed[key] for key in measured} == {key: live[key] for key in measured}
     assert [r["problem"] for r in run.records("sample")] == [on_policy_run.records("sample")[0]["problem"]]
 
@@ -203,8 +207,22 @@ def test_the_folder_of_the_recorded_run_itself(on_policy_run):
 def test_a_folder_that_replays_something_else(recording, on_policy_run, make_run):
     run = make_run()
     assert here(run, on_policy_run.folder, "max_updates=1") == 0
-    with pytest.raises(RunError, match=r"checkpoint-1: belongs to .*groups.jsonl, not to a replay of"):
+    with pytest.raises(RunError, match=r"holds a replay of .*groups.jsonl, got a replay of .*groups.jsonl;"):
         here(run, recording(groups_of(on_policy_run)))
+
+
+def test_a_live_run_does_not_go_on_where_a_replay_was_nor_the_other_way_round(on_policy_run, make_run):
+    run = make_run()
+    assert here(run, on_policy_run.folder, "max_updates=1") == 0
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    config = read_config(run.folder / "config.json")
+    with pytest.raises(RunError, match=r"holds a replay of .*groups.jsonl, got a live run; choose another"):
+        check(config)
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+    other = make_run()
+    shutil.copytree(on_policy_run.folder, other.folder)
+    with pytest.raises(RunError, match=r"holds a live run, got a replay of .*groups.jsonl;"):
+        here(other, on_policy_run.folder)
 
 
 def test_a_folder_of_other_settings(on_policy_run, make_run):

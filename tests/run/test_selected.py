@@ -6,6 +6,14 @@ import pytest
 from runs import kill
 
 
+def flat_reward(run) -> str:
+    """The setting that names a reward of 1 for everything."""
+    (run.folder.parent / "flat.py").write_text(
+        "def flat(prompts, completions, answer, **columns):\n    return [1.0] * len(completions)\n"
+    )
+    return '--set=functions={"flat.py:flat" = 1.0}'
+
+
 def test_every_update_has_as_many_groups_as_asked_for_and_all_of_them_teach(make_run):
     run = make_run(dynamic_sampling=True, oversampling=1.5, eval_every_updates=0)
     assert run.run() == 0, run.stderr
@@ -23,16 +31,23 @@ def test_every_update_has_as_many_groups_as_asked_for_and_all_of_them_teach(make
 
 def test_a_task_without_a_signal_is_told_and_trained_to_its_end(make_run):
     run = make_run(dynamic_sampling=True, refill_limit=2, max_updates=3, eval_every_updates=0)
-    (run.folder.parent / "flat.py").write_text(
-        "def flat(prompts, completions, answer, **columns):\n    return [1.0] * len(completions)\n"
-    )
-    assert run.run('--set=functions={"flat.py:flat" = 1.0}') == 0, run.stderr
+    assert run.run(flat_reward(run)) == 0, run.stderr
     assert [record["groups_passed_over"] for record in run.records("metrics")] == [{"no_signal": 4}] * 3
     assert [record["zero_variance_share"] for record in run.records("metrics")] == [1.0] * 3
     (alarm,) = run.records("alarm")
     assert (alarm["name"], alarm["update"]) == ("no signal", 1)
     assert alarm["text"].startswith("4 groups were passed over for one update (selection.refill_limit)")
     assert [lease for lease, *_ in run.ledger()] == [4, 5, 10, 11, 16, 17]
+
+
+def test_a_task_without_a_signal_ends_the_run_where_an_alarm_is_to_end_it(make_run):
+    run = make_run(dynamic_sampling=True, refill_limit=2, on_alarm="stop", eval_every_updates=0)
+    assert run.run(flat_reward(run)) == 1, run.stderr
+    (alarm,) = run.records("alarm")
+    (stop,) = run.records("stop")
+    assert (stop["reason"], stop["exit_code"]) == (f"alarm: no signal: {alarm['text']}", 1)
+    assert run.updates() == 1
+    assert run.checkpoints() == [1]
 
 
 @pytest.mark.slow
