@@ -118,7 +118,7 @@ class Sampler:
     # --- places -----------------------------------------------------------------------------------
 
     def _fit(self) -> None:
-        """As many rows as there is work for; fewer once a quarter is of no use."""
+        """As many rows as there is work for; fewer once enough of them are of no use."""
         live = [place for place, row in enumerate(self._rows) if row is not None]
         waiting = sum(len(group.seeds) - group.placed for group in self._waiting)
         wanted = min(self.places, len(live) + waiting)
@@ -128,7 +128,7 @@ class Sampler:
             self._rows, self._token, self._seen = [None] * wanted, mx.zeros(wanted, mx.uint32), None
         elif wanted > len(self._rows):
             self._add(wanted - len(self._rows))
-        elif 4 * wanted <= 3 * len(self._rows):
+        elif not waiting and len(live) <= self._decoder.worth_shrinking * len(self._rows):
             self._keep(np.array(live, np.int32))
 
     def _add(self, count: int) -> None:
@@ -170,7 +170,8 @@ class Sampler:
         for place, (group, i) in zip(places, taken, strict=True):
             uniforms = draws(group.seeds[i], self.params.max_new_tokens)
             self._rows[place] = _Row(int(place), group, group.samples[i], uniforms)
-            self._unseen.append((int(place), group.prompt))
+            if self.params.repetition_penalty != 1:
+                self._unseen.append((int(place), group.prompt))
             if group.placed == len(group.seeds):
                 group.prompts = None
         last_tokens = np.array([group.prompt[-1] for group, _ in taken], np.uint32)

@@ -29,6 +29,11 @@ class Decoder:
         self._params = params
         self._compiled = _compiled(policy, params) if params.repetition_penalty == 1 else None
 
+    @property
+    def worth_shrinking(self) -> float:
+        """Share of rows in use at which to go on without the others: a compiled step is traced again for it."""
+        return 0.75 if self._compiled is None else 0.5
+
     def step(
         self, window: Window, tokens: mx.array, uniforms: mx.array, seen: mx.array | None
     ) -> tuple[mx.array, mx.array]:

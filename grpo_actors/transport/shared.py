@@ -102,7 +102,9 @@ def shared(path: str, version: int, size: int) -> Iterator[Shared | None]:
         if os.fstat(descriptor).st_size != HEADER_BYTES + size:
             yield None
             return
-        mapped = mmap.mmap(descriptor, HEADER_BYTES + size, prot=mmap.PROT_READ)
+        # All pages at once where the system can: one by one they take as long as the copy.
+        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        mapped = mmap.mmap(descriptor, HEADER_BYTES + size, flags=flags, prot=mmap.PROT_READ)
     finally:
         os.close(descriptor)
     found = Shared(mapped, version)
