@@ -124,6 +124,7 @@ def _answers(
         max_new_tokens=config.evaluator.eval_max_new_tokens or config.rollout.max_new_tokens,
         temperature=temperature,
         stop=config.rollout.stop,
+        compiled=config.learner.use_compile,
     )
     size = config.evaluator.eval_batch_size
     for first in range(0, len(problems), size):

@@ -260,4 +260,6 @@ def sampling_params(config: Config) -> SamplingParams:
         min_p=rollout.min_p,
         repetition_penalty=rollout.repetition_penalty,
         stop=rollout.stop,
+        max_kv_tokens=rollout.max_kv_tokens,
+        compiled=config.learner.use_compile,
     )

@@ -128,6 +128,10 @@ class RolloutConfig(Section):
     repetition_penalty: float = Field(1.0, gt=0, description="divisor of repeated tokens' logits; 1: off")
     stop: Texts = Field((), description="texts that end a completion, besides the model's end token")
     batch_groups: Positive = Field(1, description="groups a worker samples in one batch")
+    max_kv_tokens: NotNegative = Field(
+        0,
+        description="bounds a batch: completions side by side × (longest prompt + max_new_tokens); 0: no bound",
+    )
     max_staleness: NotNegative = Field(
         1, description="updates that a group's policy may lie behind; 0: strictly on-policy"
     )
@@ -201,7 +205,8 @@ class LearnerConfig(Section):
         description="decoupled decay of matrices, in multiples of the rate; norms and biases have none",
     )
     use_compile: bool = Field(
-        default=True, description="compile the training step; off: slower, easier to debug"
+        default=True,
+        description="on a GPU compile the training step, and on CUDA that of decoding; off: slower, easier to debug",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory, slower"

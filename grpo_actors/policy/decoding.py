@@ -27,7 +27,8 @@ class Decoder:
     def __init__(self, policy: Policy, params: SamplingParams) -> None:
         self._policy = policy
         self._params = params
-        self._compiled = _compiled(policy, params) if params.repetition_penalty == 1 else None
+        compiled = params.compiled and params.repetition_penalty == 1
+        self._compiled = _compiled(policy, params) if compiled else None
 
     @property
     def worth_shrinking(self) -> float:

@@ -40,6 +40,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     #: Bounds the completions of one batch: rows × (longest prompt + max_new_tokens). 0: no bound.
     max_kv_tokens: int = 0
+    #: On CUDA: compile the step, which takes seconds to begin with.
+    compiled: bool = True
 
     @property
     def filters(self) -> bool:

@@ -167,7 +167,10 @@ def _cache_bytes(architecture: dict[str, Any], config: Config, width: int) -> in
         return 0
     rollout = config.rollout
     tokens = config.data.max_prompt_length + rollout.max_new_tokens
-    return int(per_token * width * tokens * rollout.batch_groups * rollout.num_generations)
+    places = rollout.batch_groups * rollout.num_generations
+    if rollout.max_kv_tokens:
+        places = min(places, max(1, rollout.max_kv_tokens // tokens))
+    return int(per_token * width * tokens * places)
 
 
 def _gb(count: float) -> str:

@@ -76,3 +76,10 @@ def test_a_folder_that_is_quantised_already_counts_as_unpacked(tmp_path):
 
 def test_a_model_on_the_hub_has_no_plan_yet():
     assert "on the hub" in memory_plan(load_config(None, ["model_name=owner/name"]).config)
+
+
+@pytest.mark.parametrize(("bound", "completions"), [(0, 16), (5 * 768 + 700, 5), (10, 1)])
+def test_a_bound_on_cached_tokens_bounds_the_cache(bound, completions):
+    # 2 · 4 layers · 128 numbers of 4 bytes for each of 512 + 256 tokens of a completion; 2 groups of 8 without a bound.
+    held = plan("batch_groups=2", f"max_kv_tokens={bound}")
+    assert held.cache == completions * 768 * 2 * 4 * 128 * 4
