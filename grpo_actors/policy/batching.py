@@ -1,4 +1,4 @@
-"""Continuous batching: completions of many groups in one batch, each place taken again as soon as it is free.
+"""Continuous batching: completions of many groups in one batch, a place that gets free is taken again.
 
 A group's prompt runs through the model once; its keys and values are copied to every place that one of its
 completions gets. Sampling, the chosen token's log-prob and the stop test's input stay on the device; a step
@@ -58,7 +58,6 @@ class _Step:
     token: mx.array
     logprob: mx.array
     rows: list[_Row | None]
-    version: int
 
 
 @dataclass
@@ -93,25 +92,12 @@ class Sampler:
         """Nothing is under way, and nothing waits."""
         return self._flight is None and not self._waiting and not any(self._rows)
 
-    @property
-    def free_places(self) -> int:
-        """Places that no completion has or waits for."""
-        waiting = sum(len(group.seeds) - group.placed for group in self._waiting)
-        return self.places - sum(row is not None for row in self._rows) - waiting
-
-    def step(self, version: int = 0) -> tuple[int, list[tuple[Hashable, list[Sample]]]]:
-        """Decode one token of every row.
-
-        Args:
-            version: Of the weights that the model holds now; recorded with each token.
-
-        Returns:
-            How many tokens were read, and the groups that they completed.
-        """
+    def step(self) -> tuple[int, list[tuple[Hashable, list[Sample]]]]:
+        """Decode one token of every row; returns how many were read, and the groups that they completed."""
         self._fit()
         if self._waiting:
             self._fill()
-        launched = self._launch(version)
+        launched = self._launch()
         landed, self._flight = self._flight, launched
         return self._read(landed) if landed else (0, [])
 
@@ -192,7 +178,7 @@ class Sampler:
 
     # --- steps ------------------------------------------------------------------------------------
 
-    def _launch(self, version: int) -> _Step | None:
+    def _launch(self) -> _Step | None:
         """Start the next step; None: every row has been asked for all of its tokens."""
         limit, asked = self.params.max_new_tokens, False
         uniforms = np.zeros(len(self._rows), np.float32)
@@ -208,7 +194,7 @@ class Sampler:
             self._see()
         token, logprob = self._decoder.step(self._window, self._token, mx.array(uniforms), self._seen)
         self._token = token
-        return _Step(token, logprob, list(self._rows), version)
+        return _Step(token, logprob, list(self._rows))
 
     def _see(self) -> None:
         """Bring what is fed now, and the new rows' prompts, into `_seen`."""
@@ -236,7 +222,7 @@ class Sampler:
                 continue
             count += 1
             sample = row.sample
-            sample.append(token, logprob, step.version)
+            sample.append(token, logprob)
             sample.finished = self.policy.ends(sample.tokens, self.params.stop)
             if sample.finished or len(sample.tokens) == self.params.max_new_tokens:
                 sample.ended = True

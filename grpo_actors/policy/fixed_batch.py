@@ -138,7 +138,7 @@ def _record(
     for sample, new, value in zip(samples, tokens, logprobs, strict=True):
         if sample.finished:
             continue
-        sample.append(new, value, 0)
+        sample.append(new, value)
         sample.finished = policy.ends(sample.tokens, stop)
     return np.array([not sample.finished for sample in samples])
 
