@@ -13,6 +13,7 @@ import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from grpo_actors.policy import attention
+from grpo_actors.policy.dora import takes_norms
 from grpo_actors.policy.draw import SamplingParams, draw
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.window import Prompts, Window
@@ -105,7 +106,7 @@ def _compiled(policy: Policy, params: SamplingParams) -> Compiled | None:
     """The compiled step, if the kernel fits this machine and this model."""
     if policy.attention_callers is None:
         policy.attention_callers = attention.callers(policy.model)
-    if not policy.attention_callers:
+    if not policy.attention_callers or takes_norms(policy.model):
         return None
     if params not in policy.compiled_steps:
         policy.compiled_steps[params] = _compile(policy.model, params, policy.attention_callers)

@@ -30,6 +30,11 @@ def fixed_norms(model: nn.Module) -> Iterator[None]:
         DoRALinear.__call__ = original
 
 
+def takes_norms(model: nn.Module) -> bool:
+    """Whether a DoRA layer is left whose norms are taken outside of the model: what is compiled would keep them."""
+    return any(isinstance(module, DoRALinear) for module in model.modules())
+
+
 def _factor(module: Any) -> mx.array:
     """[out]: the magnitude of each row over its norm. 2402.09353, equation 5."""
     adapted = module._dequantized_weight() + (module.scale * module.lora_b.T) @ module.lora_a.T  # noqa: SLF001

@@ -16,7 +16,7 @@ from grpo_actors.errors import ConfigError
 from grpo_actors.evaluator import load_folder
 from grpo_actors.policy.adapter import add_adapter, fused
 from grpo_actors.policy.checkpoint import write_checkpoint
-from grpo_actors.policy.dora import fixed_norms
+from grpo_actors.policy.dora import fixed_norms, takes_norms
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_base, load_policy
@@ -105,6 +105,7 @@ def test_a_fused_adapter_says_what_it_says_beside_its_base(kind, bits):
     policy = shifted(load_policy(settings(kind, base_bits=bits), seed=0))
     before, names = logits(policy.model), policy.trainable().keys()
     with fused(policy.model):
+        assert takes_norms(policy.model) == (kind == "dora" and bits > 0)
         np.testing.assert_allclose(logits(policy.model), before, atol=1e-4)
         # Packed weights have no room for it.
         assert (policy.trainable().keys() == names) == bool(bits)
