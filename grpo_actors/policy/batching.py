@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 
 import mlx.core as mx
 import numpy as np
@@ -31,8 +30,9 @@ class _Group:
     prompt: Sequence[int]
     seeds: Sequence[int]
     samples: list[Sample]
-    #: Samples that have or had a place.
+    #: Samples that have or had a place, and those of them to which nothing is added any more.
     placed: int = 0
+    ended: int = 0
     #: Its keys and values, with those of others, and which of them it is; kept until all samples have a place.
     prompts: Prompts | None = None
     index: int = 0
@@ -49,6 +49,7 @@ class _Row:
     uniforms: Array
     #: Tokens asked of the device so far: one more than were read.
     asked: int = 0
+    ended: bool = False
 
 
 @dataclass(slots=True)
@@ -168,10 +169,8 @@ class Sampler:
         new = [group for group in dict.fromkeys(groups) if group.prompts is None]
         if not new:
             return
-        ahead = islice(
-            (group for group in self._waiting if group.prompts is None and group not in new), PREFILLED
-        )
-        new += list(ahead)[: max(0, PREFILLED - len(new))]
+        next_ones = [group for group in self._waiting if group.prompts is None and group not in new]
+        new += next_ones[: max(0, PREFILLED - len(new))]
         prompts = Prompts(self.policy.model, [group.prompt for group in new])
         for index, group in enumerate(new):
             group.prompts, group.index = prompts, index
@@ -216,18 +215,19 @@ class Sampler:
     def _read(self, step: _Step) -> tuple[int, list[tuple[Hashable, list[Sample]]]]:
         """Wait for a step, and append its tokens to the completions that have not ended."""
         tokens, logprobs = np.array(step.token).tolist(), np.array(step.logprob).tolist()
-        count, touched = 0, {}
+        count, done = 0, []
         for row, token, logprob in zip(step.rows, tokens, logprobs, strict=True):
-            if row is None or row.sample.ended:
+            if row is None or row.ended:
                 continue
             count += 1
-            sample = row.sample
+            sample, group = row.sample, row.group
             sample.append(token, logprob)
             sample.finished = self.policy.ends(sample.tokens, self.params.stop)
             if sample.finished or len(sample.tokens) == self.params.max_new_tokens:
-                sample.ended = True
+                row.ended = True
                 self._rows[row.place] = None
                 self._window.free(row.place)
-                touched[id(row.group)] = row.group
-        done = [group for group in touched.values() if all(sample.ended for sample in group.samples)]
-        return count, [(group.key, group.samples) for group in done]
+                group.ended += 1
+                if group.ended == len(group.samples):
+                    done.append((group.key, group.samples))
+        return count, done

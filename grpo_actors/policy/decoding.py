@@ -15,7 +15,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from grpo_actors.policy import attention
 from grpo_actors.policy.dora import takes_norms
 from grpo_actors.policy.draw import SamplingParams, draw
-from grpo_actors.policy.model import Policy
+from grpo_actors.policy.model import Policy, same_logits
 from grpo_actors.policy.window import Prompts, Window
 
 #: tokens, uniforms, starts, column, keys and values by layer -> token, log-prob, keys and values.
@@ -94,12 +94,10 @@ def _decodes_unlike_rows(model: Any) -> bool:
         mx.eval(together)
     except (TypeError, ValueError):
         return False  # it takes a cache's offset for one number
-    for row, prompt in zip(together.astype(mx.float32), prompts, strict=True):
-        alone = model(mx.array([prompt]))[0, -1].astype(mx.float32)
-        # Half precision differs by a few percent of the deviation, another position by far more.
-        if not mx.abs(row - alone).mean() < 0.2 * mx.std(alone):
-            return False
-    return True
+    return all(
+        same_logits(row, model(mx.array([prompt]))[0, -1])
+        for row, prompt in zip(together, prompts, strict=True)
+    )
 
 
 def _compiled(policy: Policy, params: SamplingParams) -> Compiled | None:

@@ -72,8 +72,6 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)
     #: Ended by a stop token or string; else it was cut at max_new_tokens.
     finished: bool = False
-    #: Nothing follows any more.
-    ended: bool = False
 
     def append(self, token: int, logprob: float) -> None:
         """One more token."""

@@ -71,11 +71,13 @@ class Window:
     def advance(self) -> None:
         """The step's tokens have been written."""
         self.end += 1
+        self.positions = self.end - self.device_starts
 
     def keep(self, rows: Array) -> None:
         """Go on with these rows alone, in this order."""
+        index = mx.array(rows)
         for layer in self.layers:
-            layer.keys, layer.values = layer.keys[mx.array(rows)], layer.values[mx.array(rows)]
+            layer.keys, layer.values = layer.keys[index], layer.values[index]
         self.starts, self.live = self.starts[rows], self.live[rows]
         self._upload()
 
@@ -99,6 +101,8 @@ class Window:
 
     def _upload(self) -> None:
         self.device_starts = mx.array(self.starts)
+        #: [R] int32: of the tokens fed next. Once for all layers: a step is as long as it has kernels.
+        self.positions = self.end - self.device_starts
 
 
 class LayerWindow:
@@ -118,7 +122,7 @@ class LayerWindow:
     @property
     def offset(self) -> mx.array:
         """[R] int32: positions of the tokens fed now, which is what rotates them."""
-        return self.window.end - self.window.device_starts
+        return self.window.positions
 
     def make_mask(
         self,
