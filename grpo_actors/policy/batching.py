@@ -16,10 +16,13 @@ import numpy as np
 from grpo_actors.policy.decoding import Decoder
 from grpo_actors.policy.draw import Array, Sample, SamplingParams, draws
 from grpo_actors.policy.model import Policy
+from grpo_actors.policy.slots import Slots
 from grpo_actors.policy.window import Prompts, Window
 
 #: A share of the places, one in so many, that has to be free before any is filled.
 FILLED_AT_ONCE = 16
+#: Share of the rows of a window in use at which to go on without the others.
+WORTH_SHRINKING = 0.75
 #: Prompts that run through the model together.
 PREFILLED = 8
 
@@ -72,7 +75,7 @@ class Sampler:
     _waiting: deque[_Group] = field(default_factory=deque)
     _rows: list[_Row | None] = field(default_factory=list)
     _decoder: Decoder = field(init=False)
-    _window: Window = field(init=False)
+    _window: Window | Slots = field(init=False)
     #: [R] what is fed next.
     _token: mx.array = field(default_factory=lambda: mx.zeros(0, mx.uint32))
     #: [R, V] bool, with a repetition penalty: the tokens of each row's prompt and completion.
@@ -108,23 +111,25 @@ class Sampler:
         """As many rows as there is work for; fewer once enough of them are of no use."""
         live = [place for place, row in enumerate(self._rows) if row is not None]
         waiting = sum(len(group.seeds) - group.placed for group in self._waiting)
-        wanted = min(self.places, len(live) + waiting)
+        wanted = self.places if self._decoder.over_slots else min(self.places, len(live) + waiting)
         if not live and waiting:
             # Nobody's past is needed: begin anew, at column 0.
-            self._window = Window(self.policy.model, wanted)
+            self._window = self._decoder.cache(wanted)
             self._rows, self._token, self._seen = [None] * wanted, mx.zeros(wanted, mx.uint32), None
         elif wanted > len(self._rows):
             self._add(wanted - len(self._rows))
-        elif not waiting and len(live) <= self._decoder.worth_shrinking * len(self._rows):
+        elif not waiting and not self._decoder.over_slots and len(live) <= WORTH_SHRINKING * len(self._rows):
             self._keep(np.array(live, np.int32))
 
     def _add(self, count: int) -> None:
+        assert isinstance(self._window, Window)
         self._window.add(count)
         self._rows += [None] * count
         self._token = mx.pad(self._token, (0, count))
         self._seen = None if self._seen is None else mx.pad(self._seen, [(0, count), (0, 0)])
 
     def _keep(self, places: Array) -> None:
+        assert isinstance(self._window, Window)
         self._window.keep(places)
         self._rows = [self._rows[place] for place in places]
         for place, row in enumerate(self._rows):
@@ -171,7 +176,7 @@ class Sampler:
             return
         next_ones = [group for group in self._waiting if group.prompts is None and group not in new]
         new += next_ones[: max(0, PREFILLED - len(new))]
-        prompts = Prompts(self.policy.model, [group.prompt for group in new])
+        prompts = self._decoder.prefill([group.prompt for group in new])
         for index, group in enumerate(new):
             group.prompts, group.index = prompts, index
 

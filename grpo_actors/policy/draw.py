@@ -5,7 +5,9 @@ sample's own (Philox keyed by its seed): the same seed gives the same draws on e
 batch and at every attempt, and MLX's global random state is never touched.
 
 A token is drawn by inverting the cumulative distribution rather than by the Gumbel trick: the
-exponentials are shared with the log-prob, and the exponential is what a CPU spends its time on.
+exponentials are shared with the log-prob, and the exponential is what a CPU spends its time on. The sums
+are taken in two levels, blocks and within one block: a scan over the whole vocabulary is what a GPU would
+spend its time on.
 
 The recorded log-prob is that of the policy at the sampling temperature, before top-p, top-k, min-p
 and the repetition penalty: what the learner can compute again. With such a filter on, tokens come from
@@ -21,6 +23,10 @@ import mlx.core as mx
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+#: Tokens of a block of the vocabulary.
+BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,28 +104,63 @@ def draw(
     Returns:
         Token ids [R] (uint32) and log-probs [R] (float32).
     """
-    logits = logits.astype(mx.float32)
-    scaled = logits / params.temperature if params.temperature > 0 else logits
+    wide = logits.astype(mx.float32)
+    scaled = wide / params.temperature if params.temperature > 0 else wide
     top = scaled.max(axis=-1, keepdims=True)
-    weights = mx.exp(scaled - top)  # unnormalised probabilities, the largest is 1
-    log_total = mx.log(weights.sum(axis=-1, keepdims=True)) + top
-    if seen is not None:
-        penalised = mx.where(
-            scaled > 0, scaled / params.repetition_penalty, scaled * params.repetition_penalty
-        )
-        scaled_for_choice = mx.where(seen, penalised, scaled)
-        weights = mx.exp(scaled_for_choice - scaled_for_choice.max(axis=-1, keepdims=True))
+    blocks = _blocks(mx.exp(scaled - top))  # unnormalised probabilities, the largest is 1
+    sums = blocks.sum(axis=-1)
+    log_total = mx.log(sums.sum(axis=-1)) + top[:, 0]
+    if seen is not None or params.filters:
+        chosen_from = scaled if seen is None else _penalised(scaled, seen, params.repetition_penalty)
+        weights = mx.exp(chosen_from - chosen_from.max(axis=-1, keepdims=True))
+        blocks = _blocks(_filter(weights, params) if params.filters else weights)
+        sums = blocks.sum(axis=-1)
     if params.temperature == 0:
-        token = mx.argmax(weights, axis=-1)
+        token = mx.argmax(blocks.reshape(len(blocks), -1), axis=-1)
     else:
-        weights = _filter(weights, params) if params.filters else weights
-        cumulative = mx.cumsum(weights, axis=-1)
-        # A parallel scan need not be monotone in its last bit: a token of weight zero must never win, and
-        # where no token reaches the draw (2, above any weight) the likeliest is taken.
-        reached = (cumulative > uniform[:, None] * cumulative[:, -1:]) & (weights > 0)
-        token = mx.argmax(mx.where(reached, 2.0, weights), axis=-1)
-    chosen = mx.take_along_axis(scaled, token[:, None], axis=-1)
-    return token, (chosen - log_total)[:, 0]
+        token = _invert(blocks, sums, uniform)
+    chosen = mx.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
+    return token, chosen - log_total
+
+
+def _blocks(weights: mx.array) -> mx.array:
+    """[R, V] -> [R, B, BLOCK], zeros at the end."""
+    missing = -weights.shape[1] % BLOCK
+    if missing:
+        weights = mx.pad(weights, [(0, 0), (0, missing)])
+    return weights.reshape(len(weights), -1, BLOCK)
+
+
+def _invert(blocks: mx.array, sums: mx.array, uniform: mx.array) -> mx.array:
+    """[R]: the first token at which the cumulative weight exceeds `uniform` of all.
+
+    Args:
+        blocks: [R, B, BLOCK] weights.
+        sums: [R, B], of each block.
+        uniform: [R] in [0, 1).
+    """
+    cumulative = mx.cumsum(sums, axis=-1)
+    wanted = uniform * cumulative[:, -1]
+    block = _first(cumulative > wanted[:, None], sums)
+    before = mx.take_along_axis(cumulative - sums, block[:, None], axis=-1)
+    within = mx.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    token = _first(mx.cumsum(within, axis=-1) > wanted[:, None] - before, within)
+    return block * BLOCK + token
+
+
+def _first(reached: mx.array, weights: mx.array) -> mx.array:
+    """[R]: the first place [R, n] that is reached, and has weight.
+
+    A parallel scan need not be monotone in its last bit: what has no weight must never win, and where
+    nothing is reached the heaviest is taken.
+    """
+    heaviest = weights.max(axis=-1, keepdims=True)
+    return mx.argmax(mx.where(reached & (weights > 0), 2 * heaviest, weights), axis=-1)
+
+
+def _penalised(scaled: mx.array, seen: mx.array, penalty: float) -> mx.array:
+    """Logits [R, V] with those of the tokens `seen` brought down."""
+    return mx.where(seen, mx.where(scaled > 0, scaled / penalty, scaled * penalty), scaled)
 
 
 def _filter(weights: mx.array, params: SamplingParams) -> mx.array:

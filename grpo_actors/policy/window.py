@@ -4,20 +4,24 @@ All rows write their next token into the same column, so that a step of decoding
 layer; a row's own columns are the ones between where it started and that column, and what lies left of its
 start is another row's past or nothing. Positions are each row's own: column − start. A row that ends
 leaves its place to the next one at once, and columns that no row needs any more are cut off on the left.
+With a mask one assignment for all rows is what is cheap; where a kernel reads each row by itself, `slots` are.
 
 Knows columns and rows; refuses to know tokens and samples. For models whose layers all cache keys and
 values of every position (mlx-lm's plain `KVCache`).
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from grpo_actors.policy.draw import Array
 
+#: Columns of prompts that are run together, where few shapes are wanted.
+PROMPT_MULTIPLE = 64
 #: A window that is full is made larger by so many columns, unless a quarter of it can be cut off.
 GROWTH = 256
 
@@ -45,8 +49,8 @@ class Window:
             self._shift(self.end - width)
         index = mx.array(rows)
         # Every row takes each prompt it is given from the arrays of all: one gather a layer.
-        take = None if np.array_equal(chosen, np.arange(prompts.count)) else mx.array(chosen)
-        for layer, (keys, values) in zip(self.layers, prompts.layers, strict=True):
+        take = None if np.array_equal(chosen, np.arange(len(prompts.lengths))) else mx.array(chosen)
+        for layer, (keys, values) in zip(self.layers, prompts.aligned_right, strict=True):
             layer.place(index, keys if take is None else keys[take], values if take is None else values[take])
         self.starts[rows] = self.end - prompts.lengths[chosen]
         self.live[rows] = True
@@ -162,26 +166,40 @@ class LayerWindow:
 
 
 class Prompts:
-    """Keys and values of several prompts, all but their last token, aligned at the right."""
+    """Keys and values of several prompts, all but their last token."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
-        """Run them through the model at once. Padded on the right, where a causal model does not look."""
-        self.count = len(prompts)
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], *, few_shapes: bool = False) -> None:
+        """Run them through the model at once. Padded on the right, where a causal model does not look.
+
+        Args:
+            model: Maps tokens [P, T] and a cache to logits.
+            prompts: Their tokens, none empty.
+            few_shapes: Pad rows and columns further: CUDA's attention makes a plan for each shape that it meets.
+        """
         self.lengths: Array = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
         self.width = int(self.lengths.max())
+        rows, columns = len(prompts), max(self.width, 1)
+        if few_shapes:
+            rows, columns = 2 ** (rows - 1).bit_length(), -(-columns // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
         cache = make_prompt_cache(model)
-        padded = np.zeros((len(prompts), max(self.width, 1)), np.int32)
-        for row, prompt, length in zip(padded, prompts, self.lengths, strict=True):
+        padded = np.zeros((rows, columns), np.int32)
+        for row, prompt, length in zip(padded, prompts, self.lengths, strict=False):
             row[:length] = prompt[:-1]
         model(mx.array(padded), cache=cache)
-        # Column c of row r is its token c − (width − length): all end in the same column.
+        #: Keys and values [rows, H, columns, D] of each layer: token t stands in column t.
+        self.layers: list[tuple[mx.array, mx.array]] = [layer.state[:2] for layer in cache]
+        mx.async_eval(self.layers)  # type: ignore[no-untyped-call]  # not with a step: they serve several
+
+    @cached_property
+    def aligned_right(self) -> list[tuple[mx.array, mx.array]]:
+        """The same in `width` columns, so that the last tokens of all prompts stand in the last."""
+        # Column c of row r is its token c − (width − length).
         columns = np.arange(self.width)[None] - (self.width - self.lengths[:, None])
         index = mx.array(np.maximum(columns, 0))[:, None, :, None]
-        self.layers: list[tuple[mx.array, mx.array]] = [
+        return [
             (mx.take_along_axis(keys, index, axis=2), mx.take_along_axis(values, index, axis=2))
-            for keys, values, _ in (layer.state for layer in cache)
+            for keys, values in self.layers
         ]
-        mx.eval(self.layers)
 
 
 def _resized(array: mx.array, first: int, capacity: int) -> mx.array:

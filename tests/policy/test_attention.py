@@ -8,7 +8,7 @@ import pytest
 from architectures import random_policy
 from mlx_lm.models import base
 
-from grpo_actors.policy import attention
+from grpo_actors.policy import attention, slot_kernels
 from grpo_actors.policy.logprobs import _fused, _shared_exponential
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 
@@ -58,26 +58,58 @@ def test_log_probs_and_entropies_by_mlxs_kernel_are_those_spelled_out():
 
 @cuda_alone
 @pytest.mark.parametrize("heads", [(8, 8), (14, 2)])
-@pytest.mark.parametrize("size", attention.HEAD_SIZES)
-def test_the_kernel_is_softmax_attention_over_each_rows_own_columns(size, heads):
-    rows, columns, stop = 5, 70, 61
-    keys = mx.random.split(mx.random.key(0), 3)
+@pytest.mark.parametrize("size", slot_kernels.HEAD_SIZES)
+def test_the_kernel_is_softmax_attention_over_each_rows_own_tokens_and_writes_the_new_one(size, heads):
+    rows, columns = 5, 70
+    keys = mx.random.split(mx.random.key(0), 5)
     q = mx.random.normal((rows, heads[0], 1, size), key=keys[0])
-    k, v = (mx.random.normal((rows, heads[1], columns, size), key=key) for key in keys[1:])
-    starts = mx.array([0, 3, 17, 59, 60])
-    out = attention.attend_rows(q, k, v, starts=starts, stop=mx.array([stop]), scale=size**-0.5)
-    seen = (mx.arange(columns) >= starts[:, None]) & (mx.arange(columns) < stop)
-    expected = base.scaled_dot_product_attention(q, k, v, None, size**-0.5, seen[:, None, None])
+    new = [mx.random.normal((rows, heads[1], 1, size), key=key) for key in keys[1:3]]
+    held = [mx.random.normal((rows, heads[1], columns, size), key=key) for key in keys[3:]]
+    lengths = mx.array([0, 3, 17, 68, 69])
+    place = (mx.arange(columns) == lengths[:, None])[:, None, :, None]
+    expected_held = [mx.where(place, one, many) for one, many in zip(new, held, strict=True)]
+    seen = (mx.arange(columns) <= lengths[:, None])[:, None, None]
+    expected = base.scaled_dot_product_attention(q, *expected_held, None, size**-0.5, seen)
+    mx.eval(expected, expected_held, q, new, held)
+    out = slot_kernels.attend_rows(q, tuple(new), tuple(held), lengths, size**-0.5)
     np.testing.assert_allclose(np.array(out), np.array(expected), atol=2e-3)  # TF32 products in MLX's
+    for written, wanted in zip(held, expected_held, strict=True):
+        assert np.array_equal(np.array(written), np.array(wanted))
 
 
 @cuda_alone
-def test_a_compiled_step_draws_the_tokens_of_a_masked_one(tiny):
-    prompts = [tiny.encode_chat([{"role": "user", "content": text}]) for text in ("7", "What is 12 + 34?")]
-    seeds = [[1, 2, 3], [4, 5]]
-    ways = [SamplingParams(30, compiled=compiled) for compiled in (True, False)]
-    compiled, masked = (sample_groups(tiny, prompts, seeds, params) for params in ways)
-    assert tiny.compiled_steps
-    for one, other in zip(chain(*compiled), chain(*masked), strict=True):
+def test_prompts_are_copied_into_the_first_columns_of_their_rows_alone():
+    heads, columns, size, width = 3, 20, 64, 7
+    draws = mx.random.split(mx.random.key(0), 4)
+    prompts = tuple(mx.random.normal((2, heads, 11, size), key=key) for key in draws[:2])
+    held = tuple(mx.random.normal((5, heads, columns, size), key=key) for key in draws[2:])
+    before = [np.array(array) for array in held]
+    mx.eval(prompts, held)
+    rows, chosen = [4, 0, 2], [1, 0, 1]
+    mx.eval(
+        slot_kernels.place_prompts(
+            prompts, mx.array(chosen, mx.int32), held, mx.array(rows, mx.int32), mx.array([width], mx.int32)
+        )
+    )
+    for array, old, prompt in zip(held, before, prompts, strict=True):
+        for row, which in zip(rows, chosen, strict=True):
+            old[row, :, :width] = np.array(prompt)[which, :, :width]
+        assert np.array_equal(np.array(array), old)
+
+
+@cuda_alone
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("max_kv_tokens", [0, 300])
+def test_a_step_over_slots_draws_the_tokens_of_a_masked_one(tiny, compiled, max_kv_tokens, penalty):
+    texts = ("7", "What is 12 + 34?", "Tom has 21 apples and buys 3 bags of 14 apples. How many has he now?")
+    prompts = [tiny.encode_chat([{"role": "user", "content": text}]) for text in texts]
+    seeds = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
+    params = SamplingParams(30, compiled=compiled, max_kv_tokens=max_kv_tokens, repetition_penalty=penalty)
+    over_slots = sample_groups(tiny, prompts, seeds, params)
+    assert bool(tiny.compiled_steps) == (compiled and penalty == 1)
+    tiny.attention_callers = False  # as where there is no kernel
+    masked = sample_groups(tiny, prompts, seeds, params)
+    for one, other in zip(chain(*over_slots), chain(*masked), strict=True):
         assert one.tokens == other.tokens
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-2)
