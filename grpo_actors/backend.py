@@ -1,4 +1,4 @@
-"""What must be so before ``mlx.core`` is first imported.
+"""What must be so before ``mlx.core`` is first imported, or first used.
 
 MLX's Linux CPU wheel is linked to a reference BLAS: 2 to 6 GFLOP/s in float32 on two cores. An
 OpenBLAS whose symbols are already in the process when ``libmlx.so`` is loaded takes its place:
@@ -38,6 +38,17 @@ def load_fast_blas() -> None:
             ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
         except OSError as error:
             _warn(f"{error}; install your system's libgfortran5 package")
+
+
+def submit_long_graphs() -> None:
+    """On CUDA, hand a step of decoding to the device at once instead of 20 kernels at a time.
+
+    Saves a fifth of a step (Qwen2.5-0.5B on an H100: 9.8 → 7.8 ms). For processes that sample and do not train: what a
+    graph needs is held until all of it has run, which for a backward pass would be all of its activations. MLX
+    reads both when it first uses the device; who has set them knows better.
+    """
+    os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "1000")
+    os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "4000")
 
 
 def _warn(why: str) -> None:

@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from grpo_actors.backend import submit_long_graphs
 from grpo_actors.checkpoints import MANIFEST, Checkpoint, find_checkpoints, verify, write_json
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, load_config
@@ -241,6 +242,7 @@ def main() -> int:
     parser.add_argument("--follow", metavar="ENDPOINT", help=argparse.SUPPRESS)  # how launch.py starts it
     args = parser.parse_args()
     stop = enter_process()
+    submit_long_graphs()
     bound_memory()
     if args.follow:
         return follow_run(args.checkpoint, args.follow, stop)

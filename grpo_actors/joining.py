@@ -34,7 +34,6 @@ from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.policy.weights import unpack
 from grpo_actors.processes.door import StopRequest
 from grpo_actors.transport.control import ControlClient
-from grpo_actors.transport.shared import shared
 from grpo_actors.transport.weights import WeightsClient
 
 #: A Hello that was not answered in this time is said again.
@@ -104,10 +103,10 @@ def fetch_weights(
     manifest = decode(weights_reply, answer)
     if not isinstance(manifest, Manifest):
         raise ProtocolError(f"weights: asked for a manifest, got {type(manifest).__name__}")
-    with shared(manifest.path, manifest.version, manifest.size) as found:
-        if found is not None:
-            arrays = unpack(manifest, found.data, of_this_host=True)
-            return (manifest.version, arrays) if found.whole else None
+    found = client.memory.version(manifest.path, manifest.version, manifest.size)
+    if found is not None:
+        arrays = unpack(manifest, found.mapped.data, of_this_host=True, pinned=found.mapped.pin)
+        return (manifest.version, arrays) if found.whole else None
 
     def index_of(header: bytes) -> int:
         chunk = decode(weights_reply, header)

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import mlx.core as mx
 
 from grpo_actors.messages import Manifest
+from grpo_actors.policy.pinned import pin
 from grpo_actors.policy.weights import Frozen, freeze, pack
 from grpo_actors.transport.shared import Shelf
 from grpo_actors.transport.sockets import CHUNK_BYTES
@@ -21,7 +22,7 @@ class Publisher:
 
     def __init__(self, announce: Callable[[Manifest, memoryview], None]) -> None:
         self._announce = announce
-        self._shelf = Shelf()
+        self._shelf = Shelf(pin)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
         self._under_way: Future[None] | None = None
 
@@ -48,6 +49,6 @@ class Publisher:
         self._shelf.close()
 
     def _publish(self, frozen: Frozen) -> None:
-        room = self._shelf.room(frozen.version, frozen.size)
-        manifest, data = pack(frozen, CHUNK_BYTES, room, lambda: self._shelf.finish(frozen.version))
+        room, pinned = self._shelf.room(frozen.version, frozen.size)
+        manifest, data = pack(frozen, CHUNK_BYTES, room, pinned, lambda: self._shelf.finish(frozen.version))
         self._announce(manifest, data)

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from grpo_actors.backend import submit_long_graphs
 from grpo_actors.command import run_command
 from grpo_actors.errors import RunError
 from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, is_supervised
@@ -34,6 +35,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
     from grpo_actors.config import Config  # noqa: PLC0415
     from grpo_actors.joining import Leaving, introduce, load_welcome_policy  # noqa: PLC0415
     from grpo_actors.messages import Bye, encode  # noqa: PLC0415
+    from grpo_actors.policy.pinned import pin  # noqa: PLC0415
     from grpo_actors.tasks.scoring import Scorer  # noqa: PLC0415
     from grpo_actors.transport.control import ControlClient  # noqa: PLC0415
     from grpo_actors.transport.sockets import beside, zmq_context  # noqa: PLC0415
@@ -48,7 +50,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
         config = Config.model_validate_json(welcome.config)
         policy = load_welcome_policy(welcome, config)
         with Scorer(config.reward.functions, timeout_s=config.reward.reward_timeout_s) as scorer:
-            weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint))
+            weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint), pin)
             worker = RolloutWorker(control, welcome, config, policy, scorer, weights, stop)
             _say(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
             with contextlib.suppress(Leaving):  # what it was sampling goes back with its leases
@@ -103,6 +105,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     stop = enter_process()
+    submit_long_graphs()
     endpoint = args.connect or control_endpoint(args.attach)
     return work(endpoint, args.name, stop, args.patience)
 

@@ -2,7 +2,8 @@
 
 The writer has two files and fills them in turn, so that a reader has the time of one update to copy a
 version. It never waits for readers: a version that was overwritten under a reader's eyes is told from a
-whole one by the number at the file's beginning, which is not there while the bytes are written.
+whole one by the number at the file's beginning, which is not there while the bytes are written. Both sides keep
+the files mapped from version to version: to map a gigabyte takes as long as to copy it.
 """
 
 import contextlib
@@ -10,53 +11,104 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 #: Where files are memory on Linux; elsewhere the folder for temporary files does, through the page cache.
 MEMORY = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
 #: Bytes before the version's own: its number, and room up to a page.
 HEADER_BYTES = mmap.PAGESIZE
+#: Files that a writer fills in turn.
+FILES = 2
 
 
-class Shelf:
+class Pin(Protocol):
+    """What a device knows of a piece of memory, until it is closed."""
+
+    def close(self) -> None:
+        """Before the memory is unmapped."""
+
+
+P = TypeVar("P", bound=Pin)
+
+
+class Mapped(Generic[P]):
+    """A mapped file: `data` behind the header, and what `pin` made of it."""
+
+    def __init__(self, mapped: mmap.mmap, pin: Callable[[memoryview], P | None]) -> None:
+        self._mapped = mapped
+        self.data = memoryview(mapped)[HEADER_BYTES:]
+        self.pin = pin(self.data)
+
+    @property
+    def mark(self) -> bytes:
+        """What stands at the beginning."""
+        return self._mapped[:8]
+
+    @mark.setter
+    def mark(self, mark: bytes) -> None:
+        self._mapped[:8] = mark
+
+    def unpin(self) -> None:
+        """The memory may be unmapped, by whoever looks at it last."""
+        if self.pin is not None:
+            self.pin.close()
+            self.pin = None
+
+    def close(self) -> None:
+        """Nothing may look at the bytes any more."""
+        self.unpin()
+        self.data.release()
+        self._mapped.close()
+
+
+class Shelf(Generic[P]):
     """The writer's end: room for a version, and the file's path once it is whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, pin: Callable[[memoryview], P | None]) -> None:
+        """`pin` is told of the memory once, before it is first written."""
         folder = MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
         self._folder = Path(tempfile.mkdtemp(prefix="grpo-weights-", dir=folder))
-        self._maps: list[mmap.mmap | None] = [None, None]
+        self._pin = pin
+        self._files: list[Mapped[P] | None] = [None] * FILES
 
-    def room(self, version: int, size: int) -> memoryview:
-        """`size` writable bytes for a version; they stay as they are until the next but one asks for room.
+    def room(self, version: int, size: int) -> tuple[memoryview, P | None]:
+        """`size` writable bytes for a version, and their pin; they stay as they are until the next but one asks.
 
         Where the host has no memory for such a file, plain bytes that nobody shares.
         """
-        place = version % 2
-        held = self._maps[place]
-        if held is None or len(held) != HEADER_BYTES + size:
-            held = self._maps[place] = self._file(place, HEADER_BYTES + size)
+        place = version % FILES
+        held = self._files[place]
+        if held is None or len(held.data) != size:
+            if held is not None:
+                held.unpin()
+            held = self._files[place] = self._file(place, HEADER_BYTES + size)
         if held is None:
-            return memoryview(bytearray(size))
-        held[:8] = bytes(8)
-        return memoryview(held)[HEADER_BYTES:]
+            return memoryview(bytearray(size)), None
+        held.mark = bytes(8)
+        return held.data, held.pin
 
     def finish(self, version: int) -> str:
         """The version in its room is whole; returns where readers find it, or nothing where they can not."""
-        held = self._maps[version % 2]
+        held = self._files[version % FILES]
         if held is None:
             return ""
-        held[:8] = _mark(version)
-        return str(self._path(version % 2))
+        held.mark = _mark(version)
+        return str(self._path(version % FILES))
 
     def close(self) -> None:
         """Remove the files; who has one mapped may read on."""
+        for held in self._files:
+            if held is not None:
+                held.unpin()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, place: int) -> Path:
         return self._folder / str(place)
 
-    def _file(self, place: int, size: int) -> mmap.mmap | None:
+    def _file(self, place: int, size: int) -> Mapped[P] | None:
         path = self._path(place)
         path.unlink(missing_ok=True)  # whoever has the old one mapped keeps it
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -65,7 +117,7 @@ class Shelf:
             os.truncate(descriptor, size)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(descriptor, 0, size)
-            return mmap.mmap(descriptor, size)
+            return Mapped(mmap.mmap(descriptor, size), self._pin)
         except OSError:
             path.unlink(missing_ok=True)
             return None
@@ -73,44 +125,62 @@ class Shelf:
             os.close(descriptor)
 
 
-class Shared:
-    """A version as its reader sees it: `data`, and afterwards whether it was `whole` all the time."""
+@dataclass(frozen=True, slots=True)
+class Shared(Generic[P]):
+    """A version as its reader sees it: its bytes, and afterwards whether it was `whole` all the time."""
 
-    def __init__(self, mapped: mmap.mmap, version: int) -> None:
-        self._mapped = mapped
-        self._version = version
-        self.data = memoryview(mapped)[HEADER_BYTES:]
+    mapped: Mapped[P]
+    version: int
 
     @property
     def whole(self) -> bool:
         """The bytes are those of the version, and were since it was opened."""
-        return self._mapped[:8] == _mark(self._version)
+        return self.mapped.mark == _mark(self.version)
+
+
+class Reader(Generic[P]):
+    """The reader's end. Files stay mapped from version to version."""
+
+    def __init__(self, pin: Callable[[memoryview], P | None]) -> None:
+        """`pin` is told of each file's memory once."""
+        self._pin = pin
+        #: (device, inode) -> the file. A new file at an old path is another one.
+        self._files: dict[tuple[int, int], Mapped[P]] = {}
+
+    def version(self, path: str, version: int, size: int) -> Shared[P] | None:
+        """The bytes of a version, good until the next call; None: not on this host, or overwritten since."""
+        with contextlib.suppress(OSError), _opened(path) as descriptor:
+            found = os.fstat(descriptor)
+            if found.st_size != HEADER_BYTES + size:
+                return None
+            file = (found.st_dev, found.st_ino)
+            if file not in self._files:
+                while len(self._files) >= FILES:
+                    self._files.pop(next(iter(self._files))).close()
+                self._files[file] = Mapped(_map(descriptor, found.st_size), self._pin)
+            shared = Shared(self._files[file], version)
+            return shared if shared.whole else None
+        return None
+
+    def close(self) -> None:
+        """Unmap everything."""
+        while self._files:
+            self._files.popitem()[1].close()
 
 
 @contextlib.contextmanager
-def shared(path: str, version: int, size: int) -> Iterator[Shared | None]:
-    """The bytes of a version, for as long as the block lasts; None: not on this host, or overwritten since.
-
-    Nothing may look at the bytes after the block.
-    """
+def _opened(path: str) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        yield None
-        return
-    try:
-        if os.fstat(descriptor).st_size != HEADER_BYTES + size:
-            yield None
-            return
-        # All pages at once where the system can: one by one they take as long as the copy.
-        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-        mapped = mmap.mmap(descriptor, HEADER_BYTES + size, flags=flags, prot=mmap.PROT_READ)
+        yield descriptor
     finally:
         os.close(descriptor)
-    found = Shared(mapped, version)
-    yield found if found.whole else None
-    found.data.release()
-    mapped.close()
+
+
+def _map(descriptor: int, size: int) -> mmap.mmap:
+    # All pages at once where the system can: one by one they take as long as the copy. Writable, though nobody here
+    # writes: CUDA's driver takes no other memory.
+    return mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
 
 
 def _mark(version: int) -> bytes:

@@ -10,10 +10,12 @@ that stops reading keeps that buffer alive until its connection's heartbeat fail
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import zmq
 
 from grpo_actors.errors import ProtocolError
+from grpo_actors.transport.shared import Pin, Reader
 from grpo_actors.transport.sockets import CHUNK_BYTES, CONTROL_BYTES, Context, bind, connect
 
 #: Requests in flight: enough to hide the round trip, few enough that a slow reader holds little memory.
@@ -79,9 +81,14 @@ class WeightsServer:
 class WeightsClient:
     """A worker's end. Not thread-safe."""
 
-    def __init__(self, context: Context, endpoint: str) -> None:
+    def __init__(
+        self, context: Context, endpoint: str, pin: Callable[[memoryview], Pin | None] = lambda _: None
+    ) -> None:
+        """`pin` is told of the memory in which a learner of this host has its versions."""
         self._context = context
         self._endpoint = endpoint
+        #: Where a version is read that has a file of this host; the sockets are for all others.
+        self.memory: Reader[Any] = Reader(pin)
         self._open()
 
     def _open(self) -> None:

@@ -6,18 +6,30 @@ import sys
 import pytest
 
 from grpo_actors.transport import shared as module
-from grpo_actors.transport.shared import Shelf, shared
+from grpo_actors.transport.shared import Reader, Shelf
+
+
+def unpinned(_memory):
+    return None
 
 
 @pytest.fixture
 def shelf():
-    shelf = Shelf()
+    shelf = Shelf(unpinned)
     yield shelf
     shelf.close()
 
 
+@pytest.fixture
+def reader():
+    reader = Reader(unpinned)
+    yield reader
+    reader.close()
+
+
 def put(shelf, version, content):
-    shelf.room(version, len(content))[:] = content
+    room, _ = shelf.room(version, len(content))
+    room[:] = content
     return shelf.finish(version)
 
 
@@ -25,73 +37,92 @@ def test_another_process_reads_what_was_written(shelf):
     content = bytes(range(256)) * 5000
     path = put(shelf, 7, content)
     program = (
-        "import sys; from grpo_actors.transport.shared import shared\n"
-        f"with shared({path!r}, 7, {len(content)}) as found: sys.stdout.buffer.write(found.data); assert found.whole"
+        "import sys; from grpo_actors.transport.shared import Reader\n"
+        f"found = Reader(lambda memory: None).version({path!r}, 7, {len(content)})\n"
+        "sys.stdout.buffer.write(found.mapped.data); assert found.whole"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == content
 
 
-def test_a_version_stays_while_the_next_one_is_written_and_goes_with_the_one_after(shelf):
+def test_a_version_stays_while_the_next_one_is_written_and_goes_with_the_one_after(shelf, reader):
     path = put(shelf, 1, b"one")
-    with shared(path, 1, 3) as found:
-        put(shelf, 2, b"two")
-        assert bytes(found.data) == b"one"
-        assert found.whole
-        shelf.room(3, 3)  # from here on the bytes are being overwritten
-        assert not found.whole
-    with shared(path, 1, 3) as found:
-        assert found is None
+    found = reader.version(path, 1, 3)
+    put(shelf, 2, b"two")
+    assert bytes(found.mapped.data) == b"one"
+    assert found.whole
+    shelf.room(3, 3)  # from here on the bytes are being overwritten
+    assert not found.whole
+    assert reader.version(path, 1, 3) is None
     shelf.finish(3)
-    with shared(path, 3, 3) as found:
-        assert found is not None
+    assert reader.version(path, 3, 3) is not None
 
 
-def test_version_zero_is_told_from_nothing(shelf):
+def test_a_file_is_mapped_and_pinned_once_for_all_versions_that_it_holds(shelf):
+    seen, closed = [], []
+
+    class Pin:
+        def close(self):
+            closed.append(self)
+
+    def pin(memory):
+        seen.append(memory.nbytes)
+        return Pin()
+
+    reader = Reader(pin)
+    # Versions 1, 3, 5 are in one file, 2 and 4 in the other.
+    for version in range(1, 6):
+        content = b"version %d" % version
+        found = reader.version(put(shelf, version, content), version, len(content))
+        assert bytes(found.mapped.data) == content
+    assert seen == [9, 9]
+    other = Shelf(unpinned)  # a learner that was started again
+    for version in (6, 7):
+        assert reader.version(put(other, version, b"abc"), version, 3).whole
+    assert seen == [9, 9, 3, 3]
+    assert len(closed) == 2  # the first two are let go
+    reader.close()
+    assert len(closed) == 4
+    other.close()
+
+
+def test_version_zero_is_told_from_nothing(shelf, reader):
     path = put(shelf, 0, b"")
-    with shared(path, 0, 0) as found:
-        assert found is not None
-    with shared(path, 1, 0) as found:
-        assert found is None
+    assert reader.version(path, 0, 0) is not None
+    assert reader.version(path, 1, 0) is None
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_a_file_of_another_size_is_not_the_version(shelf, size):
+def test_a_file_of_another_size_is_not_the_version(shelf, reader, size):
+    assert reader.version(put(shelf, 1, b"abc"), 1, size) is None
+
+
+def test_a_path_of_another_host_is_no_error(reader):
+    assert reader.version("/nowhere/at/all", 1, 3) is None
+    assert reader.version("", 1, 3) is None
+
+
+def test_a_model_of_another_size_gets_a_file_of_its_own(shelf, reader):
     path = put(shelf, 1, b"abc")
-    with shared(path, 1, size) as found:
-        assert found is None
-
-
-def test_a_path_of_another_host_is_no_error():
-    with shared("/nowhere/at/all", 1, 3) as found:
-        assert found is None
-    with shared("", 1, 3) as found:
-        assert found is None
-
-
-def test_a_model_of_another_size_gets_a_file_of_its_own(shelf):
-    path = put(shelf, 1, b"abc")
-    with shared(path, 1, 3) as old:
-        put(shelf, 3, b"abcdef")
-        assert bytes(old.data) == b"abc"
-    with shared(path, 3, 6) as new:
-        assert bytes(new.data) == b"abcdef"
+    old = reader.version(path, 1, 3)
+    put(shelf, 3, b"abcdef")
+    assert bytes(old.mapped.data) == b"abc"
+    assert bytes(reader.version(path, 3, 6).mapped.data) == b"abcdef"
 
 
 def test_without_memory_for_a_file_the_bytes_are_not_shared(shelf):
     # Beyond any disk: refused when it is asked for, and not when it is written to.
     assert shelf._file(0, 2**62) is None
-    room = shelf.room(1, 3)
+    room, _ = shelf.room(1, 3)
     room[:] = b"abc"
     assert shelf.finish(1)
 
 
-def test_nothing_stays_behind(shelf):
+def test_nothing_stays_behind(shelf, reader):
     path = put(shelf, 1, b"abc")
-    with shared(path, 1, 3) as found:
-        shelf.close()
-        assert bytes(found.data) == b"abc"
-    with shared(path, 1, 3) as found:
-        assert found is None
+    found = reader.version(path, 1, 3)
+    shelf.close()
+    assert bytes(found.mapped.data) == b"abc"
+    assert reader.version(path, 1, 3) is None
 
 
 def test_the_folder_is_private(shelf):

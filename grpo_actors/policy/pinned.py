@@ -1,0 +1,138 @@
+"""Memory of this host that a CUDA device reads and writes by itself, over the bus and at its speed.
+
+MLX hands arrays to the host, and takes them from it, through managed memory, whose pages move one fault at a time:
+1 GB takes a second and a half there and back (H100). Memory that the driver was told of stays where it is; kernels
+of our own copy between it and MLX's arrays, and no core of the host is kept busy.
+
+Knows bytes and addresses; refuses to know what they mean. Elsewhere than on CUDA nothing is pinned: `pin` says so.
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+#: Threads of a block, and blocks: a few already fill the bus, and the rest of the device stays with the learner.
+THREADS, BLOCKS = 256, 64
+
+#: Of cuMemHostRegister: known to every context, and mapped into the device's addresses.
+_PORTABLE_AND_MAPPED = 0x01 | 0x02
+
+# 16 bytes at a time, which is how both sides are aligned, then what is left.
+_COPY = """
+    const long at = blockIdx.x * (long)blockDim.x + threadIdx.x, all = gridDim.x * (long)blockDim.x;
+    const long size = bytes[0];
+    for (long i = at; i < size / 16; i += all)
+      reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
+    for (long i = size / 16 * 16 + at; i < size; i += all) to[i] = from[i];
+"""
+_STORE = (
+    """
+    const char* from = reinterpret_cast<const char*>(array);
+    char* to = reinterpret_cast<char*>(address[0]);
+"""
+    + _COPY
+    + "    if (at == 0) done[0] = 1;"
+)
+_LOAD = (
+    """
+    const char* from = reinterpret_cast<const char*>(address[0]);
+    char* to = reinterpret_cast<char*>(out);
+"""
+    + _COPY
+)
+
+
+class Pinned:
+    """Memory that the driver knows, until `close`; it must stay mapped as long."""
+
+    def __init__(self, memory: memoryview, driver: "_Driver") -> None:
+        """Tell the driver.
+
+        Raises:
+            OSError: it refuses.
+        """
+        self._driver = driver
+        self._address = np.frombuffer(memory, np.uint8).ctypes.data
+        driver.call("cuMemHostRegister_v2", self._address, memory.nbytes, _PORTABLE_AND_MAPPED)
+
+    def store(self, arrays: Mapping[int, mx.array]) -> Sequence[mx.array]:
+        """Copy arrays [n] to their offsets in bytes, multiples of 16: done once what is returned is evaluated."""
+        kernel, done = _kernel("store", ("array", "address", "bytes"), "done", _STORE), []
+        for offset, array in arrays.items():
+            inputs = [array, self._at(offset), mx.array([array.nbytes], mx.int64)]
+            done += kernel(inputs=inputs, output_shapes=[(1,)], output_dtypes=[mx.uint8], **_GRID)
+        return done
+
+    def load(self, size: int) -> mx.array:
+        """The first `size` bytes as an array [size] of uint8, to be evaluated while they stand still."""
+        kernel = _kernel("load", ("address", "bytes"), "out", _LOAD)
+        inputs = [self._at(0), mx.array([size], mx.int64)]
+        out: mx.array
+        (out,) = kernel(inputs=inputs, output_shapes=[(size,)], output_dtypes=[mx.uint8], **_GRID)
+        return out
+
+    def close(self) -> None:
+        """Let the driver forget it."""
+        self._driver.call("cuMemHostUnregister", self._address)
+
+    def _at(self, offset: int) -> mx.array:
+        return mx.array([self._address + offset], mx.int64)
+
+
+def pin(memory: memoryview) -> Pinned | None:
+    """Tell the driver of memory that begins at a multiple of 16 bytes; None: no CUDA here, or it takes no more."""
+    if not (mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu) or not memory.nbytes:
+        return None
+    try:
+        return Pinned(memory, _driver())
+    except OSError:
+        return None
+
+
+class _Driver:
+    """The CUDA driver, in the context that MLX uses: the device's primary one."""
+
+    def __init__(self) -> None:
+        """Raises OSError where there is none."""
+        self._library = ctypes.CDLL("libcuda.so.1")
+        self._context = ctypes.c_void_p()
+        self._check("cuInit", self._library.cuInit(0))
+        retained = self._library.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), 0)
+        self._check("cuDevicePrimaryCtxRetain", retained)
+
+    def call(self, name: str, address: int, *more: int) -> None:
+        """One function of the driver, whose first argument is an address."""
+        self._check("cuCtxPushCurrent", self._library.cuCtxPushCurrent_v2(self._context))
+        try:
+            arguments = [
+                ctypes.c_void_p(address),
+                *map(ctypes.c_size_t, more[:1]),
+                *map(ctypes.c_uint, more[1:]),
+            ]
+            self._check(name, getattr(self._library, name)(*arguments))
+        finally:
+            self._library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+    @staticmethod
+    def _check(name: str, code: int) -> None:
+        if code:
+            raise OSError(f"{name}: CUDA's error {code}")
+
+
+@lru_cache(maxsize=1)
+def _driver() -> _Driver:
+    return _Driver()
+
+
+_GRID: dict[str, Any] = {"grid": (THREADS * BLOCKS, 1, 1), "threadgroup": (THREADS, 1, 1)}
+
+
+@lru_cache(maxsize=2)
+def _kernel(name: str, inputs: tuple[str, ...], output: str, source: str) -> Any:
+    return mx.fast.cuda_kernel(
+        name=f"pinned_{name}", input_names=list(inputs), output_names=[output], source=source
+    )
