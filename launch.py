@@ -65,7 +65,7 @@ def main() -> int:
 
         show, plan = as_json if arguments.json else as_text, memory_plan(loaded.config)
         if loaded.config.rollout.workers == "auto":
-            plan += f"\nrollout workers: {room_of(loaded.config, Machine.here())}"
+            plan += f"\nrollout workers: {room_of(loaded.config, Machine.here(asks_gpu=True))}"
         print(show(loaded, memory_plan=plan), end="", flush=True)
         check(loaded.config)
         return 0

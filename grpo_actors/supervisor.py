@@ -92,7 +92,8 @@ class Supervisor:
 
     def _make_children(self) -> None:
         control = self.endpoints.control
-        self._crew = Crew(self.run_dir, self.config, Machine.here(), control)
+        machine = Machine.here(asks_gpu=self.config.rollout.workers == "auto")
+        self._crew = Crew(self.run_dir, self.config, machine, control)
         shares = self._crew.environment_beside
         endpoints = json.dumps(asdict(self.endpoints))
         command = ["grpo_actors.learner", str(self.run_dir), "--endpoints", endpoints]

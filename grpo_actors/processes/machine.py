@@ -27,18 +27,18 @@ class Machine:
     back_end: Literal["cpu", "cuda", "metal"]
     cores: int
     memory_bytes: int
-    #: Of the GPU that MLX uses. Metal's is the machine's own; None: not known.
+    #: Of the GPU that MLX uses. Metal's is the machine's own; None: not known, or there is none.
     gpu_bytes: int | None = None
 
     @classmethod
-    def here(cls) -> "Machine":
-        """This one."""
+    def here(cls, *, asks_gpu: bool) -> "Machine":
+        """This one; how much memory a CUDA GPU has is another program's to say, and may take it a second."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if sys.platform == "darwin":
             return cls("metal", cores, memory, memory)
         if any(_is_installed(name) for name in _CUDA_DISTRIBUTIONS):
-            return cls("cuda", cores, memory, _cuda_bytes())
+            return cls("cuda", cores, memory, _cuda_bytes() if asks_gpu else None)
         return cls("cpu", cores, memory)
 
 

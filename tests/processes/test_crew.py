@@ -8,6 +8,7 @@ from grpo_actors.config import load_config
 from grpo_actors.observe.records import make_record
 from grpo_actors.processes.crew import Crew, settled_on
 from grpo_actors.processes.machine import Machine
+from grpo_actors.processes.preflight import claimed
 
 #: 2 skipped and 3 blocks of 4 updates, each of 1 s.
 WINDOW = 14
@@ -118,6 +119,15 @@ def test_when_all_updates_are_done_nobody_comes_or_goes_any_more(told):
     told.updates(1, total=told.update + 1)
     told.worker("rollout-0", "left")
     assert len(told.reasons) == 1
+
+
+def test_a_new_run_in_an_old_folder_begins_with_one(tmp_path):
+    (tmp_path / "workers.json").write_text('{"kept": 3}')
+    assert Told(tmp_path).names == ["rollout-0", "rollout-1", "rollout-2"]
+    with claimed(
+        load_config(None, [f"output_dir={tmp_path}"]).config
+    ):  # there is no checkpoint to go on from
+        assert Told(tmp_path).names == ["rollout-0"]
 
 
 def test_a_fixed_number_stays_as_it_is(tmp_path):
