@@ -38,7 +38,7 @@ class Machine:
         if sys.platform == "darwin":
             return cls("metal", cores, memory, memory)
         if any(_is_installed(name) for name in _CUDA_DISTRIBUTIONS):
-            return cls("cuda", cores, memory, _cuda_bytes() if asks_gpu else None)
+            return cls("cuda", cores, memory, cuda_bytes() if asks_gpu else None)
         return cls("cpu", cores, memory)
 
 
@@ -90,7 +90,7 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def _cuda_bytes() -> int | None:
+def cuda_bytes() -> int | None:
     """Memory of the first GPU that is visible, which is MLX's; None where nobody tells."""
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
     command = ["nvidia-smi", f"--id={device}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]

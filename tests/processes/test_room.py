@@ -4,7 +4,7 @@ import pytest
 
 from grpo_actors.config import load_config
 from grpo_actors.policy.locate import EMBEDDED
-from grpo_actors.processes.machine import Machine, Share, equal_share, worker_share
+from grpo_actors.processes.machine import Machine, Share, cuda_bytes, equal_share, worker_share
 from grpo_actors.processes.memory_plan import plan_of
 from grpo_actors.processes.room import CUDA_CONTEXT_BYTES, room_of
 
@@ -82,6 +82,22 @@ def test_memory_bounds_workers_on_a_cpu_too():
     # One of three equal shares of three quarters: a quarter. It has room for two and a half.
     machine = Machine("cpu", 64, int(4 * 2.5 * (plan.worker + plan.cache)))
     assert room_of(config(), machine).workers == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "gpu_bytes"), [("echo 81559", 81559 * 2**20), ("echo '[N/A]'", None), ("exit 9", None)]
+)
+def test_a_gpus_memory_is_what_nvidia_smi_says_in_mebibytes(program, gpu_bytes, tmp_path, monkeypatch):
+    path = tmp_path / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{program}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cuda_bytes() == gpu_bytes
+
+
+def test_where_there_is_no_nvidia_smi_a_gpus_memory_is_not_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cuda_bytes() is None
 
 
 def test_learner_and_evaluator_have_what_they_have_beside_one_worker_and_workers_divide_the_rest():
