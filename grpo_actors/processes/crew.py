@@ -106,6 +106,8 @@ class Crew:
     def _heed_update(self, headcount: Headcount, record: Record) -> None:
         self._update = int(number(record, "update") or 0)
         self._learner_bytes = 1e9 * (number(record, "memory_gb") or 0.0)
+        if self._update == number(record, "total_updates"):
+            headcount.settled = True  # those who leave now leave with the run
         update_s, tokens_per_s = number(record, "update_s"), number(record, "rollout_tokens_per_s")
         if not update_s or tokens_per_s is None:
             return
@@ -114,8 +116,6 @@ class Crew:
             waits = (number(record, "wait_s") or 0.0) / update_s
         measured = Measurement(update_s, waits, tokens_per_s)
         self._carry_out(headcount.measured(measured, at_work=len(self._at_work), room=self._room))
-        if record.get("update") == record.get("total_updates"):
-            headcount.settled = True  # those who leave now leave with the run
 
     def _room(self) -> int:
         return room_of(self.config, self.machine, self._learner_bytes).workers

@@ -84,9 +84,14 @@ def _memory_bound(config: Config, machine: Machine, learner_bytes: float) -> Roo
     if memory is None:
         return Room(1, "nvidia-smi does not tell how much memory the GPU has")
     folder = locate(config.model.model_name)
-    plan = plan_of(folder, config) if isinstance(folder, Path) else _guess(machine, learner_bytes)
-    if plan is None:
-        return Room(1, "how large the model is is not known yet")
+    if isinstance(folder, Path):
+        plan = plan_of(folder, config)
+    elif machine.back_end != "cuda":  # there memory is divided now, before anything is measured
+        return Room(1, "how large a model on the hub is is not known in time")
+    elif learner_bytes:
+        plan = _as_large_as_the_learner(learner_bytes)
+    else:  # asked again with the learner's peak before a worker is added
+        return Room(MOST_WORKERS, "more are never tried")
     context = CUDA_CONTEXT_BYTES if machine.back_end == "cuda" else 0
     each = plan.worker + plan.cache + context
     held = max(plan.learner, learner_bytes) + context
@@ -99,13 +104,6 @@ def _memory_bound(config: Config, machine: Machine, learner_bytes: float) -> Roo
     return Room(workers, f"a worker holds {each / 1e9:.2f} of {memory / 1e9:.0f} GB")
 
 
-def _guess(machine: Machine, learner_bytes: float) -> Plan | None:
-    """Of a model on the hub: nobody holds more than the learner, whose peak is measured.
-
-    On CUDA only: elsewhere the machine is divided before anything is measured.
-    """
-    if machine.back_end != "cuda" or not learner_bytes:
-        return None
-    return Plan(
-        parameters=0, float_bytes=0, learner=0, worker=learner_bytes, cache=0, evaluator=learner_bytes
-    )
+def _as_large_as_the_learner(size: float) -> Plan:
+    """A bound, for want of files: a worker has the same weights, and the learner their gradients besides."""
+    return Plan(parameters=0, float_bytes=0, learner=size, worker=size, cache=0, evaluator=size)
