@@ -90,8 +90,17 @@ def test_whoever_came_and_went_each_lease_trains_once(crewed_run):
 
 @pytest.mark.slow
 def test_on_policy_a_run_is_the_same_to_the_bit_whoever_came_and_went(crewed_run, make_run):
+    """Guests leave as one that is sent home does, in the middle of a batch; no two runs have the same company."""
     run = make_run(**SETTINGS | {"workers": 1})
+    run.environment["OPENBLAS_NUM_THREADS"] = "1"  # for guests what the supervisor gives its own
     run.start()
+    run.wait_for_update(1)
+    for number in range(3):
+        name = f"guest-{number}"
+        guest = run.attach("--attach", str(run.folder), "--name", name)
+        wait_until(lambda name=name: any(worker == name for *_, worker in run.ledger()), f"{name} delivers")
+        kill(guest.pid, signal.SIGTERM)
+        run.wait_for("worker", worker=name, state="left")
     run.wait_for_update(crewed_run.updates())
     run.signal(signal.SIGINT)
     assert run.end() == 0
