@@ -58,11 +58,15 @@ def main() -> int:
     loaded = load_config(arguments.config, overrides)
     if arguments.dry_run:
         from grpo_actors.config.show import as_json, as_text  # noqa: PLC0415
+        from grpo_actors.processes.machine import Machine  # noqa: PLC0415
         from grpo_actors.processes.memory_plan import memory_plan  # noqa: PLC0415
         from grpo_actors.processes.preflight import check  # noqa: PLC0415
+        from grpo_actors.processes.room import room_of  # noqa: PLC0415
 
-        show = as_json if arguments.json else as_text
-        print(show(loaded, memory_plan=memory_plan(loaded.config)), end="", flush=True)
+        show, plan = as_json if arguments.json else as_text, memory_plan(loaded.config)
+        if loaded.config.rollout.workers == "auto":
+            plan += f"\nrollout workers: {room_of(loaded.config, Machine.here(asks_gpu=True))}"
+        print(show(loaded, memory_plan=plan), end="", flush=True)
         check(loaded.config)
         return 0
     for note in loaded.notes:

@@ -1,9 +1,10 @@
 """The supervisor: starts the actors, watches them, starts them again, stops them in order.
 
-It imports neither MLX nor a model: it divides the machine (cores, memory) among processes that do.
+It imports neither MLX nor a model: the machine (cores, memory) is divided among processes that do.
 
-Who may die: a worker or the evaluator is started again, later each time it dies young. The learner is
-the run: with it everything ends, and its exit code is the run's; the same command continues the run.
+Who may die: a worker or the evaluator is started again, later each time it dies young (which workers are
+wanted, `processes.crew` knows). The learner is the run: with it everything ends, and its exit code is the
+run's; the same command continues the run.
 
 How it ends: the first Ctrl-C asks the learner to finish its step and write a checkpoint, and the others
 to leave; the second kills. Should the supervisor itself be killed, every child sees the pipe that it
@@ -27,8 +28,10 @@ from grpo_actors.command import EXIT_USAGE
 from grpo_actors.config import Config
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.status import StatusLine
-from grpo_actors.processes.children import Actor, environment, how_it_ended
+from grpo_actors.processes.children import Actor, how_it_ended
+from grpo_actors.processes.crew import Crew
 from grpo_actors.processes.door import LOCK
+from grpo_actors.processes.machine import Machine
 from grpo_actors.processes.preflight import BASE_EVALUATION_FILE, prepared
 from grpo_actors.transport.events import EventSubscriber
 from grpo_actors.transport.sockets import ENDPOINTS_FILE, Endpoints, plan_endpoints, remove_endpoints
@@ -53,7 +56,9 @@ class Supervisor:
     lock: int
     #: Signals so far.
     interrupts: int = 0
-    _children: list[Actor] = field(default_factory=list)
+    _learner: Actor = field(init=False)
+    _evaluator: Actor | None = None
+    _crew: Crew = field(init=False)
     _follower: Follower | None = None
     #: Unix seconds.
     _since: float = field(default_factory=time.time)
@@ -77,36 +82,32 @@ class Supervisor:
                 )
             )
             self._listening = stack.enter_context(ExitStack())
-            learner = self._make_children()
+            self._make_children()
             stack.callback(self._end_all)
             self._say_where()
-            while self._watch(learner):
+            while self._watch(self._learner):
                 pass
             self._show(wait_s=0.05)
-        return self._conclude(learner.returncode)
+        return self._conclude(self._learner.returncode)
 
-    def _make_children(self) -> Actor:
-        config, control = self.config, self.endpoints.control
-        workers = config.rollout.workers
-        evaluator = bool(config.evaluator.eval_every_updates)
-        shares = environment(processes=1 + workers + evaluator)
-        command = [
-            "grpo_actors.learner",
-            str(self.run_dir),
-            "--endpoints",
-            json.dumps(asdict(self.endpoints)),
-        ]
+    def _make_children(self) -> None:
+        control = self.endpoints.control
+        machine = Machine.here(asks_gpu=self.config.rollout.workers == "auto")
+        self._crew = Crew(self.run_dir, self.config, machine, control)
+        shares = self._crew.environment_beside
+        endpoints = json.dumps(asdict(self.endpoints))
+        command = ["grpo_actors.learner", str(self.run_dir), "--endpoints", endpoints]
         lock = {LOCK: str(self.lock)}
-        learner = Actor("learner", command, shares | lock, respawns=False, lent=(self.lock,))
-        self._children = [learner]
-        for number in range(workers):
-            name = f"rollout-{number}"
-            command = ["grpo_actors.rollout", "--connect", control, "--name", name, "--patience", "600"]
-            self._children.append(Actor(name, command, shares, respawns=True))
-        if evaluator:
+        self._learner = Actor("learner", command, shares | lock, respawns=False, lent=(self.lock,))
+        if self.config.evaluator.eval_every_updates:
             command = ["grpo_actors.evaluator", str(self.run_dir), "--follow", control]
-            self._children.append(Actor("evaluator", command, shares, respawns=True))
-        return learner
+            self._evaluator = Actor("evaluator", command, shares, respawns=True)
+
+    @property
+    def _children(self) -> list[Actor]:
+        """All of them, workers that were sent home too."""
+        evaluator = [] if self._evaluator is None else [self._evaluator]
+        return [self._learner, *self._crew.actors, *evaluator]
 
     def _watch(self, learner: Actor) -> bool:
         """One look at everything; False: the learner is gone."""
@@ -117,12 +118,11 @@ class Supervisor:
         if self.interrupts:
             self._press_on(learner)
             return True
-        for child in self._children:
-            note = child.revive(self._lifeline)
-            if note:
-                self._status.say(note, "yellow")
-        workers = [child for child in self._children if child.name.startswith("rollout-")]
-        if workers and all(worker.is_hopeless for worker in workers) and not self._without_workers:
+        if self._evaluator is not None and (note := self._evaluator.revive(self._lifeline)):
+            self._status.say(note, "yellow")
+        for text, style in self._crew.look_after(self._lifeline):
+            self._status.say(text, style)
+        if self._crew.is_hopeless and not self._without_workers:
             self._without_workers = True
             self._status.say(
                 "no worker is left; the learner stops, with a checkpoint of what was done", "red"
@@ -151,6 +151,8 @@ class Supervisor:
         while self._follower is not None and (record := self._follower.receive(wait_s)) is not None:
             if record["time"] >= self._since:  # before that: what a resumed run has told already
                 self._status.show(record)
+                if not self.interrupts:
+                    self._crew.heed(record)
             wait_s = 0.0
         for child in self._children:
             for line in child.printed():

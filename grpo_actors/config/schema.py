@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from grpo_actors.config.health import HealthConfig
 from grpo_actors.config.objective import ObjectiveConfig
 from grpo_actors.config.rules import check
-from grpo_actors.config.section import NotNegative, Positive, Section, Text, Texts
+from grpo_actors.config.section import NotNegative, NotNegativeOrAuto, Positive, Section, Text, Texts
 
 #: Three consecutive ports are used, and 65535 is the last.
 LAST_FIRST_PORT = 65533
@@ -107,7 +107,10 @@ class RewardConfig(Section):
 class RolloutConfig(Section):
     """[rollout]: how completions are sampled, and by whom."""
 
-    workers: NotNegative = Field(1, description="rollout processes; 0: sample inside the learner's process")
+    workers: NotNegativeOrAuto = Field(
+        1,
+        description="rollout processes; auto: as many as are measured to pay; 0: sample inside the learner's process",
+    )
     num_generations: Positive = Field(8, description="completions of one problem, which form a group")
     max_new_tokens: Positive = Field(
         256, description="tokens; a longer completion is cut and counted as truncated"

@@ -8,7 +8,7 @@ import json
 import math
 import types
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import ValidationError
@@ -54,30 +54,42 @@ def brief(value: Any) -> str:
 
 
 def kind_of(field: FieldInfo) -> Any:
-    """A setting's type without ``| None``."""
-    kind = field.annotation
-    if get_origin(kind) in (Union, types.UnionType):
-        kind = next(choice for choice in get_args(kind) if choice is not type(None))
-    return kind
+    """A setting's type without ``| None``, the first where there are several."""
+    return _kinds_of(field)[0]
 
 
 def rule_of(field: FieldInfo) -> str:
     """What a setting must be, such as ``a whole number ≥ 1``, with the reason where the schema gives one."""
-    kind = kind_of(field)
+    rule = " or ".join(_rule(kind, field.metadata) for kind in _kinds_of(field))
+    extra = field.json_schema_extra
+    return f"{rule} ({extra['why']})" if isinstance(extra, dict) and "why" in extra else rule
+
+
+def _kinds_of(field: FieldInfo) -> list[Any]:
+    """A setting's types without ``None``, of which nearly all have one."""
+    kind = field.annotation
+    choices = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return [choice for choice in choices if choice is not type(None)]
+
+
+def _rule(kind: Any, metadata: Iterable[Any]) -> str:
+    if get_origin(kind) is Annotated:
+        kind, *more = get_args(kind)
+        return _rule(kind, [bound for each in more for bound in getattr(each, "metadata", [each])])
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(toml_value(choice) for choice in get_args(kind))
+        choices = [toml_value(choice) for choice in get_args(kind)]
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     rule = _KINDS[get_origin(kind) or kind]
-    if any(isinstance(bound, annotated_types.MinLen) for bound in field.metadata):
+    bounds = list(metadata)
+    if any(isinstance(bound, annotated_types.MinLen) for bound in bounds):
         rule += ", not empty"
-    bounds = [
+    signs = [
         f"{sign} {getattr(bound, name)}"
-        for bound in field.metadata
+        for bound in bounds
         for name, sign in _SIGNS.items()
         if hasattr(bound, name)
     ]
-    rule = f"{rule} {' and '.join(bounds)}" if bounds else rule
-    extra = field.json_schema_extra
-    return f"{rule} ({extra['why']})" if isinstance(extra, dict) and "why" in extra else rule
+    return f"{rule} {' and '.join(signs)}" if signs else rule
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -13,15 +13,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from grpo_actors.command import EXIT_USAGE
-from grpo_actors.processes.door import LIFELINE, MEMORY_LIMIT
+from grpo_actors.processes.door import LIFELINE
 
 #: First pause before a dead actor is started again; doubled each time, back to the first after a
 #: life of HEALTHY_S.
 BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
 HEALTHY_S = 60.0
-#: Share of the machine's memory that all actors together may use.
-MEMORY_SHARE = 0.75
 #: A line longer than this is cut: a child that prints without end shall not fill this process.
 MAX_LINE_BYTES = 2**16
 
@@ -139,25 +137,3 @@ class Actor:
 def how_it_ended(code: int) -> str:
     """``was ended by signal 9`` or ``ended with 1``."""
     return f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
-
-
-def environment(processes: int) -> dict[str, str]:
-    """A process's share of the machine.
-
-    Threads are divided: two processes with two BLAS threads each on two cores spend their time waiting
-    for each other. Memory is divided too: several processes that wire most of a Mac each panic it.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // processes))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "OPENBLAS_NUM_THREADS": threads,
-        "OMP_NUM_THREADS": threads,
-        MEMORY_LIMIT: str(int(memory * MEMORY_SHARE / processes)),
-        "TOKENIZERS_PARALLELISM": "false",
-        # A library's bars and advice would be lines of noise between the run's own.
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "PYTHONUNBUFFERED": "1",
-    }

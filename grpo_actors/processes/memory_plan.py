@@ -69,7 +69,10 @@ def memory_plan(config: Config) -> str:
     lines = [f"{plan.parameters / 1e6:,.1f} M parameters, floats of {plan.float_bytes} bytes"]
     lines.append(f"learner    {_gb(plan.learner)} and activations")
     worker_line = f"{_gb(plan.worker + plan.cache)}, of it {_gb(plan.cache)} KV cache at most"
-    lines += [f"rollout-{worker}  {worker_line}" for worker in range(config.rollout.workers)]
+    workers = config.rollout.workers
+    lines += [f"rollout-{worker}  {worker_line}" for worker in range(1 if workers == "auto" else workers)]
+    if workers == "auto":
+        lines.append("each further worker: the same")
     if config.evaluator.eval_every_updates:
         lines.append(f"evaluator  {_gb(plan.evaluator)} and its KV cache")
     return "\n".join(lines)

@@ -22,6 +22,8 @@ from grpo_actors.transport.sockets import ENDPOINTS_FILE, check_ports
 CONFIG_FILE = "config.json"
 #: The base model's score, kept over a resume.
 BASE_EVALUATION_FILE = "evaluation-base.json"
+#: With ``rollout.workers = "auto"``: their number, and the decisions that led to it.
+WORKERS_FILE = "workers.json"
 
 
 def check(config: Config) -> None:
@@ -70,10 +72,10 @@ def claimed(config: Config) -> Iterator[tuple[Path, int]]:
 
 
 def _clear(run_dir: Path) -> None:
-    """Remove what a killed run left, and from a new run the scores of a former one, which had another model."""
+    """Remove what a killed run left, and from a new run what a former one found out, which had another model."""
     (run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
     if not find_checkpoints(run_dir):
-        for kept in (BASE_EVALUATION_FILE, BEST):
+        for kept in (BASE_EVALUATION_FILE, BEST, WORKERS_FILE):
             (run_dir / kept).unlink(missing_ok=True)
 
 

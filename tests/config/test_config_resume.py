@@ -17,7 +17,8 @@ def test_differences_name_the_keys_in_the_schemas_order():
 
 
 @pytest.mark.parametrize(
-    "override", ["logging_steps=5", "workers=3", "save_steps=1", "max_updates=9", "learning_rate=0.1"]
+    "override",
+    ["logging_steps=5", "workers=3", "workers=auto", "save_steps=1", "max_updates=9", "learning_rate=0.1"],
 )
 def test_a_run_may_resume_under_other_conditions(override):
     assert resume_conflicts(config(), config(override)) == []

@@ -35,7 +35,7 @@ def test_every_setting_says_what_it_does_in_one_line(key, field):
 
 def test_a_configuration_survives_json():
     config = Config(
-        rollout=RolloutConfig(stop=("</answer>",), temperature=0.7),
+        rollout=RolloutConfig(stop=("</answer>",), temperature=0.7, workers="auto"),
         reward=RewardConfig(functions={"my_rewards.py:short": 0.5}),
         objective=ObjectiveConfig(clip_eps_high=0.28),
     )

@@ -49,6 +49,14 @@ def test_a_dry_run_prints_the_settings_and_starts_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_says_how_many_workers_there_is_room_for():
+    # Eight groups an update in batches of eight, on-policy: one batch is open at a time.
+    settings = ("--set", "workers=auto", "--set", "max_staleness=0")
+    done = launch("--config", "quickstart.toml", *settings, "--dry-run")
+    assert "# memory: each further worker: the same" in done.stdout
+    assert "# memory: rollout workers: at most 1 (" in done.stdout
+
+
 def test_a_dry_run_answers_in_json():
     done = launch("--config", "prod.toml", "--resume", "--dry-run", "--json")
     assert json.loads(done.stdout)["config"]["run"]["resume"] == "must"
@@ -60,6 +68,10 @@ def test_a_dry_run_answers_in_json():
         (
             ["--config", "prod.toml", "--set", "top_k=-1"],
             "error: --set: rollout.top_k must be a whole number ≥ 0, got -1",
+        ),
+        (
+            ["--config", "prod.toml", "--set", "workers=many"],
+            'error: --set: rollout.workers must be a whole number ≥ 0 or "auto", got "many"',
         ),
         (["--config", "prod.toml", "--set", "a\nb=1"], "error: --set: a b is not a setting"),
     ],
