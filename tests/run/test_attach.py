@@ -64,7 +64,8 @@ def test_ctrl_c_makes_an_attached_worker_leave_cleanly(visited_run):
 
 
 def test_a_killed_worker_is_seen_within_a_second(visited_run):
-    assert visited_run.rude_lost["why"] == "its process ended"
+    # By its process id; or a little earlier, if a lease was just on its way to it.
+    assert visited_run.rude_lost["why"] in {"its process ended", "its connection is closed or full"}
     assert visited_run.rude_lost["time"] - visited_run.killed_at < 1.0
 
 
