@@ -31,7 +31,9 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.run
-	$(BIN)/python -m grpo_actors.bench
+	$(BIN)/python -m grpo_actors.bench rollout --against mlx-lm
+	$(BIN)/python -m grpo_actors.bench learner
+	$(BIN)/python -m grpo_actors.bench weights
 
 clean:
 	rm -rf $(VENV)

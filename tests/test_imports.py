@@ -53,8 +53,8 @@ ALLOWED = {
     "transport": ("zmq", "grpo_actors.transport", "grpo_actors.errors"),
 }
 
-#: Who may import both what computes and what talks: the actors, and what only they are made of.
-JOINERS = {"rollout", "worker", "joining", "learner", "publishing", "evaluator"}
+#: Who may import both what computes and what talks: the actors, what only they are made of, and the bench of that.
+JOINERS = {"rollout", "worker", "joining", "learner", "publishing", "evaluator", "publication", "fetcher"}
 
 
 def modules(part: str = "") -> list[Path]:

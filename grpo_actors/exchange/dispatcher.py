@@ -132,9 +132,7 @@ class Dispatcher:
 
     def turn(self) -> None:
         """Do all that there is to do now; does not wait."""
-        self._weights.serve(
-            _parse_fetch, lambda version, index: wire.encode(wire.Chunk(version=version, index=index))
-        )
+        serve_weights(self._weights)
         for identity, data in self._control.receive():
             self._hear(identity, data)
         now_s = self._clock()
@@ -295,6 +293,11 @@ class Dispatcher:
 
     def _send(self, identity: bytes, message: wire.Message) -> bool:
         return self._control.send(identity, wire.encode(message))
+
+
+def serve_weights(weights: WeightsServer) -> None:
+    """Answer some of the requests for weights that have arrived; does not wait."""
+    weights.serve(_parse_fetch, lambda version, index: wire.encode(wire.Chunk(version=version, index=index)))
 
 
 def _parse_fetch(data: bytes) -> tuple[int, int] | None:

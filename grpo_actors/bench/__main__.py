@@ -1,0 +1,104 @@
+"""The command line of the bench. Everything heavy is imported after the arguments are parsed."""
+
+import argparse
+import contextlib
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from grpo_actors.command import run_command
+
+#: Part -> (its module, what it measures).
+PARTS = {
+    "rollout": ("rollout", "sampling: tokens/s, milliseconds a step"),
+    "learner": ("learner", "an update: seconds, tokens/s, peak memory"),
+    "weights": ("publication", "a new version, from the learner until worker processes hold it"),
+    "end-to-end": ("end_to_end", "a whole run: seconds an update, and who waits for whom"),
+    "startup": ("startup", "until a run, its first update and a worker are there"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; counts are checked by `Options`."""
+    command = argparse.ArgumentParser(
+        prog="python -m grpo_actors.bench",
+        description="Measure how fast the parts of a run are on this machine, and how far from its limits.",
+    )
+    parts = command.add_subparsers(dest="part", required=True, metavar="PART")
+    each = {name: parts.add_parser(name, help=text, description=text) for name, (_, text) in PARTS.items()}
+    for part in each.values():
+        _add_common(part)
+    ragged = "completions of unlike, log-normal lengths, and prompts of unlike lengths"
+    each["rollout"].add_argument("--ragged", action="store_true", help=ragged)
+    each["learner"].add_argument("--ragged", action="store_true", help=ragged)
+    rollout = each["rollout"].add_argument
+    rollout("--places", type=int, metavar="N", help="completions side by side (default: all)")
+    rollout("--processes", type=int, default=1, metavar="N", help="so many at once; their rates are added")
+    rollout("--against", choices=["mlx-lm"], help="sample with mlx-lm's BatchGenerator, in turn with ours")
+    weights = each["weights"].add_argument
+    weights("--fetchers", type=int, default=1, metavar="N", help="worker processes (default: 1)")
+    weights("--chunks", action="store_true", help="over the socket, as on another host")
+    each["end-to-end"].add_argument(
+        "--warmup", type=int, default=2, metavar="N", help="updates that do not count (default: 2)"
+    )
+    return command
+
+
+def _add_common(part: argparse.ArgumentParser) -> None:
+    add = part.add_argument
+    model = part.add_mutually_exclusive_group()
+    model.add_argument("--model", default="tiny", metavar="NAME_OR_PATH", help="as model.model_name")
+    model.add_argument(
+        "--random", metavar="NAME", help="random weights of this architecture, as qwen2.5-0.5b"
+    )
+    add("--keep", metavar="DIR", help="with --random: where the model stays, and is found again")
+    add("--dtype", default="auto", help="as model.dtype")
+    add("--prompt-tokens", type=int, metavar="N", help="tokens of a prompt (default: 64)")
+    add("--tokens", type=int, default=64, metavar="N", help="tokens of a completion (default: 64)")
+    add("--groups", type=int, default=8, metavar="N", help="groups in a batch (default: 8)")
+    add("--generations", type=int, default=8, metavar="N", help="completions of a group (default: 8)")
+    add("--rounds", type=int, default=5, metavar="N", help="rounds that count (default: 5)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="any other setting, as launch.py takes it; repeatable",
+    )
+    add("--json", action="store_true", help="print JSON")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, print."""
+    given = vars(parser().parse_args(arguments))
+    from grpo_actors.bench.options import Options  # noqa: PLC0415 - pydantic costs more than --help may take
+
+    options = Options(**{**given, "overrides": tuple(given["overrides"])})
+    from grpo_actors.bench.figures import as_json, as_table  # noqa: PLC0415
+    from grpo_actors.bench.machine import description  # noqa: PLC0415 - and MLX far more
+
+    part = importlib.import_module(f"grpo_actors.bench.{PARTS[options.part][0]}")
+    with _model(options.model, options.random, options.dtype, options.keep) as model_name:
+        figures = part.measure(options, model_name)
+    if options.json:
+        print(as_json(figures, description(), asdict(options)))
+    else:
+        print(as_table(figures, description()))
+    return 0
+
+
+@contextlib.contextmanager
+def _model(name: str, architecture: str | None, dtype: str, keep: str | None) -> Iterator[str]:
+    """What model.model_name shall be."""
+    if architecture is None:
+        yield name
+        return
+    from grpo_actors.bench.random_model import random_model  # noqa: PLC0415
+
+    with random_model(architecture, dtype, keep) as folder:
+        yield str(folder)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,91 @@
+"""Part ``end-to-end``: a real run of some updates, read from its own records.
+
+By default the run is one of the arithmetic task. With a random model or ``--prompt-tokens``, its prompts are
+chats of exactly so many tokens, and a reward of its own gives every group a signal.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+from grpo_actors.bench.figures import Figure
+from grpo_actors.bench.launched import Launched
+from grpo_actors.bench.options import PROMPT_TOKENS, Options, config_of
+from grpo_actors.errors import ConfigError
+from grpo_actors.observe.records import Record
+
+#: Of a chat in the embedded model's template, beside its text: the user's turn, its end, the assistant's turn.
+TEMPLATE_TOKENS = 3
+PROBLEMS = 512
+REWARD = """def alternating(completions, **columns):
+    return [float(i % 2) for i in range(len(completions))]
+"""
+
+#: Row of the table -> what it is in a record of an update; None or absent: not measured.
+ROWS: dict[str, Callable[[Record], float | None]] = {
+    "update s": lambda record: record["update_s"],
+    "rollout tokens/s": lambda record: record["rollout_tokens_per_s"],
+    "learner tokens/s": lambda record: record["learner_tokens_per_s"],
+    "learner waited, share": lambda record: record.get(
+        "learner_wait_share", record["wait_s"] / record["update_s"]
+    ),
+    "workers waited, share": lambda record: record.get("rollout_wait_share"),
+    "completion tokens": lambda record: record["completion_length_mean"],
+    "learner's peak memory GB": lambda record: record["memory_gb"],
+}
+
+
+def measure(options: Options, model_name: str) -> list[Figure]:
+    """The figures of this part; a round is an update."""
+    settings = [
+        f"max_updates={options.warmup + options.rounds}",
+        "eval_every_updates=0",
+        "save_steps=0",
+        "lr_scheduler_type=constant",
+    ]
+    with tempfile.TemporaryDirectory(prefix="grpo-bench-") as name:
+        folder = Path(name)
+        if options.random or options.prompt_tokens:
+            settings += _problems(folder, options)
+        config = config_of(options, model_name, *settings)
+        with Launched(config, folder) as run:
+            run.wait()
+            records = run.records("metrics")[options.warmup :]
+    return figures(records)
+
+
+def figures(records: Sequence[Record]) -> list[Figure]:
+    """Rows of the table, of the updates that count."""
+    told = {row: [read(record) for record in records] for row, read in ROWS.items()}
+    return [
+        Figure(row, [value for value in values if value is not None])
+        for row, values in told.items()
+        if None not in values
+    ]
+
+
+def write_problems(path: Path, tokens: int) -> None:
+    """Chats of exactly `tokens` tokens for the embedded tokenizer, to which a digit is one."""
+    digits = tokens - TEMPLATE_TOKENS
+    if digits < 1:
+        raise ConfigError(f"--prompt-tokens: must be at least {TEMPLATE_TOKENS + 1} here, got {tokens}")
+    random = Random(0)
+    with path.open("w") as file:
+        for number in range(PROBLEMS):
+            text = "".join(random.choices("0123456789", k=digits))
+            line = {
+                "id": str(number),
+                "question": [{"role": "user", "content": text}],
+                "answer": str(number),
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def _problems(folder: Path, options: Options) -> list[str]:
+    """Write the problems and the reward; returns the settings that name them."""
+    problems, reward = folder / "problems.jsonl", folder / "rewards.py"
+    write_problems(problems, options.prompt_tokens or PROMPT_TOKENS)
+    reward.write_text(REWARD)
+    return ["task=jsonl", f"path={problems}", f'functions={{"{reward}:alternating"=1.0}}']

@@ -1,0 +1,79 @@
+"""Part ``learner``: seconds of an update, its tokens a second, its memory. Completions are random ids: no sampling."""
+
+import time
+from math import log
+
+import mlx.core as mx
+
+from grpo_actors.bench.figures import Figure
+from grpo_actors.bench.floors import update_floor_s
+from grpo_actors.bench.machine import rates
+from grpo_actors.bench.options import Options, config_of, shape_of
+from grpo_actors.bench.policies import dtype_of, size_of, vocabulary
+from grpo_actors.bench.workload import Workload, workload
+from grpo_actors.groups import SampledCompletion, SampledGroup
+from grpo_actors.grpo import Grpo
+from grpo_actors.policy.model import load_policy
+from grpo_actors.tasks.task import Problem
+
+
+def measure(options: Options, model_name: str) -> list[Figure]:
+    """The figures of this part. An update of num_iterations passes is so many times the work."""
+    # A rate of 0: every round is the same update.
+    config = config_of(options, model_name, "learning_rate=0.0", "functions={correctness=1.0}")
+    policy = load_policy(config.model, seed=config.run.seed)
+    size = size_of(policy)
+    machine = rates(dtype_of(policy))
+    work = workload(shape_of(options, config), vocabulary(policy))
+    groups = sampled_groups(work, vocabulary(policy))
+    grpo = Grpo(config, policy, total_updates=10**6)
+    grpo.update(groups)
+    mx.reset_peak_memory()
+    seconds = []
+    for _ in range(options.rounds):
+        started_s = time.perf_counter()
+        grpo.update(groups)
+        seconds.append(time.perf_counter() - started_s)
+    sequences = sequence_lengths(work)
+    passes = config.learner.num_iterations
+    floor_s = passes * update_floor_s(size, machine, sequences, adapter=policy.has_adapter)
+    tokens = passes * sum(sequences)
+    return [
+        Figure("update s", seconds, floor_s),
+        Figure("tokens/s", [tokens / update_s for update_s in seconds], tokens / floor_s, is_rate=True),
+        Figure("tokens an update", [tokens]),
+        Figure("peak memory GB", [mx.get_peak_memory() / 1e9]),
+    ]
+
+
+def sequence_lengths(work: Workload) -> list[int]:
+    """Tokens of each prompt with each of its completions: what a plain pass computes."""
+    return [
+        len(prompt) + length
+        for prompt, group in zip(work.prompts, work.lengths, strict=True)
+        for length in group
+    ]
+
+
+def sampled_groups(work: Workload, vocabulary: int) -> list[SampledGroup]:
+    """The workload as the learner gets it, with rewards that alternate: every completion has an advantage."""
+    keys = iter(range(sum(map(len, work.lengths))))
+
+    def completion(length: int, reward: float) -> SampledCompletion:
+        drawn = mx.random.randint(0, vocabulary, (length,), key=mx.random.key(next(keys)))
+        tokens: list[int] = drawn.tolist()  # type: ignore[assignment]
+        # As if drawn from no preference at all, which random ids are.
+        logprobs = [-log(vocabulary)] * length
+        return SampledCompletion(tokens, logprobs, [0] * length, True, "", {"correctness": reward})
+
+    return [
+        SampledGroup(
+            i,
+            0,
+            Problem(f"bench/{i}", (), ""),
+            prompt,
+            "bench",
+            [completion(length, float(j % 2)) for j, length in enumerate(group)],
+        )
+        for i, (prompt, group) in enumerate(zip(work.prompts, work.lengths, strict=True))
+    ]

@@ -1,0 +1,93 @@
+"""A model folder of a well-known architecture with random weights: as fast as the real one, and no download.
+
+Its tokenizer is the embedded model's, whose ids are all below the architecture's vocabulary. Random weights
+seldom say the end token, so that completions run to their limit.
+"""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes, save_model
+
+from grpo_actors.assets import TINY
+from grpo_actors.bench.architectures import ARCHITECTURES
+from grpo_actors.errors import ModelError
+from grpo_actors.policy.model import DTYPES
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@contextlib.contextmanager
+def random_model(architecture: str, dtype: str, keep: str | None) -> Iterator[Path]:
+    """The folder, which is gone after the block unless it is kept.
+
+    Args:
+        architecture: A name in `ARCHITECTURES`.
+        dtype: Of the weights; "auto": bfloat16, as all of these were published.
+        keep: A folder to be made, or one that an earlier call has made of the same architecture and type.
+
+    Raises:
+        ModelError: an unknown name, or another thing lies in `keep`.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ModelError(f"--random: must be one of {', '.join(ARCHITECTURES)}, got {architecture}")
+    with contextlib.ExitStack() as stack:
+        folder = Path(keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-bench-model-")))
+        config = config_json(architecture, "bfloat16" if dtype == "auto" else dtype)
+        if not _is_made(folder, config):
+            try:
+                write_folder(folder, config)
+            except OSError as error:
+                raise ModelError(
+                    f"{folder}: cannot be written ({error.strerror}); choose another --keep"
+                ) from error
+        yield folder
+
+
+def config_json(architecture: str, dtype: str) -> dict[str, Any]:
+    """The architecture's config.json, with the end token of the embedded tokenizer."""
+    tiny = json.loads((TINY / "config.json").read_text())
+    tokens = {name: tiny[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {**ARCHITECTURES[architecture], **tokens, "torch_dtype": dtype}
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """mlx-lm's model of a config.json, with MLX's own random start; nothing is computed yet."""
+    model_class, arguments_class = _get_classes(dict(config))
+    model: nn.Module = model_class(arguments_class.from_dict(dict(config)))
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """From shapes alone."""
+    return sum(array.size for _, array in tree_flatten(model.parameters()))
+
+
+def write_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """What `mlx_lm.load` reads. config.json comes last: a folder without it was not finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mx.random.seed(0)
+    model = build(config)
+    model.set_dtype(DTYPES[config["torch_dtype"]])
+    save_model(folder, model)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(TINY / name, folder / name)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _is_made(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether this very model lies there; else the folder must be empty or not there."""
+    written = folder / "config.json"
+    if written.is_file() and json.loads(written.read_text()) == config:
+        return True
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"--keep: {folder} must be a new folder, or hold this random model; choose another")
+    return False

@@ -1,0 +1,77 @@
+"""Part ``startup``: how long until the command line answers, a run has its first update, a worker is ready.
+
+A worker is ready when it is welcomed and holds the weights, of which its first beat tells; its floor is a
+process that loads the same model and does nothing else.
+"""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from grpo_actors.bench.companion import Companion
+from grpo_actors.bench.figures import Figure
+from grpo_actors.bench.launched import LAUNCH, Launched, with_this_package
+from grpo_actors.bench.options import Options, config_of
+from grpo_actors.config import Config
+
+#: Attached to the run beside its own.
+NAME = "bench"
+
+
+def measure(options: Options, model_name: str) -> list[Figure]:
+    """The figures of this part; each round is a run from its launch to an attached worker."""
+    config = config_of(options, model_name, "max_updates=1000000", "eval_every_updates=0", "save_steps=0")
+    helped, loaded, first_update, ready = [], [], [], []
+    for _ in range(options.rounds):
+        with (
+            tempfile.TemporaryDirectory(prefix="grpo-bench-") as folder,
+            Launched(config, Path(folder)) as run,
+        ):
+            first_update.append(run.wait_for("metrics")["time"] - run.started_at)
+            ready.append(_worker_ready_s(run))
+        helped.append(_help_s())
+        loaded.append(_load_s(config))
+    load = Figure("model loaded in a fresh process s", loaded)
+    return [
+        Figure("launch.py --help s", helped),
+        load,
+        Figure("worker ready s", ready, load.median),
+        Figure("launch to first update s", first_update),
+    ]
+
+
+def _worker_ready_s(run: Launched) -> float:
+    """From a worker's start to its first beat; the worker has left when this returns."""
+    started_at = time.time()
+    command = ["-m", "grpo_actors.rollout", "--attach", str(run.run_dir), "--name", NAME]
+    worker = subprocess.Popen(
+        [sys.executable, *command],
+        env=with_this_package(),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        told = run.wait_for("worker", lambda r: r["worker"] == NAME and r["state"] != "joined")
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.wait()
+    return float(told["time"]) - started_at
+
+
+def _help_s() -> float:
+    started_s = time.perf_counter()
+    subprocess.run([sys.executable, str(LAUNCH), "--help"], stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started_s
+
+
+def _load_s(config: Config) -> float:
+    """A process that loads the model alone, from its start to its hello."""
+    started_s = time.perf_counter()
+    # As many processes as the run has when a worker joins: the same threads.
+    processes = 2 + config.rollout.workers
+    with Companion("grpo_actors.bench.fetcher", config.model_dump_json(), processes=processes) as process:
+        process.answer()
+        return time.perf_counter() - started_s

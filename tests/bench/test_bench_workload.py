@@ -1,0 +1,40 @@
+"""Lengths that are known beforehand."""
+
+from statistics import median
+
+import pytest
+
+from grpo_actors.bench.workload import Shape, completion_lengths, workload
+
+
+@pytest.mark.parametrize("count", [20, 64, 1000])
+def test_ragged_completions_have_the_median_and_the_share_at_the_limit_that_are_promised(count):
+    lengths = completion_lengths(count, 1000, ragged=True)
+    assert len(lengths) == count
+    assert median(lengths) == pytest.approx(450, rel=0.03)
+    assert sum(length == 1000 for length in lengths) == pytest.approx(count / 5, abs=1)
+    assert min(lengths) >= 1
+
+
+def test_every_call_makes_the_same_work():
+    shape = Shape(groups=4, generations=3, prompt_tokens=10, tokens=7, ragged=True)
+    assert workload(shape, 50) == workload(shape, 50)
+
+
+def test_equal_work_has_exactly_the_tokens_asked_for():
+    work = workload(Shape(groups=4, generations=3, prompt_tokens=10, tokens=7), 50)
+    assert [len(prompt) for prompt in work.prompts] == [10] * 4
+    assert work.lengths == [[7] * 3] * 4
+    assert work.tokens == 4 * 3 * 7
+    assert all(0 <= token < 50 for prompt in work.prompts for token in prompt)
+
+
+def test_ragged_prompts_lie_between_half_and_all_of_the_tokens():
+    work = workload(Shape(groups=5, generations=2, prompt_tokens=40, tokens=7, ragged=True), 50)
+    # Five even steps from 20 to 40.
+    assert sorted(len(prompt) for prompt in work.prompts) == [20, 25, 30, 35, 40]
+
+
+def test_there_are_never_more_places_than_completions():
+    shape = Shape(groups=2, generations=2, prompt_tokens=4, tokens=4, places=9)
+    assert workload(shape, 50).places == 4
