@@ -113,9 +113,10 @@ def test_the_prompts_of_a_whole_run_have_exactly_the_tokens_asked_for(tmp_path):
 
 def test_a_process_that_cannot_begin_ends_the_bench_in_one_line():
     config = Config.model_validate({"model": {"model_name": "/nowhere"}}).model_dump_json()
-    with Companion("grpo_actors.bench.fetcher", config, processes=1) as companion:
-        with pytest.raises(RunError, match=r"grpo_actors\.bench\.fetcher.*ended with 2"):
-            companion.answer()
+    said = r"grpo_actors\.bench\.fetcher.*ended with 2"
+    fetcher = Companion("grpo_actors.bench.fetcher", config, processes=1)
+    with fetcher, pytest.raises(RunError, match=said):
+        fetcher.answer()
 
 
 @pytest.mark.parametrize(

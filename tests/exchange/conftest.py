@@ -14,12 +14,15 @@ from grpo_actors.transport.sockets import zmq_context
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    # Until their contexts are gone: a socket that is collected open would warn instead of closing, and those would wait.
+    runs: list[Run] = []
     with contextlib.ExitStack() as stack:
 
         def begin(**settings: Any) -> Run:
             sockets = stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
             run = Run(tmp_path, sockets, stack.enter_context(zmq_context()), **settings)
             stack.enter_context(contextlib.closing(run.exchange))
+            runs.append(run)
             run.exchange.start()
             run.publish(run.table.version)
             return run
