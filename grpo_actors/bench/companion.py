@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from grpo_actors.errors import RunError
-from grpo_actors.processes.children import environment, how_it_ended
+from grpo_actors.processes.children import how_it_ended
+from grpo_actors.processes.machine import Machine, equal_share
 
 Answer = dict[str, Any]
 
@@ -23,11 +24,12 @@ class Companion:
     def __init__(self, module: str, *arguments: str, processes: int) -> None:
         """Start ``python -m MODULE ARGUMENTS…`` with its share of a machine on which so many processes compute."""
         self._module = module
+        share = equal_share(Machine.here(asks_gpu=False), processes)
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **environment(processes)},
+            env={**os.environ, **share.environment},
             text=True,
         )
 

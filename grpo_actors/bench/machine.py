@@ -4,7 +4,6 @@ The best of several rounds, not the median: it serves as a bound. All of it on o
 host's memory on one thread.
 """
 
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from grpo_actors.bench.floors import Rates
+from grpo_actors.processes.machine import Machine
 
 #: Bytes of the copied array: far above every cache, and long enough that starting the copy counts for nothing.
 HOST_BYTES = 2**28
@@ -27,13 +27,12 @@ ROUNDS = 5
 
 def description() -> dict[str, Any]:
     """The machine, as it stands beside every figure."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = mx.default_device()
     name = mx.device_info().get("device_name", "unknown")
     return {
         "device": f"{name} ({'GPU' if device.type == mx.DeviceType.gpu else 'CPU'})",
         "mlx": metadata.version("mlx"),
-        "cores": cores,
+        "cores": Machine.here(asks_gpu=False).cores,
     }
 
 

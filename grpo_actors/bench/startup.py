@@ -70,8 +70,7 @@ def _help_s() -> float:
 def _load_s(config: Config) -> float:
     """A process that loads the model alone, from its start to its hello."""
     started_s = time.perf_counter()
-    # As many processes as the run has when a worker joins: the same threads.
-    processes = 2 + config.rollout.workers
-    with Companion("grpo_actors.bench.fetcher", config.model_dump_json(), processes=processes) as process:
+    # With all threads of the machine, as an attached worker has: nobody has given it a share.
+    with Companion("grpo_actors.bench.fetcher", config.model_dump_json(), processes=1) as process:
         process.answer()
         return time.perf_counter() - started_s
