@@ -23,12 +23,14 @@ _NEVER = 2**31 - 1
 class Layer:
     """One layer's keys and values [P, H, L, D] of the prompts, as its cache.
 
-    They carry a gradient: whoever computes a layer again must hand them in and out as its arguments.
+    They carry a gradient: whoever computes a layer again must hand `given` in as its arguments and `kept` out.
     """
 
-    def __init__(self, arrays: list[mx.array]) -> None:
-        #: Keys and values; none before the first pass.
-        self.arrays = arrays
+    def __init__(self, given: list[mx.array]) -> None:
+        #: Keys and values that the layer reads, none in the first pass.
+        self.given = given
+        #: Keys and values that the layer leaves, none in the second.
+        self.kept: list[mx.array] = []
 
 
 class PromptLayer(Layer):
@@ -42,15 +44,15 @@ class PromptLayer(Layer):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Keep [P, H, L, D]."""
-        self.arrays = [keys, values]
+        self.kept = [keys, values]
         return keys, values
 
 
 class CompletionLayer(Layer):
     """In the second pass: each row's prompt before its own tokens."""
 
-    def __init__(self, arrays: list[mx.array], rows: "Rows") -> None:
-        super().__init__(arrays)
+    def __init__(self, given: list[mx.array], rows: "Rows") -> None:
+        super().__init__(given)
         self._rows = rows
 
     @property
@@ -70,19 +72,19 @@ class CompletionLayer(Layer):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Own [N, H, C, D] -> [N, H, L + C, D]."""
-        return self._rows.after_prompts(self.arrays[0], keys), self._rows.after_prompts(
-            self.arrays[1], values
-        )
+        prompt_keys, prompt_values = self.given
+        return self._rows.after_prompts(prompt_keys, keys), self._rows.after_prompts(prompt_values, values)
 
 
 class Rows:
     """Which prompt each completion goes on from."""
 
-    def __init__(self, prompt_of: mx.array, prompt_lengths: mx.array, width: int) -> None:
-        """[N], [P] and L."""
+    def __init__(self, prompt_of: mx.array, prompt_lengths: mx.array, prompt_keys: mx.array) -> None:
+        """[N], [P], and the keys [P, H, L, D] of any layer, of which width and type are read."""
         self.offsets = prompt_lengths[prompt_of]
-        self._chooses = prompt_of[:, None] == mx.arange(prompt_lengths.size)
-        columns = mx.arange(width)
+        # [N, P]. Once, and here: a type changed in every recomputed block is what MLX 0.32 fails to compile.
+        self._chooses = (prompt_of[:, None] == mx.arange(len(prompt_keys))).astype(prompt_keys.dtype)
+        columns = mx.arange(prompt_keys.shape[2])
         self._prompt_positions = mx.where(columns < self.offsets[:, None], columns, _NEVER)
 
     def mask(self, tokens: int, window_size: int | None) -> mx.array:
@@ -100,7 +102,7 @@ class Rows:
         Each prompt is taken by a product with ones and zeros: exact, and its gradient is a product too, where
         that of an index adds up element by element (17 times slower on a CPU, and in bfloat16 less precise).
         """
-        chosen = self._chooses.astype(prompts.dtype) @ prompts.reshape(len(prompts), -1)
+        chosen = self._chooses @ prompts.reshape(len(prompts), -1)
         return mx.concatenate([chosen.reshape(-1, *prompts.shape[1:]), own], axis=2)
 
 
@@ -114,11 +116,10 @@ def completion_outputs(
         batch: `MicroBatch.arrays()`: prompts, prompt_lengths, prompt_of and inputs are read.
         layers: How many the model has.
     """
-    prompts = batch["prompts"]
     first = [PromptLayer([]) for _ in range(layers)]
-    model(prompts, cache=first)
-    rows = Rows(batch["prompt_of"], batch["prompt_lengths"], prompts.shape[1])
-    return model(batch["inputs"], cache=[CompletionLayer(layer.arrays, rows) for layer in first])
+    model(batch["prompts"], cache=first)
+    rows = Rows(batch["prompt_of"], batch["prompt_lengths"], first[0].kept[0])
+    return model(batch["inputs"], cache=[CompletionLayer(layer.kept, rows) for layer in first])
 
 
 def whole_rows(batch: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:

@@ -34,16 +34,14 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
         cache = next((each for each in (*args, *kwargs.values()) if isinstance(each, Layer)), Layer([]))
 
-        # What the cache keeps goes in and out as arguments: what a function merely holds on to has no gradient.
-        def pure(parameters: Any, past: list[mx.array], *args: Any, **kwargs: Any) -> Any:
+        # The cache's arrays go in and out by name: what a function merely holds on to gets no gradient.
+        def pure(parameters: Any, given: list[mx.array], *args: Any, **kwargs: Any) -> Any:
             block.update(parameters)
-            cache.arrays = past
+            cache.given = given
             with _dropout_from(key):
-                return forward(block, *args, **kwargs), cache.arrays
+                return forward(block, *args, **kwargs), cache.kept
 
-        outputs, cache.arrays = mx.checkpoint(pure)(
-            block.trainable_parameters(), cache.arrays, *args, **kwargs
-        )
+        outputs, cache.kept = mx.checkpoint(pure)(block.trainable_parameters(), cache.given, *args, **kwargs)
         return outputs
 
     return call

@@ -126,19 +126,14 @@ def test_the_embedded_model_and_its_adapters_share(kind, bits):
 def test_recomputed_blocks_pass_the_gradient_through_the_prompts_keys_and_values(family, compiled):
     model, (batch,) = random_policy(family).model, batches_of(completions_of())
 
-    def loss(model):
+    def loss(model, batch):
         logprobs, _ = micro_batch_logprobs(model, batch, 1.0, shared_prompts=True)
         return mx.where(batch["mask"], logprobs, 0.0).sum()
 
-    def gradients():
-        gradient, state = nn.value_and_grad(model, loss), [model.state, mx.random.state]
-        return (
-            mx.compile(lambda: gradient(model), inputs=state, outputs=state)
-            if compiled
-            else lambda: gradient(model)
-        )
-
-    _, kept = gradients()()
+    gradient = nn.value_and_grad(model, loss)
+    _, kept = gradient(model, batch)
+    state = [model.state, mx.random.state]
+    again = lambda batch: gradient(model, batch)  # noqa: E731
     with recomputed_blocks(model):
-        _, recomputed = gradients()()
+        _, recomputed = (mx.compile(again, inputs=state, outputs=state) if compiled else again)(batch)
     assert_same_gradient(recomputed, kept)
