@@ -20,7 +20,7 @@ from grpo_actors.config import Config
 from grpo_actors.errors import TrainingError
 from grpo_actors.groups import SampledGroup
 from grpo_actors.objective.advantages import Advantages, compute_advantages
-from grpo_actors.objective.batch import Completion, MicroBatch, pack
+from grpo_actors.objective.batch import PROMPT_MULTIPLE, Completion, MicroBatch, pack
 from grpo_actors.objective.objective import objective_loss
 from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, summary
@@ -32,6 +32,10 @@ from grpo_actors.report import length_metrics, reward_metrics, staleness
 
 #: So many steps in a row without a finite gradient, and the run stops with its last good checkpoint.
 MAX_SKIPPED_IN_A_ROW = 10
+
+#: Tokens that prompts are padded to a multiple of on CUDA: the gradient of MLX's attention there is one kernel for
+#: whole tiles of 128 alone, and computed from its parts otherwise.
+CUDA_PROMPT_MULTIPLE = 128
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Grpo:
             max_new_tokens=config.rollout.max_new_tokens,
             mask_truncated=self.objective.mask_truncated,
             shared_prompts=self.shared_prompts,
+            prompt_multiple=CUDA_PROMPT_MULTIPLE if mx.cuda.is_available() else PROMPT_MULTIPLE,
         )
         batches = self._inputs(packed.micro_batches)
 
