@@ -146,8 +146,8 @@ def shares_prompts(model: Any) -> bool:
     try:
         shared = completion_outputs(model, batch, len(model.layers))
         mx.eval(shared)
-    except (TypeError, ValueError):
-        return False  # it takes a cache's offset for one number
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False  # it reads other things of a cache, or takes its offset for one number
     tokens, start = whole_rows(batch)
     positions = start[:, None] + mx.arange(batch["inputs"].shape[1])
     alone = mx.take_along_axis(model(tokens), positions[:, :, None], axis=1)
