@@ -12,15 +12,15 @@ from runs import ROOT, Run, wait_until
 
 from grpo_actors.config import read_config
 from grpo_actors.errors import ConfigError, DataError, RunError
-from grpo_actors.processes.children import environment
 from grpo_actors.processes.door import StopRequest
+from grpo_actors.processes.machine import Machine, equal_share
 from grpo_actors.processes.preflight import check
 from grpo_actors.replay import replay
 
 
 def start(run: Run, source: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """The learner as a user starts it, with the BLAS threads that it had beside one worker: more of them round otherwise."""
-    own = run.environment | environment(processes=2)
+    """The learner as a user starts it, with the BLAS threads that it had beside one worker: more round otherwise."""
+    own = run.environment | equal_share(Machine.here(asks_gpu=False), 2).environment
     command = [sys.executable, "-m", "grpo_actors.learner", str(run.folder), "--replay", str(source)]
     return subprocess.Popen([*command, *arguments], cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True)
 
