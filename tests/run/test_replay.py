@@ -83,7 +83,7 @@ def test_a_replay_repeats_the_run_to_the_bit(on_policy_run, make_run):
 
 def test_its_metrics_have_the_fields_of_a_live_run(on_policy_run, make_run):
     run = make_run()
-    assert here(run, on_policy_run.folder, "max_updates=1") == 0
+    assert end(start(run, on_policy_run.folder, "--set", "max_updates=1"))[0] == 0
     (replayed,), live = run.records("metrics"), on_policy_run.records("metrics")[0]
     assert replayed.keys() == live.keys()
     # A replay samples nothing anew.
@@ -133,7 +133,7 @@ def test_updates_of_another_size_share_the_groups_out_anew(on_policy_run, make_r
 def test_a_recording_that_ends_early_ends_the_replay_with_a_checkpoint(recording, on_policy_run, make_run):
     run = make_run()
     # Three groups of an interrupted run: one update of two, and one left over.
-    assert here(run, recording(groups_of(on_policy_run)[:3])) == 0
+    assert end(start(run, recording(groups_of(on_policy_run)[:3])))[0] == 0
     assert run.curve() == on_policy_run.curve()[:1]
     assert run.records("stop")[0]["reason"] == "the recording ends after update 1"
     assert run.checkpoints() == [1]
@@ -176,8 +176,9 @@ def test_a_broken_line_stops_there_with_the_records_of_what_trained(recording, o
     run = make_run()
     lines = groups_of(on_policy_run)
     lines[4] = lines[4][:100]
-    with pytest.raises(DataError, match=r"groups.jsonl:5: not a recorded group: Invalid JSON"):
-        here(run, recording(lines))
+    code, said = end(start(run, recording(lines)))
+    assert code != 0
+    assert "groups.jsonl:5: not a recorded group: Invalid JSON" in said
     assert run.curve() == on_policy_run.curve()[:2]
 
 
