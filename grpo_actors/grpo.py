@@ -20,17 +20,22 @@ from grpo_actors.config import Config
 from grpo_actors.errors import TrainingError
 from grpo_actors.groups import SampledGroup
 from grpo_actors.objective.advantages import Advantages, compute_advantages
-from grpo_actors.objective.batch import Completion, MicroBatch, pack
+from grpo_actors.objective.batch import PROMPT_MULTIPLE, Completion, MicroBatch, pack
 from grpo_actors.objective.objective import objective_loss
 from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, summary
-from grpo_actors.policy.logprobs import completion_logprobs
+from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
+from grpo_actors.policy.prompts import shares_prompts
 from grpo_actors.policy.training import Training, learning_rate
 from grpo_actors.report import length_metrics, reward_metrics, staleness
 
 #: So many steps in a row without a finite gradient, and the run stops with its last good checkpoint.
 MAX_SKIPPED_IN_A_ROW = 10
+
+#: Tokens that prompts are padded to a multiple of on CUDA: the gradient of MLX's attention there is one kernel for
+#: whole tiles of 128 alone, and computed from its parts otherwise.
+CUDA_PROMPT_MULTIPLE = 128
 
 
 @dataclass
@@ -42,6 +47,8 @@ class Grpo:
     policy: Policy
     total_updates: int
     training: Training = field(init=False)
+    #: Whether a prompt is computed once for all of its completions, as the model allows it or not.
+    shared_prompts: bool = field(init=False)
     #: The reference: what trains, as it was at the start or at the last refresh; None without a KL term. The
     #: arrays are those of the policy itself until that moves on, and a new adapter is the base.
     reference: dict[str, mx.array] | None = field(init=False)
@@ -53,6 +60,7 @@ class Grpo:
 
     def __post_init__(self) -> None:
         self.objective = self.config.objective
+        self.shared_prompts = shares_prompts(self.policy.model)
         self.training = Training(self.policy.model, self.config.learner, self._loss)
         self.reference = self.policy.trainable() if self.objective.kl_coeff > 0 else None
 
@@ -73,6 +81,8 @@ class Grpo:
             aggregation=self.objective.aggregation,
             max_new_tokens=config.rollout.max_new_tokens,
             mask_truncated=self.objective.mask_truncated,
+            shared_prompts=self.shared_prompts,
+            prompt_multiple=CUDA_PROMPT_MULTIPLE if mx.cuda.is_available() else PROMPT_MULTIPLE,
         )
         batches = self._inputs(packed.micro_batches)
 
@@ -123,9 +133,7 @@ class Grpo:
 
     def _loss(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
         """The micro-batch's share of the update's loss, and its statistics."""
-        logprobs, entropies = completion_logprobs(
-            model, arrays["tokens"], arrays["start"], arrays["targets"], self.config.rollout.temperature
-        )
+        logprobs, entropies = self._logprobs(model, arrays)
         return objective_loss(
             logprobs,
             arrays,
@@ -158,15 +166,13 @@ class Grpo:
 
     def _frozen_logprobs(self, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
         """Log-probs and entropies of the weights that the policy holds now, evaluated: no graph is kept."""
-        frozen = completion_logprobs(
-            self.policy.model,
-            arrays["tokens"],
-            arrays["start"],
-            arrays["targets"],
-            self.config.rollout.temperature,
-        )
+        frozen = self._logprobs(self.policy.model, arrays)
         mx.eval(*frozen)
         return frozen
+
+    def _logprobs(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
+        temperature = self.config.rollout.temperature
+        return micro_batch_logprobs(model, arrays, temperature, shared_prompts=self.shared_prompts)
 
     def _refresh_reference(self) -> None:
         """Every N updates: reference ← α · policy + (1 − α) · reference. TR-DPO, 2404.09656."""

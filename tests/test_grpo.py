@@ -184,8 +184,9 @@ def test_gradient_checkpointing_changes_no_update():
         grpo = learner(config(gradient_checkpointing=recompute))
         results.append((grpo.update(groups_of(grpo.policy)), weights(grpo)))
     assert results[0][0]["grad_norm"] == pytest.approx(results[1][0]["grad_norm"], rel=1e-6)
+    # A step of Adam is 1e-3 whatever the gradient: one near 0 shows its rounding.
     for name, array in results[0][1].items():
-        np.testing.assert_allclose(array, results[1][1][name], atol=2e-6)
+        np.testing.assert_allclose(array, results[1][1][name], atol=1e-5)
 
 
 def test_a_learner_made_anew_from_its_state_goes_on_bit_for_bit():

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hand_made import MAX_NEW, REWARDS, config, groups_of, learner
+from hand_made import MAX_NEW, REWARDS, changed, config, groups_of, learner
 from mlx.utils import tree_flatten
 
 from grpo_actors.grpo import _completions
@@ -14,7 +14,6 @@ from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.training import Training
 
 GROUPS = 8
-# All rows of 33 to 64 tokens, and so padded to 64: MLX's kernels round otherwise at 32 tokens (by 3e-6).
 NAMES = ("Tom", "Ann", "Eve", "Bob", "Ben", "Kim", "Lea", "Max")
 QUESTIONS = [f"{name} has 21 apples and buys 3 bags of {n}. Now?" for n, name in enumerate(NAMES, 12)]
 
@@ -40,10 +39,12 @@ def gradient_of(grpo):
     return np.concatenate([np.array(m).ravel() for name, m in state if name.endswith(".m")])
 
 
-def updated(groups, *, compiled=None, **cut):
+def updated(groups, *, compiled=None, shared_prompts=True, **cut):
     """A learner that has done one update of the groups."""
     chosen = settings(**cut)
     grpo = learner(chosen)
+    assert grpo.shared_prompts
+    grpo.shared_prompts = shared_prompts
     if compiled is not None:
         grpo.training = Training(grpo.policy.model, chosen.learner, grpo._loss, compiled=compiled)
     grpo.update(groups)
@@ -51,8 +52,9 @@ def updated(groups, *, compiled=None, **cut):
 
 
 def assert_same_gradient(a, b):
+    # Arrays of another width are added up in another order, which rounds by 4e-6.
     assert np.linalg.norm(b) > 1e-2
-    assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(b)
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo"])
@@ -93,6 +95,15 @@ def test_two_ranks_that_share_the_micro_batches_of_one_update_add_up_to_the_whol
     parts = [gradient_of(grpo) for grpo in ranks]
     assert all(np.linalg.norm(part) > 1e-2 for part in parts)
     assert_same_gradient(parts[0] + parts[1], gradient_of(updated(groups, aggregation=aggregation)))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 8])
+def test_it_does_not_depend_on_whether_prompts_are_computed_once(micro_batches):
+    groups = changed(eight_groups(), 1, 2, rewards={"hand": None})  # a group of three, and one of four
+    shared, apart = (
+        updated(groups, micro_batches=micro_batches, shared_prompts=which) for which in (True, False)
+    )
+    assert_same_gradient(gradient_of(shared), gradient_of(apart))
 
 
 def test_it_is_the_same_plain_and_compiled():

@@ -6,8 +6,8 @@ micro-batches just add up. Deterministic: the same completions in the same order
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +18,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Rows, and columns of a micro-batch, are padded up to multiples of these: few shapes are compiled.
 ROW_MULTIPLE = 4
-TOKEN_MULTIPLE = 32
+PROMPT_ROW_MULTIPLE = 2
+PROMPT_MULTIPLE = 32
 COMPLETION_MULTIPLE = 16
 
 
@@ -36,10 +37,16 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """N rows, some of them padding; T tokens of prompt and completion, C of a completion."""
+    """P prompts of L tokens, each there once, and N completions of C tokens; some of both are padding.
 
-    tokens: Array  # [N, T] int32, prompt then completion then padding
-    start: Array  # [N] int32: place of the last prompt token, whose logits predict targets[:, 0]
+    The last token of a prompt is not among `prompts` but the first input of each of its completions, so that
+    every input of a completion predicts one target, and nothing is predicted in `prompts`.
+    """
+
+    prompts: Array  # [P, L] int32, all but the last token, then padding
+    prompt_lengths: Array  # [P] int32: tokens of each that are no padding, and the position of its last token
+    prompt_of: Array  # [N] int32: which of the prompts a completion goes on from
+    inputs: Array  # [N, C] int32, the last prompt token, then the completion but for its last token
     targets: Array  # [N, C] int32, the completion's tokens
     mask: Array  # [N, C] bool, completion tokens that train
     behaviour_logprobs: Array  # [N, C] float32, 0 where masked
@@ -47,19 +54,11 @@ class MicroBatch:
     token_weights: Array  # [N, C] float32, 0 where masked
     index: Array  # [N] int64: which of the packed completions a row is, −1 for a row of padding
 
-    @property
-    def positions(self) -> Array:
-        """[N, C] int32: the place in `tokens` whose logits predict each target, kept below T.
-
-        Padding columns of a row may point past its tokens: gathering without the bound reads at random.
-        """
-        places = self.start[:, None] + np.arange(self.targets.shape[1], dtype=np.int32)
-        return np.asarray(np.minimum(places, self.tokens.shape[1] - 1))
-
     def arrays(self) -> dict[str, mx.array]:
         """All but `index`, by name, as MLX arrays; what `objective_loss` and the model read."""
-        names = ("tokens", "start", "targets", "mask", "behaviour_logprobs", "advantages", "token_weights")
-        return {name: mx.array(getattr(self, name)) for name in names}
+        return {
+            field.name: mx.array(getattr(self, field.name)) for field in fields(self) if field.name != "index"
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +69,8 @@ class Update:
     completions: int  # all that were given
     active: int  # of them, those whose tokens have weight in the loss
     active_tokens: int  # completion tokens of the active ones, also of those skipped for A = 0
-    tokens: int  # prompt and completion tokens computed, padding left out
-    padding_share: float  # of all N · T places computed, those that hold no token
+    tokens: int  # prompt and completion tokens of the rows computed: a prompt counts once for each completion
+    padding_share: float  # of all places computed, those that hold no token
 
 
 def pack(
@@ -82,15 +81,18 @@ def pack(
     max_new_tokens: int,
     mask_truncated: bool = False,
     skip_zero_advantage: bool = False,
+    shared_prompts: bool = True,
     row_multiple: int = ROW_MULTIPLE,
-    token_multiple: int = TOKEN_MULTIPLE,
+    prompt_multiple: int = PROMPT_MULTIPLE,
     completion_multiple: int = COMPLETION_MULTIPLE,
 ) -> Update:
     """Cut one update into micro-batches.
 
     Masked completions (invalid, empty, or truncated under `mask_truncated`) are never computed; they count
-    in the denominators as the aggregation says. The rest is sorted by length and dealt in runs, longest
-    first: neighbours pad each other little, and a micro-batch that does not fit in memory fails at once.
+    in the denominators as the aggregation says. The rest is put in order and dealt in runs, longest first, so
+    that a micro-batch that does not fit in memory fails at once. Completions of one prompt stay together, for
+    the prompt is then computed once; or neighbours are of one length, and pad each other little: whichever
+    makes fewer places.
 
     Args:
         completions: All of the update, of all groups and all ranks: a rank then takes every n-th micro-batch.
@@ -100,8 +102,9 @@ def pack(
         mask_truncated: Leave out completions that hit the limit.
         skip_zero_advantage: Do not compute completions with A = 0 either. The gradient is the same as long
             as neither KL nor entropy is in the loss; the statistics then speak of the others alone.
+        shared_prompts: Whether the model will compute a prompt once, or again for each completion.
         row_multiple: N is a multiple of this, or `rows` where that is smaller; `rows` gives one N for all.
-        token_multiple: T is a multiple of this.
+        prompt_multiple: L is a multiple of this.
         completion_multiple: C is a multiple of this.
 
     Raises:
@@ -118,22 +121,37 @@ def pack(
         for i, c in enumerate(completions)
         if lengths[i] and not (skip_zero_advantage and c.advantage == 0.0)
     ]
-    kept.sort(key=lambda i: (-len(completions[i].prompt_ids) - lengths[i], -lengths[i], i))
-    multiples = (row_multiple, token_multiple, completion_multiple)
-    runs = [kept[first : first + rows] for first in range(0, len(kept), rows)]
+    kept.sort(key=lambda i: (-lengths[i], -len(completions[i].prompt_ids), i))
+    multiples = Shape(PROMPT_ROW_MULTIPLE, prompt_multiple, row_multiple, completion_multiple)
+    orders = (kept, _prompts_together(completions, kept))
+    cuts = [_cut(completions, order, rows, multiples) for order in orders]
+    runs, shapes = min(cuts, key=lambda cut: sum(shape.places(shared_prompts) for shape in cut[1]))
     micro_batches = [
-        _micro_batch(completions, run, weights, _shape(completions, run, rows, multiples)) for run in runs
+        _micro_batch(completions, run, weights, shape) for run, shape in zip(runs, shapes, strict=True)
     ]
-    places = sum(m.tokens.size for m in micro_batches)
-    filled = sum(len(completions[i].prompt_ids) + int(lengths[i]) for i in kept)
+    places = sum(shape.places(shared_prompts) for shape in shapes)
+    filled = sum(_tokens(completions, run, shared_prompts) for run in runs)
     return Update(
         micro_batches=tuple(micro_batches),
         completions=len(completions),
         active=int(np.count_nonzero(lengths)),
         active_tokens=int(lengths.sum()),
-        tokens=filled,
+        tokens=sum(len(completions[i].prompt_ids) + int(lengths[i]) for i in kept),
         padding_share=1.0 - filled / places if places else 0.0,
     )
+
+
+class Shape(NamedTuple):
+    """Of a micro-batch, or what each of the four is a multiple of."""
+
+    P: int
+    L: int
+    N: int
+    C: int
+
+    def places(self, shared_prompts: bool) -> int:  # noqa: FBT001 - as `pack` names it
+        """Tokens that the model is given, padding included."""
+        return self.P * self.L + self.N * self.C if shared_prompts else self.N * (self.L + self.C)
 
 
 def _check(completions: Sequence[Completion]) -> None:
@@ -147,22 +165,53 @@ def _check(completions: Sequence[Completion]) -> None:
             )
 
 
-def _shape(
-    completions: Sequence[Completion], chosen: Sequence[int], rows: int, multiples: tuple[int, int, int]
-) -> tuple[int, int, int]:
-    """(N, T, C) that hold the chosen, padded up."""
-    C = max(len(completions[i].completion_ids) for i in chosen)
-    T = max(len(completions[i].prompt_ids) + len(completions[i].completion_ids) for i in chosen)
-    return (min(_ceil(len(chosen), multiples[0]), rows), _ceil(T, multiples[1]), _ceil(C, multiples[2]))
+def _prompts_together(completions: Sequence[Completion], chosen: Sequence[int]) -> list[int]:
+    """The chosen with those of one prompt side by side, in the order in which the prompts come first."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in chosen:
+        groups.setdefault(tuple(completions[i].prompt_ids), []).append(i)
+    return [i for group in groups.values() for i in group]
+
+
+def _prompts(completions: Sequence[Completion], run: Sequence[int]) -> dict[tuple[int, ...], int]:
+    """Each prompt of the run -> its number, in order."""
+    distinct = dict.fromkeys(tuple(completions[i].prompt_ids) for i in run)
+    return {prompt: number for number, prompt in enumerate(distinct)}
+
+
+def _cut(
+    completions: Sequence[Completion], order: Sequence[int], rows: int, multiples: Shape
+) -> tuple[list[Sequence[int]], list[Shape]]:
+    """Runs of at most `rows` completions, and the shapes that hold them, padded up."""
+    runs = [order[first : first + rows] for first in range(0, len(order), rows)]
+    prompts = [_prompts(completions, run) for run in runs]
+    most = max(map(len, prompts), default=0)
+    return runs, [
+        Shape(
+            P=min(_ceil(len(own), multiples.P), most),
+            L=_ceil(max(1, *(len(prompt) - 1 for prompt in own)), multiples.L),
+            N=min(_ceil(len(run), multiples.N), rows),
+            C=_ceil(max(len(completions[i].completion_ids) for i in run), multiples.C),
+        )
+        for run, own in zip(runs, prompts, strict=True)
+    ]
+
+
+def _tokens(completions: Sequence[Completion], run: Sequence[int], shared_prompts: bool) -> int:  # noqa: FBT001
+    """Of the places of a run, those that hold a token."""
+    prompts = _prompts(completions, run) if shared_prompts else [completions[i].prompt_ids for i in run]
+    return sum(len(prompt) - 1 for prompt in prompts) + sum(len(completions[i].completion_ids) for i in run)
 
 
 def _micro_batch(
-    completions: Sequence[Completion], chosen: Sequence[int], weights: Array, shape: tuple[int, int, int]
+    completions: Sequence[Completion], run: Sequence[int], weights: Array, shape: Shape
 ) -> MicroBatch:
-    N, T, C = shape
+    P, L, N, C = shape
     batch = MicroBatch(
-        tokens=np.zeros((N, T), np.int32),
-        start=np.zeros(N, np.int32),
+        prompts=np.zeros((P, L), np.int32),
+        prompt_lengths=np.zeros(P, np.int32),
+        prompt_of=np.zeros(N, np.int32),
+        inputs=np.zeros((N, C), np.int32),
         targets=np.zeros((N, C), np.int32),
         mask=np.zeros((N, C), np.bool_),
         behaviour_logprobs=np.zeros((N, C), np.float32),
@@ -170,12 +219,16 @@ def _micro_batch(
         token_weights=np.zeros((N, C), np.float32),
         index=np.full(N, -1, np.int64),
     )
-    for row, i in enumerate(chosen):
+    prompts = _prompts(completions, run)
+    for prompt, number in prompts.items():
+        batch.prompts[number, : len(prompt) - 1] = prompt[:-1]
+        batch.prompt_lengths[number] = len(prompt) - 1
+    for row, i in enumerate(run):
         c = completions[i]
-        prompt, length = len(c.prompt_ids), len(c.completion_ids)
-        batch.tokens[row, :prompt] = c.prompt_ids
-        batch.tokens[row, prompt : prompt + length] = c.completion_ids
-        batch.start[row] = prompt - 1
+        length = len(c.completion_ids)
+        batch.prompt_of[row] = prompts[tuple(c.prompt_ids)]
+        batch.inputs[row, 0] = c.prompt_ids[-1]
+        batch.inputs[row, 1:length] = c.completion_ids[:-1]
         batch.targets[row, :length] = c.completion_ids
         batch.mask[row, :length] = True
         batch.behaviour_logprobs[row, :length] = c.behaviour_logprobs

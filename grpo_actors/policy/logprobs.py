@@ -4,16 +4,37 @@ The head (hidden state -> vocabulary) runs only where a completion token is pred
 prompt. The distribution is the one the rollout sampled from: logits divided by the temperature.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
-#: Tokens [N, T] -> hidden states [N, T, H].
-Body = Callable[[mx.array], mx.array]
+from grpo_actors.policy.prompts import completion_outputs, whole_rows
+
+#: Tokens [N, T], and a cache -> hidden states [N, T, H].
+Body = Callable[..., mx.array]
 #: Hidden states [.., H] -> logits [.., V].
 Head = Callable[[mx.array], mx.array]
+
+
+def micro_batch_logprobs(
+    model: Any, batch: Mapping[str, mx.array], temperature: float, *, shared_prompts: bool
+) -> tuple[mx.array, mx.array]:
+    """As `completion_logprobs`, of a micro-batch.
+
+    Args:
+        model: Maps [N, T] ids to [N, T, V] logits.
+        batch: `MicroBatch.arrays()`.
+        temperature: Of the rollout; 0 counts as 1.
+        shared_prompts: Compute each prompt once: the model must be one that `prompts.shares_prompts`.
+    """
+    targets = batch["targets"]
+    if not shared_prompts:
+        return completion_logprobs(model, *whole_rows(batch), targets, temperature)
+    body, head = split_head(model) or (model, None)
+    outputs = completion_outputs(body, batch, len(model.layers))
+    return _logprobs(outputs if head is None else head(outputs), targets, temperature)
 
 
 def completion_logprobs(
@@ -41,6 +62,11 @@ def completion_logprobs(
     else:
         body, head = split
         logits = head(mx.take_along_axis(body(tokens), positions[:, :, None], axis=1))
+    return _logprobs(logits, targets, temperature)
+
+
+def _logprobs(logits: mx.array, targets: mx.array, temperature: float) -> tuple[mx.array, mx.array]:
+    """Of logits [N, C, V]."""
     if temperature not in (0.0, 1.0):
         logits = logits.astype(mx.float32) / temperature
     on_gpu = mx.default_device().type == mx.DeviceType.gpu

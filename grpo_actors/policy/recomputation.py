@@ -10,6 +10,8 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from grpo_actors.policy.prompts import Layer
+
 
 @contextlib.contextmanager
 def recomputed_blocks(model: Any) -> Iterator[None]:
@@ -30,13 +32,17 @@ def recomputed_blocks(model: Any) -> Iterator[None]:
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
+        cache = next((each for each in (*args, *kwargs.values()) if isinstance(each, Layer)), Layer([]))
 
-        def pure(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        # The cache's arrays go in and out by name: what a function merely holds on to gets no gradient.
+        def pure(parameters: Any, given: list[mx.array], *args: Any, **kwargs: Any) -> Any:
             block.update(parameters)
+            cache.given = given
             with _dropout_from(key):
-                return forward(block, *args, **kwargs)
+                return forward(block, *args, **kwargs), cache.kept
 
-        return mx.checkpoint(pure)(block.trainable_parameters(), *args, **kwargs)
+        outputs, cache.kept = mx.checkpoint(pure)(block.trainable_parameters(), cache.given, *args, **kwargs)
+        return outputs
 
     return call
 

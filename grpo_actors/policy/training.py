@@ -28,6 +28,9 @@ from grpo_actors.policy.recomputation import recomputed_blocks
 #: (model, arrays of a micro-batch) -> (loss, statistics vector).
 LossFunction = Callable[[nn.Module, Mapping[str, mx.array]], tuple[mx.array, mx.array]]
 
+#: In so many parts a step is evaluated: the device is waited for after each.
+STEP_PARTS = 8
+
 #: Prefixes of the names under which the two parts of the state are saved.
 _OPTIMIZER = "optimizer."
 _WEIGHTS = "weights."
@@ -100,7 +103,8 @@ class Training:
         factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
         self.optimizer.learning_rate = learning_rate
         self._apply(gradients, mx.array(factor))
-        mx.eval(self._model.parameters(), self.optimizer.state, self._weights)
+        del gradients
+        self._evaluate_step()
         return norm, True
 
     def state(self) -> dict[str, mx.array]:
@@ -131,6 +135,16 @@ class Training:
             lambda name, array: arrays.get(_WEIGHTS + name, array), rounded
         )
         mx.eval(self.optimizer.state, self._weights)
+
+    def _evaluate_step(self) -> None:
+        """Part by part: the old weights, moments and gradients of a part are gone before the next part's new ones
+        come. All at once they would be alive together: 7.5 instead of 5 times the float32 weights.
+        """
+        weights = [array for _, array in tree_flatten(self._weights[""])]
+        size = -(-len(weights) // STEP_PARTS)
+        for first in range(0, len(weights), size):
+            mx.eval(weights[first : first + size])
+        mx.eval(self._model.parameters(), self.optimizer.state, self._weights)
 
     def _move(self, gradients: Any, factor: mx.array) -> None:
         """One optimizer step with `factor` · `gradients`."""

@@ -15,43 +15,56 @@ def packed(completions, rows=4, aggregation="dapo", max_new_tokens=32, **more):
     return pack(completions, rows=rows, aggregation=aggregation, max_new_tokens=max_new_tokens, **more)
 
 
-def test_one_completion_is_laid_out_as_documented():
-    # Prompt 1 2 3, completion 4 5 6 7; its first token is predicted at place 2, T = 32, C = 16, N = 4.
-    (m,) = packed([completion()]).micro_batches
-    assert m.tokens.shape == (4, 32)
+def test_two_completions_of_one_prompt_are_laid_out_as_documented():
+    # Prompt 1 2 3, completions 4 5 6 7 and 8 9; token 3 predicts their first. P = 1, L = 32, N = 4, C = 16.
+    two = [Completion([1, 2, 3], ids, [-0.5] * len(ids), 1.0) for ids in ([8, 9], [4, 5, 6, 7])]
+    (m,) = packed(two).micro_batches
+    assert (m.prompts.shape, m.inputs.shape) == ((1, 32), (4, 16))
     assert m.targets.shape == m.mask.shape == m.behaviour_logprobs.shape == m.token_weights.shape == (4, 16)
-    assert m.tokens[0, :8].tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
-    assert m.start.tolist() == [2, 0, 0, 0]
-    assert m.targets[0, :5].tolist() == [4, 5, 6, 7, 0]
-    assert m.mask.sum(axis=1).tolist() == [4, 0, 0, 0]
+    assert m.prompts[0, :3].tolist() == [1, 2, 0]
+    assert m.prompt_lengths.tolist() == [2]
+    assert m.prompt_of.tolist() == [0, 0, 0, 0]
+    assert m.inputs[:2, :5].tolist() == [[3, 4, 5, 6, 0], [3, 8, 0, 0, 0]]
+    assert m.targets[:2, :5].tolist() == [[4, 5, 6, 7, 0], [8, 9, 0, 0, 0]]
+    assert m.mask.sum(axis=1).tolist() == [4, 2, 0, 0]
     assert m.behaviour_logprobs[0, :5].tolist() == [-0.5] * 4 + [0.0]
-    assert m.token_weights[0, :5].tolist() == [0.25] * 4 + [0.0]
-    assert m.index.tolist() == [0, -1, -1, -1]
-    assert (m.tokens.dtype, m.targets.dtype, m.token_weights.dtype) == (np.int32, np.int32, np.float32)
+    assert m.token_weights[0, :5].tolist() == pytest.approx([1 / 6] * 4 + [0.0])
+    assert m.index.tolist() == [1, 0, -1, -1]
+    assert (m.prompts.dtype, m.targets.dtype, m.token_weights.dtype) == (np.int32, np.int32, np.float32)
 
 
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=20)
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(lengths=lengths, rows=st.integers(1, 9))
-def test_every_token_that_trains_is_packed_once_where_its_logits_are(lengths, rows):
-    completions = [completion(p, c, first=100 * i + 1) for i, (p, c) in enumerate(lengths)]
+@given(lengths=lengths, rows=st.integers(1, 9), groups=st.integers(1, 5))
+def test_every_token_that_trains_is_packed_once_where_it_is_predicted(lengths, rows, groups):
+    # Every so-many-th completion has the same prompt.
+    completions = [
+        Completion([7 + i % groups] * lengths[i % groups][0], range(100 * i, 100 * i + c), [-0.5] * c, 1.0)
+        for i, (_, c) in enumerate(lengths)
+    ]
     update = packed(completions, rows=rows)
     seen = []
     for m in update.micro_batches:
-        assert m.tokens.shape[1] % 32 == 0
+        assert m.prompts.shape[1] % 32 == 0
         assert m.targets.shape[1] % 16 == 0
         assert len(m.index) <= rows
-        assert m.positions.max() < m.tokens.shape[1]
+        texts = [m.prompts[p, :n].tolist() for p, n in enumerate(m.prompt_lengths)]
         for row, i in enumerate(m.index):
             active = m.mask[row]
             assert active.any() == (i >= 0)
-            # The logits at `positions` predict the next token, which is the target.
-            assert m.tokens[row, m.positions[row][active] + 1].tolist() == m.targets[row][active].tolist()
-            if i >= 0:
-                seen.append(int(i))
-                assert m.targets[row][active].tolist() == completions[i].completion_ids
+            if i < 0:
+                continue
+            seen.append(int(i))
+            c = completions[i]
+            assert m.targets[row][active].tolist() == list(c.completion_ids)
+            # Each input predicts the token after it.
+            assert [*texts[m.prompt_of[row]], *m.inputs[row][active]] == [*c.prompt_ids, *c.completion_ids][
+                :-1
+            ]
+        used = {tuple(texts[p]) for p, i in zip(m.prompt_of, m.index, strict=True) if i >= 0}
+        assert len(used) == len({tuple(completions[i].prompt_ids[:-1]) for i in m.index if i >= 0})
     assert sorted(seen) == [i for i, (_, c) in enumerate(lengths) if c]
     assert update.active_tokens == sum(c for _, c in lengths)
     total = sum(m.token_weights.sum() for m in update.micro_batches)
@@ -62,9 +75,39 @@ def test_completions_are_dealt_by_length_longest_first_and_the_same_each_time():
     completions = [completion(3, n) for n in (5, 60, 7, 58, 6, 61)]
     update = packed(completions, rows=3, row_multiple=3)
     assert [m.index.tolist() for m in update.micro_batches] == [[5, 1, 3], [2, 4, 0]]
-    assert [m.tokens.shape for m in update.micro_batches] == [(3, 64), (3, 32)]
-    # 3 · 64 + 3 · 32 = 288 places hold 6 · 3 prompt tokens and 197 of completions.
-    assert update.padding_share == pytest.approx(1 - (18 + 197) / 288)
+    assert [m.inputs.shape for m in update.micro_batches] == [(3, 64), (3, 16)]
+    # A prompt of 32 places in each, and 3 · 64 + 3 · 16, hold 2 · 2 prompt tokens and 197 of completions.
+    assert update.padding_share == pytest.approx(1 - (2 * 2 + 197) / (2 * 32 + 240))
+    assert update.tokens == 6 * 3 + 197
+
+
+def group(first, prompt, *lengths):
+    """Completions of one prompt that no other group has."""
+    return [Completion([first] * prompt, [1] * n, [-0.5] * n, 1.0) for n in lengths]
+
+
+def test_a_group_stays_together_where_its_prompt_is_long():
+    # Together: 2 · (64 + 2 · 64) = 384 places. By length: both prompts twice, 2 · 2 · 64 + 2 · 64 + 2 · 16 = 416.
+    completions = group(1, 65, 64, 16) + group(2, 65, 63, 15)
+    update = packed(completions, rows=2)
+    assert [m.index.tolist() for m in update.micro_batches] == [[0, 1], [2, 3]]
+    assert [m.prompts.shape for m in update.micro_batches] == [(1, 64)] * 2
+
+
+def test_completions_of_one_length_stay_together_where_that_saves_more():
+    # Together: 2 · (32 + 2 · 64) = 320 places. By length: 2 · 2 · 32 + 2 · 64 + 2 · 16 = 288.
+    completions = group(1, 33, 64, 16) + group(2, 33, 63, 15)
+    update = packed(completions, rows=2)
+    assert [m.index.tolist() for m in update.micro_batches] == [[0, 2], [1, 3]]
+    assert [m.prompts.shape for m in update.micro_batches] == [(2, 32)] * 2
+
+
+def test_without_shared_prompts_each_completion_is_counted_with_its_own():
+    completions = group(1, 65, 64, 16) + group(2, 65, 63, 15)
+    update = packed(completions, rows=2, shared_prompts=False)
+    assert [m.index.tolist() for m in update.micro_batches] == [[0, 2], [1, 3]]
+    # 2 · (64 + 64) + 2 · (64 + 16) places hold 4 · 64 prompt tokens and 158 of completions.
+    assert update.padding_share == pytest.approx(1 - (256 + 158) / 416)
 
 
 @pytest.mark.parametrize(("row_multiple", "last"), [(1, 1), (4, 4), (8, 8), (16, 8)])

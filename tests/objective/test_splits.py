@@ -17,10 +17,9 @@ from grpo_actors.objective.statistics import add_statistics, summary
 VOCABULARY = 11
 
 
-def bigram_logprobs(table, batch, positions):
+def bigram_logprobs(table, batch):
     """Log-probs of the targets, [N, C], and the entropies of their distributions."""
-    before = mx.take_along_axis(batch["tokens"], positions, axis=1)
-    logits = table[before]
+    logits = table[batch["inputs"]]
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     chosen = mx.take_along_axis(logprobs, batch["targets"][..., None], axis=-1)[..., 0]
     return chosen, -(mx.exp(logprobs) * logprobs).sum(axis=-1)
@@ -29,8 +28,8 @@ def bigram_logprobs(table, batch, positions):
 def gradient(update, objective, table, *, compiled=False, **packing):
     """Σ over micro-batches of the gradient by the table, as the learner adds it up."""
 
-    def part(table, batch, positions, extra):
-        logprobs, entropies = bigram_logprobs(table, batch, positions)
+    def part(table, batch, extra):
+        logprobs, entropies = bigram_logprobs(table, batch)
         return objective_loss(logprobs, batch, objective, **{**extra, "entropies": entropies})
 
     step = mx.value_and_grad(part)
@@ -39,7 +38,7 @@ def gradient(update, objective, table, *, compiled=False, **packing):
     packed = update.packed(objective, **packing)
     for m in packed.micro_batches:
         extra = {k: v for k, v in inputs_of(update, m, objective).items() if v is not None}
-        (_, sums), g = step(table, m.arrays(), mx.array(m.positions), extra)
+        (_, sums), g = step(table, m.arrays(), extra)
         total = g if total is None else total + g
         statistics = add_statistics(statistics, sums)
     return np.array(total), summary(statistics), len(packed.micro_batches)
@@ -78,8 +77,8 @@ def test_splits_padding_and_order_do_not_reach_the_gradient(update, table, objec
         "2 micro-batches": {"rows": -(-active // 2)},
         "8 micro-batches": {"rows": -(-active // 8)},
         "one completion each": {"rows": 1},
-        "no padding": {"rows": 64, "row_multiple": 1, "token_multiple": 1, "completion_multiple": 1},
-        "much padding": {"rows": 64, "row_multiple": 64, "token_multiple": 128, "completion_multiple": 64},
+        "no padding": {"rows": 64, "row_multiple": 1, "prompt_multiple": 1, "completion_multiple": 1},
+        "much padding": {"rows": 64, "row_multiple": 64, "prompt_multiple": 128, "completion_multiple": 64},
         "shuffled": {"rows": 5, "order": shuffled},
     }
     for way, packing in ways.items():
@@ -125,10 +124,10 @@ def test_ranks_that_take_every_second_micro_batch_add_up_to_the_whole(update, ta
     def of_rank(rank):
         total = mx.zeros_like(table)
         for m in update.packed(objective, rows=2).micro_batches[rank::2]:
-            batch, positions = m.arrays(), mx.array(m.positions)
+            batch = m.arrays()
 
-            def part(t, batch=batch, positions=positions):
-                return objective_loss(bigram_logprobs(t, batch, positions)[0], batch, objective)[0]
+            def part(t, batch=batch):
+                return objective_loss(bigram_logprobs(t, batch)[0], batch, objective)[0]
 
             total = total + mx.grad(part)(table)
         return np.array(total)
@@ -139,13 +138,13 @@ def test_ranks_that_take_every_second_micro_batch_add_up_to_the_whole(update, ta
 def test_a_compiled_step_is_traced_once_for_each_shape(update, table):
     traces, objective = [], ObjectiveConfig()
 
-    def part(table, batch, positions):
-        traces.append(batch["tokens"].shape)
-        return objective_loss(bigram_logprobs(table, batch, positions)[0], batch, objective)
+    def part(table, batch):
+        traces.append(batch["inputs"].shape)
+        return objective_loss(bigram_logprobs(table, batch)[0], batch, objective)
 
     step = mx.compile(mx.value_and_grad(part))
-    micro_batches = update.packed(objective, rows=4, token_multiple=16).micro_batches
+    micro_batches = update.packed(objective, rows=4, completion_multiple=4).micro_batches
     for m in [*micro_batches, *micro_batches]:
-        step(table, m.arrays(), mx.array(m.positions))
+        step(table, m.arrays())
     assert len(micro_batches) > 2
-    assert len(traces) == len({m.tokens.shape + m.targets.shape for m in micro_batches})
+    assert len(traces) == len({m.prompts.shape + m.inputs.shape for m in micro_batches})

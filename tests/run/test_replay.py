@@ -13,16 +13,16 @@ from runs import ROOT, Run, wait_until
 from grpo_actors.config import read_config
 from grpo_actors.errors import ConfigError, DataError, RunError
 from grpo_actors.processes.door import StopRequest
+from grpo_actors.processes.machine import Machine, equal_share
 from grpo_actors.processes.preflight import check
 from grpo_actors.replay import replay
 
 
 def start(run: Run, source: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """The learner as a user starts it; what it says on its standard error."""
+    """The learner as a user starts it, with the BLAS threads that it had beside one worker: more round otherwise."""
+    own = run.environment | equal_share(Machine.here(asks_gpu=False), 2).environment
     command = [sys.executable, "-m", "grpo_actors.learner", str(run.folder), "--replay", str(source)]
-    return subprocess.Popen(
-        [*command, *arguments], cwd=ROOT, env=run.environment, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([*command, *arguments], cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True)
 
 
 def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
@@ -83,7 +83,7 @@ def test_a_replay_repeats_the_run_to_the_bit(on_policy_run, make_run):
 
 def test_its_metrics_have_the_fields_of_a_live_run(on_policy_run, make_run):
     run = make_run()
-    assert here(run, on_policy_run.folder, "max_updates=1") == 0
+    assert end(start(run, on_policy_run.folder, "--set", "max_updates=1"))[0] == 0
     (replayed,), live = run.records("metrics"), on_policy_run.records("metrics")[0]
     assert replayed.keys() == live.keys()
     # A replay samples nothing anew.
@@ -133,7 +133,7 @@ def test_updates_of_another_size_share_the_groups_out_anew(on_policy_run, make_r
 def test_a_recording_that_ends_early_ends_the_replay_with_a_checkpoint(recording, on_policy_run, make_run):
     run = make_run()
     # Three groups of an interrupted run: one update of two, and one left over.
-    assert here(run, recording(groups_of(on_policy_run)[:3])) == 0
+    assert end(start(run, recording(groups_of(on_policy_run)[:3])))[0] == 0
     assert run.curve() == on_policy_run.curve()[:1]
     assert run.records("stop")[0]["reason"] == "the recording ends after update 1"
     assert run.checkpoints() == [1]
@@ -176,8 +176,9 @@ def test_a_broken_line_stops_there_with_the_records_of_what_trained(recording, o
     run = make_run()
     lines = groups_of(on_policy_run)
     lines[4] = lines[4][:100]
-    with pytest.raises(DataError, match=r"groups.jsonl:5: not a recorded group: Invalid JSON"):
-        here(run, recording(lines))
+    code, said = end(start(run, recording(lines)))
+    assert code != 0
+    assert "groups.jsonl:5: not a recorded group: Invalid JSON" in said
     assert run.curve() == on_policy_run.curve()[:2]
 
 
