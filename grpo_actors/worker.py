@@ -1,12 +1,16 @@
 """A rollout worker: its leases, its policy, its results. Knows no process: two kinds of owner run it.
 
 It keeps every group until the learner has acknowledged it, and takes new weights between two batches,
-never within one.
+never within one (`in_flight` has the worker that does).
 """
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+import mlx.core as mx
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ProtocolError
@@ -39,8 +43,6 @@ from grpo_actors.transport.weights import WeightsClient
 
 #: A group that was not acknowledged in this time is sent again.
 RESEND_S = 5.0
-#: Runs of leases held at a time: one being sampled, one waiting, so that no round trip is waited for.
-RUNS_HELD = 2
 
 
 @dataclass(slots=True)
@@ -72,10 +74,13 @@ class RolloutWorker:
     connected_s: float = field(default_factory=time.monotonic)
     #: Groups that the learner acknowledged.
     delivered: int = 0
+    #: Runs of leases held at a time: one being sampled, one waiting, so that no round trip is waited for.
+    runs_held: ClassVar[int] = 2
     _newest: int = 0
     _grants: deque[Grant] = field(default_factory=deque)
     _unacknowledged: dict[int, Unacknowledged] = field(default_factory=dict)
-    _sampling: tuple[int, ...] = ()
+    #: Leases that are being sampled, by number.
+    _sampling: dict[int, Lease] = field(default_factory=dict)
     _tokens: int = 0
     _next_beat_s: float = 0.0
     #: Why the learner sent it home; None: it did not.
@@ -95,13 +100,12 @@ class RolloutWorker:
             self._beat("waiting")
             return
         grant = self._grants.popleft()
-        self._sampling = tuple(lease.lease for lease in grant.leases)
+        self._sampling = {lease.lease: lease for lease in grant.leases}
         groups = self._sample(grant)
         if self._sampling:  # else the learner is a new one, and does not know these leases
             for group in groups:
-                self._unacknowledged[group.lease] = Unacknowledged(group, time.monotonic())
-                self._say(group)
-        self._sampling = ()
+                self._deliver(group)
+        self._sampling.clear()
         self._beat("waiting", force=True)
 
     # --- messages ---------------------------------------------------------------------------------
@@ -144,9 +148,13 @@ class RolloutWorker:
         """
         self._grants.clear()
         self._unacknowledged.clear()
-        self._sampling = ()
+        self._sampling.clear()
         if self.weights is not None:
             self.version, self._newest = -1, 0
+
+    def _deliver(self, group: Group) -> None:
+        self._unacknowledged[group.lease] = Unacknowledged(group, time.monotonic())
+        self._say(group)
 
     def _say(self, message: Message) -> None:
         """Send if connected; whatever matters is said again until it had its effect."""
@@ -172,7 +180,7 @@ class RolloutWorker:
                     "state": state,
                     "version": self.version,
                     "tokens": self._tokens,
-                    "credits": RUNS_HELD * self.config.rollout.batch_groups,
+                    "credits": self.runs_held * self.config.rollout.batch_groups,
                     "holding": [*held, *self._sampling, *self._unacknowledged],
                 }
             )
@@ -185,13 +193,17 @@ class RolloutWorker:
         if self.weights is None or self.version >= self._newest:
             return
         # A large version over a slow network takes longer than a silent worker is believed.
-        fetched = fetch_weights(self.weights, on_chunk=lambda: self._beat("waiting"))
+        state = "sampling" if self._sampling else "waiting"
+        fetched = fetch_weights(self.weights, on_chunk=lambda: self._beat(state))
         if fetched is None:
             return
-        version, arrays = fetched
-        self.policy.load_trainable(arrays)
-        self.version = version
+        self.version, arrays = fetched
         self._newest = max(self._newest, self.version)
+        self._load(arrays)
+
+    def _load(self, arrays: Mapping[str, mx.array]) -> None:
+        """Put the weights of `version` in place."""
+        self.policy.load_trainable(arrays)
 
     def _can_sample(self) -> bool:
         """Whether there is a batch of leases that the held version may sample."""
@@ -209,6 +221,7 @@ class RolloutWorker:
             [lease.seeds for lease in leases],
             sampling_params(self.config),
             on_step=self._on_step,
+            version=self.version,
         )
         sampling_s = (time.monotonic() - started_s) / len(leases)
         return [
@@ -236,7 +249,7 @@ class RolloutWorker:
                 Completion(
                     tokens=ints(sample.tokens),
                     logprobs=floats(sample.logprobs),
-                    versions=ints([self.version] * len(sample.tokens)),
+                    versions=ints(sample.versions),
                     finished=sample.finished,
                     text=text,
                     rewards={name: values[i] for name, values in scores.rewards.items()},

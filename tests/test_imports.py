@@ -54,7 +54,7 @@ ALLOWED = {
 }
 
 #: Who may import both what computes and what talks: the actors, and what only they are made of.
-JOINERS = {"rollout", "worker", "joining", "learner", "publishing", "evaluator"}
+JOINERS = {"rollout", "worker", "in_flight", "joining", "learner", "publishing", "evaluator"}
 
 
 def modules(part: str = "") -> list[Path]:
