@@ -36,15 +36,15 @@ class InFlightWorker(RolloutWorker):
 
     def turn(self, wait_s: float) -> None:
         """Hear what there is (waiting `wait_s` for it when idle), adopt, and decode one token of every completion."""
-        busy = bool(self._sampling) or self._can_sample()
-        self._hear(0.0 if busy else wait_s)
-        self._adopt()
-        self._resend()
+        self._listen(wait_s)
         while self._can_sample():
             self._begin(self._grants.popleft())
         if self._sampling:
             self._step()
-        self._beat("sampling" if self._sampling else "waiting")
+            self._beat("sampling")
+
+    def _has_work(self) -> bool:
+        return bool(self._sampling) or self._can_sample()
 
     def _load(self, arrays: Mapping[str, mx.array]) -> None:
         self._in_flight.adopt(self.version, arrays)

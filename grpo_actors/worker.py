@@ -83,6 +83,11 @@ class RolloutWorker:
     _sampling: dict[int, Lease] = field(default_factory=dict)
     _tokens: int = 0
     _next_beat_s: float = 0.0
+    _working_s: float = 0.0
+    _waiting_s: float = 0.0
+    #: Up to when its time is counted (`_book`), and as what the time since then will be.
+    _booked_s: float = field(default_factory=time.monotonic)
+    _idle: bool = True
     #: Why the learner sent it home; None: it did not.
     dismissed: str | None = None
 
@@ -92,12 +97,8 @@ class RolloutWorker:
         Raises:
             Leaving: asked to stop, or sent home, while it sampled.
         """
-        # Heard before a grant is taken: it may say that all grants are void.
-        self._hear(0.0 if self._can_sample() else wait_s)
-        self._adopt()
-        self._resend()
+        self._listen(wait_s)
         if not self._can_sample():
-            self._beat("waiting")
             return
         grant = self._grants.popleft()
         self._sampling = {lease.lease: lease for lease in grant.leases}
@@ -107,6 +108,29 @@ class RolloutWorker:
                 self._deliver(group)
         self._sampling.clear()
         self._beat("waiting", force=True)
+
+    def _listen(self, wait_s: float) -> None:
+        """What comes before a step: messages, which may say that all grants are void, and new weights."""
+        self._booked_s, self._idle = time.monotonic(), not self._has_work()
+        if self._idle:
+            self._beat("waiting")  # before the wait: nothing is granted to whoever has not beaten
+        self._hear(wait_s if self._idle else 0.0)
+        self._adopt()
+        self._resend()
+        self._book()
+        self._idle = not self._has_work()
+
+    def _has_work(self) -> bool:
+        return self._can_sample()
+
+    def _book(self) -> None:
+        """Count the time since the last call as spent waiting or working."""
+        now_s = time.monotonic()
+        if self._idle:
+            self._waiting_s += now_s - self._booked_s
+        else:
+            self._working_s += now_s - self._booked_s
+        self._booked_s = now_s
 
     # --- messages ---------------------------------------------------------------------------------
 
@@ -173,6 +197,7 @@ class RolloutWorker:
         if not force and now_s < self._next_beat_s:
             return
         self._next_beat_s = now_s + self.welcome.beat_s
+        self._book()
         held = [lease.lease for grant in self._grants for lease in grant.leases]
         self._say(
             Beat.model_validate(
@@ -180,6 +205,8 @@ class RolloutWorker:
                     "state": state,
                     "version": self.version,
                     "tokens": self._tokens,
+                    "working_s": self._working_s,
+                    "waiting_s": self._waiting_s,
                     "credits": self.runs_held * self.config.rollout.batch_groups,
                     "holding": [*held, *self._sampling, *self._unacknowledged],
                 }

@@ -108,9 +108,12 @@ def versions(group: wire.Group) -> list[list[int]]:
 
 @pytest.fixture
 def learner(tiny) -> Iterator[HandLearner]:
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder, zmq_context() as context:
-        with contextlib.closing(HandLearner(folder, context, tiny)) as made:
-            yield made
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as folder,
+        zmq_context() as context,
+        contextlib.closing(HandLearner(folder, context, tiny)) as made,
+    ):
+        yield made
 
 
 def test_a_version_that_comes_in_mid_completion_has_all_tokens_from_the_next_step_on(learner):
@@ -186,3 +189,16 @@ def test_a_dismissal_is_heard_with_completions_under_way(learner):
     learner.turns(1)
     assert learner.worker.dismissed == "the run is over"
     assert learner.groups() == []
+
+
+def test_time_counts_as_waiting_where_there_is_nothing_to_sample(learner):
+    learner.turns(TURNS)
+    before = learner.last_beat()
+    assert before.working_s < before.waiting_s
+    learner.grant(0)
+    learner.turns(1)
+    idle = learner.last_beat()
+    learner.turns(11)
+    busy = learner.last_beat()
+    assert busy.working_s > idle.working_s
+    assert busy.waiting_s == idle.waiting_s
