@@ -41,7 +41,9 @@ class InFlightWorker(RolloutWorker):
             self._begin(self._grants.popleft())
         if self._sampling:
             self._step()
-            self._beat("sampling")
+            self._book()
+            # Out of work: told at once, as at the end of a batch.
+            self._beat("sampling" if self._sampling else "waiting", force=not self._sampling)
 
     def _has_work(self) -> bool:
         return bool(self._sampling) or self._can_sample()
