@@ -8,7 +8,8 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal
 
 import mlx.core as mx
 
@@ -126,11 +127,9 @@ class RolloutWorker:
     def _book(self) -> None:
         """Count the time since the last call as spent waiting or working."""
         now_s = time.monotonic()
-        if self._idle:
-            self._waiting_s += now_s - self._booked_s
-        else:
-            self._working_s += now_s - self._booked_s
-        self._booked_s = now_s
+        spent_s, self._booked_s = now_s - self._booked_s, now_s
+        self._waiting_s += spent_s if self._idle else 0.0
+        self._working_s += 0.0 if self._idle else spent_s
 
     # --- messages ---------------------------------------------------------------------------------
 
@@ -192,26 +191,23 @@ class RolloutWorker:
                 waiting.sent_s = now_s
                 self._say(waiting.group)
 
-    def _beat(self, state: str, *, force: bool = False) -> None:
+    def _beat(self, state: Literal["sampling", "scoring", "waiting"], *, force: bool = False) -> None:
         now_s = time.monotonic()
         if not force and now_s < self._next_beat_s:
             return
         self._next_beat_s = now_s + self.welcome.beat_s
         self._book()
         held = [lease.lease for grant in self._grants for lease in grant.leases]
-        self._say(
-            Beat.model_validate(
-                {
-                    "state": state,
-                    "version": self.version,
-                    "tokens": self._tokens,
-                    "working_s": self._working_s,
-                    "waiting_s": self._waiting_s,
-                    "credits": self.runs_held * self.config.rollout.batch_groups,
-                    "holding": [*held, *self._sampling, *self._unacknowledged],
-                }
-            )
+        beat = Beat(
+            state=state,
+            version=self.version,
+            tokens=self._tokens,
+            working_s=self._working_s,
+            waiting_s=self._waiting_s,
+            credits=self.runs_held * self.config.rollout.batch_groups,
+            holding=[*held, *self._sampling, *self._unacknowledged],
         )
+        self._say(beat)
 
     # --- weights ----------------------------------------------------------------------------------
 
@@ -220,8 +216,8 @@ class RolloutWorker:
         if self.weights is None or self.version >= self._newest:
             return
         # A large version over a slow network takes longer than a silent worker is believed.
-        state = "sampling" if self._sampling else "waiting"
-        fetched = fetch_weights(self.weights, on_chunk=lambda: self._beat(state))
+        sign_of_life = partial(self._beat, "sampling" if self._sampling else "waiting")
+        fetched = fetch_weights(self.weights, on_chunk=sign_of_life)
         if fetched is None:
             return
         self.version, arrays = fetched
@@ -234,9 +230,8 @@ class RolloutWorker:
 
     def _can_sample(self) -> bool:
         """Whether there is a batch of leases that the held version may sample."""
-        return bool(self._grants) and self.version >= max(
-            lease.min_version for lease in self._grants[0].leases
-        )
+        next_one = self._grants[0].leases if self._grants else []
+        return bool(next_one) and self.version >= max(lease.min_version for lease in next_one)
 
     # --- sampling and scoring ---------------------------------------------------------------------
 
