@@ -86,6 +86,7 @@ class History:
             "rollout_tokens_per_s": rollout_tokens_per_s,
             "update_s": update_s,
             "wait_s": wait_s,
+            "learner_wait_share": wait_s / update_s if update_s else None,
         }
         self.records.record("metrics", **metrics, ledger=ledger(groups))
         for sample in samples(groups, self.config.metrics.log_completions, self.config.reward.functions):

@@ -31,6 +31,7 @@ from grpo_actors.joining import Leaving, introduce
 from grpo_actors.messages import Welcome
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.opening import lease_table, selection_of, supply_of
+from grpo_actors.policy.in_flight import require_fit
 from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, is_supervised, locked
 from grpo_actors.processes.preflight import CONFIG_FILE, total_updates, with_rewards
 from grpo_actors.publishing import Publisher
@@ -77,6 +78,8 @@ class Learner:
             self._grpo = load_grpo(self.config, total)
             # Of the base model: taken before a checkpoint's weights come.
             self._identity = self._grpo.policy.identity
+            if self.config.rollout.in_flight_updates:
+                require_fit(self._grpo.policy)
             self._archive.restore(self._grpo)
             endpoints = self._endpoints()
             self._exchange = self._open_exchange(endpoints, task)

@@ -26,7 +26,7 @@ from grpo_actors.codec import (
 # The codec is the other half of the wire format: whoever speaks it imports one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 MAX_COMPLETIONS = 4096
 
@@ -34,6 +34,8 @@ Name = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
+#: Of a process's life: less than a century.
+Seconds = Annotated[float, Field(ge=0, le=3e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 #: int32 values, little-endian.
@@ -116,6 +118,9 @@ class Beat(Message):
     version: Annotated[int, Field(ge=-1)] = -1
     #: Completion tokens sampled since the worker began.
     tokens: Count = 0
+    #: Time since the worker began in which it sampled and scored, and in which it had nothing to sample.
+    working_s: Seconds = 0.0
+    waiting_s: Seconds = 0.0
     #: Leases that it would hold at one time.
     credits: Count = 0
     #: Leases that it holds, results not yet acknowledged included. One that was granted some time

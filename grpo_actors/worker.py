@@ -1,12 +1,17 @@
 """A rollout worker: its leases, its policy, its results. Knows no process: two kinds of owner run it.
 
 It keeps every group until the learner has acknowledged it, and takes new weights between two batches,
-never within one.
+never within one (`in_flight` has the worker that does).
 """
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, Literal
+
+import mlx.core as mx
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ProtocolError
@@ -39,8 +44,6 @@ from grpo_actors.transport.weights import WeightsClient
 
 #: A group that was not acknowledged in this time is sent again.
 RESEND_S = 5.0
-#: Runs of leases held at a time: one being sampled, one waiting, so that no round trip is waited for.
-RUNS_HELD = 2
 
 
 @dataclass(slots=True)
@@ -72,12 +75,20 @@ class RolloutWorker:
     connected_s: float = field(default_factory=time.monotonic)
     #: Groups that the learner acknowledged.
     delivered: int = 0
+    #: Runs of leases held at a time: one being sampled, one waiting, so that no round trip is waited for.
+    runs_held: ClassVar[int] = 2
     _newest: int = 0
     _grants: deque[Grant] = field(default_factory=deque)
     _unacknowledged: dict[int, Unacknowledged] = field(default_factory=dict)
-    _sampling: tuple[int, ...] = ()
+    #: Leases that are being sampled, by number.
+    _sampling: dict[int, Lease] = field(default_factory=dict)
     _tokens: int = 0
     _next_beat_s: float = 0.0
+    _working_s: float = 0.0
+    _waiting_s: float = 0.0
+    #: Up to when its time is counted (`_book`), and as what the time since then will be.
+    _booked_s: float = field(default_factory=time.monotonic)
+    _idle: bool = True
     #: Why the learner sent it home; None: it did not.
     dismissed: str | None = None
 
@@ -87,22 +98,38 @@ class RolloutWorker:
         Raises:
             Leaving: asked to stop, or sent home, while it sampled.
         """
-        # Heard before a grant is taken: it may say that all grants are void.
-        self._hear(0.0 if self._can_sample() else wait_s)
-        self._adopt()
-        self._resend()
+        self._listen(wait_s)
         if not self._can_sample():
-            self._beat("waiting")
             return
         grant = self._grants.popleft()
-        self._sampling = tuple(lease.lease for lease in grant.leases)
+        self._sampling = {lease.lease: lease for lease in grant.leases}
         groups = self._sample(grant)
         if self._sampling:  # else the learner is a new one, and does not know these leases
             for group in groups:
-                self._unacknowledged[group.lease] = Unacknowledged(group, time.monotonic())
-                self._say(group)
-        self._sampling = ()
+                self._deliver(group)
+        self._sampling.clear()
         self._beat("waiting", force=True)
+
+    def _listen(self, wait_s: float) -> None:
+        """What comes before a step: messages, which may say that all grants are void, and new weights."""
+        self._booked_s, self._idle = time.monotonic(), not self._has_work()
+        if self._idle:
+            self._beat("waiting")  # before the wait: nothing is granted to whoever has not beaten
+        self._hear(wait_s if self._idle else 0.0)
+        self._adopt()
+        self._resend()
+        self._book()
+        self._idle = not self._has_work()
+
+    def _has_work(self) -> bool:
+        return self._can_sample()
+
+    def _book(self) -> None:
+        """Count the time since the last call as spent waiting or working."""
+        now_s = time.monotonic()
+        spent_s, self._booked_s = now_s - self._booked_s, now_s
+        self._waiting_s += spent_s if self._idle else 0.0
+        self._working_s += 0.0 if self._idle else spent_s
 
     # --- messages ---------------------------------------------------------------------------------
 
@@ -144,9 +171,13 @@ class RolloutWorker:
         """
         self._grants.clear()
         self._unacknowledged.clear()
-        self._sampling = ()
+        self._sampling.clear()
         if self.weights is not None:
             self.version, self._newest = -1, 0
+
+    def _deliver(self, group: Group) -> None:
+        self._unacknowledged[group.lease] = Unacknowledged(group, time.monotonic())
+        self._say(group)
 
     def _say(self, message: Message) -> None:
         """Send if connected; whatever matters is said again until it had its effect."""
@@ -160,23 +191,23 @@ class RolloutWorker:
                 waiting.sent_s = now_s
                 self._say(waiting.group)
 
-    def _beat(self, state: str, *, force: bool = False) -> None:
+    def _beat(self, state: Literal["sampling", "scoring", "waiting"], *, force: bool = False) -> None:
         now_s = time.monotonic()
         if not force and now_s < self._next_beat_s:
             return
         self._next_beat_s = now_s + self.welcome.beat_s
+        self._book()
         held = [lease.lease for grant in self._grants for lease in grant.leases]
-        self._say(
-            Beat.model_validate(
-                {
-                    "state": state,
-                    "version": self.version,
-                    "tokens": self._tokens,
-                    "credits": RUNS_HELD * self.config.rollout.batch_groups,
-                    "holding": [*held, *self._sampling, *self._unacknowledged],
-                }
-            )
+        beat = Beat(
+            state=state,
+            version=self.version,
+            tokens=self._tokens,
+            working_s=self._working_s,
+            waiting_s=self._waiting_s,
+            credits=self.runs_held * self.config.rollout.batch_groups,
+            holding=[*held, *self._sampling, *self._unacknowledged],
         )
+        self._say(beat)
 
     # --- weights ----------------------------------------------------------------------------------
 
@@ -185,19 +216,22 @@ class RolloutWorker:
         if self.weights is None or self.version >= self._newest:
             return
         # A large version over a slow network takes longer than a silent worker is believed.
-        fetched = fetch_weights(self.weights, on_chunk=lambda: self._beat("waiting"))
+        sign_of_life = partial(self._beat, "sampling" if self._sampling else "waiting")
+        fetched = fetch_weights(self.weights, on_chunk=sign_of_life)
         if fetched is None:
             return
-        version, arrays = fetched
-        self.policy.load_trainable(arrays)
-        self.version = version
+        self.version, arrays = fetched
         self._newest = max(self._newest, self.version)
+        self._load(arrays)
+
+    def _load(self, arrays: Mapping[str, mx.array]) -> None:
+        """Put the weights of `version` in place."""
+        self.policy.load_trainable(arrays)
 
     def _can_sample(self) -> bool:
         """Whether there is a batch of leases that the held version may sample."""
-        return bool(self._grants) and self.version >= max(
-            lease.min_version for lease in self._grants[0].leases
-        )
+        next_one = self._grants[0].leases if self._grants else []
+        return bool(next_one) and self.version >= max(lease.min_version for lease in next_one)
 
     # --- sampling and scoring ---------------------------------------------------------------------
 
@@ -209,6 +243,7 @@ class RolloutWorker:
             [lease.seeds for lease in leases],
             sampling_params(self.config),
             on_step=self._on_step,
+            version=self.version,
         )
         sampling_s = (time.monotonic() - started_s) / len(leases)
         return [
@@ -236,7 +271,7 @@ class RolloutWorker:
                 Completion(
                     tokens=ints(sample.tokens),
                     logprobs=floats(sample.logprobs),
-                    versions=ints([self.version] * len(sample.tokens)),
+                    versions=ints(sample.versions),
                     finished=sample.finished,
                     text=text,
                     rewards={name: values[i] for name, values in scores.rewards.items()},

@@ -54,7 +54,10 @@ ALLOWED = {
 }
 
 #: Who may import both what computes and what talks: the actors, what only they are made of, and the bench of that.
-JOINERS = {"rollout", "worker", "joining", "learner", "publishing", "evaluator", "publication", "fetcher"}
+JOINERS = {
+    *("rollout", "worker", "in_flight", "joining", "learner", "publishing", "evaluator"),
+    *("publication", "fetcher"),
+}
 
 
 def modules(part: str = "") -> list[Path]:

@@ -63,14 +63,17 @@ LEASE = {
 }
 HELLO = {
     "kind": "hello",
-    "protocol": 1,
+    "protocol": wire.PROTOCOL_VERSION,
     "role": "rollout",
     "name": "w-0",
     "host": "h",
     "pid": 12,
     "run_id": "",
 }
-BEAT = {"kind": "beat", "state": "sampling", "version": -1, "tokens": 10, "credits": 2, "holding": [1, 2]}
+BEAT = {"kind": "beat", "state": "sampling", "version": -1, "tokens": 10, "credits": 2, "holding": [1, 2]} | {
+    "working_s": 3.5,
+    "waiting_s": 0.25,
+}
 EVALUATION = {
     "kind": "evaluation",
     "update": 4,
@@ -185,6 +188,9 @@ def test_a_group_out_of_bounds_is_refused(changes):
         (wire.from_peer, HELLO, {"role": "learner"}),
         (wire.from_peer, BEAT, {"version": -2}),
         (wire.from_peer, BEAT, {"state": "idle"}),
+        (wire.from_peer, BEAT, {"waiting_s": -0.1}),
+        (wire.from_peer, BEAT, {"working_s": 1e10}),
+        (wire.from_peer, BEAT, {"working_s": float("inf")}),
         (wire.from_peer, BEAT, {"holding": list(range(10_001))}),
         (wire.from_peer, EVALUATION, {"accuracy": 1.01}),
         (wire.from_peer, EVALUATION, {"accuracy": float("nan")}),

@@ -70,6 +70,18 @@ def _of_groups(config: "Config") -> Iterator[Contradiction]:
             "needs rollout.workers of at least 1 (with 0 the learner samples with the weights it trains)",
             True,
         )
+    if rollout.in_flight_updates and rollout.workers == 0:
+        yield Contradiction(
+            ("rollout.in_flight_updates", "rollout.workers"),
+            "needs rollout.workers of at least 1 (with 0 nothing is sampled while the learner updates)",
+            True,
+        )
+    if rollout.in_flight_updates and rollout.max_staleness == 0:
+        yield Contradiction(
+            ("rollout.in_flight_updates", "rollout.max_staleness"),
+            "needs rollout.max_staleness of at least 1 (with 0 nothing is being sampled when new weights come)",
+            True,
+        )
 
 
 def _of_model(config: "Config") -> Iterator[Contradiction]:

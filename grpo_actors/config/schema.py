@@ -138,6 +138,10 @@ class RolloutConfig(Section):
     max_staleness: NotNegative = Field(
         1, description="updates that a group's policy may lie behind; 0: strictly on-policy"
     )
+    in_flight_updates: bool = Field(
+        default=False,
+        description="workers take new weights between two tokens, and the next groups as places get free",
+    )
     quantize_for_rollouts: bool = Field(
         default=False, description="workers sample with quantised weights: less memory, a less exact policy"
     )

@@ -90,9 +90,10 @@ class Dispatcher:
         return [group for _, group in batch]
 
     def record(self, topic: str, fields: Mapping[str, Any]) -> None:
-        """Number, keep and publish one record; with the metrics go the selection's, and all workers' states."""
+        """Number, keep and publish one record; the metrics bring the selection's and all workers' states along."""
         if topic == "metrics":
-            fields = {**fields, **self._selection.metrics()}
+            share = self._roster.take_wait_share()
+            fields = {**fields, "rollout_wait_share": share, **self._selection.metrics()}
             for peer in self._roster:
                 if peer.role == "rollout":
                     self._journal.append("worker", peer.describe())

@@ -48,7 +48,11 @@ class Peer:
     groups: int = 0
     tokens: int = 0
     tokens_per_s: float = 0.0
+    #: Seconds since `Roster.take_wait_share` was last called, as far as its beats have told.
+    working_s: float = 0.0
+    waiting_s: float = 0.0
     _rate_since: tuple[float, int] | None = None
+    _last_beat: Beat | None = None
 
     @property
     def inside(self) -> bool:
@@ -64,6 +68,11 @@ class Peer:
         """Take over what a beat says."""
         self.beaten = True
         self.version, self.credits, self.tokens = beat.version, beat.credits, beat.tokens
+        # A process that was started again counts from 0, and is another peer: its first beat is where to count from.
+        last = self._last_beat or beat
+        self.working_s += max(0.0, beat.working_s - last.working_s)
+        self.waiting_s += max(0.0, beat.waiting_s - last.waiting_s)
+        self._last_beat = beat
         since_s, before = self._rate_since or (now_s, beat.tokens)
         if now_s - since_s > RATE_S:
             self.tokens_per_s = max(0, beat.tokens - before) / (now_s - since_s)
@@ -99,6 +108,14 @@ class Roster:
     def present(self, role: str) -> Iterator[Peer]:
         """Peers of a role that are not lost."""
         return (peer for peer in self if peer.role == role and peer.state != "lost")
+
+    def take_wait_share(self) -> float | None:
+        """Share of all workers' time since the last call in which they had nothing to sample; None: nobody told."""
+        working_s = waiting_s = 0.0
+        for peer in self:
+            working_s, waiting_s = working_s + peer.working_s, waiting_s + peer.waiting_s
+            peer.working_s = peer.waiting_s = 0.0
+        return waiting_s / (working_s + waiting_s) if working_s + waiting_s else None
 
     def get(self, identity: bytes) -> Peer | None:
         """The peer that said Hello under this identity."""

@@ -74,11 +74,10 @@ def rollout(view: RunView, width: int) -> Table:
         _row(table, "selection", chosen)
     for label, bar in _staleness(m):
         _row(table, label, bar)
-    _row(table, "rollout", f"{count(number(m, 'rollout_tokens_per_s'))} tokens/s")
-    _row(table, "learner", f"{count(number(m, 'learner_tokens_per_s'))} tokens/s")
-    update_s, wait_s = number(m, "update_s"), number(m, "wait_s")
-    waiting = share(wait_s / update_s) if update_s and wait_s is not None else UNKNOWN
-    _row(table, "update", f"{fixed(update_s)} s, {waiting} waiting")
+    for half in ("rollout", "learner"):
+        rate, waits = number(m, f"{half}_tokens_per_s"), number(m, f"{half}_wait_share")
+        _row(table, half, f"{count(rate)} tok/s, waits {share(waits)}")
+    _row(table, "update", f"{fixed(number(m, 'update_s'))} s")
     _row(
         table, "batch", f"{count(number(m, 'groups'))} groups, {count(number(m, 'completions'))} completions"
     )

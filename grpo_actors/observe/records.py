@@ -51,6 +51,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "learner_tokens_per_s": "a prompt counts with each of its completions, though it is computed once",
         "update_s": "wall time of the update, waiting included",
         "wait_s": "of it, waiting for groups",
+        "learner_wait_share": "wait_s over update_s",
+        "rollout_wait_share": "of all workers' time since the last update in which they had nothing to sample; null: untold",
         "groups": "",
         "groups_passed_over": "null without a selection; why -> groups that did not train: no_signal, too_hard, too_easy",
         "groups_resampled": "groups, sampled or under way, that became too old to train",

@@ -179,7 +179,7 @@ def always_stale(memory: Memory) -> str | None:
     if bound < 2 or not memory.held_long(lambda m: list(m.get("staleness", {})) == [str(bound)]):
         return None
     fact = f"all groups are {bound} updates old {memory.for_long}, the bound of rollout.max_staleness"
-    waits = value(memory.last, "wait_s") / value(memory.last, "update_s")
+    waits = value(memory.last, "learner_wait_share")
     if waits < 0.5:
         return (
             f"{fact}: the learner is the slower half ({waits:.0%} of its time waiting) and the groups queue up; "

@@ -3,10 +3,13 @@
 A group's prompt runs through the model once; its keys and values are copied to every place that one of its
 completions gets. Sampling, the chosen token's log-prob and the stop test's input stay on the device; a step
 brings two numbers a row to the host, and the next step is under way before they are read.
+
+The weights may change between two steps (`adopt`): the step that is under way is the old ones' work, and recorded as
+such. Keys and values of what has a place stay as they are; prompts that are kept for later are run again.
 """
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -29,7 +32,7 @@ PREFILLED = 8
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    key: Hashable
+    key: int
     prompt: Sequence[int]
     seeds: Sequence[int]
     samples: list[Sample]
@@ -62,6 +65,8 @@ class _Step:
     token: mx.array
     logprob: mx.array
     rows: list[_Row | None]
+    #: Of the weights that compute it.
+    version: int
 
 
 @dataclass
@@ -72,6 +77,8 @@ class Sampler:
     params: SamplingParams
     #: Completions that are decoded at a time, at most.
     places: int
+    #: Number of the weights that the policy holds, recorded with every token that they sample.
+    version: int = 0
     _waiting: deque[_Group] = field(default_factory=deque)
     _rows: list[_Row | None] = field(default_factory=list)
     _decoder: Decoder = field(init=False)
@@ -87,16 +94,29 @@ class Sampler:
     def __post_init__(self) -> None:
         self._decoder = Decoder(self.policy, self.params)
 
-    def submit(self, key: Hashable, prompt: Sequence[int], seeds: Sequence[int]) -> None:
+    def submit(self, key: int, prompt: Sequence[int], seeds: Sequence[int]) -> None:
         """One more group: `len(seeds)` completions of `prompt`, handed back under `key`."""
         self._waiting.append(_Group(key, prompt, seeds, [Sample() for _ in seeds]))
+
+    def adopt(self, version: int) -> None:
+        """The policy holds other weights now; every step from here on is theirs."""
+        self.version = version
+        for group in self._waiting:
+            group.prompts = None
+
+    def drop(self, key: int) -> None:
+        """Nobody wants this group any more: its places are free, and it is not handed back."""
+        self._waiting = deque(group for group in self._waiting if group.key != key)
+        for row in self._rows:
+            if row is not None and row.group.key == key:
+                self._vacate(row)
 
     @property
     def idle(self) -> bool:
         """Nothing is under way, and nothing waits."""
         return self._flight is None and not self._waiting and not any(self._rows)
 
-    def step(self) -> tuple[int, list[tuple[Hashable, list[Sample]]]]:
+    def step(self) -> tuple[int, list[tuple[int, list[Sample]]]]:
         """Decode one token of every row; returns how many were read, and the groups that they completed."""
         self._fit()
         if self._waiting:
@@ -198,7 +218,7 @@ class Sampler:
             self._see()
         token, logprob = self._decoder.step(self._window, self._token, mx.array(uniforms), self._seen)
         self._token = token
-        return _Step(token, logprob, list(self._rows))
+        return _Step(token, logprob, list(self._rows), self.version)
 
     def _see(self) -> None:
         """Bring what is fed now, and the new rows' prompts, into `_seen`."""
@@ -217,7 +237,7 @@ class Sampler:
         """Logits of a token; a tokenizer may know fewer."""
         return int(self.policy.model(mx.array([[1]])).shape[-1])
 
-    def _read(self, step: _Step) -> tuple[int, list[tuple[Hashable, list[Sample]]]]:
+    def _read(self, step: _Step) -> tuple[int, list[tuple[int, list[Sample]]]]:
         """Wait for a step, and append its tokens to the completions that have not ended."""
         tokens, logprobs = np.array(step.token).tolist(), np.array(step.logprob).tolist()
         count, done = 0, []
@@ -226,13 +246,16 @@ class Sampler:
                 continue
             count += 1
             sample, group = row.sample, row.group
-            sample.append(token, logprob)
+            sample.append(token, logprob, step.version)
             sample.finished = self.policy.ends(sample.tokens, self.params.stop)
             if sample.finished or len(sample.tokens) == self.params.max_new_tokens:
-                row.ended = True
-                self._rows[row.place] = None
-                self._window.free(row.place)
+                self._vacate(row)
                 group.ended += 1
                 if group.ended == len(group.samples):
                     done.append((group.key, group.samples))
         return count, done
+
+    def _vacate(self, row: _Row) -> None:
+        row.ended = True
+        self._rows[row.place] = None
+        self._window.free(row.place)

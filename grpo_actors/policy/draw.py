@@ -72,17 +72,20 @@ class SamplingParams:
 
 @dataclass(slots=True)
 class Sample:
-    """One completion: ids and log-probs of equal length, the stop token included."""
+    """One completion: ids, log-probs and versions of equal length, the stop token included."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    #: Number of the weights that sampled each token, as the policy's owner counts them.
+    versions: list[int] = field(default_factory=list)
     #: Ended by a stop token or string; else it was cut at max_new_tokens.
     finished: bool = False
 
-    def append(self, token: int, logprob: float) -> None:
+    def append(self, token: int, logprob: float, version: int) -> None:
         """One more token."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        self.versions.append(version)
 
 
 def draws(seed: int, count: int) -> Array:

@@ -21,11 +21,16 @@ def sample_fixed(
     seeds: Sequence[Sequence[int]],
     params: SamplingParams,
     on_step: Callable[[int], None] | None = None,
+    *,
+    version: int = 0,
 ) -> list[list[Sample]]:
     """As `sampling.sample_groups`; all completions are in one batch, whatever `max_kv_tokens` says."""
     if not _fit_one_batch(policy, prompts):
         pairs = zip(prompts, seeds, strict=True)
-        return [sample_fixed(policy, [prompt], [group], params, on_step)[0] for prompt, group in pairs]
+        return [
+            sample_fixed(policy, [prompt], [group], params, on_step, version=version)[0]
+            for prompt, group in pairs
+        ]
     prompt_of_row = [i for i, group in enumerate(seeds) for _ in group]
     uniforms = mx.array(
         np.stack([draws(seed, params.max_new_tokens) for group in seeds for seed in group], axis=1)
@@ -50,7 +55,7 @@ def sample_fixed(
             mx.async_eval(next_token, next_logprob)  # type: ignore[no-untyped-call]
         if on_step:
             on_step(int(alive.sum()))
-        alive = _record(policy, [samples[row] for row in rows], token, logprob, params.stop)
+        alive = _record(policy, [samples[row] for row in rows], token, logprob, params.stop, version)
         if not alive.any() or step + 1 == params.max_new_tokens:
             break
         token, logprob = next_token, next_logprob
@@ -128,15 +133,20 @@ def take_rows(cache: Iterable[Any], rows: mx.array) -> None:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
 
-def _record(
-    policy: Policy, samples: Sequence[Sample], token: mx.array, logprob: mx.array, stop: tuple[str, ...]
+def _record(  # noqa: PLR0917 - one step's outcome
+    policy: Policy,
+    samples: Sequence[Sample],
+    token: mx.array,
+    logprob: mx.array,
+    stop: tuple[str, ...],
+    version: int,
 ) -> Array:
     """Append one step's tokens to the samples still running; returns which of them run on, [R]."""
     tokens, logprobs = np.array(token).tolist(), np.array(logprob).tolist()
     for sample, new, value in zip(samples, tokens, logprobs, strict=True):
         if sample.finished:
             continue
-        sample.append(new, value)
+        sample.append(new, value, version)
         sample.finished = policy.ends(sample.tokens, stop)
     return np.array([not sample.finished for sample in samples])
 

@@ -1,6 +1,6 @@
 """Sampling: prompts and seeds in; token ids, and the log-prob of each under the policy, out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from grpo_actors.policy.adapter import fused
 from grpo_actors.policy.batching import Sampler
@@ -19,6 +19,8 @@ def sample_groups(
     seeds: Sequence[Sequence[int]],
     params: SamplingParams,
     on_step: Callable[[int], None] | None = None,
+    *,
+    version: int = 0,
 ) -> list[list[Sample]]:
     """Sample `len(seeds[i])` completions of prompt i, as many side by side as `max_kv_tokens` lets.
 
@@ -28,41 +30,33 @@ def sample_groups(
         seeds: P lists of 64-bit seeds, one a completion; none empty.
         params: The same for all.
         on_step: Called at each step with the number of tokens that it adds; may raise to give up.
+        version: Number of the weights, recorded with every token.
 
     Returns:
         P lists of samples, in the order of the seeds.
     """
     with fused(policy.model), fixed_norms(policy.model):
         if not fits(policy):
-            return sample_fixed(policy, prompts, seeds, params, on_step)
-        return _sample_in_window(policy, prompts, seeds, params, on_step)
-
-
-def _sample_in_window(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[Sequence[int]],
-    params: SamplingParams,
-    on_step: Callable[[int], None] | None,
-) -> list[list[Sample]]:
-    sampler = Sampler(policy, params, places_for(prompts, seeds, params))
-    for i, (prompt, group) in enumerate(zip(prompts, seeds, strict=True)):
-        sampler.submit(i, prompt, group)
-    done: dict[object, list[Sample]] = {}
-    while not sampler.idle:
-        tokens, groups = sampler.step()
-        done.update(groups)
-        if on_step and tokens:
-            on_step(tokens)
+            return sample_fixed(policy, prompts, seeds, params, on_step, version=version)
+        completions, longest = sum(map(len, seeds)), max(map(len, prompts))
+        sampler = Sampler(policy, params, places_for(completions, longest, params), version)
+        for i, (prompt, group) in enumerate(zip(prompts, seeds, strict=True)):
+            sampler.submit(i, prompt, group)
+        done = dict(_sampled(sampler, on_step))
     return [done[i] for i in range(len(prompts))]
 
 
-def places_for(
-    prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
-) -> int:
-    """How many completions may be decoded side by side."""
-    completions = sum(len(group) for group in seeds)
+def _sampled(sampler: Sampler, on_step: Callable[[int], None] | None) -> Iterator[tuple[int, list[Sample]]]:
+    """Step until idle: every group as soon as it is whole."""
+    while not sampler.idle:
+        tokens, groups = sampler.step()
+        yield from groups
+        if on_step and tokens:
+            on_step(tokens)
+
+
+def places_for(completions: int, longest_prompt: int, params: SamplingParams) -> int:
+    """How many of so many completions may be decoded side by side; `longest_prompt` in tokens."""
     if not params.max_kv_tokens:
         return completions
-    longest = max(len(prompt) for prompt in prompts) + params.max_new_tokens
-    return min(completions, max(1, params.max_kv_tokens // longest))
+    return min(completions, max(1, params.max_kv_tokens // (longest_prompt + params.max_new_tokens)))

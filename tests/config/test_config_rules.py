@@ -83,6 +83,20 @@ from grpo_actors.errors import ConfigError
             ),
         ),
         (
+            ["in_flight_updates=true", "workers=0"],
+            (
+                "rollout.in_flight_updates needs rollout.workers of at least 1 (with 0 nothing is sampled while the "
+                "learner updates), got true"
+            ),
+        ),
+        (
+            ["in_flight_updates=true", "max_staleness=0"],
+            (
+                "rollout.in_flight_updates needs rollout.max_staleness of at least 1 (with 0 nothing is being sampled "
+                "when new weights come), got true"
+            ),
+        ),
+        (
             ["overlong_tokens=300"],
             "objective.overlong_tokens must be at most max_new_tokens = 256, got 300",
         ),

@@ -69,7 +69,13 @@ class Peer:
         raise AssertionError(f"{self.name} heard no {kind.__name__}, but {self.unheard}")
 
     def hello(self, **changes: Any) -> wire.Hello:
-        told = {"protocol": 1, "role": self.role, "name": self.name, "host": self.host, "pid": self.pid}
+        told = {
+            "protocol": wire.PROTOCOL_VERSION,
+            "role": self.role,
+            "name": self.name,
+            "host": self.host,
+            "pid": self.pid,
+        }
         return wire.Hello.model_validate(told | changes)
 
     def join(self) -> "Peer":

@@ -22,7 +22,7 @@ def test_a_hello_is_answered_with_what_a_peer_needs(run):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"protocol": 2}, "protocol 2 there, 1 here: install the same version"),
+        ({"protocol": 1}, "protocol 1 there, 2 here: install the same version"),
         ({"run_id": "run-0"}, "this is run run-1, not run-0"),
         ({"name": "someone else"}, "the name 'someone else' is not the identity of its socket"),
     ],

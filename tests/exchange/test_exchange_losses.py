@@ -210,3 +210,32 @@ def test_what_only_the_other_role_may_say_is_an_offence(run):
         "evaluator: Group from a peer whose role is evaluator",
     ]
     assert run.exchange.take_evaluations() == []
+
+
+# --- waiting -----------------------------------------------------------------------------------------
+
+
+def spend(peer, working_s, waiting_s):
+    peer.count(wire.Beat(state="waiting", working_s=working_s, waiting_s=waiting_s), now_s=0.0)
+
+
+def test_the_share_of_waiting_is_that_of_all_workers_since_it_was_last_taken():
+    roster = Roster("run-1")
+
+    def joins(name):
+        told = {"protocol": wire.PROTOCOL_VERSION, "role": "rollout", "name": name, "host": "h", "pid": 7}
+        return roster.admit(name.encode(), wire.Hello.model_validate(told), now_s=0.0)
+
+    one, other = joins("one"), joins("other")
+    assert roster.take_wait_share() is None
+    for peer in (one, other):
+        spend(peer, 10.0, 90.0)  # of the time before this learner
+    assert roster.take_wait_share() is None
+    spend(one, 13.0, 91.0)
+    spend(other, 10.0, 94.0)
+    assert roster.take_wait_share() == 5.0 / 8.0  # 3 s of work and 1 + 4 s of waiting
+    one = joins("one")  # its process was started again: its clocks, too
+    spend(one, 0.0, 0.5)
+    assert roster.take_wait_share() is None
+    spend(one, 1.0, 0.5)
+    assert roster.take_wait_share() == 0.0

@@ -32,7 +32,7 @@ WELL = {
     "learning_rate": 1e-4,
     "skipped_steps": 0,
     "update_s": 1.0,
-    "wait_s": 0.1,
+    "learner_wait_share": 0.1,
 }
 
 WORTH_NOTHING = {"reward_mean": 0.0, "reward_std": 0.0, "zero_variance_share": 1.0, "grad_norm": 0.0}
@@ -201,7 +201,7 @@ def test_disagreeing_workers_are_quantised_or_old_or_compute_otherwise():
 def test_always_stale_says_which_half_is_slower():
     stale = {"staleness": {"4": 8}}
     assert "the learner is the slower half" in text(stale, max_staleness=4)
-    assert "the workers are the slower half" in text(stale | {"wait_s": 0.7}, max_staleness=4)
+    assert "the workers are the slower half" in text(stale | {"learner_wait_share": 0.7}, max_staleness=4)
 
 
 def test_at_a_bound_of_one_update_being_there_is_what_it_is_for():

@@ -30,7 +30,8 @@ METRICS = {
     "rollout_tokens_per_s": 12_345,
     "learner_tokens_per_s": 4_321,
     "update_s": 0.8,
-    "wait_s": 0.2,
+    "learner_wait_share": 0.25,
+    "rollout_wait_share": 0.031,
 }
 COMPLETIONS = [{"text": f"so it is {n} [b]", "reward": n / 8, "truncated": n == 0} for n in range(8)]
 RECORDS = [
@@ -83,9 +84,8 @@ def test_it_fits_and_shows_every_number(width, height):
         "zero var. 25 % of groups",
         "staleness 0 █████████ 75 %",
         "1 ███ 25 %",
-        "rollout 12.3k tokens/s",
-        "learner 4,321 tokens/s",
-        "0.80 s, 25 % waiting",
+        "rollout 12.3k tok/s, waits 3.1 %",
+        "learner 4,321 tok/s, waits 25 %",
         "rollout-0 sampling v2 6,000 tok/s",
         "0.35 to 0.47",
         "best 0.41 @2",

@@ -97,7 +97,6 @@ def test_prompts_of_one_token_have_nothing_to_prefill(tiny):
 
 def test_the_bound_on_cached_tokens_bounds_the_rows(prompts):
     longest = max(len(prompt) for prompt in prompts)
-    seeds = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    assert places_for(prompts, seeds, SamplingParams(30)) == 9
-    assert places_for(prompts, seeds, SamplingParams(30, max_kv_tokens=4 * (longest + 30))) == 4
-    assert places_for(prompts, seeds, SamplingParams(30, max_kv_tokens=5)) == 1
+    assert places_for(9, longest, SamplingParams(30)) == 9
+    assert places_for(9, longest, SamplingParams(30, max_kv_tokens=4 * (longest + 30))) == 4
+    assert places_for(9, longest, SamplingParams(30, max_kv_tokens=5)) == 1

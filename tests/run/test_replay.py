@@ -87,7 +87,17 @@ def test_its_metrics_have_the_fields_of_a_live_run(on_policy_run, make_run):
     (replayed,), live = run.records("metrics"), on_policy_run.records("metrics")[0]
     assert replayed.keys() == live.keys()
     # A replay samples nothing anew.
-    its_own = {"seq", "time", "total_updates", "update_s", "wait_s", "memory_gb", "groups_resampled"}
+    its_own = {
+        "seq",
+        "time",
+        "total_updates",
+        "update_s",
+        "wait_s",
+        "learner_wait_share",
+        "rollout_wait_share",
+        "memory_gb",
+        "groups_resampled",
+    }
     measured = {key for key in live if key not in its_own and not key.endswith("tokens_per_s")}
     assert {key: replayed[key] for key in measured} == {key: live[key] for key in measured}
     assert [r["problem"] for r in run.records("sample")] == [on_policy_run.records("sample")[0]["problem"]]

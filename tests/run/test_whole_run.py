@@ -107,6 +107,14 @@ def test_no_group_is_staler_than_allowed(any_run):
     assert max(behind) <= bound
 
 
+def test_both_halves_tell_how_long_they_waited(any_run):
+    told = any_run.records("metrics")
+    assert all(0 <= record["learner_wait_share"] <= 1 for record in told)
+    shares = [record["rollout_wait_share"] for record in told if record["rollout_wait_share"] is not None]
+    assert shares
+    assert all(0 <= share <= 1 for share in shares)
+
+
 def test_recorded_logprobs_are_the_learners(on_policy_run):
     # Staleness 0, float32: the same weights in two processes differ only by the order of additions.
     assert max(record["logprob_gap_max"] for record in on_policy_run.records("metrics")) < 1e-3

@@ -1,0 +1,79 @@
+"""The rollout worker that never drains: one sampler over all its leases, new weights in the middle of completions.
+
+With ``rollout.in_flight_updates``. Groups of the next run of leases take the places that get free, and a version is
+adopted between two decoding steps as soon as it is there. Every token keeps the number of the version that sampled
+it; as versions only rise, a group is as old as the first token of its first completion.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import mlx.core as mx
+
+from grpo_actors.messages import Grant, read_ints
+from grpo_actors.policy.in_flight import InFlight
+from grpo_actors.policy.sampling import places_for
+from grpo_actors.worker import RolloutWorker, sampling_params
+
+
+@dataclass
+class InFlightWorker(RolloutWorker):
+    """A worker whose `turn` is one decoding step; for a process of its own."""
+
+    #: The completions of one run have places; those of the others wait for one to get free.
+    runs_held: ClassVar[int] = 3
+    _in_flight: InFlight = field(init=False)
+    #: Seconds of each group in `_sampling`: its share of the steps since it was submitted.
+    _sampling_s: dict[int, float] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rollout, params = self.config.rollout, sampling_params(self.config)
+        completions = rollout.batch_groups * rollout.num_generations
+        places = places_for(completions, self.config.data.max_prompt_length, params)
+        self._in_flight = InFlight(self.policy, params, places, self.version)
+
+    def turn(self, wait_s: float) -> None:
+        """Hear what there is (waiting `wait_s` for it when idle), adopt, and decode one token of every completion."""
+        self._listen(wait_s)
+        while self._can_sample():
+            self._begin(self._grants.popleft())
+        if self._sampling:
+            self._step()
+            self._book()
+            # Out of work: told at once, as at the end of a batch.
+            self._beat("sampling" if self._sampling else "waiting", force=not self._sampling)
+
+    def _has_work(self) -> bool:
+        return bool(self._sampling) or self._can_sample()
+
+    def _load(self, arrays: Mapping[str, mx.array]) -> None:
+        self._in_flight.adopt(self.version, arrays)
+
+    def _forget(self) -> None:
+        self._drop(list(self._sampling))
+        super()._forget()
+
+    def _drop_older(self, newer: Grant) -> None:
+        super()._drop_older(newer)
+        self._drop([lease.lease for lease in newer.leases])
+
+    def _drop(self, leases: Iterable[int]) -> None:
+        for lease in self._sampling.keys() & leases:
+            self._in_flight.sampler.drop(lease)
+            del self._sampling[lease], self._sampling_s[lease]
+
+    def _begin(self, grant: Grant) -> None:
+        for lease in grant.leases:
+            self._in_flight.sampler.submit(lease.lease, read_ints(lease.prompt), lease.seeds)
+            self._sampling[lease.lease], self._sampling_s[lease.lease] = lease, 0.0
+
+    def _step(self) -> None:
+        started_s = time.monotonic()
+        tokens, done = self._in_flight.sampler.step()
+        share_s = (time.monotonic() - started_s) / len(self._sampling)
+        self._sampling_s = {lease: seconds + share_s for lease, seconds in self._sampling_s.items()}
+        self._tokens += tokens
+        for lease, samples in done:
+            self._deliver(self._score(self._sampling.pop(lease), samples, self._sampling_s.pop(lease)))

@@ -1,0 +1,84 @@
+"""Runs whose workers take new weights in the middle of completions."""
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from runs import Run, kill, new_run
+
+#: A hot policy never ends its answers, so that sampling is the slower half: versions come while groups are under way.
+SETTINGS = {
+    "in_flight_updates": True,
+    "max_staleness": 2,
+    "workers": 1,
+    "temperature": 3.0,
+    "max_new_tokens": 80,
+    "max_updates": 8,
+    "save_steps": 4,
+    "eval_every_updates": 0,
+    "record_groups": True,
+}
+
+
+def groups(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "groups.jsonl").read_text().splitlines()]
+
+
+def versions(group: dict[str, Any]) -> list[list[int]]:
+    return [completion["versions"] for completion in group["completions"]]
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def flown(request: pytest.FixtureRequest) -> Iterator[Run]:
+    with new_run(**SETTINGS, fine_tune_type=request.param) as run:
+        assert run.run() == 0, run.stderr
+        yield run
+
+
+def test_every_token_is_within_the_bound_and_versions_only_rise(flown):
+    for group in groups(flown):
+        # Update u is made by version u - 1.
+        for of_completion in versions(group):
+            assert all(0 <= group["update"] - 1 - version <= 2 for version in of_completion)
+            assert of_completion == sorted(of_completion)
+
+
+def test_completions_of_several_versions_train(flown):
+    changes = [
+        after - before
+        for group in groups(flown)
+        for of_completion in versions(group)
+        for before, after in pairwise(of_completion)
+        if after != before
+    ]
+    assert changes
+    assert flown.updates() == 8
+
+
+def test_every_lease_is_consumed_once_and_in_order(flown):
+    flown.assert_told_without_gap()
+    assert [lease for lease, *_ in flown.ledger()] == list(range(16))
+    flown.assert_nothing_left()
+
+
+def test_a_run_whose_learner_was_killed_goes_on(make_run):
+    run = make_run(**SETTINGS)
+    run.start()
+    run.wait_for_update(5)
+    kill(run.child("learner"))
+    run.end()
+    assert run.run() == 0, run.stderr
+    run.assert_told_without_gap()
+    assert [lease for lease, *_ in run.ledger()] == list(range(16))
+    assert [group["update"] for group in groups(run)] == [1 + at // 2 for at in range(16)]
+
+
+def test_a_worker_that_is_killed_with_completions_under_way_loses_none(make_run):
+    run = make_run(**SETTINGS | {"workers": 2})
+    run.start()
+    run.wait_for_update(2)
+    kill(run.child("rollout-0"))
+    assert run.end() == 0, run.stderr
+    assert [lease for lease, *_ in run.ledger()] == list(range(16))
