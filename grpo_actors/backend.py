@@ -40,6 +40,17 @@ def load_fast_blas() -> None:
             _warn(f"{error}; install your system's libgfortran5 package")
 
 
+def let_shapes_vary() -> None:
+    """On CUDA, keep a run alive whose batches have ever new shapes.
+
+    MLX keeps a plan for each shape of its attention, and a graph for each sequence of kernels. A process that has
+    needed twice as many as it keeps is ended with an error, though nothing is wrong with it but the time that a plan
+    takes: some 128 shapes of a backward pass in the life of a learner. MLX reads this when it first uses the device.
+    """
+    os.environ.setdefault("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
+    os.environ.setdefault("MLX_CUDA_SDPA_BACKWARD_CACHE_SIZE", "256")
+
+
 def submit_long_graphs() -> None:
     """On CUDA, hand a step of decoding to the device at once instead of 20 kernels at a time.
 
