@@ -56,8 +56,11 @@ def submit_long_graphs() -> None:
 
     Saves a fifth of a step (Qwen2.5-0.5B on an H100: 9.8 → 7.8 ms). For processes that sample and do not train: what a
     graph needs is held until all of it has run, which for a backward pass would be all of its activations. MLX
-    reads both when it first uses the device; who has set them knows better.
+    reads both when it first uses the device; who has set them knows better. Not on a Mac, where they bound a Metal command
+    buffer: a long one holds up the display.
     """
+    if sys.platform == "darwin":
+        return
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "1000")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "4000")
 
