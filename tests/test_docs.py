@@ -1,0 +1,37 @@
+"""What README and docs/ tell a reader to type, click or set exists."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from grpo_actors.config.schema import OWNER
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@each_page
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@each_page
+def test_settings_that_are_set_exist(page):
+    keys = re.findall(r"--set ([a-z_.]+)=", page.read_text())
+    assert [key for key in keys if key.rpartition(".")[2] not in OWNER] == []
+
+
+@each_page
+def test_programs_of_the_package_exist(page):
+    modules = set(re.findall(r"python -m (grpo_actors[\w.]*)", page.read_text()))
+    assert [module for module in modules if importlib.util.find_spec(module) is None] == []
+
+
+@each_page
+def test_configurations_that_are_named_exist(page):
+    names = re.findall(r"--config ([a-z0-9_]+\.toml)", page.read_text())
+    assert [name for name in names if not (ROOT / "configs" / name).is_file() and name != "your.toml"] == []
