@@ -29,6 +29,12 @@ def parser() -> argparse.ArgumentParser:
     )
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--gguf", type=Path, metavar="FILE", help="a GGUF file (llama or qwen2)")
+    source.add_argument(
+        "--nanochat",
+        type=Path,
+        metavar="DIR",
+        help="a folder with nanochat's model_*.pt, meta_*.json, tokenizer.pkl",
+    )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
     command.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)"
@@ -54,8 +60,17 @@ def from_gguf(options: argparse.Namespace, folder: Path) -> str:
     return f"{options.gguf.name}: {made.architecture}, {_megabytes(made.source_bytes)}, tensors: {formats}"
 
 
+def from_nanochat(options: argparse.Namespace, folder: Path) -> str:
+    """Source ``--nanochat``."""
+    from grpo_actors.policy.nanochat import write_folder  # noqa: PLC0415  MLX takes a second to import
+
+    made = write_folder(options.nanochat, folder, options.dtype)
+    sizes = f"{made.layers} layers, {made.vocab:,} tokens"
+    return f"{options.nanochat}: nanochat, step {made.step}, {_megabytes(made.source_bytes)}, {sizes}"
+
+
 #: By the option that chooses it.
-SOURCES: dict[str, Source] = {"gguf": from_gguf}
+SOURCES: dict[str, Source] = {"gguf": from_gguf, "nanochat": from_nanochat}
 
 
 def convert(options: argparse.Namespace) -> str:

@@ -1,0 +1,80 @@
+"""A nanochat checkpoint becomes the files of a model folder.
+
+Puts together what the other modules know; does not decide where the folder lies or what happens to a
+half-written one.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models import nanochat
+from mlx_lm.utils import save_model
+
+from grpo_actors.errors import ModelError
+from grpo_actors.policy.model import DTYPES
+from grpo_actors.policy.nanochat import architecture, encoding, tokenizer
+from grpo_actors.policy.nanochat.source import find, read_sizes
+from grpo_actors.policy.nanochat.torch_file import TorchFile
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted: for the summary."""
+
+    step: int
+    layers: int
+    vocab: int
+    source_bytes: int
+
+
+def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
+    """Write config, weights, tokenizer and generation config of the newest checkpoint in `source`.
+
+    Args:
+        source: A folder as `grpo_actors.policy.nanochat.source` describes.
+        folder: An empty folder.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        ModelError: a file is missing, damaged or another model's, or the disk is too small.
+    """
+    files = find(source)
+    sizes = read_sizes(files.meta)
+    stored = encoding.read(files.tokenizer)
+    if stored.vocab != sizes.vocab:
+        raise ModelError(
+            f"{files.tokenizer}: must have the model's {sizes.vocab} tokens ({files.meta.name}), has {stored.vocab}; "
+            "it is another model's"
+        )
+    # Before the weights: they take the time.
+    text = tokenizer.build(files.tokenizer, stored).to_str(pretty=True)
+    ids, config = tokenizer.token_ids(stored), architecture.config(sizes, dtype)
+    with TorchFile(files.model) as file:
+        names = architecture.stored_names(file, sizes)
+        weights = [
+            (name, architecture.weight(file, name, stored_name, sizes, DTYPES[dtype]))
+            for name, stored_name in names.items()
+        ]
+    _save_weights(folder, config, weights)
+    _write_json(folder / "config.json", config | ids)
+    _write_json(folder / "generation_config.json", ids)
+    _write_json(folder / "tokenizer_config.json", tokenizer.config(stored, sizes.context))
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    return Conversion(files.step, sizes.layers, sizes.vocab, files.model.stat().st_size)
+
+
+def _save_weights(folder: Path, config: dict[str, Any], weights: list[tuple[str, mx.array]]) -> None:
+    """In mlx-lm's shards, through its model: what it would not load is not written."""
+    model = nanochat.Model(nanochat.ModelArgs.from_dict(config))
+    model.load_weights(weights)
+    try:
+        save_model(folder, model)
+    except (RuntimeError, OSError) as error:  # mlx reports a full disk as RuntimeError
+        raise ModelError(f"{folder}: cannot be written: {error}; free some disk space") from None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
