@@ -15,6 +15,13 @@ def test_the_promised_files_are_there():
         "smoke_test.toml",
         "prod.toml",
         "smollm2.toml",
+        # The names that MLX-GRPO's users know, beside prod and smoke_test.
+        "medium.toml",
+        "ultra_light.toml",
+        "nanochat_test.toml",
+        "nanochat_grpo.toml",
+        "nanochat_d32.toml",
+        "nanochat_d32_test.toml",
     }
 
 

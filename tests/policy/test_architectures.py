@@ -12,7 +12,10 @@ PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 
 SEEDS = [[10, 11], [20], [30, 31], [40]]
 
 #: Full attention, a sliding window, convolution, state spaces (one heeds padding, one does not), experts.
-FAMILIES = ["qwen2", "qwen3", "gemma3_text", "lfm2", "mamba", "mamba2", "qwen3_moe", "qwen3_next", "stablelm"]
+FAMILIES = [
+    *("qwen2", "qwen3", "gemma3_text", "lfm2", "mamba", "mamba2", "qwen3_moe", "qwen3_next", "stablelm"),
+    "nanochat",
+]
 
 
 def assert_batch_is_single(policy, prompts=PROMPTS, seeds=SEEDS, new_tokens=20):

@@ -15,7 +15,7 @@ from grpo_actors.policy.prompts import shares_prompts, whole_rows
 from grpo_actors.policy.recomputation import recomputed_blocks
 
 #: Keys and values of every position in each layer; stablelm's head is no plain one.
-SHARING = ["llama", "qwen2", "qwen3", "qwen3_moe", "olmo2", "phi3", "smollm3", "stablelm"]
+SHARING = ["llama", "qwen2", "qwen3", "qwen3_moe", "olmo2", "phi3", "smollm3", "stablelm", "nanochat"]
 #: Sliding windows, convolutions, states.
 NOT_SHARING = ["gemma3_text", "olmo3", "lfm2", "mamba", "mamba2", "qwen3_next"]
 
