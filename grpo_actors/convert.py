@@ -64,7 +64,7 @@ def from_nanochat(options: argparse.Namespace, folder: Path) -> str:
     """Source ``--nanochat``."""
     from grpo_actors.policy.nanochat import write_folder  # noqa: PLC0415  MLX takes a second to import
 
-    made = write_folder(options.nanochat, folder, options.dtype)
+    made = write_folder(options.nanochat, folder, options.dtype or "float32")
     sizes = f"{made.layers} layers, {made.vocab:,} tokens"
     return f"{options.nanochat}: nanochat, step {made.step}, {_megabytes(made.source_bytes)}, {sizes}"
 

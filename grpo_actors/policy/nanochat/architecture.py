@@ -5,6 +5,7 @@ by name: value embeddings, residual lambdas, gates; a model without them would t
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -37,8 +38,8 @@ def config(sizes: Sizes, dtype: str) -> dict[str, Any]:
     }
 
 
-def shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor, in the order of the forward pass."""
+def shapes(sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor, in the order of the forward pass."""
     hidden, kv = sizes.hidden, sizes.hidden // sizes.heads * sizes.kv_heads
     layer = {
         "attn.c_q": (hidden, hidden),
@@ -49,12 +50,11 @@ def shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
         "mlp.c_proj": (hidden, 4 * hidden),
     }
     table = (sizes.vocab, hidden)
-    inner = {
-        f"transformer.h.{index}.{name}.weight": shape
-        for index in range(sizes.layers)
-        for name, shape in layer.items()
-    }
-    return {_VOCABULARY[0]: table, **inner, _VOCABULARY[1]: table}
+    yield _VOCABULARY[0], table
+    for index in range(sizes.layers):
+        for name, shape in layer.items():
+            yield f"transformer.h.{index}.{name}.weight", shape
+    yield _VOCABULARY[1], table
 
 
 def stored_names(file: TorchFile, sizes: Sizes) -> dict[str, str]:
@@ -64,15 +64,17 @@ def stored_names(file: TorchFile, sizes: Sizes) -> dict[str, str]:
         ModelError: one is missing, unknown or of another shape.
     """
     names = {name.removeprefix(_COMPILED): name for name in file.tensors}
-    expected = shapes(sizes)
-    _refuse_unknown(file, sorted(names.keys() - expected.keys()))
-    for name, shape in expected.items():
+    known = {}
+    # One by one: a damaged layer count ends at the first layer that is not there.
+    for name, shape in shapes(sizes):
         if name not in names:
             raise ModelError(f"{file.path}: tensor {name} is missing; the file is not a whole model")
         found = file.tensors[names[name]].shape
         if found != shape and not (name in _VOCABULARY and found == _padded(shape)):
             raise ModelError(f"{file.path}: tensor {name} must have shape {shape}, got {found}")
-    return {name: names[name] for name in expected}
+        known[name] = names[name]
+    _refuse_unknown(file, sorted(names.keys() - known.keys()))
+    return known
 
 
 def weight(file: TorchFile, name: str, stored: str, sizes: Sizes, dtype: mx.Dtype) -> mx.array:

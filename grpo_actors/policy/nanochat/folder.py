@@ -4,7 +4,6 @@ Puts together what the other modules know; does not decide where the folder lies
 half-written one.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import mlx.core as mx
 from mlx_lm.models import nanochat
 from mlx_lm.utils import save_model
 
+from grpo_actors.checkpoints import write_json
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import DTYPES
 from grpo_actors.policy.nanochat import architecture, encoding, tokenizer
@@ -59,9 +59,9 @@ def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
             for name, stored_name in names.items()
         ]
     _save_weights(folder, config, weights)
-    _write_json(folder / "config.json", config | ids)
-    _write_json(folder / "generation_config.json", ids)
-    _write_json(folder / "tokenizer_config.json", tokenizer.config(stored, sizes.context))
+    write_json(folder / "config.json", config | ids)
+    write_json(folder / "generation_config.json", ids)
+    write_json(folder / "tokenizer_config.json", tokenizer.config(stored, sizes.context))
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     return Conversion(files.step, sizes.layers, sizes.vocab, files.model.stat().st_size)
 
@@ -74,7 +74,3 @@ def _save_weights(folder: Path, config: dict[str, Any], weights: list[tuple[str,
         save_model(folder, model)
     except (RuntimeError, OSError) as error:  # mlx reports a full disk as RuntimeError
         raise ModelError(f"{folder}: cannot be written: {error}; free some disk space") from None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

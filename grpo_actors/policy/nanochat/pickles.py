@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError),
     *(TypeError, ValueError, MemoryError, OverflowError, RecursionError),
 )
+
+#: The operations that number what they have built.
+_NUMBERING = {"PUT", "BINPUT", "LONG_BINPUT"}
 
 #: Replaces a persistent id, which is what a pickle writes for data that lies elsewhere.
 Resolve = Callable[[Any], Any]
@@ -35,11 +39,19 @@ def load(
         ModelError: another name, or no whole pickle.
     """
     try:
+        _check_numbers(data)
         return _Unpickler(path, data, names, wanted, resolve).load()
     except _DAMAGE as error:
         raise ModelError(
             f"{path}: must hold {wanted}, and its pickle cannot be read: {error or type(error).__name__}"
         ) from None
+
+
+def _check_numbers(data: bytes) -> None:
+    """Refuse ten bytes that would make the standard library's table of objects fill the memory."""
+    for operation, number, _ in pickletools.genops(data):
+        if operation.name in _NUMBERING and (number is None or number > len(data)):
+            raise pickle.UnpicklingError(f"object number {number} of {len(data)} bytes")
 
 
 class _Unpickler(pickle.Unpickler):

@@ -26,6 +26,8 @@ STORAGES = {
 _WANTED = "a dictionary of float32, bfloat16 or float16 tensors"
 #: Names and shapes of a thousand tensors take 0.2 MB; a larger pickle is no list of tensors.
 _PICKLE_BYTES = 16 << 20
+#: More dimensions than a matrix of a model has, and larger numbers than a file has bytes, are damage.
+_MOST_DIMENSIONS, _BOUND = 8, 2**63
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError),
     *(NotImplementedError, RuntimeError),  # a compression that zipfile has not; a password
@@ -110,23 +112,31 @@ class TorchFile:
             raise ModelError(f"{self.path}: must hold {_WANTED}, got {type(content).__name__}")
         for name, tensor in content.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                # Only a text is shown: what else a pickle builds may be endless to print.
+                what = repr(name)[:60] if isinstance(name, str) else "an entry"
                 raise ModelError(
-                    f"{self.path}: must hold {_WANTED}, {name!r:.60} is {type(tensor).__name__} (the model's own "
-                    "state is wanted, not a training state)"
+                    f"{self.path}: must hold {_WANTED}, {what} is {type(tensor).__name__} (the model's own state is "
+                    "wanted, not a training state)"
                 )
         return dict(content)
 
     def _storage(self, pid: Any) -> Storage:
         match pid:
-            case ("storage", str(kind), str(key), str(), int(count)) if kind in STORAGES and count >= 0:
+            case ("storage", str(kind), str(key), str(), int(count)) if (
+                kind in STORAGES and 0 <= count < _BOUND
+            ):
                 return Storage(kind, key, count)
-        raise ModelError(f"{self.path}: must hold {_WANTED}, got a storage {pid!r:.80}")
+        raise ModelError(f"{self.path}: must hold {_WANTED}, got a storage of another kind")
 
     def _rebuild_tensor(
         self, storage: Any, offset: Any, shape: Any, strides: Any, *_gradient_and_hooks: Any
     ) -> Tensor:
         """Stands for torch's function of that name."""
-        if not isinstance(storage, Storage) or not _whole_numbers((offset, *shape, *strides)):
+        if (
+            not isinstance(storage, Storage)
+            or not len(shape) == len(strides) <= _MOST_DIMENSIONS
+            or not _whole_numbers((offset, *shape, *strides))
+        ):
             raise ModelError(f"{self.path}: must hold {_WANTED}, got one of another kind")
         if not _row_by_row(shape, strides):
             raise ModelError(f"{self.path}: a tensor {shape} must lie row by row, its strides are {strides}")
@@ -156,7 +166,7 @@ class TorchFile:
 
 
 def _whole_numbers(values: tuple[Any, ...]) -> bool:
-    return all(isinstance(value, int) and value >= 0 for value in values)
+    return all(isinstance(value, int) and 0 <= value < _BOUND for value in values)
 
 
 def _row_by_row(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
