@@ -64,7 +64,7 @@ def test_a_file_given_as_folder_is_refused(tmp_path, capsys):
         ({"n_layer": 10**12}, "tensor transformer.h.2.attn.c_q.weight is missing"),
         ({"n_layer": 1}, "6 tensors are not known"),
         ({"n_embd": 64}, f"transformer.wte.weight must have shape ({VOCAB}, 64), got ({VOCAB}, 32)"),
-        ({"window_pattern": "SSSL"}, "window_pattern = 'SSSL' is a part of newer nanochat models"),
+        ({"window_pattern": "SSSL"}, "'window_pattern' = 'SSSL', a part of newer nanochats"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(tmp_path, capsys, meta, words):
@@ -88,7 +88,7 @@ def test_parts_of_a_newer_nanochat_are_named(tmp_path, capsys):
     write(tmp_path / "source", Tiny(weights=random_weights() | newer))
     line = refused(tmp_path, capsys)
     assert "4 tensors are not known to mlx-lm's nanochat" in line
-    assert "(resid_lambdas, transformer.h.N.attn.ve_gate.weight, value_embeds.N.weight)" in line
+    assert "('resid_lambdas', 'transformer.h.N.attn.ve_gate.weight', 'value_embeds.N.weight')" in line
 
 
 def test_a_weight_that_is_not_finite_is_refused(tmp_path, capsys):
@@ -131,9 +131,9 @@ def test_a_tensor_may_be_a_part_of_its_storage(tmp_path):
         (holding(tensor("0", "FloatStorage", (2, 3), strides=(1, 2))), "must lie row by row"),
         (holding(tensor("0", "FloatStorage", (2, 3), offset=1)), "must fit its storage of 6 numbers"),
         (holding(tensor("0", "FloatStorage", (2, -3), length=6)), "got one of another kind"),
-        (holding(tensor("1", "FloatStorage", (2, 3))), "data/1 cannot be read"),
-        (holding(tensor("0", "HalfStorage", (2, 3))), "data/0 must have 12 bytes, has 24"),
-        (holding(tensor("../0", "FloatStorage", (2, 3))), r"data/../0 cannot be read"),
+        (holding(tensor("1", "FloatStorage", (2, 3))), "data/1' cannot be read"),
+        (holding(tensor("0", "HalfStorage", (2, 3))), "data/0' must have 12 bytes, has 24"),
+        (holding(tensor("../0", "FloatStorage", (2, 3))), r"data/../0' cannot be read"),
         (holding(b"}"), "'w' is dict .the model's own state is wanted"),
         (holding(integer(3) + b"Q"), "got a storage of another kind"),
         (holding(OF_SIX)[:-40], "its pickle cannot be read"),

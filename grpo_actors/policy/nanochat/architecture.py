@@ -106,6 +106,6 @@ def _refuse_unknown(file: TorchFile, unknown: list[str]) -> None:
     # One name for all layers: h.0.attn.ve_gate and h.31.attn.ve_gate are one part.
     parts = list(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name in unknown))
     raise ModelError(
-        f"{file.path}: {len(unknown)} tensors are not known to mlx-lm's nanochat ({', '.join(parts[:4])}"
+        f"{file.path}: {len(unknown)} tensors are not known to mlx-lm's nanochat ({', '.join(f'{part!r:.60}' for part in parts[:4])}"
         f"{', …' if len(parts) > 4 else ''}); this is a newer nanochat, and without them it would be another model"
     )

@@ -1,9 +1,11 @@
 """Which files of a folder are the checkpoint, and the sizes that its meta file gives.
 
-DIR/model_000650.pt, DIR/meta_000650.json     the newest step is taken
-DIR/tokenizer.pkl                             as nanochat's models lie on the hub
-DIR/tokenizer/tokenizer.pkl                   the same with a folder for the tokenizer
-DIR/../../tokenizer/tokenizer.pkl             as nanochat itself leaves them: DIR is chatsft_checkpoints/d20
+Knows where the hub and nanochat itself put things; opens neither weights nor tokenizer.
+
+    DIR/model_000650.pt, DIR/meta_000650.json     the newest step is taken
+    DIR/tokenizer.pkl                             as nanochat's models lie on the hub
+    DIR/tokenizer/tokenizer.pkl                   the same with a folder for the tokenizer
+    DIR/../../tokenizer/tokenizer.pkl             as nanochat leaves them: DIR is chatsft_checkpoints/d20
 """
 
 import json
@@ -102,7 +104,7 @@ def read_sizes(meta: Path) -> Sizes:
     if described:
         key, value = next(iter(described.items()))
         raise ModelError(
-            f"{meta}: model_config.{key} = {value!r:.60} is a part of newer nanochat models that mlx-lm's has not; "
+            f"{meta}: model_config has {key!r:.40} = {value!r:.40}, a part of newer nanochats that mlx-lm's has not; "
             f"known are {', '.join(META_NAMES)}"
         )
     return _checked(Sizes(**sizes), meta)

@@ -112,7 +112,9 @@ def _regex(path: Path, pattern: str) -> Regex:
     try:
         return Regex(pattern)
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower
-        raise ModelError(f"{path}: its split pattern is not known to tokenizers: {error}") from None
+        raise ModelError(
+            f"{path}: its split pattern is not known to tokenizers: {str(error)!r:.80}"
+        ) from None
 
 
 def _trial_texts(stored: StoredEncoding, reference: tiktoken.Encoding) -> Iterator[str]:

@@ -155,13 +155,12 @@ class TorchFile:
             # The size comes first: what is packed may be a thousand times larger than the file.
             stored = self._archive.getinfo(name).file_size
             if stored > _PICKLE_BYTES if size is None else stored != size:
-                raise ModelError(
-                    f"{self.path}: {name} must have {size or f'at most {_PICKLE_BYTES:,}'} bytes, has {stored}"
-                )
+                allowed = f"at most {_PICKLE_BYTES}" if size is None else size
+                raise ModelError(f"{self.path}: {name!r:.80} must have {allowed} bytes, has {stored}")
             return self._archive.read(name)
         except _UNREADABLE as error:
             raise ModelError(
-                f"{self.path}: {name} cannot be read: {_reason(error)}; the file is damaged, fetch it again"
+                f"{self.path}: {name!r:.80} cannot be read: {_reason(error)}; the file is damaged, fetch it again"
             ) from None
 
 
