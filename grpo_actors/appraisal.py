@@ -58,7 +58,7 @@ def appraiser(config: Config, task: Task) -> Callable[[SampledGroup], Appraisal]
     criteria = Criteria(selection.dynamic_sampling, selection.min_success, selection.max_success)
 
     def appraise(group: SampledGroup) -> Appraisal:
-        right = [task.is_correct(c.text, group.problem.answer) for c in group.completions]
+        right = [task.is_correct(c.text, group.problem) for c in group.completions]
         return criteria.appraise(sum(right) / len(right), signal=has_signal(group, config))
 
     return appraise

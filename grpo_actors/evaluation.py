@@ -82,12 +82,12 @@ def evaluate(
     started_s = time.monotonic()
     greedy = list(_answers(policy, problems, config, 0.0, on_step))
     texts = [policy.decode(sample.tokens) for sample in greedy]
-    right = sum(task.is_correct(text, problem.answer) for text, problem in zip(texts, problems, strict=True))
+    right = sum(task.is_correct(text, problem) for text, problem in zip(texts, problems, strict=True))
     sampled = None
     if config.evaluator.eval_sampled:
         drawn = _answers(policy, problems, config, config.evaluator.eval_temperature, on_step)
         sampled = fmean(
-            task.is_correct(policy.decode(sample.tokens), problem.answer)
+            task.is_correct(policy.decode(sample.tokens), problem)
             for sample, problem in zip(drawn, problems, strict=True)
         )
     low, high = wilson_interval(right, len(problems))

@@ -29,7 +29,7 @@ from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.processes.door import StopRequest, bound_memory, enter_process
 from grpo_actors.processes.preflight import BASE_EVALUATION_FILE, CONFIG_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task
-from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import zmq_context
 
@@ -65,7 +65,7 @@ class RunEvaluator:
         policy = load_policy(config.model, seed=config.run.seed)
         problems = held_out(task, config, policy)
         rewards = chosen_rewards(config.reward.functions, task)
-        with closing(Scorer(rewards, timeout_s=config.reward.reward_timeout_s)) as scorer:
+        with closing(open_scorer(rewards, config.reward)) as scorer:
 
             def score() -> Score:
                 return evaluate(policy, task, problems, config, scorer, on_step=self._on_step)
@@ -164,7 +164,7 @@ def evaluate_alone(folder: Path, config: Config, samples: int | None, *, as_json
     policy = load_folder(folder, config)
     problems = held_out(task, config, policy, samples)
     rewards = chosen_rewards(config.reward.functions, task)
-    with closing(Scorer(rewards, timeout_s=config.reward.reward_timeout_s)) as scorer:
+    with closing(open_scorer(rewards, config.reward)) as scorer:
         score = evaluate(policy, task, problems, config, scorer)
     print(json.dumps({"checkpoint": str(folder), **asdict(score)}) if as_json else as_table(folder, score))
     return 0

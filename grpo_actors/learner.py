@@ -37,7 +37,7 @@ from grpo_actors.processes.preflight import CONFIG_FILE, total_updates, with_rew
 from grpo_actors.publishing import Publisher
 from grpo_actors.replay import replay
 from grpo_actors.tasks.registry import load_task
-from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.tasks.task import Task
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import (
@@ -148,9 +148,7 @@ class Learner:
         config = self.config
         with (
             zmq_context() as context,
-            contextlib.closing(
-                Scorer(config.reward.functions, timeout_s=config.reward.reward_timeout_s)
-            ) as scorer,
+            contextlib.closing(open_scorer(config.reward.functions, config.reward)) as scorer,
         ):
             control = ControlClient(context, endpoints.control, "local")
             welcome = introduce(control, "rollout", self.stop, patience_s=10) or self._welcome

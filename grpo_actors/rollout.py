@@ -37,7 +37,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
     from grpo_actors.joining import Leaving, introduce, load_welcome_policy  # noqa: PLC0415
     from grpo_actors.messages import Bye, encode  # noqa: PLC0415
     from grpo_actors.policy.pinned import pin  # noqa: PLC0415
-    from grpo_actors.tasks.scoring import Scorer  # noqa: PLC0415
+    from grpo_actors.tasks.scoring import open_scorer  # noqa: PLC0415
     from grpo_actors.transport.control import ControlClient  # noqa: PLC0415
     from grpo_actors.transport.sockets import beside, zmq_context  # noqa: PLC0415
     from grpo_actors.transport.weights import WeightsClient  # noqa: PLC0415
@@ -50,7 +50,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
             return 0
         config = Config.model_validate_json(welcome.config)
         policy = load_welcome_policy(welcome, config)
-        with Scorer(config.reward.functions, timeout_s=config.reward.reward_timeout_s) as scorer:
+        with open_scorer(config.reward.functions, config.reward) as scorer:
             weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint), pin)
             kind = InFlightWorker if config.rollout.in_flight_updates else RolloutWorker
             worker = kind(control, welcome, config, policy, scorer, weights, stop)

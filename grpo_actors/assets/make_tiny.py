@@ -227,7 +227,7 @@ def report(folder: Path, count: int) -> None:
             completion_batch_size=64,
             prefill_batch_size=64,
         ).texts
-        right = [task.is_correct(text, p.answer) for text, p in zip(texts, problems, strict=True)]
+        right = [task.is_correct(text, p) for text, p in zip(texts, problems, strict=True)]
         formed = [FORMAT.fullmatch(text) is not None for text in texts]
         print(
             f"{name}: accuracy {np.mean(right):.3f}, format {np.mean(formed):.3f} of {count} held-out problems"

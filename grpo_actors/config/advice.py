@@ -32,7 +32,7 @@ def advice(config: "Config") -> Iterator[tuple[str, str]]:
 
 
 def _without_effect(config: "Config") -> Iterator[tuple[str, str]]:
-    for part in (_idle_model, _idle_selection, _idle_objective, _idle_surroundings):
+    for part in (_idle_model, _idle_selection, _idle_objective, _idle_surroundings, _idle_data):
         yield from part(config)
 
 
@@ -88,10 +88,19 @@ def _idle_surroundings(config: "Config") -> Iterator[tuple[str, str]]:
     if config.transport.scheme == "ipc":
         for leaf in ("host", "port", "insecure"):
             yield f"transport.{leaf}", 'scheme is "ipc"'
+    if not config.evaluator.eval_sampled:
+        yield "evaluator.eval_temperature", "eval_sampled is false"
+
+
+def _idle_data(config: "Config") -> Iterator[tuple[str, str]]:
     if config.data.task != "jsonl":
         for leaf in ("prompt_column", "answer_column", "eval_fraction"):
             yield f"data.{leaf}", f'task is "{config.data.task}"'
     elif config.data.eval_path:
         yield "data.eval_fraction", "eval_path is given"
-    if not config.evaluator.eval_sampled:
-        yield "evaluator.eval_temperature", "eval_sampled is false"
+    if config.data.task != "reasoning_gym":
+        for leaf in ("task", "settings", "size", "eval_size"):
+            yield f"data.gym_{leaf}", f'task is "{config.data.task}"'
+    if "code_tests" not in config.reward.functions:
+        for leaf in ("allow_code_execution", "code_timeout_s", "code_memory_gb"):
+            yield f"reward.{leaf}", "reward.functions has no code_tests"

@@ -150,11 +150,30 @@ def _of_task(config: "Config") -> Iterator[Contradiction]:
     data, weights = config.data, config.reward.functions
     if data.task == "jsonl" and not data.path:
         yield Contradiction(("data.path", "data.task"), 'must name a .jsonl file when task is "jsonl"', "")
-    if data.task == "arithmetic" and (data.path or data.eval_path):
+    if data.task in ("arithmetic", "reasoning_gym") and (data.path or data.eval_path):
         yield Contradiction(
             ("data.path" if data.path else "data.eval_path", "data.task"),
-            'must be empty when task is "arithmetic", which makes its own problems (task = "jsonl" reads a file)',
+            f'must be empty when task is "{data.task}", which makes its own problems (task = "jsonl" reads a file)',
             data.path or data.eval_path,
+        )
+    if data.task == "reasoning_gym" and not data.gym_task:
+        yield Contradiction(
+            ("data.gym_task", "data.task"),
+            'must name one of the library\'s tasks, such as chain_sum, when task is "reasoning_gym"',
+            "",
+        )
+    if "reasoning_gym" in weights and data.task != "reasoning_gym":
+        yield Contradiction(
+            ("reward.functions", "data.task"),
+            f'must not have reasoning_gym when task is "{data.task}", whose problems that library cannot score',
+            weights,
+        )
+    if "code_tests" in weights and not config.reward.allow_code_execution:
+        yield Contradiction(
+            ("reward.functions", "reward.allow_code_execution"),
+            "must not have code_tests, which runs code that the model wrote, unless reward.allow_code_execution = true "
+            "(docs/tasks.md says what that does not protect from)",
+            weights,
         )
     if data.num_shots and data.task != "gsm8k":
         yield Contradiction(

@@ -6,7 +6,7 @@ strict: text is never read as a number; a whole number is a number. Contradictio
 `rules`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -71,7 +71,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """[data]: the problems."""
 
-    task: Literal["gsm8k", "arithmetic", "jsonl"] = Field(
+    task: Literal["gsm8k", "arithmetic", "jsonl", "reasoning_gym"] = Field(
         "gsm8k", description="which problems, with their rewards"
     )
     path: str = Field(
@@ -80,6 +80,14 @@ class DataConfig(Section):
     eval_path: str = Field("", description="held-out data; empty: the task's own split, or a part of path")
     prompt_column: Text = Field("question", description="jsonl: column with the problem")
     answer_column: Text = Field("answer", description="jsonl: column with the true answer")
+    gym_task: str = Field("", description="reasoning_gym: name of a task of that library, such as chain_sum")
+    gym_settings: dict[str, Any] = Field(
+        default_factory=dict, description="reasoning_gym: that task's own settings, such as { max_terms = 3 }"
+    )
+    gym_size: int = Field(
+        2000, ge=1, le=2**20, description="reasoning_gym: training problems made; repeats are left out"
+    )
+    gym_eval_size: int = Field(200, ge=1, le=2**18, description="reasoning_gym: held-out problems made")
     system_prompt: str | None = Field(
         None, description='first message of every prompt; not set: the task\'s own; "": none'
     )
@@ -101,7 +109,21 @@ class RewardConfig(Section):
         default_factory=dict,
         description='weights by reward: a built-in name, "file.py:function" or "module:function"; empty: the task\'s own',
     )
-    reward_timeout_s: float = Field(10.0, gt=0, description="seconds a reward may take for one group")
+    reward_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="seconds that a reward of your own, or of a library, may take for one group",
+    )
+    allow_code_execution: bool = Field(
+        default=False,
+        description="let code_tests run programs that the model wrote: read docs/tasks.md first",
+    )
+    code_timeout_s: float = Field(
+        4.0, gt=0, le=60, description="code_tests: seconds, of the clock and of CPU time, for one program"
+    )
+    code_memory_gb: float = Field(
+        1.0, gt=0, description="code_tests: address space of one program; macOS does not enforce it"
+    )
 
 
 class RolloutConfig(Section):

@@ -19,13 +19,14 @@ from grpo_actors.config.schema import SECTIONS
 #: Longer values are cut in error messages, which have one line.
 SHOWN_CHARACTERS = 80
 
-_KINDS: dict[type, str] = {
+_KINDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a finite number",
     str: "text in quotes",
     tuple: "a list of texts, none empty",
     dict: "a table of name = finite weight",
+    dict[str, Any]: "a table of settings",
 }
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -79,7 +80,7 @@ def _rule(kind: Any, metadata: Iterable[Any]) -> str:
     if get_origin(kind) is Literal:
         choices = [toml_value(choice) for choice in get_args(kind)]
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
-    rule = _KINDS[get_origin(kind) or kind]
+    rule = _KINDS.get(kind) or _KINDS[get_origin(kind) or kind]
     bounds = list(metadata)
     if any(isinstance(bound, annotated_types.MinLen) for bound in bounds):
         rule += ", not empty"

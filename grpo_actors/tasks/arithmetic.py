@@ -135,9 +135,9 @@ class Arithmetic:
         """All problems of a split; the kinds take turns."""
         return self._train if split == "train" else self._eval
 
-    def is_correct(self, completion: str, answer: str) -> bool:
+    def is_correct(self, completion: str, problem: Problem) -> bool:
         """Whether the last ``<answer>…</answer>`` of the completion equals the answer as a number."""
-        return same_answer(extract_answer(completion), answer)
+        return same_answer(extract_answer(completion), problem.answer)
 
 
 class ArithmeticProblems(Sequence[Problem]):

@@ -62,9 +62,9 @@ class Gsm8k:
         """All problems of a split, in the data set's order; "eval" is its test split."""
         return self._train if split == "train" else self._eval
 
-    def is_correct(self, completion: str, answer: str) -> bool:
+    def is_correct(self, completion: str, problem: Problem) -> bool:
         """Whether the last ``<answer>…</answer>`` of the completion equals the answer as a number."""
-        return same_answer(extract_answer(completion), answer)
+        return same_answer(extract_answer(completion), problem.answer)
 
 
 #: A row with the place to name in an error, such as ``train.jsonl:17``.

@@ -68,9 +68,9 @@ class Jsonl:
         """All problems of a split, in the file's order."""
         return self._train if split == "train" else self._eval
 
-    def is_correct(self, completion: str, answer: str) -> bool:
+    def is_correct(self, completion: str, problem: Problem) -> bool:
         """Whether the last ``<answer>…</answer>`` of the completion is the answer, as number or text."""
-        return same_answer(extract_answer(completion), answer)
+        return same_answer(extract_answer(completion), problem.answer)
 
 
 def _report_overlap(shared: int, count: int, path: str, eval_path: str) -> None:

@@ -114,7 +114,7 @@ class OwnRewards:
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # what a reward prints is for people; the socket carries the results
                     pass_fds=[theirs.fileno()],
-                    env=os.environ | {"PYTHONPATH": _search_path()},
+                    env=os.environ | {"PYTHONPATH": search_path()},
                     start_new_session=True,
                 )
             except OSError as error:
@@ -180,7 +180,7 @@ def _check_form(spec: str) -> None:
         )
 
 
-def _search_path() -> str:
+def search_path() -> str:
     """The child finds this package where this process found it, installed or not."""
     inherited = os.environ.get("PYTHONPATH")
     return f"{_PACKAGE_PARENT}{os.pathsep}{inherited}" if inherited else _PACKAGE_PARENT

@@ -7,7 +7,7 @@ task is imported only when it is asked for.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.task import Problem, Split, Task
@@ -52,6 +52,22 @@ class DataSettings(Protocol):
     def eval_fraction(self) -> float:
         """Share of prompts held out where there is no other split."""
 
+    @property
+    def gym_task(self) -> str:
+        """Name of a task of reasoning-gym."""
+
+    @property
+    def gym_settings(self) -> Mapping[str, Any]:
+        """That task's own settings."""
+
+    @property
+    def gym_size(self) -> int:
+        """Problems made to train on."""
+
+    @property
+    def gym_eval_size(self) -> int:
+        """Problems made to evaluate on."""
+
 
 def _arithmetic(_data: DataSettings, seed: int) -> Task:
     from grpo_actors.tasks.arithmetic import Arithmetic  # noqa: PLC0415
@@ -77,11 +93,20 @@ def _jsonl(data: DataSettings, _seed: int) -> Task:
     )
 
 
+def _reasoning_gym(data: DataSettings, seed: int) -> Task:
+    from grpo_actors.tasks.reasoning_gym import ReasoningGym  # noqa: PLC0415
+
+    return ReasoningGym(
+        data.gym_task, data.gym_settings, seed=seed, size=data.gym_size, eval_size=data.gym_eval_size
+    )
+
+
 #: Name in the configuration -> how to make the task from the settings and the run's seed.
 TASKS: Mapping[str, Callable[[DataSettings, int], Task]] = {
     "arithmetic": _arithmetic,
     "gsm8k": _gsm8k,
     "jsonl": _jsonl,
+    "reasoning_gym": _reasoning_gym,
 }
 
 
@@ -120,9 +145,9 @@ class _Adjusted:
         """All problems of a split."""
         return self._train if split == "train" else self._eval
 
-    def is_correct(self, completion: str, answer: str) -> bool:
+    def is_correct(self, completion: str, problem: Problem) -> bool:
         """The task's own judgement."""
-        return self._task.is_correct(completion, answer)
+        return self._task.is_correct(completion, problem)
 
 
 class _Problems(Sequence[Problem]):

@@ -14,7 +14,7 @@ business, which the configuration or the task's ``default_rewards`` sets.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Protocol
 
@@ -127,12 +127,13 @@ REWARDS: Mapping[str, Reward] = {
 }
 
 
-def built_in(name: str) -> Reward:
-    """The built-in reward of that name; RewardError, with the nearest name, where there is none."""
+def built_in(name: str, others: Collection[str] = ()) -> Reward:
+    """The built-in reward of that name; RewardError, with the nearest of these and of `others`, where there is none."""
     if name in REWARDS:
         return REWARDS[name]
-    near = get_close_matches(name, REWARDS, n=1)
-    cure = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(REWARDS)}"
+    known = [*REWARDS, *others]
+    near = get_close_matches(name, known, n=1)
+    cure = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     raise RewardError(
         f"reward.functions: {name!r} is not a built-in reward; {cure} "
         '(an own one is written "file.py:function" or "module:function")'

@@ -1,6 +1,6 @@
 """Scoring the completions of a problem with every reward of a run.
 
-Knows which rewards are built in and which are a user's own; knows nothing of weights beyond which
+Knows which rewards run here and which in a process that can be killed; knows nothing of weights beyond which
 names have one: values leave here unweighted, as facts. A reward that fails is reported and has no value
 for that group; it never ends the process that scores.
 """
@@ -8,9 +8,11 @@ for that group; it never ends the process that scores.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from grpo_actors.errors import RewardError
+from grpo_actors.tasks.code_tests import CODE_TESTS, CodeLimits, CodeTests
+from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
 from grpo_actors.tasks.own_reward import OwnRewards
 from grpo_actors.tasks.rewards import REWARDS, Reward, built_in
 from grpo_actors.tasks.task import Problem
@@ -26,22 +28,54 @@ class Scores:
     failures: list[str]
 
 
+class RewardSettings(Protocol):
+    """What scoring depends on: the configuration's [reward] section, as far as it is seen here."""
+
+    @property
+    def reward_timeout_s(self) -> float:
+        """For one group and one reward that runs in a process of its own."""
+
+    @property
+    def allow_code_execution(self) -> bool:
+        """Whether `code_tests` may run programs that a model wrote."""
+
+    @property
+    def code_timeout_s(self) -> float:
+        """For one such program."""
+
+    @property
+    def code_memory_gb(self) -> float:
+        """For one such program."""
+
+
+def open_scorer(weights: Mapping[str, float], settings: RewardSettings) -> "Scorer":
+    """The scorer of a run. Raises RewardError as `Scorer` does."""
+    limits = CodeLimits(settings.code_timeout_s, int(settings.code_memory_gb * 2**30))
+    return Scorer(
+        weights, timeout_s=settings.reward_timeout_s, code=limits if settings.allow_code_execution else None
+    )
+
+
 class Scorer:
     """The rewards named in `weights`, ready to score. Not safe to share among threads.
 
-    Built-in rewards run here. Own rewards (``file.py:function``, ``module:function``; a relative file is
-    looked up from the current folder) run in one child process and have `timeout_s` for each group.
-    Raises RewardError where a name is unknown or a function cannot be loaded. Close it after use.
+    Built-in rewards run here; `code_tests`, which needs the limits `code`, starts a process for each program.
+    Own rewards (``file.py:function``, ``module:function``; a relative file is looked up from the current folder)
+    and those of libraries run in one child process and have `timeout_s` for each group.
+    Raises RewardError where a name is unknown, a function cannot be loaded, or its library is missing. Close it
+    after use.
     """
 
-    def __init__(self, weights: Mapping[str, float], *, timeout_s: float) -> None:
+    def __init__(
+        self, weights: Mapping[str, float], *, timeout_s: float, code: CodeLimits | None = None
+    ) -> None:
         self._names = list(weights)
-        own_names = [name for name in weights if name not in REWARDS and _is_own(name)]
-        self._built_in: dict[str, Reward] = {
-            name: built_in(name) for name in weights if name not in own_names
+        specs = {name: _spec(name) for name in weights if name in LIBRARY_REWARDS or _is_own(name)}
+        self._here: dict[str, Reward] = {
+            name: _runs_here(name, code) for name in weights if name not in specs
         }
-        self._own_index = {name: index for index, name in enumerate(own_names)}
-        self._own = OwnRewards(own_names, timeout_s=timeout_s) if own_names else None
+        self._own_index = {name: index for index, name in enumerate(specs)}
+        self._own = OwnRewards(list(specs.values()), timeout_s=timeout_s) if specs else None
 
     def score(self, problem: Problem, completions: Sequence[str]) -> Scores:
         """Every reward's values for completions of one problem, in the order of `completions`.
@@ -73,14 +107,34 @@ class Scorer:
         self.close()
 
     def _values(self, name: str, arguments: dict[str, Any]) -> list[float | None]:
-        if name in self._built_in:
-            return self._built_in[name](**arguments)
+        if name in self._here:
+            return self._here[name](**arguments)
         assert self._own is not None
         return self._own.call(self._own_index[name], arguments)
 
 
 def _is_own(name: str) -> bool:
-    return ":" in name or name.endswith(".py")
+    return name not in REWARDS and (":" in name or name.endswith(".py"))
+
+
+def _spec(name: str) -> str:
+    """Where a reward's function is, for the child process."""
+    if name not in LIBRARY_REWARDS:
+        return name
+    if not is_installed(name):
+        raise RewardError(f"reward.functions: {name!r} {LIBRARY_REWARDS[name].cure}")
+    return LIBRARY_REWARDS[name].spec
+
+
+def _runs_here(name: str, code: CodeLimits | None) -> Reward:
+    if name != CODE_TESTS:
+        return built_in(name, [CODE_TESTS, *LIBRARY_REWARDS])
+    if code is None:
+        raise RewardError(
+            f"reward.functions: {CODE_TESTS!r} runs code that the model wrote and is off; docs/tasks.md says what "
+            "it does not protect from; then set reward.allow_code_execution = true"
+        )
+    return CodeTests(code)
 
 
 def _arguments(problem: Problem, completions: Sequence[str]) -> dict[str, Any]:

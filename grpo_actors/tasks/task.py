@@ -35,6 +35,6 @@ class Task(Protocol):
         """All problems of a split, in the data's own order; cheap to index, `len` known."""
         ...
 
-    def is_correct(self, completion: str, answer: str) -> bool:
-        """Whether the text of a completion answers right: the evaluator's exact match."""
+    def is_correct(self, completion: str, problem: Problem) -> bool:
+        """Whether the text of a completion answers its problem right: what the evaluator counts."""
         ...

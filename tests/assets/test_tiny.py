@@ -107,9 +107,9 @@ def test_right_solutions_fit_40_new_tokens_with_room(tokenizer):
 
 def test_a_careful_teacher_is_always_right():
     task = Arithmetic(seed=1)
-    answers = {problem.messages[-1]["content"]: problem.answer for problem in task.problems("train")}
+    problems = {problem.messages[-1]["content"]: problem for problem in task.problems("train")}
     for lesson in lessons(300, CAREFUL):
-        assert task.is_correct(lesson.completion, answers[lesson.question])
+        assert task.is_correct(lesson.completion, problems[lesson.question])
 
 
 def test_no_lesson_is_about_a_held_out_problem():
@@ -148,8 +148,6 @@ def test_the_shipped_model_starts_careless_but_able(loaded, problems):
         prefill_batch_size=64,
     ).texts
     task = Arithmetic(seed=0)
-    right = [
-        task.is_correct(text, problem.answer) for text, problem in zip(completions, problems, strict=True)
-    ]
+    right = [task.is_correct(text, problem) for text, problem in zip(completions, problems, strict=True)]
     # Greedy, 51 % of 600 were right when it was made; 0.36 and 0.66 are 3.3 standard deviations of 120 away.
     assert 0.36 < sum(right) / len(right) < 0.66

@@ -133,7 +133,7 @@ def test_a_byte_order_mark_is_no_error(write):
         ),
         (
             "task = 'gsm'",
-            'mine.toml: data.task must be one of "gsm8k", "arithmetic", "jsonl", got "gsm"; did you mean "gsm8k"?',
+            'mine.toml: data.task must be one of "gsm8k", "arithmetic", "jsonl", "reasoning_gym", got "gsm"; did you mean "gsm8k"?',
         ),
         (
             "temperature = 0.0",

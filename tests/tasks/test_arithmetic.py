@@ -127,7 +127,7 @@ def test_a_size_beyond_the_operand_space_is_refused():
 
 
 def test_the_last_answer_tag_decides_and_numbers_compare_as_numbers():
-    task = Arithmetic(seed=0)
-    assert task.is_correct("<answer>1</answer> no, <answer>62.0</answer>", "62")
-    assert not task.is_correct("<answer>61</answer>", "62")
-    assert not task.is_correct("62", "62")
+    task, problem = Arithmetic(seed=0), Problem("sum", (), "62")
+    assert task.is_correct("<answer>1</answer> no, <answer>62.0</answer>", problem)
+    assert not task.is_correct("<answer>61</answer>", problem)
+    assert not task.is_correct("62", problem)

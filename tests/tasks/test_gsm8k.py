@@ -43,8 +43,8 @@ def test_the_system_prompt_shows_the_format_that_the_rewards_want(tmp_path):
     example = request[request.index("<reasoning>") :].replace("the answer", "2")
     with Scorer(task.default_rewards, timeout_s=1) as scorer:
         assert scorer.score(problem, [example]).rewards == {name: [1.0] for name in REWARDS}
-    assert task.is_correct(example, problem.answer)
-    assert not task.is_correct("2", problem.answer)
+    assert task.is_correct(example, problem)
+    assert not task.is_correct("2", problem)
 
 
 def test_files_may_be_named_one_by_one(tmp_path):

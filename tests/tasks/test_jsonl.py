@@ -47,7 +47,7 @@ def test_columns_are_mapped_and_the_others_reach_the_rewards(file):
 def test_any_scalar_answer_becomes_the_text_that_a_model_would_write(file, value, text):
     task = Jsonl(file([{"question": "a", "answer": value}, {"question": "b", "answer": value}]))
     assert {problem.answer for problem in every(task)} == {text}
-    assert task.is_correct(f"<answer>{text}</answer>", text)
+    assert all(task.is_correct(f"<answer>{text}</answer>", problem) for problem in every(task))
 
 
 def test_a_chat_is_taken_as_it_is(file):

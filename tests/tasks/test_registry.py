@@ -1,12 +1,13 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from grpo_actors.errors import DataError
+from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS
 from grpo_actors.tasks.registry import TASKS, load_task
 from grpo_actors.tasks.rewards import REWARDS
 
@@ -22,6 +23,10 @@ class Data:
     max_train_samples: int = 0
     num_shots: int = 0
     eval_fraction: float = 0.1
+    gym_task: str = ""
+    gym_settings: dict = field(default_factory=dict)
+    gym_size: int = 20
+    gym_eval_size: int = 10
 
 
 @pytest.fixture
@@ -34,8 +39,8 @@ def path(tmp_path):
 @pytest.fixture(params=TASKS)
 def data(request, tmp_path, path):
     """Settings of every task, small and offline."""
-    if request.param == "arithmetic":
-        pytest.importorskip("grpo_actors.tasks.arithmetic")
+    if request.param == "reasoning_gym":
+        pytest.importorskip("reasoning_gym")
     row = json.dumps({"question": "1+1?", "answer": "1+1 = 2\n#### 2"}) + "\n"
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(row * 5)
@@ -43,19 +48,21 @@ def data(request, tmp_path, path):
         "arithmetic": Data("arithmetic"),
         "gsm8k": Data("gsm8k", path=str(tmp_path)),
         "jsonl": Data("jsonl", path=path),
+        "reasoning_gym": Data("reasoning_gym", gym_task="chain_sum"),
     }[request.param]
 
 
 def test_every_task_keeps_the_contract(data):
     task, again = load_task(data, seed=3), load_task(data, seed=3)
-    assert set(task.default_rewards) <= set(REWARDS)
+    assert set(task.default_rewards) <= {*REWARDS, *LIBRARY_REWARDS}
     for split in ("train", "eval"):
         problems = task.problems(split)
         assert len(problems) > 0
         assert len({problem.id for problem in problems}) == len(problems)
         assert problems[0] == again.problems(split)[0]
         assert problems[0].messages[-1]["role"] == "user"
-        assert task.is_correct(f"<answer>{problems[0].answer}</answer>", problems[0].answer)
+        assert task.is_correct(f"<answer>{problems[0].answer}</answer>", problems[0])
+        assert not task.is_correct("<answer>another</answer>", problems[0])
         json.dumps(dict(problems[0].columns), allow_nan=False)  # own rewards get them as JSON
     ids = [problem.id for split in ("train", "eval") for problem in task.problems(split)]
     assert len(ids) == len(set(ids))
@@ -85,7 +92,8 @@ def test_a_system_prompt_replaces_the_tasks_own_in_both_splits(data):
         messages = task.problems(split)[0].messages
         assert [m["content"] for m in messages if m["role"] == "system"] == ["Be brief."]
         assert messages[0]["role"] == "system"
-    assert task.is_correct("<answer>2</answer>", "2")
+    right = f"<answer>{task.problems('eval')[0].answer}</answer>"
+    assert task.is_correct(right, task.problems("eval")[0])
 
 
 def test_an_empty_system_prompt_means_none(data):
