@@ -60,6 +60,17 @@ def test_an_unknown_reward_is_answered_with_the_nearest_one(run):
     assert "'correctness'" in line
 
 
+def test_running_what_the_model_wrote_without_leave(run):
+    line = assert_refused(run, "--set", "reward.functions={code_tests=1.0}")
+    assert "unless reward.allow_code_execution = true" in line
+
+
+def test_an_unknown_task_of_reasoning_gym_is_answered_with_the_nearest_one(run):
+    pytest.importorskip("reasoning_gym")
+    line = assert_refused(run, "--set", "task=reasoning_gym", "--set", "gym_task=chain_sun")
+    assert "data.gym_task: reasoning-gym has no task 'chain_sun'; did you mean chain_sum" in line
+
+
 def test_rewards_that_are_worth_nothing(run):
     assert "reward.functions" in assert_refused(run, "--set", "reward.functions={correctness=0.0}")
 

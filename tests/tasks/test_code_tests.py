@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo_actors.errors import RewardError
+from grpo_actors.config import load_config
+from grpo_actors.errors import ConfigError, RewardError
 from grpo_actors.tasks.code_tests import CodeLimits, CodeTests, passed_share, program_of
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem
@@ -253,9 +254,6 @@ def test_nothing_runs_unless_it_was_allowed():
 
 
 def test_a_contradicting_configuration_is_refused_in_one_line():
-    from grpo_actors.config import load_config
-    from grpo_actors.errors import ConfigError
-
     with pytest.raises(ConfigError, match=r"unless reward\.allow_code_execution = true .*docs/tasks\.md"):
         load_config(None, ["reward.functions={code_tests=1.0}"])
     load_config(None, ["reward.functions={code_tests=1.0}", "allow_code_execution=true"])
