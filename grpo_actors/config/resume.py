@@ -25,6 +25,7 @@ MATTERS_FOR_RESUME = frozenset(
         "data.gym_task",
         "data.gym_settings",
         "data.gym_size",
+        "data.gym_eval_size",  # what is held out is not trained on
         "data.system_prompt",
         "data.num_shots",
         "data.max_train_samples",

@@ -14,12 +14,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 from grpo_actors.errors import RewardError
@@ -85,7 +85,7 @@ def passed_share(program: str, tests: Sequence[str], limits: CodeLimits) -> floa
     if not program.strip():
         return 0.0
     ours, theirs = socket.socketpair()
-    with TemporaryDirectory(prefix="code_tests_", ignore_cleanup_errors=True) as folder, ours:
+    with _folder() as folder, ours:
         with theirs:
             child = _start(theirs, folder)
         try:
@@ -96,6 +96,17 @@ def passed_share(program: str, tests: Sequence[str], limits: CodeLimits) -> floa
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     return len(passed) / len(tests)
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """An empty folder, removed afterwards with what is in it."""
+    folder = mkdtemp(prefix="code_tests_")
+    try:
+        yield folder
+    finally:
+        # A program may nest folders deeper than shutil.rmtree can follow.
+        subprocess.run(["rm", "-rf", folder], stderr=subprocess.DEVNULL, check=False)
 
 
 def _tests(given: object) -> list[str]:

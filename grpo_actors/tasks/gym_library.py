@@ -23,6 +23,13 @@ from grpo_actors.tasks.answers import extract_answer
 from grpo_actors.tasks.rewards import Chat, text
 from grpo_actors.tasks.time_limit import time_limit
 
+#: What the library raises where it is given what it did not expect: settings out of bounds, an answer in no form
+#: (the scorer of prime_factorization for one raises ValueError for any that is not all numbers).
+REFUSALS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError),
+)
+
 #: Scoring an answer takes milliseconds; one that takes longer is worth nothing.
 ANSWER_S = 1.0
 
@@ -35,7 +42,7 @@ def open_dataset(name: str, settings: Mapping[str, Any], *, seed: int, size: int
         if name == "composite":
             given["datasets"] = [DatasetSpec(**each) for each in given.get("datasets", [])]
         return create_dataset(name, **given, seed=seed, size=size)
-    except (AssertionError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except REFUSALS as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"data.gym_settings: {name!r} refuses them: {said:.300}; got {settings}") from error
 
@@ -80,7 +87,7 @@ def _score(dataset: Any, answer: str, entry: Mapping[str, Any]) -> float:
     try:
         with time_limit(ANSWER_S):
             return float(dataset.score_answer(answer, entry))
-    except TimeoutError:
+    except (TimeoutError, *REFUSALS):
         return 0.0
 
 

@@ -127,6 +127,7 @@ def test_a_byte_order_mark_is_no_error(write):
         ),
         ("stop = 'a'", 'mine.toml: rollout.stop must be a list of texts, none empty, got "a"'),
         ("stop = ['a', 1]", "mine.toml: rollout.stop must be a list of texts, none empty, got 1 at [1]"),
+        ("gym_settings = 3", "mine.toml: data.gym_settings must be a table of settings, got 3"),
         (
             "[reward.functions]\ncorrect = inf",
             'mine.toml: reward.functions must be a table of name = finite weight, got inf at ["correct"]',

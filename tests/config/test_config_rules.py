@@ -39,6 +39,25 @@ from grpo_actors.errors import ConfigError
             ),
         ),
         (
+            ["task=reasoning_gym"],
+            'data.gym_task must name one of the library\'s tasks, such as chain_sum, when task is "reasoning_gym", got ""',
+        ),
+        (
+            ["functions={reasoning_gym=1}"],
+            (
+                'reward.functions must not have reasoning_gym when task is "gsm8k", whose problems that library '
+                'cannot score, got { "reasoning_gym" = 1.0 }'
+            ),
+        ),
+        (
+            ["functions={code_tests=1}"],
+            (
+                "reward.functions must not have code_tests, which runs code that the model wrote, unless "
+                "reward.allow_code_execution = true (docs/tasks.md says what that does not protect from), "
+                'got { "code_tests" = 1.0 }'
+            ),
+        ),
+        (
             ["fine_tune_type=full", "base_bits=4"],
             (
                 'model.base_bits must be 0 when fine_tune_type is "full" (quantised weights cannot be trained; '

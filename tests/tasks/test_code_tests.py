@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_actors.config import load_config
-from grpo_actors.errors import ConfigError, RewardError
+from grpo_actors.errors import RewardError
 from grpo_actors.tasks.code_tests import CodeLimits, CodeTests, passed_share, program_of
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem
@@ -188,6 +187,8 @@ def test_the_folder_is_gone_afterwards(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     tests = [f"assert os.getcwd().startswith({str(tmp_path.resolve())!r})"]
     assert passed_share("import os\nopen('left', 'w').close()\nos.mkdir('more')\n", tests, LIMITS) == 1.0
+    deep = "import os\nfor _ in range(3000):\n    os.mkdir('deeper')\n    os.chdir('deeper')\n"
+    assert passed_share(deep, ["pass"], LIMITS) == 1.0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -251,9 +252,3 @@ def test_nothing_runs_unless_it_was_allowed():
     problem = Problem("double", ({"role": "user", "content": "Double it."},), "", {"tests": TESTS})
     with Scorer({"code_tests": 1.0}, timeout_s=5, code=LIMITS) as scorer:
         assert scorer.score(problem, [fenced(DOUBLE)]).rewards == {"code_tests": [1.0]}
-
-
-def test_a_contradicting_configuration_is_refused_in_one_line():
-    with pytest.raises(ConfigError, match=r"unless reward\.allow_code_execution = true .*docs/tasks\.md"):
-        load_config(None, ["reward.functions={code_tests=1.0}"])
-    load_config(None, ["reward.functions={code_tests=1.0}", "allow_code_execution=true"])

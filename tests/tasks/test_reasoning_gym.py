@@ -109,6 +109,14 @@ def test_an_answer_that_is_evaluated_for_ever_is_wrong_and_ends_nothing():
     assert after.rewards == {"reasoning_gym": [1.0]}
 
 
+def test_an_answer_on_which_the_librarys_scorer_fails_is_worth_nothing_and_the_others_keep_their_values():
+    problem = task("prime_factorization", size=1, eval_size=1).problems("train")[0]
+    with Scorer({"reasoning_gym": 1.0}, timeout_s=30) as scorer:
+        scores = scorer.score(problem, ["<answer>many</answer>", f"<answer>{problem.answer}</answer>"])
+    assert scores.failures == []
+    assert scores.rewards == {"reasoning_gym": [0.0, 1.0]}
+
+
 def test_several_tasks_are_mixed_by_the_librarys_own_composite():
     parts = [
         {"name": "chain_sum", "weight": 3, "config": {"max_terms": 2}},
