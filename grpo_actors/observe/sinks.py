@@ -121,14 +121,14 @@ class Journal:
 class LineFile:
     """An append-only file of JSON lines that never shows a torn line for longer than a write takes."""
 
-    def __init__(self, path: Path, keeps: Callable[[bytes], bool], *, switch: str) -> None:
+    def __init__(self, path: Path, keeps: Callable[[bytes], bool], *, switch: str = "") -> None:
         """Open, and cut off what a run that goes on from a checkpoint will tell again.
 
         Args:
             path: Created where there is none.
             keeps: Whether a line belongs to what the checkpoint knows; the first that does not, or a torn
                 one, is cut off with all after it. `ProtocolError`: the line is none of this file's.
-            switch: The setting that does without the file.
+            switch: The setting that does without the file, if there is one.
         """
         self.path = path
         self._switch = switch
@@ -171,9 +171,9 @@ class LineFile:
         self._file.close()
 
     def _failure(self, what: str, error: OSError) -> RunError:
+        without = f", or set {self._switch} = false" if self._switch else ""
         return RunError(
-            f"{self.path} {what} ({error.strerror}); free some space or make the folder writable, "
-            f"or set {self._switch} = false"
+            f"{self.path} {what} ({error.strerror}); free some space or make the folder writable{without}"
         )
 
 

@@ -94,9 +94,11 @@ class Sampler:
     def __post_init__(self) -> None:
         self._decoder = Decoder(self.policy, self.params)
 
-    def submit(self, key: int, prompt: Sequence[int], seeds: Sequence[int]) -> None:
-        """One more group: `len(seeds)` completions of `prompt`, handed back under `key`."""
-        self._waiting.append(_Group(key, prompt, seeds, [Sample() for _ in seeds]))
+    def submit(self, key: int, prompt: Sequence[int], seeds: Sequence[int]) -> list[Sample]:
+        """One more group: `len(seeds)` completions of `prompt`, handed back under `key`; returned at once, to be watched."""
+        samples = [Sample() for _ in seeds]
+        self._waiting.append(_Group(key, prompt, seeds, samples))
+        return samples
 
     def adopt(self, version: int) -> None:
         """The policy holds other weights now; every step from here on is theirs."""

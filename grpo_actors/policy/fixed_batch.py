@@ -4,7 +4,7 @@ Sliding windows, convolutions and state spaces keep more, or less, than the keys
 position. Their rows start together, and a row that ends is dropped with a quarter of the others.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -31,11 +31,31 @@ def sample_fixed(
             sample_fixed(policy, [prompt], [group], params, on_step, version=version)[0]
             for prompt, group in pairs
         ]
+    groups = [[Sample() for _ in group] for group in seeds]
+    for tokens in fixed_steps(policy, prompts, seeds, groups, params, version=version):
+        if on_step:
+            on_step(tokens)
+    return groups
+
+
+def fixed_steps(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[Sample]],
+    params: SamplingParams,
+    *,
+    version: int = 0,
+) -> Iterator[int]:
+    """Let the empty samples of `groups`, one for each seed, grow; yields at each step how many tokens it added.
+
+    All prompts must be of one length, or the model must heed padding.
+    """
     prompt_of_row = [i for i, group in enumerate(seeds) for _ in group]
     uniforms = mx.array(
         np.stack([draws(seed, params.max_new_tokens) for group in seeds for seed in group], axis=1)
     )
-    samples = [Sample() for _ in prompt_of_row]
+    samples = [sample for group in groups for sample in group]
 
     cache, logits = prefill(policy, prompts)
     take_rows(cache, mx.array(prompt_of_row))
@@ -53,9 +73,9 @@ def sample_fixed(
             logits = policy.model(token[:, None], cache=cache)[:, -1]
             next_token, next_logprob = draw(logits, uniforms[step + 1][mx.array(rows)], params, seen)
             mx.async_eval(next_token, next_logprob)  # type: ignore[no-untyped-call]
-        if on_step:
-            on_step(int(alive.sum()))
+        added = int(alive.sum())
         alive = _record(policy, [samples[row] for row in rows], token, logprob, params.stop, version)
+        yield added
         if not alive.any() or step + 1 == params.max_new_tokens:
             break
         token, logprob = next_token, next_logprob
@@ -65,8 +85,6 @@ def sample_fixed(
             token, logprob = token[index], logprob[index]
             seen = None if seen is None else seen[index]
             take_rows(cache, index)
-    first = iter(samples)
-    return [[next(first) for _ in group] for group in seeds]
 
 
 def prefill(policy: Policy, prompts: Sequence[Sequence[int]]) -> tuple[list[Any], mx.array]:

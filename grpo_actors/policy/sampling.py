@@ -1,16 +1,21 @@
 """Sampling: prompts and seeds in; token ids, and the log-prob of each under the policy, out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 
 from grpo_actors.policy.adapter import fused
-from grpo_actors.policy.batching import Sampler
+from grpo_actors.policy.batching import PREFILLED, Sampler
 from grpo_actors.policy.decoding import fits
 from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.draw import Sample, SamplingParams
-from grpo_actors.policy.fixed_batch import sample_fixed
+from grpo_actors.policy.fixed_batch import fixed_steps, sample_fixed
 from grpo_actors.policy.model import Policy
 
-__all__ = ["Sample", "SamplingParams", "places_for", "sample_groups"]
+__all__ = ["Sample", "SamplingParams", "grow_sample", "places_for", "sample_groups", "sample_in_turn"]
+
+#: Whose completions they are, the prompt, one seed a completion.
+Group = tuple[int, Sequence[int], Sequence[int]]
 
 
 def sample_groups(
@@ -35,7 +40,7 @@ def sample_groups(
     Returns:
         P lists of samples, in the order of the seeds.
     """
-    with fused(policy.model), fixed_norms(policy.model):
+    with _ready(policy):
         if not fits(policy):
             return sample_fixed(policy, prompts, seeds, params, on_step, version=version)
         completions, longest = sum(map(len, seeds)), max(map(len, prompts))
@@ -53,6 +58,93 @@ def _sampled(sampler: Sampler, on_step: Callable[[int], None] | None) -> Iterato
         yield from groups
         if on_step and tokens:
             on_step(tokens)
+
+
+def grow_sample(
+    policy: Policy, prompt: Sequence[int], seed: int, params: SamplingParams
+) -> Generator[Sample, None, None]:
+    """One completion while it grows: the same object after each of its tokens."""
+    with _ready(policy):
+        if fits(policy):
+            sampler = Sampler(policy, params, places=1)
+            [sample] = sampler.submit(0, prompt, [seed])
+            while not sampler.idle:
+                tokens, _ = sampler.step()
+                if tokens:
+                    yield sample
+        else:
+            sample = Sample()
+            for _ in fixed_steps(policy, [prompt], [[seed]], [[sample]], params):
+                yield sample
+
+
+def sample_in_turn(
+    policy: Policy,
+    groups: Iterable[Group],
+    params: SamplingParams,
+    places: int,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, list[Sample]]]:
+    """Any number of groups, taken from `groups` as places get free; each is yielded as soon as it is whole.
+
+    Args:
+        policy: The model that samples; set to evaluation mode by its owner.
+        groups: No prompt and no list of seeds is empty.
+        params: The same for all.
+        places: Completions that are decoded side by side, at most; for a model that no window holds, a
+            group that is larger is not divided.
+        on_step: Called at each step with the number of tokens that it adds.
+    """
+    source = iter(groups)
+    with _ready(policy):
+        if not fits(policy):
+            yield from _batch_by_batch(policy, source, params, places, on_step)
+            return
+        sampler, under_way = Sampler(policy, params, places), 0
+        while True:
+            # Enough to fill every place, and prompts to prefill together; the sampler looks at all that wait.
+            for key, prompt, seeds in islice(source, places + PREFILLED - under_way):
+                sampler.submit(key, prompt, seeds)
+                under_way += 1
+            if sampler.idle:
+                return
+            tokens, done = sampler.step()
+            if on_step and tokens:
+                on_step(tokens)
+            under_way -= len(done)
+            yield from done
+
+
+def _batch_by_batch(
+    policy: Policy,
+    source: Iterator[Group],
+    params: SamplingParams,
+    places: int,
+    on_step: Callable[[int], None] | None,
+) -> Iterator[tuple[int, list[Sample]]]:
+    """The same where all rows of a batch begin together."""
+    batch: list[Group] = []
+    for group in source:
+        if batch and sum(len(seeds) for _, _, seeds in [*batch, group]) > places:
+            yield from _one_batch(policy, batch, params, on_step)
+            batch = []
+        batch.append(group)
+    if batch:
+        yield from _one_batch(policy, batch, params, on_step)
+
+
+def _one_batch(
+    policy: Policy, batch: Sequence[Group], params: SamplingParams, on_step: Callable[[int], None] | None
+) -> Iterator[tuple[int, list[Sample]]]:
+    keys, prompts, seeds = zip(*batch, strict=True)
+    yield from zip(keys, sample_fixed(policy, prompts, seeds, params, on_step), strict=True)
+
+
+@contextmanager
+def _ready(policy: Policy) -> Iterator[None]:
+    """Within this block the policy samples as fast as it can, and must not train."""
+    with fused(policy.model), fixed_norms(policy.model):
+        yield
 
 
 def places_for(completions: int, longest_prompt: int, params: SamplingParams) -> int:

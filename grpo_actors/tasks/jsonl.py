@@ -134,11 +134,21 @@ def _column(row: Mapping[str, Any], name: str, setting: str, where: str) -> Any:
 def _messages(prompt: object, column: str, where: str) -> tuple[Message, ...]:
     if isinstance(prompt, str) and prompt.strip():
         return ({"role": "system", "content": FORMAT_REQUEST}, {"role": "user", "content": prompt})
-    if isinstance(prompt, list) and prompt and all(map(_is_message, prompt)) and prompt[-1]["role"] == "user":
+    if isinstance(prompt, list) and is_chat(prompt):
         return tuple(prompt)
     raise DataError(
         f"{where}: {column} must be a text or a chat that ends with the user "
         f'([{{"role": "user", "content": "…"}}]), got {excerpt(prompt)}; mend the line'
+    )
+
+
+def is_chat(value: object) -> bool:
+    """Whether it is a list of messages that ends with the user's."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(map(_is_message, value))
+        and value[-1]["role"] == "user"
     )
 
 

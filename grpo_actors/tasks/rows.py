@@ -1,4 +1,4 @@
-"""Reading JSON Lines: one object a line, and for every line that is not, the place, the rule, the cure.
+"""Reading files of lines, JSON Lines above all: one object a line, and for every line that is not, the place, the rule, the cure.
 
 Knows the file format; what the columns mean is the task's business.
 """
@@ -17,10 +17,33 @@ MAX_LINE_BYTES = 64 * 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(
+    path: Path, *, setting: str = "data.path", example: str = '{"question": …, "answer": …}'
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every row of the file with its line number, from 1. Blank lines are skipped.
 
-    Raises DataError, with file and line, for a line that is not a JSON object in UTF-8.
+    Args:
+        path: The file.
+        setting: What named it, for whoever has to name another one.
+        example: A row as it should be.
+
+    Raises:
+        DataError: a line, named with its file, is not a JSON object in UTF-8.
+    """
+    for number, line in read_lines(path, setting=setting):
+        row = _json(line, f"{path}:{number}")
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}:{number}: must be a JSON object with named columns, got {excerpt(row)}; write {example}"
+            )
+        yield number, row
+
+
+def read_lines(path: Path, *, setting: str) -> Iterator[tuple[int, str]]:
+    """Every line of the file that is not blank, stripped, with its number, from 1.
+
+    Raises:
+        DataError: a line, named with its file, is too long or not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -28,34 +51,32 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
                 if len(line) > MAX_LINE_BYTES:
                     raise DataError(
-                        f"{path}:{number}: a line may have {MAX_LINE_BYTES:,} bytes, got more; "
-                        "is this JSON Lines, one object a line?"
+                        f"{path}:{number}: a line may have {MAX_LINE_BYTES:,} bytes, got more; is this a file of lines?"
                     )
                 stripped = (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).strip()
                 if stripped:
-                    yield number, _row(stripped, f"{path}:{number}")
+                    yield number, _decoded(stripped, f"{path}:{number}")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}; check data.path") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}; check {setting}") from error
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
+def _decoded(line: bytes, where: str) -> str:
     try:
-        row = json.loads(line.decode(), parse_constant=_refuse_constant, parse_float=_finite)
+        return line.decode()
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where}: must be UTF-8, got byte 0x{line[error.start]:02x} at position {error.start}; "
             "convert the file"
         ) from None
+
+
+def _json(line: str, where: str) -> Any:
+    try:
+        return json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:  # a deep nest of brackets ends in RecursionError
         raise DataError(
-            f"{where}: must be one JSON object ({error}), got {excerpt(line.decode())}; mend or delete the line"
+            f"{where}: must be one JSON object ({error}), got {excerpt(line)}; mend or delete the line"
         ) from None
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{where}: must be a JSON object with named columns, got {excerpt(row)}; "
-            'write {"question": …, "answer": …}'
-        )
-    return row
 
 
 def _refuse_constant(name: str) -> NoReturn:
