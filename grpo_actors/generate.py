@@ -45,7 +45,6 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m grpo_actors.generate",
         description="One answer, a chat, or a file of prompts answered. Without PROMPT: a chat in a terminal, "
         "else the prompt is read from standard input.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to answer")
     model = command.add_argument_group("the model")
@@ -60,13 +59,19 @@ def parser() -> argparse.ArgumentParser:
     asking.add_argument(
         "--raw", action="store_true", help="no chat template: go on with the text as it stands"
     )
-    asking.add_argument("--max-tokens", type=int, default=512, metavar="N", help="of an answer, at most")
+    asking.add_argument(
+        "--max-tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="of an answer, at most (default: %(default)s)",
+    )
     asking.add_argument(
         "--max-context",
         type=int,
         default=0,
         metavar="N",
-        help="tokens of prompt and answer; 0: as the model was made for",
+        help="tokens of prompt and answer (default: as the model was made for)",
     )
     _add_sampling(command.add_argument_group("sampling"))
     batch = command.add_argument_group("a file of prompts")
@@ -74,35 +79,59 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument(
         "--output", type=Path, metavar="OUT", help="JSON Lines; if begun before, it is gone on with"
     )
-    batch.add_argument("--batch-size", type=int, default=32, metavar="N", help="completions side by side")
-    batch.add_argument("--samples", type=int, default=1, metavar="N", help="completions of each prompt")
+    batch.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="completions side by side (default: %(default)s)",
+    )
+    batch.add_argument(
+        "--samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="completions of each prompt (default: %(default)s)",
+    )
     command.add_argument("--json", action="store_true", help="one prompt: print a JSON object a completion")
     return command
 
 
 def _add_sampling(group: Any) -> None:
-    group.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0: greedy")
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="likeliest tokens of this share")
-    group.add_argument("--top-k", type=int, default=0, metavar="K", help="so many likeliest tokens; 0: off")
+    group.add_argument(
+        "--temperature", type=float, default=0.7, metavar="T", help="0: greedy (default: %(default)s)"
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="only the likeliest tokens, of this share together",
+    )
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="only so many likeliest tokens")
     group.add_argument(
         "--min-p",
         type=float,
         default=0.0,
         metavar="P",
-        help="tokens of this share of the likeliest's; 0: off",
+        help="only tokens of this share of the likeliest one's",
     )
     group.add_argument(
         "--repetition-penalty",
         type=float,
         default=1.0,
         metavar="R",
-        help="on tokens seen in prompt or answer; 1: none",
+        help="above 1: less of the tokens seen in prompt or answer",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same text")
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed, the same text (default: %(default)s)"
+    )
 
 
 def check(options: argparse.Namespace) -> None:
     """Refuse values out of bounds and options that do not go together. `ConfigError`: one of them."""
+    from grpo_actors.generation.prompts import is_encodable  # noqa: PLC0415  not for --help
+
     for name, rule, keeps in BOUNDS:
         value = getattr(options, name)
         if not keeps(value):
@@ -113,6 +142,7 @@ def check(options: argparse.Namespace) -> None:
         (options.batch and options.prompt is not None, "--batch has its own prompts; leave out PROMPT"),
         (options.batch and options.json, "--json is for one prompt; what --batch writes is JSON already"),
         (options.raw and options.system, "--raw knows no turns; leave out --system"),
+        (not is_encodable(options.system), f"--system must be UTF-8, got {options.system!r}"),
         (
             options.samples > 1 and not (options.batch or options.json),
             "--samples of one prompt needs --json, or nobody could tell them apart",
@@ -210,6 +240,7 @@ def chat(options: argparse.Namespace) -> None:
             "a chat needs a terminal, turns and text; give a PROMPT with --raw, --json or a redirected output"
         )
     speaker = open_speaker(options)
+    speaker.require_turns()
     from grpo_actors.generation.chat import Chat  # noqa: PLC0415
 
     Chat(speaker, options.system).run()

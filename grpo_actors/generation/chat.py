@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from grpo_actors.errors import DataError
+from grpo_actors.errors import DataError, ModelError
 from grpo_actors.generation.prompts import is_encodable, with_system
 from grpo_actors.generation.speaker import Speaker
 from grpo_actors.generation.streaming import for_terminal
@@ -58,19 +58,18 @@ class Chat:
                 return
             if line.strip() == "/quit":
                 return
-            if line.startswith("/"):
+            if not is_encodable(line):
+                print("(that was no UTF-8)")
+            elif line.startswith("/"):
                 self._obey(line)
             elif line.strip():
                 self._reply(line.strip())
 
     def _reply(self, text: str) -> None:
-        if not is_encodable(text):
-            print("(that was no UTF-8)")
-            return
         asked: Message = {"role": "user", "content": text}
         try:
             ids, left_out = self._fitting([*self._turns, asked])
-        except DataError as error:
+        except (DataError, ModelError) as error:  # too long, or the template refuses the system prompt
             print(f"({error})")
             return
         if left_out:

@@ -49,12 +49,16 @@ class Speaker:
             if not ids:
                 raise DataError(f"a prompt must have a token, got {prompt!r}")
             return ids
+        self.require_turns()
+        return self.policy.encode_chat(prompt)
+
+    def require_turns(self) -> None:
+        """Refuse a model that knows no chat. `ModelError`: it is one."""
         if not self.policy.tokenizer.has_chat_template:
             raise ModelError(
-                f"{self.policy.name}: its tokenizer has no chat template; give --raw to have a text gone on with "
-                "as it stands, or use an instruction-tuned model"
+                f"{self.policy.name}: its tokenizer has no chat template; give a PROMPT and --raw to have it gone on "
+                "with as it stands, or use an instruction-tuned model"
             )
-        return self.policy.encode_chat(prompt)
 
     def excess(self, tokens: int) -> int:
         """By how many tokens a prompt of so many is too long; 0 or less: it is not."""

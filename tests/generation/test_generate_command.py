@@ -164,6 +164,7 @@ def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_written(tmp_pa
         (["hi", "--batch", "in", "--output", "out"], "leave out PROMPT"),
         (["--json", "--batch", "in", "--output", "out"], "--json is for one prompt"),
         (["--raw", "--system", "be brief"], "--raw knows no turns"),
+        (["--system", "\udcff"], "--system must be UTF-8"),
     ],
 )
 def test_a_value_out_of_bounds_and_a_contradiction_are_refused(arguments, rule):
