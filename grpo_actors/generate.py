@@ -154,7 +154,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def name_model(options: argparse.Namespace) -> None:
-    """Put the folder or hub id in place of what the user calls the model and the adapter."""
+    """Put the folder or hub id in place of what the user calls the model and the adapter; may be called twice."""
     from grpo_actors.folders import resolve  # noqa: PLC0415  MLX takes a second to import
 
     if options.adapter is not None:

@@ -133,7 +133,7 @@ class Policy:
             roles = ", ".join(message["role"] for message in messages)
             raise ModelError(
                 f"{self.name}: its chat template refuses the turns {roles} ({error}); "
-                'if it knows no system turn, set data.system_prompt = ""'
+                'if it knows no system turn, leave that out (data.system_prompt = "")'
             ) from error
         return ids
 
