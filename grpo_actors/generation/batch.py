@@ -68,7 +68,7 @@ def run_batch(
         def on_step(new_tokens: int) -> None:
             nonlocal tokens
             tokens += new_tokens
-            bar.update(task, rate=f"{tokens / (time.monotonic() - started_s):,.0f} tokens/s")
+            bar.update(task, rate=f"{tokens / (time.monotonic() - started_s):,.1f} tokens/s")
 
         for index, group in sample_in_turn(
             speaker.policy, _groups(speaker, todo, samples), speaker.params, places, on_step
@@ -82,7 +82,7 @@ def run_batch(
             bar.advance(task, len(group))
     seconds = time.monotonic() - started_s
     print(
-        f"{left} completions, {tokens:,} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
+        f"{left} completions, {tokens:,} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):,.1f} tokens/s)",
         file=sys.stderr,
     )
 
