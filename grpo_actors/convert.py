@@ -1,7 +1,7 @@
-"""Make a model folder from another format: ``python -m grpo_actors.convert --gguf FILE --output DIR``.
+"""Make a model folder from another format: ``python -m grpo_actors.convert --hf-path NAME --output-dir DIR``.
 
-Knows where a folder is put and that it is whole or absent; each source of models is one function that
-fills an empty folder and returns one line about itself. Exit code 2 and one line say what was refused.
+Knows where a folder is put and that it is whole or absent; each source of models is one function that fills an
+empty folder and returns the summary's lines about itself. Exit code 2 and one line say what was refused.
 """
 
 import argparse
@@ -10,14 +10,15 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from grpo_actors.command import run_command
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.plan import BITS, DEFAULT_BITS, DTYPES, GROUP_SIZE, GROUP_SIZES, Plan
 
-#: Fills the folder, returns the summary's line about the source.
+#: Fills the folder, returns what the summary says of the source: one line, and more that are labelled.
 Source = Callable[[argparse.Namespace, Path], str]
 
-DTYPES = ("float32", "bfloat16", "float16")
 PROMPT = "What is the capital of France?"
 
 
@@ -25,21 +26,32 @@ def parser() -> argparse.ArgumentParser:
     """The command line; imports nothing that takes time."""
     command = argparse.ArgumentParser(
         prog="python -m grpo_actors.convert",
-        description="Make a folder that mlx-lm and transformers load, and let the model say a few words.",
+        description="Make a folder that mlx-lm and transformers load, compare it with its source, and let it say a few words.",
     )
     source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument("--gguf", type=Path, metavar="FILE", help="a GGUF file (llama or qwen2)")
+    source.add_argument(
+        "--hf-path", metavar="NAME", help="a Hugging Face folder or hub id, with eyes or without"
+    )
+    source.add_argument(
+        "--gguf", type=Path, metavar="FILE", help="a GGUF file (llama, smollm3, qwen2, qwen3 or gemma3)"
+    )
     source.add_argument(
         "--nanochat",
         type=Path,
         metavar="DIR",
         help="a folder with nanochat's model_*.pt, meta_*.json, tokenizer.pkl",
     )
-    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
-    command.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)"
-    )
+    command.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="the folder to make")
     command.add_argument("--overwrite", action="store_true", help="replace DIR if it is a model folder")
+    command.add_argument("--upload-repo", metavar="OWNER/NAME", help="send the folder there when it is made")
+    _add_weight_options(command)
+    command.add_argument("--eos-token", metavar="TOKEN", help="ends answers, in place of the model's own")
+    command.add_argument(
+        "--text-only", action="store_true", help="of a model with eyes, keep the language part alone"
+    )
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
+    )
     command.add_argument("--prompt", default=PROMPT, metavar="TEXT", help=f"what to ask (default: {PROMPT})")
     command.add_argument(
         "--sample-tokens",
@@ -51,40 +63,91 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
+def _add_weight_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dtype", choices=DTYPES, help="of the weights (default: as they are; of a GGUF file float32)"
+    )
+    command.add_argument("-q", "--quantize", action="store_true", help="store the weights in few bits")
+    command.add_argument(
+        "--bits", type=int, choices=BITS, help=f"of a quantised weight (default: {DEFAULT_BITS})"
+    )
+    command.add_argument(
+        "--group-size",
+        type=int,
+        choices=GROUP_SIZES,
+        help=f"weights that share a scale (default: {GROUP_SIZE})",
+    )
+
+
 def from_gguf(options: argparse.Namespace, folder: Path) -> str:
     """Source ``--gguf``."""
-    from grpo_actors.policy.gguf import write_folder  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.policy import gguf, huggingface  # noqa: PLC0415  MLX takes a second to import
 
-    made = write_folder(options.gguf, folder, options.dtype)
+    plan = _plan(options)
+    if plan.bits is None:
+        made = gguf.write_folder(options.gguf, folder, options.dtype or "float32")
+    else:
+        decoded = folder / "decoded"
+        decoded.mkdir()
+        made = gguf.write_folder(options.gguf, decoded, options.dtype or "float32")
+        huggingface.write_folder(decoded, folder, plan)
+        shutil.rmtree(decoded)
     formats = ", ".join(f"{count} {name}" for name, count in made.formats.items())
-    return f"{options.gguf.name}: {made.architecture}, {_megabytes(made.source_bytes)}, tensors: {formats}"
+    line = f"{options.gguf.name}: {made.architecture}, {_megabytes(made.source_bytes)}, tensors: {formats}"
+    return f"{line}\n{_compare(plan, lambda: gguf.source_model(options.gguf), folder)}"
 
 
-def from_nanochat(options: argparse.Namespace, folder: Path) -> str:
-    """Source ``--nanochat``."""
-    from grpo_actors.policy.nanochat import write_folder  # noqa: PLC0415  MLX takes a second to import
+def from_hugging_face(options: argparse.Namespace, folder: Path) -> str:
+    """Source ``--hf-path``."""
+    from grpo_actors.policy import huggingface, vision  # noqa: PLC0415  MLX takes a second to import
 
-    made = write_folder(options.nanochat, folder, options.dtype or "float32")
-    sizes = f"{made.layers} layers, {made.vocab:,} tokens"
-    return f"{options.nanochat}: nanochat, step {made.step}, {_megabytes(made.source_bytes)}, {sizes}"
+    plan = _plan(options)
+    source = huggingface.find(options.hf_path)
+    config = huggingface.read_config(source)
+    sees = vision.sees(config) and not options.text_only
+    if sees:
+        stored = vision.write_folder(source, config, folder, plan)
+    else:
+        stored = huggingface.write_folder(source, folder, plan)
+    line = (
+        f"{options.hf_path}: {config['model_type']}, {'with its eyes, ' if sees else ''}written as {stored}"
+    )
+    missing = vision.no_language_part(folder, plan)
+    if missing:
+        return f"{line}\ncheck   none: {missing}"
+    return f"{line}\n{_compare(plan, lambda: huggingface.load_lazily(source, plan)[0], folder)}"
 
 
 #: By the option that chooses it.
-SOURCES: dict[str, Source] = {"gguf": from_gguf, "nanochat": from_nanochat}
+SOURCES: dict[str, Source] = {"gguf": from_gguf, "nanochat": from_nanochat, "hf_path": from_hugging_face}
 
 
 def convert(options: argparse.Namespace) -> str:
     """Make the folder that `options` ask for; returns the summary.
 
     Raises:
-        ModelError: the source or the target is unusable; the target is then as it was.
+        ModelError: the source, the target or an option is unusable; the target is then as it was.
     """
     source = next(make for name, make in SOURCES.items() if getattr(options, name) is not None)
-    with new_folder(options.output, overwrite=options.overwrite) as folder:
+    plan = _plan(options)
+    with new_folder(options.output_dir, overwrite=options.overwrite) as folder:
         lines = [f"from    {source(options, folder)}"]
+        if options.eos_token is not None:
+            _set_end(folder, options.eos_token, plan)
         if options.sample_tokens > 0:
-            lines += _sample(options, folder)
-    return "\n".join([*lines, f"wrote   {options.output}"])
+            lines += _sample(options, folder, plan)
+    return "\n".join([*lines, f"wrote   {options.output_dir}"])
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    if not options.quantize and (options.bits or options.group_size):
+        raise ModelError(f"--{'bits' if options.bits else 'group-size'} needs --quantize beside it")
+    return Plan(
+        dtype=options.dtype,
+        bits=(options.bits or DEFAULT_BITS) if options.quantize else None,
+        group_size=options.group_size or GROUP_SIZE,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 @contextmanager
@@ -103,7 +166,7 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         draft.mkdir(parents=True)
     except OSError as error:
-        raise ModelError(f"{draft}: cannot be made: {error.strerror}; choose another --output") from None
+        raise ModelError(f"{draft}: cannot be made: {error.strerror}; choose another --output-dir") from None
     try:
         yield draft
         _publish(draft, target)
@@ -116,13 +179,13 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _refuse_occupied(target: Path, *, overwrite: bool) -> None:
     if not target.name:
-        raise ModelError(f"--output must name a folder to make, got {target}")
+        raise ModelError(f"--output-dir must name a folder to make, got {target}")
     if target.exists() and not target.is_dir():
-        raise ModelError(f"{target}: --output must be a folder, got a file")
+        raise ModelError(f"{target}: --output-dir must be a folder, got a file")
     if not target.exists() or not any(target.iterdir()):
         return
     if not overwrite:
-        raise ModelError(f"{target}: the folder is not empty; add --overwrite or choose another --output")
+        raise ModelError(f"{target}: the folder is not empty; add --overwrite or choose another --output-dir")
     if not (target / "config.json").is_file():
         # A slip of the hand must not delete somebody's home.
         raise ModelError(
@@ -145,12 +208,32 @@ def _publish(draft: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def _sample(options: argparse.Namespace, folder: Path) -> list[str]:
-    from grpo_actors.policy.trial import speak  # noqa: PLC0415  MLX takes a second to import
+def _compare(plan: Plan, source: Callable[[], Any], folder: Path) -> str:
+    """The summary's line on log-probs before and after."""
+    from grpo_actors.policy import fidelity  # noqa: PLC0415  MLX takes a second to import
 
-    trial = speak(folder, options.prompt, options.sample_tokens)
+    difference = fidelity.drift(source, folder, plan)
+    if difference is None:
+        return "check   none: the source in float32 does not fit into this machine's memory"
+    return f"check   mean |Δ log-prob| {difference:.2g} nats a token from the source, in float32"
+
+
+def _set_end(folder: Path, text: str, plan: Plan) -> None:
+    from grpo_actors.policy import huggingface  # noqa: PLC0415  MLX takes a second to import
+
+    huggingface.set_end(folder, text, plan)
+
+
+def _sample(options: argparse.Namespace, folder: Path, plan: Plan) -> list[str]:
+    from grpo_actors.policy import vision  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.policy.trial import speak  # noqa: PLC0415
+
+    missing = vision.no_language_part(folder, plan)
+    if missing:
+        return [f"answer  none, and no training with text alone: {missing}"]
+    trial = speak(folder, options.prompt, options.sample_tokens, trust_remote_code=plan.trust_remote_code)
     return [
-        f"model   {trial.parameters:,} parameters, {_megabytes(trial.weight_bytes)} of {trial.dtype}",
+        f"model   {trial.parameters:,} parameters, {_megabytes(trial.weight_bytes)}, {trial.stored}",
         f"asked   {trial.prompt}",
         f"answer  {trial.answer}",
         f"speed   {trial.tokens} tokens, {trial.tokens_per_s:.1f} tokens/s",
@@ -168,7 +251,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Decoding one token is bound by memory: on a busy CPU, waiting for a second thread costs a factor of five.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    print(convert(options))
+    if options.upload_repo is None:
+        print(convert(options))
+        return 0
+    from grpo_actors.upload import check_upload, upload  # noqa: PLC0415  takes half a second to import
+
+    check_upload(options.upload_repo)
+    print(convert(options), flush=True)
+    hub_id = options.hf_path if options.hf_path and not Path(options.hf_path).is_dir() else None
+    print(f"sent    {upload(options.output_dir, options.upload_repo, hub_id)}")
     return 0
 
 

@@ -36,3 +36,8 @@ class ProtocolError(GrpoActorsError):
 
 class TrainingError(GrpoActorsError):
     """Training cannot go on, for example after too many non-finite steps in a row."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

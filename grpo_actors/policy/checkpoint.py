@@ -24,7 +24,7 @@ from grpo_actors.errors import ConfigError, ModelError, RunError
 from grpo_actors.policy.adapter import adapted_layers, adapter_parameters
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import Policy
-from grpo_actors.policy.quantization import GROUP_SIZE
+from grpo_actors.policy.plan import GROUP_SIZE
 from grpo_actors.policy.training import Training
 
 OPTIMIZER = "optimizer.safetensors"

@@ -7,8 +7,12 @@ from grpo_actors.errors import ModelError
 EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
 
 
-def locate(model_name: str) -> Path | str:
+def locate(model_name: str, setting: str = "model.model_name") -> Path | str:
     """Folder of a model, or the hub id where no such folder exists.
+
+    Args:
+        model_name: As the user gave it.
+        setting: By which the user gave it.
 
     Raises:
         ModelError: the name is a path, but nothing usable is there.
@@ -18,13 +22,13 @@ def locate(model_name: str) -> Path | str:
     path = Path(model_name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"model.model_name: {path} is no model folder (config.json not found)")
+            raise ModelError(f"{setting}: {path} is no model folder (config.json not found)")
         if not list(path.glob("model*.safetensors")):
             raise ModelError(
-                f"model.model_name: {path} holds no weights (model*.safetensors not found); "
-                "convert them with python -m grpo_actors.convert"
+                f"{setting}: {path} holds no weights (model*.safetensors not found); "
+                "mlx-lm reads safetensors alone; python -m grpo_actors.convert --gguf makes them of a GGUF file"
             )
         return path
     if model_name.startswith((".", "/", "~")) or model_name.count("/") != 1:
-        raise ModelError(f"model.model_name: no folder {path}, and {model_name!r} is no hub id (owner/name)")
+        raise ModelError(f"{setting}: no folder {path}, and {model_name!r} is no hub id (owner/name)")
     return model_name

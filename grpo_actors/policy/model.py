@@ -18,7 +18,7 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from grpo_actors.config import ModelConfig
-from grpo_actors.errors import ConfigError, ModelError
+from grpo_actors.errors import ConfigError, ModelError, first_line
 from grpo_actors.policy.adapter import add_adapter
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
@@ -212,7 +212,7 @@ def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         # TypeError: a setting is missing in config.json. RuntimeError: mlx cannot read a weights file.
         raise ModelError(
-            f"model.model_name: {config.model_name!r} cannot be loaded: {_first_line(error)}"
+            f"model.model_name: {config.model_name!r} cannot be loaded: {first_line(error)}"
         ) from error
     if config.base_bits:
         if is_quantized(model):
@@ -246,7 +246,3 @@ def same_logits(one: mx.array, other: mx.array) -> bool:
     """
     one, other = one.astype(mx.float32), other.astype(mx.float32)
     return bool(mx.abs(one - other).mean() < 0.2 * mx.std(other))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -6,12 +6,12 @@ Knows modules; refuses to know whether a frozen base is quantised here or a work
 from typing import Any
 
 import mlx.core as mx
+import mlx_lm.utils
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.dora import DoRAEmbedding
 
-#: Weights that share a scale and an offset; mlx-lm's default.
-GROUP_SIZE = 64
+from grpo_actors.policy.plan import GROUP_SIZE
 
 
 def quantize(model: nn.Module, bits: int) -> None:
@@ -39,3 +39,18 @@ def quantize(model: nn.Module, bits: int) -> None:
 def is_quantized(model: nn.Module) -> bool:
     """Whether any weights are packed into integers, by whatever scheme."""
     return any(not mx.issubdtype(array.dtype, mx.floating) for _, array in tree_flatten(model.parameters()))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Weights that the model stands for, packed ones counted one by one."""
+    if is_quantized(model):
+        return int(mlx_lm.utils.get_total_parameters(model))
+    return sum(array.size for _, array in tree_flatten(model.parameters()))
+
+
+def storage(model: nn.Module) -> str:
+    """How the weights are stored: their types, or the bits that one takes, scales and offsets included."""
+    if is_quantized(model):
+        return f"{mlx_lm.utils.compute_bits_per_weight(model):.2f} bits a weight"
+    types = {str(array.dtype).removeprefix("mlx.core.") for _, array in tree_flatten(model.parameters())}
+    return ", ".join(sorted(types))

@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
 import mlx_lm
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
 
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.quantization import parameter_count, storage
 
 #: Letters of four scripts, digits, code and blank runs: where two tokenizers differ, one of these shows it.
 PROBE = (
@@ -26,21 +26,25 @@ class Trial:
 
     parameters: int
     weight_bytes: int
-    dtype: str
+    stored: str
     prompt: str
     answer: str
     tokens: int
     tokens_per_s: float
 
 
-def speak(folder: Path, prompt: str, max_tokens: int) -> Trial:
+def speak(folder: Path, prompt: str, max_tokens: int, *, trust_remote_code: bool = False) -> Trial:
     """Load `folder` and answer `prompt` greedily, through the chat template where there is one.
 
     Raises:
         ModelError: mlx-lm refuses the folder, or transformers reads another tokenizer than was written.
     """
     try:
-        model, tokenizer = mlx_lm.load(str(folder))
+        model, tokenizer = mlx_lm.load(
+            str(folder),
+            tokenizer_config={"trust_remote_code": trust_remote_code},
+            trust_remote_code=trust_remote_code,
+        )
     except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise ModelError(f"{folder}: mlx-lm does not load it: {error}") from error
     _compare_tokenizers(folder, tokenizer)
@@ -53,12 +57,11 @@ def speak(folder: Path, prompt: str, max_tokens: int) -> Trial:
     for last in mlx_lm.stream_generate(model, tokenizer, encoded, max_tokens=max_tokens):
         answer += last.text
     elapsed = time.perf_counter() - began
-    weights = [array for _, array in tree_flatten(model.parameters())]
     tokens = last.generation_tokens if last else 0
     return Trial(
-        parameters=sum(array.size for array in weights),
-        weight_bytes=sum(array.nbytes for array in weights),
-        dtype=_dtype(weights),
+        parameters=parameter_count(model),
+        weight_bytes=sum(array.nbytes for _, array in tree_flatten(model.parameters())),
+        stored=storage(model),
         prompt=prompt,
         answer=answer.strip(),
         tokens=tokens,
@@ -68,6 +71,8 @@ def speak(folder: Path, prompt: str, max_tokens: int) -> Trial:
 
 def _compare_tokenizers(folder: Path, tokenizer: mlx_lm.tokenizer_utils.TokenizerWrapper) -> None:
     """Refuse a folder that transformers reads otherwise: it picks a class by model type, and some ignore tokenizer.json's rules."""
+    if not (folder / "tokenizer.json").is_file():  # of another kind, with nothing to compare
+        return
     written = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROBE).ids
     loaded = tokenizer.encode(PROBE)
     if list(loaded) != written:
@@ -75,7 +80,3 @@ def _compare_tokenizers(folder: Path, tokenizer: mlx_lm.tokenizer_utils.Tokenize
             f"{folder}: transformers' {type(tokenizer._tokenizer).__name__} does not give the ids of tokenizer.json; "  # noqa: SLF001
             "this tokenizer cannot be used with this architecture"
         )
-
-
-def _dtype(weights: list[mx.array]) -> str:
-    return ", ".join(sorted({str(array.dtype).removeprefix("mlx.core.") for array in weights}))

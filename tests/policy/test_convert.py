@@ -41,7 +41,7 @@ def refusal(capsys, *arguments: object) -> str:
 
 def test_the_tool_makes_a_folder_and_lets_it_speak(tiny_file, tmp_path, capsys):
     target = tmp_path / "new" / "model"
-    assert run("--gguf", tiny_file, "--output", target, "--dtype", "bfloat16", "--sample-tokens", 3) == 0
+    assert run("--gguf", tiny_file, "--output-dir", target, "--dtype", "bfloat16", "--sample-tokens", 3) == 0
     files = {path.name for path in target.iterdir()}
     assert files == {
         "config.json",
@@ -52,7 +52,7 @@ def test_the_tool_makes_a_folder_and_lets_it_speak(tiny_file, tmp_path, capsys):
     }
     printed = capsys.readouterr().out
     # Two layers of 557,056 weights and 512 of norms, 288 × 256 of embedding, the last norm of 256.
-    assert "1,189,120 parameters, 2.4 MB of bfloat16" in printed
+    assert "1,189,120 parameters, 2.4 MB, bfloat16" in printed
     assert "tokens/s" in printed
     assert not target.with_name("model.tmp").exists()
 
@@ -71,19 +71,19 @@ def test_a_bad_source_ends_in_one_line_and_no_folder(tmp_path, capsys, content, 
     source = tmp_path / "source.gguf"
     if content is not None:
         source.write_bytes(content)
-    assert words in refusal(capsys, "--gguf", source, "--output", tmp_path / "model")
+    assert words in refusal(capsys, "--gguf", source, "--output-dir", tmp_path / "model")
     assert not list(tmp_path.glob("model*"))
 
 
 def test_a_folder_given_as_source_is_refused(tmp_path, capsys):
-    assert "Is a directory" in refusal(capsys, "--gguf", tmp_path, "--output", tmp_path / "model")
+    assert "Is a directory" in refusal(capsys, "--gguf", tmp_path, "--output-dir", tmp_path / "model")
 
 
 def test_an_occupied_folder_is_kept_unless_overwrite_is_given(tiny_file, tmp_path, capsys):
     target = tmp_path / "model"
     target.mkdir()
     (target / "config.json").write_text("old")
-    arguments = ("--gguf", tiny_file, "--output", target, "--sample-tokens", 0)
+    arguments = ("--gguf", tiny_file, "--output-dir", target, "--sample-tokens", 0)
     assert "add --overwrite" in refusal(capsys, *arguments)
     assert (target / "config.json").read_text() == "old"
     assert run(*arguments, "--overwrite") == 0
@@ -93,7 +93,7 @@ def test_an_occupied_folder_is_kept_unless_overwrite_is_given(tiny_file, tmp_pat
 
 def test_overwrite_never_deletes_what_is_no_model(tiny_file, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
-    line = refusal(capsys, "--gguf", tiny_file, "--output", tmp_path, "--overwrite")
+    line = refusal(capsys, "--gguf", tiny_file, "--output-dir", tmp_path, "--overwrite")
     assert "replaces model folders only" in line
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -103,7 +103,7 @@ def test_a_failed_overwrite_leaves_the_old_folder(tmp_path, capsys):
     target = tmp_path / "model"
     target.mkdir()
     (target / "config.json").write_text("old")
-    line = refusal(capsys, "--gguf", tmp_path / "tiny.gguf", "--output", target, "--overwrite")
+    line = refusal(capsys, "--gguf", tmp_path / "tiny.gguf", "--output-dir", target, "--overwrite")
     assert "tensor blk.1.attn_k.weight is missing" in line
     assert (target / "config.json").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "tiny.gguf"]
@@ -111,20 +111,20 @@ def test_a_failed_overwrite_leaves_the_old_folder(tmp_path, capsys):
 
 def test_an_empty_folder_is_filled(tiny_file, tmp_path):
     (tmp_path / "model").mkdir()
-    assert run("--gguf", tiny_file, "--output", tmp_path / "model", "--sample-tokens", 0) == 0
+    assert run("--gguf", tiny_file, "--output-dir", tmp_path / "model", "--sample-tokens", 0) == 0
     assert (tmp_path / "model" / "config.json").exists()
 
 
 def test_a_draft_left_behind_is_named(tiny_file, tmp_path, capsys):
     (tmp_path / "model.tmp").mkdir()
     assert "delete it if none is running" in refusal(
-        capsys, "--gguf", tiny_file, "--output", tmp_path / "model"
+        capsys, "--gguf", tiny_file, "--output-dir", tmp_path / "model"
     )
 
 
 def test_a_file_as_target_is_refused(tiny_file, capsys):
-    assert "must be a folder, got a file" in refusal(capsys, "--gguf", tiny_file, "--output", tiny_file)
-    assert "cannot be made" in refusal(capsys, "--gguf", tiny_file, "--output", tiny_file / "model")
+    assert "must be a folder, got a file" in refusal(capsys, "--gguf", tiny_file, "--output-dir", tiny_file)
+    assert "cannot be made" in refusal(capsys, "--gguf", tiny_file, "--output-dir", tiny_file / "model")
 
 
 @pytest.mark.parametrize("reason", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])

@@ -195,7 +195,7 @@ def test_an_unknown_architecture_is_answered_with_the_known_ones(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelError, match="must be one of llama, qwen2, got 'mamba'"):
+    with pytest.raises(ModelError, match="must be one of llama, smollm3, qwen2, qwen3, gemma3, got 'mamba'"):
         Architecture(GgufFile(tmp_path / "other.gguf"))
 
 

@@ -22,7 +22,7 @@ TOKENS = [VOCAB - 9, VOCAB - 8, 104, 256, 3, 270, 104, 257, 12, VOCAB - 7, VOCAB
 
 
 def converted(source: Path, target: Path, *options: str) -> Path:
-    arguments = ["--nanochat", str(source), "--output", str(target), "--sample-tokens", "0", *options]
+    arguments = ["--nanochat", str(source), "--output-dir", str(target), "--sample-tokens", "0", *options]
     assert convert.main(arguments) == 0
     return target
 
@@ -153,7 +153,7 @@ def test_the_newest_step_is_taken_with_a_tokenizer_from_nanochats_own_place(tmp_
 
 def test_the_summary_names_step_and_sizes_and_the_model_answers(tmp_path, capsys):
     source = write(tmp_path / "source", Tiny())
-    arguments = ["--nanochat", str(source), "--output", str(tmp_path / "model"), "--sample-tokens", "4"]
+    arguments = ["--nanochat", str(source), "--output-dir", str(tmp_path / "model"), "--sample-tokens", "4"]
     assert convert.main(arguments) == 0
     printed = capsys.readouterr().out
     assert f"nanochat, step 650, 0.2 MB, 2 layers, {VOCAB} tokens" in printed

@@ -28,7 +28,7 @@ from grpo_actors.policy.nanochat.torch_file import TorchFile
 
 
 def refused(tmp_path, capsys, source=None) -> str:
-    line = refusal(capsys, "--nanochat", source or tmp_path / "source", "--output", tmp_path / "model")
+    line = refusal(capsys, "--nanochat", source or tmp_path / "source", "--output-dir", tmp_path / "model")
     assert not list(tmp_path.glob("model*"))
     return line
 

@@ -30,7 +30,7 @@ TEXTS = [
 def folder(tmp_path_factory):
     at = tmp_path_factory.mktemp("nanochat")
     source = write(at / "source", Tiny())
-    arguments = ["--nanochat", str(source), "--output", str(at / "model"), "--sample-tokens", "0"]
+    arguments = ["--nanochat", str(source), "--output-dir", str(at / "model"), "--sample-tokens", "0"]
     assert convert.main(arguments) == 0
     return at / "model"
 
@@ -150,7 +150,7 @@ class Runs:
 
 def refused(tmp_path, capsys, tokenizer: bytes) -> str:
     source = write(tmp_path / "source", Tiny(tokenizer=tokenizer))
-    line = refusal(capsys, "--nanochat", source, "--output", tmp_path / "model")
+    line = refusal(capsys, "--nanochat", source, "--output-dir", tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     assert "tokenizer.pkl: " in line
     return line

@@ -21,7 +21,7 @@ def short(prompts, completions, answer, **columns):
 def test_a_converted_model_trains_on_arithmetic_and_its_checkpoint_is_a_model_folder(tmp_path, kind):
     source = write(tmp_path / "source", Tiny())
     folder = tmp_path / "model"
-    command = ["-m", "grpo_actors.convert", "--nanochat", str(source), "--output", str(folder)]
+    command = ["-m", "grpo_actors.convert", "--nanochat", str(source), "--output-dir", str(folder)]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
     settings = {
         "model_name": str(folder),

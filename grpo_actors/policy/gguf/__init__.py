@@ -6,6 +6,6 @@ refuses what it does not know by name: a tensor left out, or a tokenizer that is
 a model that talks and is wrong.
 """
 
-from grpo_actors.policy.gguf.folder import Conversion, write_folder
+from grpo_actors.policy.gguf.folder import Conversion, source_model, write_folder
 
-__all__ = ["Conversion", "write_folder"]
+__all__ = ["Conversion", "source_model", "write_folder"]

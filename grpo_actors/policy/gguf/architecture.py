@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.gguf import rope
-from grpo_actors.policy.gguf.families import FAMILIES, HEAD, LAYER, OUTER, Floats, Place, Sizes
+from grpo_actors.policy.gguf.families import FAMILIES, HEAD, LAYER, OUTER, Place
 from grpo_actors.policy.gguf.reader import GgufFile
+from grpo_actors.policy.gguf.sizes import Floats, Sizes
 
 T = TypeVar("T")
 
@@ -84,13 +85,14 @@ class Architecture:
             "num_hidden_layers": sizes.layers,
             "num_attention_heads": sizes.heads,
             "num_key_value_heads": sizes.kv_heads,
-            "hidden_act": "silu",
             "max_position_embeddings": self._value("context_length", int),
             "rms_norm_eps": self._value("attention.layer_norm_rms_epsilon", float),
             "rope_theta": rope.base(self.gguf, self.name),
             "tie_word_embeddings": self.tied,
             "torch_dtype": dtype,
+            **self.family.activation,
             **self.flags,
+            **self.family.settings(self.gguf, sizes),
         }
         if self.family.has_head_dim:
             config["head_dim"] = sizes.head_dim

@@ -62,6 +62,8 @@ SPLITTERS = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
+    # SmolLM3's: Llama 3's rule without its habits.
+    "smaug-bpe": Splitter(digits=_LLAMA3.digits),
 }
 
 

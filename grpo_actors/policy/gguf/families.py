@@ -6,36 +6,13 @@ GGUF writer did to the weights (`undo`).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of one model; `axes` gives the length of each axis that a tensor can have."""
-
-    layers: int
-    hidden: int
-    inner: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-
-    @property
-    def axes(self) -> Mapping[str, int]:
-        """Axis name to length, in weights."""
-        return {
-            "hidden": self.hidden,
-            "inner": self.inner,
-            "query": self.heads * self.head_dim,
-            "key": self.kv_heads * self.head_dim,
-            "vocab": self.vocab,
-        }
+from grpo_actors.policy.gguf import gemma
+from grpo_actors.policy.gguf.reader import GgufFile
+from grpo_actors.policy.gguf.sizes import Floats, Sizes
 
 
 class Place(NamedTuple):
@@ -72,6 +49,10 @@ class Family:
     undo: Mapping[str, Callable[[Sizes, Floats], Floats]] = field(default_factory=dict)
     #: mlx-lm and transformers take head_dim from the config; otherwise it is hidden / heads.
     has_head_dim: bool = False
+    #: The activation between the layers of the MLP, by the config key that names it.
+    activation: Mapping[str, str] = field(default_factory=lambda: {"hidden_act": "silu"})
+    #: What else config.json says of this family alone.
+    settings: Callable[[GgufFile, Sizes], dict[str, Any]] = lambda _gguf, _sizes: {}
 
 
 OUTER = {
@@ -95,6 +76,10 @@ QKV_BIAS = {
     "attn_k.bias": Place("self_attn.k_proj.bias", ("key",)),
     "attn_v.bias": Place("self_attn.v_proj.bias", ("key",)),
 }
+QK_NORM = {
+    "attn_q_norm.weight": Place("self_attn.q_norm.weight", ("head",)),
+    "attn_k_norm.weight": Place("self_attn.k_norm.weight", ("head",)),
+}
 OUTPUT_BIAS = {"attn_output.bias": Place("self_attn.o_proj.bias", ("hidden",))}
 MLP_BIAS = {
     "ffn_gate.bias": Place("mlp.gate_proj.bias", ("inner",)),
@@ -111,18 +96,49 @@ def _key_rows(sizes: Sizes, rows: Floats) -> Floats:
     return split_rotary_halves(rows, sizes.kv_heads)
 
 
+ROTARY_ROWS = {
+    "attn_q.weight": _query_rows,
+    "attn_q.bias": _query_rows,
+    "attn_k.weight": _key_rows,
+    "attn_k.bias": _key_rows,
+}
+GEMMA_NORMS = {
+    "post_attention_norm.weight": Place("post_attention_layernorm.weight", ("hidden",)),
+    "ffn_norm.weight": Place("pre_feedforward_layernorm.weight", ("hidden",)),
+    "post_ffw_norm.weight": Place("post_feedforward_layernorm.weight", ("hidden",)),
+}
+
 FAMILIES = {
     "llama": Family(
         model_type="llama",
         hf_class="LlamaForCausalLM",
         optional={"attention_bias": QKV_BIAS | OUTPUT_BIAS, "mlp_bias": MLP_BIAS},
-        undo={
-            "attn_q.weight": _query_rows,
-            "attn_q.bias": _query_rows,
-            "attn_k.weight": _key_rows,
-            "attn_k.bias": _key_rows,
-        },
+        undo=ROTARY_ROWS,
         has_head_dim=True,
     ),
+    # Llama, but every fourth layer knows no positions. It is the architecture's name that says so.
+    "smollm3": Family(
+        model_type="smollm3",
+        hf_class="SmolLM3ForCausalLM",
+        undo=ROTARY_ROWS,
+        settings=lambda _gguf, _sizes: {"no_rope_layer_interval": 4},
+    ),
     "qwen2": Family(model_type="qwen2", hf_class="Qwen2ForCausalLM", required=QKV_BIAS),
+    "qwen3": Family(
+        model_type="qwen3",
+        hf_class="Qwen3ForCausalLM",
+        required=QK_NORM,
+        has_head_dim=True,
+    ),
+    "gemma3": Family(
+        model_type="gemma3_text",
+        hf_class="Gemma3ForCausalLM",
+        required=QK_NORM | GEMMA_NORMS,
+        undo=dict.fromkeys(
+            ("output_norm.weight", "attn_norm.weight", *QK_NORM, *GEMMA_NORMS), gemma.norm_offset
+        ),
+        has_head_dim=True,
+        activation={"hidden_activation": "gelu_pytorch_tanh"},
+        settings=gemma.settings,
+    ),
 }

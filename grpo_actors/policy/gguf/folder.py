@@ -4,16 +4,16 @@ Puts together what the other modules know; does not decide where the folder lies
 half-written one.
 """
 
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from grpo_actors.errors import ModelError
+import mlx_lm.utils
+from mlx import nn
+
 from grpo_actors.policy.gguf import tokenizer, weights
 from grpo_actors.policy.gguf.architecture import Architecture
 from grpo_actors.policy.gguf.reader import GgufFile
+from grpo_actors.policy.writing import check_space, write_json
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
     slots = architecture.slots()
     # Before the weights: they take the time, and most refusals come from the tokenizer.
     written = tokenizer.read(gguf, vocab_size=architecture.sizes.vocab)
-    _check_space(folder, weights.total_bytes(slots, dtype))
-    _write_json(folder / "config.json", architecture.config(dtype) | written.token_ids())
-    _write_json(folder / "generation_config.json", written.token_ids())
-    _write_json(folder / "tokenizer_config.json", written.config)
+    check_space(folder, weights.total_bytes(slots, dtype))
+    write_json(folder / "config.json", architecture.config(dtype) | written.token_ids())
+    write_json(folder / "generation_config.json", written.token_ids())
+    write_json(folder / "tokenizer_config.json", written.config)
     (folder / "tokenizer.json").write_text(written.tokenizer_json, encoding="utf-8")
     weights.save(gguf, slots, folder, dtype)
     return Conversion(
@@ -57,13 +57,19 @@ def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
     )
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ModelError(
-            f"{folder}: the weights take {needed:,} bytes, the disk has {free:,} free; choose another disk"
-        )
+def source_model(source: Path) -> nn.Module:
+    """The model in `source` with its weights decoded to float32, in memory: what a folder is compared with.
 
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    Raises:
+        ModelError: as `write_folder`.
+    """
+    gguf = GgufFile(source)
+    architecture = Architecture(gguf)
+    model_class, arguments = mlx_lm.utils._get_classes(config := architecture.config("float32"))  # noqa: SLF001
+    model: nn.Module = model_class(arguments.from_dict(config))
+    decoded = {slot.name: weights.decode(gguf, slot, "float32") for slot in architecture.slots()}
+    # Gemma learns from the names that its head is the embedding.
+    decoded = model.sanitize(decoded) if hasattr(model, "sanitize") else decoded
+    model.load_weights(list(decoded.items()))
+    model.eval()
+    return model

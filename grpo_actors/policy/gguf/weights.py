@@ -1,15 +1,14 @@
 """Decoded tensors to safetensors, one shard in memory at a time."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
 
-from grpo_actors.errors import ModelError
 from grpo_actors.policy.gguf.architecture import Slot
 from grpo_actors.policy.gguf.reader import GgufFile
+from grpo_actors.policy.writing import check_finite, save_safetensors, write_json
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 #: Bounds the memory: one shard is held, and one tensor decoded to float32.
@@ -33,11 +32,11 @@ def save(gguf: GgufFile, slots: list[Slot], folder: Path, dtype: str, shard_byte
         for number in range(1, len(shards) + 1)
     ]
     for name, shard in zip(names, shards, strict=True):
-        _save_shard(folder / name, {slot.name: _weight(gguf, slot, dtype) for slot in shard})
+        save_safetensors(folder / name, {slot.name: decode(gguf, slot, dtype) for slot in shard})
     if len(shards) > 1:
         places = {slot.name: name for name, shard in zip(names, shards, strict=True) for slot in shard}
         index = {"metadata": {"total_size": total_bytes(slots, dtype)}, "weight_map": places}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def _shards(slots: list[Slot], dtype: str, shard_bytes: int) -> Iterator[list[Slot]]:
@@ -58,22 +57,11 @@ def _slot_bytes(slot: Slot, dtype: str) -> int:
     return math.prod(slot.shape) * DTYPES[dtype].size
 
 
-def _weight(gguf: GgufFile, slot: Slot, dtype: str) -> mx.array:
+def decode(gguf: GgufFile, slot: Slot, dtype: str) -> mx.array:
+    """One tensor as the folder holds it; raises ModelError where it is not finite in `dtype`."""
     rows = gguf.read(slot.stored)
     if slot.undo is not None:
         rows = slot.undo(rows)
     weight = mx.array(rows).astype(DTYPES[dtype])
-    if not mx.all(mx.isfinite(weight)).item():
-        raise ModelError(
-            f"{gguf.path}: tensor {slot.stored} is not finite as {dtype}; take --dtype bfloat16 or float32, "
-            "or fetch the file again if it is so there too"
-        )
+    check_finite(f"{gguf.path}: tensor {slot.stored}", weight, dtype)
     return weight
-
-
-def _save_shard(path: Path, weights: dict[str, mx.array]) -> None:
-    try:
-        # transformers refuses a file that does not name its framework.
-        mx.save_safetensors(str(path), weights, metadata={"format": "mlx"})
-    except (RuntimeError, OSError) as error:
-        raise ModelError(f"{path}: cannot be written: {error}; free some disk space") from None
