@@ -13,12 +13,21 @@ import mlx.core as mx
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from mlx.utils import tree_flatten
-from mlx_lm.models import llama, qwen2
+from mlx_lm.models import gemma3_text, llama, qwen2, qwen3, smollm3
 
-HEADS, KV_HEADS, LAYERS, INNER = 8, 2, 2, 512
+HEADS, KV_HEADS, INNER = 8, 2, 512
 #: Rows of 256, the block of the K-quants.
 HIDDEN = 256
 HEAD_DIM = HIDDEN // HEADS
+#: Of the families that choose it freely: not hidden / heads, and half of the angles elsewhere.
+OWN_HEAD_DIM = 64
+#: So many that SmolLM3's fourth layer and Gemma 3's sixth, which are unlike the others, have one behind them.
+LAYERS = {"llama": 2, "qwen2": 2, "qwen3": 2, "smollm3": 5, "gemma3": 7}
+#: Shorter than the tests' texts, so that it hides something.
+WINDOW = 4
+FAMILIES = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3, "smollm3": smollm3, "gemma3": gemma3_text}
+#: Whose q and k rows the writer reorders for neighbouring rotation.
+PAIRED = ("llama", "smollm3")
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOOL = "<tool>"
@@ -60,29 +69,44 @@ class Tiny:
     extra: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def source_model(tiny: Tiny) -> Any:
-    """A random model with grouped queries and, for qwen2 or `bias`, random biases."""
-    sizes = {
+def arguments(tiny: Tiny) -> dict[str, Any]:
+    """The model's own arguments, by mlx-lm's names."""
+    sizes: dict[str, Any] = {
         "model_type": tiny.architecture,
         "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": LAYERS[tiny.architecture],
         "intermediate_size": INNER,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "rms_norm_eps": 1e-5,
         "vocab_size": VOCAB,
         "rope_theta": 5000.0,
-        "tie_word_embeddings": tiny.tied,
         "max_position_embeddings": 128,
     }
-    mx.random.seed(7)
+    if tiny.architecture == "gemma3":
+        return sizes | {
+            "head_dim": OWN_HEAD_DIM,
+            "query_pre_attn_scalar": OWN_HEAD_DIM,
+            "sliding_window": WINDOW,
+            "rope_local_base_freq": 10000.0,
+        }
+    sizes["tie_word_embeddings"] = tiny.tied
     if tiny.architecture == "llama":
-        model = llama.Model(llama.ModelArgs(**sizes, attention_bias=tiny.bias, mlp_bias=tiny.bias))
-    else:
-        model = qwen2.Model(qwen2.ModelArgs(**sizes))
+        sizes |= {"attention_bias": tiny.bias, "mlp_bias": tiny.bias}
+    return sizes | ({"head_dim": OWN_HEAD_DIM} if tiny.architecture == "qwen3" else {})
+
+
+def source_model(tiny: Tiny) -> Any:
+    """A random model with grouped queries and, for qwen2 or `bias`, random biases."""
+    mx.random.seed(7)
+    family = FAMILIES[tiny.architecture]
+    model = family.Model(family.ModelArgs(**arguments(tiny)))
+    if tiny.architecture == "gemma3":
+        model.sanitize({})  # its own way to tie the head
     # Norms and biases begin as ones and zeros, which would hide a mix-up.
     weights = {name: 0.1 * mx.random.normal(array.shape) for name, array in tree_flatten(model.parameters())}
-    weights |= {name: array + 1 for name, array in weights.items() if "norm" in name}
+    if tiny.architecture != "gemma3":  # whose norms add the one themselves
+        weights |= {name: array + 1 for name, array in weights.items() if "norm" in name}
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
     return model
@@ -97,7 +121,7 @@ def pair_rows(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows[order]
 
 
-def stored_name(name: str) -> str:
+def stored_name(name: str, architecture: str = "llama") -> str:
     outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     stem, _, kind = name.rpartition(".")
     if stem in outer:
@@ -113,27 +137,29 @@ def stored_name(name: str) -> str:
         "gate_proj": "ffn_gate",
         "up_proj": "ffn_up",
         "down_proj": "ffn_down",
+        "q_norm": "attn_q_norm",
+        "k_norm": "attn_k_norm",
     }
+    if architecture == "gemma3":
+        inner |= {
+            "post_attention_layernorm": "post_attention_norm",
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        }
     return f"blk.{layer}.{inner[part[-1]]}.{kind}"
 
 
-def random_q6_k(shape: tuple[int, ...]) -> np.ndarray:
-    """Random Q6_K blocks (the reference package decodes them but cannot make them).
-
-    256 weights in 210 bytes: 192 of bits, 16 signed scales, one float16; weights reach 32 × 3 × 0.001.
-    """
-    rng = np.random.default_rng(11)
-    blocks = int(np.prod(shape)) // 256
-    bits = rng.integers(0, 256, (blocks, 192), dtype=np.uint8)
-    scales = rng.integers(-3, 4, (blocks, 16)).astype(np.int8).view(np.uint8)
-    unit = np.full((blocks, 1), 0.001, np.float16).view(np.uint8)
-    return np.concatenate([bits, scales, unit], axis=1).reshape(*shape[:-1], -1)
-
-
 def encode(rows: np.ndarray, kind: Type) -> np.ndarray:
-    if kind == Type.Q6_K:
-        return random_q6_k(rows.shape)
-    return gguf.quants.quantize(rows, kind)
+    """Bytes of `kind`: of `rows` where the reference package can make them, else random ones that it can read.
+
+    Bytes below 0x3C make every float16 among them finite and below 1.
+    """
+    try:
+        return gguf.quants.quantize(rows, kind)
+    except NotImplementedError:
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        shape = (*rows.shape[:-1], rows.shape[-1] // block * size)
+        return np.random.default_rng(11).integers(0, 0x3C, shape, dtype=np.uint8)
 
 
 def write(path: Path, tiny: Tiny) -> Any:
@@ -143,16 +169,21 @@ def write(path: Path, tiny: Tiny) -> Any:
     write_metadata(writer, tiny)
     stands_for = []
     for name, array in tree_flatten(model.parameters()):
-        rows, stored = np.array(array), stored_name(name)
+        rows, stored = np.array(array), stored_name(name, tiny.architecture)
         heads = (
             {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
-            if tiny.architecture == "llama"
+            if tiny.architecture in PAIRED
             else None
         )
+        if tiny.architecture == "gemma3" and stored.endswith("norm.weight"):
+            rows += 1
         kind = next((kind for end, kind in tiny.formats.items() if stored.endswith(end)), tiny.format)
         kind = Type.F32 if rows.ndim == 1 else kind
         raw = encode(rows, kind)
-        stands_for.append((name, mx.array(gguf.quants.dequantize(raw, kind).reshape(rows.shape))))
+        meant = gguf.quants.dequantize(raw, kind).reshape(rows.shape)
+        if tiny.architecture == "gemma3" and stored.endswith("norm.weight"):
+            meant = meant - 1
+        stands_for.append((name, mx.array(meant)))
         if stored not in tiny.drop:
             writer.add_tensor(stored, raw if heads is None else pair_rows(raw, heads), raw_dtype=kind)
     for stored, rows in tiny.extra.items():
@@ -169,7 +200,7 @@ def write_metadata(writer: gguf.GGUFWriter, tiny: Tiny) -> None:
     kinds = [3] * len(CONTROL) + [1] * (256 + len(MERGES)) + [4] + [5] * len(FILLERS)
     architecture = tiny.architecture
     entries = {
-        f"{architecture}.block_count": LAYERS,
+        f"{architecture}.block_count": LAYERS[architecture],
         f"{architecture}.context_length": 128,
         f"{architecture}.embedding_length": HIDDEN,
         f"{architecture}.feed_forward_length": INNER,
@@ -178,7 +209,7 @@ def write_metadata(writer: gguf.GGUFWriter, tiny: Tiny) -> None:
         f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
         f"{architecture}.rope.freq_base": 5000.0,
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm" if architecture == "llama" else "qwen2",
+        "tokenizer.ggml.pre": {"llama": "smollm", "smollm3": "smaug-bpe"}.get(architecture, "qwen2"),
         "tokenizer.ggml.tokens": [*TOKENS, *FILLERS],
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.merges": MERGES,
@@ -186,7 +217,12 @@ def write_metadata(writer: gguf.GGUFWriter, tiny: Tiny) -> None:
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.padding_token_id": 0,
         "tokenizer.chat_template": TEMPLATE,
-    } | tiny.metadata
+    }
+    if architecture in ("qwen3", "gemma3"):
+        entries |= {f"{architecture}.attention.{part}_length": OWN_HEAD_DIM for part in ("key", "value")}
+    if architecture == "gemma3":
+        entries[f"{architecture}.attention.sliding_window"] = WINDOW
+    entries |= tiny.metadata
     for key, value in entries.items():
         if value is not None:
             add_entry(writer, key, value)

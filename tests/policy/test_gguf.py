@@ -12,7 +12,7 @@ import mlx_lm
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from gguf_files import HEAD_DIM, VOCAB, Tiny, write
+from gguf_files import FAMILIES, HEAD_DIM, VOCAB, Tiny, write
 
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.gguf import blocks, tokenizer, weights, write_folder
@@ -40,16 +40,29 @@ def refused(tmp_path: Path, tiny: Tiny) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-@pytest.mark.parametrize(
-    "kind", [Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q6_K]
-)
+#: Every format that the reference package reads; F32, F16 and BF16 are no block formats there.
+READABLE = [Type.F32, Type.F16, *gguf.quants._type_traits]
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("kind", [Type.F32, Type.BF16, Type.Q4_1, Type.Q6_K])
 def test_logits_equal_those_of_the_model_that_the_file_stands_for(tmp_path, architecture, kind):
     source, model, _ = converted(tmp_path, Tiny(architecture, kind))
     assert mx.array_equal(model(IDS), source(IDS))
 
 
-@pytest.mark.parametrize("tiny", [Tiny(tied=False), Tiny(bias=True), Tiny("qwen2", tied=False)])
+@pytest.mark.parametrize("kind", READABLE, ids=lambda kind: kind.name)
+def test_every_format_that_the_reference_package_reads_is_converted(tmp_path, kind):
+    source, model, _ = converted(tmp_path, Tiny(format=kind))
+    assert mx.array_equal(
+        model.model.layers[1].mlp.down_proj.weight, source.model.layers[1].mlp.down_proj.weight
+    )
+    assert mx.array_equal(model(IDS), source(IDS))
+
+
+@pytest.mark.parametrize(
+    "tiny", [Tiny(tied=False), Tiny(bias=True), Tiny("qwen2", tied=False), Tiny("qwen3", tied=False)]
+)
 def test_an_own_head_and_biases_are_carried_over(tmp_path, tiny):
     source, model, _ = converted(tmp_path, tiny)
     assert mx.array_equal(model(IDS), source(IDS))
