@@ -3,15 +3,15 @@
 import re
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from grpo_actors.errors import ModelError, first_line
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-#: The hub says no, or cannot be reached.
-_REFUSALS = (HfHubHTTPError, httpx.HTTPError, OSError, ValueError)
+#: The hub says no, or cannot be reached. The base is the HTTP library's root error: of httpx, or of what has
+#: taken its place in the hub's client.
+_REFUSALS = (HfHubHTTPError.__bases__[0], OSError, ValueError)
 
 
 def check_upload(repository: str) -> None:

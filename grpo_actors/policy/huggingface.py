@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_lm.utils
+from huggingface_hub.errors import StrictDataclassError
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
@@ -26,7 +27,7 @@ from grpo_actors.policy.quantization import is_quantized, storage
 from grpo_actors.policy.writing import check_finite, check_space, update_json
 
 #: What mlx-lm and transformers raise over a folder that they cannot read.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
 
 
 def find(name: str) -> Path:

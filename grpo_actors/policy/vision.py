@@ -7,7 +7,7 @@ aside, of the families that it knows.
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,15 @@ def write_folder(source: Path, config: dict[str, Any], folder: Path, plan: Plan)
     Raises:
         ModelError: mlx-vlm is not installed, or does not know or load the model, or does not divide its rows.
     """
-    mlx_vlm = _mlx_vlm()
+    convert, utils = _mlx_vlm()
     model = _load_lazily(source, config, plan)
     if plan.bits is not None:
-        refuse_group_size(source, model, plan, skips=mlx_vlm.utils.skip_multimodal_module)
+        refuse_group_size(source, model, plan, skips=utils.skip_multimodal_module)
     # Of the source's type, if there is none: more than what is written can take, but for a wider one.
     check_space(folder, sum(array.nbytes for _, array in tree_flatten(model.parameters())))
     del model
     with _quiet(), _one_line(source, "mlx-vlm does not convert it"):
-        mlx_vlm.convert.convert(
+        convert(
             str(source),
             str(folder),
             quantize=plan.bits is not None,
@@ -77,21 +77,22 @@ def write_folder(source: Path, config: dict[str, Any], folder: Path, plan: Plan)
     return storage(_load_lazily(folder, config, plan))
 
 
-def _mlx_vlm() -> Any:
+def _mlx_vlm() -> tuple[Callable[..., None], Any]:
+    """Its converter, and its module that loads."""
     try:
-        import mlx_vlm.convert  # noqa: PLC0415  an optional extra, and a large one
-        import mlx_vlm.utils  # noqa: PLC0415
+        from mlx_vlm import utils  # noqa: PLC0415  an optional extra, and a large one
+        from mlx_vlm.convert import convert  # noqa: PLC0415
     except ImportError as error:
         raise ModelError(
             f"--hf-path: this model takes images, which needs mlx-vlm ({first_line(error)}): "
             "pip install 'grpo-actors[vision]', or keep its language part alone with --text-only"
         ) from None
-    return mlx_vlm
+    return convert, utils
 
 
 def _load_lazily(folder: Path, config: dict[str, Any], plan: Plan) -> nn.Module:
     """The whole model; no weight is read yet."""
-    utils = _mlx_vlm().utils
+    _, utils = _mlx_vlm()
     kind = config["model_type"]
     models = Path(utils.__file__).parent / "models"
     known = {path.name for path in models.iterdir() if (path / "__init__.py").is_file()}

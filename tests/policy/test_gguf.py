@@ -280,3 +280,33 @@ def test_yarn_and_linear_scaling_reach_the_config(tmp_path):
     write(tmp_path / "tiny.gguf", Tiny(metadata={f"llama.{key}": value for key, value in entries.items()}))
     scaling = Architecture(GgufFile(tmp_path / "tiny.gguf")).config("float32")["rope_scaling"]
     assert scaling == {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+# --- Gemma 3's own settings ---
+
+
+def gemma_config(tmp_path, **entries: object) -> dict:
+    metadata = {f"gemma3.{key.replace('__', '.')}": value for key, value in entries.items()}
+    write(tmp_path / "tiny.gguf", Tiny("gemma3", metadata=metadata))
+    return Architecture(GgufFile(tmp_path / "tiny.gguf")).config("float32")
+
+
+def test_gemma_without_a_window_sees_the_whole_text_on_every_layer(tmp_path):
+    assert gemma_config(tmp_path)["sliding_window_pattern"] == 6
+    assert gemma_config(tmp_path, attention__sliding_window=None)["sliding_window_pattern"] == 1
+
+
+def test_gemmas_local_base_is_the_files_where_it_names_one(tmp_path):
+    assert gemma_config(tmp_path)["rope_local_base_freq"] == 10000.0
+    assert gemma_config(tmp_path, rope__freq_base_swa=500.0)["rope_local_base_freq"] == 500.0
+
+
+def test_gemma_scales_queries_by_the_head_but_in_its_27b_model(tmp_path):
+    assert gemma_config(tmp_path)["query_pre_attn_scalar"] == 64
+    # The 27B model is known by its 62 layers; here 256 features over 8 heads.
+    assert gemma_config(tmp_path, block_count=62)["query_pre_attn_scalar"] == 32
+
+
+def test_gemma_with_capped_logits_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="final_logit_softcapping is not supported"):
+        gemma_config(tmp_path, final_logit_softcapping=30.0)

@@ -9,6 +9,7 @@ import unicodedata
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import gguf
 import mlx.core as mx
@@ -24,6 +25,7 @@ from grpo_actors.errors import ModelError
 from grpo_actors.policy.gguf import tokenizer as rebuild
 from grpo_actors.policy.gguf import write_folder
 from grpo_actors.policy.gguf.reader import GgufFile
+from grpo_actors.policy.writing import write_json
 
 SAMPLES = [
     "Hello, world!",
@@ -125,6 +127,7 @@ def test_text_comes_back_unchanged(tmp_path, architecture):
         ("gpt-2", ["x", "Ġ1234", "Ġ(", "y", ")", "ĊĊ"]),
         ("smollm", ["x", "Ġ", "1", "2", "3", "4", "Ġ(", "y", ")", "ĊĊ"]),
         ("llama-bpe", ["x", "Ġ", "123", "4", "Ġ(", "y", ")ĊĊ"]),
+        ("smaug-bpe", ["x", "Ġ", "123", "4", "Ġ(", "y", ")ĊĊ"]),
         ("qwen2", ["x", "Ġ", "1", "2", "3", "4", "Ġ(", "y", ")ĊĊ"]),
     ],
 )
@@ -153,8 +156,8 @@ def test_bos_is_added_when_the_file_or_llama_3s_habit_says_so(tmp_path, entry, f
 # --- SentencePiece ---
 
 
-def train_sentencepiece():
-    """A BPE model of 500 tokens over this file's own text, with byte fallback, as Llama's was made."""
+def train_sentencepiece(**own: Any):
+    """A BPE model of 700 tokens over this file's own text, with byte fallback, as Llama's was made."""
     with warnings.catch_warnings():
         # SWIG's types have no __module__, which Python 3.12 remarks on at import.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -170,6 +173,7 @@ def train_sentencepiece():
         remove_extra_whitespaces=False,
         split_digits=True,
         minloglevel=2,
+        **own,
     )
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
@@ -200,6 +204,28 @@ def test_sentencepiece_ids_and_text_equal_those_of_sentencepiece(tmp_path):
     for text in [*SAMPLES, "tokenizer.encode(text) == written", *random_texts(300)]:
         assert tokenizer.encode(text).ids == [1, *pieces.encode(text)]
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_gemmas_runs_of_blanks_are_one_token_each_also_in_transformers(tmp_path):
+    # Gemma puts no space before a text, and has tokens of its own for runs of spaces and newlines, which a GGUF
+    # file marks as user-defined, with their spaces as spaces.
+    runs = ["▁▁", "▁▁▁", "▁▁▁▁", "\n\n", "\n\n\n"]
+    pieces = train_sentencepiece(user_defined_symbols=runs, add_dummy_prefix=False)
+    metadata = sentencepiece_metadata(pieces) | {"tokenizer.ggml.add_space_prefix": False}
+    for run in runs:
+        index = metadata["tokenizer.ggml.tokens"].index(run)
+        metadata["tokenizer.ggml.tokens"][index] = run.replace("▁", " ")
+        metadata["tokenizer.ggml.token_type"][index] = 4
+    write(tmp_path / "tiny.gguf", Tiny("gemma3", metadata=metadata))
+    written = rebuild.read(GgufFile(tmp_path / "tiny.gguf"), pieces.get_piece_size())
+    write_json(tmp_path / "config.json", {"model_type": "gemma3_text"})
+    write_json(tmp_path / "tokenizer_config.json", written.config)
+    (tmp_path / "tokenizer.json").write_text(written.tokenizer_json)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("a    b", add_special_tokens=False)[1] == pieces.piece_to_id("▁▁▁▁")
+    for text in [*SAMPLES, "    return x\n\n\n\n  y", *random_texts(300)]:
+        assert tokenizer.encode(text) == [1, *pieces.encode(text)]
+        assert tokenizer.decode(tokenizer.encode(text)[1:]) == text
 
 
 def test_sentencepiece_that_rewrites_the_text_is_refused(tmp_path):
