@@ -67,18 +67,18 @@ def is_known(config: dict[str, Any]) -> bool:
     """Whether mlx-lm has a module for this architecture."""
     try:
         mlx_lm.utils._get_classes(config)  # noqa: SLF001 - the one way to ask
-    except ValueError:
+    except (ValueError, SystemExit):  # olmo's module ends the process where its own package is absent
         return False
     return True
 
 
 def known_types(near: str) -> list[str]:
-    """Every model type that mlx-lm reads, those most like `near` first."""
+    """Every model type that mlx-lm reads but `near` itself, those most like it first."""
     models = Path(mlx_lm.utils.__file__).parent / "models"
     # Its folder holds parts of models too; a model's module has arguments of its own.
     names = {path.stem for path in models.glob("*.py") if "\nclass ModelArgs" in path.read_text("utf-8")}
     names |= mlx_lm.utils.MODEL_REMAPPING.keys()
-    return alike_first(names, near)
+    return alike_first(names - {near}, near)
 
 
 def alike_first(names: Iterable[str], near: str) -> list[str]:

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from convert_tool import refusal, run
 from gguf_files import Tiny, write
 
 from grpo_actors import convert
-from grpo_actors.command import run_command
 from grpo_actors.errors import ModelError
 
 
@@ -21,22 +21,6 @@ def tiny_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("source") / "tiny.gguf"
     write(path, Tiny())
     return path
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        run_command(lambda: convert.main([str(argument) for argument in arguments]))
-    return ended.value.code
-
-
-def refusal(capsys, *arguments: object) -> str:
-    """The one line that the tool ends with, exit code 2."""
-    assert run(*arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    return printed.err
 
 
 def test_the_tool_makes_a_folder_and_lets_it_speak(tiny_file, tmp_path, capsys):
