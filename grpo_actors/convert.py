@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_weight_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--dtype", choices=DTYPES, help="of the weights (default: as they are; of a GGUF file float32)"
+        "--dtype", choices=DTYPES, help="of the weights (default: as they are; of GGUF and nanochat float32)"
     )
     command.add_argument("-q", "--quantize", action="store_true", help="store the weights in few bits")
     command.add_argument(
@@ -81,20 +81,41 @@ def _add_weight_options(command: argparse.ArgumentParser) -> None:
 
 def from_gguf(options: argparse.Namespace, folder: Path) -> str:
     """Source ``--gguf``."""
-    from grpo_actors.policy import gguf, huggingface  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.policy import gguf  # noqa: PLC0415  MLX takes a second to import
 
     plan = _plan(options)
-    if plan.bits is None:
-        made = gguf.write_folder(options.gguf, folder, options.dtype or "float32")
-    else:
-        decoded = folder / "decoded"
-        decoded.mkdir()
-        made = gguf.write_folder(options.gguf, decoded, options.dtype or "float32")
-        huggingface.write_folder(decoded, folder, plan)
-        shutil.rmtree(decoded)
+    with _whole_weights(folder, plan) as whole:
+        made = gguf.write_folder(options.gguf, whole, plan.dtype or "float32")
     formats = ", ".join(f"{count} {name}" for name, count in made.formats.items())
     line = f"{options.gguf.name}: {made.architecture}, {_megabytes(made.source_bytes)}, tensors: {formats}"
     return f"{line}\n{_compare(plan, lambda: gguf.source_model(options.gguf), folder)}"
+
+
+def from_nanochat(options: argparse.Namespace, folder: Path) -> str:
+    """Source ``--nanochat``."""
+    from grpo_actors.policy import nanochat  # noqa: PLC0415  MLX takes a second to import
+
+    plan = _plan(options)
+    with _whole_weights(folder, plan) as whole:
+        made = nanochat.write_folder(options.nanochat, whole, plan.dtype or "float32")
+    sizes = f"{made.layers} layers, {made.vocab:,} tokens"
+    line = f"{options.nanochat}: nanochat, step {made.step}, {_megabytes(made.source_bytes)}, {sizes}"
+    return f"{line}\n{_compare(plan, lambda: nanochat.source_model(options.nanochat), folder)}"
+
+
+@contextmanager
+def _whole_weights(folder: Path, plan: Plan) -> Iterator[Path]:
+    """Where a source writes a whole model: `folder`, or one within it that is then packed into `folder`."""
+    if plan.bits is None:
+        yield folder
+        return
+    from grpo_actors.policy import huggingface  # noqa: PLC0415  MLX takes a second to import
+
+    whole = folder / "whole"
+    whole.mkdir()
+    yield whole
+    huggingface.write_folder(whole, folder, plan)
+    shutil.rmtree(whole)
 
 
 def from_hugging_face(options: argparse.Namespace, folder: Path) -> str:

@@ -156,7 +156,7 @@ def _architecture(policy: Policy) -> dict[str, Any]:
 def adapter_config(policy: Policy) -> dict[str, Any]:
     """What mlx-lm needs to load the adapter onto its base, and which base that is.
 
-    With base_bits the base lies nowhere as a file; ``mlx_lm.convert -q --q-bits N`` of ``model`` makes it.
+    With base_bits the base lies nowhere as a file; ``convert -q --bits N`` of ``model`` makes it.
     """
     config = policy.config
     described = {

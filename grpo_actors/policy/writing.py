@@ -1,4 +1,4 @@
-"""What every written model folder is held to: room on the disk, finite weights, JSON that people can read."""
+"""What every written model folder is held to: room on the disk, finite weights, whole files."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from grpo_actors.checkpoints import write_json
 from grpo_actors.errors import ModelError
 
 
@@ -35,11 +36,6 @@ def save_safetensors(path: Path, weights: dict[str, mx.array]) -> None:
         mx.save_safetensors(str(path), weights, metadata={"format": "mlx"})
     except (RuntimeError, OSError) as error:
         raise ModelError(f"{path}: cannot be written: {error}; free some disk space") from None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` indented, in the letters it has."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def update_json(path: Path, changes: dict[str, Any]) -> None:

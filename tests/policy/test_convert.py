@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from convert_tool import refusal, run
 from gguf_files import Tiny, write
@@ -39,6 +40,18 @@ def test_the_tool_makes_a_folder_and_lets_it_speak(tiny_file, tmp_path, capsys):
     assert "1,189,120 parameters, 2.4 MB, bfloat16" in printed
     assert "tokens/s" in printed
     assert not target.with_name("model.tmp").exists()
+
+
+def test_a_gguf_files_folder_has_its_log_probs_and_quantised_nearly(tiny_file, tmp_path, capsys):
+    quick = ("--gguf", tiny_file, "--sample-tokens", 0, "--output-dir")
+    assert run(*quick, tmp_path / "whole") == 0
+    assert "mean |Δ log-prob| 0 nats" in capsys.readouterr().out
+    assert run(*quick, tmp_path / "packed", "-q", "--bits", 8) == 0
+    difference = float(capsys.readouterr().out.split("|Δ log-prob| ")[1].split()[0])
+    # Random weights make near-certain choices, which a step of 1/256 moves by some tenths of a nat.
+    assert 0 < difference < 1
+    assert not (tmp_path / "packed" / "whole").exists()
+    assert ".scales" in str(mx.load(str(tmp_path / "packed" / "model.safetensors")).keys())
 
 
 @pytest.mark.parametrize(

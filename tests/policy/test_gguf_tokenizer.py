@@ -21,11 +21,11 @@ from gguf_files import CONTROL, FILLERS, MERGES, TOKENS, TOOL, Tiny, byte_letter
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from grpo_actors.checkpoints import write_json
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.gguf import tokenizer as rebuild
 from grpo_actors.policy.gguf import write_folder
 from grpo_actors.policy.gguf.reader import GgufFile
-from grpo_actors.policy.writing import write_json
 
 SAMPLES = [
     "Hello, world!",

@@ -10,10 +10,11 @@ from pathlib import Path
 import mlx_lm.utils
 from mlx import nn
 
+from grpo_actors.checkpoints import write_json
 from grpo_actors.policy.gguf import tokenizer, weights
 from grpo_actors.policy.gguf.architecture import Architecture
 from grpo_actors.policy.gguf.reader import GgufFile
-from grpo_actors.policy.writing import check_space, write_json
+from grpo_actors.policy.writing import check_space
 
 
 @dataclass(frozen=True)

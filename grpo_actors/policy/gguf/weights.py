@@ -6,9 +6,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from grpo_actors.checkpoints import write_json
 from grpo_actors.policy.gguf.architecture import Slot
 from grpo_actors.policy.gguf.reader import GgufFile
-from grpo_actors.policy.writing import check_finite, save_safetensors, write_json
+from grpo_actors.policy.writing import check_finite, save_safetensors
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 #: Bounds the memory: one shard is held, and one tensor decoded to float32.

@@ -5,6 +5,6 @@ be, `encoding` reads the pickled tiktoken encoding, `tokenizer` and `chat` make 
 transformers read. Pickles come from strangers: `pickles` lets them build plain data and nothing else.
 """
 
-from grpo_actors.policy.nanochat.folder import Conversion, write_folder
+from grpo_actors.policy.nanochat.folder import Conversion, source_model, write_folder
 
-__all__ = ["Conversion", "write_folder"]
+__all__ = ["Conversion", "source_model", "write_folder"]

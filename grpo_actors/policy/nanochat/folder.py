@@ -6,9 +6,8 @@ half-written one.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import mlx.core as mx
+from mlx import nn
 from mlx_lm.models import nanochat
 from mlx_lm.utils import save_model
 
@@ -16,7 +15,7 @@ from grpo_actors.checkpoints import write_json
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import DTYPES
 from grpo_actors.policy.nanochat import architecture, encoding, tokenizer
-from grpo_actors.policy.nanochat.source import find, read_sizes
+from grpo_actors.policy.nanochat.source import Sizes, Source, find, read_sizes
 from grpo_actors.policy.nanochat.torch_file import TorchFile
 
 
@@ -51,26 +50,31 @@ def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
         )
     # Before the weights: they take the time.
     text = tokenizer.build(files.tokenizer, stored).to_str(pretty=True)
-    ids, config = tokenizer.token_ids(stored), architecture.config(sizes, dtype)
-    with TorchFile(files.model) as file:
-        names = architecture.stored_names(file, sizes)
-        weights = [
-            (name, architecture.weight(file, name, stored_name, sizes, DTYPES[dtype]))
-            for name, stored_name in names.items()
-        ]
-    _save_weights(folder, config, weights)
-    write_json(folder / "config.json", config | ids)
+    ids = tokenizer.token_ids(stored)
+    try:
+        # In mlx-lm's shards, through its model: what it would not load is not written.
+        save_model(folder, _read_model(files, sizes, dtype))
+    except (RuntimeError, OSError) as error:  # mlx reports a full disk as RuntimeError
+        raise ModelError(f"{folder}: cannot be written: {error}; free some disk space") from None
+    write_json(folder / "config.json", architecture.config(sizes, dtype) | ids)
     write_json(folder / "generation_config.json", ids)
     write_json(folder / "tokenizer_config.json", tokenizer.config(stored, sizes.context))
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     return Conversion(files.step, sizes.layers, sizes.vocab, files.model.stat().st_size)
 
 
-def _save_weights(folder: Path, config: dict[str, Any], weights: list[tuple[str, mx.array]]) -> None:
-    """In mlx-lm's shards, through its model: what it would not load is not written."""
-    model = nanochat.Model(nanochat.ModelArgs.from_dict(config))
+def source_model(source: Path) -> nn.Module:
+    """The model in `source` in float32: what a folder is compared with; raises ModelError as `write_folder`."""
+    files = find(source)
+    return _read_model(files, read_sizes(files.meta), "float32")
+
+
+def _read_model(files: Source, sizes: Sizes, dtype: str) -> nn.Module:
+    with TorchFile(files.model) as file:
+        weights = [
+            (name, architecture.weight(file, name, stored_name, sizes, DTYPES[dtype]))
+            for name, stored_name in architecture.stored_names(file, sizes).items()
+        ]
+    model: nn.Module = nanochat.Model(nanochat.ModelArgs.from_dict(architecture.config(sizes, dtype)))
     model.load_weights(weights)
-    try:
-        save_model(folder, model)
-    except (RuntimeError, OSError) as error:  # mlx reports a full disk as RuntimeError
-        raise ModelError(f"{folder}: cannot be written: {error}; free some disk space") from None
+    return model
