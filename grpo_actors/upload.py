@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError
@@ -11,7 +12,7 @@ from grpo_actors.errors import ModelError, first_line
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 #: The hub says no, or cannot be reached. The base is the HTTP library's root error: of httpx, or of what has
 #: taken its place in the hub's client.
-_REFUSALS = (HfHubHTTPError.__bases__[0], OSError, ValueError)
+_REFUSALS = (cast("type[Exception]", HfHubHTTPError.__bases__[0]), OSError, ValueError)
 
 
 def check_upload(repository: str) -> None:
