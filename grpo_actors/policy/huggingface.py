@@ -86,15 +86,17 @@ def alike_first(names: Iterable[str], near: str) -> list[str]:
     return sorted(names, key=lambda name: (-difflib.SequenceMatcher(None, near, name).ratio(), name))
 
 
-def refuse_unknown(path: Path, config: dict[str, Any], plan: Plan) -> None:
-    """Refuse what mlx-lm has no module for, and code of the model's own that nobody has trusted."""
-    if config.get("model_file") is not None:
-        if not plan.trust_remote_code:
-            raise ModelError(
-                f"{path}: the model runs Python code of its own ({config['model_file']}); read it, then add --trust-remote-code"
-            )
-        return
-    if not is_known(config):
+def refuse_own_code(path: Path, config: dict[str, Any], plan: Plan) -> None:
+    """Refuse a model that is Python code of its own which nobody has trusted."""
+    if config.get("model_file") is not None and not plan.trust_remote_code:
+        raise ModelError(
+            f"{path}: the model runs Python code of its own ({config['model_file']}); read it, then add --trust-remote-code"
+        )
+
+
+def refuse_unknown(path: Path, config: dict[str, Any]) -> None:
+    """Refuse what mlx-lm has no module for, nor the model itself."""
+    if config.get("model_file") is None and not is_known(config):
         kind = config["model_type"]
         raise ModelError(
             f"{path}: mlx-lm does not know model_type {kind!r}; it knows {', '.join(known_types(kind))}"
@@ -132,7 +134,8 @@ def write_folder(source: Path, folder: Path, plan: Plan) -> str:
     Raises:
         ModelError: mlx-lm does not know or load it, the group size does not divide its rows, or the disk is too small.
     """
-    refuse_unknown(source, read_config(source), plan)
+    refuse_own_code(source, read_config(source), plan)
+    refuse_unknown(source, read_config(source))
     model, config = load_lazily(source, plan)
     tokenizer = load_tokenizer(source, plan)
     if plan.dtype is not None:

@@ -22,7 +22,9 @@ from grpo_actors.policy.huggingface import (
     load_lazily,
     read_config,
     refuse_group_size,
+    refuse_own_code,
 )
+from grpo_actors.policy.model import DTYPES
 from grpo_actors.policy.plan import Plan
 from grpo_actors.policy.quantization import storage
 from grpo_actors.policy.writing import check_space, update_json
@@ -51,15 +53,18 @@ def write_folder(source: Path, config: dict[str, Any], folder: Path, plan: Plan)
     """Write the model in `source` into the existing `folder`; returns how its language part is stored.
 
     Raises:
-        ModelError: mlx-vlm is not installed, or does not know or load the model, or does not divide its rows.
+        ModelError: mlx-vlm is not installed, or does not know or load the model; the group size does not divide its
+            rows; or the disk is too small.
     """
     convert, utils = _mlx_vlm()
+    refuse_own_code(source, config, plan)
     model = _load_lazily(source, config, plan)
     if plan.bits is not None:
         refuse_group_size(source, model, plan, skips=utils.skip_multimodal_module)
-    # Of the source's type, if there is none: more than what is written can take, but for a wider one.
-    check_space(folder, sum(array.nbytes for _, array in tree_flatten(model.parameters())))
-    del model
+    # Before they are quantised, which is more than they will take.
+    width = DTYPES[plan.dtype].size if plan.dtype else None
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    check_space(folder, sum(array.size * (width or array.itemsize) for array in arrays))
     with _quiet(), _one_line(source, "mlx-vlm does not convert it"):
         convert(
             str(source),
@@ -70,10 +75,11 @@ def write_folder(source: Path, config: dict[str, Any], folder: Path, plan: Plan)
             dtype=plan.dtype,
             trust_remote_code=plan.trust_remote_code,
         )
-    stored_type = plan.dtype or config.get("torch_dtype") or config.get("dtype")
-    if stored_type is not None:
-        # mlx-vlm leaves it out, and what loads the folder for training asks for it.
-        update_json(folder / "config.json", {"torch_dtype": stored_type})
+    # mlx-vlm leaves it out, and what loads the folder for training asks for it.
+    parts = (config, config.get("text_config") or {})
+    stored = [part[key] for part in parts for key in ("torch_dtype", "dtype") if part.get(key)]
+    if plan.dtype or stored:
+        update_json(folder / "config.json", {"torch_dtype": plan.dtype or stored[0]})
     return storage(_load_lazily(folder, config, plan))
 
 

@@ -14,10 +14,12 @@ from convert_tool import refusal, run
 from mlx.utils import tree_flatten
 
 from grpo_actors.config import ModelConfig
+from grpo_actors.errors import ModelError
 from grpo_actors.policy import fidelity, huggingface
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.plan import Plan
+from grpo_actors.upload import upload
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def test_the_embedded_models_name_is_a_source_too(tmp_path):
 
 
 def test_drift_is_the_mean_difference_of_the_texts_log_probs(source, tmp_path):
-    """Of the written head, one row stands for another token than in the source: worked out by another way."""
+    """Of a folder whose last norm is stretched: worked out by another way."""
     written = Path(shutil.copytree(source, tmp_path / "written"))
     stored = mx.load(str(written / "model.safetensors"))
     name = "model.norm.weight"
@@ -117,7 +119,7 @@ def test_drift_is_the_mean_difference_of_the_texts_log_probs(source, tmp_path):
     got = fidelity.drift(lambda: huggingface.load_lazily(source, plan)[0], written, plan)
     assert wanted > 0.1
     assert got == pytest.approx(wanted, rel=1e-4)
-    with pytest.raises(huggingface.ModelError, match="was not read as it is meant"):
+    with pytest.raises(ModelError, match="was not read as it is meant"):
         fidelity.drift(lambda: huggingface.load_lazily(source, plan)[0], written, Plan())
 
 
@@ -168,14 +170,13 @@ def test_every_type_named_as_known_is_one_that_mlx_lm_loads():
 
 
 def test_a_group_size_that_does_not_divide_a_row_is_refused_with_one_that_does(source, tmp_path, capsys):
-    # Rows of the embedded model: 128 features; cut to 96 they divide into 32 and not into 64.
     line = refused(capsys, tmp_path, "--hf-path", narrow(source), "-q", "--group-size", 64)
     assert "--group-size 64 does not divide the rows of" in line
     assert "which have 96 weights; take --group-size 32" in line
 
 
 def narrow(source: Path) -> Path:
-    """The model with random weights and 96 features."""
+    """The model with random weights and 96 features, which are groups of 32 and not of 64."""
     edit_config(source, hidden_size=96, head_dim=32, num_attention_heads=4, num_key_value_heads=4)
     (source / "model.safetensors").unlink()
     model_class, arguments = mlx_lm.utils._get_classes(config := mlx_lm.utils.load_config(source))
@@ -221,6 +222,17 @@ def test_an_upload_without_a_network_is_refused_before_the_work(source, tmp_path
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     line = refused(capsys, tmp_path, "--hf-path", source, "--upload-repo", "owner/name")
     assert "nothing was converted" in line
+
+
+def test_an_upload_that_fails_after_the_work_leaves_the_folder_and_says_how_to_send_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_not_a_token")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        ModelError, match=r"is whole, but did not reach owner/name .*; send it with hf upload owner/name"
+    ):
+        upload(tmp_path, "owner/name", "first/origin")
+    assert "base_model: first/origin" in (tmp_path / "README.md").read_text()
 
 
 def test_a_disk_too_small_is_refused_with_both_figures(source, tmp_path, capsys, monkeypatch):

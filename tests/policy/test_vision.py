@@ -77,6 +77,16 @@ def test_text_only_keeps_the_language_part_alone(source, tmp_path, monkeypatch, 
     assert mx.array_equal(mlx_lm.load(str(tmp_path / "model"))[0](IDS), mlx_lm.load(str(source))[0](IDS))
 
 
+def test_code_beside_the_weights_does_not_run_unasked(source, tmp_path, capsys):
+    # mlx-vlm itself would run it.
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"model_file": "own.py"}))
+    (source / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    line = refusal(capsys, "--hf-path", source, "--output-dir", tmp_path / "model")
+    assert "add --trust-remote-code" in line
+    assert not (tmp_path / "ran").exists()
+
+
 def test_eyes_that_mlx_vlm_does_not_know_are_refused_with_those_it_knows(source, tmp_path, capsys):
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"model_type": "qwen2_vll"}))
