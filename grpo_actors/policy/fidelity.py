@@ -12,12 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_flatten
 
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.huggingface import load_lazily, load_tokenizer
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.plan import Plan
+from grpo_actors.policy.quantization import parameter_count
 from grpo_actors.policy.trial import PROBE
 
 #: Prose, arithmetic and code, and what tokenizers trip over.
@@ -38,7 +38,7 @@ def drift(source: Callable[[], nn.Module], folder: Path, plan: Plan) -> float | 
     """Mean absolute difference of the text's log-probs between a source and the folder made of it, in nats a token.
 
     Args:
-        source: Loads the source's model, lazily or not. It is cast and then dropped.
+        source: Loads the source's model; not called where it would not fit.
         folder: What was written; its tokenizer reads the text.
         plan: How it was written.
 
@@ -48,13 +48,13 @@ def drift(source: Callable[[], nn.Module], folder: Path, plan: Plan) -> float | 
     Raises:
         ModelError: the difference is no number, or is one where the weights should be the same.
     """
-    tokens = load_tokenizer(folder, plan).encode(TEXT)
-    model = source()
-    if _float32_bytes(model) > MEMORY_SHARE * _memory_bytes():
+    written, _ = load_lazily(folder, plan)
+    # Asked of what was written, whose weights are not read yet: a source may come into memory all at once.
+    if parameter_count(written) * mx.float32.size > MEMORY_SHARE * _memory_bytes():
         return None
-    before = _logprobs(model, tokens)
-    del model  # before the other one takes its place in memory
-    after = _logprobs(load_lazily(folder, plan)[0], tokens)
+    tokens = load_tokenizer(folder, plan).encode(TEXT)
+    before = _logprobs(source(), tokens)  # and it is dropped before the other one takes its place
+    after = _logprobs(written, tokens)
     difference: Any = mx.abs(before - after).mean().item()
     if not math.isfinite(difference) or (plan.keeps_weights and difference > SAME):
         raise ModelError(
@@ -75,14 +75,8 @@ def _logprobs(model: nn.Module, tokens: list[int]) -> mx.array:
     return logprobs[0]
 
 
-def _float32_bytes(model: nn.Module) -> int:
-    return sum(
-        4 * array.size if mx.issubdtype(array.dtype, mx.floating) else array.nbytes
-        for _, array in tree_flatten(model.parameters())
-    )
-
-
 def _memory_bytes() -> int:
     """Of the device that computes."""
-    known = mx.device_info().get("memory_size")
+    info = mx.device_info()
+    known = info.get("memory_size") or info.get("total_memory")  # Metal's name for it, and CUDA's
     return int(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

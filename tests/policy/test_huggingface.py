@@ -123,6 +123,15 @@ def test_drift_is_the_mean_difference_of_the_texts_log_probs(source, tmp_path):
         fidelity.drift(lambda: huggingface.load_lazily(source, plan)[0], written, Plan())
 
 
+def test_a_source_that_does_not_fit_into_memory_is_not_loaded_for_the_comparison(source, monkeypatch):
+    def too_large():
+        raise AssertionError
+
+    assert fidelity.drift(lambda: huggingface.load_lazily(source, Plan())[0], source, Plan()) == 0.0
+    monkeypatch.setattr(fidelity, "MEMORY_SHARE", 0)
+    assert fidelity.drift(too_large, source, Plan()) is None
+
+
 # --- what is refused ---
 
 
