@@ -1,18 +1,16 @@
 """Make a model folder from another format: ``python -m grpo_actors.convert --gguf FILE --output DIR``.
 
-Knows where a folder is put and that it is whole or absent; each source of models is one function that
+The folder is whole or absent; each source of models is one function that
 fills an empty folder and returns one line about itself. Exit code 2 and one line say what was refused.
 """
 
 import argparse
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grpo_actors.command import run_command
-from grpo_actors.errors import ModelError
+from grpo_actors.drafts import new_folder
 
 #: Fills the folder, returns the summary's line about the source.
 Source = Callable[[argparse.Namespace, Path], str]
@@ -80,69 +78,11 @@ def convert(options: argparse.Namespace) -> str:
         ModelError: the source or the target is unusable; the target is then as it was.
     """
     source = next(make for name, make in SOURCES.items() if getattr(options, name) is not None)
-    with new_folder(options.output, overwrite=options.overwrite) as folder:
+    with new_folder(options.output, "--output", overwrite=options.overwrite) as folder:
         lines = [f"from    {source(options, folder)}"]
         if options.sample_tokens > 0:
             lines += _sample(options, folder)
     return "\n".join([*lines, f"wrote   {options.output}"])
-
-
-@contextmanager
-def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """An empty folder ``target.tmp`` that becomes `target` if the block ends well and is removed if not.
-
-    Raises:
-        ModelError: `target` is in the way, or the disk refuses.
-    """
-    _refuse_occupied(target, overwrite=overwrite)
-    draft = target.with_name(target.name + ".tmp")
-    if draft.exists():
-        raise ModelError(
-            f"{draft}: another conversion is writing it, or one was killed; delete it if none is running"
-        )
-    try:
-        draft.mkdir(parents=True)
-    except OSError as error:
-        raise ModelError(f"{draft}: cannot be made: {error.strerror}; choose another --output") from None
-    try:
-        yield draft
-        _publish(draft, target)
-    except OSError as error:
-        raise ModelError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        # After a success it is gone already.
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _refuse_occupied(target: Path, *, overwrite: bool) -> None:
-    if not target.name:
-        raise ModelError(f"--output must name a folder to make, got {target}")
-    if target.exists() and not target.is_dir():
-        raise ModelError(f"{target}: --output must be a folder, got a file")
-    if not target.exists() or not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise ModelError(f"{target}: the folder is not empty; add --overwrite or choose another --output")
-    if not (target / "config.json").is_file():
-        # A slip of the hand must not delete somebody's home.
-        raise ModelError(
-            f"{target}: --overwrite replaces model folders only, and this one has no config.json"
-        )
-
-
-def _publish(draft: Path, target: Path) -> None:
-    """Put `draft` in the place of `target`; the old folder is deleted when the new one has its name."""
-    if not target.exists() or not any(target.iterdir()):
-        draft.replace(target)
-        return
-    old = target.with_name(target.name + ".old")
-    target.rename(old)
-    try:
-        draft.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
 
 
 def _sample(options: argparse.Namespace, folder: Path) -> list[str]:
