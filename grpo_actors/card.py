@@ -47,8 +47,7 @@ def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, kind: str, na
         _scores(run_dir, config, checkpoint),
         "## Objective\n\n" + _table(config.objective.model_dump(exclude={"algorithm"})),
         "## Data and rewards\n\n" + _table(_data(config, start)),
-        "## Training\n\n"
-        + _table(config.model.model_dump(exclude={"model_name", "trust_remote_code"}) | _training(config)),
+        "## Training\n\n" + _table(_training(config)),
         _made_by(start),
     ]
     if kind in _HOW_TO_LOAD:
@@ -124,8 +123,12 @@ def _data(config: Config, start: Record) -> dict[str, Any]:
 
 
 def _training(config: Config) -> dict[str, Any]:
-    kept = {"num_generations", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "max_staleness"}
-    return config.learner.model_dump() | config.rollout.model_dump(include=kept) | {"seed": config.run.seed}
+    model = {"dtype", "fine_tune_type"}
+    if config.model.fine_tune_type != "full":
+        model |= {"base_bits", "lora_rank", "lora_scale", "lora_dropout", "lora_layers", "lora_keys"}
+    rollout = {"num_generations", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "max_staleness"}
+    told = config.model.model_dump(include=model) | config.learner.model_dump()
+    return told | config.rollout.model_dump(include=rollout) | {"seed": config.run.seed}
 
 
 def _table(settings: Mapping[str, Any]) -> str:
