@@ -78,7 +78,7 @@ def convert(options: argparse.Namespace) -> str:
         ModelError: the source or the target is unusable; the target is then as it was.
     """
     source = next(make for name, make in SOURCES.items() if getattr(options, name) is not None)
-    with new_folder(options.output, "--output", overwrite=options.overwrite) as folder:
+    with new_folder(options.output, overwrite=options.overwrite) as folder:
         lines = [f"from    {source(options, folder)}"]
         if options.sample_tokens > 0:
             lines += _sample(options, folder)

@@ -12,13 +12,13 @@ _MARKS = ("config.json", "adapter_config.json")
 
 
 @contextmanager
-def new_folder(target: Path, option: str, *, overwrite: bool) -> Iterator[Path]:
+def new_folder(target: Path, *, overwrite: bool, option: str = "--output") -> Iterator[Path]:
     """An empty folder ``target.tmp`` that becomes `target` if the block ends well and is removed if not.
 
     Args:
         target: where the folder shall be.
-        option: the one that named it.
         overwrite: whether a model or an adapter that is there may be replaced.
+        option: the one that named it.
 
     Raises:
         ModelError: `target` is in the way, or the disk refuses.
@@ -75,7 +75,7 @@ def _publish(draft: Path, target: Path) -> None:
 
 
 @contextmanager
-def new_file(target: Path, option: str, *, overwrite: bool) -> Iterator[Path]:
+def new_file(target: Path, *, overwrite: bool, option: str) -> Iterator[Path]:
     """The path ``target.tmp`` of a file that becomes `target` if the block ends well and is removed if not.
 
     Raises:

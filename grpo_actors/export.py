@@ -73,15 +73,15 @@ def export(options: argparse.Namespace) -> str:
     lines = [f"from    {exported.checkpoint.path}"]
     with ExitStack() as stack:
         if options.gguf:
-            with new_file(options.gguf, "--gguf", overwrite=options.overwrite) as draft:
+            with new_file(options.gguf, overwrite=options.overwrite, option="--gguf") as draft:
                 exported.write_gguf(draft, options.dtype or GGUF_DTYPE, dequantize=options.dequantize)
             lines.append(f"wrote   {options.gguf}")
         elif options.adapter:
-            with new_folder(options.adapter, "--adapter", overwrite=options.overwrite) as folder:
+            with new_folder(options.adapter, overwrite=options.overwrite, option="--adapter") as folder:
                 exported.write_adapter(folder, _title(options))
             lines.append(f"wrote   {options.adapter}")
         elif options.fuse:
-            with new_folder(options.fuse, "--fuse", overwrite=options.overwrite) as folder:
+            with new_folder(options.fuse, overwrite=options.overwrite, option="--fuse") as folder:
                 _write_model(exported, folder, options)
             lines.append(f"wrote   {options.fuse}")
         else:
