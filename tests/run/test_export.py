@@ -138,6 +138,21 @@ def test_an_upload_with_a_wrong_token_writes_nothing(export, on_policy_run, tmp_
     assert not (tmp_path / "model").exists()
 
 
+@pytest.fixture
+def refused_here(on_policy_run, tmp_path, monkeypatch, capsys):
+    """The tool in this process and an empty folder; its one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def line(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run_command(lambda: main([str(on_policy_run.folder), *arguments]))
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return line
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -152,15 +167,8 @@ def test_an_upload_with_a_wrong_token_writes_nothing(export, on_policy_run, tmp_
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
-    on_policy_run, tmp_path, monkeypatch, capsys, arguments, words
-):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        run_command(lambda: main([str(on_policy_run.folder), *arguments]))
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert words in line
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing(refused_here, tmp_path, arguments, words):
+    assert words in refused_here(*arguments)
     assert list(tmp_path.iterdir()) == []
 
 
