@@ -11,10 +11,12 @@ from typing import Any
 from grpo_actors.checkpoints import EVALUATION_FILE, Checkpoint
 from grpo_actors.config import Config
 from grpo_actors.config.wording import toml_value
+from grpo_actors.errors import ModelError
 from grpo_actors.observe.follow import HistoryReader
 from grpo_actors.observe.records import Record
 from grpo_actors.policy.locate import locate
 from grpo_actors.processes.preflight import BASE_EVALUATION_FILE
+from grpo_actors.tasks.gsm8k import HUB_ID
 
 #: Rows of the table of scores: title, field, whether it is a share.
 _SCORES = (
@@ -23,25 +25,21 @@ _SCORES = (
     ("answers cut", "truncated_share", True),
     ("tokens an answer", "completion_length_mean", False),
 )
-_HOW_TO_LOAD = {
-    "fused": 'model, tokenizer = load("{place}")',
-    "adapter": 'model, tokenizer = load("{base}", adapter_path="{place}")',
-}
 
 
-def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, kind: str, name: str) -> str:
+def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, name: str, is_adapter: bool) -> str:
     """The text of README.md.
 
     Args:
         run_dir: The run folder.
         config: Its settings.
         checkpoint: What is exported.
-        kind: ``fused``, ``adapter`` or ``gguf``.
         name: What it is called where it goes.
+        is_adapter: Whether it is one, and no whole model.
     """
     start = _start(run_dir)
     parts = [
-        _front_matter(config, kind),
+        _front_matter(config, is_adapter=is_adapter),
         f"# {name}",
         _sentence(config, checkpoint),
         _scores(run_dir, config, checkpoint),
@@ -50,29 +48,34 @@ def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, kind: str, na
         "## Training\n\n" + _table(_training(config)),
         _made_by(start),
     ]
-    if kind in _HOW_TO_LOAD:
-        line = _HOW_TO_LOAD[kind].format(place=name, base=base_name(config))
-        parts.append(f"## Use\n\n```python\nfrom mlx_lm import load\n\n{line}\n```")
+    call = f'"{base_name(config)}", adapter_path="{name}"' if is_adapter else f'"{name}"'
+    parts.append(f"## Use\n\n```python\nfrom mlx_lm import load\n\nmodel, tokenizer = load({call})\n```")
     return "\n\n".join(parts) + "\n"
 
 
 def base_name(config: Config) -> str:
     """The base model's hub id, or the name of its folder."""
-    where = locate(config.model.model_name)
-    return where if isinstance(where, str) else Path(config.model.model_name).name
+    return _hub_id(config) or Path(config.model.model_name).name
 
 
-def _front_matter(config: Config, kind: str) -> str:
+def _hub_id(config: Config) -> str | None:
+    try:
+        where = locate(config.model.model_name)
+    except ModelError:  # a folder that has gone; weights that were all trained do not need it
+        return None
+    return where if isinstance(where, str) else None
+
+
+def _front_matter(config: Config, *, is_adapter: bool) -> str:
     """What the hub reads. JSON's texts are YAML's; a base that is no hub id would be refused there."""
-    where = locate(config.model.model_name)
-    lines = [f"base_model: {json.dumps(where)}"] if isinstance(where, str) else []
-    if kind == "adapter" and lines:
-        lines.append("base_model_relation: adapter")
+    lines = []
+    if hub_id := _hub_id(config):
+        relation = "adapter" if is_adapter else "finetune"
+        lines += [f"base_model: {json.dumps(hub_id)}", f"base_model_relation: {relation}"]
     if config.data.task == "gsm8k":
-        lines.append("datasets:\n- openai/gsm8k")
-    tags = ["grpo", "reinforcement-learning", kind if kind != "fused" else "mlx"]
-    listed = "\n".join(f"- {tag}" for tag in tags)
-    lines += ["library_name: mlx", "pipeline_tag: text-generation", f"tags:\n{listed}"]
+        lines.append(f"datasets:\n- {HUB_ID}")
+    lines += ["library_name: mlx", "pipeline_tag: text-generation"]
+    lines.append("tags:\n- grpo\n- reinforcement-learning\n- mlx")
     return "---\n" + "\n".join(lines) + "\n---"
 
 

@@ -7,7 +7,6 @@ and one line say what was refused.
 import argparse
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,27 +70,33 @@ def export(options: argparse.Namespace) -> str:
 
     exported = Exported.choose(options.run_dir, options.checkpoint)
     lines = [f"from    {exported.checkpoint.path}"]
-    with ExitStack() as stack:
-        if options.gguf:
-            with new_file(options.gguf, overwrite=options.overwrite, option="--gguf") as draft:
-                exported.write_gguf(draft, options.dtype or GGUF_DTYPE, dequantize=options.dequantize)
-            lines.append(f"wrote   {options.gguf}")
-        elif options.adapter:
-            with new_folder(options.adapter, overwrite=options.overwrite, option="--adapter") as folder:
-                exported.write_adapter(folder, _title(options))
-            lines.append(f"wrote   {options.adapter}")
-        elif options.fuse:
-            with new_folder(options.fuse, overwrite=options.overwrite, option="--fuse") as folder:
-                _write_model(exported, folder, options)
-            lines.append(f"wrote   {options.fuse}")
-        else:
-            passing = Path(stack.enter_context(TemporaryDirectory()))
-            _write_model(exported, passing, options)
+    with TemporaryDirectory() as passing:
+        made = _make(exported, options, Path(passing))
+        if made != Path(passing):
+            lines.append(f"wrote   {made}")
         if options.upload:
             from grpo_actors.hub import send  # noqa: PLC0415  half a second, and not always needed
 
-            lines.append(f"sent    {send(options.fuse or options.adapter or passing, options.upload)}")
+            lines.append(f"sent    {send(made, options.upload)}")
     return "\n".join(lines)
+
+
+def _make(exported: "Exported", options: argparse.Namespace, passing: Path) -> Path:
+    """Write what is asked for; returns where: in the empty folder `passing` where nothing is to be kept."""
+    if options.gguf:
+        with new_file(options.gguf, overwrite=options.overwrite, option="--gguf") as draft:
+            exported.write_gguf(draft, options.dtype or GGUF_DTYPE, dequantize=options.dequantize)
+        return Path(options.gguf)
+    if options.adapter:
+        with new_folder(options.adapter, overwrite=options.overwrite, option="--adapter") as folder:
+            exported.write_adapter(folder, _title(options))
+        return Path(options.adapter)
+    if options.fuse:
+        with new_folder(options.fuse, overwrite=options.overwrite, option="--fuse") as folder:
+            _write_model(exported, folder, options)
+        return Path(options.fuse)
+    _write_model(exported, passing, options)
+    return passing
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ class Exported:
             ModelError: see `load_fused`, or the disk is full.
         """
         self._fuse(folder, dtype, dequantize=dequantize)
-        self._write_card(folder, "fused", name)
+        self._write_card(folder, name, is_adapter=False)
 
     def write_adapter(self, folder: Path, name: str) -> None:
         """The adapter alone, in mlx-lm's format.
@@ -60,7 +60,7 @@ class Exported:
             raise ModelError(f"--adapter: {self.run_dir} trained all weights and has no adapter; take --fuse")
         for file in (ADAPTER, ADAPTER_CONFIG):
             shutil.copy(self.checkpoint.path / file, folder)
-        self._write_card(folder, "adapter", name)
+        self._write_card(folder, name, is_adapter=True)
 
     def write_gguf(self, file: Path, dtype: str, *, dequantize: bool) -> None:
         """One file; passes through a model folder beside it.
@@ -81,8 +81,8 @@ class Exported:
         except RuntimeError as error:  # mlx reports a full disk so
             raise ModelError(f"{folder}: cannot be written: {error}; free some disk space") from error
 
-    def _write_card(self, folder: Path, kind: str, name: str) -> None:
-        text = card(self.run_dir, self.config, self.checkpoint, kind=kind, name=name)
+    def _write_card(self, folder: Path, name: str, *, is_adapter: bool) -> None:
+        text = card(self.run_dir, self.config, self.checkpoint, name=name, is_adapter=is_adapter)
         (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 

@@ -9,15 +9,13 @@ slow the tracker is, or how often it dies. Where it stands is kept in ``trackers
 """
 
 import argparse
-import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_actors.command import run_command
-from grpo_actors.errors import RunError
+from grpo_actors.errors import GrpoActorsError, RunError
 from grpo_actors.processes.door import StopRequest, enter_process, is_supervised
 
 if TYPE_CHECKING:
@@ -48,8 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
     if not is_supervised() and not (options.run_dir / METRICS_FILE).is_file():
         raise RunError(f"{options.run_dir} has no {METRICS_FILE}: give the output folder of a run")
     check_installed((options.tracker,))
-    # A package's words and bars would be lines of noise between the run's own.
-    os.environ.setdefault("WANDB_SILENT", "true")
     feed = Feed(options.run_dir, options.tracker)
     try:
         follow(feed, stop)
@@ -58,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def follow(feed: "Feed", stop: StopRequest, wait: Callable[[float], None] = time.sleep) -> None:
+def follow(feed: "Feed", stop: StopRequest) -> None:
     """Give the tracker what there is and what comes, until the run has ended or this process is asked to.
 
     Asked, it still gives what is in the file: the learner has ended by then, and has written its last record.
@@ -68,18 +64,16 @@ def follow(feed: "Feed", stop: StopRequest, wait: Callable[[float], None] = time
         feed.catch_up()
         if feed.ended or asked:
             return
-        wait(POLL_S)
+        time.sleep(POLL_S)
 
 
 def _guarded() -> int:
     """`main`, where any failure of the tracker's package is one line; the supervisor starts the process again."""
     try:
         return main()
-    except Exception as error:  # the outermost frame of a process that runs other people's packages
-        from grpo_actors.errors import GrpoActorsError  # noqa: PLC0415
-
-        if isinstance(error, GrpoActorsError):
-            raise
+    except GrpoActorsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the outermost frame of a process that runs other people's packages
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
