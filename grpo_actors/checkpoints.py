@@ -19,6 +19,8 @@ from grpo_actors.schedule.lease import Cursor
 MANIFEST = "manifest.json"
 STATE = "state.json"
 BEST = "best.json"
+#: A checkpoint's score, put beside it by the evaluator when it has one.
+EVALUATION_FILE = "evaluation.json"
 
 #: Ends the name of a folder that is being written or removed.
 UNFINISHED = ".tmp"

@@ -1,7 +1,7 @@
 """Make a model folder from another format: ``python -m grpo_actors.convert --hf-path NAME --output-dir DIR``.
 
-Knows where a folder is put and that it is whole or absent; each source of models is one function that fills an
-empty folder and returns the summary's lines about itself. Exit code 2 and one line say what was refused.
+The folder is whole or absent; each source of models is one function that fills an empty folder and returns the
+summary's lines about itself. Exit code 2 and one line say what was refused.
 """
 
 import argparse
@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from grpo_actors.command import run_command
-from grpo_actors.errors import ModelError
+from grpo_actors.drafts import new_folder
+from grpo_actors.errors import ModelError, RunError
 from grpo_actors.policy.plan import BITS, DEFAULT_BITS, DTYPES, GROUP_SIZE, GROUP_SIZES, Plan
 
 #: Fills the folder, returns what the summary says of the source: one line, and more that are labelled.
 Source = Callable[[argparse.Namespace, Path], str]
 
 PROMPT = "What is the capital of France?"
+UPLOAD = "--upload-repo"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="the folder to make")
     command.add_argument("--overwrite", action="store_true", help="replace DIR if it is a model folder")
-    command.add_argument("--upload-repo", metavar="OWNER/NAME", help="send the folder there when it is made")
+    command.add_argument(UPLOAD, metavar="OWNER/NAME", help="send the folder there when it is made")
     _add_weight_options(command)
     command.add_argument("--eos-token", metavar="TOKEN", help="ends answers, in place of the model's own")
     command.add_argument(
@@ -151,7 +153,7 @@ def convert(options: argparse.Namespace) -> str:
     """
     source = next(make for name, make in SOURCES.items() if getattr(options, name) is not None)
     plan = _plan(options)
-    with new_folder(options.output_dir, overwrite=options.overwrite) as folder:
+    with new_folder(options.output_dir, overwrite=options.overwrite, option="--output-dir") as folder:
         lines = [f"from    {source(options, folder)}"]
         if options.eos_token is not None:
             _set_end(folder, options.eos_token, plan)
@@ -169,64 +171,6 @@ def _plan(options: argparse.Namespace) -> Plan:
         group_size=options.group_size or GROUP_SIZE,
         trust_remote_code=options.trust_remote_code,
     )
-
-
-@contextmanager
-def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """An empty folder ``target.tmp`` that becomes `target` if the block ends well and is removed if not.
-
-    Raises:
-        ModelError: `target` is in the way, or the disk refuses.
-    """
-    _refuse_occupied(target, overwrite=overwrite)
-    draft = target.with_name(target.name + ".tmp")
-    if draft.exists():
-        raise ModelError(
-            f"{draft}: another conversion is writing it, or one was killed; delete it if none is running"
-        )
-    try:
-        draft.mkdir(parents=True)
-    except OSError as error:
-        raise ModelError(f"{draft}: cannot be made: {error.strerror}; choose another --output-dir") from None
-    try:
-        yield draft
-        _publish(draft, target)
-    except OSError as error:
-        raise ModelError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        # After a success it is gone already.
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _refuse_occupied(target: Path, *, overwrite: bool) -> None:
-    if not target.name:
-        raise ModelError(f"--output-dir must name a folder to make, got {target}")
-    if target.exists() and not target.is_dir():
-        raise ModelError(f"{target}: --output-dir must be a folder, got a file")
-    if not target.exists() or not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise ModelError(f"{target}: the folder is not empty; add --overwrite or choose another --output-dir")
-    if not (target / "config.json").is_file():
-        # A slip of the hand must not delete somebody's home.
-        raise ModelError(
-            f"{target}: --overwrite replaces model folders only, and this one has no config.json"
-        )
-
-
-def _publish(draft: Path, target: Path) -> None:
-    """Put `draft` in the place of `target`; the old folder is deleted when the new one has its name."""
-    if not target.exists() or not any(target.iterdir()):
-        draft.replace(target)
-        return
-    old = target.with_name(target.name + ".old")
-    target.rename(old)
-    try:
-        draft.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
 
 
 def _compare(plan: Plan, source: Callable[[], Any], folder: Path) -> str:
@@ -275,13 +219,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.upload_repo is None:
         print(convert(options))
         return 0
-    from grpo_actors.upload import check_upload, upload  # noqa: PLC0415  takes half a second to import
+    from grpo_actors.hub import check_token  # noqa: PLC0415  takes half a second to import
 
-    check_upload(options.upload_repo)
+    check_token(options.upload_repo, UPLOAD)
     print(convert(options), flush=True)
     hub_id = options.hf_path if options.hf_path and not Path(options.hf_path).is_dir() else None
     print(f"sent    {upload(options.output_dir, options.upload_repo, hub_id)}")
     return 0
+
+
+def upload(folder: Path, repository: str, base_model: str | None) -> str:
+    """Send all of `folder`, with a card that names the base model if that has a hub id; returns the address.
+
+    Raises:
+        RunError: the hub refused; `folder` is whole and stays.
+    """
+    from huggingface_hub import ModelCard, ModelCardData  # noqa: PLC0415  takes half a second to import
+
+    from grpo_actors.hub import send  # noqa: PLC0415  takes half a second to import
+
+    data = ModelCardData(
+        library_name="mlx", pipeline_tag="text-generation", tags=["mlx"], base_model=base_model
+    )
+    origin = f"Converted to MLX from {base_model}." if base_model else "Converted to MLX."
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {repository}\n\n{origin}\n").save(folder / "README.md")
+    try:
+        return send(folder, repository, UPLOAD)
+    except RunError as error:
+        raise RunError(f"{error}; {folder} is whole: send it with hf upload {repository} {folder}") from error
 
 
 if __name__ == "__main__":

@@ -17,7 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from grpo_actors.backend import submit_long_graphs
-from grpo_actors.checkpoints import MANIFEST, Checkpoint, find_checkpoints, verify, write_json
+from grpo_actors.checkpoints import (
+    EVALUATION_FILE,
+    MANIFEST,
+    Checkpoint,
+    find_checkpoints,
+    verify,
+    write_json,
+)
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ModelError
@@ -32,8 +39,6 @@ from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import zmq_context
-
-EVALUATION_FILE = "evaluation.json"
 
 #: Longest wait for a message before the run folder is looked at again.
 POLL_S = 0.2

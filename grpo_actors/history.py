@@ -18,6 +18,7 @@ from grpo_actors.grpo import Grpo
 from grpo_actors.observe.health import Health
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import load_policy
+from grpo_actors.provenance import commit, versions
 from grpo_actors.recording import GROUPS_FILE, GroupsFile
 from grpo_actors.report import ledger, samples
 
@@ -61,6 +62,8 @@ class History:
             update=self.grpo.version,
             config=self.config.model_dump(mode="json"),
             version=__version__,
+            commit=commit(),
+            versions=versions(),
         )
         if self._groups is not None and self._groups.last_update < self.grpo.version:
             text = f"{GROUPS_FILE} lacks updates {self._groups.last_update + 1} to {self.grpo.version}"

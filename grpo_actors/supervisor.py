@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ from grpo_actors.transport.sockets import ENDPOINTS_FILE, Endpoints, plan_endpoi
 
 #: Time the others have to leave once the learner is gone, before they are killed.
 LEAVE_S = 5.0
+#: Time the trackers have to bring the last records to where they go.
+FLUSH_S = 30.0
 #: After the first Ctrl-C: how often it is said that the step still runs. A step of a large model takes
 #: minutes, and is not thrown away; the user, who may press again, decides.
 DRAIN_NOTE_S = 30.0
@@ -57,7 +59,8 @@ class Supervisor:
     #: Signals so far.
     interrupts: int = 0
     _learner: Actor = field(init=False)
-    _evaluator: Actor | None = None
+    #: Evaluator and trackers: a run goes on without them.
+    _aides: list[Actor] = field(default_factory=list)
     _crew: Crew = field(init=False)
     _follower: Follower | None = None
     #: Unix seconds.
@@ -101,13 +104,15 @@ class Supervisor:
         self._learner = Actor("learner", command, shares | lock, respawns=False, lent=(self.lock,))
         if self.config.evaluator.eval_every_updates:
             command = ["grpo_actors.evaluator", str(self.run_dir), "--follow", control]
-            self._evaluator = Actor("evaluator", command, shares, respawns=True)
+            self._aides.append(Actor("evaluator", command, shares, respawns=True))
+        for name in self.config.metrics.trackers:
+            command = ["grpo_actors.trackers", str(self.run_dir), name]
+            self._aides.append(Actor(name, command, shares, respawns=True))
 
     @property
     def _children(self) -> list[Actor]:
         """All of them, workers that were sent home too."""
-        evaluator = [] if self._evaluator is None else [self._evaluator]
-        return [self._learner, *self._crew.actors, *evaluator]
+        return [self._learner, *self._crew.actors, *self._aides]
 
     def _watch(self, learner: Actor) -> bool:
         """One look at everything; False: the learner is gone."""
@@ -118,8 +123,9 @@ class Supervisor:
         if self.interrupts:
             self._press_on(learner)
             return True
-        if self._evaluator is not None and (note := self._evaluator.revive(self._lifeline)):
-            self._status.say(note, "yellow")
+        for aide in self._aides:
+            if note := aide.revive(self._lifeline):
+                self._status.say(note, "yellow")
         for text, style in self._crew.look_after(self._lifeline):
             self._status.say(text, style)
         if self._crew.is_hopeless and not self._without_workers:
@@ -131,16 +137,17 @@ class Supervisor:
         return True
 
     def _start_those_due(self) -> None:
-        """All at once, but for the evaluator: it waits until the learner listens.
+        """All at once, but for evaluator and trackers: they wait until the learner listens.
 
-        On two cores its imports would only make the first update later.
+        On two cores their imports would only make the first update later, and a tracker shall not read what a
+        resumed learner has yet to cut off.
         """
         if self._follower is None and (self.run_dir / ENDPOINTS_FILE).exists():
             # Not earlier: a subscriber that has knocked in vain for long comes back later and later.
             events = self._listening.enter_context(EventSubscriber(self.endpoints.events))
             self._follower = self._listening.enter_context(Follower(events, self.run_dir))
         for child in self._children:
-            waits = child.name == "evaluator" and self._follower is None
+            waits = child in self._aides and self._follower is None
             if child.process is None and not self.interrupts and not waits:
                 child.start(self._lifeline)
 
@@ -193,14 +200,23 @@ class Supervisor:
         """The learner is gone, or an error is on its way up: let the others leave, then kill them."""
         for child in self._children:
             child.send(signal.SIGTERM)
-        deadline_s = time.monotonic() + LEAVE_S
-        while any(child.alive for child in self._children) and time.monotonic() < deadline_s:
-            if self.interrupts > 1:
-                break
-            self._show(wait_s=0.02)
+        self._wait_for(self._children, LEAVE_S)
+        trackers = [aide for aide in self._aides if aide.name in self.config.metrics.trackers and aide.alive]
+        if trackers:
+            names = " and ".join(tracker.name for tracker in trackers)
+            self._status.say(f"{names}: bringing the last records home, for up to {FLUSH_S:.0f} s")
+            self._wait_for(trackers, FLUSH_S)
         self._show(wait_s=0.0)
         for child in self._children:
             child.end(deadline_s=0.0)
+
+    def _wait_for(self, children: Sequence[Actor], patience_s: float) -> None:
+        """Until all have ended, the time is up or the user has had enough."""
+        deadline_s = time.monotonic() + patience_s
+        while any(child.alive for child in children) and time.monotonic() < deadline_s:
+            if self.interrupts > 1:
+                break
+            self._show(wait_s=0.02)
 
     def _say_where(self) -> None:
         self._status.say(

@@ -45,6 +45,7 @@ def contradictions(config: "Config") -> Iterator[Contradiction]:
     yield from _of_selection(config)
     yield from _of_task(config)
     yield from _of_transport(config)
+    yield from _of_trackers(config)
 
 
 def _of_groups(config: "Config") -> Iterator[Contradiction]:
@@ -208,3 +209,15 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _of_trackers(config: "Config") -> Iterator[Contradiction]:
+    metrics = config.metrics
+    if metrics.trackers and not metrics.log_jsonl:
+        yield Contradiction(
+            ("metrics.trackers", "metrics.log_jsonl"),
+            "needs metrics.log_jsonl = true (the trackers read what it writes)",
+            list(metrics.trackers),
+        )
+    if len(set(metrics.trackers)) < len(metrics.trackers):
+        yield Contradiction(("metrics.trackers",), "must name each tracker once", list(metrics.trackers))

@@ -6,7 +6,7 @@ strict: text is never read as a number; a whole number is a number. Contradictio
 `rules`.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,9 @@ from grpo_actors.config.health import HealthConfig
 from grpo_actors.config.objective import ObjectiveConfig
 from grpo_actors.config.rules import check
 from grpo_actors.config.section import NotNegative, NotNegativeOrAuto, Positive, Section, Text, Texts
+
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+Trackers = Annotated[tuple[TrackerName, ...], Field(strict=False)]
 
 #: Three consecutive ports are used, and 65535 is the last.
 LAST_FIRST_PORT = 65533
@@ -282,6 +285,9 @@ class MetricsConfig(Section):
     )
     log_completions: NotNegative = Field(
         1, description="groups an update whose completions are written; 0: none"
+    )
+    trackers: Trackers = Field(
+        (), description="pages to keep the run's curves on; each needs the extra of its name"
     )
 
 

@@ -80,6 +80,8 @@ def _rule(kind: Any, metadata: Iterable[Any]) -> str:
     if get_origin(kind) is Literal:
         choices = [toml_value(choice) for choice in get_args(kind)]
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        return f"a list of {', '.join(toml_value(choice) for choice in get_args(get_args(kind)[0]))}"
     rule = _KINDS.get(kind) or _KINDS[get_origin(kind) or kind]
     bounds = list(metadata)
     if any(isinstance(bound, annotated_types.MinLen) for bound in bounds):

@@ -24,6 +24,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "total_updates": "planned, or null",
         "config": "the resolved configuration",
         "version": "of this package",
+        "commit": "of the checkout that it runs from, or null",
+        "versions": "package -> version, of what computes",
     },
     "metrics": {  # one an update
         "update": "counted from 1",

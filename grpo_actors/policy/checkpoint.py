@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_lm.utils
+from mlx.utils import tree_flatten
 
 from grpo_actors.checkpoints import STATE, UNFINISHED, Checkpoint, seal, write_json
 from grpo_actors.config import ModelConfig
@@ -63,7 +64,11 @@ def write_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        _write_weights(temporary, policy)
+        if policy.has_adapter:
+            mx.save_safetensors(str(temporary / ADAPTER), policy.trainable())
+            write_json(temporary / ADAPTER_CONFIG, adapter_config(policy))
+        else:
+            write_model(temporary, policy)
         mx.save_safetensors(str(temporary / OPTIMIZER), training.state())
         if reference is not None:
             mx.save_safetensors(str(temporary / REFERENCE), dict(reference))
@@ -130,11 +135,8 @@ def check_adapter(path: Path, config: ModelConfig) -> None:
         )
 
 
-def _write_weights(folder: Path, policy: Policy) -> None:
-    if policy.has_adapter:
-        mx.save_safetensors(str(folder / ADAPTER), policy.trainable())
-        write_json(folder / ADAPTER_CONFIG, adapter_config(policy))
-        return
+def write_model(folder: Path, policy: Policy) -> None:
+    """Write a model that has no adapter: weights, config, tokenizer, and what else its source has to say."""
     mlx_lm.utils.save_model(folder, policy.model)
     mlx_lm.utils.save_config(_architecture(policy), folder / "config.json")
     policy.tokenizer.save_pretrained(str(folder))
@@ -146,11 +148,16 @@ def _write_weights(folder: Path, policy: Policy) -> None:
 def _architecture(policy: Policy) -> dict[str, Any]:
     """The model's config.json with the type that its weights have here: transformers would cast them to the old one."""
     architecture = dict(policy.architecture)
-    name = str(next(iter(policy.trainable().values())).dtype).removeprefix("mlx.core.")
+    floats = (array.dtype for _, array in tree_flatten(policy.model.parameters()) if _is_float(array))
+    name = str(next(floats)).removeprefix("mlx.core.")
     for key in ("dtype", "torch_dtype"):
         if key in architecture:
             architecture[key] = name
     return architecture
+
+
+def _is_float(array: mx.array) -> bool:
+    return mx.issubdtype(array.dtype, mx.floating)
 
 
 def adapter_config(policy: Policy) -> dict[str, Any]:

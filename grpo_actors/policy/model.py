@@ -24,6 +24,8 @@ from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
 
+#: In place of a type: the weights keep what they have in their files.
+AS_STORED = "as stored"
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -195,6 +197,10 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
 def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
     """Load a model with nothing in it that trains, in base_bits if the configuration wants that.
 
+    Args:
+        config: Section [model].
+        dtype: Overrides config.dtype; `AS_STORED`: none.
+
     Raises:
         ModelError: as `load_policy`.
         ConfigError: base_bits for a model that is quantised already.
@@ -222,7 +228,8 @@ def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
         # Before the change of type: the base is then the same one under every model.dtype, and the one that
         # mlx_lm.convert writes. Before anything is evaluated: the whole model is never in memory.
         quantize(model, config.base_bits)
-    model.set_dtype(resolve_dtype(dtype or config.dtype, architecture))
+    if dtype != AS_STORED:
+        model.set_dtype(resolve_dtype(dtype or config.dtype, architecture))
     model.freeze()
     model.eval()
     mx.eval(model.parameters())

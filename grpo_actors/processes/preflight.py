@@ -12,6 +12,7 @@ from pathlib import Path
 from grpo_actors.checkpoints import BEST, Checkpoint, find_checkpoints, read_state
 from grpo_actors.config import Config, read_config, resume_conflicts
 from grpo_actors.errors import ConfigError, RunError
+from grpo_actors.observe.trackers import check_installed
 from grpo_actors.policy.locate import locate
 from grpo_actors.processes.door import LOCK_FILE, locked
 from grpo_actors.tasks.registry import chosen_rewards, load_task
@@ -39,6 +40,7 @@ def check(config: Config) -> None:
     check_resume(config, run_dir)
     if config.transport.scheme == "tcp" and config.transport.port:
         check_ports(config.transport.host, config.transport.port)
+    check_installed(config.metrics.trackers)
     locate(config.model.model_name)
     if config.data.path or config.data.task != "gsm8k":  # the hub is asked once, by the learner
         total_updates(config, len(load_task(config.data, seed=config.run.seed).problems("train")))

@@ -14,12 +14,12 @@ from convert_tool import refusal, run
 from mlx.utils import tree_flatten
 
 from grpo_actors.config import ModelConfig
-from grpo_actors.errors import ModelError
+from grpo_actors.convert import upload
+from grpo_actors.errors import ModelError, RunError
 from grpo_actors.policy import fidelity, huggingface
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.plan import Plan
-from grpo_actors.upload import upload
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_an_upload_without_a_network_is_refused_before_the_work(source, tmp_path
     monkeypatch.setenv("HF_TOKEN", "hf_not_a_token")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     line = refused(capsys, tmp_path, "--hf-path", source, "--upload-repo", "owner/name")
-    assert "nothing was converted" in line
+    assert "nothing was made" in line
 
 
 def test_an_upload_that_fails_after_the_work_leaves_the_folder_and_says_how_to_send_it(tmp_path, monkeypatch):
@@ -238,7 +238,7 @@ def test_an_upload_that_fails_after_the_work_leaves_the_folder_and_says_how_to_s
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(
-        ModelError, match=r"is whole, but did not reach owner/name .*; send it with hf upload owner/name"
+        RunError, match=r"owner/name was not written .*is whole: send it with hf upload owner/name"
     ):
         upload(tmp_path, "owner/name", "first/origin")
     assert "base_model: first/origin" in (tmp_path / "README.md").read_text()

@@ -4,13 +4,13 @@ Knows the file and the table of families, not how weights are written. A tensor 
 another shape is refused, and so is a model that shares a known architecture's name but not its maths.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.gguf import rope
-from grpo_actors.policy.gguf.families import FAMILIES, HEAD, LAYER, OUTER, Place
+from grpo_actors.policy.gguf.families import FAMILIES, HEAD, LAYER, OUTER, Family, Place
 from grpo_actors.policy.gguf.reader import GgufFile
 from grpo_actors.policy.gguf.sizes import Floats, Sizes
 
@@ -54,7 +54,7 @@ class Architecture:
         """Every tensor to convert, in the order of the forward pass; checks names and shapes."""
         slots = []
         # Checked one by one: a damaged layer count ends at the first layer that is not there.
-        for slot in self._expected():
+        for slot in expected_slots(self.family, self.sizes, self.flags, tied=self.tied):
             info = self.gguf.tensors.get(slot.stored)
             if info is None:
                 raise ModelError(
@@ -100,25 +100,6 @@ class Architecture:
         if scaling is not None:
             config["rope_scaling"] = scaling
         return config
-
-    def _expected(self) -> Iterator[Slot]:
-        for stored, place in OUTER.items():
-            yield self._slot(stored, stored, place, "")
-        layer = {**LAYER, **self.family.required}
-        for flag, places in self.family.optional.items():
-            if self.flags[flag]:
-                layer.update(places)
-        for index in range(self.sizes.layers):
-            for stored, place in layer.items():
-                yield self._slot(stored, f"blk.{index}.{stored}", place, f"model.layers.{index}.")
-        if not self.tied:
-            for stored, place in HEAD.items():
-                yield self._slot(stored, stored, place, "")
-
-    def _slot(self, kind: str, stored: str, place: Place, prefix: str) -> Slot:
-        change = self.family.undo.get(kind)
-        undo = None if change is None else partial(change, self.sizes)
-        return Slot(stored, prefix + place.name, tuple(self.sizes.axes[axis] for axis in place.axes), undo)
 
     def _value(self, key: str, kind: type[T], default: T | None = None) -> T:
         return self.gguf.value(f"{self.name}.{key}", kind, default)
@@ -171,3 +152,32 @@ class Architecture:
                 f"{path}: {self.name} needs heads × head dimension = {sizes.hidden}, "
                 f"got {sizes.heads} × {sizes.head_dim}"
             )
+
+
+def expected_slots(family: Family, sizes: Sizes, flags: Mapping[str, bool], *, tied: bool) -> Iterator[Slot]:
+    """Every tensor of a model of this family, in the order of the forward pass.
+
+    Args:
+        family: its table.
+        sizes: its sizes.
+        flags: which optional tensors of a layer there are.
+        tied: whether the embedding serves as the output head.
+    """
+
+    def slot(kind: str, stored: str, place: Place, prefix: str) -> Slot:
+        change = family.undo.get(kind)
+        undo = None if change is None else partial(change, sizes)
+        return Slot(stored, prefix + place.name, tuple(sizes.axes[axis] for axis in place.axes), undo)
+
+    for stored, place in OUTER.items():
+        yield slot(stored, stored, place, "")
+    layer = {**LAYER, **family.required}
+    for flag, places in family.optional.items():
+        if flags[flag]:
+            layer.update(places)
+    for index in range(sizes.layers):
+        for stored, place in layer.items():
+            yield slot(stored, f"blk.{index}.{stored}", place, f"model.layers.{index}.")
+    if not tied:
+        for stored, place in HEAD.items():
+            yield slot(stored, stored, place, "")

@@ -4,12 +4,15 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.gguf.reader import GgufFile
 
 #: One divisor an angle; only Llama 3.1 and its kin carry it.
 FACTORS = "rope_freqs.weight"
+#: What is the same in every Llama 3 release, by its name in config.json.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def base(gguf: GgufFile, architecture: str) -> float:
@@ -44,16 +47,17 @@ def _llama3(gguf: GgufFile, rope_base: float, head_dim: int) -> dict[str, Any]:
     and the divisors are computed again from them, so that another rule is refused and not guessed.
     """
     stored = gguf.read(FACTORS).ravel()
-    low, high, context, factor = 1.0, 4.0, 8192, float(stored.max())
+    factor = float(stored.max())
+    expected = llama3_factors(rope_base, head_dim, factor)
+    if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-3):
+        raise ModelError(f"{gguf.path}: {FACTORS} does not follow Llama 3's rule; no config can say it")
+    return {"rope_type": "llama3", "factor": factor, **LLAMA3}
+
+
+def llama3_factors(rope_base: float, head_dim: int, factor: float) -> npt.NDArray[np.float32]:
+    """The divisor of each angle under Llama 3.1's rule: 1 for fast ones, `factor` for slow ones, between them a mean."""
+    low, high, context = LLAMA3.values()
     angles = rope_base ** (np.arange(0, head_dim, 2) / head_dim)
     turns = context / (2 * math.pi * angles)
     share = np.clip((turns - low) / (high - low), 0, 1)
-    if stored.shape != turns.shape or not np.allclose(stored, 1 / ((1 - share) / factor + share), rtol=1e-3):
-        raise ModelError(f"{gguf.path}: {FACTORS} does not follow Llama 3's rule; no config can say it")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": context,
-    }
+    return (1 / ((1 - share) / factor + share)).astype(np.float32)

@@ -1,0 +1,134 @@
+"""The way from a run's file of records to one tracker, where each step arrives once.
+
+A process that comes back finds its place in ``trackers/NAME.json``. A resumed run tells the updates after its
+checkpoint again: a tracker that can forget the first telling does; of any other the first telling stays. A
+process that is killed between a step and the note of it may give that step twice, which each tracker overwrites or
+drops as it can.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grpo_actors.observe.follow import HistoryReader
+from grpo_actors.observe.records import Record
+from grpo_actors.observe.trackers import TRACKERS_FOLDER, Tracked, Tracker, open_tracker
+from grpo_actors.observe.trackers.values import hyperparameters, is_shown, values
+
+
+@dataclass
+class Position:
+    """What a tracker has been given."""
+
+    run_id: str
+    #: Of the newest record that was read.
+    seq: int = 0
+    #: Unix seconds of it.
+    time: float = 0.0
+    #: Topic -> the newest update.
+    updates: dict[str, int] = field(default_factory=dict)
+
+    def is_behind(self, record: Record) -> bool:
+        """Whether the record is new: by number, or after a resume, which numbers on from its checkpoint, by time."""
+        return bool(record["seq"] > self.seq or record["time"] > self.time)
+
+    def passed(self, record: Record) -> None:
+        """The record has been read."""
+        self.seq, self.time = record["seq"], max(self.time, record["time"])
+
+    def has(self, record: Record) -> bool:
+        """Whether the tracker has this topic's values of this update."""
+        return bool(record["update"] <= self.updates.get(record["topic"], -1))
+
+    def back_to(self, update: int) -> None:
+        """The tracker has forgotten what came after `update`."""
+        self.updates = {topic: min(given, update) for topic, given in self.updates.items()}
+
+
+class Feed:
+    """Call `catch_up` from time to time until `ended`."""
+
+    #: Whether the run has told its end.
+    ended: bool = False
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        """Of the run in `run_dir` to the tracker `name`, which is opened when the run has told its beginning."""
+        self._run_dir = run_dir
+        self._name = name
+        self._file = run_dir / TRACKERS_FOLDER / f"{name}.json"
+        self._reader = HistoryReader(run_dir)
+        self._position = Position("")
+        self._tracker: Tracker | None = None
+        self._total_updates: int | None = None
+
+    def catch_up(self) -> None:
+        """Give the tracker all that the file has."""
+        read = False
+        while (record := self._reader.read()) is not None:
+            self._take(record)
+            read = True
+        if read and self._tracker is not None:
+            self._tracker.flush()
+            self._save()
+
+    def close(self) -> None:
+        """Close the tracker and the files; may be called twice."""
+        self._reader.close()
+        tracker, self._tracker = self._tracker, None
+        if tracker is not None:
+            tracker.close()
+
+    def _take(self, record: Record) -> None:
+        topic = record["topic"]
+        self.ended = topic == "stop"
+        if topic == "start" and (self._tracker is None or record["run_id"] != self._position.run_id):
+            self._open(record)
+        if self._tracker is None or not self._position.is_behind(record):
+            return
+        self._position.passed(record)
+        if topic == "start" and self._tracker.forget_after(record["update"]):
+            self._position.back_to(record["update"])
+        elif topic in ("metrics", "eval", "sample") and not self._position.has(record):
+            self._give(self._tracker, record)
+
+    def _give(self, tracker: Tracker, record: Record) -> None:
+        if record["topic"] != "sample":
+            tracker.log(record["update"], record["time"], values(record))
+        elif "completions" not in record or not is_shown(record, self._total_updates):
+            return
+        else:
+            tracker.show(record["update"], record["time"], record)
+        self._position.updates[record["topic"]] = record["update"]
+
+    def _open(self, start: Record) -> None:
+        if self._tracker is not None:  # the folder holds another run now
+            self._tracker.close()
+        self._position = self._load(start["run_id"])
+        self._total_updates = start["total_updates"]
+        self._tracker = open_tracker(
+            self._name,
+            Tracked(
+                folder=self._file.with_suffix(""),
+                name=start["run_name"],
+                run_id=start["run_id"],
+                started=start["time"],
+                hyperparameters=hyperparameters(start["config"]),
+                given_update=self._position.updates.get("metrics"),
+            ),
+        )
+
+    def _load(self, run_id: str) -> Position:
+        """Where the tracker stands in the run `run_id`; at its beginning where nothing, or another run, is noted."""
+        try:
+            noted: Any = json.loads(self._file.read_text())
+            position = Position(**noted)
+        except (FileNotFoundError, ValueError, TypeError):
+            return Position(run_id)
+        return position if position.run_id == run_id else Position(run_id)
+
+    def _save(self) -> None:
+        self._file.parent.mkdir(exist_ok=True)
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self._position)) + "\n")
+        temporary.replace(self._file)

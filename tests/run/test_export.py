@@ -1,0 +1,193 @@
+"""A finished run's policy taken out of it, by the command that a user types."""
+
+import json
+import os
+import subprocess
+import sys
+
+import mlx.core as mx
+import mlx_lm
+import pytest
+from hub import RIGHT, local_hub
+from runs import ROOT, new_run
+
+from grpo_actors.command import run_command
+from grpo_actors.export import main
+
+
+@pytest.fixture
+def export(tmp_path):
+    """Runs the tool without a token, except one given; answers with the ended process."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
+    }
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf")}
+
+    def run(*arguments, **variables):
+        return subprocess.run(
+            [sys.executable, "-m", "grpo_actors.export", *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def lora_run():
+    with new_run(max_updates=2, fine_tune_type="lora", lora_rank=4, eval_every_updates=0) as run:
+        assert run.run() == 0, run.stderr
+        yield run
+
+
+def refusal(done) -> str:
+    """Its one line."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line.removeprefix("error: ")
+
+
+def front_matter(card: str) -> str:
+    return card.split("---\n")[1]
+
+
+def test_the_best_checkpoint_becomes_a_model_folder_that_mlx_lm_loads(export, on_policy_run, tmp_path):
+    done = export(on_policy_run.folder, "--fuse", "out/model")
+    assert done.returncode == 0, done.stderr
+    best = json.loads((on_policy_run.folder / "best.json").read_text())["checkpoint"]
+    assert done.stdout == f"from    {on_policy_run.folder / best}\nwrote   out/model\n"
+    exported, _ = mlx_lm.load(str(tmp_path / "out" / "model"))
+    trained, _ = mlx_lm.load(str(on_policy_run.folder / best))
+    ids = mx.array([[2, 21, 22, 15, 23]])
+    assert mx.array_equal(exported(ids), trained(ids))
+    names = {path.name for path in (tmp_path / "out" / "model").iterdir()}
+    assert {"config.json", "tokenizer.json", "model.safetensors", "README.md"} <= names
+    assert not names & {"optimizer.safetensors", "state.json", "manifest.json"}
+
+
+def test_its_card_states_base_data_objective_metrics_and_what_made_it(export, on_policy_run, tmp_path):
+    assert export(on_policy_run.folder, "--fuse", "model", "--checkpoint", 12).returncode == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "library_name: mlx" in front_matter(card)
+    assert "base_model" not in front_matter(card)  # none that the hub knows
+    assert (
+        "tiny, trained with reinforcement learning (GRPO) on arithmetic: 12 updates of 2 problems × 4" in card
+    )
+    assert '| loss | `"clip"` |' in card
+    assert "| reward correctness | `1.0` |" in card
+    base = json.loads((on_policy_run.folder / "evaluation-base.json").read_text())
+    after = json.loads((on_policy_run.folder / "checkpoint-12" / "evaluation.json").read_text())
+    cells = [card_cell(scores) for scores in (base, after)]
+    assert f"| accuracy, greedy | {cells[0]} | {cells[1]} |" in card
+    start = on_policy_run.records("start")[0]
+    assert f"mlx {start['versions']['mlx']}" in card
+    assert start["commit"] is None or f"commit `{start['commit']}`" in card
+    assert str(on_policy_run.folder.parent) not in card
+
+
+def card_cell(scores) -> str:
+    shown = [100 * scores[key] for key in ("accuracy", "accuracy_low", "accuracy_high")]
+    return "{:.1f} % ({:.1f} to {:.1f})".format(*shown)
+
+
+def test_an_adapter_leaves_alone_or_as_part_of_its_base(export, lora_run, tmp_path):
+    assert export(lora_run.folder, "--adapter", "adapter").returncode == 0
+    assert export(lora_run.folder, "--fuse", "model", "--dtype", "float32").returncode == 0
+    described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    beside, _ = mlx_lm.load(described["model"], adapter_path=str(tmp_path / "adapter"))
+    fused, _ = mlx_lm.load(str(tmp_path / "model"))
+    ids = mx.array([[2, 21, 22, 15, 23]])
+    difference = mx.abs(beside(ids).astype(mx.float32) - fused(ids))
+    # In bfloat16, as the base is stored, the one sum is rounded and the other one not: 2^-8 of a logit of some 20.
+    assert difference.max().item() < 0.5
+    assert "It has not been evaluated." in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_an_upload_sends_all_files_in_one_commit_and_leaves_nothing_here(export, on_policy_run, tmp_path):
+    with local_hub() as (address, repositories):
+        done = export(on_policy_run.folder, "--upload", "owner/model", HF_ENDPOINT=address, HF_TOKEN=RIGHT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"sent    {address}/owner/model"
+    sent = repositories["owner/model"]
+    assert {"config.json", "tokenizer.json", "model.safetensors", "README.md"} <= sent.keys()
+    assert b"# owner/model" in sent["README.md"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "hf"] == []
+
+
+def test_an_upload_without_a_token_writes_nothing(export, on_policy_run, tmp_path):
+    line = refusal(export(on_policy_run.folder, "--fuse", "model", "--upload", "owner/model"))
+    assert line == "--upload: there is no token of the hub; set HF_TOKEN, or run: hf auth login"
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_upload_with_a_wrong_token_writes_nothing(export, on_policy_run, tmp_path):
+    with local_hub() as (address, repositories):
+        line = refusal(
+            export(
+                *(on_policy_run.folder, "--fuse", "model", "--upload", "owner/model"),
+                HF_ENDPOINT=address,
+                HF_TOKEN=RIGHT[::-1],
+            )
+        )
+    assert line.startswith("--upload: the hub did not take the token")
+    assert repositories == {}
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.fixture
+def refused_here(on_policy_run, tmp_path, monkeypatch, capsys):
+    """The tool in this process and an empty folder; its one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def line(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run_command(lambda: main([str(on_policy_run.folder), *arguments]))
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--upload", "model"], "--upload: must be OWNER/NAME, got model"),
+        ([], "nothing to do; add --fuse DIR"),
+        (["--fuse", "model", "--checkpoint", "7"], "--checkpoint must be best, last or one of "),
+        (["--adapter", "model"], "trained all weights and has no adapter; take --fuse"),
+        (["--adapter", "model", "--dequantize"], "--adapter takes the adapter as it is"),
+        (["--gguf", "model.gguf", "--upload", "a/b"], "--upload sends folders"),
+        (["--gguf", "model.gguf"], "the tokenizer must be a byte-level BPE"),
+        (["--fuse", "."], "--fuse must name a folder to make"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing(refused_here, tmp_path, arguments, words):
+    assert words in refused_here(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_run_and_a_run_without_a_checkpoint(export, on_policy_run, tmp_path):
+    assert "is no run folder (config.json not found)" in refusal(export(tmp_path, "--fuse", "model"))
+    settings = (on_policy_run.folder / "config.json").read_text()
+    (tmp_path / "config.json").write_text(settings)
+    assert "has no checkpoint yet" in refusal(export(tmp_path, "--fuse", "model"))
+
+
+def test_a_damaged_checkpoint_is_not_exported(export, lora_run, tmp_path):
+    weights = lora_run.folder / "checkpoint-2" / "adapters.safetensors"
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    try:
+        line = refusal(export(lora_run.folder, "--fuse", "model"))
+    finally:
+        weights.write_bytes(sound)
+    assert line.endswith(
+        "not the file that was written (size or sha256 differs); choose another --checkpoint"
+    )
+    assert not (tmp_path / "model").exists()
