@@ -26,7 +26,7 @@ def run(run_dir, tiny):
     settings = {
         "model": {"dtype": "float32"},
         "data": {"task": "arithmetic"},
-        "rollout": {"max_new_tokens": 40},
+        "rollout": {"max_new_tokens": 30},
         "evaluator": {"eval_subset_size": 16},
     }
     (run_dir / "config.json").write_text(Config.model_validate(settings).model_dump_json())
@@ -44,7 +44,7 @@ def alone(capsys, *checkpoints, **options):
 
 def test_a_run_is_a_table_with_a_line_a_checkpoint(run, capsys):
     title, head, base, five, ten = alone(capsys, run).splitlines()
-    assert title == "16 held-out problems of arithmetic, answered greedily in at most 40 tokens"
+    assert title == "16 held-out problems of arithmetic, answered greedily in at most 30 tokens"
     assert head.split() == [
         *("checkpoint", "update", "accuracy", "95", "%", "length", "truncated"),
         *("correctness", "strict_format"),
@@ -67,7 +67,7 @@ def test_the_json_has_every_figure_with_its_interval(run, capsys):
     document = json.loads(
         alone(capsys, run, k=4, temperature=0.5, samples=8, compare=("base", "checkpoint-10"), json=True)
     )
-    assert (document["task"], document["max_new_tokens"]) == ("arithmetic", 40)
+    assert (document["task"], document["max_new_tokens"]) == ("arithmetic", 30)
     base, five, ten = document["checkpoints"]
     assert [one["update"] for one in (base, five, ten)] == [0, 5, 10]
     assert base["sampled"] == five["sampled"], "the same draws"
