@@ -91,7 +91,7 @@ def mean_difference(first: Sequence[float], second: Sequence[float]) -> Estimate
 def mcnemar_p(only_first: int, only_second: int) -> float:
     """Two-sided p of McNemar's exact test: were both equally good, each problem that only one solves is a fair coin.
 
-    That only `only_first` + `only_second` matter, and not on how many problems both agree, is the point of it.
+    Problems on which the two agree say nothing about which is better, and do not count (McNemar, 1947).
     """
     discordant = only_first + only_second
     tail = sum(math.comb(discordant, i) for i in range(min(only_first, only_second) + 1))

@@ -101,8 +101,8 @@ def evaluate(
     """Score a policy: greedy, and sampled too if the configuration asks for it."""
     started_s = time.monotonic()
 
-    def first_answers(scorer: Scorer | None, temperature: float) -> list[Answer]:
-        answered = answer(policy, task, problems, config, scorer, temperature=temperature, on_step=on_step)
+    def first_answers(judge: Scorer | None, temperature: float) -> list[Answer]:
+        answered = answer(policy, task, problems, config, judge, temperature=temperature, on_step=on_step)
         return [problem.answers[0] for problem in answered]
 
     greedy = first_answers(scorer, 0.0)

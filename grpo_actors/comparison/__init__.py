@@ -1,1 +1,1 @@
-"""Any number of checkpoints on the same problems: answers, statistics, a table, a picture. No run, no socket."""
+"""Any number of checkpoints on the same problems: answers, statistics, a table, a picture. No live run, no socket."""

@@ -1,13 +1,13 @@
 """The evaluator alone: what the command line asks for is examined, shown, drawn and written down."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from grpo_actors.comparison.exam import Exam
-from grpo_actors.comparison.files import append_answers, whole_file
+from grpo_actors.comparison.files import append_answers, whole_file, writing
 from grpo_actors.comparison.picture import check_picture, draw
 from grpo_actors.comparison.result import Pair, Result, Sheet, compare
 from grpo_actors.comparison.subjects import Subject, find_subjects, load_subject, pick, settings_of
@@ -68,6 +68,29 @@ def evaluate_alone(options: Options, stop: StopRequest) -> int:
     subjects = find_subjects(options.checkpoints)
     pair = None if options.compare is None else _compared(options.compare, subjects)
     config = settings_of(subjects, options.config, options.settings)
+    with ExitStack() as files:
+        answers = options.answers and files.enter_context(whole_file(options.answers, "--answers"))
+        picture = options.plot and files.enter_context(whole_file(options.plot, "--plot"))
+        results, sheets = _examine(options, subjects, config, pair=pair, answers=answers, stop=stop)
+        comparison = _compare(pair, sheets) if pair else None
+        # Before anything that a full disk could spoil.
+        print((_as_json if options.json else _as_text)(results, comparison, config), flush=True)
+        if picture and options.plot:
+            with writing(options.plot, "--plot"):
+                draw(results, picture, options.plot.suffix)
+    return 0
+
+
+def _examine(
+    options: Options,
+    subjects: Sequence[Subject],
+    config: Config,
+    *,
+    pair: tuple[Subject, Subject] | None,
+    answers: Path | None,
+    stop: StopRequest,
+) -> tuple[list[Result], dict[Subject, Sheet]]:
+    """A result for each subject, and all that the two of the pair answered; everybody's answers go to the file."""
     task = load_task(config.data, seed=config.run.seed)
     k = int(config.evaluator.eval_sampled) if options.k is None else options.k
     rewards = chosen_rewards(config.reward.functions, task)
@@ -77,10 +100,7 @@ def evaluate_alone(options: Options, stop: StopRequest) -> int:
     def load(subject: Subject) -> Policy:
         return load_subject(subject, options.config, options.settings)
 
-    with ExitStack() as open_:
-        scorer = open_.enter_context(Scorer(rewards, timeout_s=config.reward.reward_timeout_s))
-        answers = options.answers and open_.enter_context(whole_file(options.answers, "--answers"))
-        picture = options.plot and open_.enter_context(whole_file(options.plot, "--plot"))
+    with Scorer(rewards, timeout_s=config.reward.reward_timeout_s) as scorer:
         exam = Exam(task, config, scorer, options.samples, k, stop)
         for subject, sheet, result in exam.take(subjects, load):
             results.append(result)
@@ -88,13 +108,7 @@ def evaluate_alone(options: Options, stop: StopRequest) -> int:
                 append_answers(answers, subject, sheet)
             if pair and subject in pair:
                 sheets[subject] = sheet
-        if picture and options.plot:
-            draw(results, picture, options.plot.suffix)
-    comparison = (
-        None if pair is None else compare((pair[0].name, pair[1].name), sheets[pair[0]], sheets[pair[1]])
-    )
-    print((_as_json if options.json else _as_text)(results, comparison, config))
-    return 0
+    return results, sheets
 
 
 def _compared(names: tuple[str, str], subjects: list[Subject]) -> tuple[Subject, Subject]:
@@ -121,6 +135,11 @@ def _one(name: str, subjects: list[Subject]) -> Subject:
             return subject
     subjects += found
     return found[0]
+
+
+def _compare(pair: tuple[Subject, Subject], sheets: Mapping[Subject, Sheet]) -> Pair:
+    first, second = pair
+    return compare((first.name, second.name), sheets[first], sheets[second])
 
 
 def _as_text(results: Sequence[Result], comparison: Pair | None, config: Config) -> str:

@@ -19,11 +19,11 @@ def whole_file(path: Path, option: str) -> Iterator[Path]:
         ConfigError: it cannot be written there; names the command line's `option`.
     """
     draft = path.with_name(f"{path.name}.tmp")
-    with _writing(path, option):
-        draft.touch()  # now, not after hours of sampling
+    with writing(path, option):
+        draft.write_bytes(b"")  # now, not after hours of sampling; and a killed run may have left one
     try:
         yield draft
-        with _writing(path, option):
+        with writing(path, option):
             draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -35,7 +35,7 @@ def append_answers(file: Path, subject: Subject, sheet: Sheet) -> None:
     Raises:
         ConfigError: there is no room.
     """
-    with _writing(file, "--answers"), file.open("a", encoding="utf-8") as lines:
+    with writing(file, "--answers"), file.open("a", encoding="utf-8") as lines:
         for i, greedy in enumerate(sheet.greedy):
             problem = greedy.problem
             line = {
@@ -51,7 +51,8 @@ def append_answers(file: Path, subject: Subject, sheet: Sheet) -> None:
 
 
 @contextmanager
-def _writing(path: Path, option: str) -> Iterator[None]:
+def writing(path: Path, option: str) -> Iterator[None]:
+    """ConfigError, naming the command line's `option`, where `path` cannot be written within."""
     try:
         yield
     except OSError as error:

@@ -120,6 +120,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         interrupted()
     assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
     assert file.read_text() == "before"
+    (tmp_path / "answers.jsonl.tmp").write_text("left by a kill")
+    with whole_file(file, "--answers") as draft:
+        assert draft.read_bytes() == b""
     with (
         pytest.raises(ConfigError, match=r"--plot: .*nowhere.* cannot be written: No such file"),
         whole_file(tmp_path / "nowhere" / "x.png", "--plot"),
