@@ -43,7 +43,7 @@ def as_sentence(pair: Pair) -> str:
 
 def _verdict(pair: Pair) -> str:
     if pair.p_value >= SIGNIFICANT:
-        return "these problems do not tell which of the two is better"
+        return "greedy answers to these problems do not tell which of the two is better"
     better = pair.second if pair.difference.value > 0 else pair.first
     return f"{better} is better, and chance alone would rarely show it"
 

@@ -59,7 +59,7 @@ def test_two_policies_are_compared_problem_by_problem():
     assert pair.sampled_difference is None
     assert as_sentence(pair).splitlines()[1:] == [
         "Of 9 problems both solve 1 and neither 1; 6 only the former, 1 only the latter.",
-        "McNemar's exact test: p = 0.12; these problems do not tell which of the two is better.",
+        "McNemar's exact test: p = 0.12; greedy answers to these problems do not tell which of the two is better.",
     ]
 
 
