@@ -29,7 +29,7 @@ from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.processes.door import StopRequest, bound_memory, enter_process
 from grpo_actors.processes.preflight import BASE_EVALUATION_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task
-from grpo_actors.tasks.scoring import Scorer, open_scorer
+from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import zmq_context
 

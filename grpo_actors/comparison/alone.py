@@ -18,7 +18,7 @@ from grpo_actors.evaluation import max_answer_tokens
 from grpo_actors.policy.model import Policy
 from grpo_actors.processes.door import StopRequest
 from grpo_actors.tasks.registry import chosen_rewards, load_task
-from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.tasks.scoring import open_scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _examine(
     def load(subject: Subject) -> Policy:
         return load_subject(subject, options.config, options.settings)
 
-    with Scorer(rewards, timeout_s=config.reward.reward_timeout_s) as scorer:
+    with open_scorer(rewards, config.reward) as scorer:
         exam = Exam(task, config, scorer, options.samples, k, stop)
         for subject, sheet, result in exam.take(subjects, load):
             results.append(result)
