@@ -98,7 +98,8 @@ def _examine(
     sheets: dict[Subject, Sheet] = {}
 
     def load(subject: Subject) -> Policy:
-        return load_subject(subject, options.config, options.settings)
+        # Its own run says what it is; what it is asked is the same for all.
+        return load_subject(subject, settings_of([subject], options.config, options.settings))
 
     with open_scorer(rewards, config.reward) as scorer:
         exam = Exam(task, config, scorer, options.samples, k, stop)

@@ -85,14 +85,13 @@ def settings_of(subjects: Sequence[Subject], file: str | None, overrides: Sequen
     return load_config(file or next(filter(None, runs), None), overrides).config
 
 
-def load_subject(subject: Subject, file: str | None, overrides: Sequence[str]) -> Policy:
+def load_subject(subject: Subject, config: Config) -> Policy:
     """Its policy: a model as it is; a run's base, or an adapter on its base, as the settings describe that.
 
     Raises:
         ModelError: there is nothing usable in it.
         ConfigError: it holds an adapter of another kind or base than that of the settings.
     """
-    config = load_config(file or _config_file(subject), overrides).config
     if subject.is_base:
         return load_base(config.model)
     if subject.folder is not None and (subject.folder / ADAPTER).is_file():

@@ -130,14 +130,16 @@ def test_an_adapter_is_loaded_onto_its_runs_base_and_the_base_is_without_it(run_
     write(run_dir, 1, tiny_lora)
     base, adapter = find_subjects([str(run_dir)])
     tokens = mx.array([[2, 21, 22, 15]])
-    assert mx.array_equal(load_subject(adapter, None, []).model(tokens), tiny_lora.model(tokens))
-    assert mx.array_equal(load_subject(base, None, []).model(tokens), tiny.model(tokens))
+    assert mx.array_equal(
+        load_subject(adapter, settings_of([adapter], None, [])).model(tokens), tiny_lora.model(tokens)
+    )
+    assert mx.array_equal(load_subject(base, settings_of([base], None, [])).model(tokens), tiny.model(tokens))
     assert not mx.array_equal(tiny.model(tokens), tiny_lora.model(tokens))
     with pytest.raises(ConfigError, match="fine_tune_type"):
-        load_subject(adapter, None, ["fine_tune_type=full"])
+        load_subject(adapter, config())
 
 
 def test_a_full_checkpoint_is_a_model_whatever_the_settings_say_of_adapters(run_dir, tiny):
     save_settings(run_dir, model={"dtype": "float32", "fine_tune_type": "lora"})
     [checkpoint] = find_subjects([str(write(run_dir, 1, tiny))])
-    assert not load_subject(checkpoint, None, []).has_adapter
+    assert not load_subject(checkpoint, settings_of([checkpoint], None, [])).has_adapter
