@@ -22,6 +22,9 @@ BEST = "best.json"
 #: A checkpoint's score, put beside it by the evaluator when it has one.
 EVALUATION_FILE = "evaluation.json"
 
+#: Before the number of updates in a checkpoint's name.
+_PREFIX = "checkpoint-"
+
 #: Ends the name of a folder that is being written or removed.
 UNFINISHED = ".tmp"
 
@@ -55,12 +58,15 @@ class Snapshot:
 
 def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """All whole-looking checkpoints of a run (renamed into place), oldest first."""
-    found = []
-    for path in run_dir.glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdigit() and (path / MANIFEST).is_file():
-            found.append(Checkpoint(path, int(number)))
+    found = filter(None, map(checkpoint_at, run_dir.glob(f"{_PREFIX}*")))
     return sorted(found, key=lambda checkpoint: checkpoint.update)
+
+
+def checkpoint_at(path: Path) -> Checkpoint | None:
+    """The folder as a checkpoint; None where it is none, or is being written."""
+    number = path.name.removeprefix(_PREFIX)
+    whole = path.name.startswith(_PREFIX) and number.isdigit() and (path / MANIFEST).is_file()
+    return Checkpoint(path, int(number)) if whole else None
 
 
 def newest_sound(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -3,13 +3,13 @@
 Knows one policy and one task; refuses to know checkpoints, runs and who asks.
 """
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from grpo_actors.accuracy import wilson_interval
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.policy.model import Policy
@@ -17,9 +17,6 @@ from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
 from grpo_actors.schedule.order import sample_seeds
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem, Task
-
-#: The two-sided 95 % quantile of the normal distribution.
-Z95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,29 @@ class Score:
     completion_length_mean: float
     truncated_share: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion of a problem, judged."""
+
+    text: str
+    #: As the task reads it from the text; empty: it finds none.
+    answer: str
+    correct: bool
+    #: Length of the completion.
+    tokens: int
+    truncated: bool
+    #: Unweighted; None: not applicable, or the reward failed.
+    rewards: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A problem with all completions of one policy at one temperature."""
+
+    problem: Problem
+    answers: list[Answer]
 
 
 def held_out(task: Task, config: Config, policy: Policy, samples: int | None = None) -> list[Problem]:
@@ -80,16 +100,16 @@ def evaluate(
 ) -> Score:
     """Score a policy: greedy, and sampled too if the configuration asks for it."""
     started_s = time.monotonic()
-    greedy = list(_answers(policy, problems, config, 0.0, on_step))
-    texts = [policy.decode(sample.tokens) for sample in greedy]
-    right = sum(task.is_correct(text, problem) for text, problem in zip(texts, problems, strict=True))
+
+    def first_answers(judge: Scorer | None, temperature: float) -> list[Answer]:
+        answered = answer(policy, task, problems, config, judge, temperature=temperature, on_step=on_step)
+        return [problem.answers[0] for problem in answered]
+
+    greedy = first_answers(scorer, 0.0)
     sampled = None
     if config.evaluator.eval_sampled:
-        drawn = _answers(policy, problems, config, config.evaluator.eval_temperature, on_step)
-        sampled = fmean(
-            task.is_correct(policy.decode(sample.tokens), problem)
-            for sample, problem in zip(drawn, problems, strict=True)
-        )
+        sampled = fmean(one.correct for one in first_answers(None, config.evaluator.eval_temperature))
+    right = sum(one.correct for one in greedy)
     low, high = wilson_interval(right, len(problems))
     return Score(
         samples=len(problems),
@@ -97,49 +117,81 @@ def evaluate(
         accuracy_low=low,
         accuracy_high=high,
         sampled_accuracy=sampled,
-        rewards=_reward_means(scorer, problems, texts),
-        completion_length_mean=fmean(len(sample.tokens) for sample in greedy),
-        truncated_share=fmean(not sample.finished for sample in greedy),
+        rewards=reward_means(greedy),
+        completion_length_mean=fmean(one.tokens for one in greedy),
+        truncated_share=fmean(one.truncated for one in greedy),
         seconds=time.monotonic() - started_s,
     )
 
 
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """95 % interval of the share right / total (Wilson, 1927): honest at 0 and at 1, where the usual one has no width."""
-    share, z2 = right / total, Z95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _answers(
+def answer(
     policy: Policy,
+    task: Task,
     problems: Sequence[Problem],
     config: Config,
+    scorer: Scorer | None,
+    *,
     temperature: float,
-    on_step: Callable[[int], None] | None,
-) -> Iterator[Sample]:
-    """One completion for each problem, in order, sampled in batches."""
+    count: int = 1,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[Answered]:
+    """`count` completions of each problem, judged, in the order of the problems.
+
+    Args:
+        policy: Who answers.
+        task: Judges the answers.
+        problems: In batches of about evaluator.eval_batch_size completions; one problem's are always together.
+        config: Sections [evaluator] and [rollout]; run.seed with a problem's id gives the draws.
+        scorer: Its rewards are noted with each completion; None: no rewards.
+        temperature: 0: greedy.
+        count: Completions a problem.
+        on_step: As for `sample_groups`.
+    """
     params = SamplingParams(
-        max_new_tokens=config.evaluator.eval_max_new_tokens or config.rollout.max_new_tokens,
+        max_new_tokens=max_answer_tokens(config),
         temperature=temperature,
         stop=config.rollout.stop,
         compiled=config.learner.use_compile,
     )
-    size = config.evaluator.eval_batch_size
+    size = max(1, config.evaluator.eval_batch_size // count)
     for first in range(0, len(problems), size):
         batch = problems[first : first + size]
         prompts = [policy.encode_chat(problem.messages) for problem in batch]
         # The same draws for every checkpoint: two of them differ by their weights only.
-        seeds = [sample_seeds(config.run.seed, 0, f"evaluation/{problem.id}", 1) for problem in batch]
-        for group in sample_groups(policy, prompts, seeds, params, on_step):
-            yield group[0]
+        seeds = [sample_seeds(config.run.seed, 0, f"evaluation/{problem.id}", count) for problem in batch]
+        groups = sample_groups(policy, prompts, seeds, params, on_step)
+        for problem, group in zip(batch, groups, strict=True):
+            yield Answered(problem, _judged(policy, task, problem, group, scorer))
 
 
-def _reward_means(scorer: Scorer, problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
+def max_answer_tokens(config: Config) -> int:
+    """Tokens after which an answer is cut."""
+    return config.evaluator.eval_max_new_tokens or config.rollout.max_new_tokens
+
+
+def reward_means(answers: Sequence[Answer]) -> dict[str, float]:
+    """Unweighted mean of each reward over the completions that it judged."""
     values: dict[str, list[float]] = {}
-    for problem, text in zip(problems, texts, strict=True):
-        for name, (value,) in scorer.score(problem, [text]).rewards.items():
+    for one in answers:
+        for name, value in one.rewards.items():
             if value is not None:
                 values.setdefault(name, []).append(value)
     return {name: fmean(given) for name, given in values.items()}
+
+
+def _judged(
+    policy: Policy, task: Task, problem: Problem, group: Sequence[Sample], scorer: Scorer | None
+) -> list[Answer]:
+    texts = [policy.decode(sample.tokens) for sample in group]
+    rewards = scorer.score(problem, texts).rewards if scorer else {}
+    return [
+        Answer(
+            text=text,
+            answer=task.answer_of(text),
+            correct=task.is_correct(text, problem),
+            tokens=len(sample.tokens),
+            truncated=not sample.finished,
+            rewards={name: values[i] for name, values in rewards.items()},
+        )
+        for i, (text, sample) in enumerate(zip(texts, group, strict=True))
+    ]

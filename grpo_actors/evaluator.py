@@ -1,17 +1,17 @@
 """ACTOR: scores checkpoints on held-out problems, always the same ones, so that curves compare.
 
-    python -m grpo_actors.evaluator CHECKPOINT --config prod.toml [--samples N] [--json]
+    python -m grpo_actors.evaluator CHECKPOINT … [--k 8] [--compare A B] [--plot FILE] [--answers FILE]
 
-Alone it scores one folder (a checkpoint, a model folder, an adapter on its base) and prints
-a table. In a run it scores the base model and then every checkpoint as it appears in the run folder, and
-tells the learner. A score that was computed once is kept beside the checkpoint, and never computed again.
+Alone it scores any number of checkpoints, as `comparison.alone` does it. In a run it scores the base model and then
+every checkpoint as it appears in the run folder, and tells the learner. There a score that was computed once is kept
+beside the checkpoint, and never computed again.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,15 +26,15 @@ from grpo_actors.checkpoints import (
     write_json,
 )
 from grpo_actors.command import run_command
-from grpo_actors.config import Config, load_config
-from grpo_actors.errors import ModelError
+from grpo_actors.comparison.alone import Options, evaluate_alone
+from grpo_actors.config import Config
 from grpo_actors.evaluation import Score, evaluate, held_out
 from grpo_actors.joining import Leaving, hello, introduce
 from grpo_actors.messages import Beat, Bye, Evaluation, decode, encode, from_learner
-from grpo_actors.policy.checkpoint import ADAPTER, check_adapter, load_weights
-from grpo_actors.policy.model import Policy, load_base, load_policy
+from grpo_actors.policy.checkpoint import load_weights
+from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.processes.door import StopRequest, bound_memory, enter_process
-from grpo_actors.processes.preflight import BASE_EVALUATION_FILE, CONFIG_FILE
+from grpo_actors.processes.preflight import BASE_EVALUATION_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
@@ -160,99 +160,49 @@ def follow_run(run_dir: Path, endpoint: str, stop: StopRequest) -> int:
     return 0
 
 
-# --- alone ----------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
-def evaluate_alone(folder: Path, config: Config, samples: int | None, *, as_json: bool) -> int:
-    """Score one folder and print what came out."""
-    task = load_task(config.data, seed=config.run.seed)
-    policy = load_folder(folder, config)
-    problems = held_out(task, config, policy, samples)
-    rewards = chosen_rewards(config.reward.functions, task)
-    with closing(open_scorer(rewards, config.reward)) as scorer:
-        score = evaluate(policy, task, problems, config, scorer)
-    print(json.dumps({"checkpoint": str(folder), **asdict(score)}) if as_json else as_table(folder, score))
-    return 0
-
-
-def settings(folder: Path, file: str | None, overrides: Sequence[str]) -> Config:
-    """What to score `folder` by: the file given, else the settings of the run it lies in, else the defaults.
-
-    Raises:
-        ConfigError: a file, a name or a value is unusable.
-    """
-    own = folder.resolve().parent / CONFIG_FILE
-    if file is None and own.is_file() and (folder / MANIFEST).is_file():
-        return load_config(own, overrides).config
-    return load_config(file, overrides).config
-
-
-def load_folder(folder: Path, config: Config) -> Policy:
-    """The policy in a folder: a model as it is, or an adapter on the configuration's base model.
-
-    Raises:
-        ModelError: there is nothing usable in it.
-        ConfigError: it holds an adapter of another kind or base than the configuration's.
-    """
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder; give a checkpoint or a model folder")
-    if (folder / ADAPTER).is_file():
-        check_adapter(folder, config.model)
-        policy = load_policy(config.model, seed=config.run.seed)
-        load_weights(folder, policy)
-        return policy
-    # As it is: what it was trained from, and how, is no matter.
-    plain = {"model_name": str(folder.resolve()), "fine_tune_type": "full", "base_bits": 0}
-    return load_base(config.model.model_copy(update=plain))
-
-
-def as_table(folder: Path, score: Score) -> str:
-    """The score for a reader."""
-    rows = [
-        ("problems", f"{score.samples}"),
-        (
-            "accuracy, greedy",
-            f"{score.accuracy:.1%}   (95 %: {score.accuracy_low:.1%} to {score.accuracy_high:.1%})",
-        ),
-        *(
-            [("accuracy, sampled", f"{score.sampled_accuracy:.1%}")]
-            if score.sampled_accuracy is not None
-            else []
-        ),
-        *((f"reward {name}", f"{value:.3f}") for name, value in score.rewards.items()),
-        ("completion length", f"{score.completion_length_mean:.1f} tokens"),
-        ("truncated", f"{score.truncated_share:.1%}"),
-        ("time", f"{score.seconds:.1f} s"),
-    ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join([str(folder), *(f"  {name:<{width}}  {value}" for name, value in rows)])
+def parser() -> argparse.ArgumentParser:
+    """Of the evaluator alone; ``--follow`` is launch.py's."""
+    command = argparse.ArgumentParser(
+        prog="python -m grpo_actors.evaluator", description=(__doc__ or "").splitlines()[0]
+    )
+    add = command.add_argument
+    add(
+        "checkpoints",
+        nargs="*",
+        metavar="CHECKPOINT",
+        help="a checkpoint, a run folder (its base model and all its checkpoints), a model folder or a hub id",
+    )
+    add("--config", metavar="FILE", help="TOML settings, as for launch.py; not given: those of the run")
+    add("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for launch.py")
+    add("--samples", type=int, metavar="N", help="held-out problems to score; 0: all")
+    add("--k", type=int, metavar="N", help="also N samples a problem: avg@N, maj@N, pass@1, 2, 4, … N")
+    add("--temperature", type=float, metavar="T", help="of these samples (default: eval_temperature)")
+    add(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two of the checkpoints, or two more, problem by problem: base, checkpoint-44, best, or a path",
+    )
+    add("--answers", type=Path, metavar="FILE.jsonl", help="keep every completion, a line a problem")
+    add("--plot", type=Path, metavar="FILE.png|svg", help="draw accuracy over updates")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--follow", metavar="ENDPOINT", help=argparse.SUPPRESS)
+    return command
 
 
 def main() -> int:
     """Parse the command line and score."""
-    parser = argparse.ArgumentParser(
-        prog="python -m grpo_actors.evaluator", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument(
-        "checkpoint", type=Path, help="a checkpoint or a model folder; with --follow a run folder"
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", help="TOML settings, as for launch.py; not given: those of the run"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for launch.py"
-    )
-    parser.add_argument("--samples", type=int, metavar="N", help="held-out problems to score; 0: all")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--follow", metavar="ENDPOINT", help=argparse.SUPPRESS)  # how launch.py starts it
-    args = parser.parse_args()
+    given = vars(parser().parse_args())
+    endpoint = given.pop("follow")
     stop = enter_process()
     submit_long_graphs()
     bound_memory()
-    if args.follow:
-        return follow_run(args.checkpoint, args.follow, stop)
-    config = settings(args.checkpoint, args.config, args.overrides)
-    return evaluate_alone(args.checkpoint, config, args.samples, as_json=args.json)
+    if endpoint:
+        return follow_run(Path(given["checkpoints"][0]), endpoint, stop)
+    return evaluate_alone(Options(**given), stop)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,20 @@
-import json
-import os
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
 from grpo_actors.checkpoints import find_checkpoints
 from grpo_actors.config import Config, LearnerConfig
-from grpo_actors.errors import ConfigError, DataError, ModelError
-from grpo_actors.evaluation import evaluate, held_out, wilson_interval
-from grpo_actors.evaluator import EVALUATION_FILE, RunEvaluator, load_folder, settings
+from grpo_actors.errors import ConfigError, DataError
+from grpo_actors.evaluation import answer, evaluate, held_out
+from grpo_actors.evaluator import EVALUATION_FILE, RunEvaluator
 from grpo_actors.messages import Evaluation, decode, from_peer
 from grpo_actors.policy.checkpoint import write_checkpoint
-from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.training import Training
 from grpo_actors.processes.door import StopRequest
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
-
-ROOT = Path(__file__).parents[1]
 
 
 def config(**sections):
@@ -45,35 +37,6 @@ def scored(policy, settings):
     task = load_task(settings.data, seed=settings.run.seed)
     with closing(Scorer(chosen_rewards({}, task), timeout_s=10)) as scorer:
         return evaluate(policy, task, held_out(task, settings, policy), settings, scorer)
-
-
-# --- the interval ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("right", "total", "low", "high"),
-    [
-        # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        # By symmetry.
-        (20, 20, 1 - 0.1611, 1.0000),
-        (28, 29, 1 - 0.1718, 1 - 0.0061),
-    ],
-)
-def test_the_interval_is_wilsons(right, total, low, high):
-    assert wilson_interval(right, total) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_the_interval_holds_the_share_and_narrows_with_the_number():
-    widths = []
-    for total in (10, 100, 1000):
-        low, high = wilson_interval(3 * total // 10, total)
-        assert 0 < low < 0.3 < high < 1
-        widths.append(high - low)
-    assert widths == sorted(widths, reverse=True)
 
 
 # --- the problems ---------------------------------------------------------------------------------
@@ -122,84 +85,39 @@ def test_a_score_is_the_same_every_time_and_for_every_batch_size(tiny):
     assert wide.rewards
 
 
+def test_of_several_samples_each_problem_gets_its_own_and_the_first_is_that_of_one_sample(tiny):
+    settings = config()
+    task = load_task(settings.data, seed=0)
+    problems = held_out(task, settings, tiny, 5)
+
+    def texts(count, **evaluator):
+        asked = config(evaluator=evaluator) if evaluator else settings
+        answered = answer(tiny, task, problems, asked, None, temperature=1.0, count=count)
+        return [[one.text for one in problem.answers] for problem in answered]
+
+    eight, one = texts(8), texts(1)
+    assert [len(group) for group in eight] == [8] * 5
+    assert [group[:1] for group in eight] == one
+    assert len({text for group in eight for text in group}) > 20
+    assert texts(8, eval_batch_size=3) == eight, "fewer places than samples of a problem"
+
+
+def test_an_answer_is_judged_as_the_task_judges_it(tiny):
+    settings = config()
+    task = load_task(settings.data, seed=0)
+    [answered] = answer(
+        tiny, task, held_out(task, settings, tiny, 1), settings, None, temperature=1.0, count=16
+    )
+    for one in answered.answers:
+        assert one.answer == task.answer_of(one.text)
+        assert one.correct == (one.answer == answered.problem.answer)
+        assert one.rewards == {}
+    assert {one.correct for one in answered.answers} == {True, False}
+
+
 def test_the_learner_can_receive_every_score(tiny):
     message = Evaluation(update=1, checkpoint="checkpoint-1", **asdict(scored(tiny, config())))
     assert message.samples == 16
-
-
-# --- alone ----------------------------------------------------------------------------------------
-
-
-def run_evaluator(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "grpo_actors.evaluator", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def test_alone_it_scores_the_embedded_model_as_json():
-    done = run_evaluator(
-        EMBEDDED, "--set", "task=arithmetic", "--set", "max_new_tokens=40", "--samples", 8, "--json"
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    score = json.loads(done.stdout)
-    assert score["samples"] == 8
-    assert score["accuracy"] in [right / 8 for right in range(9)]
-    assert score["checkpoint"] == str(EMBEDDED)
-
-
-def test_a_folder_without_a_model_is_one_line_and_exit_code_2():
-    folder = ROOT / "grpo_actors"
-    done = run_evaluator(folder, "--set", "task=arithmetic")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert str(folder) in done.stderr
-
-
-def test_a_checkpoint_is_scored_by_the_settings_of_its_run(run_dir, tiny):
-    (run_dir / "config.json").write_text(config(run={"seed": 7}).model_dump_json())
-    checkpoint = write_checkpoint(run_dir, 1, tiny, training_of(tiny), {}).path
-    assert settings(checkpoint, None, []) == config(run={"seed": 7})
-    changed = settings(checkpoint, None, ["max_new_tokens=9", "evaluator.eval_sampled=false"])
-    assert (changed.rollout.max_new_tokens, changed.evaluator.eval_sampled, changed.run.seed) == (9, False, 7)
-    assert settings(checkpoint, "smoke_test.toml", []).run.seed == 0, (
-        "a file given takes the place of the run's"
-    )
-    assert settings(EMBEDDED, None, ["task=arithmetic"]) == Config.model_validate(
-        {"data": {"task": "arithmetic"}}
-    )
-
-
-def test_what_is_overridden_is_checked_together_with_the_settings_of_the_run(run_dir, tiny):
-    lora = {"fine_tune_type": "lora"}
-    (run_dir / "config.json").write_text(config(model=lora).model_dump_json())
-    checkpoint = write_checkpoint(run_dir, 1, tiny, training_of(tiny), {}).path
-    assert settings(checkpoint, None, ["base_bits=8"]).model.base_bits == 8
-    with pytest.raises(ConfigError, match=r"base_bits must be 0 when fine_tune_type is"):
-        settings(checkpoint, None, ["fine_tune_type=full", "base_bits=8"])
-
-
-def test_an_adapter_is_loaded_onto_its_base(run_dir, tiny_lora):
-    lora = config(model={"dtype": "float32", "fine_tune_type": "lora", "lora_rank": 4})
-    tiny_lora.load_trainable({name: array + 0.01 for name, array in tiny_lora.trainable().items()})
-    folder = write_checkpoint(run_dir, 1, tiny_lora, training_of(tiny_lora), {}).path
-    tokens = mx.array([[2, 21, 22, 15]])
-    assert mx.array_equal(load_folder(folder, lora).model(tokens), tiny_lora.model(tokens))
-    with pytest.raises(ConfigError, match="fine_tune_type"):
-        load_folder(folder, config())
-
-
-def test_a_full_checkpoint_is_a_model_whatever_the_settings_say_of_adapters(run_dir, tiny):
-    lora = config(model={"dtype": "float32", "fine_tune_type": "lora"})
-    folder = write_checkpoint(run_dir, 1, tiny, training_of(tiny), {}).path
-    assert not load_folder(folder, lora).has_adapter
-    with pytest.raises(ModelError, match="no such folder"):
-        load_folder(run_dir / "checkpoint-2", lora)
 
 
 # --- in a run -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from grpo_actors import __version__
+from grpo_actors.observe.text import aligned
 
 COLUMNS = ("what", "median", "min–max", "floor", "× floor")
 
@@ -37,14 +38,8 @@ class Figure:
 
 def as_table(figures: Sequence[Figure], machine: Mapping[str, Any]) -> str:
     """The machine in one line, then a line for each figure."""
-    rows = [COLUMNS, *(_cells(figure) for figure in figures)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = [", ".join(f"{name} {value}" for name, value in machine.items())]
-    for what, *numbers in rows:
-        cells = [what.ljust(widths[0])]
-        cells += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    described = ", ".join(f"{name} {value}" for name, value in machine.items())
+    return "\n".join([described, *aligned([COLUMNS, *(_cells(figure) for figure in figures)])])
 
 
 def as_json(figures: Sequence[Figure], machine: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:

@@ -251,7 +251,7 @@ class EvaluatorConfig(Section):
     eval_every_updates: NotNegative = Field(25, description="updates between evaluations; 0: off")
     eval_subset_size: NotNegative = Field(200, description="held-out problems scored; 0: all")
     eval_max_new_tokens: NotNegative = Field(0, description="tokens of an answer; 0: max_new_tokens")
-    eval_batch_size: Positive = Field(32, description="problems answered in one batch")
+    eval_batch_size: Positive = Field(32, description="answers sampled side by side")
     eval_temperature: float = Field(
         1.0, gt=0, description="temperature of the sampled score; greedy is always scored"
     )

@@ -17,6 +17,20 @@ def printable(text: Any) -> str:
     return "".join(character if character.isprintable() else "�" for character in words)
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row, its cells under each other: the first column to the left, all others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [
+                first.ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)),
+            ]
+        ).rstrip()
+        for first, *rest in rows
+    ]
+
+
 def fixed(value: float | None, digits: int = 2) -> str:
     """``0.62``; a number too small for its digits in the form ``3.1e-05``."""
     if value is None:

@@ -46,6 +46,18 @@ def same_answer(given: str, true: str) -> bool:
     return given_number == true_number
 
 
+def canonical_answer(text: str) -> str:
+    """The one text that stands for all answers that are the `same_answer`: 1,000.0 and $1000 are 1000."""
+    text = text.strip()
+    number = read_number(text)
+    if number is None:
+        return text
+    # Not Decimal.normalize, which rounds to the 28 digits of decimal's context.
+    digits = f"{number:f}"
+    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return "0" if number == 0 else digits
+
+
 def read_number(text: str) -> Decimal | None:
     """The number that the text is, exactly; None where it is anything else or has over `MAX_DIGITS`.
 

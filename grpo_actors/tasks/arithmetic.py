@@ -15,7 +15,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Literal, overload
 
-from grpo_actors.tasks.answers import extract_answer, same_answer
+from grpo_actors.tasks.answers import canonical_answer, extract_answer, same_answer
 from grpo_actors.tasks.task import Problem, Split
 
 Operator = Literal["+", "-", "*"]
@@ -138,6 +138,10 @@ class Arithmetic:
     def is_correct(self, completion: str, problem: Problem) -> bool:
         """Whether the last ``<answer>…</answer>`` of the completion equals the answer as a number."""
         return same_answer(extract_answer(completion), problem.answer)
+
+    def answer_of(self, completion: str) -> str:
+        """The last ``<answer>…</answer>`` of the completion, a number in its plainest form."""
+        return canonical_answer(extract_answer(completion))
 
 
 class ArithmeticProblems(Sequence[Problem]):

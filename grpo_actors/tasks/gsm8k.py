@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from grpo_actors.errors import DataError
-from grpo_actors.tasks.answers import FORMAT_REQUEST, extract_answer, gsm8k_answer, same_answer
+from grpo_actors.tasks.answers import (
+    FORMAT_REQUEST,
+    canonical_answer,
+    extract_answer,
+    gsm8k_answer,
+    same_answer,
+)
 from grpo_actors.tasks.rows import excerpt, read_rows
 from grpo_actors.tasks.task import Message, Problem, Split
 
@@ -65,6 +71,10 @@ class Gsm8k:
     def is_correct(self, completion: str, problem: Problem) -> bool:
         """Whether the last ``<answer>…</answer>`` of the completion equals the answer as a number."""
         return same_answer(extract_answer(completion), problem.answer)
+
+    def answer_of(self, completion: str) -> str:
+        """The last ``<answer>…</answer>`` of the completion, a number in its plainest form."""
+        return canonical_answer(extract_answer(completion))
 
 
 #: A row with the place to name in an error, such as ``train.jsonl:17``.

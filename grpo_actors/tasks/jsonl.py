@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_actors.errors import DataError
-from grpo_actors.tasks.answers import FORMAT_REQUEST, extract_answer, same_answer
+from grpo_actors.tasks.answers import FORMAT_REQUEST, canonical_answer, extract_answer, same_answer
 from grpo_actors.tasks.rows import excerpt, read_rows
 from grpo_actors.tasks.task import Message, Problem, Split
 
@@ -71,6 +71,10 @@ class Jsonl:
     def is_correct(self, completion: str, problem: Problem) -> bool:
         """Whether the last ``<answer>…</answer>`` of the completion is the answer, as number or text."""
         return same_answer(extract_answer(completion), problem.answer)
+
+    def answer_of(self, completion: str) -> str:
+        """The last ``<answer>…</answer>`` of the completion, a number in its plainest form."""
+        return canonical_answer(extract_answer(completion))
 
 
 def _report_overlap(shared: int, count: int, path: str, eval_path: str) -> None:

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import Any
 
 from grpo_actors.errors import DataError, RewardError
-from grpo_actors.tasks.answers import FORMAT_REQUEST
+from grpo_actors.tasks.answers import FORMAT_REQUEST, extract_answer
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
 from grpo_actors.tasks.own_reward import OwnRewards, search_path
 from grpo_actors.tasks.task import Problem, Split
@@ -79,6 +79,10 @@ class ReasoningGym:
             _log.warning("%s: an answer could not be judged: %s", problem.id, str(error).splitlines()[0])
             return False
         return score is not None and score >= RIGHT
+
+    def answer_of(self, completion: str) -> str:
+        """The last ``<answer>…</answer>`` of the completion, as it is: what else is equal, only the scorer knows."""
+        return extract_answer(completion)
 
     @cached_property
     def _judge(self) -> OwnRewards:

@@ -149,6 +149,10 @@ class _Adjusted:
         """The task's own judgement."""
         return self._task.is_correct(completion, problem)
 
+    def answer_of(self, completion: str) -> str:
+        """The task's own reading."""
+        return self._task.answer_of(completion)
+
 
 class _Problems(Sequence[Problem]):
     """The first `count` problems of a source, with another system prompt; made when asked for."""

@@ -38,3 +38,10 @@ class Task(Protocol):
     def is_correct(self, completion: str, problem: Problem) -> bool:
         """Whether the text of a completion answers its problem right: what the evaluator counts."""
         ...
+
+    def answer_of(self, completion: str) -> str:
+        """The answer that a completion gives, in the one form that all equal answers have; empty: none.
+
+        What a majority vote counts.
+        """
+        ...

@@ -11,9 +11,9 @@ from architectures import random_policy
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.dora import DoRALinear
 
+from grpo_actors.comparison.subjects import Subject, load_subject
 from grpo_actors.config import Config, ModelConfig
 from grpo_actors.errors import ConfigError
-from grpo_actors.evaluator import load_folder
 from grpo_actors.policy.adapter import add_adapter, fused
 from grpo_actors.policy.checkpoint import write_checkpoint
 from grpo_actors.policy.dora import fixed_norms, takes_norms
@@ -179,7 +179,7 @@ def test_a_quantised_folder_cannot_be_trained_whole_but_can_be_scored(tmp_path):
         load_policy(settings("full", model_name=folder), seed=0)
     model, _ = mlx_lm.load(folder)
     model.set_dtype(mx.float32)
-    scored = load_folder(tmp_path / "small", Config(model=settings("full")))
+    scored = load_subject(Subject("small", tmp_path / "small"), Config(model=settings("full")))
     np.testing.assert_array_equal(logits(scored.model), logits(model))
 
 
@@ -290,14 +290,14 @@ def test_mlx_lm_loads_an_adapter_onto_the_base_that_it_names(kind, base, run_dir
 def test_the_evaluator_scores_an_adapter_on_its_own_base_only(kind, bits, run_dir):
     model = settings(kind, base_bits=bits)  # lora_scale is 20
     policy = shifted(load_policy(model, seed=0))
-    checkpoint = saved(policy, run_dir)
+    checkpoint = Subject("checkpoint", saved(policy, run_dir))
     np.testing.assert_array_equal(
-        logits(load_folder(checkpoint, Config(model=model)).model), logits(policy.model)
+        logits(load_subject(checkpoint, Config(model=model)).model), logits(policy.model)
     )
     other = {"lora": "dora", "dora": "lora"}[kind]
     with pytest.raises(ConfigError, match=rf"model\.fine_tune_type = {kind} and model\.model_name"):
-        load_folder(checkpoint, Config(model=settings(other, base_bits=bits)))
+        load_subject(checkpoint, Config(model=settings(other, base_bits=bits)))
     with pytest.raises(ConfigError, match=r"model\.lora_scale = 20\.0 and model\.model_name"):
-        load_folder(checkpoint, Config(model=settings(kind, base_bits=bits, lora_scale=1.0)))
+        load_subject(checkpoint, Config(model=settings(kind, base_bits=bits, lora_scale=1.0)))
     with pytest.raises(ConfigError, match=rf"model\.base_bits = {bits} and model\.model_name"):
-        load_folder(checkpoint, Config(model=settings(kind, base_bits=8 if bits == 4 else 4)))
+        load_subject(checkpoint, Config(model=settings(kind, base_bits=8 if bits == 4 else 4)))

@@ -4,8 +4,16 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from grpo_actors.tasks.answers import extract_answer, gsm8k_answer, read_number, same_answer
+from grpo_actors.tasks.answers import (
+    canonical_answer,
+    extract_answer,
+    gsm8k_answer,
+    read_number,
+    same_answer,
+)
 from grpo_actors.tasks.rows import read_rows
 
 
@@ -51,6 +59,30 @@ def test_numbers_are_compared_by_value(given):
 )
 def test_what_is_not_the_same_answer(given, true):
     assert not same_answer(given, true)
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("1000", "1000"),
+        ("$1,000.00", "1000"),
+        ("+007.50", "7.5"),
+        (".5", "0.5"),
+        ("-0.0", "0"),
+        ("-5.", "-5"),
+        (" Paris\n", "Paris"),
+        ("1e3", "1e3"),
+        ("1" + "0" * 40 + "1.0", "1" + "0" * 40 + "1"),
+        (" ", ""),
+    ],
+)
+def test_an_answer_has_one_plain_form(written, plain):
+    assert canonical_answer(written) == plain
+
+
+@given(*[st.text(alphabet="01.,-+$ x", max_size=6)] * 2)
+def test_two_answers_are_the_same_exactly_if_their_plain_forms_are(one, other):
+    assert same_answer(one, other) == (canonical_answer(one) == canonical_answer(other) != "")
 
 
 def test_text_is_compared_exactly_after_stripping():

@@ -1,0 +1,61 @@
+"""What an evaluation leaves behind as files: each whole, or not there at all."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from grpo_actors.comparison.result import Sheet
+from grpo_actors.comparison.subjects import Subject
+from grpo_actors.errors import ConfigError
+
+
+@contextmanager
+def whole_file(path: Path, option: str) -> Iterator[Path]:
+    """An empty file beside `path` that takes its place if the block ends well, and goes if not.
+
+    Raises:
+        ConfigError: it cannot be written there; names the command line's `option`.
+    """
+    draft = path.with_name(f"{path.name}.tmp")
+    with writing(path, option):
+        draft.write_bytes(b"")  # now, not after hours of sampling; and a killed run may have left one
+    try:
+        yield draft
+        with writing(path, option):
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def append_answers(file: Path, subject: Subject, sheet: Sheet) -> None:
+    """One JSON line a problem: what was asked, the true answer, and every completion as it was judged.
+
+    Raises:
+        ConfigError: there is no room.
+    """
+    with writing(file, "--answers"), file.open("a", encoding="utf-8") as lines:
+        for i, greedy in enumerate(sheet.greedy):
+            problem = greedy.problem
+            line = {
+                "checkpoint": subject.name,
+                "update": subject.update,
+                "problem": problem.id,
+                "prompt": problem.messages[-1]["content"],
+                "answer": problem.answer,
+                "greedy": asdict(greedy.answers[0]),
+                "samples": [asdict(one) for one in sheet.sampled[i].answers] if sheet.sampled else [],
+            }
+            lines.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def writing(path: Path, option: str) -> Iterator[None]:
+    """ConfigError, naming the command line's `option`, where `path` cannot be written within."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{option}: {path} cannot be written: {error.strerror or error}; choose another file"
+        ) from error
