@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from grpo_actors.config import Config
+from grpo_actors.episodes import Episodes, chat_of
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
 from grpo_actors.schedule.order import sample_seeds
+from grpo_actors.tasks.rewards import Chat
+from grpo_actors.tasks.rewards import text as last_text
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem, Task
 
@@ -76,18 +79,22 @@ def evaluate(
     config: Config,
     scorer: Scorer,
     *,
+    episodes: Episodes | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Score:
-    """Score a policy: greedy, and sampled too if the configuration asks for it."""
+    """Score a policy: greedy, and sampled too if the configuration asks for it. The last turn is what is judged."""
     started_s = time.monotonic()
-    greedy = list(_answers(policy, problems, config, 0.0, on_step))
-    texts = [policy.decode(sample.tokens) for sample in greedy]
-    right = sum(task.is_correct(text, problem) for text, problem in zip(texts, problems, strict=True))
+    greedy = list(_answers(policy, problems, config, 0.0, episodes=episodes, on_step=on_step))
+    chats = [chat_of(policy, sample) for sample in greedy]
+    right = sum(
+        task.is_correct(last_text(chat), problem) for chat, problem in zip(chats, problems, strict=True)
+    )
     sampled = None
     if config.evaluator.eval_sampled:
-        drawn = _answers(policy, problems, config, config.evaluator.eval_temperature, on_step)
+        temperature = config.evaluator.eval_temperature
+        drawn = _answers(policy, problems, config, temperature, episodes=episodes, on_step=on_step)
         sampled = fmean(
-            task.is_correct(policy.decode(sample.tokens), problem)
+            task.is_correct(last_text(chat_of(policy, sample)), problem)
             for sample, problem in zip(drawn, problems, strict=True)
         )
     low, high = wilson_interval(right, len(problems))
@@ -97,8 +104,8 @@ def evaluate(
         accuracy_low=low,
         accuracy_high=high,
         sampled_accuracy=sampled,
-        rewards=_reward_means(scorer, problems, texts),
-        completion_length_mean=fmean(len(sample.tokens) for sample in greedy),
+        rewards=_reward_means(scorer, problems, chats),
+        completion_length_mean=fmean(sample.sampled for sample in greedy),
         truncated_share=fmean(not sample.finished for sample in greedy),
         seconds=time.monotonic() - started_s,
     )
@@ -117,6 +124,8 @@ def _answers(
     problems: Sequence[Problem],
     config: Config,
     temperature: float,
+    *,
+    episodes: Episodes | None,
     on_step: Callable[[int], None] | None,
 ) -> Iterator[Sample]:
     """One completion for each problem, in order, sampled in batches."""
@@ -132,14 +141,15 @@ def _answers(
         prompts = [policy.encode_chat(problem.messages) for problem in batch]
         # The same draws for every checkpoint: two of them differ by their weights only.
         seeds = [sample_seeds(config.run.seed, 0, f"evaluation/{problem.id}", 1) for problem in batch]
-        for group in sample_groups(policy, prompts, seeds, params, on_step):
+        responds = [episodes.of(problem) for problem in batch] if episodes else None
+        for group in sample_groups(policy, prompts, seeds, params, on_step, responds=responds):
             yield group[0]
 
 
-def _reward_means(scorer: Scorer, problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
+def _reward_means(scorer: Scorer, problems: Sequence[Problem], chats: Sequence[Chat]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
-    for problem, text in zip(problems, texts, strict=True):
-        for name, (value,) in scorer.score(problem, [text]).rewards.items():
+    for problem, chat in zip(problems, chats, strict=True):
+        for name, (value,) in scorer.score(problem, [chat]).rewards.items():
             if value is not None:
                 values.setdefault(name, []).append(value)
     return {name: fmean(given) for name, given in values.items()}

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from grpo_actors.backend import submit_long_graphs
 from grpo_actors.checkpoints import MANIFEST, Checkpoint, find_checkpoints, verify, write_json
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, load_config
+from grpo_actors.episodes import episodes
 from grpo_actors.errors import ModelError
 from grpo_actors.evaluation import Score, evaluate, held_out
 from grpo_actors.joining import Leaving, hello, introduce
@@ -65,10 +66,10 @@ class RunEvaluator:
         policy = load_policy(config.model, seed=config.run.seed)
         problems = held_out(task, config, policy)
         rewards = chosen_rewards(config.reward.functions, task)
-        with closing(open_scorer(rewards, config.reward)) as scorer:
+        with open_scorer(rewards, config.reward) as scorer, episodes(config, policy) as turns:
 
             def score() -> Score:
-                return evaluate(policy, task, problems, config, scorer, on_step=self._on_step)
+                return evaluate(policy, task, problems, config, scorer, episodes=turns, on_step=self._on_step)
 
             self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
             while not self._stop and not self._dismissed:
@@ -164,8 +165,8 @@ def evaluate_alone(folder: Path, config: Config, samples: int | None, *, as_json
     policy = load_folder(folder, config)
     problems = held_out(task, config, policy, samples)
     rewards = chosen_rewards(config.reward.functions, task)
-    with closing(open_scorer(rewards, config.reward)) as scorer:
-        score = evaluate(policy, task, problems, config, scorer)
+    with open_scorer(rewards, config.reward) as scorer, episodes(config, policy) as turns:
+        score = evaluate(policy, task, problems, config, scorer, episodes=turns)
     print(json.dumps({"checkpoint": str(folder), **asdict(score)}) if as_json else as_table(folder, score))
     return 0
 
