@@ -30,7 +30,7 @@ def rewards_of(group: SampledGroup, config: Config) -> Array:
 
 
 def penalties_of(group: SampledGroup, config: Config) -> Array:
-    """[G] in [−1, 0], for completions near the limit; 0 with overlong_tokens = 0."""
+    """[G] in [−1, 0], for completions near the limit, which bounds inserted tokens too; 0 with overlong_tokens = 0."""
     return overlong_penalty(
         np.array([len(completion.tokens) for completion in group.completions]),
         max_new_tokens=config.rollout.max_new_tokens,
@@ -58,7 +58,7 @@ def appraiser(config: Config, task: Task) -> Callable[[SampledGroup], Appraisal]
     criteria = Criteria(selection.dynamic_sampling, selection.min_success, selection.max_success)
 
     def appraise(group: SampledGroup) -> Appraisal:
-        right = [task.is_correct(c.text, group.problem) for c in group.completions]
+        right = [task.is_correct(c.answer, group.problem) for c in group.completions]
         return criteria.appraise(sum(right) / len(right), signal=has_signal(group, config))
 
     return appraise

@@ -23,7 +23,7 @@ class ModelError(GrpoActorsError):
 
 
 class RewardError(GrpoActorsError):
-    """A reward cannot be loaded, or its return value breaks the call signature."""
+    """A reward or an environment cannot be loaded, fails, or its return value breaks the call signature."""
 
 
 class RunError(GrpoActorsError):

@@ -11,10 +11,12 @@ from statistics import fmean
 
 from grpo_actors.accuracy import wilson_interval
 from grpo_actors.config import Config
+from grpo_actors.episodes import Episodes, chat_of
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
 from grpo_actors.schedule.order import sample_seeds
+from grpo_actors.tasks.rewards import text as last_text
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem, Task
 
@@ -39,13 +41,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One completion of a problem, judged."""
+    """One completion of a problem, judged by its last turn."""
 
     text: str
     #: As the task reads it from the text; empty: it finds none.
     answer: str
     correct: bool
-    #: Length of the completion.
+    #: What the policy sampled, in all turns.
     tokens: int
     truncated: bool
     #: Unweighted; None: not applicable, or the reward failed.
@@ -96,13 +98,19 @@ def evaluate(
     config: Config,
     scorer: Scorer,
     *,
+    episodes: Episodes | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Score:
-    """Score a policy: greedy, and sampled too if the configuration asks for it."""
+    """Score a policy: greedy, and sampled too if the configuration asks for it; arguments as for `answer`."""
     started_s = time.monotonic()
 
     def first_answers(judge: Scorer | None, temperature: float) -> list[Answer]:
-        answered = answer(policy, task, problems, config, judge, temperature=temperature, on_step=on_step)
+        answered = answer(
+            *(policy, task, problems, config, judge),
+            temperature=temperature,
+            episodes=episodes,
+            on_step=on_step,
+        )
         return [problem.answers[0] for problem in answered]
 
     greedy = first_answers(scorer, 0.0)
@@ -133,6 +141,7 @@ def answer(
     *,
     temperature: float,
     count: int = 1,
+    episodes: Episodes | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[Answered]:
     """`count` completions of each problem, judged, in the order of the problems.
@@ -145,6 +154,7 @@ def answer(
         scorer: Its rewards are noted with each completion; None: no rewards.
         temperature: 0: greedy.
         count: Completions a problem.
+        episodes: How a completion goes on after a turn; the last turn is judged. None: it has one.
         on_step: As for `sample_groups`.
     """
     params = SamplingParams(
@@ -159,7 +169,8 @@ def answer(
         prompts = [policy.encode_chat(problem.messages) for problem in batch]
         # The same draws for every checkpoint: two of them differ by their weights only.
         seeds = [sample_seeds(config.run.seed, 0, f"evaluation/{problem.id}", count) for problem in batch]
-        groups = sample_groups(policy, prompts, seeds, params, on_step)
+        responds = [episodes.of(problem) for problem in batch] if episodes else None
+        groups = sample_groups(policy, prompts, seeds, params, on_step, responds=responds)
         for problem, group in zip(batch, groups, strict=True):
             yield Answered(problem, _judged(policy, task, problem, group, scorer))
 
@@ -182,16 +193,16 @@ def reward_means(answers: Sequence[Answer]) -> dict[str, float]:
 def _judged(
     policy: Policy, task: Task, problem: Problem, group: Sequence[Sample], scorer: Scorer | None
 ) -> list[Answer]:
-    texts = [policy.decode(sample.tokens) for sample in group]
-    rewards = scorer.score(problem, texts).rewards if scorer else {}
+    chats = [chat_of(policy, sample) for sample in group]
+    rewards = scorer.score(problem, chats).rewards if scorer else {}
     return [
         Answer(
             text=text,
             answer=task.answer_of(text),
             correct=task.is_correct(text, problem),
-            tokens=len(sample.tokens),
+            tokens=sample.sampled,
             truncated=not sample.finished,
             rewards={name: values[i] for name, values in rewards.items()},
         )
-        for i, (text, sample) in enumerate(zip(texts, group, strict=True))
+        for i, (text, sample) in enumerate(zip(map(last_text, chats), group, strict=True))
     ]

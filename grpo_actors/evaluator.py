@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from grpo_actors.checkpoints import (
 from grpo_actors.command import run_command
 from grpo_actors.comparison.alone import Options, evaluate_alone
 from grpo_actors.config import Config
+from grpo_actors.episodes import episodes
 from grpo_actors.evaluation import Score, evaluate, held_out
 from grpo_actors.joining import Leaving, hello, introduce
 from grpo_actors.messages import Beat, Bye, Evaluation, decode, encode, from_learner
@@ -70,10 +71,10 @@ class RunEvaluator:
         policy = load_policy(config.model, seed=config.run.seed)
         problems = held_out(task, config, policy)
         rewards = chosen_rewards(config.reward.functions, task)
-        with closing(open_scorer(rewards, config.reward)) as scorer:
+        with open_scorer(rewards, config.reward) as scorer, episodes(config, policy) as turns:
 
             def score() -> Score:
-                return evaluate(policy, task, problems, config, scorer, on_step=self._on_step)
+                return evaluate(policy, task, problems, config, scorer, episodes=turns, on_step=self._on_step)
 
             self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
             while not self._stop and not self._dismissed:

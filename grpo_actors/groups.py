@@ -1,7 +1,8 @@
 """Groups as the learner sees them: what a worker sent, with the prompt it answers. Facts only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from grpo_actors.inserted import sampled_mask
 from grpo_actors.messages import Completion, read_floats, read_ints
 from grpo_actors.tasks.task import Problem
 
@@ -16,6 +17,24 @@ class SampledCompletion:
     finished: bool
     text: str
     rewards: dict[str, float | None]
+    #: These two as in `messages.Completion`; `sampled` and `answer` read them.
+    inserted: list[int] = field(default_factory=list)
+    last_turn: str | None = None
+
+    @property
+    def sampled(self) -> list[bool]:
+        """Of each token whether the policy sampled it; the others are an environment's."""
+        return sampled_mask(self.inserted, len(self.tokens))
+
+    @property
+    def turns(self) -> int:
+        """Of the policy."""
+        return 1 + len(self.inserted) // 2
+
+    @property
+    def answer(self) -> str:
+        """The text that is judged: the last turn's."""
+        return self.text if self.last_turn is None else self.last_turn
 
     @classmethod
     def read(cls, completion: Completion) -> "SampledCompletion":
@@ -27,6 +46,8 @@ class SampledCompletion:
             completion.finished,
             completion.text,
             completion.rewards,
+            read_ints(completion.inserted),
+            completion.last_turn,
         )
 
 

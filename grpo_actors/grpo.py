@@ -219,4 +219,5 @@ def _completions(groups: Sequence[SampledGroup], advantages: Sequence[Advantages
                 advantage=float(value),
                 valid=bool(valid),
                 truncated=not completion.finished,
+                sampled=completion.sampled if completion.inserted else None,
             )

@@ -66,7 +66,8 @@ class InFlightWorker(RolloutWorker):
 
     def _begin(self, grant: Grant) -> None:
         for lease in grant.leases:
-            self._in_flight.sampler.submit(lease.lease, read_ints(lease.prompt), lease.seeds)
+            prompt = read_ints(lease.prompt)
+            self._in_flight.sampler.submit(lease.lease, prompt, lease.seeds, self._respond(lease))
             self._sampling[lease.lease], self._sampling_s[lease.lease] = lease, 0.0
 
     def _step(self) -> None:

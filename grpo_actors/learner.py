@@ -24,6 +24,7 @@ from pathlib import Path
 from grpo_actors.archive import Archive
 from grpo_actors.command import run_command
 from grpo_actors.config import Config, read_config
+from grpo_actors.episodes import episodes
 from grpo_actors.exchange.exchange import BEAT_S, LOST_S, Exchange
 from grpo_actors.groups import SampledGroup
 from grpo_actors.history import History, load_grpo
@@ -31,7 +32,9 @@ from grpo_actors.joining import Leaving, introduce
 from grpo_actors.messages import Welcome
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.opening import lease_table, selection_of, supply_of
-from grpo_actors.policy.in_flight import require_fit
+from grpo_actors.policy.decoding import require_fit
+from grpo_actors.policy.sampling import NO_ENVIRONMENT
+from grpo_actors.policy.turns import encode_reply
 from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, is_supervised, locked
 from grpo_actors.processes.preflight import CONFIG_FILE, total_updates, with_rewards
 from grpo_actors.publishing import Publisher
@@ -78,8 +81,7 @@ class Learner:
             self._grpo = load_grpo(self.config, total)
             # Of the base model: taken before a checkpoint's weights come.
             self._identity = self._grpo.policy.identity
-            if self.config.rollout.in_flight_updates:
-                require_fit(self._grpo.policy)
+            self._check_model()
             self._archive.restore(self._grpo)
             endpoints = self._endpoints()
             self._exchange = self._open_exchange(endpoints, task)
@@ -103,6 +105,15 @@ class Learner:
             return self._finish()
 
     # --- before -----------------------------------------------------------------------------------
+
+    def _check_model(self) -> None:
+        """Refuse settings that this model cannot follow."""
+        policy = self._grpo.policy
+        if self.config.rollout.in_flight_updates:
+            require_fit(policy, "rollout.in_flight_updates: must be false")
+        if self.config.data.environment:
+            require_fit(policy, NO_ENVIRONMENT)
+            encode_reply(policy, {"role": "user", "content": "?"}, after_stop_token=True)
 
     def _endpoints(self) -> Endpoints:
         if self.endpoints is not None:
@@ -148,7 +159,8 @@ class Learner:
         config = self.config
         with (
             zmq_context() as context,
-            contextlib.closing(open_scorer(config.reward.functions, config.reward)) as scorer,
+            open_scorer(config.reward.functions, config.reward) as scorer,
+            episodes(config, self._grpo.policy) as turns,
         ):
             control = ControlClient(context, endpoints.control, "local")
             welcome = introduce(control, "rollout", self.stop, patience_s=10) or self._welcome
@@ -158,6 +170,7 @@ class Learner:
                 config,
                 self._grpo.policy,
                 scorer,
+                episodes=turns,
                 stop=self.stop,
                 version=self._grpo.version,
             )

@@ -22,11 +22,12 @@ from grpo_actors.codec import (
     read_floats,
     read_ints,
 )
+from grpo_actors.inserted import check_inserted
 
 # The codec is the other half of the wire format: whoever speaks it imports one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 MAX_COMPLETIONS = 4096
 
@@ -68,7 +69,7 @@ class Hello(Message):
 
 
 class Completion(Message):
-    """One sampled answer. The stop token and its log-prob are part of it."""
+    """One sampled answer, of one turn or of several. The stop token of each turn and its log-prob are part of it."""
 
     #: Token ids, int32 [T], T >= 1.
     tokens: Ints
@@ -78,7 +79,13 @@ class Completion(Message):
     versions: Ints
     #: False: it hit ``max_new_tokens``.
     finished: bool
+    #: All tokens as text.
     text: Text
+    #: Bounds of the runs of tokens that an environment put between two turns (`inserted`), int32 [2 R]: their log-probs
+    #: mean nothing. Empty: one turn, all sampled.
+    inserted: Ints = b""
+    #: What was sampled in the last turn, as text; None: there is but one turn.
+    last_turn: Text | None = None
     #: Reward function -> unweighted value; None: no valid reward.
     rewards: Annotated[dict[Name, float | None], Field(max_length=64)]
 
@@ -90,6 +97,9 @@ class Completion(Message):
             raise ValueError("tokens, logprobs and versions must be of one length")
         if not all(map(math.isfinite, memoryview(self.logprobs).cast("f"))):
             raise ValueError("logprobs must be finite")
+        if len(self.inserted) % 8:
+            raise ValueError(f"inserted must hold pairs of int32, got {len(self.inserted)} bytes")
+        check_inserted(memoryview(self.inserted).cast("i"), len(self.tokens) // 4)
         return self
 
 

@@ -14,7 +14,8 @@ from typing import Self
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from grpo_actors.errors import DataError, ProtocolError
-from grpo_actors.groups import SampledGroup
+from grpo_actors.groups import SampledCompletion, SampledGroup
+from grpo_actors.inserted import check_inserted
 from grpo_actors.observe.sinks import LineFile
 
 GROUPS_FILE = "groups.jsonl"
@@ -138,11 +139,19 @@ class Recording:
             what = f"{place}: {first['msg']}" if place else first["msg"]
             raise DataError(f"{where}: not a recorded group: {what[:MAX_COMPLAINT]}") from None
         for completion in group.completions:
-            if not 0 < len(completion.tokens) == len(completion.logprobs) == len(completion.versions):
-                raise DataError(
-                    f"{where}: every token needs a log-prob and a version, got {len(completion.tokens)} tokens, "
-                    f"{len(completion.logprobs)} log-probs and {len(completion.versions)} versions"
-                )
+            _check(completion, where)
         if not group.prompt or not group.completions:
             raise DataError(f"{where}: a group has a prompt and completions, got none")
         return group
+
+
+def _check(completion: SampledCompletion, where: str) -> None:
+    if not 0 < len(completion.tokens) == len(completion.logprobs) == len(completion.versions):
+        raise DataError(
+            f"{where}: every token needs a log-prob and a version, got {len(completion.tokens)} tokens, "
+            f"{len(completion.logprobs)} log-probs and {len(completion.versions)} versions"
+        )
+    try:
+        check_inserted(completion.inserted, len(completion.tokens))
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error

@@ -34,12 +34,13 @@ def _means_by_function(groups: Sequence[SampledGroup]) -> dict[str, float | None
 
 
 def length_metrics(groups: Sequence[SampledGroup]) -> dict[str, Any]:
-    """Completion lengths in tokens, and how many were cut."""
+    """Completion lengths in tokens that the policy sampled, its turns, and how many completions were cut."""
     completions = [completion for group in groups for completion in group.completions]
-    lengths = [len(completion.tokens) for completion in completions]
+    lengths = [sum(completion.sampled) for completion in completions]
     return {
         "completion_length_mean": float(np.mean(lengths)),
         "completion_length_max": max(lengths),
+        "turns_mean": float(np.mean([completion.turns for completion in completions])),
         "truncated_share": sum(not completion.finished for completion in completions) / len(completions),
         "groups": len(groups),
         "completions": len(completions),

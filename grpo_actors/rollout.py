@@ -33,6 +33,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
     """
     # Seconds of imports, after the signals are heeded.
     from grpo_actors.config import Config  # noqa: PLC0415
+    from grpo_actors.episodes import episodes  # noqa: PLC0415
     from grpo_actors.in_flight import InFlightWorker  # noqa: PLC0415
     from grpo_actors.joining import Leaving, introduce, load_welcome_policy  # noqa: PLC0415
     from grpo_actors.messages import Bye, encode  # noqa: PLC0415
@@ -50,10 +51,10 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
             return 0
         config = Config.model_validate_json(welcome.config)
         policy = load_welcome_policy(welcome, config)
-        with open_scorer(config.reward.functions, config.reward) as scorer:
+        with open_scorer(config.reward.functions, config.reward) as scorer, episodes(config, policy) as turns:
             weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint), pin)
             kind = InFlightWorker if config.rollout.in_flight_updates else RolloutWorker
-            worker = kind(control, welcome, config, policy, scorer, weights, stop)
+            worker = kind(control, welcome, config, policy, scorer, weights, turns, stop)
             _say(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
             with contextlib.suppress(Leaving):  # what it was sampling goes back with its leases
                 while not stop and worker.dismissed is None:

@@ -6,7 +6,7 @@ never within one (`in_flight` has the worker that does).
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import mlx.core as mx
 
 from grpo_actors.config import Config
+from grpo_actors.episodes import Episodes
 from grpo_actors.errors import ProtocolError
 from grpo_actors.joining import Leaving, fetch_weights, hello
 from grpo_actors.messages import (
@@ -21,7 +22,6 @@ from grpo_actors.messages import (
     Announcement,
     Beat,
     Bye,
-    Completion,
     Grant,
     Group,
     Lease,
@@ -29,16 +29,15 @@ from grpo_actors.messages import (
     Welcome,
     decode,
     encode,
-    floats,
     from_learner,
-    ints,
     read_ints,
 )
+from grpo_actors.policy.draw import Respond
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
 from grpo_actors.processes.door import StopRequest
+from grpo_actors.results import problem_of, scored
 from grpo_actors.tasks.scoring import Scorer
-from grpo_actors.tasks.task import Problem
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.weights import WeightsClient
 
@@ -69,6 +68,8 @@ class RolloutWorker:
     policy: Policy
     scorer: Scorer
     weights: WeightsClient | None = None
+    #: None: a completion is one turn.
+    episodes: Episodes | None = None
     stop: StopRequest = field(default_factory=StopRequest)
     version: int = -1
     #: When the learner could last be reached, on the monotonic clock.
@@ -244,11 +245,25 @@ class RolloutWorker:
             sampling_params(self.config),
             on_step=self._on_step,
             version=self.version,
+            responds=[self._respond(lease) for lease in leases],
         )
         sampling_s = (time.monotonic() - started_s) / len(leases)
         return [
             self._score(lease, samples, sampling_s) for lease, samples in zip(leases, groups, strict=True)
         ]
+
+    def _respond(self, lease: Lease) -> Respond | None:
+        """What answers the turns of its completions; None: they have one."""
+        if self.episodes is None:
+            return None
+        respond = self.episodes.of(problem_of(lease))
+
+        def answer(sample: Sample) -> Sequence[int] | None:
+            reply = respond(sample)
+            self._beat("sampling")  # many rows may each wait for their environment within one step
+            return reply
+
+        return answer
 
     def _on_step(self, new_tokens: int) -> None:
         """Called by the sampling loop at every step: the sign of life, and the way out."""
@@ -259,29 +274,9 @@ class RolloutWorker:
             raise Leaving
 
     def _score(self, lease: Lease, samples: list[Sample], sampling_s: float) -> Group:
-        started_s = time.monotonic()
-        texts = [self.policy.decode(sample.tokens) for sample in samples]
-        problem = Problem(lease.problem_id, tuple(lease.messages), lease.answer, lease.columns)
-        scores = self.scorer.score(problem, texts)
+        group = scored(lease, samples, self.policy, self.scorer, sampling_s=sampling_s)
         self._beat("scoring")
-        return Group(
-            lease=lease.lease,
-            attempt=lease.attempt,
-            completions=[
-                Completion(
-                    tokens=ints(sample.tokens),
-                    logprobs=floats(sample.logprobs),
-                    versions=ints(sample.versions),
-                    finished=sample.finished,
-                    text=text,
-                    rewards={name: values[i] for name, values in scores.rewards.items()},
-                )
-                for i, (sample, text) in enumerate(zip(samples, texts, strict=True))
-            ],
-            sampling_s=sampling_s,
-            scoring_s=time.monotonic() - started_s,
-            failures=list(scores.failures),
-        )
+        return group
 
 
 def sampling_params(config: Config) -> SamplingParams:

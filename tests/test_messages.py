@@ -130,6 +130,24 @@ def test_every_message_survives_the_wire(adapter, example):
     assert wire.decode(adapter, wire.encode(message)) == message
 
 
+@pytest.mark.parametrize("bounds", [[], [1, 2]])
+def test_a_completion_tells_which_tokens_were_inserted(bounds):
+    told = group(completions=[completion(inserted=wire.ints(bounds), last_turn="x" if bounds else None)])
+    received = wire.decode(wire.from_peer, wire.encode(wire.from_peer.validate_python(told)))
+    assert wire.read_ints(received.completions[0].inserted) == bounds
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    # Before the first turn, to the end, empty, backwards, outside, touching, half a pair.
+    [[0, 1], [1, 3], [1, 1], [2, 1], [-1, 2], [1, 9], [1, 2, 2, 3], [1]],
+)
+def test_runs_of_inserted_tokens_that_no_completion_has_are_refused(bounds):
+    told = group(completions=[completion(inserted=wire.ints(bounds))])
+    with pytest.raises(ProtocolError, match="inserted must"):
+        wire.decode(wire.from_peer, msgpack.packb(told))
+
+
 @pytest.mark.parametrize(("adapter", "example"), EXAMPLES, ids=KINDS)
 def test_an_unknown_field_is_refused_by_name(adapter, example):
     with pytest.raises(ProtocolError, match="surprise"):

@@ -10,6 +10,7 @@ from grpo_actors.comparison.progress import Progress
 from grpo_actors.comparison.result import Result, Sheet, accuracy_of, completions_of, sampled_of
 from grpo_actors.comparison.subjects import Subject
 from grpo_actors.config import Config
+from grpo_actors.episodes import episodes
 from grpo_actors.errors import DataError
 from grpo_actors.evaluation import Answered, answer, held_out
 from grpo_actors.policy.model import Policy
@@ -68,20 +69,18 @@ class Exam:
 
         def answers(temperature: float, count: int) -> Iterator[Answered]:
             for answered in answer(
-                policy,
-                self.task,
-                problems,
-                self.config,
-                self.scorer,
+                *(policy, self.task, problems, self.config, self.scorer),
                 temperature=temperature,
                 count=count,
+                episodes=turns,
                 on_step=on_step,
             ):
                 progress.finished(count)
                 yield answered
 
-        sampled = answers(self.config.evaluator.eval_temperature, self.k) if self.k else ()
-        return Sheet(greedy=list(answers(0.0, 1)), sampled=list(sampled))
+        with episodes(self.config, policy) as turns:
+            sampled = answers(self.config.evaluator.eval_temperature, self.k) if self.k else ()
+            return Sheet(greedy=list(answers(0.0, 1)), sampled=list(sampled))
 
     def _result(self, subject: Subject, sheet: Sheet, seconds: float) -> Result:
         temperature = self.config.evaluator.eval_temperature

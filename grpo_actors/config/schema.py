@@ -97,6 +97,11 @@ class DataConfig(Section):
     num_shots: int = Field(
         0, ge=0, le=3, description="gsm8k: worked examples shown in the chat before each problem"
     )
+    environment: str = Field(
+        "",
+        description='who replies to a turn of a completion: "calculator", "file.py:function" or "module:function"; '
+        "empty: nobody, a completion is one turn",
+    )
     max_train_samples: NotNegative = Field(0, description="training problems used; 0: all")
     max_prompt_length: Positive = Field(512, description="tokens; problems with a longer prompt are left out")
     eval_fraction: float = Field(
@@ -115,7 +120,7 @@ class RewardConfig(Section):
     reward_timeout_s: float = Field(
         10.0,
         gt=0,
-        description="seconds that a reward of your own, or of a library, may take for one group",
+        description="seconds that a reward of your own, or of a library, may take for one group, an environment for one turn",
     )
     allow_code_execution: bool = Field(
         default=False,
@@ -138,7 +143,11 @@ class RolloutConfig(Section):
     )
     num_generations: Positive = Field(8, description="completions of one problem, which form a group")
     max_new_tokens: Positive = Field(
-        256, description="tokens; a longer completion is cut and counted as truncated"
+        256,
+        description="tokens, an environment's included; a longer completion is cut and counted as truncated",
+    )
+    max_turns: Positive = Field(
+        8, description="turns of the policy in one completion, with data.environment; the last one ends it"
     )
     temperature: float = Field(
         1.0,

@@ -28,11 +28,19 @@ class Completion:
     """One sampled completion with what the loss needs of it."""
 
     prompt_ids: Sequence[int]  # at least one: its last token predicts the first of the completion
-    completion_ids: Sequence[int]  # stop token included
+    completion_ids: Sequence[int]  # stop tokens included
     behaviour_logprobs: Sequence[float]  # log μ of each completion token, nats, as recorded by the worker
     advantage: float
     valid: bool = True  # False: no valid reward, so masked
     truncated: bool = False  # hit max_new_tokens without a stop
+    # Of each completion token whether the policy sampled it. The others (an environment's) are inputs, and no more:
+    # they have no weight, and count in no length and no denominator. None: all.
+    sampled: Sequence[bool] | None = None
+
+    @property
+    def trained(self) -> int:
+        """Tokens that the policy sampled."""
+        return len(self.completion_ids) if self.sampled is None else sum(self.sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,7 @@ class Update:
     micro_batches: tuple[MicroBatch, ...]  # none if every completion is masked: there is nothing to learn
     completions: int  # all that were given
     active: int  # of them, those whose tokens have weight in the loss
-    active_tokens: int  # completion tokens of the active ones, also of those skipped for A = 0
+    active_tokens: int  # sampled tokens of the active ones, also of those skipped for A = 0
     tokens: int  # prompt and completion tokens of the rows computed: a prompt counts once for each completion
     padding_share: float  # of all places computed, those that hold no token
 
@@ -108,20 +116,18 @@ def pack(
         completion_multiple: C is a multiple of this.
 
     Raises:
-        ValueError: A completion's ids and log-probs differ in number, or its prompt is empty.
+        ValueError: A completion's ids, log-probs and `sampled` differ in number, or its prompt is empty.
     """
     _check(completions)
     masked = [not c.valid or (mask_truncated and c.truncated) for c in completions]
-    lengths = np.array(
-        [0 if m else len(c.completion_ids) for c, m in zip(completions, masked, strict=True)], int
-    )
+    lengths = np.array([0 if m else c.trained for c, m in zip(completions, masked, strict=True)], int)
     weights = token_weights(aggregation, lengths, max_new_tokens=max_new_tokens)
     kept = [
         i
         for i, c in enumerate(completions)
         if lengths[i] and not (skip_zero_advantage and c.advantage == 0.0)
     ]
-    kept.sort(key=lambda i: (-lengths[i], -len(completions[i].prompt_ids), i))
+    kept.sort(key=lambda i: (-len(completions[i].completion_ids), -len(completions[i].prompt_ids), i))
     multiples = Shape(PROMPT_ROW_MULTIPLE, prompt_multiple, row_multiple, completion_multiple)
     orders = (kept, _prompts_together(completions, kept))
     cuts = [_cut(completions, order, rows, multiples) for order in orders]
@@ -136,7 +142,7 @@ def pack(
         completions=len(completions),
         active=int(np.count_nonzero(lengths)),
         active_tokens=int(lengths.sum()),
-        tokens=sum(len(completions[i].prompt_ids) + int(lengths[i]) for i in kept),
+        tokens=sum(len(completions[i].prompt_ids) + len(completions[i].completion_ids) for i in kept),
         padding_share=1.0 - filled / places if places else 0.0,
     )
 
@@ -162,6 +168,10 @@ def _check(completions: Sequence[Completion]) -> None:
             raise ValueError(
                 f"completion {i}: every token needs one behaviour log-prob, "
                 f"got {len(c.completion_ids)} tokens and {len(c.behaviour_logprobs)} log-probs"
+            )
+        if c.sampled is not None and len(c.sampled) != len(c.completion_ids):
+            raise ValueError(
+                f"completion {i}: sampled must be of {len(c.completion_ids)} tokens, got {len(c.sampled)}"
             )
 
 
@@ -230,10 +240,11 @@ def _micro_batch(
         batch.inputs[row, 0] = c.prompt_ids[-1]
         batch.inputs[row, 1:length] = c.completion_ids[:-1]
         batch.targets[row, :length] = c.completion_ids
-        batch.mask[row, :length] = True
-        batch.behaviour_logprobs[row, :length] = c.behaviour_logprobs
+        trains = np.ones(length, np.bool_) if c.sampled is None else np.array(c.sampled, np.bool_)
+        batch.mask[row, :length] = trains
+        batch.behaviour_logprobs[row, :length] = np.where(trains, c.behaviour_logprobs, 0.0)
         batch.advantages[row] = c.advantage
-        batch.token_weights[row, :length] = weights[i]
+        batch.token_weights[row, :length] = np.where(trains, weights[i], 0.0)
         batch.index[row] = i
     return batch
 

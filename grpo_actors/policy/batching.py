@@ -4,6 +4,10 @@ A group's prompt runs through the model once; its keys and values are copied to 
 completions gets. Sampling, the chosen token's log-prob and the stop test's input stay on the device; a step
 brings two numbers a row to the host, and the next step is under way before they are read.
 
+Where an environment replies to a turn (`Respond`), its tokens take the place of those that are drawn in the following
+steps: one step each, as if the policy had sampled them. The draw of a token goes by its place in the completion, so
+that here too nothing depends on who shares the batch.
+
 The weights may change between two steps (`adopt`): the step that is under way is the old ones' work, and recorded as
 such. Keys and values of what has a place stay as they are; prompts that are kept for later are run again.
 """
@@ -17,10 +21,11 @@ import mlx.core as mx
 import numpy as np
 
 from grpo_actors.policy.decoding import Decoder
-from grpo_actors.policy.draw import Array, Sample, SamplingParams, draws
+from grpo_actors.policy.draw import Array, Respond, Sample, SamplingParams, draws
 from grpo_actors.policy.model import Policy
+from grpo_actors.policy.rows import Group, Row, Step
 from grpo_actors.policy.slots import Slots
-from grpo_actors.policy.window import Prompts, Window
+from grpo_actors.policy.window import Window
 
 #: A share of the places, one in so many, that has to be free before any is filled.
 FILLED_AT_ONCE = 16
@@ -28,45 +33,6 @@ FILLED_AT_ONCE = 16
 WORTH_SHRINKING = 0.75
 #: Prompts that run through the model together.
 PREFILLED = 8
-
-
-@dataclass(slots=True, eq=False)
-class _Group:
-    key: int
-    prompt: Sequence[int]
-    seeds: Sequence[int]
-    samples: list[Sample]
-    #: Samples that have or had a place, and those of them to which nothing is added any more.
-    placed: int = 0
-    ended: int = 0
-    #: Its keys and values, with those of others, and which of them it is; kept until all samples have a place.
-    prompts: Prompts | None = None
-    index: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """A completion that has a place."""
-
-    place: int
-    group: _Group
-    sample: Sample
-    #: One for each of its tokens.
-    uniforms: Array
-    #: Tokens asked of the device so far: one more than were read.
-    asked: int = 0
-    ended: bool = False
-
-
-@dataclass(slots=True)
-class _Step:
-    """What the device is computing, and for whom; a row that has ended meanwhile is ignored when it is read."""
-
-    token: mx.array
-    logprob: mx.array
-    rows: list[_Row | None]
-    #: Of the weights that compute it.
-    version: int
 
 
 @dataclass
@@ -79,8 +45,8 @@ class Sampler:
     places: int
     #: Number of the weights that the policy holds, recorded with every token that they sample.
     version: int = 0
-    _waiting: deque[_Group] = field(default_factory=deque)
-    _rows: list[_Row | None] = field(default_factory=list)
+    _waiting: deque[Group] = field(default_factory=deque)
+    _rows: list[Row | None] = field(default_factory=list)
     _decoder: Decoder = field(init=False)
     _window: Window | Slots = field(init=False)
     #: [R] what is fed next.
@@ -89,15 +55,17 @@ class Sampler:
     _seen: mx.array | None = None
     #: Prompts that are not in `_seen` yet.
     _unseen: list[tuple[int, Sequence[int]]] = field(default_factory=list)
-    _flight: _Step | None = None
+    _flight: Step | None = None
 
     def __post_init__(self) -> None:
         self._decoder = Decoder(self.policy, self.params)
 
-    def submit(self, key: int, prompt: Sequence[int], seeds: Sequence[int]) -> list[Sample]:
+    def submit(
+        self, key: int, prompt: Sequence[int], seeds: Sequence[int], respond: Respond | None = None
+    ) -> list[Sample]:
         """One more group: `len(seeds)` completions of `prompt`, handed back under `key`; returned at once, to be watched."""
         samples = [Sample() for _ in seeds]
-        self._waiting.append(_Group(key, prompt, seeds, samples))
+        self._waiting.append(Group(key, prompt, seeds, samples, respond))
         return samples
 
     def adopt(self, version: int) -> None:
@@ -166,7 +134,7 @@ class Sampler:
         # To place one costs about as much as to place many: a few places wait for each other.
         if len(free) * FILLED_AT_ONCE < len(self._rows):
             return
-        taken: list[tuple[_Group, int]] = []  # (group, which of its samples) that gets free[i]
+        taken: list[tuple[Group, int]] = []  # (group, which of its samples) that gets free[i]
         while self._waiting and len(taken) < len(free):
             group = self._waiting[0]
             last = min(len(group.seeds), group.placed + len(free) - len(taken))
@@ -183,7 +151,7 @@ class Sampler:
             self._window.place(places[of_these], prompts, chosen)
         for place, (group, i) in zip(places, taken, strict=True):
             uniforms = draws(group.seeds[i], self.params.max_new_tokens)
-            self._rows[place] = _Row(int(place), group, group.samples[i], uniforms)
+            self._rows[place] = Row(int(place), group, group.samples[i], uniforms)
             if self.params.repetition_penalty != 1:
                 self._unseen.append((int(place), group.prompt))
             if group.placed == len(group.seeds):
@@ -191,7 +159,7 @@ class Sampler:
         last_tokens = np.array([group.prompt[-1] for group, _ in taken], np.uint32)
         self._token[mx.array(places)] = mx.array(last_tokens)
 
-    def _prefill(self, groups: Sequence[_Group]) -> None:
+    def _prefill(self, groups: Sequence[Group]) -> None:
         """Run the prompts of `groups` through the model, unless they have been, and some of those that come next."""
         new = [group for group in dict.fromkeys(groups) if group.prompts is None]
         if not new:
@@ -204,23 +172,37 @@ class Sampler:
 
     # --- steps ------------------------------------------------------------------------------------
 
-    def _launch(self) -> _Step | None:
+    def _launch(self) -> Step | None:
         """Start the next step; None: every row has been asked for all of its tokens."""
         limit, asked = self.params.max_new_tokens, False
         uniforms = np.zeros(len(self._rows), np.float32)
+        fed: dict[int, int] = {}
         for row in self._rows:
             if row is not None and row.asked < limit:
                 uniforms[row.place] = row.uniforms[row.asked]
+                given = row.given_at(row.asked - 1)
+                if given is not None:
+                    fed[row.place] = given
                 row.asked += 1
                 asked = True
         if not asked:
             return None
+        if fed:
+            self._feed(fed)
         self._window.make_room()
         if self.params.repetition_penalty != 1:
             self._see()
         token, logprob = self._decoder.step(self._window, self._token, mx.array(uniforms), self._seen)
         self._token = token
-        return _Step(token, logprob, list(self._rows), self.version)
+        return Step(token, logprob, list(self._rows), self.version)
+
+    def _feed(self, tokens: dict[int, int]) -> None:
+        """Feed these places something else than what was drawn for them."""
+        values, chosen = np.zeros(len(self._rows), np.uint32), np.zeros(len(self._rows), np.bool_)
+        places = list(tokens)
+        values[places], chosen[places] = list(tokens.values()), True
+        # A new array: the old one is the step's under way, which is still to be read.
+        self._token = mx.where(mx.array(chosen), mx.array(values), self._token)
 
     def _see(self) -> None:
         """Bring what is fed now, and the new rows' prompts, into `_seen`."""
@@ -239,7 +221,7 @@ class Sampler:
         """Logits of a token; a tokenizer may know fewer."""
         return int(self.policy.model(mx.array([[1]])).shape[-1])
 
-    def _read(self, step: _Step) -> tuple[int, list[tuple[int, list[Sample]]]]:
+    def _read(self, step: Step) -> tuple[int, list[tuple[int, list[Sample]]]]:
         """Wait for a step, and append its tokens to the completions that have not ended."""
         tokens, logprobs = np.array(step.token).tolist(), np.array(step.logprob).tolist()
         count, done = 0, []
@@ -247,17 +229,39 @@ class Sampler:
             if row is None or row.ended:
                 continue
             count += 1
-            sample, group = row.sample, row.group
-            sample.append(token, logprob, step.version)
-            sample.finished = self.policy.ends(sample.tokens, self.params.stop)
-            if sample.finished or len(sample.tokens) == self.params.max_new_tokens:
+            given = row.given_at(len(row.sample.tokens))
+            if given is not None:
+                row.sample.append(given, 0.0, step.version)
+                continue
+            row.sample.append(token, logprob, step.version)
+            if self._is_over(row):
                 self._vacate(row)
+                group = row.group
                 group.ended += 1
                 if group.ended == len(group.samples):
                     done.append((group.key, group.samples))
         return count, done
 
-    def _vacate(self, row: _Row) -> None:
+    def _is_over(self, row: Row) -> bool:
+        """Whether the token that was read is the completion's last; at the end of a turn the environment is asked."""
+        sample, limit = row.sample, self.params.max_new_tokens
+        sample.finished = self.policy.ends(sample.turn, self.params.stop)
+        if not sample.finished:
+            return len(sample.tokens) == limit
+        reply = row.group.respond(sample) if row.group.respond else None
+        if reply is None:
+            return True
+        sample.finished = False
+        start = len(sample.tokens)
+        stop = start + len(reply)
+        if stop >= limit:  # no token would be left for an answer
+            return True
+        # The step under way was fed the turn's last token; what it draws is the first to be replaced.
+        row.given, row.given_from = reply, start
+        sample.inserted += [start, stop]
+        return False
+
+    def _vacate(self, row: Row) -> None:
         row.ended = True
         self._rows[row.place] = None
         self._window.free(row.place)

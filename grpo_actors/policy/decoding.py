@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from grpo_actors.errors import ConfigError
 from grpo_actors.policy import attention, slot_kernels
 from grpo_actors.policy.dora import takes_norms
 from grpo_actors.policy.draw import SamplingParams, draw
@@ -84,6 +85,23 @@ def fits(policy: Policy) -> bool:
         plain = all(type(layer) is KVCache for layer in make_prompt_cache(policy.model))
         policy.fits_window = plain and _decodes_unlike_rows(policy.model)
     return policy.fits_window
+
+
+def require_fit(policy: Policy, rule: str) -> None:
+    """Refuse a model whose rows must begin and end together.
+
+    Args:
+        policy: The model.
+        rule: The setting that needs continuous batching, and what it must be: ``rollout.x: must be false``.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if not fits(policy):
+        raise ConfigError(
+            f"{rule} for {policy.name}, whose layers cache something else than the keys and values of every "
+            "position, so that the rows of a batch begin and end together"
+        )
 
 
 def _decodes_unlike_rows(model: Any) -> bool:

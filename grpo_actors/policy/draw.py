@@ -16,6 +16,7 @@ denominator is too small by the share of probability that was filtered out. `Sam
 sentence that tells the user.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +73,7 @@ class SamplingParams:
 
 @dataclass(slots=True)
 class Sample:
-    """One completion: ids, log-probs and versions of equal length, the stop token included."""
+    """One completion: ids, log-probs and versions of equal length, the stop token of each turn included."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -80,12 +81,33 @@ class Sample:
     versions: list[int] = field(default_factory=list)
     #: Ended by a stop token or string; else it was cut at max_new_tokens.
     finished: bool = False
+    #: Bounds [start, stop, start, stop, …) of the runs of tokens that an environment put between two turns; their
+    #: log-probs are 0.
+    inserted: list[int] = field(default_factory=list)
+    #: The messages that those runs say; one more where the last one had no room.
+    replies: list[dict[str, str]] = field(default_factory=list)
+    #: What went wrong in the environment, in words; None: nothing.
+    failure: str | None = None
+
+    @property
+    def sampled(self) -> int:
+        """How many of the tokens the policy sampled."""
+        return len(self.tokens) - sum(self.inserted[1::2]) + sum(self.inserted[::2])
+
+    @property
+    def turn(self) -> list[int]:
+        """The tokens of the last turn."""
+        return self.tokens[self.inserted[-1] :] if self.inserted else self.tokens
 
     def append(self, token: int, logprob: float, version: int) -> None:
         """One more token."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         self.versions.append(version)
+
+
+#: Asked at the end of each turn: the tokens, at least one, to put between it and the next one; None: it was the last.
+Respond = Callable[[Sample], Sequence[int] | None]
 
 
 def draws(seed: int, count: int) -> Array:

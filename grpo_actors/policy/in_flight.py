@@ -10,10 +10,8 @@ from contextlib import ExitStack
 
 import mlx.core as mx
 
-from grpo_actors.errors import ConfigError
 from grpo_actors.policy.adapter import fused
 from grpo_actors.policy.batching import Sampler
-from grpo_actors.policy.decoding import fits
 from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.draw import SamplingParams
 from grpo_actors.policy.model import Policy
@@ -47,16 +45,3 @@ class InFlight:
     def _prepare(self) -> None:
         self._prepared.enter_context(fused(self._policy.model))
         self._prepared.enter_context(fixed_norms(self._policy.model))
-
-
-def require_fit(policy: Policy) -> None:
-    """Refuse a model whose rows must begin and end together.
-
-    Raises:
-        ConfigError: it is one.
-    """
-    if not fits(policy):
-        raise ConfigError(
-            f"rollout.in_flight_updates: must be false for {policy.name}, whose layers cache something else than the "
-            "keys and values of every position, so that its batches run from beginning to end with one policy"
-        )

@@ -6,16 +6,26 @@ from itertools import islice
 
 from grpo_actors.policy.adapter import fused
 from grpo_actors.policy.batching import PREFILLED, Sampler
-from grpo_actors.policy.decoding import fits
+from grpo_actors.policy.decoding import fits, require_fit
 from grpo_actors.policy.dora import fixed_norms
-from grpo_actors.policy.draw import Sample, SamplingParams
+from grpo_actors.policy.draw import Respond, Sample, SamplingParams
 from grpo_actors.policy.fixed_batch import fixed_steps, sample_fixed
 from grpo_actors.policy.model import Policy
 
-__all__ = ["Sample", "SamplingParams", "grow_sample", "places_for", "sample_groups", "sample_in_turn"]
+__all__ = [
+    "NO_ENVIRONMENT",
+    "Sample",
+    "SamplingParams",
+    "grow_sample",
+    "places_for",
+    "sample_groups",
+    "sample_in_turn",
+]
 
 #: Whose completions they are, the prompt, one seed a completion.
 Group = tuple[int, Sequence[int], Sequence[int]]
+#: What `require_fit` says of a model that cannot have turns.
+NO_ENVIRONMENT = "data.environment: must be empty"
 
 
 def sample_groups(
@@ -26,6 +36,7 @@ def sample_groups(
     on_step: Callable[[int], None] | None = None,
     *,
     version: int = 0,
+    responds: Sequence[Respond | None] | None = None,
 ) -> list[list[Sample]]:
     """Sample `len(seeds[i])` completions of prompt i, as many side by side as `max_kv_tokens` lets.
 
@@ -36,17 +47,23 @@ def sample_groups(
         params: The same for all.
         on_step: Called at each step with the number of tokens that it adds; may raise to give up.
         version: Number of the weights, recorded with every token.
+        responds: For each prompt what answers a turn of its completions; None, also for one prompt: they have one turn.
 
     Returns:
         P lists of samples, in the order of the seeds.
+
+    Raises:
+        ConfigError: there are turns, and the model cannot be batched continuously.
     """
+    if responds is not None and any(responds):
+        require_fit(policy, NO_ENVIRONMENT)
     with _ready(policy):
         if not fits(policy):
             return sample_fixed(policy, prompts, seeds, params, on_step, version=version)
         completions, longest = sum(map(len, seeds)), max(map(len, prompts))
         sampler = Sampler(policy, params, places_for(completions, longest, params), version)
         for i, (prompt, group) in enumerate(zip(prompts, seeds, strict=True)):
-            sampler.submit(i, prompt, group)
+            sampler.submit(i, prompt, group, responds[i] if responds else None)
         done = dict(_sampled(sampler, on_step))
     return [done[i] for i in range(len(prompts))]
 

@@ -16,6 +16,7 @@ from grpo_actors.observe.trackers import check_installed
 from grpo_actors.policy.locate import locate
 from grpo_actors.processes.door import LOCK_FILE, locked
 from grpo_actors.tasks.registry import chosen_rewards, load_task
+from grpo_actors.tasks.replying import Replier
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.tasks.task import Task
 from grpo_actors.transport.sockets import ENDPOINTS_FILE, check_ports
@@ -45,6 +46,8 @@ def check(config: Config) -> None:
     if config.data.path or config.data.task != "gsm8k":  # the hub is asked once, by the learner
         total_updates(config, len(load_task(config.data, seed=config.run.seed).problems("train")))
     open_scorer(config.reward.functions, config.reward).close()
+    if config.data.environment:
+        Replier(config.data.environment, timeout_s=config.reward.reward_timeout_s).close()
 
 
 @contextlib.contextmanager

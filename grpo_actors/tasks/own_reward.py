@@ -1,6 +1,6 @@
-"""A user's own rewards, run in one child process that can be killed.
+"""A user's own rewards, or own environment, run in one child process that can be killed.
 
-A thread or a pool with a time-out cannot end a reward that hangs, and a crash would take the worker
+A thread or a pool with a time-out cannot end a function that hangs, and a crash would take the worker
 along. So all own rewards of a run share one child (`own_reward_child`), which is killed when a call takes
 too long, and replaced whenever it is gone: one call fails, the next one works. While nothing fails,
 a call costs about as much as sending its texts through a socket twice.
@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from grpo_actors.errors import RewardError
+from grpo_actors.tasks.own_kinds import KINDS
 from grpo_actors.tasks.own_reward_wire import receive, send
-from grpo_actors.tasks.rewards import checked_values
 
 #: Loading runs the imports of the user's file, and those of PyTorch alone can take 20 s on a cold disk.
 LOAD_TIMEOUT_S = 120.0
@@ -31,8 +31,8 @@ EXIT_TIMEOUT_S = 2.0
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
-class OwnRewards:
-    """The rewards named by ``file.py:function`` or ``module:function``. Not safe to share among threads.
+class OwnFunctions:
+    """The functions of one kind (a key of `KINDS`) named by ``file.py:function`` or ``module:function``. Not safe to share among threads.
 
     Raises RewardError, in one line, where one cannot be loaded within `load_timeout_s`. The child leads
     a process group of its own: Ctrl-C does not reach it, and what it starts ends with it. It ends when
@@ -40,17 +40,18 @@ class OwnRewards:
     """
 
     def __init__(
-        self, specs: Sequence[str], *, timeout_s: float, load_timeout_s: float = LOAD_TIMEOUT_S
+        self, specs: Sequence[str], kind: str, *, timeout_s: float, load_timeout_s: float = LOAD_TIMEOUT_S
     ) -> None:
         self._specs = list(specs)
+        self._kind = kind
         self._timeout_s = timeout_s
         self._load_timeout_s = load_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        #: Per loaded reward the arguments that it takes, None for any.
+        #: Per loaded function the arguments that it takes, None for any.
         self._accepts: list[list[str] | None] = []
         for spec in specs:
-            _check_form(spec)
+            _check_form(spec, KINDS[kind].setting)
         try:
             self._start()
             self._finish_loading()
@@ -58,11 +59,11 @@ class OwnRewards:
             self.close()
             raise
 
-    def call(self, index: int, arguments: Mapping[str, Any]) -> list[float | None]:
-        """The values of the reward `specs[index]` for ``arguments["completions"]``.
+    def call(self, index: int, arguments: Mapping[str, Any]) -> Any:
+        """What `specs[index]` returns, as its kind checks it.
 
         Of `arguments` the function gets those that it takes by name. Raises RewardError where it raises,
-        hangs, crashes or returns what is no list of finite floats; the message's first line says which,
+        hangs, crashes or returns what the kind does not allow; the message's first line says which,
         and a traceback may follow.
         """
         try:
@@ -74,7 +75,7 @@ class OwnRewards:
             deadline_s = time.monotonic() + self._timeout_s
             self._send({"call": index, "arguments": taken}, deadline_s)
             reply = self._receive(deadline_s, f"took more than {self._timeout_s:g} s (reward_timeout_s)")
-            return checked_values(reply.get("values"), len(arguments["completions"]))
+            return KINDS[self._kind].check(reply.get("result"), arguments)
         except RewardError:
             if self._child is None:  # it loads while the next group is being sampled
                 with suppress(RewardError):
@@ -122,7 +123,8 @@ class OwnRewards:
                 raise RewardError(f"its process could not be started: {error}") from error
         self._channel = ours
         for spec in self._specs:
-            self._send({"load": spec, "timeout_s": self._timeout_s}, time.monotonic() + self._load_timeout_s)
+            request = {"load": spec, "kind": self._kind, "timeout_s": self._timeout_s}
+            self._send(request, time.monotonic() + self._load_timeout_s)
 
     def _finish_loading(self) -> None:
         deadline_s = time.monotonic() + self._load_timeout_s
@@ -132,7 +134,7 @@ class OwnRewards:
             except RewardError as error:
                 self.close()  # a child that lacks one reward is of no use for the others
                 raise RewardError(
-                    f"reward.functions: {spec!r} cannot be loaded: {str(error).splitlines()[0]}"
+                    f"{KINDS[self._kind].setting}: {spec!r} cannot be loaded: {str(error).splitlines()[0]}"
                 ) from error
             self._accepts.append(reply["accepts"])
 
@@ -172,12 +174,10 @@ class OwnRewards:
         return f"ended its process ({how})"
 
 
-def _check_form(spec: str) -> None:
+def _check_form(spec: str, setting: str) -> None:
     source, colon, name = spec.rpartition(":")
     if not (colon and source and name.isidentifier()):
-        raise RewardError(
-            f'reward.functions: {spec!r} must have the form "file.py:function" or "module:function"'
-        )
+        raise RewardError(f'{setting}: {spec!r} must have the form "file.py:function" or "module:function"')
 
 
 def search_path() -> str:

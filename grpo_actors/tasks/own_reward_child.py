@@ -1,10 +1,10 @@
-"""The process in which a user's own rewards run: ``python -m grpo_actors.tasks.own_reward_child FD``.
+"""The process in which a user's own rewards, or own environment, run: ``python -m grpo_actors.tasks.own_reward_child FD``.
 
-It may hang, exit, crash or eat memory: `own_reward.OwnRewards` started it and ends it. It answers one
+It may hang, exit, crash or eat memory: `own_reward.OwnFunctions` started it and ends it. It answers one
 request at a time over the socket that it inherits as FD:
 
-    {"load": spec, "timeout_s": seconds}         ->  {"accepts": [name, …], or null for every name}
-    {"call": index, "arguments": {name: value}}  ->  {"values": [float or null, …]}
+    {"load": spec, "kind": kind, "timeout_s": seconds}  ->  {"accepts": [name, …], or null for every name}
+    {"call": index, "arguments": {name: value}}         ->  {"result": what the kind allows}
 
 or, to either, ``{"failure": one line, "traceback": text or ""}``. Its standard output is the parent's
 standard error, so that what a reward prints can be read and reaches nothing else.
@@ -28,8 +28,8 @@ from types import ModuleType
 from typing import Any
 
 from grpo_actors.errors import RewardError
+from grpo_actors.tasks.own_kinds import KINDS, Kind
 from grpo_actors.tasks.own_reward_wire import receive, send
-from grpo_actors.tasks.rewards import checked_values
 
 #: How long after its time-out a call is ended by the kernel, should nobody be left to end it.
 BACKSTOP_S = 2.0
@@ -38,31 +38,33 @@ BACKSTOP_S = 2.0
 MAX_TRACEBACK_CHARACTERS = 4000
 
 
-class Rewards:
+class Functions:
     """The loaded functions, and the answers to requests about them."""
 
     def __init__(self) -> None:
-        self._functions: list[Callable[..., Any]] = []
+        self._functions: list[tuple[Callable[..., Any], Kind]] = []
         self._timeout_s = 0.0
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply to a request; raises whatever the user's code raises."""
         if "load" in request:
             self._timeout_s = request["timeout_s"]
-            self._functions.append(load(request["load"]))
-            return {"accepts": accepted_names(self._functions[-1])}
+            kind = KINDS[request["kind"]]
+            loaded = load(request["load"], kind)
+            self._functions.append((loaded, kind))
+            return {"accepts": accepted_names(loaded)}
         arguments = request["arguments"]
         # A regular expression that never ends holds the interpreter's lock, so the thread that watches
         # for the parent's end cannot run: the kernel's timer then still can.
         signal.setitimer(signal.ITIMER_REAL, self._timeout_s + BACKSTOP_S)
         try:
-            values = self._functions[request["call"]](**arguments)
-            return {"values": checked_values(values, len(arguments["completions"]))}
+            function, kind = self._functions[request["call"]]
+            return {"result": kind.check(function(**arguments), arguments)}
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def load(spec: str) -> Callable[..., Any]:
+def load(spec: str, kind: Kind) -> Callable[..., Any]:
     """The function that ``file.py:function`` or ``module:function`` names; RewardError if it cannot be one."""
     source, _, name = spec.rpartition(":")
     module = _load_file(Path(source).expanduser()) if source.endswith(".py") else _load_module(source)
@@ -78,10 +80,10 @@ def load(spec: str) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(function):
         raise RewardError("must be a plain function, got an async one; run its coroutine with asyncio.run")
     names = accepted_names(function)
-    if names is not None and "completions" not in names:
+    if names is not None and kind.argument not in names:
         raise RewardError(
-            f"must take the argument completions, by name, got {name}{inspect.signature(function)}; "
-            "write (prompts, completions, answer, **columns)"
+            f"must take the argument {kind.argument}, by name, got {name}{inspect.signature(function)}; "
+            f"write {kind.signature}"
         )
     return function  # type: ignore[no-any-return]
 
@@ -164,11 +166,11 @@ def main() -> None:
     _offer_to_out_of_memory_killer()
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(channel, requests), daemon=True).start()
-    rewards = Rewards()
+    functions = Functions()
     while True:
         request = requests.get()
         try:
-            reply = rewards.answer(request)
+            reply = functions.answer(request)
         except Exception as error:  # noqa: BLE001 - the outermost frame: the parent gets it as text
             reply = failure(error)
         send(channel, reply)

@@ -18,7 +18,7 @@ from typing import Any
 from grpo_actors.errors import DataError, RewardError
 from grpo_actors.tasks.answers import FORMAT_REQUEST, extract_answer
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
-from grpo_actors.tasks.own_reward import OwnRewards, search_path
+from grpo_actors.tasks.own_reward import OwnFunctions, search_path
 from grpo_actors.tasks.task import Problem, Split
 
 _log = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ class ReasoningGym:
         return extract_answer(completion)
 
     @cached_property
-    def _judge(self) -> OwnRewards:
-        judge = OwnRewards([LIBRARY_REWARDS[REWARD].spec], timeout_s=JUDGE_TIMEOUT_S)
+    def _judge(self) -> OwnFunctions:
+        judge = OwnFunctions([LIBRARY_REWARDS[REWARD].spec], "reward", timeout_s=JUDGE_TIMEOUT_S)
         weakref.finalize(self, judge.close)
         return judge
 

@@ -6,11 +6,11 @@ of one group:
     reward(prompts, completions, answer, **columns) -> list of floats, one for each completion
 
 ``prompts[i]`` is the chat before completion i, ``completions[i]`` is ``[{"role": "assistant", "content":
-text}]``, ``answer[i]`` the true answer; every further column of the data set comes as such a list too.
+text}]``, or with an environment all turns, the assistant's last one at the end; ``answer[i]`` is the true answer; every further column of the data set comes as such a list too.
 ``None`` in place of a float says that the reward does not apply to that completion.
 
 The built-in ones are pure and return a share between 0 and 1; what a share is worth is the weight's
-business, which the configuration or the task's ``default_rewards`` sets.
+business, which the configuration or the task's ``default_rewards`` sets. They judge the last turn.
 """
 
 import re
@@ -95,7 +95,7 @@ def xml_count(
 
 
 def text(completion: Chat) -> str:
-    """What the assistant wrote."""
+    """What the assistant wrote in its last turn."""
     return completion[-1]["content"]
 
 

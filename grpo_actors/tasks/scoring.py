@@ -13,8 +13,9 @@ from typing import Any, Protocol, Self
 from grpo_actors.errors import RewardError
 from grpo_actors.tasks.code_tests import CODE_TESTS, CodeLimits, CodeTests
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
-from grpo_actors.tasks.own_reward import OwnRewards
-from grpo_actors.tasks.rewards import REWARDS, Reward, built_in
+from grpo_actors.tasks.own_kinds import is_own
+from grpo_actors.tasks.own_reward import OwnFunctions
+from grpo_actors.tasks.rewards import REWARDS, Chat, Reward, built_in
 from grpo_actors.tasks.task import Problem
 
 
@@ -75,11 +76,12 @@ class Scorer:
             name: _runs_here(name, code) for name in weights if name not in specs
         }
         self._own_index = {name: index for index, name in enumerate(specs)}
-        self._own = OwnRewards(list(specs.values()), timeout_s=timeout_s) if specs else None
+        self._own = OwnFunctions(list(specs.values()), "reward", timeout_s=timeout_s) if specs else None
 
-    def score(self, problem: Problem, completions: Sequence[str]) -> Scores:
+    def score(self, problem: Problem, completions: Sequence[str | Chat]) -> Scores:
         """Every reward's values for completions of one problem, in the order of `completions`.
 
+        A completion is a chat that ends with the assistant's last turn; a text is that turn alone.
         Each column of the problem reaches a reward as a list that repeats it for each completion.
         """
         arguments = _arguments(problem, completions)
@@ -110,11 +112,12 @@ class Scorer:
         if name in self._here:
             return self._here[name](**arguments)
         assert self._own is not None
-        return self._own.call(self._own_index[name], arguments)
+        values: list[float | None] = self._own.call(self._own_index[name], arguments)
+        return values
 
 
 def _is_own(name: str) -> bool:
-    return name not in REWARDS and (":" in name or name.endswith(".py"))
+    return name not in REWARDS and is_own(name)
 
 
 def _spec(name: str) -> str:
@@ -137,12 +140,15 @@ def _runs_here(name: str, code: CodeLimits | None) -> Reward:
     return CodeTests(code)
 
 
-def _arguments(problem: Problem, completions: Sequence[str]) -> dict[str, Any]:
+def _arguments(problem: Problem, completions: Sequence[str | Chat]) -> dict[str, Any]:
     count = len(completions)
     columns = {name: [value] * count for name, value in problem.columns.items()}
     # Last, so that a column called "answer" or "prompts" cannot take the place of the real one.
     return columns | {
         "prompts": [list(problem.messages)] * count,
-        "completions": [[{"role": "assistant", "content": text}] for text in completions],
+        "completions": [
+            [{"role": "assistant", "content": given}] if isinstance(given, str) else list(given)
+            for given in completions
+        ],
         "answer": [problem.answer] * count,
     }

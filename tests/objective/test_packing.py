@@ -149,3 +149,46 @@ def test_a_completion_that_does_not_fit_together_is_named():
         packed([completion(), Completion([1], [2, 3], [-1.0], 1.0)])
     with pytest.raises(ValueError, match="completion 0: the prompt must have a token"):
         packed([Completion([], [2], [-1.0], 1.0)])
+
+
+# --- tokens that an environment inserted ----------------------------------------------------------
+
+
+def test_inserted_tokens_are_inputs_and_count_in_no_length_and_no_denominator():
+    # 4 5 | 6 7 | 8 of which 6 7 were inserted, beside a completion of three: 3 tokens each.
+    turns = Completion([1, 2], [4, 5, 6, 7, 8], [-0.5] * 5, 1.0, sampled=[True, True, False, False, True])
+    plain = Completion([1, 2], [9, 9, 9], [-0.5] * 3, 1.0)
+    for aggregation, weight in (("grpo", 1 / (3 * 2)), ("dapo", 1 / 6), ("dr_grpo", 1 / (2 * 32))):
+        update = packed([turns, plain], aggregation=aggregation)
+        (m,) = update.micro_batches
+        assert m.index[:2].tolist() == [0, 1]  # the longer one first: what is computed is five tokens
+        assert m.inputs[0, :6].tolist() == [2, 4, 5, 6, 7, 0]
+        assert m.targets[0, :6].tolist() == [4, 5, 6, 7, 8, 0]
+        assert m.mask[0, :6].tolist() == [True, True, False, False, True, False]
+        assert m.behaviour_logprobs[0, :6].tolist() == [-0.5, -0.5, 0.0, 0.0, -0.5, 0.0]
+        assert m.token_weights[0, :6].tolist() == pytest.approx([weight, weight, 0.0, 0.0, weight, 0.0])
+        assert m.token_weights[1, :4].tolist() == pytest.approx([weight] * 3 + [0.0])
+        assert update.active_tokens == 6
+        assert update.tokens == 2 + 5 + 2 + 3
+
+
+def test_a_completion_all_sampled_is_packed_to_the_same_bits_with_and_without_a_mask():
+    some = [completion(length=n) for n in (4, 7, 2)]
+    told = [
+        Completion(
+            c.prompt_ids,
+            c.completion_ids,
+            [-0.5] * len(c.completion_ids),
+            1.0,
+            sampled=[True] * len(c.completion_ids),
+        )
+        for c in some
+    ]
+    (a,), (b,) = packed(some).micro_batches, packed(told).micro_batches
+    for name in ("inputs", "targets", "mask", "behaviour_logprobs", "token_weights", "advantages", "index"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(ValueError, match=r"completion 0: sampled must be of 2 tokens, got 1"):
+        packed([Completion([1], [2, 3], [-0.5] * 2, 1.0, sampled=[True])])

@@ -8,8 +8,9 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError
+from grpo_actors.policy.decoding import require_fit
 from grpo_actors.policy.draw import draw, draws
-from grpo_actors.policy.in_flight import InFlight, require_fit
+from grpo_actors.policy.in_flight import InFlight
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 
@@ -150,4 +151,4 @@ def test_a_sampler_whose_last_group_was_dropped_takes_the_next_one():
 
 def test_a_model_whose_rows_must_begin_together_is_refused_with_the_setting():
     with pytest.raises(ConfigError, match=r"^rollout\.in_flight_updates: must be false for "):
-        require_fit(random_policy("mamba"))
+        require_fit(random_policy("mamba"), "rollout.in_flight_updates: must be false")
