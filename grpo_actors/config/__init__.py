@@ -1,5 +1,6 @@
 """The settings of a run: one frozen `Config`, read from TOML files and ``--set``."""
 
+from grpo_actors.config.data import DataConfig, RewardConfig
 from grpo_actors.config.health import HealthConfig
 from grpo_actors.config.load import LoadedConfig, load_config, read_config
 from grpo_actors.config.objective import ObjectiveConfig
@@ -8,12 +9,10 @@ from grpo_actors.config.schema import (
     OWNER,
     SECTIONS,
     Config,
-    DataConfig,
     EvaluatorConfig,
     LearnerConfig,
     MetricsConfig,
     ModelConfig,
-    RewardConfig,
     RolloutConfig,
     RunConfig,
     SelectionConfig,
