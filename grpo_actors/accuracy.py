@@ -33,7 +33,8 @@ def wilson_interval(right: float, total: int) -> tuple[float, float]:
     share, z2 = right / total, Z95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # It holds the share, but at 0 and 1 the last bit may say otherwise.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

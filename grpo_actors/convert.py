@@ -223,7 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     check_token(options.upload_repo, UPLOAD)
     print(convert(options), flush=True)
-    hub_id = options.hf_path if options.hf_path and not Path(options.hf_path).is_dir() else None
+    from grpo_actors.policy.locate import locate  # noqa: PLC0415  only here
+
+    source = locate(options.hf_path) if options.hf_path else None
+    hub_id = source if isinstance(source, str) else None
     print(f"sent    {upload(options.output_dir, options.upload_repo, hub_id)}")
     return 0
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from grpo_actors.errors import ModelError
 
-#: A folder with one of these may be replaced.
+#: A folder with one of these may be replaced, unless it is a run's, or one of its checkpoints.
 _MARKS = ("config.json", "adapter_config.json")
+_OF_A_RUN = ("metrics.jsonl", "best.json", "manifest.json", "checkpoint-*")
 
 
 @contextmanager
@@ -52,11 +53,18 @@ def _refuse_occupied(target: Path, option: str, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ModelError(f"{target}: the folder is not empty; add --overwrite or choose another {option}")
+    # A slip of the hand must not delete somebody's home, or a run.
     if not any((target / name).is_file() for name in _MARKS):
-        # A slip of the hand must not delete somebody's home.
         raise ModelError(
             f"{target}: --overwrite replaces model folders only, and this one has no config.json"
         )
+    if any(any(target.glob(pattern)) for pattern in _OF_A_RUN):
+        raise ModelError(
+            f"{target}: --overwrite replaces model folders only, and this is a run's; choose another {option}"
+        )
+    old = _old(target)
+    if old.exists():
+        raise ModelError(f"{old}: left by a tool that was killed; move it back to {target}, or delete it")
 
 
 def _publish(draft: Path, target: Path) -> None:
@@ -64,7 +72,7 @@ def _publish(draft: Path, target: Path) -> None:
     if not target.exists() or not any(target.iterdir()):
         draft.replace(target)
         return
-    old = target.with_name(target.name + ".old")
+    old = _old(target)
     target.rename(old)
     try:
         draft.rename(target)
@@ -72,6 +80,10 @@ def _publish(draft: Path, target: Path) -> None:
         old.rename(target)
         raise
     shutil.rmtree(old)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(target.name + ".old")
 
 
 @contextmanager

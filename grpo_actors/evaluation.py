@@ -3,6 +3,7 @@
 Knows one policy and one task; refuses to know checkpoints, runs and who asks.
 """
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ from grpo_actors.schedule.order import sample_seeds
 from grpo_actors.tasks.rewards import text as last_text
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem, Task
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +198,16 @@ def _judged(
 ) -> list[Answer]:
     chats = [chat_of(policy, sample) for sample in group]
     rewards = scorer.score(problem, chats).rewards if scorer else {}
+    for failure in dict.fromkeys(sample.failure for sample in group if sample.failure):
+        _log.warning("counted as wrong: %s", failure)
     return [
         Answer(
             text=text,
             answer=task.answer_of(text),
-            correct=task.is_correct(text, problem),
+            correct=not sample.failure and task.is_correct(text, problem),
             tokens=sample.sampled,
             truncated=not sample.finished,
-            rewards={name: values[i] for name, values in rewards.items()},
+            rewards={name: None if sample.failure else values[i] for name, values in rewards.items()},
         )
         for i, (text, sample) in enumerate(zip(map(last_text, chats), group, strict=True))
     ]

@@ -89,7 +89,7 @@ def _make(exported: "Exported", options: argparse.Namespace, passing: Path) -> P
         return Path(options.gguf)
     if options.adapter:
         with new_folder(options.adapter, overwrite=options.overwrite, option="--adapter") as folder:
-            exported.write_adapter(folder, _title(options))
+            exported.write_adapter(folder, _title(options), for_others=bool(options.upload))
         return Path(options.adapter)
     if options.fuse:
         with new_folder(options.fuse, overwrite=options.overwrite, option="--fuse") as folder:

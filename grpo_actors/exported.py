@@ -1,12 +1,13 @@
 """One checkpoint of a run in the forms in which it leaves the run; each but a GGUF file has its model card with it."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from grpo_actors.card import card
-from grpo_actors.checkpoints import Checkpoint, best, find_checkpoints, verify
+from grpo_actors.card import base_name, card
+from grpo_actors.checkpoints import Checkpoint, best, find_checkpoints, verify, write_json
 from grpo_actors.config import Config, read_config
 from grpo_actors.errors import ModelError, RunError
 from grpo_actors.policy.checkpoint import ADAPTER, ADAPTER_CONFIG, write_model
@@ -50,16 +51,18 @@ class Exported:
         self._fuse(folder, dtype, dequantize=dequantize)
         self._write_card(folder, name, is_adapter=False)
 
-    def write_adapter(self, folder: Path, name: str) -> None:
-        """The adapter alone, in mlx-lm's format.
+    def write_adapter(self, folder: Path, name: str, *, for_others: bool) -> None:
+        """The adapter alone, in mlx-lm's format; `for_others`: without the path that its base has on this machine.
 
         Raises:
             ModelError: the run trained all weights.
         """
         if not (self.checkpoint.path / ADAPTER).is_file():
             raise ModelError(f"--adapter: {self.run_dir} trained all weights and has no adapter; take --fuse")
-        for file in (ADAPTER, ADAPTER_CONFIG):
-            shutil.copy(self.checkpoint.path / file, folder)
+        shutil.copy(self.checkpoint.path / ADAPTER, folder)
+        described = json.loads((self.checkpoint.path / ADAPTER_CONFIG).read_text())
+        base = {"model": base_name(self.config)} if for_others else {}
+        write_json(folder / ADAPTER_CONFIG, described | base)
         self._write_card(folder, name, is_adapter=True)
 
     def write_gguf(self, file: Path, dtype: str, *, dequantize: bool) -> None:

@@ -82,7 +82,7 @@ class Grpo:
             max_new_tokens=config.rollout.max_new_tokens,
             mask_truncated=self.objective.mask_truncated,
             shared_prompts=self.shared_prompts,
-            prompt_multiple=CUDA_PROMPT_MULTIPLE if mx.cuda.is_available() else PROMPT_MULTIPLE,
+            prompt_multiple=CUDA_PROMPT_MULTIPLE if self.shared_prompts and _on_cuda() else PROMPT_MULTIPLE,
         )
         batches = self._inputs(packed.micro_batches)
 
@@ -205,6 +205,10 @@ class Grpo:
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite gradient (norm {norm}); the weights are those "
                 "of the last good step; lower learner.learning_rate, or use model.dtype = float32"
             )
+
+
+def _on_cuda() -> bool:
+    return mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
 
 
 def _completions(groups: Sequence[SampledGroup], advantages: Sequence[Advantages]) -> Iterator[Completion]:

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from grpo_actors.errors import RunError, first_line
 
+_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 #: The hub says no, or cannot be reached. The base is the root of the errors of the hub's HTTP client, whichever that is.
 _REFUSALS = (cast("type[Exception]", HfHubHTTPError.__bases__[0]), OSError, ValueError)
@@ -43,7 +44,8 @@ def send(folder: Path, repository: str, option: str) -> str:
     api = HfApi()
     try:
         api.create_repo(repository, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repository)
+        # Weights that were there go in the same commit: whoever loads the folder takes all files of that kind.
+        api.upload_folder(folder_path=folder, repo_id=repository, delete_patterns=_WEIGHTS)
     except _REFUSALS as error:
         raise RunError(f"{option}: {repository} was not written ({first_line(error)})") from error
     return f"{api.endpoint}/{repository}"

@@ -8,7 +8,6 @@ it; as versions only rise, a group is as old as the first token of its first com
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import mlx.core as mx
 
@@ -22,8 +21,6 @@ from grpo_actors.worker import RolloutWorker, sampling_params
 class InFlightWorker(RolloutWorker):
     """A worker whose `turn` is one decoding step; for a process of its own."""
 
-    #: The completions of one run have places; those of the others wait for one to get free.
-    runs_held: ClassVar[int] = 3
     _in_flight: InFlight = field(init=False)
     #: Seconds of each group in `_sampling`: its share of the steps since it was submitted.
     _sampling_s: dict[int, float] = field(init=False, default_factory=dict)
@@ -77,4 +74,6 @@ class InFlightWorker(RolloutWorker):
         self._sampling_s = {lease: seconds + share_s for lease, seconds in self._sampling_s.items()}
         self._tokens += tokens
         for lease, samples in done:
-            self._deliver(self._score(self._sampling.pop(lease), samples, self._sampling_s.pop(lease)))
+            # Held until it is on its way: a beat while it is scored must not say that nobody has the lease.
+            self._deliver(self._score(self._sampling[lease], samples, self._sampling_s[lease]))
+            del self._sampling[lease], self._sampling_s[lease]

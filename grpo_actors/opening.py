@@ -25,7 +25,8 @@ def lease_table(
         groups_per_update=groups,
         max_staleness=config.rollout.max_staleness,
         batch_groups=config.rollout.batch_groups,
-        lease_timeout_s=config.rollout.lease_timeout_s,
+        # The clock runs from the grant, and a run waits for as many as its worker holds besides.
+        lease_timeout_s=config.rollout.lease_timeout_s * (config.rollout.runs_held - 1),
         version=version,
         # Problems that are set aside are made up for by later ones: only versions end the run.
         last_version=total_updates,

@@ -28,7 +28,7 @@ class Publisher:
 
     def publish(self, version: int, arrays: Mapping[str, mx.array]) -> None:
         """Begin to publish; waits for the version before it, so that there are never two at a time."""
-        # Whatever MLX has to compute is computed here: the thread only reads memory.
+        # Whatever has to be computed is computed here: the thread only copies.
         frozen = freeze(version, arrays)
         self.wait()
         self._under_way = self._thread.submit(self._publish, frozen)

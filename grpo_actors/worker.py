@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import mlx.core as mx
 
@@ -76,8 +76,6 @@ class RolloutWorker:
     connected_s: float = field(default_factory=time.monotonic)
     #: Groups that the learner acknowledged.
     delivered: int = 0
-    #: Runs of leases held at a time: one being sampled, one waiting, so that no round trip is waited for.
-    runs_held: ClassVar[int] = 2
     _newest: int = 0
     _grants: deque[Grant] = field(default_factory=deque)
     _unacknowledged: dict[int, Unacknowledged] = field(default_factory=dict)
@@ -143,7 +141,9 @@ class RolloutWorker:
                     self._drop_older(message)
                     self._grants.append(message)
                 case Ack():
-                    self._unacknowledged.pop(message.lease, None)
+                    held = self._unacknowledged.get(message.lease)
+                    if held is not None and held.group.attempt == message.attempt:
+                        del self._unacknowledged[message.lease]
                     self.delivered += message.accepted
                 case Announcement():
                     self._newest = max(self._newest, message.version)
@@ -205,7 +205,7 @@ class RolloutWorker:
             tokens=self._tokens,
             working_s=self._working_s,
             waiting_s=self._waiting_s,
-            credits=self.runs_held * self.config.rollout.batch_groups,
+            credits=self.config.rollout.runs_held * self.config.rollout.batch_groups,
             holding=[*held, *self._sampling, *self._unacknowledged],
         )
         self._say(beat)

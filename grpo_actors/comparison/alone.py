@@ -98,8 +98,9 @@ def _examine(
     sheets: dict[Subject, Sheet] = {}
 
     def load(subject: Subject) -> Policy:
-        # Its own run says what it is; what it is asked is the same for all.
-        return load_subject(subject, settings_of([subject], options.config, options.settings))
+        # Its own run says what it is, whatever --config says of what all are asked.
+        file = None if subject.has_settings else options.config
+        return load_subject(subject, settings_of([subject], file, options.settings))
 
     with open_scorer(rewards, config.reward) as scorer:
         exam = Exam(task, config, scorer, options.samples, k, stop)

@@ -18,6 +18,8 @@ def whole_file(path: Path, option: str) -> Iterator[Path]:
     Raises:
         ConfigError: it cannot be written there; names the command line's `option`.
     """
+    if not path.name or path.is_dir():
+        raise ConfigError(f"{option}: must be a file, got the folder {path}")
     draft = path.with_name(f"{path.name}.tmp")
     with writing(path, option):
         draft.write_bytes(b"")  # now, not after hours of sampling; and a killed run may have left one

@@ -10,6 +10,7 @@ from pathlib import Path
 from grpo_actors.checkpoints import best, checkpoint_at, find_checkpoints, verify
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError, ModelError
+from grpo_actors.folders import open_policy
 from grpo_actors.policy.checkpoint import ADAPTER, check_adapter, load_weights
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import Policy, load_base, load_policy
@@ -36,6 +37,11 @@ class Subject:
     def key(self) -> Path | str:
         """The same for two ways to name one policy."""
         return self.name if self.folder is None else self.folder.resolve()
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether its run's settings are there."""
+        return _config_file(self) is not None
 
     @property
     def is_base(self) -> bool:
@@ -95,6 +101,8 @@ def load_subject(subject: Subject, config: Config) -> Policy:
     if subject.is_base:
         return load_base(config.model)
     if subject.folder is not None and (subject.folder / ADAPTER).is_file():
+        if not subject.has_settings:
+            return open_policy(str(subject.folder))
         check_adapter(subject.folder, config.model)
         policy = load_policy(config.model, seed=config.run.seed)
         load_weights(subject.folder, policy)

@@ -122,6 +122,15 @@ class RolloutConfig(Section):
         600.0, gt=0, description="seconds a worker has for one group before another worker gets it"
     )
 
+    @property
+    def runs_held(self) -> int:
+        """Runs of `batch_groups` leases that a worker holds at a time.
+
+        One is sampled and one waits, so that no round trip is waited for; without batches that end together, the
+        completions of one have places, and those of two wait for one to get free.
+        """
+        return 3 if self.in_flight_updates else 2
+
 
 class SelectionConfig(Section):
     """[selection]: which problems are posed, and which of the sampled groups train."""

@@ -121,12 +121,15 @@ def check_adapter(path: Path, config: ModelConfig) -> None:
     file = path / ADAPTER_CONFIG
     if not file.is_file():
         raise ModelError(f"{path}: {ADAPTER_CONFIG} is missing beside {ADAPTER}")
-    described = json.loads(file.read_text())
-    trained = {
-        "fine_tune_type": described.get("fine_tune_type", "lora"),  # as mlx-lm reads it
-        "lora_scale": described["lora_parameters"]["scale"],
-        "base_bits": described.get("base_quantization", {}).get("bits", 0),
-    }
+    try:
+        described = json.loads(file.read_text())
+        trained = {
+            "fine_tune_type": described.get("fine_tune_type", "lora"),  # as mlx-lm reads it
+            "lora_scale": described["lora_parameters"]["scale"],
+            "base_bits": described.get("base_quantization", {}).get("bits", 0),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file}: does not describe an adapter ({type(error).__name__}: {error})") from error
     wrong = [f"model.{key} = {value}" for key, value in trained.items() if getattr(config, key) != value]
     if wrong:
         raise ConfigError(

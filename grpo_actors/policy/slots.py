@@ -90,8 +90,10 @@ class SlotLayer:
         """[R] int32: positions of the tokens fed now, which is what rotates them."""
         return self.lengths
 
-    def make_mask(self, *_: Any, **__: Any) -> None:
-        """The kernel knows."""
+    @staticmethod
+    def make_mask(*_: Any, window_size: int | None = None, **__: Any) -> None:
+        """None: the kernel knows what a row sees, which is all of its tokens."""
+        assert window_size is None
 
     @staticmethod
     def update_and_fetch(keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:

@@ -67,9 +67,14 @@ class CodeTests:
         del prompts, answer
         given = columns.get(TESTS_COLUMN) or [None]
         tests = _tests(given[0])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(_cores()) as pool:
             written = [program_of(text(completion)) for completion in completions]
             return list(pool.map(lambda program: passed_share(program, tests, self._limits), written))
+
+
+def _cores() -> int:
+    """Those of this process: programs that wait for one run into their time limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def program_of(written: str) -> str:

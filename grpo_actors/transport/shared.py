@@ -22,6 +22,8 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
 HEADER_BYTES = mmap.PAGESIZE
 #: Files that a writer fills in turn.
 FILES = 2
+#: Of the writer's folder; its process id follows.
+PREFIX = "grpo-weights-"
 
 
 class Pin(Protocol):
@@ -70,7 +72,8 @@ class Shelf(Generic[P]):
     def __init__(self, pin: Callable[[memoryview], P | None]) -> None:
         """`pin` is told of the memory once, before it is first written."""
         folder = MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-        self._folder = Path(tempfile.mkdtemp(prefix="grpo-weights-", dir=folder))
+        _remove_leftovers(folder)
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder))
         self._pin = pin
         self._files: list[Mapped[P] | None] = [None] * FILES
 
@@ -166,6 +169,18 @@ class Reader(Generic[P]):
         """Unmap everything."""
         while self._files:
             self._files.popitem()[1].close()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What writers that were killed could not remove: memory that nobody would ever give back."""
+    for left in folder.glob(f"{PREFIX}*-*"):
+        process = left.name.removeprefix(PREFIX).partition("-")[0]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left, ignore_errors=True)
+        except (PermissionError, ValueError):
+            continue  # another user's, or nobody's that we know
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from peers_for_tests import DEADLINE_S, PROBLEMS, completion, wait_until
 
 from grpo_actors import messages as wire
 from grpo_actors.errors import DataError
+from grpo_actors.messages import PROTOCOL_VERSION
 from grpo_actors.schedule.order import sample_seeds
 from grpo_actors.tasks.task import Problem
 
@@ -22,7 +23,7 @@ def test_a_hello_is_answered_with_what_a_peer_needs(run):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"protocol": 1}, "protocol 1 there, 2 here: install the same version"),
+        ({"protocol": 1}, f"protocol 1 there, {PROTOCOL_VERSION} here: install the same version"),
         ({"run_id": "run-0"}, "this is run run-1, not run-0"),
         ({"name": "someone else"}, "the name 'someone else' is not the identity of its socket"),
     ],

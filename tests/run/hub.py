@@ -16,7 +16,17 @@ class Hub(BaseHTTPRequestHandler):
     repositories: dict[str, dict[str, bytes]]
 
     def do_GET(self) -> None:
-        self._answer({"type": "user", "name": "owner"})
+        match self.path.partition("?")[0].removeprefix("/api/").split("/"):
+            case ["models", owner, name, "tree", *_]:
+                files = self.repositories[f"{owner}/{name}"]
+                self._answer(
+                    [
+                        {"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
+                        for path, data in files.items()
+                    ]
+                )
+            case _:
+                self._answer({"type": "user", "name": "owner"})
 
     def do_POST(self) -> None:
         body = self._body()
@@ -37,10 +47,12 @@ class Hub(BaseHTTPRequestHandler):
                     }
                 )
             case ["models", owner, name, "commit", _]:
-                entries = [json.loads(line)["value"] for line in body.splitlines() if b'"file"' in line]
-                self.repositories[f"{owner}/{name}"] |= {
-                    entry["path"]: base64.b64decode(entry["content"]) for entry in entries
-                }
+                files = self.repositories[f"{owner}/{name}"]
+                for entry in map(json.loads, body.splitlines()):
+                    if entry["key"] == "file":
+                        files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                    elif entry["key"] == "deletedFile":
+                        del files[entry["value"]["path"]]
                 self._answer({"commitUrl": self.path, "commitOid": "0" * 40, "hookOutput": ""})
             case _:
                 self._answer({}, 200)

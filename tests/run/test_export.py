@@ -109,18 +109,23 @@ def test_an_adapter_leaves_alone_or_as_part_of_its_base(export, lora_run, tmp_pa
 
 def test_an_upload_sends_all_files_in_one_commit_and_leaves_nothing_here(export, on_policy_run, tmp_path):
     with local_hub() as (address, repositories):
+        repositories["owner/model"] = {
+            "model-00001-of-00002.safetensors": b"of another model",
+            "LICENSE": b"",
+        }
         done = export(on_policy_run.folder, "--upload", "owner/model", HF_ENDPOINT=address, HF_TOKEN=RIGHT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"sent    {address}/owner/model"
     sent = repositories["owner/model"]
-    assert {"config.json", "tokenizer.json", "model.safetensors", "README.md"} <= sent.keys()
+    assert {"config.json", "tokenizer.json", "model.safetensors", "README.md", "LICENSE"} <= sent.keys()
+    assert "model-00001-of-00002.safetensors" not in sent  # mlx_lm.load would take it for a part of this one
     assert b"# owner/model" in sent["README.md"]
     assert [path.name for path in tmp_path.iterdir() if path.name != "hf"] == []
 
 
 def test_an_upload_without_a_token_writes_nothing(export, on_policy_run, tmp_path):
     line = refusal(export(on_policy_run.folder, "--fuse", "model", "--upload", "owner/model"))
-    assert line == "--upload: there is no token of the hub; set HF_TOKEN, or run: hf auth login"
+    assert line == "--upload: there is no token of the hub; set HF_TOKEN, run hf auth login, or leave it out"
     assert not (tmp_path / "model").exists()
 
 
@@ -133,7 +138,7 @@ def test_an_upload_with_a_wrong_token_writes_nothing(export, on_policy_run, tmp_
                 HF_TOKEN=RIGHT[::-1],
             )
         )
-    assert line.startswith("--upload: the hub did not take the token")
+    assert line.startswith("--upload: the hub does not take the token")
     assert repositories == {}
     assert not (tmp_path / "model").exists()
 
@@ -156,7 +161,7 @@ def refused_here(on_policy_run, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--upload", "model"], "--upload: must be OWNER/NAME, got model"),
+        (["--upload", "model"], "--upload: must be owner/name, got 'model'"),
         ([], "nothing to do; add --fuse DIR"),
         (["--fuse", "model", "--checkpoint", "7"], "--checkpoint must be best, last or one of "),
         (["--adapter", "model"], "trained all weights and has no adapter; take --fuse"),

@@ -129,3 +129,19 @@ def test_the_folder_is_private(shelf):
     path = put(shelf, 1, b"abc")
     assert module.Path(path).stat().st_mode & 0o777 == 0o600
     assert module.Path(path).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_writer(shelf, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MEMORY", tmp_path)
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()  # reaped: its number is nobody's
+    left = tmp_path / f"{module.PREFIX}{dead.pid}-abc"
+    left.mkdir()
+    (left / "0").write_bytes(b"a version")
+    alive = Shelf(unpinned)
+    other = Shelf(unpinned)
+    assert not left.exists()
+    assert put(alive, 1, b"abc")
+    assert len(list(tmp_path.iterdir())) == 2  # the two that live
+    alive.close()
+    other.close()
