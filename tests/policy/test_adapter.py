@@ -15,7 +15,7 @@ from grpo_actors.comparison.subjects import Subject, load_subject
 from grpo_actors.config import Config, ModelConfig
 from grpo_actors.errors import ConfigError
 from grpo_actors.policy.adapter import add_adapter, fused
-from grpo_actors.policy.checkpoint import write_checkpoint
+from grpo_actors.policy.checkpoint import check_adapter, write_checkpoint
 from grpo_actors.policy.dora import fixed_norms, takes_norms
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.logprobs import completion_logprobs
@@ -287,17 +287,25 @@ def test_mlx_lm_loads_an_adapter_onto_the_base_that_it_names(kind, base, run_dir
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("lora", 4), ("dora", 0), ("dora", 8)])
-def test_the_evaluator_scores_an_adapter_on_its_own_base_only(kind, bits, run_dir):
+def test_the_evaluator_scores_an_adapter_on_its_own_base_whatever_the_settings_say(kind, bits, run_dir):
     model = settings(kind, base_bits=bits)  # lora_scale is 20
     policy = shifted(load_policy(model, seed=0))
     checkpoint = Subject("checkpoint", saved(policy, run_dir))
-    np.testing.assert_array_equal(
-        logits(load_subject(checkpoint, Config(model=model)).model), logits(policy.model)
-    )
+    other = {"lora": "dora", "dora": "lora"}[kind]
+    for asked in (model, settings(other, base_bits=bits), settings(kind, lora_scale=1.0)):
+        scored = load_subject(checkpoint, Config(model=asked))
+        scored.model.set_dtype(mx.float32)
+        np.testing.assert_allclose(logits(scored.model), logits(policy.model), atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("lora", 4), ("dora", 0), ("dora", 8)])
+def test_the_settings_of_a_run_that_are_not_its_adapters_are_refused(kind, bits, run_dir):
+    folder = saved(load_policy(settings(kind, base_bits=bits), seed=0), run_dir)
+    check_adapter(folder, settings(kind, base_bits=bits))
     other = {"lora": "dora", "dora": "lora"}[kind]
     with pytest.raises(ConfigError, match=rf"model\.fine_tune_type = {kind} and model\.model_name"):
-        load_subject(checkpoint, Config(model=settings(other, base_bits=bits)))
+        check_adapter(folder, settings(other, base_bits=bits))
     with pytest.raises(ConfigError, match=r"model\.lora_scale = 20\.0 and model\.model_name"):
-        load_subject(checkpoint, Config(model=settings(kind, base_bits=bits, lora_scale=1.0)))
+        check_adapter(folder, settings(kind, base_bits=bits, lora_scale=1.0))
     with pytest.raises(ConfigError, match=rf"model\.base_bits = {bits} and model\.model_name"):
-        load_subject(checkpoint, Config(model=settings(kind, base_bits=8 if bits == 4 else 4)))
+        check_adapter(folder, settings(kind, base_bits=8 if bits == 4 else 4))
