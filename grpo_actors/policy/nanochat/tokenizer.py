@@ -25,7 +25,7 @@ SAMPLES = (
     "The quick brown fox jumps over the lazy dog. I'll say it's 'fine', THEY'RE not; d'accord?",
     "1 12 123 1234 12345.678 1,000,000 ٣٤٥ Ⅷ½ 0x1F 3*4=12",
     " a  b   c    \t\t d \n \n\n e\r\n\r\n   f   \n",
-    "for (i = 0; i < n; ++i) { x[i] += \"y\" ? '\\n' : b'0'; }  // TODO: <a href='#'>§</a>",
+    "for (i = 0; i < n; ++i) { x[i] += \"y\" ? '\\n' : b'0'; }  // see <a href='#'>§</a>",
     "Größe, naïve, Ελληνικά, русский, 日本語のテキスト, 한국어, עברית, العربية, हिन्दी, 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 👩‍👩‍👧‍👦",
 )
 #: Texts made of the vocabulary's own tokens, where merges compete.

@@ -4,6 +4,7 @@ It is a zip: ``data.pkl`` has names, shapes and the numbers of storages, ``data/
 Only float tensors that lie row by row are known; whatever else the pickle would build is refused.
 """
 
+import contextlib
 import math
 import zipfile
 import zlib
@@ -65,12 +66,11 @@ class TorchFile:
             raise ModelError(
                 f"{path}: must be a zip as torch.save writes it, cannot be read: {_reason(error)}"
             ) from None
-        try:
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._archive.close)
             self._prefix = self._find_prefix()
             self.tensors = self._read_tensors()
-        except BaseException:
-            self._archive.close()
-            raise
+            opened.pop_all()  # as nothing was raised it stays open
 
     def __enter__(self) -> Self:
         return self
