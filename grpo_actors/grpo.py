@@ -24,6 +24,7 @@ from grpo_actors.objective.batch import PROMPT_MULTIPLE, Completion, MicroBatch,
 from grpo_actors.objective.objective import objective_loss
 from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, summary
+from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.prompts import shares_prompts
@@ -82,7 +83,7 @@ class Grpo:
             max_new_tokens=config.rollout.max_new_tokens,
             mask_truncated=self.objective.mask_truncated,
             shared_prompts=self.shared_prompts,
-            prompt_multiple=CUDA_PROMPT_MULTIPLE if self.shared_prompts and _on_cuda() else PROMPT_MULTIPLE,
+            prompt_multiple=CUDA_PROMPT_MULTIPLE if self.shared_prompts and on_cuda() else PROMPT_MULTIPLE,
         )
         batches = self._inputs(packed.micro_batches)
 
@@ -205,10 +206,6 @@ class Grpo:
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite gradient (norm {norm}); the weights are those "
                 "of the last good step; lower learner.learning_rate, or use model.dtype = float32"
             )
-
-
-def _on_cuda() -> bool:
-    return mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
 
 
 def _completions(groups: Sequence[SampledGroup], advantages: Sequence[Advantages]) -> Iterator[Completion]:

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import base
 
+from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.slot_kernels import HEAD_SIZES
 
 
@@ -56,7 +57,7 @@ class Callers:
 
 def callers(model: Any) -> Callers | bool:
     """Through what a model calls attention, if the kernel can take the place of all of it here; else False."""
-    if not (mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu):
+    if not on_cuda():
         return False
     found = Callers(model)
     sizes = found.sizes(model)

@@ -10,11 +10,10 @@ from contextlib import ExitStack
 
 import mlx.core as mx
 
-from grpo_actors.policy.adapter import fused
 from grpo_actors.policy.batching import Sampler
-from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.draw import SamplingParams
 from grpo_actors.policy.model import Policy
+from grpo_actors.policy.sampling import ready
 
 
 class InFlight:
@@ -43,5 +42,4 @@ class InFlight:
         self._prepared.close()
 
     def _prepare(self) -> None:
-        self._prepared.enter_context(fused(self._policy.model))
-        self._prepared.enter_context(fixed_norms(self._policy.model))
+        self._prepared.enter_context(ready(self._policy))

@@ -15,6 +15,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from grpo_actors.policy.device import on_cuda
+
 #: Threads of a block, and blocks: a few already fill the bus, and the rest of the device stays with the learner.
 THREADS, BLOCKS = 256, 64
 
@@ -85,7 +87,7 @@ class Pinned:
 
 def pin(memory: memoryview) -> Pinned | None:
     """Tell the driver of memory that begins at a multiple of 16 bytes; None: no CUDA here, or it takes no more."""
-    if not (mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu) or not memory.nbytes:
+    if not on_cuda() or not memory.nbytes:
         return None
     try:
         return Pinned(memory, _driver())

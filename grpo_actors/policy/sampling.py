@@ -57,7 +57,7 @@ def sample_groups(
     """
     if responds is not None and any(responds):
         require_fit(policy, NO_ENVIRONMENT)
-    with _ready(policy):
+    with ready(policy):
         if not fits(policy):
             return sample_fixed(policy, prompts, seeds, params, on_step, version=version)
         completions, longest = sum(map(len, seeds)), max(map(len, prompts))
@@ -81,7 +81,7 @@ def grow_sample(
     policy: Policy, prompt: Sequence[int], seed: int, params: SamplingParams
 ) -> Generator[Sample, None, None]:
     """One completion while it grows: the same object after each of its tokens."""
-    with _ready(policy):
+    with ready(policy):
         if fits(policy):
             sampler = Sampler(policy, params, places=1)
             [sample] = sampler.submit(0, prompt, [seed])
@@ -113,7 +113,7 @@ def sample_in_turn(
         on_step: Called at each step with the number of tokens that it adds.
     """
     source = iter(groups)
-    with _ready(policy):
+    with ready(policy):
         if not fits(policy):
             yield from _batch_by_batch(policy, source, params, places, on_step)
             return
@@ -158,7 +158,7 @@ def _one_batch(
 
 
 @contextmanager
-def _ready(policy: Policy) -> Iterator[None]:
+def ready(policy: Policy) -> Iterator[None]:
     """Within this block the policy samples as fast as it can, and must not train."""
     with fused(policy.model), fixed_norms(policy.model):
         yield
