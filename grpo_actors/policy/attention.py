@@ -41,12 +41,12 @@ class Callers:
             for module in self._modules:
                 module.scaled_dot_product_attention = base.scaled_dot_product_attention
 
-    def sizes(self, model: Any) -> list[tuple[int, int]]:
-        """(of a query's head, of a value's) of each layer that calls attention this way: tried on one token."""
+    def sizes(self, model: Any) -> list[tuple[int, int, int]]:
+        """(heads of keys, size of a query's head, of a value's) of each layer that calls it so: tried on one token."""
         sizes = []
 
         def told(queries: mx.array, keys: mx.array, values: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-            sizes.append((queries.shape[-1], values.shape[-1]))
+            sizes.append((keys.shape[1], queries.shape[-1], values.shape[-1]))
             result: mx.array = base.scaled_dot_product_attention(queries, keys, values, *args, **kwargs)
             return result
 
@@ -61,5 +61,6 @@ def callers(model: Any) -> Callers | bool:
         return False
     found = Callers(model)
     sizes = found.sizes(model)
-    fit = len(sizes) == len(model.layers) and all(q == v and q in HEAD_SIZES for q, v in sizes)
+    alike = len(sizes) == len(model.layers) and len(set(sizes)) == 1  # as one array holds the cache of all
+    fit = alike and sizes[0][1] == sizes[0][2] and sizes[0][1] in HEAD_SIZES
     return found if fit else False

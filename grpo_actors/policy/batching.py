@@ -71,6 +71,7 @@ class Sampler:
     def adopt(self, version: int) -> None:
         """The policy holds other weights now; every step from here on is theirs."""
         self.version = version
+        self._decoder = Decoder(self.policy, self.params)
         for group in self._waiting:
             group.prompts = None
 

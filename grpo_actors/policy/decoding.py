@@ -1,8 +1,9 @@
 """One step of decoding: tokens in, the next tokens and their log-probs out.
 
-Two ways that give the same. With MLX's own attention each row's columns of a `window` are masked; that is the way
+Ways that give the same. With MLX's own attention each row's columns of a `window` are masked; that is the way
 of a CPU and of Metal. On CUDA a kernel reads each row's own columns (`slots`), so that every array keeps
 its shape, and the whole step is compiled: at these sizes it is not the GPU that is slow, but telling it what to do.
+There the models that `blocks` knows take half as many kernels, and the others their own layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,24 +15,37 @@ import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from grpo_actors.errors import ConfigError
-from grpo_actors.policy import attention, slot_kernels
+from grpo_actors.policy import attention, draw_kernel, slot_kernels
+from grpo_actors.policy.blocks import Arrays, Blocks, blocks_of
 from grpo_actors.policy.dora import takes_norms
 from grpo_actors.policy.draw import SamplingParams, draw
 from grpo_actors.policy.model import Policy, same_logits
 from grpo_actors.policy.slots import SlotLayer, Slots
 from grpo_actors.policy.window import Prompts, Window
 
-#: tokens, uniforms, lengths, keys and values by layer -> token, log-prob.
+#: The blocks' arrays where there are blocks, tokens, lengths, cache -> logits [R, V].
+SlotLogits = Callable[..., mx.array]
+#: uniforms, and with a repetition penalty the tokens seen, then as `SlotLogits` -> token, log-prob.
 SlotStep = Callable[..., tuple[mx.array, mx.array]]
 
 
 class Decoder:
-    """The steps of one policy with one set of parameters; what is compiled is kept with the policy."""
+    """The steps of one policy with one set of parameters and the weights of this moment.
+
+    What is compiled is kept with the policy.
+    """
 
     def __init__(self, policy: Policy, params: SamplingParams) -> None:
         self._policy = policy
         self._params = params
-        self._slot_step = _slot_step(policy, params)
+        self._slot_step: SlotStep | None = None
+        self._arrays: list[Arrays] = []
+        if _over_slots(policy):
+            blocks = _blocks(policy)
+            if blocks:
+                self._arrays = [blocks.arrays(policy.model)]
+                mx.async_eval(self._arrays)  # type: ignore[no-untyped-call]
+            self._slot_step = _slot_step(policy, params, blocks)
 
     @property
     def over_slots(self) -> bool:
@@ -45,8 +59,11 @@ class Decoder:
         )
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Prompts:
-        """Run prompts through the model, for rows of a cache."""
-        return Prompts(self._policy.model, prompts, few_shapes=self.over_slots)
+        """Run prompts through the model, for rows of a cache; they are under way."""
+        run = Prompts(self._policy.model, prompts, few_shapes=self.over_slots)
+        # Not with a step: they serve several.
+        mx.async_eval(run.stacked if self.over_slots else run.layers)  # type: ignore[no-untyped-call]
+        return run
 
     def step(
         self, cache: Window | Slots, tokens: mx.array, uniforms: mx.array, seen: mx.array | None
@@ -64,8 +81,8 @@ class Decoder:
         """
         if isinstance(cache, Slots):
             assert self._slot_step is not None
-            more = () if seen is None else (seen,)
-            token, logprob = self._slot_step(tokens, uniforms, mx.array(cache.lengths), cache.layers, *more)
+            state = (*self._arrays, tokens, mx.array(cache.lengths), cache.cache)
+            token, logprob = self._slot_step(uniforms, seen, *state)
         else:
             layers: Any = cache.layers
             logits = self._policy.model(tokens[:, None], cache=layers)[:, -1]
@@ -73,6 +90,10 @@ class Decoder:
         cache.advance()
         mx.async_eval(token, logprob)  # type: ignore[no-untyped-call]
         return token, logprob
+
+
+#: Two prompts to try a model out with.
+_UNLIKE = ([3, 1, 2, 1, 3, 2, 1, 1, 2], [2, 1, 3])
 
 
 def fits(policy: Policy) -> bool:
@@ -106,48 +127,77 @@ def require_fit(policy: Policy, rule: str) -> None:
 
 def _decodes_unlike_rows(model: Any) -> bool:
     """Whether two prompts of unlike lengths give side by side what they give alone."""
-    prompts = [[3, 1, 2, 1, 3, 2, 1, 1, 2], [2, 1, 3]]
-    window = Window(model, len(prompts))
-    window.place(np.arange(2), Prompts(model, prompts), np.arange(2))
+    window = Window(model, len(_UNLIKE))
+    window.place(np.arange(2), Prompts(model, _UNLIKE), np.arange(2))
     try:
-        together = model(mx.array([[prompt[-1]] for prompt in prompts]), cache=window.layers)[:, -1]
+        together = model(mx.array([[prompt[-1]] for prompt in _UNLIKE]), cache=window.layers)[:, -1]
         mx.eval(together)
     except (TypeError, ValueError):
         return False  # it takes a cache's offset for one number
+    return _are_alone(together, model)
+
+
+def _are_alone(logits: mx.array, model: Any) -> bool:
+    """Whether logits [2, V] of the unlike prompts side by side are those of each by itself."""
     return all(
         same_logits(row, model(mx.array([prompt]))[0, -1])
-        for row, prompt in zip(together, prompts, strict=True)
+        for row, prompt in zip(logits, _UNLIKE, strict=True)
     )
 
 
-def _slot_step(policy: Policy, params: SamplingParams) -> SlotStep | None:
-    """The step over slots, if the kernel fits this machine and this model; compiled where that is right."""
+def _over_slots(policy: Policy) -> bool:
+    """Whether the kernels fit this machine and this model."""
     if policy.attention_callers is None:
         policy.attention_callers = attention.callers(policy.model)
-    if not policy.attention_callers:
-        return None
-    step = partial(_over_slots, policy.model, params, policy.attention_callers)
+    return bool(policy.attention_callers)
+
+
+def _blocks(policy: Policy) -> Blocks | None:
+    """The policy's blocks, if it is made of some that give what its own layers give."""
+    blocks = blocks_of(policy.model)
+    if blocks and policy.fits_blocks is None:
+        policy.fits_blocks = _gives_the_same(blocks, policy.model)
+    return blocks if policy.fits_blocks else None
+
+
+def _gives_the_same(blocks: Blocks, model: Any) -> bool:
+    """Whether the blocks decode one token of two unlike prompts as the model does."""
+    slots = Slots(len(_UNLIKE), max_new_tokens=1)
+    slots.place(np.arange(2, dtype=np.int32), Prompts(model, _UNLIKE), np.arange(2, dtype=np.int32))
+    last, lengths = mx.array([prompt[-1] for prompt in _UNLIKE]), mx.array(slots.lengths)
+    assert slots.cache is not None
+    return _are_alone(blocks.logits(blocks.arrays(model), last, lengths, slots.cache), model)
+
+
+def _slot_step(policy: Policy, params: SamplingParams, blocks: Blocks | None) -> SlotStep:
+    """The step over slots; compiled where that is right."""
+    logits = blocks.logits if blocks else partial(_by_layers, policy.model, policy.attention_callers)
+    step = partial(_drawn, logits, params)
     if not params.compiled or params.repetition_penalty != 1 or takes_norms(policy.model):
         return step
-    if params not in policy.compiled_steps:
-        policy.compiled_steps[params] = mx.compile(step, inputs=[policy.model.state])
-    compiled: SlotStep = policy.compiled_steps[params]
+    key = (params, blocks is not None)
+    if key not in policy.compiled_steps:
+        # The blocks' weights are arguments; those of the layers are not, and must be named.
+        policy.compiled_steps[key] = mx.compile(step, inputs=None if blocks else [policy.model.state])
+    compiled: SlotStep = policy.compiled_steps[key]
     return compiled
 
 
-def _over_slots(  # noqa: PLR0917 - what is compiled takes arrays by their place
-    model: Any,
-    params: SamplingParams,
-    callers: attention.Callers,
-    tokens: mx.array,
-    uniforms: mx.array,
-    lengths: mx.array,
-    held: list[slot_kernels.Pair],
-    seen: mx.array | None = None,
+def _drawn(
+    logits: SlotLogits, params: SamplingParams, uniforms: mx.array, seen: mx.array | None, *state: Any
 ) -> tuple[mx.array, mx.array]:
+    if draw_kernel.fits(params):
+        return draw_kernel.draw(logits(*state), uniforms, params.temperature)
+    return draw(logits(*state), uniforms, params, seen)
+
+
+def _by_layers(
+    model: Any, callers: attention.Callers, tokens: mx.array, lengths: mx.array, cache: mx.array
+) -> mx.array:
+    layers = [SlotLayer(cache, layer, lengths) for layer in range(len(cache))]
     with callers.calling(_attend):
-        logits = model(tokens[:, None], cache=[SlotLayer(lengths, *pair) for pair in held])[:, -1]
-    return draw(logits, uniforms, params, seen)
+        logits: mx.array = model(tokens[:, None], cache=layers)[:, -1]
+    return logits
 
 
 def _attend(  # noqa: PLR0917 - mlx-lm's arguments
@@ -158,4 +208,4 @@ def _attend(  # noqa: PLR0917 - mlx-lm's arguments
     scale: float,
     mask: None,  # noqa: ARG001
 ) -> mx.array:
-    return slot_kernels.attend_rows(queries, (keys, values), (cache.keys, cache.values), cache.lengths, scale)
+    return slot_kernels.attend_rows(queries, keys, values, cache, scale)

@@ -5,7 +5,6 @@ the same weights give exactly 0, other roundings of them a small number.
 """
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import mlx.core as mx
 from mlx import nn
 
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.device import memory_bytes
 from grpo_actors.policy.huggingface import load_lazily, load_tokenizer
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.plan import Plan
@@ -50,7 +50,7 @@ def drift(source: Callable[[], nn.Module], folder: Path, plan: Plan) -> float | 
     """
     written, _ = load_lazily(folder, plan)
     # Asked of what was written, whose weights are not read yet: a source may come into memory all at once.
-    if parameter_count(written) * mx.float32.size > MEMORY_SHARE * _memory_bytes():
+    if parameter_count(written) * mx.float32.size > MEMORY_SHARE * memory_bytes():
         return None
     tokens = load_tokenizer(folder, plan).encode(TEXT)
     before = _logprobs(source(), tokens)  # and it is dropped before the other one takes its place
@@ -73,10 +73,3 @@ def _logprobs(model: nn.Module, tokens: list[int]) -> mx.array:
     )
     mx.eval(logprobs)
     return logprobs[0]
-
-
-def _memory_bytes() -> int:
-    """Of the device that computes."""
-    info = mx.device_info()
-    known = info.get("memory_size") or info.get("total_memory")  # Metal's name for it, and CUDA's
-    return int(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

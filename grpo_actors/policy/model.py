@@ -48,6 +48,8 @@ class Policy:
     #: What `decoding` keeps: through what the model calls attention (False: no kernel), and its compiled steps.
     attention_callers: Any = None
     compiled_steps: dict[Any, Any] = field(default_factory=dict)
+    #: Whether `blocks` give what its own layers give; None: not tried yet.
+    fits_blocks: bool | None = None
 
     @property
     def has_adapter(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from grpo_actors.policy.cuda_kernel import cuda_kernel
 from grpo_actors.policy.device import on_cuda
 
 #: Threads of a block, and blocks: a few already fill the bus, and the rest of the device stays with the learner.
@@ -63,7 +64,8 @@ class Pinned:
 
     def store(self, arrays: Mapping[int, mx.array]) -> Sequence[mx.array]:
         """Copy arrays [n] to their offsets in bytes, multiples of 16: done once what is returned is evaluated."""
-        kernel, done = _kernel("store", ("array", "address", "bytes"), "done", _STORE), []
+        kernel = cuda_kernel("pinned_store", ("array", "address", "bytes"), ("done",), _STORE)
+        done = []
         for offset, array in arrays.items():
             inputs = [array, self._at(offset), mx.array([array.nbytes], mx.int64)]
             done += kernel(inputs=inputs, output_shapes=[(1,)], output_dtypes=[mx.uint8], **_GRID)
@@ -71,7 +73,7 @@ class Pinned:
 
     def load(self, size: int) -> mx.array:
         """The first `size` bytes as an array [size] of uint8, to be evaluated while they stand still."""
-        kernel = _kernel("load", ("address", "bytes"), "out", _LOAD)
+        kernel = cuda_kernel("pinned_load", ("address", "bytes"), ("out",), _LOAD)
         inputs = [self._at(0), mx.array([size], mx.int64)]
         out: mx.array
         (out,) = kernel(inputs=inputs, output_shapes=[(size,)], output_dtypes=[mx.uint8], **_GRID)
@@ -131,10 +133,3 @@ def _driver() -> _Driver:
 
 
 _GRID: dict[str, Any] = {"grid": (THREADS * BLOCKS, 1, 1), "threadgroup": (THREADS, 1, 1)}
-
-
-@lru_cache(maxsize=2)
-def _kernel(name: str, inputs: tuple[str, ...], output: str, source: str) -> Any:
-    return mx.fast.cuda_kernel(
-        name=f"pinned_{name}", input_names=list(inputs), output_names=[output], source=source
-    )

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_map
 
 from grpo_actors.policy.prompts import Layer
 
@@ -38,6 +39,8 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         def pure(parameters: Any, given: list[mx.array], *args: Any, **kwargs: Any) -> Any:
             block.update(parameters)
             cache.given = given
+            # `mx.checkpoint` asks for the gradient of every array it is given, and CUDA's attention has none of a mask.
+            args, kwargs = tree_map(_constant, (args, kwargs))
             with _dropout_from(key):
                 return forward(block, *args, **kwargs), cache.kept
 
@@ -45,6 +48,12 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         return outputs
 
     return call
+
+
+def _constant(argument: Any) -> Any:
+    """What is no number of the kind that has a gradient, without one; anything else as it is."""
+    is_mask = isinstance(argument, mx.array) and not mx.issubdtype(argument.dtype, mx.floating)
+    return mx.stop_gradient(argument) if is_mask else argument
 
 
 @contextlib.contextmanager

@@ -1,137 +1,279 @@
 """What runs over `slots` on CUDA: one step of attention, and prompts put into their rows.
 
 MLX has no fused attention there that takes a mask, and computes a decoding step with one from its parts: at 256 rows
-that doubles the whole step (Qwen2.5-0.5B on an H200: 11.0 ms against 5.3 ms). Both kernels write into arrays
+that doubles the whole step (Qwen2.5-0.5B on an H200: 11.0 ms against 5.3 ms). Both kernels write into an array
 that they are given: `slots` argues when that is right. The mask of a `window` is what they must agree with.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 
-#: Keys and values.
-Pair = tuple[mx.array, mx.array]
+from grpo_actors.policy.cuda_kernel import cuda_kernel
 
-#: Warps of a block; each takes every so-many-th column. Their threads are as many as the largest head.
+#: Warps of a block. Their threads are as many as the largest head.
 WARPS = 8
 
-#: What a warp can share out evenly.
+#: From so many blocks on, one takes all queries that share keys, which are then read once: what is long in a step is
+#: to read them. Fewer blocks would leave the device idle. And from so many queries on they no longer fit a thread.
+ENOUGH_BLOCKS, MOST_TOGETHER = 64, 8
+
+#: What lanes can share out evenly, eight elements each, none with elements of both halves.
 HEAD_SIZES = (32, 64, 96, 128, 256)
 
-# One block a query head: its warps keep a running softmax over their columns, and the first threads join them.
-# A column's keys are read once for each query head that shares them: the second time from the cache. The row's
-# new column is read from the step's own arrays, so that no block waits for the one that writes it.
+# One block for G query heads with the same keys. A column belongs to so many lanes as its head has eights of elements; a
+# warp reads some columns at a time, and each such part of it keeps a running softmax over its own for each query. The
+# first threads join them. The row's new column is read from the step's own arrays, so that no block waits for the one
+# that writes it.
 _ATTEND = """
-    const int head = blockIdx.x, row = blockIdx.y;
-    const int heads = q_shape[1], kv_heads = k_shape[1], capacity = keys_shape[2];
-    const int shared_by = heads / kv_heads, kv_head = row * kv_heads + head / shared_by;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    constexpr int E = D / 32;  // elements of a lane
-    const long first = (long)kv_head * capacity;
+    constexpr int LANES = D <= 32 ? 4 : D <= 64 ? 8 : D <= 128 ? 16 : 32;
+    constexpr int PARTS = W * 32 / LANES, HALF = D / 2, AHEAD = 2;
+    constexpr unsigned ALL = 0xffffffffu;
+    const int head = blockIdx.x * G, row = blockIdx.y, kv_head = head / (HQ / HK);
+    const int part = threadIdx.x / LANES, at = threadIdx.x % LANES * 8;
+    const bool used = at < D;
+    const long rows = cache_shape[2], capacity = cache_shape[4];
+    const long to_values = rows * HK * capacity * D;
+    const T* keys = cache + ((2 * layer[0] * rows + row) * HK + kv_head) * capacity * D;
     const int end = length[row];
-    const T* new_key = k + kv_head * D;
-    const T* new_value = v + kv_head * D;
-    if (head % shared_by == 0 && threadIdx.x < D) {
-      const_cast<T*>(keys)[(first + end) * D + threadIdx.x] = new_key[threadIdx.x];
-      const_cast<T*>(values)[(first + end) * D + threadIdx.x] = new_value[threadIdx.x];
-    }
-    const T* query = q + (row * heads + head) * D + lane * E;
-    float scaled[E], sum[E];
-    for (int e = 0; e < E; e++) {
-      scaled[e] = static_cast<float>(query[e]) * scale[0];
-      sum[e] = 0.f;
-    }
-    float top = -1e30f, total = 0.f;
-    for (int column = warp; column <= end; column += W) {
-      const T* key = (column == end ? new_key : keys + (first + column) * D) + lane * E;
-      const T* value = (column == end ? new_value : values + (first + column) * D) + lane * E;
-      float score = 0.f;
-      for (int e = 0; e < E; e++) score += scaled[e] * static_cast<float>(key[e]);
-      for (int o = 16; o > 0; o /= 2) score += __shfl_xor_sync(0xffffffffu, score, o);
-      const float higher = fmaxf(top, score);
-      const float kept = __expf(top - higher), weight = __expf(score - higher);
-      top = higher;
-      total = total * kept + weight;
-      for (int e = 0; e < E; e++) sum[e] = sum[e] * kept + weight * static_cast<float>(value[e]);
-    }
-    __shared__ float tops[W], totals[W], sums[W][D];
-    if (lane == 0) { tops[warp] = top; totals[warp] = total; }
-    for (int e = 0; e < E; e++) sums[warp][lane * E + e] = sum[e];
-    __syncthreads();
-    if (threadIdx.x < D) {
-      float highest = -1e30f, whole = 0.f, result = 0.f;
-      for (int w = 0; w < W; w++) highest = fmaxf(highest, tops[w]);
-      for (int w = 0; w < W; w++) {
-        const float share = __expf(tops[w] - highest);
-        whole += share * totals[w];
-        result += share * sums[w][threadIdx.x];
+
+    auto read = [&](const T* from, float* to) {
+      alignas(16) T raw[8];
+      if (used)
+        for (int i = 0; i < (int)sizeof(raw) / 16; i++)
+          reinterpret_cast<uint4*>(raw)[i] = reinterpret_cast<const uint4*>(from)[i];
+      for (int e = 0; e < 8; e++) to[e] = used ? static_cast<float>(raw[e]) : 0.f;
+    };
+    auto over_lanes = [&](float sum) {
+      for (int o = LANES / 2; o > 0; o /= 2) sum += __shfl_xor_sync(ALL, sum, o);
+      return sum;
+    };
+    auto dot = [&](const float* one, const float* other) {
+      float sum = 0.f;
+      for (int e = 0; e < 8; e++) sum += one[e] * other[e];
+      return over_lanes(sum);
+    };
+    // A head as it is attended to: normalised and rotated here, if that has not been done before.
+    auto finish = [&](const T* from, const T* weight, float* to) {
+      read(from + at, to);
+      if (!JOINED) return;
+      const int opposite = (at + HALF) % D, angle = row * D + at % HALF;
+      float other[8];
+      read(from + opposite, other);
+      if (NORMED) {
+        const float factor = rsqrtf(dot(to, to) / D + eps[0]);
+        if (used)
+          for (int e = 0; e < 8; e++) {
+            to[e] *= factor * static_cast<float>(weight[at + e]);
+            other[e] *= factor * static_cast<float>(weight[opposite + e]);
+          }
       }
-      out[(row * heads + head) * D + threadIdx.x] = static_cast<T>(result / whole);
+      for (int e = 0; e < 8; e++) {
+        const float turned = other[e] * rotation[angle + HALF + e];
+        to[e] = to[e] * rotation[angle + e] + (at < HALF ? -turned : turned);
+      }
+    };
+
+    float query[G][8], key[8], value[8];
+    const int first_head = JOINED ? row * (HQ + 2 * HK) + head : row * HQ + head;
+    for (int g = 0; g < G; g++) {
+      finish(q + (first_head + g) * D, q_norm, query[g]);
+      for (int e = 0; e < 8; e++) query[g][e] *= scale[0];
+    }
+    finish(k + (JOINED ? row * (HQ + 2 * HK) + HQ + kv_head : row * HK + kv_head) * D, k_norm, key);
+    read(v + (JOINED ? row * (HQ + 2 * HK) + HQ + HK + kv_head : row * HK + kv_head) * D + at, value);
+    for (int e = 0; e < 8; e++) key[e] = static_cast<float>(static_cast<T>(key[e]));
+    if (head % (HQ / HK) == 0 && part == 0 && used) {
+      T* slot = const_cast<T*>(keys) + (long)end * D + at;
+      for (int e = 0; e < 8; e++) {
+        slot[e] = static_cast<T>(key[e]);
+        slot[to_values + e] = static_cast<T>(value[e]);
+      }
+    }
+
+    float top[G], total[G], sum[G][8];
+    for (int g = 0; g < G; g++) {
+      top[g] = dot(query[g], key);
+      total[g] = part == 0 ? 1.f : 0.f;
+      for (int e = 0; e < 8; e++) sum[g][e] = part == 0 ? value[e] : 0.f;
+    }
+    for (int first = threadIdx.x / 32 * (32 / LANES); first < end; first += AHEAD * PARTS) {
+      const int mine = first + threadIdx.x % 32 / LANES;
+      float some_keys[AHEAD][8], some_values[AHEAD][8];
+      for (int a = 0; a < AHEAD; a++) {
+        const T* column = keys + (long)min(mine + a * PARTS, end) * D + at;
+        read(column, some_keys[a]);
+        read(column + to_values, some_values[a]);
+      }
+      for (int a = 0; a < AHEAD; a++)
+        for (int g = 0; g < G; g++) {
+          const float score = dot(query[g], some_keys[a]);
+          if (mine + a * PARTS < end) {
+            const float higher = fmaxf(top[g], score);
+            const float kept = __expf(top[g] - higher), weight = __expf(score - higher);
+            top[g] = higher;
+            total[g] = total[g] * kept + weight;
+            for (int e = 0; e < 8; e++) sum[g][e] = sum[g][e] * kept + weight * some_values[a][e];
+          }
+        }
+    }
+
+    __shared__ float tops[PARTS], totals[PARTS], sums[PARTS][D];
+    for (int g = 0; g < G; g++) {
+      if (at == 0) { tops[part] = top[g]; totals[part] = total[g]; }
+      if (used)
+        for (int e = 0; e < 8; e++) sums[part][at + e] = sum[g][e];
+      __syncthreads();
+      if (threadIdx.x < D) {
+        float highest = -1e30f, whole = 0.f, result = 0.f;
+        for (int p = 0; p < PARTS; p++) highest = fmaxf(highest, tops[p]);
+        for (int p = 0; p < PARTS; p++) {
+          const float share = __expf(tops[p] - highest);
+          whole += share * totals[p];
+          result += share * sums[p][threadIdx.x];
+        }
+        out[(row * HQ + head + g) * D + threadIdx.x] = static_cast<T>(result / whole);
+      }
+      __syncthreads();
     }
 """
+_ATTEND_INPUTS = ("q", "k", "v", "cache", "layer", "length", "scale", "rotation", "q_norm", "k_norm", "eps")
 
-# A thread an element of a row's head: the columns of a prompt lie together in both arrays.
+# Eight elements a thread: the columns of a prompt lie together in both arrays.
 _PLACE = """
-    const int at = blockIdx.x * blockDim.x + threadIdx.x, head = blockIdx.y, i = blockIdx.z;
-    const int heads = keys_shape[1];
+    const int at = (blockIdx.x * blockDim.x + threadIdx.x) * 8, i = blockIdx.z;
+    const int heads = cache_shape[3], head = blockIdx.y % heads;
+    const long plane = blockIdx.y / heads;  // keys or values of a layer
     if (at < width[0] * D) {
-      const long from = ((long)chosen[i] * heads + head) * prompt_keys_shape[2] * D + at;
-      const long to = ((long)row[i] * heads + head) * keys_shape[2] * D + at;
-      const_cast<T*>(keys)[to] = prompt_keys[from];
-      const_cast<T*>(values)[to] = prompt_values[from];
+      const T* from = prompts + ((plane * prompts_shape[2] + chosen[i]) * heads + head) * prompts_shape[4] * D + at;
+      T* to = const_cast<T*>(cache) + ((plane * cache_shape[2] + row[i]) * heads + head) * cache_shape[4] * D + at;
+      for (int j = 0; j < (int)sizeof(T) / 2; j++)
+        reinterpret_cast<uint4*>(to)[j] = reinterpret_cast<const uint4*>(from)[j];
     }
-    if (at == 0 && head == 0 && i == 0) done[0] = 1;
+    if (at == 0 && blockIdx.y == 0 && i == 0) done[0] = 1;
 """
 
 
-def attend_rows(queries: mx.array, new: Pair, held: Pair, lengths: mx.array, scale: float) -> mx.array:
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What attention is over, the same in all layers; and what is left to the kernel of `attend_joined`."""
+
+    queries: int
+    keys: int
+    size: int
+    #: Of the scores.
+    scale: float
+    #: Of the norms of queries and keys, where there are some.
+    eps: float = 0.0
+
+
+@dataclass(slots=True)
+class Past:
+    """What the rows hold in one layer, which a step reads and to which it adds."""
+
+    #: [L, 2, R, H, columns, D], keys and values; CHANGES, in column `lengths` of each row.
+    cache: mx.array
+    layer: int
+    #: [R] int32, tokens of each row, below the number of columns.
+    lengths: mx.array
+
+
+def attend_rows(queries: mx.array, keys: mx.array, values: mx.array, past: Past, scale: float) -> mx.array:
     """Softmax attention of one query a row over what the row holds and its new token; writes that token.
 
     Args:
         queries: [R, Hq, 1, D].
-        new: Keys and values [R, Hkv, 1, D] of the tokens fed now.
-        held: Keys and values [R, Hkv, columns, D] of those before; both CHANGE, in column `lengths` of each row.
-        lengths: [R] int32, tokens that each row holds, below the number of columns.
+        keys: [R, H, 1, D], of the tokens fed now.
+        values: The same.
+        past: What the rows hold, and get.
         scale: Of the scores.
 
     Returns:
-        [R, Hq, 1, D], in the type of the queries.
+        [R, Hq, 1, D], in the type of the cache.
     """
-    rows, heads, _, size = queries.shape
+    heads = Heads(queries.shape[1], keys.shape[1], queries.shape[3], scale)
+    return _attend((queries, keys, values), past, heads).reshape(queries.shape)
+
+
+def attend_joined(
+    joined: mx.array,
+    past: Past,
+    heads: Heads,
+    rotation: mx.array,
+    norms: tuple[mx.array, mx.array] | None = None,
+) -> mx.array:
+    """The same on what one product has made: queries, keys and values side by side, not normalised, not rotated.
+
+    Args:
+        joined: [R, (Hq + 2 H) × D].
+        past: What the rows hold, and get.
+        heads: How `joined` is divided.
+        rotation: [R, D] float32: cosines of the row's D/2 angles, then their sines. Element i turns with i + D/2.
+        norms: Weights [D] of an RMS norm of each query and of each key; None: there is none.
+
+    Returns:
+        [R, Hq × D].
+    """
+    return _attend((joined,) * 3, past, heads, rotation, norms)
+
+
+def _attend(
+    new: tuple[mx.array, mx.array, mx.array],
+    past: Past,
+    heads: Heads,
+    rotation: mx.array | None = None,
+    norms: tuple[mx.array, mx.array] | None = None,
+) -> mx.array:
+    rows, dtype = past.lengths.size, past.cache.dtype
+    shared_by = heads.queries // heads.keys
+    together = shared_by if rows * heads.keys >= ENOUGH_BLOCKS and shared_by <= MOST_TOGETHER else 1
     out: mx.array
-    (out,) = _attend()(
-        inputs=[queries, *new, *held, lengths, _scale(scale)],
-        template=[("T", queries.dtype), ("D", size), ("W", WARPS)],
-        grid=(32 * WARPS * heads, rows, 1),
+    (out,) = cuda_kernel("slot_attention", _ATTEND_INPUTS, ("out",), _ATTEND)(
+        inputs=[
+            *new,
+            *(past.cache, _constant(past.layer), past.lengths),
+            _constant(heads.scale),
+            _constant(0.0) if rotation is None else rotation,
+            *(norms or new[:2]),
+            _constant(heads.eps),
+        ],
+        template=[
+            *(("T", dtype), ("D", heads.size), ("HQ", heads.queries), ("HK", heads.keys)),
+            *(("W", WARPS), ("G", together)),
+            *(("JOINED", rotation is not None), ("NORMED", norms is not None)),
+        ],
+        grid=(32 * WARPS * heads.queries // together, rows, 1),
         threadgroup=(32 * WARPS, 1, 1),
-        output_shapes=[queries.shape],
-        output_dtypes=[queries.dtype],
+        output_shapes=[(rows, heads.queries * heads.size)],
+        output_dtypes=[dtype],
     )
     return out
 
 
-def place_prompts(prompts: Pair, chosen: mx.array, held: Pair, rows: mx.array, width: mx.array) -> mx.array:
+def place_prompts(
+    prompts: mx.array, chosen: mx.array, cache: mx.array, rows: mx.array, width: mx.array
+) -> mx.array:
     """Copy prompts into the first columns of rows.
 
     Args:
-        prompts: Keys and values [P, H, columns, D].
+        prompts: Keys and values [L, 2, P, H, columns, D].
         chosen: [n] int32, which prompt each row gets.
-        held: Keys and values [R, H, columns, D]; both CHANGE.
+        cache: Keys and values [L, 2, R, H, columns, D]; CHANGES.
         rows: [n] int32, which rows.
         width: [1] int32, columns to copy.
 
     Returns:
         An array to evaluate: until then nothing is copied.
     """
-    keys, _ = held
-    heads, size = keys.shape[1], keys.shape[3]
-    columns = min(prompts[0].shape[2], keys.shape[2])
+    layers, two, _, heads, _, size = cache.shape
+    columns = min(prompts.shape[4], cache.shape[4])
     done: mx.array
-    (done,) = _place()(
-        inputs=[*prompts, chosen, *held, rows, width],
-        template=[("T", keys.dtype), ("D", size)],
-        grid=(-(-columns * size // 256) * 256, heads, rows.size),
+    (done,) = cuda_kernel("slot_place", ("prompts", "chosen", "cache", "row", "width"), ("done",), _PLACE)(
+        inputs=[prompts, chosen, cache, rows, width],
+        template=[("T", cache.dtype), ("D", size)],
+        grid=(-(-columns * size // 2048) * 256, layers * two * heads, rows.size),
         threadgroup=(256, 1, 1),
         output_shapes=[(1,)],
         output_dtypes=[mx.uint8],
@@ -139,26 +281,7 @@ def place_prompts(prompts: Pair, chosen: mx.array, held: Pair, rows: mx.array, w
     return done
 
 
-@lru_cache(maxsize=1)
-def _place() -> Any:
-    return mx.fast.cuda_kernel(
-        name="slot_place",
-        input_names=["prompt_keys", "prompt_values", "chosen", "keys", "values", "row", "width"],
-        output_names=["done"],
-        source=_PLACE,
-    )
-
-
-@lru_cache(maxsize=1)
-def _attend() -> Any:
-    return mx.fast.cuda_kernel(
-        name="slot_attention",
-        input_names=["q", "k", "v", "keys", "values", "length", "scale"],
-        output_names=["out"],
-        source=_ATTEND,
-    )
-
-
-@lru_cache(maxsize=8)
-def _scale(scale: float) -> mx.array:
-    return mx.array([scale], mx.float32)
+@lru_cache(maxsize=512, typed=True)
+def _constant(value: float) -> Any:
+    """[1], of the type of `value`; made once, as a step has many."""
+    return mx.array([value])

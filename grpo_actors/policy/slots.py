@@ -4,8 +4,8 @@ A row's token t stands in column t of the row, from its first token to its last:
 array changes its shape while rows come and go, and a step of decoding that was compiled once serves a whole run.
 `window` is the same for back ends without such kernels.
 
-The kernels write into the arrays of the cache (`slot_kernels`), and MLX is not told: as an output, each would be a
-copy of the whole cache at every step, which at 256 rows takes longer than the step. That is right because the
+The kernels write into the cache (`slot_kernels`), and MLX is not told: as an output it would be a
+copy of the whole at every step, which at 256 rows takes longer than the step. That is right because the
 cache is read by these kernels alone, and each call of `mx.async_eval` is a submission of its own to one stream, which
 runs them in order: a step reads what was placed before it, and writes where no earlier one reads any more. So
 what `place` does is submitted there and then, and never together with a step.
@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from grpo_actors.policy.draw import Array
-from grpo_actors.policy.slot_kernels import Pair, place_prompts
+from grpo_actors.policy.slot_kernels import Past, place_prompts
 from grpo_actors.policy.window import Prompts
 
 #: Columns come in multiples of it: few shapes are compiled.
@@ -35,17 +35,16 @@ class Slots:
         #: computed along, and sees nothing but the token that it is fed.
         self.lengths: Array = np.zeros(rows, np.int32)
         self.live: Array = np.zeros(rows, np.bool_)
-        #: Keys and values [R, H, columns, D] of each layer.
-        self.layers: list[Pair] = []
+        #: Keys and values [L, 2, R, H, columns, D]; None: none yet.
+        self.cache: mx.array | None = None
         # A row that ends is seen to have ended one step late.
         self._room = max_new_tokens + 1
 
     def place(self, rows: Array, prompts: Prompts, chosen: Array) -> None:
         """Give the free `rows` the prompts `chosen` [len(rows)] of `prompts`, to go on from."""
-        self._widen(prompts)
-        to, which, width = mx.array(rows), mx.array(chosen), mx.array([prompts.width], mx.int32)
-        pairs = zip(prompts.layers, self.layers, strict=True)
-        mx.async_eval([place_prompts(new, which, held, to, width) for new, held in pairs])  # type: ignore[no-untyped-call]
+        cache = self.cache = self._widened(prompts)
+        width = mx.array([prompts.width], mx.int32)
+        mx.async_eval(place_prompts(prompts.stacked, mx.array(chosen), cache, mx.array(rows), width))  # type: ignore[no-untyped-call]
         self.lengths[rows] = prompts.lengths[chosen]
         self.live[rows] = True
 
@@ -60,30 +59,18 @@ class Slots:
         """The step's tokens have been written."""
         self.lengths = self.lengths + self.live
 
-    def _widen(self, prompts: Prompts) -> None:
-        """Columns for these prompts and all that follows them."""
+    def _widened(self, prompts: Prompts) -> mx.array:
+        """The cache, with columns for these prompts and all that follows them."""
         columns = -(-(prompts.width + self._room) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-        there = self.layers[0][0].shape[2] if self.layers else 0
-        if columns <= there:
-            return
-        if there:
-            more = [(0, 0), (0, 0), (0, columns - there), (0, 0)]
-            self.layers = [(mx.pad(keys, more), mx.pad(values, more)) for keys, values in self.layers]
-        else:
-            self.layers = [
-                (self._empty(columns, keys), self._empty(columns, values)) for keys, values in prompts.layers
-            ]
-        mx.async_eval(self.layers)  # type: ignore[no-untyped-call]
-
-    def _empty(self, columns: int, like: mx.array) -> mx.array:
-        return mx.zeros((len(self.lengths), like.shape[1], columns, like.shape[3]), like.dtype)
+        if self.cache is None:
+            layers, two, _, heads, _, size = prompts.stacked.shape
+            return mx.zeros((layers, two, len(self.lengths), heads, columns, size), prompts.stacked.dtype)
+        more = columns - self.cache.shape[4]
+        return self.cache if more <= 0 else mx.pad(self.cache, [(0, 0)] * 4 + [(0, more), (0, 0)])
 
 
-class SlotLayer:
+class SlotLayer(Past):
     """One layer's slots during a step, with the methods by which mlx-lm's models use a cache."""
-
-    def __init__(self, lengths: mx.array, keys: mx.array, values: mx.array) -> None:
-        self.lengths, self.keys, self.values = lengths, keys, values
 
     @property
     def offset(self) -> mx.array:

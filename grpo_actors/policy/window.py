@@ -187,8 +187,15 @@ class Prompts:
             row[:length] = prompt[:-1]
         model(mx.array(padded), cache=cache)
         #: Keys and values [rows, H, columns, D] of each layer: token t stands in column t.
-        self.layers: list[tuple[mx.array, mx.array]] = [layer.state[:2] for layer in cache]
-        mx.async_eval(self.layers)  # type: ignore[no-untyped-call]  # not with a step: they serve several
+        self.layers: list[tuple[mx.array, mx.array]] = [
+            (layer.keys[..., :columns, :], layer.values[..., :columns, :]) for layer in cache
+        ]
+
+    @cached_property
+    def stacked(self) -> mx.array:
+        """The same in one array [L, 2, rows, H, columns, D], for which `layers` is given up."""
+        pairs, self.layers = self.layers, []
+        return mx.stack([mx.stack(list(pair)) for pair in pairs])
 
     @cached_property
     def aligned_right(self) -> list[tuple[mx.array, mx.array]]:

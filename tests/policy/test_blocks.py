@@ -1,0 +1,78 @@
+"""The step of decoding that is written out, with attention spelled out in the place of its kernel."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from architectures import random_policy
+from spelled_out import attend_joined
+
+from grpo_actors.policy import blocks as blocks_module
+from grpo_actors.policy.adapter import fused
+from grpo_actors.policy.blocks import Blocks, blocks_of
+from grpo_actors.policy.device import memory_bytes
+from grpo_actors.policy.window import Prompts
+
+PROMPTS = [[3, 1, 2, 1, 3, 2, 1, 1, 2], [2, 1, 3], [5]]
+COLUMNS = 16
+
+
+def filled_cache(model):
+    prompts = Prompts(model, PROMPTS)
+    room = COLUMNS - prompts.stacked.shape[4]
+    return mx.pad(prompts.stacked, [(0, 0)] * 4 + [(0, room), (0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 8}},
+        ),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+    ],
+)
+def test_blocks_give_the_models_own_logits_step_by_step(kind, settings):
+    model = random_policy(kind, **settings).model
+    blocks = blocks_of(model)
+    arrays, cache = blocks.arrays(model), filled_cache(model)
+    texts = [list(prompt) for prompt in PROMPTS]
+    for step in range(4):
+        last, lengths = mx.array([text[-1] for text in texts]), mx.array([len(text) - 1 for text in texts])
+        logits = blocks.logits(arrays, last, lengths, cache, attend_joined)
+        for text, row in zip(texts, logits, strict=True):
+            np.testing.assert_allclose(np.array(row), np.array(model(mx.array([text]))[0, -1]), atol=1e-4)
+            text.append(step + 7)
+
+
+def test_a_model_that_has_other_blocks_or_packed_or_adapted_ones_has_none():
+    assert blocks_of(random_policy("gemma3_text").model) is None
+    assert blocks_of(random_policy("qwen3_moe").model) is None
+    assert blocks_of(random_policy("llama", rope_traditional=True).model) is None
+    packed = random_policy("llama", hidden_size=64)
+    packed.quantize(4)
+    assert blocks_of(packed.model) is None
+
+
+def test_an_adapter_is_part_of_the_blocks_once_it_is_part_of_the_weights(tiny_lora):
+    assert blocks_of(tiny_lora.model) is None
+    with fused(tiny_lora.model):
+        assert isinstance(blocks_of(tiny_lora.model), Blocks)
+
+
+def test_a_model_whose_joined_weights_would_take_too_much_memory_keeps_its_own(monkeypatch):
+    model = random_policy("llama").model
+    copied = sum(
+        array.nbytes
+        for layer in Blocks.arrays(model)["layers"]
+        for name in ("queries_keys_values", "gate_up")
+        for array in layer[name].values()
+    )
+    monkeypatch.setattr(blocks_module, "MEMORY_PARTS", memory_bytes() / copied)
+    assert blocks_of(model) is not None
+    monkeypatch.setattr(blocks_module, "MEMORY_PARTS", memory_bytes() / copied * 1.01)
+    assert blocks_of(model) is None
