@@ -34,7 +34,7 @@ class Measurement:
     update_s: float
     #: Share of it in which the learner waited for groups.
     wait_share: float
-    #: Completion tokens that came in, of all workers together.
+    #: Sampled tokens that came in, of all workers together.
     tokens_per_s: float
 
 
