@@ -73,6 +73,12 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "tokens_per_s": "all that is decoded: an environment's too",
         "version": "of the policy it samples with",
     },
+    "headcount": {  # of the run's own workers, with rollout.workers = "auto"
+        "update": "after which it was decided",
+        "before": "workers until then",
+        "workers": "from then on; the same: settled",
+        "reason": "in words",
+    },
     "eval": {
         "update": "",
         "checkpoint": "path",

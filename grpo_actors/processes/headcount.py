@@ -46,12 +46,6 @@ class Decision:
     workers: int
     reason: str
 
-    def __str__(self) -> str:
-        number = (
-            f"{self.before} → {self.workers}" if self.before != self.workers else f"{self.workers}, settled"
-        )
-        return f"rollout workers: {number} ({self.reason})"
-
 
 @dataclass(slots=True)
 class _Sums:
