@@ -69,7 +69,7 @@ class Archive:
         #: Records that the resumed run has told; all after them are told again.
         self.records: int = self._state.get("records", 0)
         self._last_saved = -1 if self.resumed is None else self.resumed.update
-        self._evaluated = {record["update"] for record in self._told()}
+        self._evaluated = {record["update"] for record in self.told("eval")}
 
     @property
     def update(self) -> int:
@@ -78,7 +78,7 @@ class Archive:
 
     def completion(self, total_updates: int) -> str | None:
         """The line that says that nothing is left to do: all updates done, all checkpoints that are kept scored."""
-        everything = {record["update"] for record in self._evaluations()}
+        everything = {record["update"] for record in self._records("eval")}
         if self.resumed is None or self.update < total_updates or self.unevaluated() - everything:
             return None
         return (
@@ -182,23 +182,23 @@ class Archive:
 
     # --- what was before --------------------------------------------------------------------------
 
-    def _evaluations(self) -> list[dict[str, Any]]:
-        """All evaluations in the records of the run so far."""
+    def told(self, topic: str) -> list[dict[str, Any]]:
+        """The records of a topic up to the checkpoint; later ones are cut with all that came after it, and told again."""
+        return [record for record in self._records(topic) if record["seq"] <= self.records]
+
+    def _records(self, topic: str) -> list[dict[str, Any]]:
+        """All of a topic that the run has told so far."""
         metrics = self._run_dir / METRICS_FILE
         if not metrics.is_file():
             return []
         # The last line of a killed run may be torn.
         lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [record for record in map(json.loads, lines) if record["topic"] == "eval"]
-
-    def _told(self) -> list[dict[str, Any]]:
-        """The evaluations up to the checkpoint; later ones are cut with all that came after it, and told again."""
-        return [record for record in self._evaluations() if record["seq"] <= self.records]
+        return [record for record in map(json.loads, lines) if record["topic"] == topic]
 
     def _mark_best_of_kept(self) -> None:
         """The best checkpoint was put aside: mark the best of those evaluated before that are still there."""
         (self._run_dir / BEST).unlink()
-        for record in self._told():
+        for record in self.told("eval"):
             score = record["accuracy"] if record["sampled_accuracy"] is None else record["sampled_accuracy"]
             marked = best(self._run_dir)
             there = (self._run_dir / f"checkpoint-{record['update']}").is_dir()

@@ -187,7 +187,12 @@ def parser() -> argparse.ArgumentParser:
         metavar=("A", "B"),
         help="two of the checkpoints, or two more, problem by problem: base, checkpoint-44, best, or a path",
     )
-    add("--answers", type=Path, metavar="FILE.jsonl", help="keep every completion, a line a problem")
+    add(
+        "--answers",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="keep every completion, a line a problem, in a new file",
+    )
     add("--plot", type=Path, metavar="FILE.png|svg", help="draw accuracy over updates")
     add("--json", action="store_true", help="print one JSON object")
     add("--follow", metavar="ENDPOINT", help=argparse.SUPPRESS)

@@ -11,12 +11,29 @@ import numpy as np
 import xxhash
 from pydantic import ValidationError
 
-from grpo_actors.checkpoints import Checkpoint, best, newest_sound, verify
+from grpo_actors.checkpoints import Checkpoint, best, find_checkpoints, newest_sound, verify
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.observe.sinks import METRICS_FILE
 from grpo_actors.policy.checkpoint import ADAPTER, ADAPTER_CONFIG, load_weights
 from grpo_actors.policy.model import Policy, load_base, load_policy
+
+
+def checkpoints_of(folder: Path) -> list[Checkpoint]:
+    """Those of a run, oldest first; none: the folder is no run's.
+
+    Raises:
+        ModelError: it is a run's, and has none yet.
+    """
+    found = find_checkpoints(folder)
+    if not found and (folder / METRICS_FILE).is_file():
+        raise ModelError(f"{folder}: a run without a checkpoint yet")
+    return found
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether its weights are put on those of a base."""
+    return (folder / ADAPTER).is_file()
 
 
 def resolve(name: str) -> str:
@@ -29,7 +46,7 @@ def resolve(name: str) -> str:
     if not Path(name).expanduser().is_dir():
         return name
     folder = Path(name).expanduser().resolve()
-    if not list(folder.glob("checkpoint-*")) and not (folder / METRICS_FILE).is_file():
+    if not checkpoints_of(folder):
         return str(folder)
     marked = best(folder)
     if marked is not None:
@@ -40,7 +57,7 @@ def resolve(name: str) -> str:
         return str(checkpoint.path)
     newest, complaints = newest_sound(folder)
     if newest is None:
-        raise ModelError(complaints[0] if complaints else f"{folder}: a run without a checkpoint yet")
+        raise ModelError(complaints[0])
     return str(newest.path)
 
 
@@ -58,7 +75,7 @@ def open_policy(model: str | None, adapter: str | None = None) -> Policy:
     if adapter is None:
         assert model is not None
         folder = Path(model).expanduser()
-        if not (folder / ADAPTER).is_file():
+        if not is_adapter(folder):
             return load_base(ModelConfig(model_name=model))
         model = None
     else:

@@ -18,6 +18,7 @@ from grpo_actors.grpo import Grpo
 from grpo_actors.observe.health import Health
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import load_policy
+from grpo_actors.processes.decisions import as_told, decisions
 from grpo_actors.provenance import commit, versions
 from grpo_actors.recording import GROUPS_FILE, GroupsFile
 from grpo_actors.report import ledger, samples
@@ -45,6 +46,7 @@ class History:
 
     def __post_init__(self) -> None:
         self._health = Health(self.config)
+        self._decisions = [as_told(record) for record in self.archive.told("headcount")]
         self._groups = (
             GroupsFile(self.run_dir, after_update=self.archive.update)
             if self.config.metrics.record_groups
@@ -92,6 +94,7 @@ class History:
             "learner_wait_share": wait_s / update_s if update_s else None,
         }
         self.records.record("metrics", **metrics, ledger=ledger(groups))
+        self._tell_decisions()
         for sample in samples(groups, self.config.metrics.log_completions, self.config.reward.functions):
             self.records.record("sample", update=update, **sample)
         if self._groups is not None:
@@ -99,6 +102,13 @@ class History:
         for alarm in self._health.heed(metrics):
             self.records.record("alarm", name=alarm.name, text=alarm.text, update=update)
             self.heed(f"{alarm.name}: {alarm.text}")
+
+    def _tell_decisions(self) -> None:
+        """Those about the workers that the records do not have: new ones, and what a resumed run has cut off."""
+        for decision in decisions(self.run_dir):
+            if decision not in self._decisions:
+                self.records.record("headcount", **decision)
+                self._decisions.append(decision)
 
     def heed(self, alarm: str) -> None:
         """An alarm was told of the last update: where health.on_alarm is "stop", the first one ends the run."""
@@ -118,6 +128,7 @@ class History:
 
     def end(self, reason: str) -> int:
         """The last record, unless an alarm has a better reason; returns the process's exit code."""
+        self._tell_decisions()
         if self.ended_by is None:
             self.records.record("stop", reason=reason, exit_code=0)
             return 0

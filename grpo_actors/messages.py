@@ -126,7 +126,7 @@ class Beat(Message):
     state: Literal["sampling", "scoring", "waiting", "evaluating"]
     #: The policy version that it holds; -1 before the first.
     version: Annotated[int, Field(ge=-1)] = -1
-    #: Completion tokens sampled since the worker began.
+    #: Completion tokens decoded since the worker began: an environment's take a step each, as sampled ones do.
     tokens: Count = 0
     #: Time since the worker began in which it sampled and scored, and in which it had nothing to sample.
     working_s: Seconds = 0.0

@@ -157,7 +157,8 @@ class Supervisor:
             time.sleep(wait_s)
         while self._follower is not None and (record := self._follower.receive(wait_s)) is not None:
             if record["time"] >= self._since:  # before that: what a resumed run has told already
-                self._status.show(record)
+                if record["topic"] != "headcount":  # its own decisions: said when they were taken
+                    self._status.show(record)
                 if not self.interrupts:
                     self._crew.heed(record)
             wait_s = 0.0

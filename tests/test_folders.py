@@ -48,6 +48,12 @@ def test_a_run_whose_best_checkpoint_is_damaged_or_that_has_none_is_refused(run_
         resolve(str(run_dir))
 
 
+def test_a_model_folder_beside_checkpoints_of_another_tool_is_a_model(tmp_path):
+    folder = shutil.copytree(EMBEDDED, tmp_path / "trained")
+    shutil.copytree(EMBEDDED, folder / "checkpoint-500")
+    assert resolve(str(folder)) == str(folder)
+
+
 def test_other_names_are_left_to_the_loader():
     assert resolve("owner/name") == "owner/name"
     assert resolve("tiny") == "tiny"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from grpo_actors.comparison.exam import Exam
-from grpo_actors.comparison.files import append_answers, whole_file, writing
+from grpo_actors.comparison.files import append_answers, refuse_to_replace, whole_file, writing
 from grpo_actors.comparison.picture import check_picture, draw
 from grpo_actors.comparison.result import Pair, Result, Sheet, compare
 from grpo_actors.comparison.subjects import Subject, find_subjects, load_subject, pick, settings_of
@@ -50,7 +50,9 @@ class Options:
         if self.temperature is not None and not self.temperature > 0:
             raise ConfigError(f"--temperature: must be > 0 (greedy is always scored), got {self.temperature}")
         if self.plot is not None:
-            check_picture(self.plot)
+            check_picture(self.plot)  # one that is there is drawn anew: it shows what the table says
+        if self.answers is not None:
+            refuse_to_replace(self.answers, "--answers")
 
     @property
     def settings(self) -> list[str]:

@@ -65,7 +65,7 @@ class Exam:
         def on_step(tokens: int) -> None:
             if self.stop:
                 raise KeyboardInterrupt
-            progress.sampled(tokens)
+            progress.decoded(tokens)
 
         def answers(temperature: float, count: int) -> Iterator[Answered]:
             for answered in answer(

@@ -11,6 +11,18 @@ from grpo_actors.comparison.subjects import Subject
 from grpo_actors.errors import ConfigError
 
 
+def refuse_to_replace(path: Path, option: str) -> None:
+    """Refuse, before anything is computed, a file that holds something: it may have taken hours to sample.
+
+    Raises:
+        ConfigError: it does; names the command line's `option`.
+    """
+    if path.is_file() and path.stat().st_size:
+        raise ConfigError(
+            f"{option}: {path} exists and is not replaced; move it away, or choose another file"
+        )
+
+
 @contextmanager
 def whole_file(path: Path, option: str) -> Iterator[Path]:
     """An empty file beside `path` that takes its place if the block ends well, and goes if not.

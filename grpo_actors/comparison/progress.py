@@ -14,7 +14,7 @@ REDRAW_PERIOD_S = 0.1
 
 
 class Progress:
-    """A bar of completions, and the tokens sampled so far. Gone when it is left."""
+    """A bar of completions, and the tokens decoded so far. Gone when it is left."""
 
     def __init__(self) -> None:
         self._bar = Bar(
@@ -50,7 +50,7 @@ class Progress:
         """Who is answering."""
         self._bar.update(self._task, description=text)
 
-    def sampled(self, tokens: int) -> None:
+    def decoded(self, tokens: int) -> None:
         """So many more tokens."""
         self._tokens += tokens
         now_s = time.monotonic()

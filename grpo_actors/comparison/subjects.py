@@ -1,17 +1,17 @@
 """What is compared: the folders, runs and hub ids that a user names, and how each is loaded.
 
-Knows the files of a run; refuses to know what is asked of the policies.
+Knows which policies a run has; what a folder is, `folders` decides. Refuses to know what is asked of the policies.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_actors.checkpoints import best, checkpoint_at, find_checkpoints, verify
+from grpo_actors.checkpoints import best, checkpoint_at, verify
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError, ModelError
-from grpo_actors.folders import open_policy
-from grpo_actors.policy.checkpoint import ADAPTER, check_adapter, load_weights
+from grpo_actors.folders import checkpoints_of, is_adapter, open_policy
+from grpo_actors.policy.checkpoint import check_adapter, load_weights
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.processes.preflight import CONFIG_FILE
@@ -100,7 +100,7 @@ def load_subject(subject: Subject, config: Config) -> Policy:
     """
     if subject.is_base:
         return load_base(config.model)
-    if subject.folder is not None and (subject.folder / ADAPTER).is_file():
+    if subject.folder is not None and is_adapter(subject.folder):
         if not subject.has_settings:
             return open_policy(str(subject.folder))
         check_adapter(subject.folder, config.model)
@@ -115,12 +115,12 @@ def load_subject(subject: Subject, config: Config) -> Policy:
 
 def _named(name: str) -> Iterator[Subject]:
     path = Path(name).expanduser()
-    checkpoints = find_checkpoints(path)
+    checkpoints = checkpoints_of(path)
     if checkpoints:
         yield Subject(str(path / BASE), update=0, run=path)
         for checkpoint in checkpoints:
             yield _folder(checkpoint.path)
-    elif (path / ADAPTER).is_file():
+    elif is_adapter(path):
         yield _folder(path)
     else:
         locate(name)  # refuses what is no model

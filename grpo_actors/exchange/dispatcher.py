@@ -110,7 +110,7 @@ class Dispatcher:
         return self._evaluations.take()
 
     def take_tokens(self) -> int:
-        """Completion tokens accepted since the last call."""
+        """Tokens that workers sampled, of the groups that came in since the last call."""
         tokens, self._tokens_in = self._tokens_in, 0
         return tokens
 
@@ -232,7 +232,7 @@ class Dispatcher:
             return verdict
         group = self._supply.group(message, peer.name, self._table.version)
         peer.groups += 1
-        self._tokens_in += sum(len(completion.tokens) for completion in group.completions)
+        self._tokens_in += sum(sum(completion.sampled) for completion in group.completions)
         for failure in message.failures:
             self.record("log", {"level": "warning", "text": f"{group.problem.id}: {failure}"})
         appraisal = self._selection.appraise(group)

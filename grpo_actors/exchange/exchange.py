@@ -118,7 +118,7 @@ class Exchange:
         return self._ask(self._dispatcher.take_evaluations)
 
     def take_tokens(self) -> int:
-        """Completion tokens accepted since the last call."""
+        """Tokens that workers sampled, of the groups that came in since the last call."""
         return self._ask(self._dispatcher.take_tokens)
 
     def selection_alarm(self) -> str | None:

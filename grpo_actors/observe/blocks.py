@@ -149,6 +149,9 @@ def workers(view: RunView, width: int) -> Table:
         _row(table, "", Text("none yet", style="dim"))
     if len(ordered) > WORKERS_SHOWN:
         _row(table, "", f"and {len(ordered) - WORKERS_SHOWN} more")
+    if view.headcount is not None:
+        wanted = count(number(view.headcount, "workers"))
+        _row(table, "wanted", f"{wanted}: {printable(view.headcount.get('reason'))}")
     return table
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self, TextIO
 
 from grpo_actors.observe.records import Record
-from grpo_actors.observe.text import duration, eval_line, printable, status_line, stop_line
+from grpo_actors.observe.text import duration, eval_line, headcount_line, printable, status_line, stop_line
 from grpo_actors.observe.view import RunView
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class StatusLine:
             print(text, file=self._stream, flush=True)
 
 
-def permanent_note(record: Record) -> tuple[str, str] | None:
+def permanent_note(record: Record) -> tuple[str, str] | None:  # noqa: PLR0911 - one a topic
     """The line that a record leaves behind, with its style; None for what is only passing."""
     match record["topic"]:
         case "eval":
@@ -103,6 +103,8 @@ def permanent_note(record: Record) -> tuple[str, str] | None:
         # With each update comes every worker's state; only the change has a reason.
         case "worker" if record.get("state") == "lost" and "why" in record:
             return f"worker {printable(record.get('worker'))} lost: {printable(record['why'])}", "yellow"
+        case "headcount":
+            return headcount_line(record), ""
         case "stop":
             return stop_line(record), "bold"
     return None

@@ -140,6 +140,13 @@ def eval_line(evaluation: Record) -> str:
     return "  ".join(part for part in parts if part)
 
 
+def headcount_line(decision: Record) -> str:
+    """``rollout workers: 1 → 2 (…)``: how many from now on, and why."""
+    before, workers = number(decision, "before"), number(decision, "workers")
+    told = f"{count(workers)}, settled" if before == workers else f"{count(before)} → {count(workers)}"
+    return f"rollout workers: {told} ({printable(decision.get('reason'))})"
+
+
 def stop_line(record: Record) -> str:
     """How the run ended."""
     code = number(record, "exit_code")

@@ -45,6 +45,7 @@ class RunView:
     checkpoint: Record | None = None
     policy: Record | None = None
     sample: Record | None = None
+    headcount: Record | None = None
     curve: tuple[Point, ...] = ()
     workers: Mapping[str, Record] = field(default_factory=lambda: MappingProxyType({}))
     #: In order of arrival; all of the run, which has few.
@@ -157,6 +158,7 @@ _CHANGES: Mapping[str, Callable[[RunView, Record], RunView]] = {
     "checkpoint": lambda view, record: dataclasses.replace(view, checkpoint=record),
     "policy": lambda view, record: dataclasses.replace(view, policy=record),
     "sample": _sampled,
+    "headcount": lambda view, record: dataclasses.replace(view, headcount=record),
     "alarm": lambda view, record: dataclasses.replace(view, alarms=(*view.alarms, record)[-NOTES_KEPT:]),
     "log": lambda view, record: dataclasses.replace(view, logs=(*view.logs, record)[-NOTES_KEPT:]),
     "stop": lambda view, record: dataclasses.replace(view, stop=record),

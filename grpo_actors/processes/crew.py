@@ -4,22 +4,21 @@ Reads the run's records, asks `headcount`, starts workers and sends them home. O
 SIGTERM and leaves in order: what it samples goes back, a whole batch, and is sampled again with the same seeds
 by another, so that with max_staleness = 0 nothing that trains depends on who came or went.
 
-Each decision is kept in ``workers.json``, from which a resumed run goes on. Workers attached by hand are not
+Each decision is kept (`decisions`), and a resumed run goes on from there. Workers attached by hand are not
 held here; that they come or go is heeded, for it changes the rates.
 """
 
-import json
 import signal
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from grpo_actors.config import Config
 from grpo_actors.observe.records import Record
+from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
 from grpo_actors.processes.children import Actor, how_it_ended
+from grpo_actors.processes.decisions import keep, settled_on
 from grpo_actors.processes.headcount import Decision, Headcount, Measurement
 from grpo_actors.processes.machine import Machine, equal_share, worker_share
 from grpo_actors.processes.preflight import WORKERS_FILE
@@ -128,7 +127,7 @@ class Crew:
             self._hire()
         while len(self.members) > decision.workers:
             self._send_home()
-        self._said.append(str(decision))
+        self._said.append(headcount_line(asdict(decision)))
         self._keep(decision)
 
     def _hire(self) -> None:
@@ -146,32 +145,10 @@ class Crew:
         actor.send(signal.SIGTERM)
 
     def _keep(self, decision: Decision) -> None:
-        """Of use to a continued run only: a full disk is told, and this one goes on."""
+        """Of use to a continued run and to the records only: a full disk is told, and the run goes on."""
         assert self.headcount is not None
-        told = {"time": time.time(), "update": self._update, "workers": decision.workers}
-        kept = {
-            "kept": self.headcount.kept,
-            "decisions": [*_read(self.run_dir).get("decisions", []), told | {"reason": decision.reason}],
-        }
-        path = self.run_dir / WORKERS_FILE
-        temporary = path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
-            temporary.replace(path)
+            keep(self.run_dir, decision, update=self._update, kept=self.headcount.kept)
         except OSError as error:
+            path = self.run_dir / WORKERS_FILE
             self._said.append(f"{path} cannot be written ({error.strerror})")
-
-
-def settled_on(run_dir: Path) -> int:
-    """The number of workers that the run in this folder last knew to pay; 1 where it knew of none."""
-    kept = _read(run_dir).get("kept")
-    return max(1, kept) if isinstance(kept, int) else 1
-
-
-def _read(run_dir: Path) -> dict[str, Any]:
-    """What is kept there; nothing where someone else has written something else."""
-    try:
-        kept = json.loads((run_dir / WORKERS_FILE).read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return kept if isinstance(kept, dict) else {}

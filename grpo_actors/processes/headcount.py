@@ -34,7 +34,7 @@ class Measurement:
     update_s: float
     #: Share of it in which the learner waited for groups.
     wait_share: float
-    #: Completion tokens that came in, of all workers together.
+    #: Sampled tokens that came in, of all workers together.
     tokens_per_s: float
 
 
@@ -45,12 +45,6 @@ class Decision:
     before: int
     workers: int
     reason: str
-
-    def __str__(self) -> str:
-        number = (
-            f"{self.before} → {self.workers}" if self.before != self.workers else f"{self.workers}, settled"
-        )
-        return f"rollout workers: {number} ({self.reason})"
 
 
 @dataclass(slots=True)

@@ -174,6 +174,24 @@ class OwnFunctions:
         return f"ended its process ({how})"
 
 
+class UsesOwnFunctions:
+    """What may have own functions to call: close it after use, or use it in a ``with`` block."""
+
+    #: None: none were named, and there is no child.
+    _own: OwnFunctions | None
+
+    def close(self) -> None:
+        """End the child process of own functions, if there is one; may be called twice."""
+        if self._own is not None:
+            self._own.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def _check_form(spec: str, setting: str) -> None:
     source, colon, name = spec.rpartition(":")
     if not (colon and source and name.isidentifier()):

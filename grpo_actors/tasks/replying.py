@@ -3,16 +3,15 @@
 Built-in ones run here; a user's own runs in a child process that can be killed, as own rewards do.
 """
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from grpo_actors.tasks.environments import Environment, built_in, checked_reply
 from grpo_actors.tasks.own_kinds import is_own
-from grpo_actors.tasks.own_reward import OwnFunctions
+from grpo_actors.tasks.own_reward import OwnFunctions, UsesOwnFunctions
 from grpo_actors.tasks.task import Message, Problem
 
 
-class Replier:
+class Replier(UsesOwnFunctions):
     """The environment `name`, which has `timeout_s` for a turn. Not safe to share among threads.
 
     Raises RewardError where the name is unknown or the function cannot be loaded. Close it after use.
@@ -32,16 +31,3 @@ class Replier:
             return reply
         assert self._built_in is not None
         return checked_reply(self._built_in(**arguments))
-
-    def close(self) -> None:
-        """End the child process of an own environment, if there is one."""
-        if self._own is not None:
-            self._own.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()

@@ -7,14 +7,13 @@ for that group; it never ends the process that scores.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from grpo_actors.errors import RewardError
 from grpo_actors.tasks.code_tests import CODE_TESTS, CodeLimits, CodeTests
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
 from grpo_actors.tasks.own_kinds import is_own
-from grpo_actors.tasks.own_reward import OwnFunctions
+from grpo_actors.tasks.own_reward import OwnFunctions, UsesOwnFunctions
 from grpo_actors.tasks.rewards import REWARDS, Chat, Reward, built_in
 from grpo_actors.tasks.task import Problem
 
@@ -57,7 +56,7 @@ def open_scorer(weights: Mapping[str, float], settings: RewardSettings) -> "Scor
     )
 
 
-class Scorer:
+class Scorer(UsesOwnFunctions):
     """The rewards named in `weights`, ready to score. Not safe to share among threads.
 
     Built-in rewards run here; `code_tests`, which needs the limits `code`, starts a process for each program.
@@ -94,19 +93,6 @@ class Scorer:
                 rewards[name] = [None] * len(completions)
                 failures.append(f"reward {name}, problem {problem.id}: {error}")
         return Scores(rewards, failures)
-
-    def close(self) -> None:
-        """End the child process of own rewards, if there is one."""
-        if self._own is not None:
-            self._own.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _values(self, name: str, arguments: dict[str, Any]) -> list[float | None]:
         if name in self._here:

@@ -107,6 +107,30 @@ def test_every_answer_is_kept_with_its_judgement(run, capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
 
 
+def test_answers_that_are_there_are_not_replaced_and_an_empty_file_is(run, capsys, tmp_path):
+    file = tmp_path / "answers.jsonl"
+    file.touch()
+    alone(capsys, run / "checkpoint-5", samples=2, answers=file)
+    kept = file.read_bytes()
+    assert kept.count(b"\n") == 2
+    # Before anything is looked at: nor is the model there.
+    done = run_evaluator(tmp_path / "nowhere", "--answers", file)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: --answers: {file} exists and is not replaced; move it away, or choose another file\n"
+    )
+    assert file.read_bytes() == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "run"]
+
+
+def test_a_picture_that_is_there_is_drawn_anew(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "curve.svg"
+    file.write_text("before")
+    alone(capsys, "tiny", samples=2, plot=file, overrides=["task=arithmetic", "max_new_tokens=40"])
+    assert file.read_bytes().startswith(b"<?xml")
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "answers.jsonl"
     file.write_text("before")

@@ -58,6 +58,13 @@ def test_a_hub_id_is_taken_as_it_is_and_what_is_neither_is_refused(run_dir):
             find_subjects([missing])
 
 
+def test_a_run_without_a_checkpoint_is_called_that(run_dir):
+    save_settings(run_dir)
+    (run_dir / "metrics.jsonl").touch()
+    with pytest.raises(ModelError, match=f"^{run_dir}: a run without a checkpoint yet$"):
+        find_subjects(["tiny", str(run_dir)])
+
+
 def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(run_dir, tiny):
     folder = write(run_dir, 1, tiny)
     (folder / "model.safetensors").write_bytes(b"")

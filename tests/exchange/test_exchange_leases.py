@@ -100,6 +100,21 @@ def test_a_duplicate_is_acknowledged_and_counted_once(run):
     assert run.exchange.take_tokens() == 0
 
 
+def test_tokens_that_came_in_are_those_that_were_sampled(run):
+    peer = run.peer("w").join()
+    lease = peer.take()[0]
+    of_two_turns = {
+        "tokens": wire.ints([5, 1, 7, 1]),
+        "logprobs": wire.floats([-0.5, 0.0, 0.0, -0.25]),
+        "versions": wire.ints([0] * 4),
+        "inserted": wire.ints([1, 3]),
+        "last_turn": "x",
+    }
+    one, other = lease.seeds
+    peer.deliver(lease, completions=[completion(one, 0), completion(other, 0, **of_two_turns)])
+    assert run.exchange.take_tokens() == 4  # two of two, and two of four
+
+
 def test_a_result_of_an_attempt_that_was_given_up_is_refused(run):
     slow, quick = run.peer("slow").join(), run.peer("quick").join()
     old = slow.take()[0]

@@ -41,6 +41,7 @@ RECORDS = [
     ("worker", {"worker": "rollout-0", "state": "sampling", "version": 2, "tokens_per_s": 6_000}),
     ("eval", {"update": 2, "accuracy": 0.41, "accuracy_low": 0.35, "accuracy_high": 0.47, "best": True}),
     ("sample", {"update": 2, "prompt": "3 + 4?", "answer": "7", "completions": COMPLETIONS}),
+    ("headcount", {"update": 1, "before": 1, "workers": 2, "reason": "the learner waits"}),
     ("alarm", {"name": "kl", "text": "rises"}),
 ]
 
@@ -87,6 +88,7 @@ def test_it_fits_and_shows_every_number(width, height):
         "rollout 12.3k tok/s, waits 3.1 %",
         "learner 4,321 tok/s, waits 25 %",
         "rollout-0 sampling v2 6,000 tok/s",
+        "wanted 2: the learner",
         "0.35 to 0.47",
         "best 0.41 @2",
         "? 3 + 4? = 7",
@@ -124,7 +126,7 @@ def test_a_small_terminal_shows_the_best_and_the_worst_completion():
 
 def test_the_header_says_when_nothing_comes_and_how_it_ended():
     assert "waiting for the first event" in drawn(RunView(), 80, 24)
-    assert "silent for 1:00" in drawn(view_of(RECORDS), 80, 24, now=107.0 + 60)
+    assert "silent for 1:00" in drawn(view_of(RECORDS), 80, 24, now=108.0 + 60)
     ended = view_of([*RECORDS, ("stop", {"reason": "out of memory", "exit_code": 1})])
     assert "run ended: out of memory (exit code 1)" in drawn(ended, 80, 24)
 

@@ -69,12 +69,17 @@ def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
         status.show(make_record(4, 4.0, "worker", {"worker": "rollout-1", "state": "sampling"}))
         status.show(make_record(5, 5.0, "log", {"level": "warning", "text": "one line left out"}))
         status.show(make_record(6, 6.0, "log", {"level": "debug", "text": "x"}))
-        status.show(make_record(7, 7.0, "stop", {"reason": "done", "exit_code": 0}))
+        told = {"update": 14, "before": 1, "workers": 2, "reason": "the learner waits"}
+        status.show(make_record(7, 7.0, "headcount", told))
+        status.show(make_record(8, 8.0, "headcount", {**told, "before": 2, "reason": "as it is"}))
+        status.show(make_record(9, 9.0, "stop", {"reason": "done", "exit_code": 0}))
     assert lines_of(stream) == [
         "eval @10  accuracy 0.41  on 50 problems  best so far",
         "alarm: kl: rises",
         "worker rollout-1 lost: its process ended",
         "warning: one line left out",
+        "rollout workers: 1 → 2 (the learner waits)",
+        "rollout workers: 2, settled (as it is)",
         "run ended: done",
     ]
 

@@ -6,7 +6,8 @@ import pytest
 
 from grpo_actors.config import load_config
 from grpo_actors.observe.records import make_record
-from grpo_actors.processes.crew import Crew, settled_on
+from grpo_actors.processes.crew import Crew
+from grpo_actors.processes.decisions import settled_on
 from grpo_actors.processes.machine import Machine
 from grpo_actors.processes.preflight import claimed
 

@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import pytest
 
+from grpo_actors.observe.text import headcount_line
 from grpo_actors.processes.headcount import Decision, Headcount, Measurement
 
 #: Tokens of one update, whoever sampled them.
@@ -35,6 +37,11 @@ def climb(
     assert headcount.kept == headcount.workers
 
 
+def said(decision: Decision) -> str:
+    """As the supervisor says it."""
+    return headcount_line(asdict(decision))
+
+
 def numbers(decisions: Iterator[tuple[int, Decision]]) -> list[int]:
     return [decision.workers for _, decision in decisions]
 
@@ -48,7 +55,7 @@ def on_a_gpu(workers: int) -> float:
 
 
 def test_where_each_process_is_bound_by_launches_it_settles_at_three():
-    decisions = [str(decision) for _, decision in climb(on_a_gpu, train_s=1.0)]
+    decisions = [said(decision) for _, decision in climb(on_a_gpu, train_s=1.0)]
     # The learner waits 1 - 1 / 8.40 = 88 %, then 78 %, then 69 %.
     assert decisions == [
         "rollout workers: 1 → 2 (the learner waits 88% of an update of 8.40 s)",
@@ -69,12 +76,12 @@ def test_where_a_second_worker_takes_the_first_ones_core_it_is_sent_home():
 def test_a_learner_that_hardly_waits_has_workers_enough():
     # It waits 1 - 0.92 = 8 % of its time.
     ((_, decision),) = climb(lambda _: 1.0, train_s=0.92)
-    assert str(decision) == "rollout workers: 1, settled (the learner waits 8% of an update of 1.00 s)"
+    assert said(decision) == "rollout workers: 1, settled (the learner waits 8% of an update of 1.00 s)"
 
 
 def test_no_worker_is_added_without_room():
     ((_, decision),) = climb(on_a_gpu, train_s=1.0, room=1)
-    assert str(decision).endswith("an update of 8.40 s, and there is room for no more)")
+    assert said(decision).endswith("an update of 8.40 s, and there is room for no more)")
     assert numbers(climb(on_a_gpu, train_s=1.0, room=2)) == [2, 2]
 
 
@@ -168,7 +175,7 @@ def test_a_trial_that_others_disturb_is_void_and_held_again():
 
 def test_after_a_death_the_rest_is_the_most():
     headcount = Headcount(3)
-    assert str(headcount.died("was ended by signal 9")) == (
+    assert said(headcount.died("was ended by signal 9")) == (
         "rollout workers: 3 → 2 (a worker was ended by signal 9)"
     )
     assert feed(headcount, ENOUGH, at_work=2) == []

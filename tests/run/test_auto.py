@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from runs import Run, kill, living, new_run, wait_until
 
-from grpo_actors.processes.crew import settled_on
+from grpo_actors.processes.decisions import settled_on
 
 #: Endless, on-policy and without an evaluator: the learner waits for each group that is sampled.
 SETTINGS = {
@@ -71,6 +71,11 @@ def test_the_added_worker_takes_part(crewed_run):
     assert {worker for *_, worker in crewed_run.ledger()} == {"rollout-0", "rollout-1"}
 
 
+def test_each_decision_is_among_the_records(crewed_run):
+    told = [(r["update"], r["workers"], r["reason"]) for r in crewed_run.records("headcount")]
+    assert told == [(d["update"], d["workers"], d["reason"]) for d in decisions(crewed_run)]
+
+
 def test_it_stays_where_the_rate_rose_by_a_tenth_and_is_sent_home_otherwise(crewed_run):
     judged = decisions(crewed_run)[1]
     gain = float(re.search(r"one worker more gave (\d\.\d\d) times the rate", judged["reason"])[1])
@@ -122,3 +127,4 @@ def test_a_continued_run_begins_with_the_number_that_was_kept_and_one_that_dies_
         "rollout workers: 2 → 1 (a worker was ended by signal 9)",
     ]
     assert settled_on(crewed_run.folder) == 1
+    assert crewed_run.records("headcount")[-1]["reason"] == "a worker was ended by signal 9"

@@ -65,6 +65,18 @@ def test_metrics_tell_of_turns_and_of_a_worker_that_agrees_with_the_learner(whol
     assert whole.records("eval")[-1]["samples"] == 4
 
 
+def test_the_rate_of_rollout_is_that_of_sampled_tokens(whole):
+    told = whole.records("metrics")
+    # On-policy, so that what has come in by the last update is what has trained.
+    came_in = sum(record["rollout_tokens_per_s"] * record["update_s"] for record in told)
+    sampled = sum(
+        len(c["tokens"]) - sum(c["inserted"][1::2]) + sum(c["inserted"][::2])
+        for group in groups(whole)
+        for c in group["completions"]
+    )
+    assert came_in == pytest.approx(sampled) == pytest.approx(sum(record["tokens"] for record in told))
+
+
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(whole):
     with turns_run(max_staleness=0) as run:
         with_environment(run).start()
