@@ -1,6 +1,10 @@
 """Shared by all tests: the BLAS that must be loaded before MLX, and the policy that ships with the package."""
 
+import os
 from pathlib import Path
+
+# Before MLX first uses a GPU: products of float32 are of float32 there too, and tests may compare to its precision.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 import pytest
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 
+from grpo_actors.backend import submit_long_graphs
 from grpo_actors.bench.companion import Companion, all_answers
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.floors import ModelSize, RolloutFloor, rollout_floor
@@ -24,6 +25,7 @@ Once = Callable[[str], list[Round]]
 
 def measure(options: Options, model_name: str) -> list[Figure]:
     """The figures of this part."""
+    submit_long_graphs()  # as a worker does; other processes inherit it
     config = config_of(options, model_name)
     shape = shape_of(options, config)
     rounds: dict[str, list[list[Round]]] = {OURS: [], MLX_LM: []} if options.against else {OURS: []}

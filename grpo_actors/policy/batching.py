@@ -32,7 +32,7 @@ FILLED_AT_ONCE = 16
 #: Share of the rows of a window in use at which to go on without the others.
 WORTH_SHRINKING = 0.75
 #: Prompts that run through the model together.
-PREFILLED = 8
+PREFILLED = 16
 
 
 @dataclass

@@ -15,15 +15,12 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.activations import swiglu
 
+from grpo_actors.policy.copies import may_copy
 from grpo_actors.policy.device import memory_bytes
 from grpo_actors.policy.slot_kernels import Heads, Past, attend_joined
 
 #: The modules whose models are made of these blocks.
 KINDS = tuple(f"mlx_lm.models.{name}" for name in ("llama", "qwen2", "qwen3"))
-
-#: Joined weights are a copy. It may take one part in so many of the device's memory: where it would take more, the
-#: weights are so large that to read them is what a step takes, and not to call kernels.
-MEMORY_PARTS = 8
 
 #: Arrays by name, as `mx.compile` takes them.
 Arrays = dict[str, Any]
@@ -109,9 +106,7 @@ def blocks_of(model: Any) -> Blocks | None:
     if type(embedding) is not nn.Embedding or type(head) not in {nn.Embedding, nn.Linear}:
         return None
     copied = sum(linear.weight.nbytes for layer in model.layers for linear in _joined_linears(layer))
-    if copied > memory_bytes() / MEMORY_PARTS:
-        return None
-    return Blocks(model)
+    return Blocks(model) if may_copy(copied, memory_bytes()) else None
 
 
 def _is_plain(layer: Any) -> bool:

@@ -52,16 +52,18 @@ class Training:
         self._gradients: Any = None
         value_and_grad = nn.value_and_grad(model, loss)
 
-        def gradient(arrays: Mapping[str, mx.array]) -> tuple[mx.array, Any]:
+        def gradient(arrays: Mapping[str, mx.array], so_far: Any) -> tuple[mx.array, Any]:
             (_, statistics), gradients = value_and_grad(model, arrays)
-            return statistics, gradients
+            gradients = _float32(gradients)
+            return statistics, gradients if so_far is None else tree_map(mx.add, so_far, gradients)
 
         if compiled is None:
             compiled = config.use_compile and mx.default_device().type == mx.DeviceType.gpu
-        self._gradient, self._apply = gradient, self._move
+        self._gradient, self._squares, self._apply = gradient, _sum_of_squares, self._move
         if compiled:
             inputs = [model.state, mx.random.state]
             self._gradient = mx.compile(gradient, inputs=inputs, outputs=inputs)
+            self._squares = mx.compile(_sum_of_squares)
             inputs = [model.state, self.optimizer.state, self._weights]
             self._apply = mx.compile(self._move, inputs=inputs, outputs=inputs)
 
@@ -76,13 +78,11 @@ class Training:
             if self._config.gradient_checkpointing
             else contextlib.nullcontext()
         )
+        so_far, self._gradients = self._gradients, None
         with recomputed:
-            statistics, gradients = self._gradient(arrays)
-        gradients = _float32(gradients)
-        if self._gradients is not None:
-            gradients = tree_map(mx.add, self._gradients, gradients)
-        self._gradients = gradients
-        mx.eval(statistics, gradients)
+            statistics, self._gradients = self._gradient(arrays, so_far)
+        del so_far  # or its memory could not become the sum's
+        mx.eval(statistics, self._gradients)
         return statistics
 
     def step(self, learning_rate: float) -> tuple[float, bool]:
@@ -95,8 +95,7 @@ class Training:
         gradients, self._gradients = self._gradients, None
         if gradients is None:
             return 0.0, False
-        squares: mx.array = tree_reduce(lambda total, g: total + g.square().sum(), gradients, mx.array(0.0))
-        norm = float(mx.sqrt(squares))
+        norm = math.sqrt(float(self._squares(gradients)))
         if not math.isfinite(norm):
             return norm, False
         limit = self._config.max_grad_norm
@@ -178,6 +177,11 @@ def learning_rate(config: LearnerConfig, step: int, steps: int) -> float:
         "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
     }[config.lr_scheduler_type]
     return config.learning_rate * shape
+
+
+def _sum_of_squares(tree: Any) -> mx.array:
+    total: mx.array = tree_reduce(lambda total, array: total + array.square().sum(), tree, mx.array(0.0))
+    return total
 
 
 def _float32(tree: Any) -> Any:

@@ -22,6 +22,8 @@ _GROUP_SIZE = 64
 _GRADIENT_BYTES = 4
 #: Running means of a weight's gradient and of its square. Adafactor keeps of these a row and a column only.
 _STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "adafactor": 0, "muon": 4}
+#: Those that one product can take the place of.
+_JOINED = re.compile(r"\b(q|k|v|gate|up)_proj\.weight$")
 #: The layer's number and the module's name within it.
 _IN_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)\.weight$")
 
@@ -58,6 +60,8 @@ class Plan:
     worker: float
     cache: float
     evaluator: float
+    #: Of those of a worker's weights that it may copy on CUDA (`policy.blocks`).
+    joined: float = 0.0
 
 
 def memory_plan(config: Config) -> str:
@@ -97,6 +101,7 @@ def plan_of(folder: Path, config: Config) -> Plan:
         worker=sum(tensor.bytes(width, rollout_bits) for tensor in tensors),
         cache=_cache_bytes(architecture, config, width),
         evaluator=weights,
+        joined=sum(tensor.bytes(width, 0) for tensor in tensors if _JOINED.search(tensor.name)),
     )
 
 

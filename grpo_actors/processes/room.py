@@ -10,6 +10,7 @@ from math import ceil
 from pathlib import Path
 
 from grpo_actors.config import Config
+from grpo_actors.policy.copies import may_copy
 from grpo_actors.policy.locate import locate
 from grpo_actors.processes.machine import MEMORY_SHARE, Machine, equal_share
 from grpo_actors.processes.memory_plan import Plan, plan_of
@@ -92,11 +93,13 @@ def _memory_bound(config: Config, machine: Machine, learner_bytes: float) -> Roo
         plan = _as_large_as_the_learner(learner_bytes)
     else:  # asked again with the learner's peak before a worker is added
         return Room(MOST_WORKERS, "more are never tried")
-    context = CUDA_CONTEXT_BYTES if machine.back_end == "cuda" else 0
-    each = plan.worker + plan.cache + context
+    context = copied = 0.0
+    if machine.back_end == "cuda":
+        context, copied = CUDA_CONTEXT_BYTES, plan.joined if may_copy(plan.joined, memory) else 0.0
+    each = plan.worker + copied + plan.cache + context
     held = max(plan.learner, learner_bytes) + context
     if config.evaluator.eval_every_updates:
-        held += plan.evaluator + plan.cache + context
+        held += plan.evaluator + copied + plan.cache + context
     if machine.back_end != "cuda":  # there each process is held to a share
         others = others_of(config)
         held = max(held, memory * MEMORY_SHARE * others / (others + 1))

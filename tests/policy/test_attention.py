@@ -80,27 +80,28 @@ def test_the_kernel_is_softmax_attention_over_each_rows_own_tokens_and_writes_th
     expected = base.scaled_dot_product_attention(q, *held, None, size**-0.5, seen)
     mx.eval(expected)
     out = slot_kernels.attend_rows(q, k, v, slot_kernels.Past(cache, layer, lengths), size**-0.5)
-    np.testing.assert_allclose(np.array(out), np.array(expected), atol=2e-3)  # TF32 products in MLX's
+    np.testing.assert_allclose(np.array(out), np.array(expected), atol=2e-5)
     assert np.array_equal(np.array(cache), expected_cache)
 
 
 @cuda_alone
 @pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("rows", [4, 40])
 @pytest.mark.parametrize(("size", "heads"), [(64, (14, 2)), (96, (3, 3)), (128, (16, 8))])
-def test_the_kernel_divides_normalises_and_rotates_what_one_product_has_made(size, heads, normed):
-    rows, columns, layer = 4, 40, 1
+def test_the_kernel_divides_normalises_and_rotates_what_one_product_has_made(size, heads, rows, normed):
+    columns, layer = 40, 1
     of_layer = (2, 2, rows, heads[1], columns, size)
     joined, cache, *norms = drawn((rows, (heads[0] + 2 * heads[1]) * size), of_layer, (size,), (size,))
     angles = mx.random.uniform(0, 6, (rows, size // 2), key=mx.random.key(1))
     rotation = mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
-    lengths = mx.array([0, 5, 33, 39])
+    lengths = mx.arange(rows) * 39 // (rows - 1)  # 0 to 39
     shape = slot_kernels.Heads(*heads, size, size**-0.5, 1e-5)
     others = mx.array(np.array(cache))
     mx.eval(joined, cache, norms, rotation, others)
     rest = (shape, rotation, tuple(norms) if normed else None)
     out = slot_kernels.attend_joined(joined, slot_kernels.Past(cache, layer, lengths), *rest)
     expected = attend_joined(joined, slot_kernels.Past(others, layer, lengths), *rest)
-    np.testing.assert_allclose(np.array(out), np.array(expected), atol=4e-3)  # TF32 products in MLX's
+    np.testing.assert_allclose(np.array(out), np.array(expected), atol=2e-5)
     np.testing.assert_allclose(np.array(cache), np.array(others), atol=1e-5)
 
 
@@ -154,5 +155,5 @@ def test_a_step_over_slots_draws_the_tokens_of_a_masked_one(tiny, compiled, max_
     masked = sample_groups(tiny, prompts, seeds, params)
     for one, other, third in zip(chain(*over_slots), chain(*by_layers), chain(*masked), strict=True):
         assert one.tokens == other.tokens == third.tokens
-        np.testing.assert_allclose(one.logprobs, third.logprobs, atol=1e-2)
-        np.testing.assert_allclose(other.logprobs, third.logprobs, atol=1e-2)
+        np.testing.assert_allclose(one.logprobs, third.logprobs, atol=1e-4)
+        np.testing.assert_allclose(other.logprobs, third.logprobs, atol=1e-4)

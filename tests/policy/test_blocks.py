@@ -6,7 +6,7 @@ import pytest
 from architectures import random_policy
 from spelled_out import attend_joined
 
-from grpo_actors.policy import blocks as blocks_module
+from grpo_actors.policy import copies
 from grpo_actors.policy.adapter import fused
 from grpo_actors.policy.blocks import Blocks, blocks_of
 from grpo_actors.policy.device import memory_bytes
@@ -72,7 +72,7 @@ def test_a_model_whose_joined_weights_would_take_too_much_memory_keeps_its_own(m
         for name in ("queries_keys_values", "gate_up")
         for array in layer[name].values()
     )
-    monkeypatch.setattr(blocks_module, "MEMORY_PARTS", memory_bytes() / copied)
+    monkeypatch.setattr(copies, "MEMORY_PARTS", memory_bytes() / copied)
     assert blocks_of(model) is not None
-    monkeypatch.setattr(blocks_module, "MEMORY_PARTS", memory_bytes() / copied * 1.01)
+    monkeypatch.setattr(copies, "MEMORY_PARTS", memory_bytes() / copied * 1.01)
     assert blocks_of(model) is None

@@ -3,6 +3,7 @@
 import pytest
 from architectures import random_policy
 
+from grpo_actors.policy.batching import PREFILLED
 from grpo_actors.policy.sampling import SamplingParams, grow_sample, sample_groups, sample_in_turn
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 5, 4], [3]]
@@ -37,7 +38,7 @@ def test_groups_are_asked_for_as_places_get_free_and_not_all_at_once():
 
     running = sample_in_turn(random_policy("qwen2"), source(), PARAMS, places=2)
     first, _ = next(running)
-    assert len(asked) == 2 + 8, "two places, and a prefill's worth of prompts"
+    assert len(asked) == 2 + PREFILLED, "two places, and a prefill's worth of prompts"
     assert sorted([first, *(key for key, _ in running)]) == list(range(100))
 
 

@@ -21,6 +21,11 @@ def test_the_embedded_models_parameters_are_counted_from_its_header():
     assert plan().parameters == PARAMETERS
 
 
+def test_what_one_product_can_take_the_place_of_is_counted_too():
+    # Four layers' q, k and v of 128 × 128, gate and up of 256 × 128, in bfloat16.
+    assert plan("dtype=bfloat16").joined == 4 * (3 * 128 + 2 * 256) * 128 * 2
+
+
 def test_full_fine_tuning_in_float32_holds_sixteen_bytes_a_parameter():
     config = load_config(None, ["model_name=tiny", "dtype=float32", "task=arithmetic", "workers=1"]).config
     lines = memory_plan(config).splitlines()

@@ -4,6 +4,7 @@ import pytest
 
 from grpo_actors.config import load_config
 from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.processes import room
 from grpo_actors.processes.machine import Machine, Share, cuda_bytes, equal_share, worker_share
 from grpo_actors.processes.memory_plan import plan_of
 from grpo_actors.processes.room import CUDA_CONTEXT_BYTES, room_of
@@ -56,12 +57,34 @@ def test_nobody_is_added_who_would_never_hold_a_lease():
 
 def test_a_gpus_memory_bounds_workers_by_plan_and_by_the_learners_measured_peak():
     plan = plan_of(EMBEDDED, config("dtype=float32"))
-    each = plan.worker + plan.cache + CUDA_CONTEXT_BYTES
-    beside = plan.learner + plan.evaluator + plan.cache + 2 * CUDA_CONTEXT_BYTES
+    each = plan.worker + plan.joined + plan.cache + CUDA_CONTEXT_BYTES
+    beside = plan.learner + plan.evaluator + plan.joined + plan.cache + 2 * CUDA_CONTEXT_BYTES
     gpu = cuda((beside + 3.5 * each) / 0.75)
     assert room_of(config("dtype=float32"), gpu).workers == 3
     # Activations for two workers' memory: one is left.
     assert room_of(config("dtype=float32"), gpu, plan.learner + 2 * each).workers == 1
+
+
+def test_the_copy_of_weights_that_a_worker_may_make_on_cuda_counts_if_it_may_make_it(monkeypatch):
+    monkeypatch.setattr(room, "CUDA_CONTEXT_BYTES", 0)
+    small = (
+        "eval_every_updates=0",
+        "batch_groups=1",
+        "num_generations=2",
+        "max_new_tokens=1",
+        "max_prompt_length=8",
+    )
+    settings = config("dtype=float32", "fine_tune_type=lora", "lora_rank=1", *small)
+    plan = plan_of(EMBEDDED, settings)
+    each = plan.worker + plan.cache
+    # The learner and two workers fit to the byte; plan.joined is more than an eighth of that: nobody copies.
+    memory = (plan.learner + 2 * each) / 0.75
+    assert plan.joined > memory / 8
+    assert room_of(settings, cuda(memory + 1)).workers == 2
+    # In that of seven workers each of them may: there is room for that many with their copies.
+    memory = (plan.learner + 7 * each) / 0.75
+    assert plan.joined < memory / 8
+    assert room_of(settings, cuda(memory + 1)).workers == int(7 * each / (each + plan.joined)) == 4
 
 
 def test_of_a_model_on_the_hub_a_worker_is_taken_for_as_large_as_the_learner():
@@ -73,8 +96,8 @@ def test_of_a_model_on_the_hub_a_worker_is_taken_for_as_large_as_the_learner():
 
 
 def test_where_a_gpus_memory_is_not_known_nobody_is_added():
-    room = room_of(config(), cuda(None))
-    assert (room.workers, room.reason) == (1, "nvidia-smi does not tell how much memory the GPU has")
+    nobody = room_of(config(), cuda(None))
+    assert (nobody.workers, nobody.reason) == (1, "nvidia-smi does not tell how much memory the GPU has")
 
 
 def test_memory_bounds_workers_on_a_cpu_too():
