@@ -159,6 +159,8 @@ class Sampler:
                 group.prompts = None
         last_tokens = np.array([group.prompt[-1] for group, _ in taken], np.uint32)
         self._token[mx.array(places)] = mx.array(last_tokens)
+        # By itself: CUDA then takes every step for the same graph, instead of making another one for this one.
+        mx.async_eval(self._token)  # type: ignore[no-untyped-call]
 
     def _prefill(self, groups: Sequence[Group]) -> None:
         """Run the prompts of `groups` through the model, unless they have been, and some of those that come next."""

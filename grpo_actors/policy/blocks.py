@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 from mlx_lm.models.activations import swiglu
 
@@ -89,12 +90,11 @@ class Blocks:
         They are what the model's own rotation makes of ones in the first half of a head and zeros in the second,
         whatever frequencies and factors it has.
         """
-        half = self._heads.size // 2
-        ones_and_zeros = mx.concatenate([mx.ones(half), mx.zeros(half)])
-        turned: mx.array = self._rope(
-            mx.broadcast_to(ones_and_zeros, (lengths.size, 1, 1, 2 * half)), offset=lengths
-        )
-        return turned.reshape(lengths.size, 2 * half)
+        rows, size = lengths.size, self._heads.size
+        # Written out row by row: of a broadcast input MLX 0.32's rotation on CUDA gives every row the last row's position.
+        ones_and_zeros = mx.array(np.repeat([[1.0, 0.0]] * rows, size // 2, axis=1), mx.float32)
+        turned: mx.array = self._rope(ones_and_zeros.reshape(rows, 1, 1, size), offset=lengths)
+        return turned.reshape(rows, size)
 
 
 def blocks_of(model: Any) -> Blocks | None:

@@ -92,15 +92,15 @@ class Decoder:
         return token, logprob
 
 
-#: Two prompts to try a model out with.
-_UNLIKE = ([3, 1, 2, 1, 3, 2, 1, 1, 2], [2, 1, 3])
+#: Prompts to try a model out with: long enough, and varied enough, that a wrong position shows in every one of them.
+_UNLIKE = [[(7 * i + 3) * i % 59 + 1 for i in range(length)] for length in (40, 5, 17)]
 
 
 def fits(policy: Policy) -> bool:
     """Whether a window can hold the model's cache: keys and values of every position, in every layer.
 
     And whether the model reads its positions and its mask from the cache, row by row: found out once, by
-    decoding one token of two unlike prompts.
+    decoding one token of unlike prompts.
     """
     if policy.fits_window is None:
         plain = all(type(layer) is KVCache for layer in make_prompt_cache(policy.model))
@@ -126,9 +126,9 @@ def require_fit(policy: Policy, rule: str) -> None:
 
 
 def _decodes_unlike_rows(model: Any) -> bool:
-    """Whether two prompts of unlike lengths give side by side what they give alone."""
+    """Whether prompts of unlike lengths give side by side what they give alone."""
     window = Window(model, len(_UNLIKE))
-    window.place(np.arange(2), Prompts(model, _UNLIKE), np.arange(2))
+    window.place(np.arange(len(_UNLIKE)), Prompts(model, _UNLIKE), np.arange(len(_UNLIKE)))
     try:
         together = model(mx.array([[prompt[-1]] for prompt in _UNLIKE]), cache=window.layers)[:, -1]
         mx.eval(together)
@@ -138,7 +138,7 @@ def _decodes_unlike_rows(model: Any) -> bool:
 
 
 def _are_alone(logits: mx.array, model: Any) -> bool:
-    """Whether logits [2, V] of the unlike prompts side by side are those of each by itself."""
+    """Whether logits [3, V] of the unlike prompts side by side are those of each by itself."""
     return all(
         same_logits(row, model(mx.array([prompt]))[0, -1])
         for row, prompt in zip(logits, _UNLIKE, strict=True)
@@ -161,9 +161,9 @@ def _blocks(policy: Policy) -> Blocks | None:
 
 
 def _gives_the_same(blocks: Blocks, model: Any) -> bool:
-    """Whether the blocks decode one token of two unlike prompts as the model does."""
-    slots = Slots(len(_UNLIKE), max_new_tokens=1)
-    slots.place(np.arange(2, dtype=np.int32), Prompts(model, _UNLIKE), np.arange(2, dtype=np.int32))
+    """Whether the blocks decode one token of unlike prompts as the model does."""
+    slots, rows = Slots(len(_UNLIKE), max_new_tokens=1), np.arange(len(_UNLIKE), dtype=np.int32)
+    slots.place(rows, Prompts(model, _UNLIKE), rows)
     last, lengths = mx.array([prompt[-1] for prompt in _UNLIKE]), mx.array(slots.lengths)
     assert slots.cache is not None
     return _are_alone(blocks.logits(blocks.arrays(model), last, lengths, slots.cache), model)

@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_reduce
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.optimizer import build_optimizer, decayed
-from grpo_actors.policy.recomputation import recomputed_blocks
+from grpo_actors.policy.recomputation import recomputed_blocks, recomputed_gates
 
 #: (model, arrays of a micro-batch) -> (loss, statistics vector).
 LossFunction = Callable[[nn.Module, Mapping[str, mx.array]], tuple[mx.array, mx.array]]
@@ -73,13 +73,8 @@ class Training:
         Evaluated here, at every micro-batch: left lazy, the activations of all of them would be
         alive at once.
         """
-        recomputed = (
-            recomputed_blocks(self._model)
-            if self._config.gradient_checkpointing
-            else contextlib.nullcontext()
-        )
         so_far, self._gradients = self._gradients, None
-        with recomputed:
+        with self._recomputed():
             statistics, self._gradients = self._gradient(arrays, so_far)
         del so_far  # or its memory could not become the sum's
         mx.eval(statistics, self._gradients)
@@ -134,6 +129,14 @@ class Training:
             lambda name, array: arrays.get(_WEIGHTS + name, array), rounded
         )
         mx.eval(self.optimizer.state, self._weights)
+
+    def _recomputed(self) -> contextlib.AbstractContextManager[None]:
+        """What the backward pass computes again instead of keeping it."""
+        if self._config.gradient_checkpointing:
+            return recomputed_blocks(self._model)
+        # Not on a CPU, where exponentials are dear and memory is not.
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        return recomputed_gates(self._model) if on_gpu else contextlib.nullcontext()
 
     def _evaluate_step(self) -> None:
         """Part by part: the old weights, moments and gradients of a part are gone before the next part's new ones

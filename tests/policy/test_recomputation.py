@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from grpo_actors.config import ModelConfig
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_policy
-from grpo_actors.policy.recomputation import recomputed_blocks
+from grpo_actors.policy.recomputation import recomputed_blocks, recomputed_gates
 
 TOKENS, TARGETS = mx.array([[1, 2, 3, 4, 5, 6]]), mx.array([[4, 5, 6]])
 
@@ -25,9 +25,9 @@ def gradients(model):
     return {name: np.array(array) for name, array in tree_flatten(gradients)}
 
 
-def assert_recomputing_changes_no_gradient(model):
+def assert_recomputing_changes_no_gradient(model, recomputing=recomputed_blocks):
     kept = gradients(model)
-    with recomputed_blocks(model):
+    with recomputing(model):
         recomputed = gradients(model)
     assert kept.keys() == recomputed.keys()
     assert any(np.abs(array).max() > 1e-3 for array in kept.values())
@@ -44,14 +44,51 @@ def test_recomputed_blocks_give_the_same_gradient(family):
     assert type(model.layers[0]).__call__ is forward, "whoever samples runs the plain block again"
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "smollm3"])
+def test_recomputed_gates_give_the_same_gradient(family):
+    model = random_policy(family).model
+    [mlp] = {type(layer.mlp) for layer in model.layers}
+    forward = mlp.__call__
+    with recomputed_gates(model):
+        assert mlp.__call__ is not forward
+    assert mlp.__call__ is forward
+    assert_recomputing_changes_no_gradient(model, recomputed_gates)
+
+
+def test_a_model_that_gates_otherwise_is_left_as_it_is():
+    model = random_policy("gemma3_text").model
+    forward = type(model.layers[0].mlp).__call__
+    with recomputed_gates(model):
+        assert type(model.layers[0].mlp).__call__ is forward
+
+
+def test_recomputed_gates_keep_less():
+    model = random_policy("llama", hidden_size=64, intermediate_size=4096, head_dim=16).model
+    tokens = mx.zeros((8, 64), mx.int32)
+    compute = nn.value_and_grad(model, lambda model: model(tokens).sum())
+
+    def peak():
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        mx.eval(compute(model))
+        return mx.get_peak_memory()
+
+    kept = peak()
+    with recomputed_gates(model):
+        recomputed = peak()
+    # In each of two layers one array of 8 × 64 × 4096 numbers of four bytes less, at least.
+    assert kept - recomputed > 2 * 8 * 64 * 4096 * 4
+
+
+@pytest.mark.parametrize("recomputing", [recomputed_blocks, recomputed_gates])
 @pytest.mark.parametrize("layers", [-1, 1])
 @pytest.mark.parametrize("bits", [0, 4])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_blocks_with_an_adapter_are_recomputed_too(kind, bits, layers):
+def test_blocks_with_an_adapter_are_recomputed_too(kind, bits, layers, recomputing):
     settings = ModelConfig(dtype="float32", fine_tune_type=kind, base_bits=bits, lora_layers=layers)
     policy = load_policy(settings, seed=0)
     policy.load_trainable({name: array + 0.01 for name, array in policy.trainable().items()})
-    assert_recomputing_changes_no_gradient(policy.model)
+    assert_recomputing_changes_no_gradient(policy.model, recomputing)
 
 
 class Layer(nn.Module):
