@@ -20,7 +20,7 @@ from grpo_actors.config import Config
 from grpo_actors.errors import TrainingError
 from grpo_actors.groups import SampledGroup
 from grpo_actors.objective.advantages import Advantages, compute_advantages
-from grpo_actors.objective.batch import PROMPT_MULTIPLE, Completion, MicroBatch, pack
+from grpo_actors.objective.batch import PROMPT_MULTIPLE, ROW_MULTIPLE, Completion, MicroBatch, pack
 from grpo_actors.objective.objective import objective_loss
 from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, summary
@@ -37,6 +37,9 @@ MAX_SKIPPED_IN_A_ROW = 10
 #: Tokens that prompts are padded to a multiple of on CUDA: the gradient of MLX's attention there is one kernel for
 #: whole tiles of 128 alone, and computed from its parts otherwise.
 CUDA_PROMPT_MULTIPLE = 128
+
+#: So many numbers of rows may a micro-batch have on CUDA, where each shape is compiled.
+CUDA_ROW_COUNTS = 4
 
 
 @dataclass
@@ -76,12 +79,15 @@ class Grpo:
             if self.objective.overlong_tokens
             else None,
         )
+        rows = config.learner.batch_size * config.rollout.num_generations
         packed = pack(
             list(_completions(groups, advantages)),
-            rows=config.learner.batch_size * config.rollout.num_generations,
+            rows=rows,
             aggregation=self.objective.aggregation,
             max_new_tokens=config.rollout.max_new_tokens,
             mask_truncated=self.objective.mask_truncated,
+            skip_zero_advantage=config.learner.skip_zero_advantage and self._advantage_is_all,
+            row_multiple=max(ROW_MULTIPLE, rows // CUDA_ROW_COUNTS) if on_cuda() else ROW_MULTIPLE,
             shared_prompts=self.shared_prompts,
             prompt_multiple=CUDA_PROMPT_MULTIPLE if self.shared_prompts and on_cuda() else PROMPT_MULTIPLE,
         )
@@ -131,6 +137,12 @@ class Grpo:
             yield
         finally:
             self.policy.model.eval()
+
+    @property
+    def _advantage_is_all(self) -> bool:
+        """Whether a completion's gradient is a multiple of its advantage, and nothing else asks for its tokens."""
+        objective = self.objective
+        return objective.kl_coeff == 0 and objective.entropy_coeff == 0 and objective.top_entropy_share == 1
 
     def _loss(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
         """The micro-batch's share of the update's loss, and its statistics."""

@@ -80,6 +80,34 @@ def test_groups_of_equal_rewards_teach_nothing():
     assert_same_weights(before, weights(grpo))
 
 
+MIXED = [[1.0, 0.0, 1.0, 0.0], [1.0] * 4, [0.0] * 4]
+
+
+def test_completions_of_no_advantage_are_not_computed_and_the_step_is_the_same():
+    every, some = (
+        learner(config(skip_zero_advantage=skips, max_grad_norm=0.0, weight_decay=0.1))
+        for skips in (False, True)
+    )
+    groups, before = groups_of(every.policy, MIXED), weights(every)
+    told_of_every, told = every.update(groups), some.update(groups)
+    for name, array in weights(every).items():
+        # On the mean: Adam makes a whole step of a gradient that is nothing but rounding.
+        assert np.abs(array - weights(some)[name]).mean() < 1e-3 * np.abs(array - before[name]).mean(), name
+    assert told["grad_norm"] == pytest.approx(told_of_every["grad_norm"], rel=1e-4)
+    assert told["loss"] == pytest.approx(told_of_every["loss"], abs=1e-6)
+    assert told["tokens"] == told_of_every["tokens"], "all that were sampled"
+    # Of one group's entropy the mean is another than of three groups'.
+    assert told["entropy"] != pytest.approx(told_of_every["entropy"], rel=1e-3)
+
+
+@pytest.mark.parametrize("term", [{"kl_coeff": 0.1}, {"entropy_coeff": 0.1}, {"top_entropy_share": 0.5}])
+def test_where_the_loss_has_another_term_all_completions_are_computed(term):
+    every, some = (learner(config(skip_zero_advantage=skips, **term)) for skips in (False, True))
+    groups = groups_of(every.policy, MIXED)
+    assert every.update(groups)["entropy"] == some.update(groups)["entropy"]
+    assert_same_weights(weights(every), weights(some))
+
+
 # --- the reference --------------------------------------------------------------------------------
 
 

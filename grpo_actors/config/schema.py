@@ -199,6 +199,11 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory, slower"
     )
+    skip_zero_advantage: bool = Field(
+        default=True,
+        description="without a KL or an entropy term, do not compute completions of advantage 0, which have no gradient; "
+        "off: they count in entropy, clip_share and their like",
+    )
 
 
 class EvaluatorConfig(Section):
