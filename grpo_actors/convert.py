@@ -83,7 +83,7 @@ def _add_weight_options(command: argparse.ArgumentParser) -> None:
 
 def from_gguf(options: argparse.Namespace, folder: Path) -> str:
     """Source ``--gguf``."""
-    from grpo_actors.policy import gguf  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.policy.converting import gguf  # noqa: PLC0415  MLX takes a second to import
 
     plan = _plan(options)
     with _whole_weights(folder, plan) as whole:
@@ -95,7 +95,7 @@ def from_gguf(options: argparse.Namespace, folder: Path) -> str:
 
 def from_nanochat(options: argparse.Namespace, folder: Path) -> str:
     """Source ``--nanochat``."""
-    from grpo_actors.policy import nanochat  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.policy.converting import nanochat  # noqa: PLC0415  MLX takes a second to import
 
     plan = _plan(options)
     with _whole_weights(folder, plan) as whole:
@@ -111,7 +111,7 @@ def _whole_weights(folder: Path, plan: Plan) -> Iterator[Path]:
     if plan.bits is None:
         yield folder
         return
-    from grpo_actors.policy import huggingface  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.policy.converting import huggingface  # noqa: PLC0415  MLX takes a second to import
 
     whole = folder / "whole"
     whole.mkdir()
@@ -122,7 +122,7 @@ def _whole_weights(folder: Path, plan: Plan) -> Iterator[Path]:
 
 def from_hugging_face(options: argparse.Namespace, folder: Path) -> str:
     """Source ``--hf-path``."""
-    from grpo_actors.policy import huggingface, vision  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.policy.converting import huggingface, vision  # noqa: PLC0415  MLX takes a second to import
 
     plan = _plan(options)
     source = huggingface.find(options.hf_path)
@@ -175,7 +175,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 def _compare(plan: Plan, source: Callable[[], Any], folder: Path) -> str:
     """The summary's line on log-probs before and after."""
-    from grpo_actors.policy import fidelity  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.policy.converting import fidelity  # noqa: PLC0415  MLX takes a second to import
 
     difference = fidelity.drift(source, folder, plan)
     if difference is None:
@@ -184,14 +184,14 @@ def _compare(plan: Plan, source: Callable[[], Any], folder: Path) -> str:
 
 
 def _set_end(folder: Path, text: str, plan: Plan) -> None:
-    from grpo_actors.policy import huggingface  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.policy.converting import huggingface  # noqa: PLC0415  MLX takes a second to import
 
     huggingface.set_end(folder, text, plan)
 
 
 def _sample(options: argparse.Namespace, folder: Path, plan: Plan) -> list[str]:
-    from grpo_actors.policy import vision  # noqa: PLC0415  MLX takes a second to import
-    from grpo_actors.policy.trial import speak  # noqa: PLC0415
+    from grpo_actors.policy.converting import vision  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.policy.converting.trial import speak  # noqa: PLC0415
 
     missing = vision.no_language_part(folder, plan)
     if missing:

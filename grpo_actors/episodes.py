@@ -1,6 +1,6 @@
 """Completions of several turns: what the policy says, and what an environment (`tasks.environments`) replies.
 
-Joins the two halves: an environment knows messages, the sampler (`policy.batching`) tokens. A completion whose
+Joins the two halves: an environment knows messages, the sampler (`policy.decoding.batching`) tokens. A completion whose
 environment fails ends there, and says so (`Sample.failure`): it is for its reader to count it as none.
 """
 
@@ -11,9 +11,9 @@ from functools import partial
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ModelError, RewardError
-from grpo_actors.policy.draw import Respond, Sample
+from grpo_actors.policy.decoding.draw import Respond, Sample
+from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.model import Policy
-from grpo_actors.policy.turns import encode_reply
 from grpo_actors.tasks.replying import Replier
 from grpo_actors.tasks.task import Message, Problem
 

@@ -71,7 +71,7 @@ class Exported:
         Raises:
             ModelError: the architecture or the tokenizer is none that the writer knows.
         """
-        from grpo_actors.policy.gguf.writer import write_file  # noqa: PLC0415  needs the extra gguf
+        from grpo_actors.policy.converting.gguf.writer import write_file  # noqa: PLC0415  needs the extra gguf
 
         with TemporaryDirectory(dir=file.parent) as folder:
             self._fuse(Path(folder), None, dequantize=dequantize)

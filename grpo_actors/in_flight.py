@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from grpo_actors.messages import Grant, read_ints
-from grpo_actors.policy.in_flight import InFlight
+from grpo_actors.policy.decoding.in_flight import InFlight
 from grpo_actors.policy.sampling import places_for
 from grpo_actors.worker import RolloutWorker, sampling_params
 

@@ -32,9 +32,9 @@ from grpo_actors.joining import Leaving, introduce
 from grpo_actors.messages import Welcome
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.opening import lease_table, selection_of, supply_of
-from grpo_actors.policy.decoding import require_fit
+from grpo_actors.policy.decoding.step import require_fit
+from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.sampling import NO_ENVIRONMENT
-from grpo_actors.policy.turns import encode_reply
 from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, is_supervised, locked
 from grpo_actors.processes.preflight import CONFIG_FILE, total_updates, with_rewards
 from grpo_actors.publishing import Publisher

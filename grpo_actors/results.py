@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from grpo_actors.episodes import chat_of
 from grpo_actors.messages import Completion, Group, Lease, floats, ints
-from grpo_actors.policy.draw import Sample
+from grpo_actors.policy.decoding.draw import Sample
 from grpo_actors.policy.model import Policy
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem

@@ -32,7 +32,7 @@ from grpo_actors.messages import (
     from_learner,
     read_ints,
 )
-from grpo_actors.policy.draw import Respond
+from grpo_actors.policy.decoding.draw import Respond
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
 from grpo_actors.processes.door import StopRequest

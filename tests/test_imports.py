@@ -145,7 +145,7 @@ def test_only_the_actors_join_what_computes_with_what_talks():
 
 
 #: May read pickles, through an Unpickler of its own that resolves no name by itself.
-UNPICKLER = "policy/nanochat/pickles.py"
+UNPICKLER = "policy/converting/nanochat/pickles.py"
 
 
 def test_no_module_imports_pickle():

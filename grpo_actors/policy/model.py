@@ -45,7 +45,7 @@ class Policy:
     heeds_padding: bool | None = None
     #: Whether its cache can be a `window`; None: not tried yet.
     fits_window: bool | None = None
-    #: What `decoding` keeps: through what the model calls attention (False: no kernel), and its compiled steps.
+    #: What `decoding.step` keeps: through what the model calls attention (False: no kernel), and its compiled steps.
     attention_callers: Any = None
     compiled_steps: dict[Any, Any] = field(default_factory=dict)
     #: Whether `blocks` give what its own layers give; None: not tried yet.

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from itertools import islice
 
 from grpo_actors.policy.adapter import fused
-from grpo_actors.policy.batching import PREFILLED, Sampler
-from grpo_actors.policy.decoding import fits, require_fit
+from grpo_actors.policy.decoding.batching import PREFILLED, Sampler
+from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
+from grpo_actors.policy.decoding.fixed_batch import fixed_steps, sample_fixed
+from grpo_actors.policy.decoding.step import fits, require_fit
 from grpo_actors.policy.dora import fixed_norms
-from grpo_actors.policy.draw import Respond, Sample, SamplingParams
-from grpo_actors.policy.fixed_batch import fixed_steps, sample_fixed
 from grpo_actors.policy.model import Policy
 
 __all__ = [

@@ -60,7 +60,7 @@ class Plan:
     worker: float
     cache: float
     evaluator: float
-    #: Of those of a worker's weights that it may copy on CUDA (`policy.blocks`).
+    #: Of those of a worker's weights that it may copy on CUDA (`policy.decoding.blocks`).
     joined: float = 0.0
 
 

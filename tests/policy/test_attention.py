@@ -9,8 +9,8 @@ from architectures import random_policy
 from mlx_lm.models import base
 from spelled_out import attend_joined
 
-from grpo_actors.policy import attention, draw_kernel, slot_kernels
-from grpo_actors.policy.draw import draw
+from grpo_actors.policy.decoding import attention, draw_kernel, slot_kernels
+from grpo_actors.policy.decoding.draw import draw
 from grpo_actors.policy.logprobs import _fused, _shared_exponential
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 

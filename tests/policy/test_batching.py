@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from grpo_actors.policy import window
-from grpo_actors.policy.batching import Sampler
+from grpo_actors.policy.decoding import window
+from grpo_actors.policy.decoding.batching import Sampler
 from grpo_actors.policy.sampling import SamplingParams, places_for, sample_groups
 
 QUESTIONS = ["What is 12 + 34?", "7", "Tom has 21 apples and buys 3 bags of 14 apples. How many has he now?"]

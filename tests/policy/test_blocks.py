@@ -8,9 +8,9 @@ from spelled_out import attend_joined
 
 from grpo_actors.policy import copies
 from grpo_actors.policy.adapter import fused
-from grpo_actors.policy.blocks import Blocks, blocks_of
+from grpo_actors.policy.decoding.blocks import Blocks, blocks_of
+from grpo_actors.policy.decoding.window import Prompts
 from grpo_actors.policy.device import memory_bytes
-from grpo_actors.policy.window import Prompts
 
 PROMPTS = [[3, 1, 2, 1, 3, 2, 1, 1, 2], [2, 1, 3], [5]]
 COLUMNS = 16

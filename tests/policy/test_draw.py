@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from grpo_actors.policy.draw import SamplingParams, draw, draws
+from grpo_actors.policy.decoding.draw import SamplingParams, draw, draws
 
 DRAWS = 40_000
 LOGITS = np.array([2.0, -1.0, 0.5, 0.0, -3.0, 1.5])

@@ -15,10 +15,10 @@ from gguf import GGMLQuantizationType as Type
 from gguf_files import FAMILIES, VOCAB, Tiny, write
 
 from grpo_actors.errors import ModelError
-from grpo_actors.policy.gguf import blocks, tokenizer, weights, write_folder
-from grpo_actors.policy.gguf.architecture import Architecture
-from grpo_actors.policy.gguf.families import split_rotary_halves
-from grpo_actors.policy.gguf.reader import GgufFile
+from grpo_actors.policy.converting.gguf import blocks, tokenizer, weights, write_folder
+from grpo_actors.policy.converting.gguf.architecture import Architecture
+from grpo_actors.policy.converting.gguf.families import split_rotary_halves
+from grpo_actors.policy.converting.gguf.reader import GgufFile
 
 IDS = mx.array([[1, 40, 70, 259, 12, 200, 2, 99]])
 

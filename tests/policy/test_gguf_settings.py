@@ -9,8 +9,8 @@ import pytest
 from gguf_files import HEAD_DIM, Tiny, write
 
 from grpo_actors.errors import ModelError
-from grpo_actors.policy.gguf.architecture import Architecture
-from grpo_actors.policy.gguf.reader import GgufFile
+from grpo_actors.policy.converting.gguf.architecture import Architecture
+from grpo_actors.policy.converting.gguf.reader import GgufFile
 
 # --- rotary scaling ---
 

@@ -23,9 +23,9 @@ from transformers import AutoTokenizer
 
 from grpo_actors.checkpoints import write_json
 from grpo_actors.errors import ModelError
-from grpo_actors.policy.gguf import tokenizer as rebuild
-from grpo_actors.policy.gguf import write_folder
-from grpo_actors.policy.gguf.reader import GgufFile
+from grpo_actors.policy.converting.gguf import tokenizer as rebuild
+from grpo_actors.policy.converting.gguf import write_folder
+from grpo_actors.policy.converting.gguf.reader import GgufFile
 
 SAMPLES = [
     "Hello, world!",

@@ -16,8 +16,8 @@ import pytest
 from gguf_files import Tiny, write
 
 from grpo_actors.errors import ModelError
-from grpo_actors.policy.gguf import rope, write_folder
-from grpo_actors.policy.gguf.writer import write_file
+from grpo_actors.policy.converting.gguf import rope, write_folder
+from grpo_actors.policy.converting.gguf.writer import write_file
 from grpo_actors.policy.locate import EMBEDDED
 
 IDS = mx.array([[1, 40, 70, 259, 12, 200, 2, 99]])

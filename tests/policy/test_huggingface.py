@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from grpo_actors.config import ModelConfig
 from grpo_actors.convert import upload
 from grpo_actors.errors import ModelError, RunError
-from grpo_actors.policy import fidelity, huggingface
+from grpo_actors.policy.converting import fidelity, huggingface
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.plan import Plan

@@ -8,9 +8,9 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError
-from grpo_actors.policy.decoding import require_fit
-from grpo_actors.policy.draw import draw, draws
-from grpo_actors.policy.in_flight import InFlight
+from grpo_actors.policy.decoding.draw import draw, draws
+from grpo_actors.policy.decoding.in_flight import InFlight
+from grpo_actors.policy.decoding.step import require_fit
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 

@@ -24,7 +24,7 @@ from nanochat_files import (
 from test_convert import refusal
 
 from grpo_actors.errors import ModelError
-from grpo_actors.policy.nanochat.torch_file import TorchFile
+from grpo_actors.policy.converting.nanochat.torch_file import TorchFile
 
 
 def refused(tmp_path, capsys, source=None) -> str:

@@ -3,7 +3,7 @@
 import pytest
 from architectures import random_policy
 
-from grpo_actors.policy.batching import PREFILLED
+from grpo_actors.policy.decoding.batching import PREFILLED
 from grpo_actors.policy.sampling import SamplingParams, grow_sample, sample_groups, sample_in_turn
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 5, 4], [3]]

@@ -7,11 +7,11 @@ from architectures import random_policy
 from mlx_lm.models.cache import make_prompt_cache
 
 from grpo_actors.errors import ConfigError, ModelError
-from grpo_actors.policy.batching import Sampler
-from grpo_actors.policy.draw import draw, draws
-from grpo_actors.policy.in_flight import InFlight
+from grpo_actors.policy.decoding.batching import Sampler
+from grpo_actors.policy.decoding.draw import draw, draws
+from grpo_actors.policy.decoding.in_flight import InFlight
+from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
-from grpo_actors.policy.turns import encode_reply
 
 QUESTIONS = ["What is 12 + 34?", "7", "There are 21 pears and 14 plums. How many are there in all?"]
 SEEDS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]

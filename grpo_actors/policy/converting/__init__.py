@@ -1,0 +1,1 @@
+"""Other people's files, and model folders that mlx-lm loads."""
