@@ -77,6 +77,7 @@ def test_groups_of_equal_rewards_teach_nothing():
     told = grpo.update(groups_of(grpo.policy, [[1.0] * 4, [0.0] * 4]))
     assert told["zero_variance_share"] == 1.0
     assert told["grad_norm"] == 0.0
+    assert told["entropy"] is None, "nothing was computed"
     assert_same_weights(before, weights(grpo))
 
 

@@ -71,30 +71,29 @@ def add_statistics(total: mx.array | None, more: mx.array) -> mx.array:
     return mx.concatenate([total[:n] + more[:n], mx.maximum(total[n:], more[n:])])
 
 
-def summary(total: mx.array | None) -> dict[str, float]:
+def summary(total: mx.array | None) -> dict[str, float | None]:
     """Means by the names that the metrics use; the one place here that waits for the device.
 
     ``clip_share`` is that of both sides, ``correction_share`` that of tokens whose weight was cut,
-    ``loss`` the sum of what was added. With no active token (`total` None too) everything is 0.
+    ``loss`` the sum of what was added. Of no active token (`total` None too) means and maxima are None: not measured.
     """
     values = np.zeros(len(SUMS + MAXIMA)) if total is None else np.array(total, np.float64)
     of = dict(zip(SUMS + MAXIMA, values.tolist(), strict=True))
-    tokens = max(of["tokens"], 1.0)
-    return {
-        "loss": of["loss"],
-        "tokens": of["tokens"],
-        "kl": of["kl"] / tokens,
-        "clip_share": (of["clip_low"] + of["clip_high"]) / tokens,
-        "clip_low_share": of["clip_low"] / tokens,
-        "clip_high_share": of["clip_high"] / tokens,
-        "ratio_mean": of["ratio"] / tokens,
-        "ratio_max": of["ratio_max"],
-        "logprob_gap_mean": of["gap"] / tokens,
-        "logprob_gap_max": of["gap_max"],
-        "mismatch_kl": of["mismatch_kl"] / tokens,
-        "correction_share": of["cut"] / tokens,
-        "entropy": of["entropy"] / tokens,
+    tokens = of["tokens"]
+    sums = {
+        "kl": of["kl"],
+        "clip_share": of["clip_low"] + of["clip_high"],
+        "clip_low_share": of["clip_low"],
+        "clip_high_share": of["clip_high"],
+        "ratio_mean": of["ratio"],
+        "logprob_gap_mean": of["gap"],
+        "mismatch_kl": of["mismatch_kl"],
+        "correction_share": of["cut"],
+        "entropy": of["entropy"],
     }
+    maxima = {"ratio_max": of["ratio_max"], "logprob_gap_max": of["gap_max"]}
+    measured = {name: total / tokens for name, total in sums.items()} | maxima if tokens else {}
+    return {"loss": of["loss"], "tokens": tokens, **dict.fromkeys(sums | maxima), **measured}
 
 
 def _sum(mask: mx.array, x: mx.array | None) -> mx.array:

@@ -36,7 +36,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "reward_std": "over all completions",
         "rewards": "reward name -> mean",
         "kl": "to the reference, per token; null without one",
-        "clip_share": "tokens whose ratio was clipped",
+        "clip_share": "tokens whose ratio was clipped; null, with all down to entropy, where no completion was computed",
         "ratio_mean": "importance ratio, new to old policy",
         "ratio_max": "",
         "logprob_gap_mean": "|learner - worker| at the sampled version",

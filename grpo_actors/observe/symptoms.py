@@ -248,7 +248,7 @@ def _is_worth_nothing(metrics: Metrics) -> bool:
 
 
 def _trained(metrics: Metrics) -> bool:
-    """Whether the loss had a token: without one all its means are 0, and a ratio never is."""
+    """Whether the loss had a token: without one nothing of it was measured."""
     return value(metrics, "ratio_mean") > 0
 
 

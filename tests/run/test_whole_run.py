@@ -215,5 +215,7 @@ def test_workers_with_quantised_weights_train(make_run):
     assert run.run() == 0, run.stderr
     run.assert_told_without_gap()
     gaps = [record["logprob_gap_mean"] for record in run.records("metrics")]
+    measured = [gap for gap in gaps if gap is not None]  # an update without an advantage computes nothing
     # Four bits are another policy, and the record says how far it is off.
-    assert all(gap > 1e-4 for gap in gaps)
+    assert measured
+    assert all(gap > 1e-4 for gap in measured)
