@@ -87,7 +87,7 @@ class Grpo:
             max_new_tokens=config.rollout.max_new_tokens,
             mask_truncated=self.objective.mask_truncated,
             skip_zero_advantage=config.learner.skip_zero_advantage and self._advantage_is_all,
-            row_multiple=max(ROW_MULTIPLE, rows // CUDA_ROW_COUNTS) if on_cuda() else ROW_MULTIPLE,
+            row_multiple=max(ROW_MULTIPLE, -(-rows // CUDA_ROW_COUNTS)) if on_cuda() else ROW_MULTIPLE,
             shared_prompts=self.shared_prompts,
             prompt_multiple=CUDA_PROMPT_MULTIPLE if self.shared_prompts and on_cuda() else PROMPT_MULTIPLE,
         )

@@ -71,13 +71,14 @@ def test_further_iterations_on_one_batch_meet_the_clip():
     assert often["logprob_gap_max"] < 1e-4, "the gap is that before the batch moved the policy"
 
 
-def test_groups_of_equal_rewards_teach_nothing():
-    grpo = learner(config(adam_beta1=0.0))
+@pytest.mark.parametrize("skips", [False, True])
+def test_groups_of_equal_rewards_teach_nothing(skips):
+    grpo = learner(config(adam_beta1=0.0, skip_zero_advantage=skips))
     before = weights(grpo)
     told = grpo.update(groups_of(grpo.policy, [[1.0] * 4, [0.0] * 4]))
     assert told["zero_variance_share"] == 1.0
     assert told["grad_norm"] == 0.0
-    assert told["entropy"] is None, "nothing was computed"
+    assert (told["entropy"] is None) == skips, "nothing was computed"
     assert_same_weights(before, weights(grpo))
 
 
@@ -99,6 +100,15 @@ def test_completions_of_no_advantage_are_not_computed_and_the_step_is_the_same()
     assert told["tokens"] == told_of_every["tokens"], "all that were sampled"
     # Of one group's entropy the mean is another than of three groups'.
     assert told["entropy"] != pytest.approx(told_of_every["entropy"], rel=1e-3)
+
+
+def test_an_update_without_any_advantage_takes_no_step():
+    grpo = learner(config())
+    grpo.update(groups_of(grpo.policy, MIXED))
+    moved, steps = weights(grpo), grpo.training.optimizer.step.item()
+    grpo.update(groups_of(grpo.policy, MIXED[1:]))
+    assert_same_weights(moved, weights(grpo))
+    assert grpo.training.optimizer.step.item() == steps
 
 
 @pytest.mark.parametrize("term", [{"kl_coeff": 0.1}, {"entropy_coeff": 0.1}, {"top_entropy_share": 0.5}])

@@ -9,7 +9,7 @@ from grpo_actors.archive import Archive
 from grpo_actors.checkpoints import Snapshot
 from grpo_actors.history import History
 from grpo_actors.observe.sinks import Journal
-from grpo_actors.processes.decisions import keep
+from grpo_actors.processes.decisions import decisions, keep
 from grpo_actors.processes.headcount import Decision
 from grpo_actors.schedule.lease import Cursor
 
@@ -76,7 +76,9 @@ def test_a_file_of_somebody_else_is_no_decision_and_no_failure(tmp_path):
         for content in ("", "[1]", '{"decisions": 3}', '{"decisions": [3, "x"]}'):
             (tmp_path / "workers.json").write_text(content)
             updated(grpo, history)
-        (tmp_path / "workers.json").unlink()
+            keep(tmp_path, FIRST, update=1, kept=1)  # nor does the next decision of ours stumble over it
+            assert [one["workers"] for one in decisions(tmp_path)] == [FIRST.workers]
+            (tmp_path / "workers.json").unlink()
         (tmp_path / "workers.json").mkdir()
         updated(grpo, history)
         assert decided(tmp_path) == []

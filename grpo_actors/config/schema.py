@@ -201,8 +201,8 @@ class LearnerConfig(Section):
     )
     skip_zero_advantage: bool = Field(
         default=True,
-        description="without a KL or an entropy term, do not compute completions of advantage 0, which have no gradient; "
-        "off: they count in entropy, clip_share and their like",
+        description="without a KL or an entropy term, and with top_entropy_share = 1, do not compute completions of "
+        "advantage 0, which have no gradient; off: they count in entropy, clip_share and their like",
     )
 
 

@@ -73,7 +73,9 @@ class MicroBatch:
 class Update:
     """The micro-batches of one optimizer update, longest first, and what was packed into them."""
 
-    micro_batches: tuple[MicroBatch, ...]  # none if every completion is masked: there is nothing to learn
+    micro_batches: tuple[
+        MicroBatch, ...
+    ]  # none if all completions are masked or skipped: there is nothing to learn
     completions: int  # all that were given
     active: int  # of them, those whose tokens have weight in the loss
     active_tokens: int  # sampled tokens of the active ones, also of those skipped for A = 0

@@ -46,6 +46,11 @@ class Memory:
         return self.held(self.config.health.patience_updates, holds)
 
     @property
+    def trained(self) -> list[Metrics]:
+        """Of the updates those in which a token trained: in the others nothing of the loss was measured."""
+        return [update for update in self.updates if _trained(update)]
+
+    @property
     def for_long(self) -> str:
         """How an alarm says that it has waited."""
         return f"for {self.config.health.patience_updates} updates (health.patience_updates)"
@@ -123,10 +128,12 @@ def workers_disagree(memory: Memory) -> str | None:
     """Worker and learner give the same tokens other probabilities."""
     health = memory.config.health
     limits = (("logprob_gap_mean", health.max_logprob_gap), ("mismatch_kl", health.max_mismatch_kl))
-    if not memory.held(CONFIRMING_UPDATES, lambda m: any(value(m, key) > limit for key, limit in limits)):
+    newest = memory.trained[-CONFIRMING_UPDATES:]
+    exceeds = [any(value(update, key) > limit for key, limit in limits) for update in newest]
+    if len(newest) < CONFIRMING_UPDATES or not all(exceeds):
         return None
     gap, gap_max, kl = (
-        value(memory.last, key) for key in ("logprob_gap_mean", "logprob_gap_max", "mismatch_kl")
+        value(newest[-1], key) for key in ("logprob_gap_mean", "logprob_gap_max", "mismatch_kl")
     )
     return (
         f"log-probs of worker and learner differ by {gap:.3g} nats on average, {gap_max:.3g} at most, KL {kl:.3g} "
@@ -138,10 +145,13 @@ def workers_disagree(memory: Memory) -> str | None:
 def entropy_collapses(memory: Memory) -> str | None:
     """The policy has stopped exploring."""
     limit = memory.config.health.min_entropy
-    if not memory.held_long(lambda m: _trained(m) and value(m, "entropy") < limit):
+    trained = memory.trained
+    # Where nearly all samples are the same, many updates have no advantage, and measure nothing: that refutes nothing.
+    collapsed = memory.held_long(lambda m: not _trained(m) or value(m, "entropy") < limit)
+    if not collapsed or len(trained) < CONFIRMING_UPDATES:
         return None
     return (
-        f"entropy is {value(memory.last, 'entropy'):.3g} nats a token {memory.for_long}, health.min_entropy = "
+        f"entropy is {value(trained[-1], 'entropy'):.3g} nats a token {memory.for_long}, health.min_entropy = "
         f"{limit:g}: nearly every sample is the same; raise objective.clip_eps_high or objective.entropy_coeff, "
         "or lower learner.learning_rate"
     )

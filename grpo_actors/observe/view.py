@@ -117,7 +117,8 @@ def _started(view: RunView, record: Record) -> RunView:
     """A first start forgets all; a resumed one forgets who was there and how the last one ended."""
     if record["seq"] == 1:
         return RunView(start=record)
-    return dataclasses.replace(view, start=record, stop=None, workers=MappingProxyType({}), alarms=())
+    gone: Mapping[str, Record] = MappingProxyType({})
+    return dataclasses.replace(view, start=record, stop=None, workers=gone, headcount=None, alarms=())
 
 
 def _measured(view: RunView, record: Record) -> RunView:

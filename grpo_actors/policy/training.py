@@ -52,6 +52,8 @@ class Training:
         self._gradients: Any = None
         value_and_grad = nn.value_and_grad(model, loss)
 
+        # Compiled, a shape that comes both first in an update and later is compiled twice; zeros to begin with would
+        # be as many float32 as there are weights, written and read in every update.
         def gradient(arrays: Mapping[str, mx.array], so_far: Any) -> tuple[mx.array, Any]:
             (_, statistics), gradients = value_and_grad(model, arrays)
             gradients = _float32(gradients)

@@ -18,7 +18,7 @@ from grpo_actors.processes.preflight import WORKERS_FILE
 def keep(run_dir: Path, decision: Decision, *, update: int, kept: int) -> None:
     """One decision more, taken after `update`; `kept` workers are known to pay. `OSError`: the disk refuses."""
     told = {"time": time.time(), "update": update, **asdict(decision)}
-    content = {"kept": kept, "decisions": [*_read(run_dir).get("decisions", []), told]}
+    content = {"kept": kept, "decisions": [*_decisions(run_dir), told]}
     path = run_dir / WORKERS_FILE
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -33,13 +33,18 @@ def settled_on(run_dir: Path) -> int:
 
 def decisions(run_dir: Path) -> list[Record]:
     """All of the run, oldest first, each as the fields of a `headcount` record."""
-    kept = _read(run_dir).get("decisions", [])
-    return [as_told(one) for one in kept if isinstance(one, dict)] if isinstance(kept, list) else []
+    return [as_told(one) for one in _decisions(run_dir)]
 
 
 def as_told(decision: Record) -> Record:
     """A decision without what else its file or its record says."""
     return {name: decision.get(name) for name in FIELDS["headcount"]}
+
+
+def _decisions(run_dir: Path) -> list[dict[str, Any]]:
+    """As they are kept."""
+    kept = _read(run_dir).get("decisions", [])
+    return [one for one in kept if isinstance(one, dict)] if isinstance(kept, list) else []
 
 
 def _read(run_dir: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Plan:
     worker: float
     cache: float
     evaluator: float
-    #: Of those of a worker's weights that it may copy on CUDA (`policy.decoding.blocks`).
+    #: Of those of the weights that are copied to sample on CUDA (`policy.decoding.blocks`): none that are packed.
     joined: float = 0.0
 
 
@@ -101,7 +101,7 @@ def plan_of(folder: Path, config: Config) -> Plan:
         worker=sum(tensor.bytes(width, rollout_bits) for tensor in tensors),
         cache=_cache_bytes(architecture, config, width),
         evaluator=weights,
-        joined=sum(tensor.bytes(width, 0) for tensor in tensors if _JOINED.search(tensor.name)),
+        joined=0.0 if bits or any(tensor.bits for tensor in tensors) else _joined_bytes(tensors, width),
     )
 
 
@@ -130,6 +130,10 @@ def read_tensors(folder: Path, quantization: dict[str, Any]) -> list[Tensor]:
             shape = (*shape[:-1], shape[-1] * 32 // bits)
         tensors.append(Tensor(name, shape, bits))
     return tensors
+
+
+def _joined_bytes(tensors: list[Tensor], width: int) -> float:
+    return sum(tensor.bytes(width, 0) for tensor in tensors if _JOINED.search(tensor.name))
 
 
 def _full_bytes(config: Config, tensors: list[Tensor], width: int) -> float:

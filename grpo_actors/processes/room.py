@@ -96,7 +96,7 @@ def _memory_bound(config: Config, machine: Machine, learner_bytes: float) -> Roo
     context = copied = 0.0
     if machine.back_end == "cuda":
         context, copied = CUDA_CONTEXT_BYTES, plan.joined if may_copy(plan.joined, memory) else 0.0
-    each = plan.worker + copied + plan.cache + context
+    each = plan.worker + (0.0 if config.rollout.quantize_for_rollouts else copied) + plan.cache + context
     held = max(plan.learner, learner_bytes) + context
     if config.evaluator.eval_every_updates:
         held += plan.evaluator + copied + plan.cache + context

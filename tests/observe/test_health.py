@@ -103,6 +103,18 @@ def test_it_is_told_again_only_after_it_had_ended(name):
     assert told(series, max_staleness=3) == [(updates, name), (3 * updates + 1, name)]
 
 
+UNMEASURED = dict.fromkeys(("ratio_mean", "clip_share", "logprob_gap_mean", "mismatch_kl", "entropy"))
+
+
+@pytest.mark.parametrize("name", ["workers disagree", "entropy collapses"])
+def test_an_update_in_which_no_token_trained_neither_ends_an_alarm_nor_makes_one(name):
+    _, sick, _ = SIGNS[name]
+    every_second = [sick, UNMEASURED] * 3 * PATIENCE
+    assert [alarm for _, alarm in told(every_second)] == [name]
+    assert told([UNMEASURED] * 3 * PATIENCE) == []
+    assert told([{}, *[UNMEASURED] * PATIENCE, sick, sick]) == [], "two do not confirm"
+
+
 def test_every_rule_has_a_series():
     assert {*SIGNS, "length runs away", "steps are skipped"} == set(RULES)
 

@@ -68,6 +68,10 @@ class Sampler:
         self._waiting.append(Group(key, prompt, seeds, samples, respond))
         return samples
 
+    def forget_weights(self) -> None:
+        """The policy is about to get other weights, and what it holds now may be freed; `adopt` is called next."""
+        self._decoder.forget_weights()
+
     def adopt(self, version: int) -> None:
         """The policy holds other weights now; every step from here on is theirs."""
         self.version = version

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx import nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.activations import swiglu
 
 from grpo_actors.policy.copies import may_copy
@@ -104,6 +105,8 @@ def blocks_of(model: Any) -> Blocks | None:
     embedding = model.model.embed_tokens
     head = model.get("lm_head", embedding)
     if type(embedding) is not nn.Embedding or type(head) not in {nn.Embedding, nn.Linear}:
+        return None
+    if len({array.dtype for _, array in tree_flatten(model.parameters())}) > 1:  # the kernels know one
         return None
     copied = sum(linear.weight.nbytes for layer in model.layers for linear in _joined_linears(layer))
     return Blocks(model) if may_copy(copied, memory_bytes()) else None

@@ -33,6 +33,7 @@ class InFlight:
             ModelError: they are another model's.
         """
         self._prepared.close()
+        self.sampler.forget_weights()
         self._policy.load_trainable(arrays)
         self._prepare()
         self.sampler.adopt(version)

@@ -47,6 +47,10 @@ class Decoder:
                 mx.async_eval(self._arrays)  # type: ignore[no-untyped-call]
             self._slot_step = _slot_step(policy, params, blocks)
 
+    def forget_weights(self) -> None:
+        """Hold no copy any more; another decoder takes the next step."""
+        self._arrays = []
+
     @property
     def over_slots(self) -> bool:
         """Whether rows are slots: a free one costs next to nothing then, and another number of them a compilation."""
@@ -93,7 +97,7 @@ class Decoder:
 
 
 #: Prompts to try a model out with: long enough, and varied enough, that a wrong position shows in every one of them.
-_UNLIKE = [[(7 * i + 3) * i % 59 + 1 for i in range(length)] for length in (40, 5, 17)]
+_UNLIKE = [[(5 * i + 1) * i % 29 + 1 for i in range(length)] for length in (40, 12, 31, 23, 17)]
 
 
 def fits(policy: Policy) -> bool:
@@ -138,11 +142,14 @@ def _decodes_unlike_rows(model: Any) -> bool:
 
 
 def _are_alone(logits: mx.array, model: Any) -> bool:
-    """Whether logits [3, V] of the unlike prompts side by side are those of each by itself."""
-    return all(
-        same_logits(row, model(mx.array([prompt]))[0, -1])
-        for row, prompt in zip(logits, _UNLIKE, strict=True)
-    )
+    """Whether logits [5, V] of the unlike prompts side by side are those of each by itself.
+
+    Of most of them: in half precision one may land elsewhere by rounding alone (SmolLM2 does), and what is wrong with a
+    batch is so for all rows but the longest, or all but the last.
+    """
+    alone = [model(mx.array([prompt]))[0, -1] for prompt in _UNLIKE]
+    agree = sum(same_logits(*pair) for pair in zip(logits, alone, strict=True))
+    return 2 * agree > len(_UNLIKE)
 
 
 def _over_slots(policy: Policy) -> bool:
