@@ -115,9 +115,16 @@ def test_both_halves_tell_how_long_they_waited(any_run):
     assert all(0 <= share <= 1 for share in shares)
 
 
+def measured(run, name):
+    """Of the updates in which a completion had an advantage; there must be one."""
+    values = [record[name] for record in run.records("metrics") if record[name] is not None]
+    assert values
+    return values
+
+
 def test_recorded_logprobs_are_the_learners(on_policy_run):
     # Staleness 0, float32: the same weights in two processes differ only by the order of additions.
-    assert max(record["logprob_gap_max"] for record in on_policy_run.records("metrics")) < 1e-3
+    assert max(measured(on_policy_run, "logprob_gap_max")) < 1e-3
 
 
 def test_base_and_checkpoints_are_evaluated_once_each(any_run):
@@ -214,8 +221,5 @@ def test_workers_with_quantised_weights_train(make_run):
     run = make_run(quantize_for_rollouts=True, workers=1)
     assert run.run() == 0, run.stderr
     run.assert_told_without_gap()
-    gaps = [record["logprob_gap_mean"] for record in run.records("metrics")]
-    measured = [gap for gap in gaps if gap is not None]  # an update without an advantage computes nothing
     # Four bits are another policy, and the record says how far it is off.
-    assert measured
-    assert all(gap > 1e-4 for gap in measured)
+    assert min(measured(run, "logprob_gap_mean")) > 1e-4
