@@ -10,7 +10,7 @@ from grpo_actors.card import base_name, card
 from grpo_actors.checkpoints import Checkpoint, best, find_checkpoints, verify, write_json
 from grpo_actors.config import Config, read_config
 from grpo_actors.errors import ModelError, RunError
-from grpo_actors.policy.checkpoint import ADAPTER, ADAPTER_CONFIG, write_model
+from grpo_actors.policy.checkpoint import ADAPTER, ADAPTER_CONFIG, is_adapter, write_model
 from grpo_actors.policy.fusing import load_fused
 from grpo_actors.processes.preflight import CONFIG_FILE
 
@@ -57,7 +57,7 @@ class Exported:
         Raises:
             ModelError: the run trained all weights.
         """
-        if not (self.checkpoint.path / ADAPTER).is_file():
+        if not is_adapter(self.checkpoint.path):
             raise ModelError(f"--adapter: {self.run_dir} trained all weights and has no adapter; take --fuse")
         shutil.copy(self.checkpoint.path / ADAPTER, folder)
         described = json.loads((self.checkpoint.path / ADAPTER_CONFIG).read_text())

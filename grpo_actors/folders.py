@@ -15,7 +15,7 @@ from grpo_actors.checkpoints import Checkpoint, best, find_checkpoints, newest_s
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.observe.sinks import METRICS_FILE
-from grpo_actors.policy.checkpoint import ADAPTER, ADAPTER_CONFIG, load_weights
+from grpo_actors.policy.checkpoint import ADAPTER, ADAPTER_CONFIG, is_adapter, load_weights
 from grpo_actors.policy.model import Policy, load_base, load_policy
 
 
@@ -29,11 +29,6 @@ def checkpoints_of(folder: Path) -> list[Checkpoint]:
     if not found and (folder / METRICS_FILE).is_file():
         raise ModelError(f"{folder}: a run without a checkpoint yet")
     return found
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether its weights are put on those of a base."""
-    return (folder / ADAPTER).is_file()
 
 
 def resolve(name: str) -> str:

@@ -3,9 +3,10 @@ from dataclasses import asdict
 
 import mlx.core as mx
 import pytest
+from evaluated import config
 
 from grpo_actors.checkpoints import find_checkpoints
-from grpo_actors.config import Config, LearnerConfig
+from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.evaluation import answer, evaluate, held_out
 from grpo_actors.evaluator import EVALUATION_FILE, RunEvaluator
@@ -15,18 +16,6 @@ from grpo_actors.policy.training import Training
 from grpo_actors.processes.door import StopRequest
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
-
-
-def config(**sections):
-    return Config.model_validate(
-        {
-            "model": {"dtype": "float32"},
-            "data": {"task": "arithmetic"},
-            "rollout": {"max_new_tokens": 40},
-            "evaluator": {"eval_subset_size": 16, "eval_sampled": True},
-        }
-        | sections
-    )
 
 
 def training_of(policy):

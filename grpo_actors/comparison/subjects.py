@@ -10,8 +10,8 @@ from pathlib import Path
 from grpo_actors.checkpoints import best, checkpoint_at, verify
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError, ModelError
-from grpo_actors.folders import checkpoints_of, is_adapter, open_policy
-from grpo_actors.policy.checkpoint import check_adapter, load_weights
+from grpo_actors.folders import checkpoints_of, open_policy
+from grpo_actors.policy.checkpoint import check_adapter, is_adapter, load_weights
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.processes.preflight import CONFIG_FILE

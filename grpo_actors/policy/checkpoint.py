@@ -94,14 +94,18 @@ def restore(checkpoint: Checkpoint, policy: Policy, training: Training) -> dict[
     return _read_arrays(reference) if reference.is_file() else None
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether its weights are put on those of a base."""
+    return (folder / ADAPTER).is_file()
+
+
 def load_weights(path: Path, policy: Policy) -> None:
     """Put the weights of the checkpoint folder `path` into a policy of its kind.
 
     Raises:
         ModelError: there are none, or they are those of another model.
     """
-    adapter = path / ADAPTER
-    files = [adapter] if adapter.is_file() else sorted(path.glob("model*.safetensors"))
+    files = [path / ADAPTER] if is_adapter(path) else sorted(path.glob("model*.safetensors"))
     if not files:
         raise ModelError(f"{path}: no weights here (neither {ADAPTER} nor model*.safetensors)")
     arrays: dict[str, mx.array] = {}

@@ -14,7 +14,7 @@ from mlx_lm.tuner.utils import load_adapters
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
-from grpo_actors.policy.checkpoint import ADAPTER, check_adapter
+from grpo_actors.policy.checkpoint import check_adapter, is_adapter
 from grpo_actors.policy.model import AS_STORED, DTYPES, Policy, load_base
 from grpo_actors.policy.quantization import is_quantized
 
@@ -31,7 +31,7 @@ def load_fused(checkpoint: Path, config: ModelConfig, *, dequantize: bool, dtype
     Raises:
         ModelError: base or adapter is unusable, or `dtype` is asked of quantised weights.
     """
-    if not (checkpoint / ADAPTER).is_file():
+    if not is_adapter(checkpoint):
         whole = config.model_copy(update={"model_name": str(checkpoint), "base_bits": 0})
         policy = load_base(whole, dtype=AS_STORED)
     else:

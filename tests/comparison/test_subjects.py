@@ -1,5 +1,6 @@
 import mlx.core as mx
 import pytest
+from evaluated import config
 
 from grpo_actors.checkpoints import mark_best
 from grpo_actors.comparison.subjects import find_subjects, load_subject, pick, settings_of
@@ -8,18 +9,6 @@ from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.checkpoint import write_checkpoint
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.training import Training
-
-
-def config(**sections):
-    return Config.model_validate(
-        {
-            "model": {"dtype": "float32"},
-            "data": {"task": "arithmetic"},
-            "rollout": {"max_new_tokens": 40},
-            "evaluator": {"eval_subset_size": 16, "eval_sampled": True},
-        }
-        | sections
-    )
 
 
 def write(run_dir, update, policy):

@@ -161,7 +161,7 @@ def _over_slots(policy: Policy) -> bool:
 
 def _blocks(policy: Policy) -> Blocks | None:
     """The policy's blocks, if it is made of some that give what its own layers give."""
-    blocks = blocks_of(policy.model)
+    blocks = None if policy.fits_blocks is False else blocks_of(policy.model)
     if blocks and policy.fits_blocks is None:
         policy.fits_blocks = _gives_the_same(blocks, policy.model)
     return blocks if policy.fits_blocks else None
