@@ -50,7 +50,7 @@ FORBIDDEN = {
 ALLOWED = {
     "objective": (
         *("mlx.core", "numpy", "grpo_actors.objective", "grpo_actors.backend", "grpo_actors.errors"),
-        "grpo_actors.config.ObjectiveConfig",
+        "grpo_actors.config.objective",
     ),
     "schedule": ("xxhash", "grpo_actors.schedule", "grpo_actors.errors"),
     "transport": ("zmq", "grpo_actors.transport", "grpo_actors.errors"),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from grpo_actors.config.objective import LOSS_READS
+from grpo_actors.config.objective import LOSSES
 
 if TYPE_CHECKING:
     from grpo_actors.config.objective import ObjectiveConfig
@@ -17,7 +17,7 @@ def advice(config: "Config") -> Iterator[tuple[str, str]]:
     """
     yield from ((key, f"has no effect: {reason}") for key, reason in _without_effect(config))
     objective = config.objective
-    clips = {"clip_eps", "clip_eps_high"} <= LOSS_READS[objective.loss]
+    clips = {"clip_eps", "clip_eps_high"} <= LOSSES[objective.loss].reads
     if clips and objective.clip_eps_high is not None and objective.clip_eps_high < objective.clip_eps:
         reason = "good completions are clipped earlier than bad ones"
         yield (
@@ -60,7 +60,7 @@ def _idle_selection(config: "Config") -> Iterator[tuple[str, str]]:
 
 def _idle_objective(config: "Config") -> Iterator[tuple[str, str]]:
     objective = config.objective
-    for number in frozenset().union(*LOSS_READS.values()) - _numbers_read(objective):
+    for number in frozenset().union(*(loss.reads for loss in LOSSES.values())) - _numbers_read(objective):
         yield f"objective.{number}", f'loss is "{objective.loss}"'
     if objective.kl_coeff == 0:
         for leaf in ("kl_estimator", "reference_refresh_updates", "reference_refresh_alpha"):
@@ -76,7 +76,7 @@ def _idle_objective(config: "Config") -> Iterator[tuple[str, str]]:
 
 def _numbers_read(objective: "ObjectiveConfig") -> frozenset[str]:
     """Those that the loss reads, and those that they follow where they are not set."""
-    read = LOSS_READS[objective.loss]
+    read = LOSSES[objective.loss].reads
     if "cispo_cap" in read and objective.cispo_cap is None:
         read |= {"clip_eps_high"}
     if "clip_eps_high" in read and objective.clip_eps_high is None:

@@ -1,89 +1,43 @@
 """[objective]: what the learner minimises, and which papers' names stand for which settings.
 
-The formulas are in `grpo_actors.objective`; here are only their names and numbers, so that a configuration
-can be read and refused without MLX. A test holds the two to each other.
+The formulas are in `grpo_actors.objective`; here are only names and numbers, so that a configuration can be read
+and refused without MLX. A loss is one row of `LOSSES` and its function in `objective/losses.py`; an algorithm is one
+row of `PRESETS`.
 """
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from grpo_actors.config.section import NotNegative, Section
 
 
-class ObjectiveConfig(Section):
-    """[objective]: what the learner minimises. The names are rows of the tables in `objective/`."""
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One row of `LOSSES`. A test compares `reads` with the function's arguments."""
 
-    algorithm: (
-        Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "rloo", "gdpo", "intellect2", "areal"]
-        | None
-    ) = Field(None, description="a paper's choice of the settings below (`presets`); those set by hand win")
-    advantage: Literal["group", "none", "batch", "rloo", "gdpo"] = Field(
-        "group",
-        description="reward minus the group's mean, divided by the deviation of the group, by nothing, or of the batch; "
-        "minus the mean of the others; or normalised reward by reward",
-    )
-    loss: Literal["clip", "two_sided", "dual_clip", "gspo", "gspo_token", "cispo", "sapo"] = Field(
-        "clip", description="the loss of one token"
-    )
-    aggregation: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field(
-        "dapo",
-        description="the sum over tokens is divided by: completion length (grpo), max_new_tokens (dr_grpo), or the "
-        "update's tokens (dapo, bnpo)",
-    )
-    clip_eps: float = Field(0.2, gt=0, lt=1, description="importance ratios are clipped below 1 - clip_eps")
-    clip_eps_high: float | None = Field(
-        None, gt=0, description="and above 1 + clip_eps_high; not set: the same as clip_eps"
-    )
-    clip_delta: float = Field(4.0, gt=1, description="two_sided: largest ratio that still has a gradient")
-    dual_clip: float = Field(3.0, gt=1, description="dual_clip: the same bound, as a factor on the loss")
-    cispo_cap: float | None = Field(
-        None, ge=1, description="cispo: largest weight of a token; not set: 1 + clip_eps_high"
-    )
-    sapo_tau_positive: float = Field(1.0, gt=0, description="sapo: sharpness of the gate where A > 0")
-    sapo_tau_negative: float = Field(1.05, gt=0, description="sapo: and where A < 0")
-    kl_coeff: float = Field(
-        0.0, ge=0, description="weight of the KL to the reference; 0: no reference is kept"
-    )
-    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="how the KL of a token is estimated")
-    reference_refresh_updates: NotNegative = Field(
-        0, description="updates between two moves of the reference towards the policy; 0: it stays"
-    )
-    reference_refresh_alpha: float = Field(
-        0.6, gt=0, le=1, description="share of the policy in such a move; 1: the policy becomes the reference"
-    )
-    ratio: Literal["recorded", "recomputed"] = Field(
-        "recorded",
-        description="importance ratios against the worker's log-probs, or against the learner's own at the start of "
-        "the update",
-    )
-    correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
-        "none",
-        description="recomputed: weight for what lies between the learner's log-probs and the worker's",
-    )
-    correction_floor: float = Field(0.0, ge=0, le=1, description="masks: smaller weights leave the loss")
-    correction_cap: float = Field(
-        3.0, ge=1, description="larger weights are cut down to it (truncate) or leave the loss (mask)"
-    )
-    mask_truncated: bool = Field(default=False, description="leave truncated completions out of the loss")
-    overlong_tokens: NotNegative = Field(
-        0, description="the last so many tokens before max_new_tokens cost up to 1 of reward (DAPO); 0: off"
-    )
-    entropy_coeff: float = Field(0.0, description="weight of the entropy bonus; 0: off")
-    top_entropy_share: float = Field(
-        1.0, gt=0, le=1, description="share of the tokens that train: those of highest entropy; 1: all"
-    )
+    #: Name in `objective/losses.py`: ``f(log_ratio [N, C], advantages [N], *, …) -> L_t [N, C]``.
+    function: str
+    #: The settings that it reads; the others do nothing under it.
+    reads: frozenset[str]
+    #: The log-ratio that it gets: a key of `objective.ratio.LOG_RATIOS`.
+    ratio: Literal["token", "sequence", "sequence_token"] = "token"
+    #: Name of the function in the same file that gives the ratios outside of which a token counts as clipped.
+    bounds: str = "interval_bounds"
 
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """Every setting by name, with those that are not set derived from others."""
-        numbers = dict(self)
-        if self.clip_eps_high is None:
-            numbers["clip_eps_high"] = self.clip_eps
-        if self.cispo_cap is None:
-            numbers["cispo_cap"] = 1.0 + numbers["clip_eps_high"]
-        return numbers
 
+_INTERVAL = frozenset({"clip_eps", "clip_eps_high"})
+
+LOSSES: dict[str, Loss] = {
+    "clip": Loss("clip_loss", _INTERVAL),
+    "two_sided": Loss("two_sided_loss", _INTERVAL | {"clip_delta"}),
+    "dual_clip": Loss("dual_clip_loss", _INTERVAL | {"dual_clip"}),
+    "gspo": Loss("clip_loss", _INTERVAL, ratio="sequence"),
+    "gspo_token": Loss("clip_loss", _INTERVAL, ratio="sequence_token"),
+    "cispo": Loss("cispo_loss", frozenset({"cispo_cap"}), bounds="cap_bounds"),
+    "sapo": Loss("sapo_loss", frozenset({"sapo_tau_positive", "sapo_tau_negative"}), bounds="no_bounds"),
+}
 
 #: The interval of the clip in most of the papers, as PPO has it.
 _CLIP: dict[str, Any] = {"clip_eps": 0.2, "clip_eps_high": 0.2}
@@ -153,13 +107,80 @@ PRESETS: dict[str, dict[str, Any]] = {
 #: What a quantised worker needs: it is another policy than the learner's, and its ratio would not start at 1.
 QUANTISED_ROLLOUT: dict[str, Any] = {"ratio": "recomputed", "correction": "token_truncate"}
 
-#: Loss -> the numbers that it reads; the others do nothing under it.
-LOSS_READS: dict[str, frozenset[str]] = {
-    "clip": frozenset({"clip_eps", "clip_eps_high"}),
-    "two_sided": frozenset({"clip_eps", "clip_eps_high", "clip_delta"}),
-    "dual_clip": frozenset({"clip_eps", "clip_eps_high", "dual_clip"}),
-    "gspo": frozenset({"clip_eps", "clip_eps_high"}),
-    "gspo_token": frozenset({"clip_eps", "clip_eps_high"}),
-    "cispo": frozenset({"cispo_cap"}),
-    "sapo": frozenset({"sapo_tau_positive", "sapo_tau_negative"}),
-}
+if TYPE_CHECKING:  # a type checker cannot know the keys of a table
+    _Algorithm = str
+    _Loss = str
+else:
+    _Algorithm = Literal[tuple(PRESETS)]
+    _Loss = Literal[tuple(LOSSES)]
+
+
+class ObjectiveConfig(Section):
+    """[objective]: what the learner minimises. The names are rows of tables, here or in `objective/`."""
+
+    algorithm: _Algorithm | None = Field(
+        None, description="a paper's choice of the settings below (`presets`); those set by hand win"
+    )
+    advantage: Literal["group", "none", "batch", "rloo", "gdpo"] = Field(
+        "group",
+        description="reward minus the group's mean, divided by the deviation of the group, by nothing, or of the batch; "
+        "minus the mean of the others; or normalised reward by reward",
+    )
+    loss: _Loss = Field("clip", description="the loss of one token")
+    aggregation: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field(
+        "dapo",
+        description="the sum over tokens is divided by: completion length (grpo), max_new_tokens (dr_grpo), or the "
+        "update's tokens (dapo, bnpo)",
+    )
+    clip_eps: float = Field(0.2, gt=0, lt=1, description="importance ratios are clipped below 1 - clip_eps")
+    clip_eps_high: float | None = Field(
+        None, gt=0, description="and above 1 + clip_eps_high; not set: the same as clip_eps"
+    )
+    clip_delta: float = Field(4.0, gt=1, description="two_sided: largest ratio that still has a gradient")
+    dual_clip: float = Field(3.0, gt=1, description="dual_clip: the same bound, as a factor on the loss")
+    cispo_cap: float | None = Field(
+        None, ge=1, description="cispo: largest weight of a token; not set: 1 + clip_eps_high"
+    )
+    sapo_tau_positive: float = Field(1.0, gt=0, description="sapo: sharpness of the gate where A > 0")
+    sapo_tau_negative: float = Field(1.05, gt=0, description="sapo: and where A < 0")
+    kl_coeff: float = Field(
+        0.0, ge=0, description="weight of the KL to the reference; 0: no reference is kept"
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="how the KL of a token is estimated")
+    reference_refresh_updates: NotNegative = Field(
+        0, description="updates between two moves of the reference towards the policy; 0: it stays"
+    )
+    reference_refresh_alpha: float = Field(
+        0.6, gt=0, le=1, description="share of the policy in such a move; 1: the policy becomes the reference"
+    )
+    ratio: Literal["recorded", "recomputed"] = Field(
+        "recorded",
+        description="importance ratios against the worker's log-probs, or against the learner's own at the start of "
+        "the update",
+    )
+    correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
+        "none",
+        description="recomputed: weight for what lies between the learner's log-probs and the worker's",
+    )
+    correction_floor: float = Field(0.0, ge=0, le=1, description="masks: smaller weights leave the loss")
+    correction_cap: float = Field(
+        3.0, ge=1, description="larger weights are cut down to it (truncate) or leave the loss (mask)"
+    )
+    mask_truncated: bool = Field(default=False, description="leave truncated completions out of the loss")
+    overlong_tokens: NotNegative = Field(
+        0, description="the last so many tokens before max_new_tokens cost up to 1 of reward (DAPO); 0: off"
+    )
+    entropy_coeff: float = Field(0.0, description="weight of the entropy bonus; 0: off")
+    top_entropy_share: float = Field(
+        1.0, gt=0, le=1, description="share of the tokens that train: those of highest entropy; 1: all"
+    )
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Every setting by name, with those that are not set derived from others."""
+        numbers = dict(self)
+        if self.clip_eps_high is None:
+            numbers["clip_eps_high"] = self.clip_eps
+        if self.cispo_cap is None:
+            numbers["cispo_cap"] = 1.0 + numbers["clip_eps_high"]
+        return numbers

@@ -9,6 +9,6 @@ The way of one update, as the learner calls it::
         total = add_statistics(total, sums)
     metrics = summary(total)
 
-Each menu is a table (`ADVANTAGES`, `LOSSES`, `AGGREGATIONS`, `KL_ESTIMATORS`, `CORRECTIONS`): one more
-algorithm is one function and one row.
+A loss is a function in `losses` and a row of `config.objective.LOSSES`. Each other menu is a table beside its
+functions: `ADVANTAGES`, `AGGREGATIONS`, `KL_ESTIMATORS`, `CORRECTIONS`.
 """

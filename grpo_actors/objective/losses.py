@@ -1,4 +1,4 @@
-"""The loss of one token, minimised: a pure function for each algorithm, and the table of their names.
+"""The loss of one token, minimised: pure functions, found by their names in the rows of `config.objective.LOSSES`.
 
 Knows ratio and advantage; refuses to know masks, weights of tokens, KL and who sampled. In every formula
 
@@ -6,14 +6,10 @@ Knows ratio and advantage; refuses to know masks, weights of tokens, KL and who 
     advantages A, [N]: one for each completion
     L_t        [N, C], the value returned
 
-and at π = π_old the gradient of a completion's ΣL_t is that of −A Σ log π, whichever the loss. To add an algorithm, write its function
-and its row. A function's keyword-only parameters are named like the settings of section [objective] that it reads
-(and ``logprobs``, log π [N, C], if it needs them): they are handed over by name.
+and at π = π_old the gradient of a completion's ΣL_t is that of −A Σ log π, whichever the loss. A function's keyword-only
+parameters are named like the settings of section [objective] that it reads (and ``logprobs``, log π [N, C], if it
+needs them): they are passed by name.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import mlx.core as mx
 
@@ -92,29 +88,6 @@ def cap_bounds(*, cispo_cap: float) -> tuple[float, float]:
 def no_bounds() -> tuple[float, float]:
     """Nothing is ever clipped."""
     return 0.0, float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """One row of `LOSSES`."""
-
-    #: ``f(log_ratio [N, C], advantages [N], *, …) -> L_t [N, C]``.
-    function: Callable[..., mx.array]
-    #: Whose log-ratio it is given: a key of `ratio.LOG_RATIOS`.
-    ratio: Literal["token", "sequence", "sequence_token"] = "token"
-    #: Ratios outside of which a token counts as clipped, for the share reported.
-    bounds: Callable[..., tuple[float, float]] = interval_bounds
-
-
-LOSSES: dict[str, Loss] = {
-    "clip": Loss(clip_loss),
-    "two_sided": Loss(two_sided_loss),
-    "dual_clip": Loss(dual_clip_loss),
-    "gspo": Loss(clip_loss, ratio="sequence"),
-    "gspo_token": Loss(clip_loss, ratio="sequence_token"),
-    "cispo": Loss(cispo_loss, bounds=cap_bounds),
-    "sapo": Loss(sapo_loss, bounds=no_bounds),
-}
 
 
 def _columns(log_ratio: mx.array, advantages: mx.array) -> mx.array:

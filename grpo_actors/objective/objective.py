@@ -5,15 +5,15 @@ takes the gradient. Pure, and so composable under `mx.compile` and `mx.value_and
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
 
-from grpo_actors.config import ObjectiveConfig
+from grpo_actors.config.objective import LOSSES, ObjectiveConfig
+from grpo_actors.objective import losses
 from grpo_actors.objective.correction import correction_weights
 from grpo_actors.objective.kl import token_kl
-from grpo_actors.objective.losses import LOSSES
 from grpo_actors.objective.ratio import LOG_RATIOS, exp_clamped
 from grpo_actors.objective.statistics import token_statistics
 
@@ -61,7 +61,7 @@ def objective_loss(
     row = LOSSES[objective.loss]
     log_ratio = LOG_RATIOS[row.ratio](logprobs, behaviour if objective.ratio == "recorded" else old, mask)
     inputs = {**objective.numbers, "logprobs": logprobs}
-    L = row.function(log_ratio, batch["advantages"], **_pick(row.function, inputs))
+    L = _call(row.function, inputs, log_ratio, batch["advantages"])
     if entropy_mask is not None:
         L = mx.where(entropy_mask, L, 0.0)
     L, cut = _corrected(L, objective, old, behaviour, mask)
@@ -71,7 +71,7 @@ def objective_loss(
         loss=loss,
         mask=mask,
         ratio=exp_clamped(log_ratio),
-        bounds=row.bounds(**_pick(row.bounds, inputs)),
+        bounds=_call(row.bounds, inputs),
         advantages=batch["advantages"],
         kl=kl,
         log_mismatch=(logprobs if old_logprobs is None else old) - behaviour,
@@ -107,14 +107,11 @@ def _with_terms(
     return L, kl
 
 
-def _keywords(function: Callable[..., Any]) -> list[str]:
+def _call(name: str, inputs: Mapping[str, Any], *arguments: mx.array) -> Any:
+    """What a row's function gives; it gets the inputs that its keyword-only parameters name."""
+    function = getattr(losses, name)
     parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-
-
-def _pick(function: Callable[..., Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row's function reads, handed over by name."""
-    return {name: inputs[name] for name in _keywords(function)}
+    return function(*arguments, **{p.name: inputs[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY})
 
 
 def _active(mask: mx.array, x: mx.array) -> mx.array:

@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_actors.config import OWNER, SECTIONS, load_config
-from grpo_actors.config.objective import LOSS_READS, PRESETS
+from grpo_actors.config.objective import LOSSES, PRESETS
 from grpo_actors.config.show import as_text
 from grpo_actors.errors import ConfigError
 
@@ -27,7 +27,7 @@ def test_a_preset_sets_exactly_its_settings_and_says_so(algorithm):
 def test_a_preset_names_every_number_that_its_loss_reads(algorithm):
     # Else a file's clip_eps_high = 0.28, meant for its own loss, would be part of "the paper's" one.
     preset = PRESETS[algorithm]
-    assert LOSS_READS[preset["loss"]] <= preset.keys()
+    assert LOSSES[preset["loss"]].reads <= preset.keys()
 
 
 def test_every_algorithm_that_the_configuration_allows_has_a_preset():

@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 from updates import RandomUpdate, loss_and_gradient
 
-from grpo_actors.config import ObjectiveConfig
+from grpo_actors.config.objective import LOSSES, Loss, ObjectiveConfig
+from grpo_actors.objective import losses
 from grpo_actors.objective.losses import (
-    LOSSES,
-    Loss,
     cispo_loss,
     clip_loss,
     dual_clip_loss,
@@ -129,7 +128,8 @@ def reinforce_loss(log_ratio, advantages, *, logprobs, clip_eps_high):
 
 
 def test_one_more_algorithm_is_one_function_and_one_row(monkeypatch):
-    monkeypatch.setitem(LOSSES, "reinforce", Loss(reinforce_loss))
+    monkeypatch.setitem(LOSSES, "reinforce", Loss("reinforce_loss", frozenset({"clip_eps_high"})))
+    monkeypatch.setattr(losses, "reinforce_loss", reinforce_loss, raising=False)
     update = RandomUpdate(15, equal_lengths=2)
     _, gradient, _ = loss_and_gradient(
         update, ObjectiveConfig(clip_eps=0.5, aggregation="dr_grpo").model_copy(update={"loss": "reinforce"})

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from updates import RandomUpdate, inputs_of
 
-from grpo_actors.config import ObjectiveConfig
+from grpo_actors.config.objective import LOSSES, ObjectiveConfig
 from grpo_actors.objective.aggregation import AGGREGATIONS
-from grpo_actors.objective.losses import LOSSES
 from grpo_actors.objective.objective import objective_loss
 from grpo_actors.objective.statistics import add_statistics, summary
 
