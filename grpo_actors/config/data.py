@@ -1,18 +1,29 @@
 """The problems, and what a completion of one is worth: sections [data] and [reward]."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from grpo_actors.config.section import NotNegative, Positive, Section, Text
 
+#: Task -> its class, as ``module:class`` of `grpo_actors.tasks`; imported only when the task is asked for.
+TASKS: dict[str, str] = {
+    "gsm8k": "gsm8k:Gsm8k",
+    "arithmetic": "arithmetic:Arithmetic",
+    "jsonl": "jsonl:Jsonl",
+    "reasoning_gym": "reasoning_gym:ReasoningGym",
+}
+
+if TYPE_CHECKING:  # a type checker cannot know the keys of a table
+    _Task = str
+else:
+    _Task = Literal[tuple(TASKS)]
+
 
 class DataConfig(Section):
     """[data]: the problems."""
 
-    task: Literal["gsm8k", "arithmetic", "jsonl", "reasoning_gym"] = Field(
-        "gsm8k", description="which problems, with their rewards"
-    )
+    task: _Task = Field("gsm8k", description="which problems, with their rewards")
     path: str = Field(
         "", description="training data: a .jsonl file, or a local copy of GSM8K; empty: the hub's"
     )

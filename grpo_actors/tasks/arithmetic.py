@@ -15,8 +15,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Literal, overload
 
-from grpo_actors.tasks.answers import canonical_answer, extract_answer, same_answer
-from grpo_actors.tasks.task import Problem, Split
+from grpo_actors.tasks.task import Problem, Split, Task
 
 Operator = Literal["+", "-", "*"]
 #: ``left operator right``; each side names an operand (``a`` … ``d``) or, as ``_``, the result before.
@@ -112,7 +111,7 @@ KINDS: tuple[Kind, ...] = (
 )
 
 
-class Arithmetic:
+class Arithmetic(Task):
     """Six kinds of problem in equal shares; no system prompt, one user turn.
 
     The train split depends on `seed`; the eval split does not, so that accuracies of different runs
@@ -128,20 +127,10 @@ class Arithmetic:
         ):
             if not 0 < size <= most:
                 raise ValueError(f"Arithmetic: {name} must be between 1 and {most}, got {size}")
-        self._train = ArithmeticProblems("train", f"train/{seed}", train_size)
-        self._eval = ArithmeticProblems("eval", "eval", eval_size)
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split; the kinds take turns."""
-        return self._train if split == "train" else self._eval
-
-    def is_correct(self, completion: str, problem: Problem) -> bool:
-        """Whether the last ``<answer>…</answer>`` of the completion equals the answer as a number."""
-        return same_answer(extract_answer(completion), problem.answer)
-
-    def answer_of(self, completion: str) -> str:
-        """The last ``<answer>…</answer>`` of the completion, a number in its plainest form."""
-        return canonical_answer(extract_answer(completion))
+        super().__init__(
+            ArithmeticProblems("train", f"train/{seed}", train_size),
+            ArithmeticProblems("eval", "eval", eval_size),
+        )
 
 
 class ArithmeticProblems(Sequence[Problem]):

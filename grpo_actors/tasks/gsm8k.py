@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_actors.errors import DataError
-from grpo_actors.tasks.answers import (
-    FORMAT_REQUEST,
-    canonical_answer,
-    extract_answer,
-    gsm8k_answer,
-    same_answer,
-)
+from grpo_actors.tasks.answers import FORMAT_REQUEST, gsm8k_answer
 from grpo_actors.tasks.rows import excerpt, read_rows
-from grpo_actors.tasks.task import Message, Problem, Split
+from grpo_actors.tasks.task import Message, Problem, Task
 
 HUB_ID, HUB_CONFIG = "openai/gsm8k", "main"
 
@@ -43,7 +37,7 @@ EXAMPLES: Sequence[tuple[str, str]] = (
 )
 
 
-class Gsm8k:
+class Gsm8k(Task):
     """The problems of a local copy, or of the hub where `path` is empty.
 
     `path` is a folder with ``train.jsonl`` and ``test.jsonl``, or a file of training problems; then
@@ -61,20 +55,7 @@ class Gsm8k:
 
     def __init__(self, path: str = "", eval_path: str = "", *, num_shots: int = 0) -> None:
         train, test = _local_rows(Path(path).expanduser(), eval_path) if path else _hub_rows(eval_path)
-        self._train = _problems("train", train, num_shots)
-        self._eval = _problems("test", test, num_shots)
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the data set's order; "eval" is its test split."""
-        return self._train if split == "train" else self._eval
-
-    def is_correct(self, completion: str, problem: Problem) -> bool:
-        """Whether the last ``<answer>…</answer>`` of the completion equals the answer as a number."""
-        return same_answer(extract_answer(completion), problem.answer)
-
-    def answer_of(self, completion: str) -> str:
-        """The last ``<answer>…</answer>`` of the completion, a number in its plainest form."""
-        return canonical_answer(extract_answer(completion))
+        super().__init__(_problems("train", train, num_shots), _problems("test", test, num_shots))
 
 
 #: A row with the place to name in an error, such as ``train.jsonl:17``.

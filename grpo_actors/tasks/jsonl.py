@@ -6,16 +6,16 @@ prompt is ever on both sides of a split.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from grpo_actors.errors import DataError
-from grpo_actors.tasks.answers import FORMAT_REQUEST, canonical_answer, extract_answer, same_answer
+from grpo_actors.tasks.answers import FORMAT_REQUEST
 from grpo_actors.tasks.rows import excerpt, read_rows
-from grpo_actors.tasks.task import Message, Problem, Split
+from grpo_actors.tasks.task import Message, Problem, Task
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ ID_COLUMN = "id"
 ROLES = ("system", "user", "assistant")
 
 
-class Jsonl:
+class Jsonl(Task):
     """The problems of `path`, and for evaluation those of `eval_path` or a share of `path` held out.
 
     A prompt is a text, asked after a system prompt that requests the answer's format, or a whole chat
@@ -52,29 +52,19 @@ class Jsonl:
         problems = _read_problems(Path(path).expanduser(), "jsonl", *columns)
         prompts = [_fingerprint(problem) for problem in problems]
         if eval_path:
-            self._eval = _read_problems(Path(eval_path).expanduser(), "jsonl/eval", *columns)
-            held_out = {_fingerprint(problem) for problem in self._eval}
-            _report_overlap(sum(prompt in held_out for prompt in prompts), len(prompts), path, eval_path)
+            held_out = _read_problems(Path(eval_path).expanduser(), "jsonl/eval", *columns)
+            held_out_prompts = {_fingerprint(problem) for problem in held_out}
+            shared = sum(prompt in held_out_prompts for prompt in prompts)
+            _report_overlap(shared, len(prompts), path, eval_path)
         else:
-            held_out = _held_out(set(prompts), eval_fraction, path)
-            self._eval = [
-                problem for problem, prompt in zip(problems, prompts, strict=True) if prompt in held_out
+            held_out_prompts = _held_out(set(prompts), eval_fraction, path)
+            held_out = [
+                each for each, prompt in zip(problems, prompts, strict=True) if prompt in held_out_prompts
             ]
-        self._train = [
-            problem for problem, prompt in zip(problems, prompts, strict=True) if prompt not in held_out
+        train = [
+            each for each, prompt in zip(problems, prompts, strict=True) if prompt not in held_out_prompts
         ]
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the file's order."""
-        return self._train if split == "train" else self._eval
-
-    def is_correct(self, completion: str, problem: Problem) -> bool:
-        """Whether the last ``<answer>…</answer>`` of the completion is the answer, as number or text."""
-        return same_answer(extract_answer(completion), problem.answer)
-
-    def answer_of(self, completion: str) -> str:
-        """The last ``<answer>…</answer>`` of the completion, a number in its plainest form."""
-        return canonical_answer(extract_answer(completion))
+        super().__init__(train, held_out)
 
 
 def _report_overlap(shared: int, count: int, path: str, eval_path: str) -> None:

@@ -19,7 +19,7 @@ from grpo_actors.errors import DataError, RewardError
 from grpo_actors.tasks.answers import FORMAT_REQUEST, extract_answer
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
 from grpo_actors.tasks.own_reward import OwnFunctions, search_path
-from grpo_actors.tasks.task import Problem, Split
+from grpo_actors.tasks.task import Problem, Task
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ FIRST_TRAIN_SEED = 2**20
 JUDGE_TIMEOUT_S = 10.0
 
 
-class ReasoningGym:
-    """`size` problems of one of the library's tasks, and `eval_size` that are held out.
+class ReasoningGym(Task):
+    """`gym_size` problems of one of the library's tasks, and `gym_eval_size` that are held out.
 
     The train split depends on `seed`, the eval split does not. A problem that repeats another's question
     is left out, and a training problem whose question is held out, so that there may be fewer. Raises DataError
@@ -47,28 +47,25 @@ class ReasoningGym:
     default_rewards: Mapping[str, float] = {REWARD: 2.0, "soft_format": 0.5, "xml_count": 0.5}
 
     def __init__(
-        self, name: str, settings: Mapping[str, Any], *, seed: int, size: int, eval_size: int
+        self, gym_task: str, gym_settings: Mapping[str, Any], *, seed: int, gym_size: int, gym_eval_size: int
     ) -> None:
         if not is_installed(REWARD):
             raise DataError(f'data.task: "reasoning_gym" {LIBRARY_REWARDS[REWARD].cure}')
         first = FIRST_TRAIN_SEED + _spread(seed)
-        held_out, train = _make(name, settings, [(0, eval_size), (first, size)])
+        held_out_entries, entries = _make(gym_task, gym_settings, [(0, gym_eval_size), (first, gym_size)])
         seen: set[str] = set()
-        origin = {"task": name, "settings": dict(settings)}
-        self._eval = _problems(f"{name}/eval", held_out, origin, seen)
-        self._train = _problems(f"{name}/{first}", train, origin, seen)
-        if not self._train:
+        origin = {"task": gym_task, "settings": dict(gym_settings)}
+        held_out = _problems(f"{gym_task}/eval", held_out_entries, origin, seen)
+        train = _problems(f"{gym_task}/{first}", entries, origin, seen)
+        if not train:
             raise DataError(
-                f"data.gym_task: {name!r} must make a problem that is not held out, got none of {size}; "
+                f"data.gym_task: {gym_task!r} must make a problem that is not held out, got none of {gym_size}; "
                 "lower data.gym_eval_size or widen data.gym_settings"
             )
-        left_out = size - len(self._train)
+        left_out = gym_size - len(train)
         if left_out:
-            _log.warning("%s: %d of %d problems repeat others and are left out", name, left_out, size)
-
-    def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the order of their seeds."""
-        return self._train if split == "train" else self._eval
+            _log.warning("%s: %d of %d problems repeat others and are left out", gym_task, left_out, gym_size)
+        super().__init__(train, held_out)
 
     def is_correct(self, completion: str, problem: Problem) -> bool:
         """Whether the library's own scorer gives the text in ``<answer>`` tags all of its points."""

@@ -7,8 +7,9 @@ for that group; it never ends the process that scores.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from grpo_actors.config.data import RewardConfig
 from grpo_actors.errors import RewardError
 from grpo_actors.tasks.code_tests import CODE_TESTS, CodeLimits, CodeTests
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
@@ -28,27 +29,7 @@ class Scores:
     failures: list[str]
 
 
-class RewardSettings(Protocol):
-    """What scoring depends on: the configuration's [reward] section, as far as it is seen here."""
-
-    @property
-    def reward_timeout_s(self) -> float:
-        """For one group and one reward that runs in a process of its own."""
-
-    @property
-    def allow_code_execution(self) -> bool:
-        """Whether `code_tests` may run programs that a model wrote."""
-
-    @property
-    def code_timeout_s(self) -> float:
-        """For one such program."""
-
-    @property
-    def code_memory_gb(self) -> float:
-        """For one such program."""
-
-
-def open_scorer(weights: Mapping[str, float], settings: RewardSettings) -> "Scorer":
+def open_scorer(weights: Mapping[str, float], settings: RewardConfig) -> "Scorer":
     """The scorer of a run. Raises RewardError as `Scorer` does."""
     limits = CodeLimits(settings.code_timeout_s, int(settings.code_memory_gb * 2**30))
     return Scorer(

@@ -14,7 +14,7 @@ from grpo_actors.tasks.scoring import Scorer
 
 
 def task(name="chain_sum", settings=None, *, seed=0, size=30, eval_size=10):
-    return ReasoningGym(name, settings or {}, seed=seed, size=size, eval_size=eval_size)
+    return ReasoningGym(name, settings or {}, seed=seed, gym_size=size, gym_eval_size=eval_size)
 
 
 def questions(one, split):
@@ -32,7 +32,7 @@ def test_a_generator_that_follows_the_order_of_a_set_makes_the_same_problems_in_
     # Left alone, it makes others under another PYTHONHASHSEED.
     script = (
         "from grpo_actors.tasks.reasoning_gym import ReasoningGym\n"
-        "made = ReasoningGym('isomorphic_strings', {}, seed=0, size=20, eval_size=1).problems('train')\n"
+        "made = ReasoningGym('isomorphic_strings', {}, seed=0, gym_size=20, gym_eval_size=1).problems('train')\n"
         "print([problem.messages[-1]['content'] for problem in made])\n"
     )
     told = {

@@ -1,32 +1,21 @@
+import inspect
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from grpo_actors.errors import DataError
+from grpo_actors.config import load_config
+from grpo_actors.config.data import TASKS, DataConfig
+from grpo_actors.errors import ConfigError
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS
-from grpo_actors.tasks.registry import TASKS, load_task
+from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.rewards import REWARDS
 
 
-@dataclass(frozen=True)
-class Data:
-    task: str = "jsonl"
-    path: str = ""
-    eval_path: str = ""
-    prompt_column: str = "question"
-    answer_column: str = "answer"
-    system_prompt: str | None = None
-    max_train_samples: int = 0
-    num_shots: int = 0
-    eval_fraction: float = 0.1
-    gym_task: str = ""
-    gym_settings: dict = field(default_factory=dict)
-    gym_size: int = 20
-    gym_eval_size: int = 10
+def settings(task="jsonl", **given):
+    return DataConfig(task=task, gym_size=20, gym_eval_size=10, **given)
 
 
 @pytest.fixture
@@ -44,12 +33,12 @@ def data(request, tmp_path, path):
     row = json.dumps({"question": "1+1?", "answer": "1+1 = 2\n#### 2"}) + "\n"
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(row * 5)
-    return {
-        "arithmetic": Data("arithmetic"),
-        "gsm8k": Data("gsm8k", path=str(tmp_path)),
-        "jsonl": Data("jsonl", path=path),
-        "reasoning_gym": Data("reasoning_gym", gym_task="chain_sum"),
-    }[request.param]
+    needed = {
+        "gsm8k": {"path": str(tmp_path)},
+        "jsonl": {"path": path},
+        "reasoning_gym": {"gym_task": "chain_sum"},
+    }
+    return settings(request.param, **needed.get(request.param, {}))
 
 
 def test_every_task_keeps_the_contract(data):
@@ -72,7 +61,7 @@ def test_every_task_keeps_the_contract(data):
 
 def test_max_train_samples_keeps_the_first_and_spares_the_evaluation(data):
     whole = load_task(data, seed=3)
-    some = load_task(Data(**{**vars(data), "max_train_samples": 3}), seed=3)
+    some = load_task(data.model_copy(update={"max_train_samples": 3}), seed=3)
     assert list(some.problems("train")) == list(whole.problems("train")[:3])
     assert some.problems("eval")[-1] == whole.problems("eval")[-1]
     assert len(some.problems("eval")) == len(whole.problems("eval"))
@@ -83,13 +72,13 @@ def test_max_train_samples_keeps_the_first_and_spares_the_evaluation(data):
 
 
 def test_max_train_samples_beyond_the_data_means_all(path):
-    assert len(load_task(Data(path=path, max_train_samples=10_000), seed=0).problems("train")) == len(
-        load_task(Data(path=path), seed=0).problems("train")
+    assert len(load_task(settings(path=path, max_train_samples=10_000), seed=0).problems("train")) == len(
+        load_task(settings(path=path), seed=0).problems("train")
     )
 
 
 def test_a_system_prompt_replaces_the_tasks_own_in_both_splits(data):
-    task = load_task(Data(**{**vars(data), "system_prompt": "Be brief."}), seed=3)
+    task = load_task(data.model_copy(update={"system_prompt": "Be brief."}), seed=3)
     for split in ("train", "eval"):
         messages = task.problems(split)[0].messages
         assert [m["content"] for m in messages if m["role"] == "system"] == ["Be brief."]
@@ -100,22 +89,28 @@ def test_a_system_prompt_replaces_the_tasks_own_in_both_splits(data):
 
 
 def test_an_empty_system_prompt_means_none(data):
-    task = load_task(Data(**{**vars(data), "system_prompt": ""}), seed=3)
+    task = load_task(data.model_copy(update={"system_prompt": ""}), seed=3)
     assert [message["role"] for message in task.problems("train")[0].messages] == ["user"]
 
 
 def test_an_unknown_task_gets_the_nearest_name():
-    with pytest.raises(DataError, match=r"data.task: must be one of .*, got 'gsm9k'; did you mean 'gsm8k'"):
-        load_task(Data("gsm9k"), seed=0)
+    with pytest.raises(ConfigError, match=r'data.task must be one of .*, got "gsm9k"; did you mean "gsm8k"'):
+        load_config(None, ["task=gsm9k"])
+
+
+def test_what_a_task_reads_is_a_setting(data):
+    sizes = {"train_size", "eval_size"} if data.task == "arithmetic" else set()  # fixed, but for tests
+    parameters = inspect.signature(type(load_task(data, seed=0))).parameters
+    assert parameters.keys() - sizes <= {"seed", *DataConfig.model_fields}
 
 
 def test_loading_a_local_task_imports_nothing_heavy(path):
     script = (
         "import sys\n"
-        "from types import SimpleNamespace as Data\n"
+        "from grpo_actors.config.data import DataConfig\n"
         "from grpo_actors.tasks.registry import load_task\n"
         "import grpo_actors.tasks.scoring, grpo_actors.tasks.gsm8k\n"
-        f"load_task(Data(**{vars(Data(path=path))!r}), seed=0)\n"
+        f"load_task(DataConfig(**{dict(settings(path=path))!r}), seed=0)\n"
         "print([name for name in ('mlx', 'mlx.core', 'zmq', 'datasets', 'numpy', 'transformers') if name in sys.modules])\n"
     )
     told = subprocess.run(
