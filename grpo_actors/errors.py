@@ -5,6 +5,9 @@ says where, the rule, the value got and the cure; a command-line tool prints tha
 and exits with 2 (`grpo_actors.command`).
 """
 
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
 
 class GrpoActorsError(Exception):
     """Base of all. Caught at the outermost frame of a process, where it becomes one line."""
@@ -36,6 +39,19 @@ class ProtocolError(GrpoActorsError):
 
 class TrainingError(GrpoActorsError):
     """Training cannot go on, for example after too many non-finite steps in a row."""
+
+
+def nearest(
+    name: str,
+    known: Iterable[str],
+    *,
+    count: int = 1,
+    show: Callable[[str], str] = str,
+    otherwise: str = "",
+) -> str:
+    """Return ``; did you mean …?`` with up to `count` known names like an unknown one, or `otherwise` if none is near."""
+    near = get_close_matches(name, list(known), n=count)
+    return f"; did you mean {' or '.join(map(show, near))}?" if near else otherwise
 
 
 def first_line(error: BaseException) -> str:

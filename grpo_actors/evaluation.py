@@ -18,7 +18,7 @@ from grpo_actors.policy.model import Policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
 from grpo_actors.schedule.order import sample_seeds
 from grpo_actors.tasks.rewards import text as last_text
-from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.tasks.scoring import Scorer, reward_means
 from grpo_actors.tasks.task import Problem, Task
 
 _log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def evaluate(
         accuracy_low=low,
         accuracy_high=high,
         sampled_accuracy=sampled,
-        rewards=reward_means(greedy),
+        rewards=reward_means(one.rewards for one in greedy),
         completion_length_mean=fmean(one.tokens for one in greedy),
         truncated_share=fmean(one.truncated for one in greedy),
         seconds=time.monotonic() - started_s,
@@ -181,16 +181,6 @@ def answer(
 def max_answer_tokens(config: Config) -> int:
     """Tokens after which an answer is cut."""
     return config.evaluator.eval_max_new_tokens or config.rollout.max_new_tokens
-
-
-def reward_means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Unweighted mean of each reward over the completions that it judged."""
-    values: dict[str, list[float]] = {}
-    for one in answers:
-        for name, value in one.rewards.items():
-            if value is not None:
-                values.setdefault(name, []).append(value)
-    return {name: fmean(given) for name, given in values.items()}
 
 
 def _judged(

@@ -2,35 +2,29 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from grpo_actors.groups import SampledGroup
 from grpo_actors.objective.advantages import Advantages
+from grpo_actors.tasks.scoring import reward_means
 
 
 def reward_metrics(groups: Sequence[SampledGroup], advantages: Sequence[Advantages]) -> dict[str, Any]:
     """Mean and deviation of the weighted reward, means of each function, groups without a signal."""
     rewards = np.concatenate([advantage.rewards[advantage.valid] for advantage in advantages])
+    by_function = [completion.rewards for group in groups for completion in group.completions]
     flat = [advantage for advantage in advantages if not advantage.values.any()]
     return {
         "reward_mean": float(rewards.mean()) if rewards.size else None,
         "reward_std": float(rewards.std()) if rewards.size else None,
-        "rewards": _means_by_function(groups),
+        # None for a function that judged no completion.
+        "rewards": {**dict.fromkeys(chain.from_iterable(by_function)), **reward_means(by_function)},
         "zero_variance_share": len(flat) / len(groups),
         "invalid_completions": int(sum((~advantage.valid).sum() for advantage in advantages)),
     }
-
-
-def _means_by_function(groups: Sequence[SampledGroup]) -> dict[str, float | None]:
-    """Unweighted mean of each reward over the completions it judged."""
-    values: dict[str, list[float]] = {}
-    for group in groups:
-        for completion in group.completions:
-            for name, value in completion.rewards.items():
-                values.setdefault(name, []).extend([] if value is None else [value])
-    return {name: float(np.mean(given)) if given else None for name, given in values.items()}
 
 
 def length_metrics(groups: Sequence[SampledGroup]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from grpo_actors.accuracy import (
     paired_difference,
     pass_at_k,
 )
-from grpo_actors.evaluation import Answer, Answered, reward_means
+from grpo_actors.evaluation import Answer, Answered
+from grpo_actors.tasks.scoring import reward_means
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def completions_of(answered: Sequence[Answered]) -> Completions:
     return Completions(
         length_mean=fmean(one.tokens for one in answers),
         truncated_share=fmean(one.truncated for one in answers),
-        rewards=reward_means(answers),
+        rewards=reward_means(one.rewards for one in answers),
     )
 
 

@@ -18,8 +18,8 @@ from grpo_actors.config.legacy import modernise
 from grpo_actors.config.names import leaf_of, leaves
 from grpo_actors.config.objective import PRESETS, QUANTISED_ROLLOUT
 from grpo_actors.config.schema import OWNER, SECTIONS, Config
-from grpo_actors.config.wording import broken_rule, kind_of, nearest
-from grpo_actors.errors import ConfigError
+from grpo_actors.config.wording import broken_rule, kind_of
+from grpo_actors.errors import ConfigError, nearest
 
 DEFAULT = "default"
 OVERRIDE = "--set"

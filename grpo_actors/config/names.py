@@ -8,8 +8,8 @@ from typing import Any
 
 from grpo_actors.config.legacy import FLAT_TABLE, OLDER_NAMES
 from grpo_actors.config.schema import OWNER, SECTIONS
-from grpo_actors.config.wording import brief, nearest
-from grpo_actors.errors import ConfigError
+from grpo_actors.config.wording import brief
+from grpo_actors.errors import ConfigError, nearest
 
 
 def leaf_of(name: str, where: str) -> str:

@@ -3,7 +3,6 @@
 The rule is read off the schema, so that an error and the bounds that raised it cannot disagree.
 """
 
-import difflib
 import json
 import math
 import types
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from grpo_actors.config.schema import SECTIONS
+from grpo_actors.errors import nearest
 
 #: Longer values are cut in error messages, which have one line.
 SHOWN_CHARACTERS = 80
@@ -93,12 +93,6 @@ def _rule(kind: Any, metadata: Iterable[Any]) -> str:
         if hasattr(bound, name)
     ]
     return f"{rule} {' and '.join(signs)}" if signs else rule
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean …?`` for an unknown name, or nothing where no known name is near."""
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {match[0]}?" if match else ""
 
 
 def broken_rule(error: ValidationError, where: Callable[[tuple[str, ...]], str]) -> str:

@@ -14,10 +14,9 @@ to give the same completions. What it would remember it can read in ``messages``
 """
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Protocol
 
-from grpo_actors.errors import RewardError
+from grpo_actors.errors import RewardError, nearest
 from grpo_actors.tasks.calculator import calculator
 from grpo_actors.tasks.task import Message
 
@@ -38,10 +37,9 @@ def built_in(name: str) -> Environment:
     """The built-in environment of that name; RewardError, with the nearest name, where there is none."""
     if name in ENVIRONMENTS:
         return ENVIRONMENTS[name]
-    near = get_close_matches(name, ENVIRONMENTS, n=1)
-    cure = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ENVIRONMENTS)}"
+    cure = nearest(name, ENVIRONMENTS, show=repr, otherwise=f"; known: {', '.join(ENVIRONMENTS)}")
     raise RewardError(
-        f"data.environment: {name!r} is not a built-in environment; {cure} "
+        f"data.environment: {name!r} is not a built-in environment{cure} "
         '(an own one is written "file.py:function" or "module:function")'
     )
 

@@ -11,14 +11,13 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
 from reasoning_gym.composite import DatasetSpec
 from reasoning_gym.factory import DATASETS, create_dataset
 
-from grpo_actors.errors import DataError
+from grpo_actors.errors import DataError, nearest
 from grpo_actors.tasks.answers import extract_answer
 from grpo_actors.tasks.rewards import Chat, text
 from grpo_actors.tasks.time_limit import time_limit
@@ -49,9 +48,8 @@ def open_dataset(name: str, settings: Mapping[str, Any], *, seed: int, size: int
 
 def _check_names(name: str, settings: Mapping[str, Any]) -> None:
     if name not in DATASETS:
-        near = get_close_matches(name, DATASETS, n=3)
-        cure = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(DATASETS))}"
-        raise DataError(f"data.gym_task: reasoning-gym has no task {name!r}; {cure}")
+        cure = nearest(name, DATASETS, count=3, otherwise=f"; there are {', '.join(sorted(DATASETS))}")
+        raise DataError(f"data.gym_task: reasoning-gym has no task {name!r}{cure}")
     known = {field.name for field in dataclasses.fields(DATASETS[name][1])} - {"seed", "size"}
     for setting in settings:
         if setting in ("seed", "size"):
@@ -59,9 +57,8 @@ def _check_names(name: str, settings: Mapping[str, Any]) -> None:
                 f"data.gym_settings: may not have {setting!r}; set run.seed, data.gym_size, data.gym_eval_size"
             )
         if setting not in known:
-            near = get_close_matches(setting, known, n=1)
-            cure = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(known)) or 'none'}"
-            raise DataError(f"data.gym_settings: {name!r} has no setting {setting!r}; {cure}")
+            cure = nearest(setting, known, otherwise=f"; it has {', '.join(sorted(known)) or 'none'}")
+            raise DataError(f"data.gym_settings: {name!r} has no setting {setting!r}{cure}")
 
 
 def reasoning_gym(

@@ -22,12 +22,11 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from grpo_actors.errors import RewardError
+from grpo_actors.errors import RewardError, nearest
 from grpo_actors.tasks.own_kinds import KINDS, Kind
 from grpo_actors.tasks.own_reward_wire import receive, send
 
@@ -70,10 +69,7 @@ def load(spec: str, kind: Kind) -> Callable[..., Any]:
     module = _load_file(Path(source).expanduser()) if source.endswith(".py") else _load_module(source)
     if not hasattr(module, name):
         callables = [known for known, value in vars(module).items() if callable(value)]
-        near = get_close_matches(name, callables, n=1)
-        raise RewardError(
-            f"{source} has no function {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        raise RewardError(f"{source} has no function {name!r}{nearest(name, callables, show=repr)}")
     function = getattr(module, name)
     if not callable(function):
         raise RewardError(f"must be a function, got {type(function).__name__}")

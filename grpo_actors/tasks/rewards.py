@@ -15,10 +15,9 @@ business, which the configuration or the task's ``default_rewards`` sets. They j
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Protocol
 
-from grpo_actors.errors import RewardError
+from grpo_actors.errors import RewardError, nearest
 from grpo_actors.tasks.answers import extract_answer, read_number, same_answer
 from grpo_actors.tasks.task import Message
 
@@ -132,10 +131,9 @@ def built_in(name: str, others: Collection[str] = ()) -> Reward:
     if name in REWARDS:
         return REWARDS[name]
     known = [*REWARDS, *others]
-    near = get_close_matches(name, known, n=1)
-    cure = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    cure = nearest(name, known, show=repr, otherwise=f"; known: {', '.join(known)}")
     raise RewardError(
-        f"reward.functions: {name!r} is not a built-in reward; {cure} "
+        f"reward.functions: {name!r} is not a built-in reward{cure} "
         '(an own one is written "file.py:function" or "module:function")'
     )
 

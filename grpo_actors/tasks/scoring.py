@@ -5,8 +5,9 @@ names have one: values leave here unweighted, as facts. A reward that fails is r
 for that group; it never ends the process that scores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from grpo_actors.config.data import RewardConfig
@@ -27,6 +28,16 @@ class Scores:
     rewards: dict[str, list[float | None]]
     #: One text for each reward that failed; its first line says where, what and why.
     failures: list[str]
+
+
+def reward_means(completions: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
+    """Return the unweighted mean of each reward over the completions that it judged; one that judged none is left out."""
+    values: dict[str, list[float]] = {}
+    for rewards in completions:
+        for name, value in rewards.items():
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    return {name: fmean(given) for name, given in values.items()}
 
 
 def open_scorer(weights: Mapping[str, float], settings: RewardConfig) -> "Scorer":
