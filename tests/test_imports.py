@@ -14,7 +14,7 @@ PACKAGE = ROOT / "grpo_actors"
 
 ARRAYS = ("mlx", "mlx_lm", "numpy", "grpo_actors.policy", "grpo_actors.objective")
 SOCKETS = ("zmq", "grpo_actors.transport")
-WIRE = ("msgpack", "grpo_actors.messages", "grpo_actors.codec")
+WIRE = ("msgpack", "grpo_actors.messages", "grpo_actors.codec", "grpo_actors.fetching")
 
 #: Part of the package -> what no module of it may import.
 FORBIDDEN = {
@@ -37,6 +37,7 @@ FORBIDDEN = {
     "tail": ARRAYS,
     "messages": (*ARRAYS, *SOCKETS),
     "codec": (*ARRAYS, *SOCKETS),
+    "fetching": (*ARRAYS, *SOCKETS),
     "errors": ("grpo_actors",),
     "generation": (*SOCKETS, *WIRE),
     "generation/prompts": ARRAYS,

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import zmq
 
+from grpo_actors import fetching
 from grpo_actors.checkpoints import Snapshot
 from grpo_actors.errors import TrainingError
 from grpo_actors.exchange.dispatcher import TICK_S, Dispatcher
@@ -177,7 +178,7 @@ class Exchange:
         try:
             with zmq_context() as context:
                 control = ControlServer(context, self._endpoints.control)
-                weights = WeightsServer(context, self._endpoints.weights)
+                weights = WeightsServer(context, self._endpoints.weights, fetching)
                 publisher = EventPublisher(context, self._endpoints.events)
                 with contextlib.closing(publisher), self._open_journal(publisher) as journal:
                     self._dispatcher = Dispatcher(
