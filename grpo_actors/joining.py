@@ -18,9 +18,6 @@ from grpo_actors.errors import ModelError, ProtocolError, RunError
 from grpo_actors.messages import (
     PROTOCOL_VERSION,
     Bye,
-    Chunk,
-    FetchChunk,
-    FetchManifest,
     Hello,
     Manifest,
     Welcome,
@@ -34,12 +31,10 @@ from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.policy.weights import unpack
 from grpo_actors.processes.door import StopRequest
 from grpo_actors.transport.control import ControlClient
-from grpo_actors.transport.weights import WeightsClient
+from grpo_actors.transport.weights import Version, WeightsClient
 
 #: A Hello that was not answered in this time is said again.
 HELLO_S = 2.0
-#: Longest silence to bear while weights are fetched; then the newest version is asked for anew.
-FETCH_TIMEOUT_S = 10.0
 
 
 class Leaving(Exception):  # noqa: N818 - not an error: the way out of a computation
@@ -93,38 +88,20 @@ def introduce(
 def fetch_weights(
     client: WeightsClient, on_chunk: Callable[[], None] = lambda: None
 ) -> tuple[int, dict[str, mx.array]] | None:
-    """The newest version and its arrays; None: it was replaced while under way, or nobody answered: try again.
-
-    On the learner's own host they are read from its memory, elsewhere in chunks over the socket.
-    """
-    answer = client.manifest(encode(FetchManifest()), FETCH_TIMEOUT_S)
+    """The newest version and its arrays; None: it was replaced while under way, or nobody answered: try again."""
+    answer = client.manifest()
     if answer is None:
         return None
     manifest = decode(weights_reply, answer)
     if not isinstance(manifest, Manifest):
         raise ProtocolError(f"weights: asked for a manifest, got {type(manifest).__name__}")
-    found = client.memory.version(manifest.path, manifest.version, manifest.size)
-    if found is not None:
-        arrays = unpack(manifest, found.mapped.data, of_this_host=True, pinned=found.mapped.pin)
-        return (manifest.version, arrays) if found.whole else None
-
-    def index_of(header: bytes) -> int:
-        chunk = decode(weights_reply, header)
-        if not isinstance(chunk, Chunk) or chunk.version != manifest.version:
-            raise ProtocolError(
-                f"weights: asked for a chunk of version {manifest.version}, got something else"
-            )
-        return chunk.index
-
-    data = client.fetch(
-        manifest.size,
-        lambda index: encode(FetchChunk(version=manifest.version, index=index)),
-        index_of,
-        FETCH_TIMEOUT_S,
-        chunk_bytes=manifest.chunk_bytes,
-        on_chunk=on_chunk,
-    )
-    return None if data is None else (manifest.version, unpack(manifest, data))
+    addresses = tuple(manifest.path.splitlines())
+    version = Version(manifest.version, manifest.size, manifest.chunk_bytes, addresses)
+    arrived = client.take(version, on_chunk)
+    if arrived is None:
+        return None
+    arrays = unpack(manifest, arrived.data, of_this_host=arrived.of_this_host, pinned=arrived.pin)
+    return (manifest.version, arrays) if arrived.whole() else None
 
 
 def load_welcome_policy(welcome: Welcome, config: Config) -> Policy:

@@ -259,7 +259,7 @@ class Manifest(Message):
     #: xxh3-128 of all bytes, hexadecimal.
     digest: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     chunk_bytes: Annotated[int, Field(ge=1, le=MAX_ARRAY_BYTES)]
-    #: File of the learner's host that has the bytes (`transport.shared`); empty: none.
+    #: Addresses of the bytes, one a line, each of one outlet (`transport.weights`): a file of shared memory; empty: none.
     path: Annotated[str, Field(max_length=4096)] = ""
     tensors: Annotated[list[TensorEntry], Field(max_length=10_000), FailFast()]
 

@@ -1,20 +1,21 @@
 """Bringing versions to where workers find them, while the learner goes on with its next update.
 
-Knows arrays and rooms for bytes; refuses to know who fetches them. One thread of its own copies one version
+Knows arrays and outlets; does not know who fetches the versions. One thread of its own copies one version
 at a time out of the device's memory: for a model of a gigabyte that takes a third of a second, which the
 learner would otherwise stand still for.
 """
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import mlx.core as mx
 
 from grpo_actors.messages import Manifest
 from grpo_actors.policy.pinned import pin
 from grpo_actors.policy.weights import Frozen, freeze, pack
-from grpo_actors.transport.shared import Shelf
 from grpo_actors.transport.sockets import CHUNK_BYTES
+from grpo_actors.transport.weights import Room, open_outlets
 
 
 class Publisher:
@@ -22,7 +23,7 @@ class Publisher:
 
     def __init__(self, announce: Callable[[Manifest, memoryview], None]) -> None:
         self._announce = announce
-        self._shelf = Shelf(pin)
+        self._outlets = open_outlets(pin)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
         self._under_way: Future[None] | None = None
 
@@ -46,9 +47,15 @@ class Publisher:
     def close(self) -> None:
         """Finish what is under way, and free the memory."""
         self._thread.shutdown()
-        self._shelf.close()
+        for outlet in self._outlets:
+            outlet.close()
 
     def _publish(self, frozen: Frozen) -> None:
-        room, pinned = self._shelf.room(frozen.version, frozen.size)
-        manifest, data = pack(frozen, CHUNK_BYTES, room, pinned, lambda: self._shelf.finish(frozen.version))
-        self._announce(manifest, data)
+        rooms = (outlet.room(frozen.version, frozen.size) for outlet in self._outlets)
+        room = next((room for room in rooms if room is not None), Room())
+        self._announce(*pack(frozen, CHUNK_BYTES, room.data, room.pin, partial(self._put, frozen.version)))
+
+    def _put(self, version: int, data: memoryview) -> str:
+        """Give a version to all outlets; returns their addresses as the manifest has them."""
+        addresses = [outlet.put(version, data) for outlet in self._outlets]
+        return "\n".join(filter(None, addresses))

@@ -32,6 +32,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
         RunError: the learner refused it, or was not to be reached for `patience_s`.
     """
     # Seconds of imports, after the signals are heeded.
+    from grpo_actors import fetching  # noqa: PLC0415
     from grpo_actors.config import Config  # noqa: PLC0415
     from grpo_actors.episodes import episodes  # noqa: PLC0415
     from grpo_actors.in_flight import InFlightWorker  # noqa: PLC0415
@@ -52,7 +53,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
         config = Config.model_validate_json(welcome.config)
         policy = load_welcome_policy(welcome, config)
         with open_scorer(config.reward.functions, config.reward) as scorer, episodes(config, policy) as turns:
-            weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint), pin)
+            weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint), fetching, pin)
             kind = InFlightWorker if config.rollout.in_flight_updates else RolloutWorker
             worker = kind(control, welcome, config, policy, scorer, weights, turns, stop)
             _say(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "grpo_actors"
 
 ARRAYS = ("mlx", "mlx_lm", "numpy", "grpo_actors.policy", "grpo_actors.objective")
 SOCKETS = ("zmq", "grpo_actors.transport")
-WIRE = ("msgpack", "grpo_actors.messages", "grpo_actors.codec")
+WIRE = ("msgpack", "grpo_actors.messages", "grpo_actors.codec", "grpo_actors.fetching")
 
 #: Part of the package -> what no module of it may import.
 FORBIDDEN = {
@@ -37,6 +37,7 @@ FORBIDDEN = {
     "tail": ARRAYS,
     "messages": (*ARRAYS, *SOCKETS),
     "codec": (*ARRAYS, *SOCKETS),
+    "fetching": (*ARRAYS, *SOCKETS),
     "errors": ("grpo_actors",),
     "generation": (*SOCKETS, *WIRE),
     "generation/prompts": ARRAYS,
@@ -127,11 +128,31 @@ def test_the_lowest_parts_import_only_what_is_listed(part):
     assert not broken, "\n".join(broken)
 
 
+def importers(*packages: str) -> set[str]:
+    """The modules that import one of these, without the package's name."""
+    return {
+        name_of(path).removeprefix("grpo_actors.")
+        for path in modules()
+        if any(within(name, package) for _, name in imports(path) for package in packages)
+    }
+
+
 def test_only_transport_imports_zmq():
-    users = {name_of(path) for path in modules() if any(within(name, "zmq") for _, name in imports(path))}
-    outside = {name for name in users if not within(name, "grpo_actors.transport")}
-    # The exchange polls its sockets together with a pipe of its own.
-    assert outside == {"grpo_actors.exchange.exchange"}
+    assert {name for name in importers("zmq") if not within(name, "transport")} == set()
+
+
+#: Outside `policy`, what imports mlx.nn or mlx_lm, and what for: only what makes, writes or measures models.
+MODEL_MAKERS = {
+    "assets.make_tiny": "trains the embedded model from nothing",
+    "bench.policies": "times a step with mlx-lm's own cache",
+    "bench.random_model": "makes models of well-known shapes with random weights",
+    "bench.sampling": "times mlx-lm's own sampler",
+}
+
+
+def test_only_policy_and_what_makes_or_measures_models_imports_mlx_nn_and_mlx_lm():
+    outside = {name for name in importers("mlx.nn", "mlx_lm") if not within(name, "policy")}
+    assert outside == set(MODEL_MAKERS)
 
 
 def test_only_the_actors_join_what_computes_with_what_talks():

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from grpo_actors import fetching
 from grpo_actors import messages as wire
 from grpo_actors.config import Config
 from grpo_actors.in_flight import InFlightWorker
@@ -44,7 +45,7 @@ class HandLearner:
     def __init__(self, folder: str, context: Any, policy: Any) -> None:
         self.heard: list[wire.Message] = []
         self._control = ControlServer(context, f"ipc://{folder}/c")
-        self._weights = WeightsServer(context, f"ipc://{folder}/w")
+        self._weights = WeightsServer(context, f"ipc://{folder}/w", fetching)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -55,7 +56,7 @@ class HandLearner:
         policy.stop_tokens = frozenset()  # every completion has its twelve tokens
         self.initial = policy.trainable()
         scorer = Scorer(CONFIG.reward.functions, timeout_s=1.0)
-        weights = WeightsClient(context, f"ipc://{folder}/w")
+        weights = WeightsClient(context, f"ipc://{folder}/w", fetching)
         self.worker = InFlightWorker(client, welcome, CONFIG, policy, scorer, weights, version=0)
 
     def say(self, message: wire.Message) -> None:
@@ -80,7 +81,7 @@ class HandLearner:
     def _serve(self) -> None:
         while not self._over.is_set():
             if self._weights.socket.poll(10):
-                self._weights.serve(_parse, lambda v, i: wire.encode(wire.Chunk(version=v, index=i)))
+                self._weights.serve()
 
     def turns(self, count: int) -> None:
         for _ in range(count):
@@ -96,11 +97,6 @@ class HandLearner:
     def close(self) -> None:
         self._over.set()
         self._thread.join()
-
-
-def _parse(data: bytes) -> tuple[int, int] | None:
-    request = wire.decode(wire.weights_request, data)
-    return None if isinstance(request, wire.FetchManifest) else (request.version, request.index)
 
 
 def versions(group: wire.Group) -> list[list[int]]:

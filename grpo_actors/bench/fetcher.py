@@ -19,6 +19,7 @@ from grpo_actors.processes.door import bound_memory
 
 def adopt_versions(policy: Policy) -> None:
     """Whenever an order comes, take the newest version of its `endpoint`, all of it; the answer is its number."""
+    from grpo_actors import fetching  # noqa: PLC0415
     from grpo_actors.joining import fetch_weights  # noqa: PLC0415
     from grpo_actors.transport.sockets import zmq_context  # noqa: PLC0415
     from grpo_actors.transport.weights import WeightsClient  # noqa: PLC0415
@@ -29,7 +30,7 @@ def adopt_versions(policy: Policy) -> None:
         def adopt(order: Mapping[str, Any]) -> Mapping[str, Any]:
             endpoint = order["endpoint"]
             if endpoint not in clients:
-                clients[endpoint] = WeightsClient(context, endpoint)
+                clients[endpoint] = WeightsClient(context, endpoint, fetching)
             fetched = None
             while fetched is None:
                 fetched = fetch_weights(clients[endpoint])

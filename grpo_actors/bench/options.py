@@ -29,7 +29,7 @@ class Options:
 
     part: str
     model: str = "tiny"
-    #: A name in `architectures`, instead of `model`.
+    #: A name in `known_models`, instead of `model`.
     random: str | None = None
     #: Where the folder of a random model stays.
     keep: str | None = None

@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 
+from grpo_actors import fetching
 from grpo_actors.bench.companion import Companion
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.floors import publication_floor_s
 from grpo_actors.bench.machine import host_copy_bytes_per_s
 from grpo_actors.bench.options import Options, config_of
-from grpo_actors.exchange.dispatcher import serve_weights
 from grpo_actors.messages import Manifest, encode
 from grpo_actors.policy.model import load_policy
 from grpo_actors.publishing import Publisher
@@ -62,7 +62,7 @@ class Desk:
         while not self.over:
             if self.server.socket.poll(POLL_MS):
                 with self.lock:
-                    serve_weights(self.server)
+                    self.server.serve()
 
 
 def measure(options: Options, model_name: str) -> list[Figure]:
@@ -111,7 +111,7 @@ def _desk(fetchers: list[Companion], *, chunks: bool) -> Iterator[Desk]:
     """A server on an ipc socket, with the thread that serves it."""
     with TemporaryDirectory(prefix="grpo-bench-") as folder, zmq_context() as context:
         endpoints = plan_endpoints(Path(folder), "ipc", "", 0)
-        desk = Desk(WeightsServer(context, endpoints.weights), endpoints.weights, fetchers, chunks)
+        desk = Desk(WeightsServer(context, endpoints.weights, fetching), endpoints.weights, fetchers, chunks)
         thread = threading.Thread(target=desk.serve, name="weights")
         thread.start()
         try:

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, save_model
 
 from grpo_actors.assets import TINY
-from grpo_actors.bench.architectures import ARCHITECTURES
+from grpo_actors.bench.known_models import KNOWN_MODELS
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import DTYPES
 
@@ -30,15 +30,15 @@ def random_model(architecture: str, dtype: str, keep: str | None) -> Iterator[Pa
     """The folder, which is gone after the block unless it is kept.
 
     Args:
-        architecture: A name in `ARCHITECTURES`.
+        architecture: A name in `KNOWN_MODELS`.
         dtype: Of the weights; "auto": bfloat16, as all of these were published.
         keep: A folder to be made, or one that an earlier call has made of the same architecture and type.
 
     Raises:
         ModelError: an unknown name, or another thing lies in `keep`.
     """
-    if architecture not in ARCHITECTURES:
-        raise ModelError(f"--random: must be one of {', '.join(ARCHITECTURES)}, got {architecture}")
+    if architecture not in KNOWN_MODELS:
+        raise ModelError(f"--random: must be one of {', '.join(KNOWN_MODELS)}, got {architecture}")
     with contextlib.ExitStack() as stack:
         folder = Path(keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-bench-model-")))
         config = config_json(architecture, "bfloat16" if dtype == "auto" else dtype)
@@ -56,7 +56,7 @@ def config_json(architecture: str, dtype: str) -> dict[str, Any]:
     """The architecture's config.json, with the end token of the embedded tokenizer."""
     tiny = json.loads((TINY / "config.json").read_text())
     tokens = {name: tiny[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return {**ARCHITECTURES[architecture], **tokens, "torch_dtype": dtype}
+    return {**KNOWN_MODELS[architecture], **tokens, "torch_dtype": dtype}
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

@@ -133,7 +133,7 @@ class Dispatcher:
 
     def turn(self) -> None:
         """Do all that there is to do now; does not wait."""
-        serve_weights(self._weights)
+        self._weights.serve()
         for identity, data in self._control.receive():
             self._hear(identity, data)
         now_s = self._clock()
@@ -294,13 +294,3 @@ class Dispatcher:
 
     def _send(self, identity: bytes, message: wire.Message) -> bool:
         return self._control.send(identity, wire.encode(message))
-
-
-def serve_weights(weights: WeightsServer) -> None:
-    """Answer some of the requests for weights that have arrived; does not wait."""
-    weights.serve(_parse_fetch, lambda version, index: wire.encode(wire.Chunk(version=version, index=index)))
-
-
-def _parse_fetch(data: bytes) -> tuple[int, int] | None:
-    request = wire.decode(wire.weights_request, data)
-    return None if isinstance(request, wire.FetchManifest) else (request.version, request.index)

@@ -6,7 +6,6 @@ work to the thread, or take a batch from it, so nothing on either side needs a l
 """
 
 import contextlib
-import os
 import queue
 import threading
 import time
@@ -14,8 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-import zmq
-
+from grpo_actors import fetching
 from grpo_actors.checkpoints import Snapshot
 from grpo_actors.errors import TrainingError
 from grpo_actors.exchange.dispatcher import TICK_S, Dispatcher
@@ -29,6 +27,7 @@ from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.events import EventPublisher
 from grpo_actors.transport.sockets import Endpoints, zmq_context
+from grpo_actors.transport.waiting import Waiter
 from grpo_actors.transport.weights import WeightsServer
 
 __all__ = ["BEAT_S", "LOST_S", "Exchange", "Selection", "Supply"]
@@ -68,8 +67,7 @@ class Exchange:
         self._clock = clock
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._batches: queue.SimpleQueue[list[SampledGroup] | None] = queue.SimpleQueue()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
+        self._waiter = Waiter()
         self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
         self._bound: Future[None] = Future()
         self._failure: BaseException | None = None
@@ -144,17 +142,11 @@ class Exchange:
         if self._thread.is_alive():
             self._post(self._begin_to_close)
             self._thread.join()
-        for descriptor in (self._wake_read, self._wake_write):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._wake_read = self._wake_write = -1
+        self._waiter.close()
 
     def _post(self, command: Callable[[], None]) -> None:
         self._commands.put(command)
-        if self._wake_write < 0:
-            return
-        with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
-            os.write(self._wake_write, b"!")
+        self._waiter.wake()
 
     def _ask(self, question: Callable[[], T]) -> T:
         answer: Future[T] = Future()
@@ -177,7 +169,7 @@ class Exchange:
         try:
             with zmq_context() as context:
                 control = ControlServer(context, self._endpoints.control)
-                weights = WeightsServer(context, self._endpoints.weights)
+                weights = WeightsServer(context, self._endpoints.weights, fetching)
                 publisher = EventPublisher(context, self._endpoints.events)
                 with contextlib.closing(publisher), self._open_journal(publisher) as journal:
                     self._dispatcher = Dispatcher(
@@ -192,20 +184,17 @@ class Exchange:
                         clock=self._clock,
                     )
                     self._bound.set_result(None)
-                    self._loop(control.socket, weights.socket)
+                    self._waiter.watch(control.socket, weights.socket)
+                    self._loop()
         except BaseException as error:  # noqa: BLE001 - a thread's outermost frame: the learner raises it
             self._failure = error
             if not self._bound.done():
                 self._bound.set_exception(error)
             self._batches.put(None)
 
-    def _loop(self, *sockets: "zmq.Socket[bytes]") -> None:
-        poller = zmq.Poller()
-        for watched in (*sockets, self._wake_read):
-            poller.register(watched, zmq.POLLIN)
+    def _loop(self) -> None:
         while not self._may_close():
-            if self._wake_read in dict(poller.poll(int(TICK_S * 1000))):
-                os.read(self._wake_read, 4096)
+            self._waiter.wait(TICK_S)
             while not self._commands.empty():
                 self._commands.get()()
             self._dispatcher.turn()

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.prompts import completion_outputs, whole_rows
 
 #: Tokens [N, T], and a cache -> hidden states [N, T, H].
@@ -106,19 +107,9 @@ def split_head(model: nn.Module) -> tuple[Body, Head] | None:
 
     None: this model does more (soft-capping, scaling, several heads); its full logits are taken.
     """
-    module = type(model).__module__.rsplit(".", 1)[-1]
-    if module not in PLAIN_HEADS:
+    if not architecture_of(model).plain_head:
         return None
     body: Any = model["model"]
     if "lm_head" in model:
         return body, model["lm_head"]
     return body, body["embed_tokens"].as_linear
-
-
-#: mlx-lm modules whose logits are exactly head(body(tokens)); a test compares each with its full logits.
-PLAIN_HEADS = frozenset(
-    {
-        *("llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "gemma3_text"),
-        *("phi3", "olmo2", "olmo3", "smollm3", "lfm2"),
-    }
-)

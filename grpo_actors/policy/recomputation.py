@@ -13,13 +13,10 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_map
-from mlx_lm.models import llama, qwen2, qwen3
 from mlx_lm.models.activations import swiglu
 
+from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.prompts import Layer
-
-#: The modules that compute down(silu(gate) · up); other models of mlx-lm are made of some of them too.
-GATED = frozenset({llama.MLP, qwen2.MLP, qwen3.MLP})
 
 
 @contextlib.contextmanager
@@ -40,7 +37,8 @@ def recomputed_gates(model: Any) -> Iterator[None]:
 
     It changes the MLPs' class, as `recomputed_blocks` does the blocks'.
     """
-    with _called_instead(dict.fromkeys(GATED & {type(module) for module in model.modules()}, _gated)):
+    gated = {type(module) for module in model.modules() if _is_gated(module)}
+    with _called_instead(dict.fromkeys(gated, _gated)):
         yield
 
 
@@ -55,6 +53,10 @@ def _called_instead(calls: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
     finally:
         for kind, original in originals.items():
             kind.__call__ = original
+
+
+def _is_gated(module: Any) -> bool:
+    return type(module).__name__ == "MLP" and architecture_of(module).gated_mlp
 
 
 def _gated(mlp: Any, x: mx.array) -> mx.array:

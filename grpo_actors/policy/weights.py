@@ -75,7 +75,7 @@ def pack(
     chunk_bytes: int,
     room: memoryview | None = None,
     pinned: Pinned | None = None,
-    path: Callable[[], str] = str,
+    path: Callable[[memoryview], str] = lambda _: "",
 ) -> tuple[Manifest, memoryview]:
     """One version's manifest and bytes.
 
@@ -84,7 +84,7 @@ def pack(
         chunk_bytes: Length of the pieces it is served in.
         room: Where to write: `frozen.size` bytes, zeros where they were never written; None: a buffer of its own.
         pinned: What the device knows of the room, so that it writes there itself.
-        path: Says, once the bytes are written, which file of this host has them.
+        path: Called with the bytes once they are written; returns what `Manifest.path` says about them.
     """
     buffer = memoryview(bytearray(frozen.size)) if room is None else room
     pairs = [pair for pair in zip(frozen.entries, frozen.arrays, strict=True) if pair[1].size]
@@ -97,7 +97,7 @@ def pack(
         size=frozen.size,
         digest=digest(buffer),
         chunk_bytes=chunk_bytes,
-        path=path(),
+        path=path(buffer),
         tensors=frozen.entries,
     )
     return manifest, buffer

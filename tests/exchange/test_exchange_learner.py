@@ -9,21 +9,22 @@ import pytest
 import xxhash
 from peers_for_tests import CHUNK, DEADLINE_S, Run, evaluation, wait_until
 
+from grpo_actors import fetching
 from grpo_actors import messages as wire
 from grpo_actors.errors import RunError, TrainingError
 from grpo_actors.exchange.exchange import FAREWELL_S
 from grpo_actors.schedule.lease import Cursor
 from grpo_actors.transport.sockets import Endpoints, zmq_context
-from grpo_actors.transport.weights import WeightsClient
+from grpo_actors.transport.weights import Version, WeightsClient
 
 # --- weights -----------------------------------------------------------------------------------------
 
 
 def fetch(run: Run) -> tuple[int, bytes] | None:
     """The newest version, as a worker takes it."""
-    client = WeightsClient(run.context, run.endpoints.weights)  # type: ignore[attr-defined]
+    client = WeightsClient(run.context, run.endpoints.weights, fetching)  # type: ignore[attr-defined]
     try:
-        answer = client.manifest(wire.encode(wire.FetchManifest()), DEADLINE_S)
+        answer = client.manifest()
         assert answer is not None
         manifest = wire.decode(wire.weights_reply, answer)
         assert isinstance(manifest, wire.Manifest)
@@ -33,25 +34,14 @@ def fetch(run: Run) -> tuple[int, bytes] | None:
         assert xxhash.xxh3_128_hexdigest(bytes(data)) == manifest.digest
         return manifest.version, bytes(data)
     finally:
-        client.socket.close(linger=0)
+        client.socket.close()
 
 
 def fetch_chunks(
     client: WeightsClient, manifest: wire.Manifest, on_chunk: Callable[[], None] = lambda: None
-) -> bytearray | None:
-    def index_of(header: bytes) -> int:
-        chunk = wire.decode(wire.weights_reply, header)
-        assert isinstance(chunk, wire.Chunk)
-        return chunk.index
-
-    return client.fetch(
-        manifest.size,
-        lambda index: wire.encode(wire.FetchChunk(version=manifest.version, index=index)),
-        index_of,
-        DEADLINE_S,
-        chunk_bytes=manifest.chunk_bytes,
-        on_chunk=on_chunk,
-    )
+) -> bytearray | memoryview | None:
+    arrived = client.take(Version(manifest.version, manifest.size, manifest.chunk_bytes), on_chunk)
+    return None if arrived is None else arrived.data
 
 
 def test_a_late_joiner_fetches_the_newest_version(run):
@@ -63,9 +53,9 @@ def test_a_late_joiner_fetches_the_newest_version(run):
 
 def test_a_version_that_is_replaced_in_mid_fetch_is_given_up_for_the_newer_one(run):
     run.publish(1, size=100 * CHUNK)
-    client = WeightsClient(run.context, run.endpoints.weights)
+    client = WeightsClient(run.context, run.endpoints.weights, fetching)
     run.exchange.snapshot()
-    answer = client.manifest(wire.encode(wire.FetchManifest()), DEADLINE_S)
+    answer = client.manifest()
     manifest = wire.decode(wire.weights_reply, answer)
     newer = b""
 
@@ -75,7 +65,7 @@ def test_a_version_that_is_replaced_in_mid_fetch_is_given_up_for_the_newer_one(r
         run.exchange.snapshot()
 
     assert fetch_chunks(client, manifest, on_chunk=replace) is None
-    client.socket.close(linger=0)
+    client.socket.close()
     assert fetch(run) == (2, newer)
 
 

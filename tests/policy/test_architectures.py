@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from architectures import random_policy
 
-from grpo_actors.policy.logprobs import PLAIN_HEADS, completion_logprobs, split_head
+from grpo_actors.policy.architectures import ARCHITECTURES, Architecture, architecture_of
+from grpo_actors.policy.logprobs import completion_logprobs, split_head
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 5, 4], [3]]
@@ -66,7 +67,7 @@ def test_a_quantised_model_samples_alike_in_a_batch_and_alone():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", sorted(PLAIN_HEADS))
+@pytest.mark.parametrize("family", sorted(name for name, row in ARCHITECTURES.items() if row.plain_head))
 def test_a_plain_head_on_its_body_is_the_model(family, tied):
     model = random_policy(family, tie_word_embeddings=tied).model
     split = split_head(model)
@@ -74,6 +75,20 @@ def test_a_plain_head_on_its_body_is_the_model(family, tied):
     body, head = split
     tokens = mx.array(PROMPTS[:1])
     assert mx.array_equal(head(body(tokens)), model(tokens))
+
+
+def test_a_row_is_found_by_the_module_of_a_model_and_of_its_parts():
+    assert architecture_of(random_policy("llama").model) is ARCHITECTURES["llama"]
+    # SmolLM3's layers have Llama's MLP.
+    smollm3 = random_policy("smollm3").model
+    assert not architecture_of(smollm3).gated_mlp
+    assert architecture_of(smollm3.layers[0].mlp).gated_mlp
+    assert not architecture_of(random_policy("stablelm").model).plain_head
+
+
+def test_the_models_that_are_trained_most_have_all_fast_ways():
+    fast = {name for name, row in ARCHITECTURES.items() if row == Architecture(True, True, True)}
+    assert fast >= {"llama", "qwen2", "qwen3"}
 
 
 def test_a_head_that_does_more_is_left_to_the_model():

@@ -8,6 +8,7 @@ from spelled_out import attend_joined
 
 from grpo_actors.policy import copies
 from grpo_actors.policy.adapter import fused
+from grpo_actors.policy.architectures import ARCHITECTURES
 from grpo_actors.policy.decoding.blocks import Blocks, blocks_of
 from grpo_actors.policy.decoding.window import Prompts
 from grpo_actors.policy.device import memory_bytes
@@ -25,15 +26,13 @@ def filled_cache(model):
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        ("llama", {}),
+        *((name, {}) for name, row in ARCHITECTURES.items() if row.plain_blocks),
         ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
         (
             "llama",
             {"rope_scaling": {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 8}},
         ),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
-        ("qwen2", {}),
-        ("qwen3", {}),
     ],
 )
 def test_blocks_give_the_models_own_logits_step_by_step(kind, settings):

@@ -17,12 +17,10 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.activations import swiglu
 
+from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.copies import may_copy
 from grpo_actors.policy.decoding.slot_kernels import Heads, Past, attend_joined
 from grpo_actors.policy.device import memory_bytes
-
-#: The modules whose models are made of these blocks.
-KINDS = tuple(f"mlx_lm.models.{name}" for name in ("llama", "qwen2", "qwen3"))
 
 #: Arrays by name, as `mx.compile` takes them.
 Arrays = dict[str, Any]
@@ -32,7 +30,7 @@ class Blocks:
     """How one model's step is computed from its arrays; `arrays` and `logits` are the same for any weights of it."""
 
     def __init__(self, model: Any) -> None:
-        """`model`: one of KINDS, with nothing in its layers but plain linear ones."""
+        """`model`: one with `plain_blocks` in `policy.architectures`, with nothing in its layers but plain linear ones."""
         attention = model.layers[0].self_attn
         size = attention.q_proj.weight.shape[0] // attention.n_heads
         normed = getattr(attention, "q_norm", None)
@@ -100,7 +98,7 @@ class Blocks:
 
 def blocks_of(model: Any) -> Blocks | None:
     """The blocks that a model is made of; None: it is made of others, or is too large for a copy of them."""
-    if type(model).__module__ not in KINDS or not all(_is_plain(layer) for layer in model.layers):
+    if not architecture_of(model).plain_blocks or not all(_is_plain(layer) for layer in model.layers):
         return None
     embedding = model.model.embed_tokens
     head = model.get("lm_head", embedding)

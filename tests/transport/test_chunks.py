@@ -1,8 +1,9 @@
-"""The weights sockets, over real ones, with a format of their own: two numbers."""
+"""Chunks over real sockets, with a format of their own: two numbers."""
 
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import zmq
@@ -10,40 +11,49 @@ from real_sockets import DEADLINE_S
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.transport.sockets import Context, connect
-from grpo_actors.transport.weights import ANSWERED_AT_ONCE, WINDOW, WeightsClient, WeightsServer
+from grpo_actors.transport.weights import Version, WeightsClient, WeightsServer
+from grpo_actors.transport.weights.chunks import ANSWERED_AT_ONCE, WINDOW
 
 CHUNK = 1000
 
 
-def parse(request: bytes) -> tuple[int, int] | None:
-    if request == b"manifest":
-        return None
-    try:
-        version, index = map(int, request.split())
-    except ValueError as error:
-        raise ProtocolError("not two numbers") from error
-    return version, index
+class Numbers:
+    """The format; a test may change what it says."""
 
+    def manifest_request(self) -> bytes:
+        return b"manifest"
 
-def header(version: int, index: int) -> bytes:
-    return b"%d %d" % (version, index)
+    def chunk_request(self, version: int, index: int) -> bytes:
+        return b"%d %d" % (version, index)
 
+    def read_request(self, data: bytes) -> tuple[int, int] | None:
+        if data == b"manifest":
+            return None
+        try:
+            version, index = map(int, data.split())
+        except ValueError as error:
+            raise ProtocolError("not two numbers") from error
+        return version, index
 
-def index_of(answer: bytes) -> int:
-    parsed = parse(answer)
-    assert parsed is not None
-    return parsed[1]
+    def chunk_header(self, version: int, index: int) -> bytes:
+        return b"%d %d" % (version, index)
+
+    def chunk_index(self, header: bytes, version: int) -> int:
+        parsed = self.read_request(header)
+        assert parsed is not None
+        assert parsed[0] == version
+        return parsed[1]
 
 
 def contents(version: int, size: int) -> bytes:
     return bytes((version * 31 + at * 7) % 256 for at in range(size))
 
 
-class Learner:
+class Learner(Numbers):
     """Serves in a thread of its own; `publish` and `pause` are done between two requests."""
 
     def __init__(self, context: Context, address: str) -> None:
-        self.server = WeightsServer(context, address)
+        self.server = WeightsServer(context, address, self)
         self.lock = threading.Lock()
         self.served = 0
         self.replace_after: tuple[int, int, int] | None = None
@@ -57,7 +67,7 @@ class Learner:
                 version, b"manifest %d %d" % (version, size), memoryview(contents(version, size)), CHUNK
             )
 
-    def _header(self, version: int, index: int) -> bytes:
+    def chunk_header(self, version: int, index: int) -> bytes:
         self.served += 1
         if self.replace_after and self.served > self.replace_after[0]:
             _, version_now, size = self.replace_after
@@ -68,13 +78,13 @@ class Learner:
                 memoryview(contents(version_now, size)),
                 CHUNK,
             )
-        return header(version, index)
+        return super().chunk_header(version, index)
 
     def _run(self) -> None:
         while not self.stopped:
             self.server.socket.poll(20)
             with self.lock:
-                self.server.serve(parse, self._header)
+                self.server.serve()
 
     def close(self) -> None:
         self.stopped = True
@@ -88,38 +98,44 @@ def learner(zmq_sockets: Context, ipc_address: str) -> Iterator[Learner]:
     learner.close()
 
 
-def fetch(client: WeightsClient, version: int, size: int, **more: object) -> bytearray | None:
-    request = lambda index: header(version, index)  # noqa: E731
-    return client.fetch(size, request, index_of, DEADLINE_S, chunk_bytes=CHUNK, **more)  # type: ignore[arg-type]
+def client_of(context: Context, address: str, wire: Numbers | None = None) -> WeightsClient:
+    client = WeightsClient(context, address, wire or Numbers())
+    client.socket.timeout_s = DEADLINE_S
+    return client
+
+
+def fetch(client: WeightsClient, version: int, size: int, **more: Any) -> bytearray | memoryview | None:
+    arrived = client.take(Version(version, size, CHUNK), **more)
+    return None if arrived is None else arrived.data
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, WINDOW * CHUNK, 37 * CHUNK + 5])
 def test_a_version_arrives_whole_whatever_its_size(zmq_sockets, ipc_address, learner, size):
     learner.publish(3, size)
-    client = WeightsClient(zmq_sockets, ipc_address)
-    assert client.manifest(b"manifest", DEADLINE_S) == b"manifest 3 %d" % size
+    client = client_of(zmq_sockets, ipc_address)
+    assert client.manifest() == b"manifest 3 %d" % size
     assert fetch(client, 3, size) == contents(3, size)
 
 
 def test_before_the_first_version_there_is_nothing_to_fetch(zmq_sockets, ipc_address, learner):
-    assert WeightsClient(zmq_sockets, ipc_address).manifest(b"manifest", DEADLINE_S) is None
+    assert client_of(zmq_sockets, ipc_address).manifest() is None
 
 
 def test_a_version_that_is_replaced_in_mid_fetch_is_given_up_and_the_new_one_fetched(
     zmq_sockets, ipc_address, learner
 ):
     learner.publish(1, 50 * CHUNK)
-    client = WeightsClient(zmq_sockets, ipc_address)
+    client = client_of(zmq_sockets, ipc_address)
     learner.replace_after = (10, 2, 3 * CHUNK)
     assert fetch(client, 1, 50 * CHUNK) is None
-    assert client.manifest(b"manifest", DEADLINE_S) == b"manifest 2 3000"
+    assert client.manifest() == b"manifest 2 3000"
     assert fetch(client, 2, 3 * CHUNK) == contents(2, 3 * CHUNK)
 
 
 def test_several_fetch_at_once(zmq_sockets, ipc_address, learner):
     learner.publish(1, 200 * CHUNK)
     results: list[bytearray | None] = []
-    clients = [WeightsClient(zmq_sockets, ipc_address) for _ in range(4)]
+    clients = [client_of(zmq_sockets, ipc_address) for _ in range(4)]
     threads = [threading.Thread(target=lambda c=c: results.append(fetch(c, 1, 200 * CHUNK))) for c in clients]
     for thread in threads:
         thread.start()
@@ -131,39 +147,45 @@ def test_several_fetch_at_once(zmq_sockets, ipc_address, learner):
 def test_each_chunk_is_told(zmq_sockets, ipc_address, learner):
     learner.publish(1, 5 * CHUNK)
     told: list[None] = []
-    fetch(WeightsClient(zmq_sockets, ipc_address), 1, 5 * CHUNK, on_chunk=lambda: told.append(None))
+    fetch(client_of(zmq_sockets, ipc_address), 1, 5 * CHUNK, on_chunk=lambda: told.append(None))
     assert len(told) == 5
 
 
 def test_a_silent_server_is_borne_for_the_timeout_and_no_longer(zmq_sockets, ipc_address):
-    client = WeightsClient(zmq_sockets, ipc_address)
+    client = client_of(zmq_sockets, ipc_address)
     began = time.monotonic()
-    assert client.manifest(b"manifest", 0.2) is None
-    assert client.fetch(10, lambda index: header(1, index), index_of, 0.2) is None
+    client.socket.timeout_s = 0.2
+    assert client.manifest() is None
+    assert fetch(client, 1, 10) is None
     assert 0.4 <= time.monotonic() - began < DEADLINE_S
 
 
 def test_an_answer_that_came_too_late_is_not_taken_for_the_next_one(zmq_sockets, ipc_address, learner):
     learner.publish(1, 10)
-    client = WeightsClient(zmq_sockets, ipc_address)
-    assert client.manifest(b"manifest", DEADLINE_S)
+    client = client_of(zmq_sockets, ipc_address)
+    assert client.manifest()
     with learner.lock:  # the server does not answer while this is held
-        assert client.manifest(b"manifest", 0.2) is None
+        client.socket.timeout_s = 0.2
+        assert client.manifest() is None
+    client.socket.timeout_s = DEADLINE_S
     assert fetch(client, 1, 10) == contents(1, 10)
 
 
 @pytest.mark.parametrize("lie", [b"1 7", b"1 0", b"1 999999999999"], ids=["not asked", "wrong length", "far"])
 def test_a_chunk_that_was_not_asked_for_is_refused(zmq_sockets, ipc_address, learner, lie):
+    class Liar(Numbers):
+        def chunk_request(self, version: int, index: int) -> bytes:
+            return super().chunk_request(1, 3)
+
+        def chunk_index(self, header: bytes, version: int) -> int:
+            return super().chunk_index(lie, version)
+
     learner.publish(1, 4 * CHUNK)
-    client = WeightsClient(zmq_sockets, ipc_address)
+    client = client_of(zmq_sockets, ipc_address, Liar())
+    # The server's fourth chunk is longer than this client believes.
+    version = Version(1, 3 * CHUNK + 1, CHUNK // 2 if lie == b"1 0" else CHUNK)
     with pytest.raises(ProtocolError, match="was not asked for"):
-        client.fetch(
-            3 * CHUNK + 1,  # the server's fourth chunk is longer than this client believes
-            lambda _: header(1, 3),
-            lambda _: index_of(lie),
-            DEADLINE_S,
-            chunk_bytes=CHUNK // 2 if lie == b"1 0" else CHUNK,
-        )
+        client.take(version)
 
 
 @pytest.mark.parametrize("request_", [b"", b"x", b"1 x", b"9 0", b"1 99999999999999999", b"1 -1"])
@@ -172,19 +194,25 @@ def test_odd_requests_get_nothing_and_disturb_nobody(zmq_sockets, ipc_address, l
     stranger = connect(zmq_sockets, zmq.DEALER, ipc_address, 10**6)
     stranger.poll(1000, zmq.POLLOUT)
     stranger.send(request_)
-    assert fetch(WeightsClient(zmq_sockets, ipc_address), 1, 2 * CHUNK) == contents(1, 2 * CHUNK)
+    assert fetch(client_of(zmq_sockets, ipc_address), 1, 2 * CHUNK) == contents(1, 2 * CHUNK)
     if stranger.poll(100):
         assert stranger.recv_multipart()[1] == b""
 
 
 def test_a_flood_of_requests_is_answered_in_portions(zmq_sockets, ipc_address):
-    server = WeightsServer(zmq_sockets, ipc_address)
+    served = []
+
+    class Counting(Numbers):
+        def chunk_header(self, version: int, index: int) -> bytes:
+            served.append((version, index))
+            return b"h"
+
+    server = WeightsServer(zmq_sockets, ipc_address, Counting())
     server.publish(1, b"m", memoryview(bytes(CHUNK)), CHUNK)
     stranger = connect(zmq_sockets, zmq.DEALER, ipc_address, 10**6)
     for _ in range(ANSWERED_AT_ONCE + 10):
         assert stranger.poll(int(DEADLINE_S * 1000), zmq.POLLOUT)
         stranger.send(b"1 0")
-    served = []
     server.socket.poll(int(DEADLINE_S * 1000))
-    server.serve(parse, lambda *wanted: served.append(wanted) or b"h")
+    server.serve()
     assert 0 < len(served) <= ANSWERED_AT_ONCE

@@ -1,4 +1,4 @@
-"""A version's bytes where another process of this host can read them: a file in memory, mapped by both.
+"""Transport by shared memory, to processes of the same host: a file in memory that both sides map.
 
 The writer has two files and fills them in turn, so that a reader has the time of one update to copy a
 version. It never waits for readers: a version that was overwritten under a reader's eyes is told from a
@@ -12,9 +12,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+
+from grpo_actors.transport.weights.base import Arrived, Pin, PinMemory, Room, Version
 
 #: Where files are memory on Linux; elsewhere the folder for temporary files does, through the page cache.
 MEMORY = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
@@ -26,23 +26,13 @@ FILES = 2
 PREFIX = "grpo-weights-"
 
 
-class Pin(Protocol):
-    """What a device knows of a piece of memory, until it is closed."""
-
-    def close(self) -> None:
-        """Before the memory is unmapped."""
-
-
-P = TypeVar("P", bound=Pin)
-
-
-class Mapped(Generic[P]):
+class Mapped:
     """A mapped file: `data` behind the header, and what `pin` made of it."""
 
-    def __init__(self, mapped: mmap.mmap, pin: Callable[[memoryview], P | None]) -> None:
+    def __init__(self, mapped: mmap.mmap, pin: PinMemory) -> None:
         self._mapped = mapped
         self.data = memoryview(mapped)[HEADER_BYTES:]
-        self.pin = pin(self.data)
+        self.pin: Pin | None = pin(self.data)
 
     @property
     def mark(self) -> bytes:
@@ -66,22 +56,19 @@ class Mapped(Generic[P]):
         self._mapped.close()
 
 
-class Shelf(Generic[P]):
-    """The writer's end: room for a version, and the file's path once it is whole."""
+class Shelf:
+    """The outlet: room for a version, and the file's path once it is whole."""
 
-    def __init__(self, pin: Callable[[memoryview], P | None]) -> None:
-        """`pin` is told of the memory once, before it is first written."""
+    def __init__(self, pin: PinMemory) -> None:
+        """`pin` is given the memory once, before it is first written."""
         folder = MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
         _remove_leftovers(folder)
         self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder))
         self._pin = pin
-        self._files: list[Mapped[P] | None] = [None] * FILES
+        self._files: list[Mapped | None] = [None] * FILES
 
-    def room(self, version: int, size: int) -> tuple[memoryview, P | None]:
-        """`size` writable bytes for a version, and their pin; they stay as they are until the next but one asks.
-
-        Where the host has no memory for such a file, plain bytes that nobody shares.
-        """
+    def room(self, version: int, size: int) -> Room | None:
+        """`size` writable bytes for a version; None where the host has no memory for such a file."""
         place = version % FILES
         held = self._files[place]
         if held is None or len(held.data) != size:
@@ -89,14 +76,14 @@ class Shelf(Generic[P]):
                 held.unpin()
             held = self._files[place] = self._file(place, HEADER_BYTES + size)
         if held is None:
-            return memoryview(bytearray(size)), None
+            return None
         held.mark = bytes(8)
-        return held.data, held.pin
+        return Room(held.data, held.pin)
 
-    def finish(self, version: int) -> str:
-        """The version in its room is whole; returns where readers find it, or nothing where they can not."""
+    def put(self, version: int, data: memoryview) -> str:
+        """Mark the version in its room as whole; returns its path, or nothing if it was written elsewhere."""
         held = self._files[version % FILES]
-        if held is None:
+        if held is None or held.data is not data:
             return ""
         held.mark = _mark(version)
         return str(self._path(version % FILES))
@@ -111,7 +98,7 @@ class Shelf(Generic[P]):
     def _path(self, place: int) -> Path:
         return self._folder / str(place)
 
-    def _file(self, place: int, size: int) -> Mapped[P] | None:
+    def _file(self, place: int, size: int) -> Mapped | None:
         path = self._path(place)
         path.unlink(missing_ok=True)  # whoever has the old one mapped keeps it
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -128,41 +115,37 @@ class Shelf(Generic[P]):
             os.close(descriptor)
 
 
-@dataclass(frozen=True, slots=True)
-class Shared(Generic[P]):
-    """A version as its reader sees it: its bytes, and afterwards whether it was `whole` all the time."""
+class Reader:
+    """The inlet. Files stay mapped from version to version."""
 
-    mapped: Mapped[P]
-    version: int
-
-    @property
-    def whole(self) -> bool:
-        """The bytes are those of the version, and were since it was opened."""
-        return self.mapped.mark == _mark(self.version)
-
-
-class Reader(Generic[P]):
-    """The reader's end. Files stay mapped from version to version."""
-
-    def __init__(self, pin: Callable[[memoryview], P | None]) -> None:
-        """`pin` is told of each file's memory once."""
+    def __init__(self, pin: PinMemory) -> None:
+        """`pin` is given each file's memory once."""
         self._pin = pin
         #: (device, inode) -> the file. A new file at an old path is another one.
-        self._files: dict[tuple[int, int], Mapped[P]] = {}
+        self._files: dict[tuple[int, int], Mapped] = {}
 
-    def version(self, path: str, version: int, size: int) -> Shared[P] | None:
-        """The bytes of a version, good until the next call; None: not on this host, or overwritten since."""
+    def take(self, version: Version, on_chunk: Callable[[], None] = lambda: None) -> Arrived | None:
+        """The bytes of a version, not copied; None: not on this host, or overwritten since."""
+        del on_chunk
+        found = (self._read(path, version) for path in version.addresses)
+        return next((arrived for arrived in found if arrived is not None), None)
+
+    def _read(self, path: str, version: Version) -> Arrived | None:
         with contextlib.suppress(OSError), _opened(path) as descriptor:
             found = os.fstat(descriptor)
-            if found.st_size != HEADER_BYTES + size:
+            if found.st_size != HEADER_BYTES + version.size:
                 return None
             file = (found.st_dev, found.st_ino)
             if file not in self._files:
                 while len(self._files) >= FILES:
                     self._files.pop(next(iter(self._files))).close()
                 self._files[file] = Mapped(_map(descriptor, found.st_size), self._pin)
-            shared = Shared(self._files[file], version)
-            return shared if shared.whole else None
+            mapped = self._files[file]
+
+            def whole() -> bool:
+                return mapped.mark == _mark(version.number)
+
+            return Arrived(mapped.data, mapped.pin, of_this_host=True, whole=whole) if whole() else None
         return None
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ _LLAMA: Mapping[str, Any] = {
     "tie_word_embeddings": True,
 }
 
-ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+KNOWN_MODELS: Mapping[str, Mapping[str, Any]] = {
     "qwen2.5-0.5b": {
         **_QWEN2,
         "hidden_size": 896,

@@ -1,0 +1,46 @@
+"""What is known of mlx-lm's models, one row each. A model without a row works too, by the slower, general ways.
+
+To speed up one more, add its row. The tests compare every row with the model's own results.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What may be relied on in the models of one module of mlx-lm."""
+
+    #: Logits are exactly head(body(tokens)): no soft-capping, no scaling, one head (`logprobs.split_head`).
+    plain_head: bool = False
+    #: The module's class `MLP` computes down(silu(gate) · up); other models are made of it too (`recomputation`).
+    gated_mlp: bool = False
+    #: The layers are those that `decoding.blocks` writes out for CUDA.
+    plain_blocks: bool = False
+
+
+_PACKAGE = "mlx_lm.models."
+_PLAIN_HEAD = Architecture(plain_head=True)
+_PLAIN = Architecture(plain_head=True, gated_mlp=True, plain_blocks=True)
+
+#: Module of mlx-lm -> what is known of it.
+ARCHITECTURES = {
+    "llama": _PLAIN,
+    "qwen2": _PLAIN,
+    "qwen3": _PLAIN,
+    "qwen3_moe": _PLAIN_HEAD,
+    "qwen3_next": _PLAIN_HEAD,
+    "gemma3_text": _PLAIN_HEAD,
+    "phi3": _PLAIN_HEAD,
+    "olmo2": _PLAIN_HEAD,
+    "olmo3": _PLAIN_HEAD,
+    "smollm3": _PLAIN_HEAD,
+    "lfm2": _PLAIN_HEAD,
+}
+
+
+def architecture_of(module: Any) -> Architecture:
+    """What is known of a model, or of a part of one, by where its class is defined."""
+    name = type(module).__module__
+    known = ARCHITECTURES.get(name.removeprefix(_PACKAGE)) if name.startswith(_PACKAGE) else None
+    return known or Architecture()
