@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from grpo_actors.atomic import whole_file
 from grpo_actors.backend import submit_long_graphs
 from grpo_actors.checkpoints import (
     EVALUATION_FILE,
@@ -116,9 +117,8 @@ class RunEvaluator:
             result = Score(**json.loads(kept.read_text()))
         else:
             result = score()
-            temporary = kept.with_suffix(".tmp")
-            write_json(temporary, asdict(result))
-            temporary.replace(kept)
+            with whole_file(kept) as draft:
+                write_json(draft, asdict(result))
         message = encode(Evaluation(update=update, checkpoint=name, **asdict(result)))
         while not self._control.send(message) and not self._stop:
             self._hear(POLL_S)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from grpo_actors.atomic import write_whole
 from grpo_actors.observe.records import FIELDS, Record
 from grpo_actors.processes.headcount import Decision
 from grpo_actors.processes.preflight import WORKERS_FILE
@@ -19,10 +20,7 @@ def keep(run_dir: Path, decision: Decision, *, update: int, kept: int) -> None:
     """One decision more, taken after `update`; `kept` workers are known to pay. `OSError`: the disk refuses."""
     told = {"time": time.time(), "update": update, **asdict(decision)}
     content = {"kept": kept, "decisions": [*_decisions(run_dir), told]}
-    path = run_dir / WORKERS_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    write_whole(run_dir / WORKERS_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def settled_on(run_dir: Path) -> int:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from grpo_actors.atomic import write_whole
 from grpo_actors.checkpoints import BEST, Checkpoint, find_checkpoints, read_state
 from grpo_actors.config import Config, read_config, resume_conflicts
 from grpo_actors.errors import ConfigError, RunError
@@ -66,9 +67,7 @@ def claimed(config: Config) -> Iterator[tuple[Path, int]]:
         try:
             lock = stack.enter_context(locked(run_dir))
             _clear(run_dir)
-            temporary = run_dir / f"{CONFIG_FILE}.tmp"
-            temporary.write_text(config.model_dump_json(indent=2) + "\n")
-            temporary.replace(run_dir / CONFIG_FILE)
+            write_whole(run_dir / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
         except OSError as error:
             raise RunError(
                 f"run.output_dir: {run_dir} cannot be written ({error.strerror}); choose another folder"

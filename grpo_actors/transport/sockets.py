@@ -27,6 +27,7 @@ from pathlib import Path
 
 import zmq
 
+from grpo_actors.atomic import write_whole
 from grpo_actors.errors import RunError
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -68,9 +69,7 @@ class Endpoints:
 
     def write(self, run_dir: Path) -> None:
         """Leave them in the run folder, whole or not at all."""
-        temporary = run_dir / f"{ENDPOINTS_FILE}.tmp"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        temporary.replace(run_dir / ENDPOINTS_FILE)
+        write_whole(run_dir / ENDPOINTS_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, run_dir: Path) -> "Endpoints":

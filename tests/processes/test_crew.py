@@ -107,7 +107,7 @@ def test_what_is_kept_and_makes_no_sense_is_as_good_as_nothing(tmp_path, kept):
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_the_run_goes_on(told):
-    (told.folder / "workers.tmp").mkdir()
+    (told.folder / "workers.json.tmp").mkdir()
     told.updates(WINDOW)
     assert told.names == ["rollout-0", "rollout-1"]
     said = [text for text, _ in told.crew.look_after(lifeline=-1)]
