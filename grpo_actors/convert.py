@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_actors.atomic import new_folder
-from grpo_actors.command import run_command
 from grpo_actors.errors import ModelError, RunError
 from grpo_actors.policy.plan import BITS, DEFAULT_BITS, DTYPES, GROUP_SIZE, GROUP_SIZES, Plan
+from grpo_actors.process import run_command
 from grpo_actors.rundir.folder import OF_A_RUN
 
 #: Fills the folder, returns what the summary says of the source: one line, and more that are labelled.

@@ -26,7 +26,6 @@ from grpo_actors.checkpoints import (
     verify,
     write_json,
 )
-from grpo_actors.command import run_command
 from grpo_actors.comparison.alone import Options, evaluate_alone
 from grpo_actors.config import Config
 from grpo_actors.episodes import episodes
@@ -35,8 +34,8 @@ from grpo_actors.joining import Leaving, hello, introduce
 from grpo_actors.messages import Beat, Bye, Evaluation, decode, encode, from_learner
 from grpo_actors.policy.checkpoint import load_weights
 from grpo_actors.policy.model import Policy, load_policy
-from grpo_actors.processes.door import StopRequest, bound_memory, enter_process
-from grpo_actors.processes.preflight import BASE_EVALUATION_FILE
+from grpo_actors.process import StopRequest, bound_memory, enter_process, run_command
+from grpo_actors.rundir.folder import BASE_EVALUATION_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient

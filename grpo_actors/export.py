@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from grpo_actors.atomic import new_file, new_folder
-from grpo_actors.command import run_command
 from grpo_actors.errors import ConfigError
+from grpo_actors.process import run_command
 from grpo_actors.rundir.folder import OF_A_RUN
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError
 from grpo_actors.evaluation import max_answer_tokens
 from grpo_actors.policy.model import Policy
-from grpo_actors.processes.door import StopRequest
+from grpo_actors.process import StopRequest
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 

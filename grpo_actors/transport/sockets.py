@@ -29,6 +29,7 @@ import zmq
 
 from grpo_actors.atomic import write_whole
 from grpo_actors.errors import RunError
+from grpo_actors.rundir.folder import ENDPOINTS_FILE
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
@@ -48,7 +49,6 @@ RECONNECT_LONGEST_S = 1.0
 #: Messages a queue holds. Small, for the largest may have 64 MiB.
 QUEUED = 100
 
-ENDPOINTS_FILE = "endpoints.json"
 PARTS = ("control", "weights", "events")
 
 #: Characters of a Unix socket's path: what the kernel's address structure has room for.

@@ -15,7 +15,7 @@ from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.policy.checkpoint import write_checkpoint
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.training import Training
-from grpo_actors.processes.door import StopRequest
+from grpo_actors.process import StopRequest
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,9 @@ import pytest
 from grpo_actors.config import load_config
 from grpo_actors.observe.records import make_record
 from grpo_actors.processes.crew import Crew
-from grpo_actors.processes.decisions import settled_on
 from grpo_actors.processes.machine import Machine
-from grpo_actors.processes.preflight import claimed
+from grpo_actors.rundir.claim import claimed
+from grpo_actors.rundir.decisions import settled_on
 
 #: 2 skipped and 3 blocks of 4 updates, each of 1 s.
 WINDOW = 14

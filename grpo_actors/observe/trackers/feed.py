@@ -14,8 +14,9 @@ from typing import Any
 from grpo_actors.atomic import write_whole
 from grpo_actors.observe.follow import HistoryReader
 from grpo_actors.observe.records import Record
-from grpo_actors.observe.trackers import TRACKERS_FOLDER, Tracked, Tracker, open_tracker
+from grpo_actors.observe.trackers import Tracked, Tracker, open_tracker
 from grpo_actors.observe.trackers.values import hyperparameters, is_shown, values
+from grpo_actors.rundir.folder import TRACKERS_FOLDER
 
 
 @dataclass
