@@ -8,7 +8,7 @@ Everything heavy is imported after the arguments are parsed: ``--help`` answers 
 import argparse
 import sys
 
-from grpo_actors.command import run_command
+from grpo_actors.process import run_command
 
 
 def parse_arguments() -> argparse.Namespace:

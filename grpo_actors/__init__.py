@@ -4,9 +4,16 @@ Importing the package loads no MLX; on a Linux CPU it puts a fast BLAS into the 
 there before anything else imports ``mlx.core`` (`backend`).
 """
 
+import sys
+
 from grpo_actors.backend import let_shapes_vary, load_fast_blas
+from grpo_actors.process import hide_warnings_of_others
 
 __version__ = "0.1.0"
 
+if sys.argv[:1] == ["-m"]:
+    # Python is locating ``python -m grpo_actors.…``: a command, or a child process of one. This comes before all that
+    # its module imports. A program that imports the package keeps its warnings.
+    hide_warnings_of_others()
 load_fast_blas()
 let_shapes_vary()

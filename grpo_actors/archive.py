@@ -24,8 +24,8 @@ from grpo_actors.config import Config
 from grpo_actors.errors import RunError
 from grpo_actors.grpo import Grpo
 from grpo_actors.messages import Evaluation
-from grpo_actors.observe.sinks import METRICS_FILE
 from grpo_actors.policy.checkpoint import restore, write_checkpoint
+from grpo_actors.rundir.folder import METRICS_FILE
 from grpo_actors.schedule.lease import START, Cursor
 
 #: Ends the name of a checkpoint that did not verify and was put aside.

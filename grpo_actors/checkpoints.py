@@ -6,13 +6,13 @@ sha256 of every file. The newest one whose manifest verifies is the one to go on
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grpo_actors.atomic import UNFINISHED, discard_folder, seal_folder, whole_file
 from grpo_actors.errors import RunError
 from grpo_actors.schedule.lease import Cursor
 
@@ -24,9 +24,6 @@ EVALUATION_FILE = "evaluation.json"
 
 #: Before the number of updates in a checkpoint's name.
 _PREFIX = "checkpoint-"
-
-#: Ends the name of a folder that is being written or removed.
-UNFINISHED = ".tmp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +100,8 @@ def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def mark_best(run_dir: Path, update: int, accuracy: float) -> None:
     """Remember which checkpoint scored best; `prune` keeps it."""
-    temporary = run_dir / f"{BEST}.tmp"
-    write_json(temporary, {"checkpoint": f"checkpoint-{update}", "update": update, "accuracy": accuracy})
-    _sync(temporary)
-    temporary.replace(run_dir / BEST)
+    with whole_file(run_dir / BEST, durable=True) as draft:
+        write_json(draft, {"checkpoint": f"checkpoint-{update}", "update": update, "accuracy": accuracy})
 
 
 def best(run_dir: Path) -> dict[str, Any] | None:
@@ -136,7 +131,7 @@ def prune(run_dir: Path, keep: int, protected: frozenset[int]) -> None:
     spared = protected | ({int(marked["update"])} if marked else set())
     for checkpoint in find_checkpoints(run_dir)[:-keep]:
         if checkpoint.update not in spared:
-            _discard(checkpoint.path)
+            discard_folder(checkpoint.path)
     for leftover in run_dir.glob(f"checkpoint-*{UNFINISHED}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -144,20 +139,7 @@ def prune(run_dir: Path, keep: int, protected: frozenset[int]) -> None:
 def seal(temporary: Path, final: Path) -> None:
     """Make a finished folder durable and give it its name: after this it is whole, before it is absent."""
     write_json(temporary / MANIFEST, {"files": {p.name: _describe(p) for p in sorted(temporary.iterdir())}})
-    for path in (*temporary.iterdir(), temporary):
-        _sync(path)
-    if final.exists():  # an unreadable one, which `newest_sound` went past
-        _discard(final)
-    temporary.rename(final)
-    _sync(final.parent)
-
-
-def _discard(folder: Path) -> None:
-    """Remove a folder. It loses its name first: a kill in the middle leaves none that looks whole."""
-    nameless = folder.with_name(f"{folder.name}.old{UNFINISHED}")
-    shutil.rmtree(nameless, ignore_errors=True)
-    folder.rename(nameless)
-    shutil.rmtree(nameless, ignore_errors=True)
+    seal_folder(temporary, final)  # discards an unreadable one, which `newest_sound` went past
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -168,11 +150,3 @@ def _describe(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write one JSON object, indented."""
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,7 @@
 
 One tree, each class saying who catches it. All are picklable and carry one line that
 says where, the rule, the value got and the cure; a command-line tool prints that line
-and exits with 2 (`grpo_actors.command`).
+and exits with 2 (`grpo_actors.process`).
 """
 
 from collections.abc import Callable, Iterable

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from grpo_actors.atomic import whole_file
 from grpo_actors.backend import submit_long_graphs
 from grpo_actors.checkpoints import (
     EVALUATION_FILE,
@@ -25,7 +26,6 @@ from grpo_actors.checkpoints import (
     verify,
     write_json,
 )
-from grpo_actors.command import run_command
 from grpo_actors.comparison.alone import Options, evaluate_alone
 from grpo_actors.config import Config
 from grpo_actors.episodes import episodes
@@ -34,8 +34,8 @@ from grpo_actors.joining import Leaving, hello, introduce
 from grpo_actors.messages import Beat, Bye, Evaluation, decode, encode, from_learner
 from grpo_actors.policy.checkpoint import load_weights
 from grpo_actors.policy.model import Policy, load_policy
-from grpo_actors.processes.door import StopRequest, bound_memory, enter_process
-from grpo_actors.processes.preflight import BASE_EVALUATION_FILE
+from grpo_actors.process import StopRequest, bound_memory, enter_process, run_command
+from grpo_actors.rundir.folder import BASE_EVALUATION_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
@@ -116,9 +116,8 @@ class RunEvaluator:
             result = Score(**json.loads(kept.read_text()))
         else:
             result = score()
-            temporary = kept.with_suffix(".tmp")
-            write_json(temporary, asdict(result))
-            temporary.replace(kept)
+            with whole_file(kept) as draft:
+                write_json(draft, asdict(result))
         message = encode(Evaluation(update=update, checkpoint=name, **asdict(result)))
         while not self._control.send(message) and not self._stop:
             self._hear(POLL_S)

@@ -12,9 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from grpo_actors.command import run_command
-from grpo_actors.drafts import new_file, new_folder
+from grpo_actors.atomic import new_file, new_folder
 from grpo_actors.errors import ConfigError
+from grpo_actors.process import run_command
+from grpo_actors.rundir.folder import OF_A_RUN
 
 if TYPE_CHECKING:
     from grpo_actors.exported import Exported
@@ -88,11 +89,15 @@ def _make(exported: "Exported", options: argparse.Namespace, passing: Path) -> P
             exported.write_gguf(draft, options.dtype or GGUF_DTYPE, dequantize=options.dequantize)
         return Path(options.gguf)
     if options.adapter:
-        with new_folder(options.adapter, overwrite=options.overwrite, option="--adapter") as folder:
+        with new_folder(
+            options.adapter, overwrite=options.overwrite, option="--adapter", precious=OF_A_RUN
+        ) as folder:
             exported.write_adapter(folder, _title(options), for_others=bool(options.upload))
         return Path(options.adapter)
     if options.fuse:
-        with new_folder(options.fuse, overwrite=options.overwrite, option="--fuse") as folder:
+        with new_folder(
+            options.fuse, overwrite=options.overwrite, option="--fuse", precious=OF_A_RUN
+        ) as folder:
             _write_model(exported, folder, options)
         return Path(options.fuse)
     _write_model(exported, passing, options)

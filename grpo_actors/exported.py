@@ -12,7 +12,7 @@ from grpo_actors.config import Config, read_config
 from grpo_actors.errors import ModelError, RunError
 from grpo_actors.policy.checkpoint import ADAPTER, ADAPTER_CONFIG, is_adapter, write_model
 from grpo_actors.policy.fusing import load_fused
-from grpo_actors.processes.preflight import CONFIG_FILE
+from grpo_actors.rundir.folder import CONFIG_FILE
 
 CARD_FILE = "README.md"
 

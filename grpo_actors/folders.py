@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from grpo_actors.checkpoints import Checkpoint, best, find_checkpoints, newest_sound, verify
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
-from grpo_actors.observe.sinks import METRICS_FILE
 from grpo_actors.policy.checkpoint import ADAPTER, ADAPTER_CONFIG, is_adapter, load_weights
 from grpo_actors.policy.model import Policy, load_base, load_policy
+from grpo_actors.rundir.folder import METRICS_FILE
 
 
 def checkpoints_of(folder: Path) -> list[Checkpoint]:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_actors.command import run_command
 from grpo_actors.errors import ConfigError, DataError
+from grpo_actors.process import run_command
 
 if TYPE_CHECKING:
     from grpo_actors.generation.prompts import Prompt

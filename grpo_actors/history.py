@@ -18,10 +18,11 @@ from grpo_actors.grpo import Grpo
 from grpo_actors.observe.health import Health
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import load_policy
-from grpo_actors.processes.decisions import as_told, decisions
 from grpo_actors.provenance import commit, versions
-from grpo_actors.recording import GROUPS_FILE, GroupsFile
+from grpo_actors.recording import GroupsFile
 from grpo_actors.report import ledger, samples
+from grpo_actors.rundir.decisions import as_told, decisions
+from grpo_actors.rundir.folder import GROUPS_FILE
 
 
 def load_grpo(config: Config, total_updates: int) -> Grpo:

@@ -29,7 +29,7 @@ from grpo_actors.messages import (
 from grpo_actors.policy.identity import Identity
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.policy.weights import unpack
-from grpo_actors.processes.door import StopRequest
+from grpo_actors.process import StopRequest
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.weights import Version, WeightsClient
 

@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from grpo_actors.archive import Archive
-from grpo_actors.command import run_command
 from grpo_actors.config import Config, read_config
 from grpo_actors.episodes import episodes
 from grpo_actors.exchange.exchange import BEAT_S, LOST_S, Exchange
@@ -35,20 +34,16 @@ from grpo_actors.opening import lease_table, selection_of, supply_of
 from grpo_actors.policy.decoding.step import require_fit
 from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.sampling import NO_ENVIRONMENT
-from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, is_supervised, locked
-from grpo_actors.processes.preflight import CONFIG_FILE, total_updates, with_rewards
+from grpo_actors.process import StopRequest, bound_memory, enter_process, is_supervised, run_command
 from grpo_actors.publishing import Publisher
 from grpo_actors.replay import replay
+from grpo_actors.rundir.claim import total_updates, with_rewards
+from grpo_actors.rundir.folder import CONFIG_FILE, locked
 from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.tasks.task import Task
 from grpo_actors.transport.control import ControlClient
-from grpo_actors.transport.sockets import (
-    Endpoints,
-    plan_endpoints,
-    remove_endpoints,
-    zmq_context,
-)
+from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints, zmq_context
 from grpo_actors.worker import RolloutWorker, sampling_params
 
 #: How long the end of a run waits for an evaluator that is not there (it may be restarting).

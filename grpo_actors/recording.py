@@ -17,8 +17,7 @@ from grpo_actors.errors import DataError, ProtocolError
 from grpo_actors.groups import SampledCompletion, SampledGroup
 from grpo_actors.inserted import check_inserted
 from grpo_actors.observe.sinks import LineFile
-
-GROUPS_FILE = "groups.jsonl"
+from grpo_actors.rundir.folder import GROUPS_FILE
 
 #: How every line begins: a file of gigabytes is cut without reading what the groups hold.
 _START = re.compile(rb'{"update":(\d+),')

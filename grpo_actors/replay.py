@@ -28,9 +28,10 @@ from grpo_actors.observe.sinks import Journal
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.weights import freeze, pack
-from grpo_actors.processes.door import StopRequest
-from grpo_actors.processes.preflight import CONFIG_FILE, check_resume, claimed, with_rewards
+from grpo_actors.process import StopRequest
 from grpo_actors.recording import RecordedGroup, Recording
+from grpo_actors.rundir.claim import check_resume, claimed, with_rewards
+from grpo_actors.rundir.folder import CONFIG_FILE
 from grpo_actors.schedule.lease import Cursor
 from grpo_actors.tasks.registry import load_task
 

@@ -17,9 +17,8 @@ import time
 from pathlib import Path
 
 from grpo_actors.backend import submit_long_graphs
-from grpo_actors.command import run_command
 from grpo_actors.errors import RunError
-from grpo_actors.processes.door import StopRequest, bound_memory, enter_process, is_supervised
+from grpo_actors.process import StopRequest, bound_memory, enter_process, is_supervised, run_command
 
 #: Longest wait for a message before the stop flag is looked at.
 WAIT_S = 0.2

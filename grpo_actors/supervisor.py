@@ -24,17 +24,17 @@ from pathlib import Path
 from types import FrameType
 
 from grpo_actors.checkpoints import best, find_checkpoints
-from grpo_actors.command import EXIT_USAGE
 from grpo_actors.config import Config
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.status import StatusLine
+from grpo_actors.process import EXIT_USAGE
 from grpo_actors.processes.children import Actor, how_it_ended
 from grpo_actors.processes.crew import Crew
-from grpo_actors.processes.door import LOCK
 from grpo_actors.processes.machine import Machine
-from grpo_actors.processes.preflight import BASE_EVALUATION_FILE, prepared
+from grpo_actors.processes.preflight import prepared
+from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
 from grpo_actors.transport.events import EventSubscriber
-from grpo_actors.transport.sockets import ENDPOINTS_FILE, Endpoints, plan_endpoints, remove_endpoints
+from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
 
 #: Time the others have to leave once the learner is gone, before they are killed.
 LEAVE_S = 5.0

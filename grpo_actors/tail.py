@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from grpo_actors.errors import GrpoActorsError, RunError
+from grpo_actors.rundir.folder import ENDPOINTS_FILE, METRICS_FILE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from grpo_actors.observe.view import RunView
     from grpo_actors.transport.events import EventSubscriber
 
-ENDPOINTS_FILE = "endpoints.json"
 #: Between two looks at the screen and at whether the run is still there.
 TICK_S = 0.25
 #: A learner that died may be started again: so long is waited for it.
@@ -96,7 +96,6 @@ class _RunFolder:
 
     def __init__(self, folder: Path) -> None:
         from grpo_actors.observe.follow import Follower  # noqa: PLC0415
-        from grpo_actors.observe.sinks import METRICS_FILE  # noqa: PLC0415
 
         if not folder.is_dir():
             raise RunError(f"{folder} is not there; give a run's output folder or an address like ipc://…")

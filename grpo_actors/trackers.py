@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo_actors.command import run_command
 from grpo_actors.errors import GrpoActorsError, RunError
-from grpo_actors.processes.door import StopRequest, enter_process, is_supervised
+from grpo_actors.process import StopRequest, enter_process, is_supervised, run_command
+from grpo_actors.rundir.folder import METRICS_FILE
 
 if TYPE_CHECKING:
     from grpo_actors.observe.trackers.feed import Feed
@@ -39,7 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
     """The process; returns its exit code."""
     stop = enter_process()
     options = parser().parse_args(arguments)
-    from grpo_actors.observe.sinks import METRICS_FILE  # noqa: PLC0415
     from grpo_actors.observe.trackers import check_installed  # noqa: PLC0415
     from grpo_actors.observe.trackers.feed import Feed  # noqa: PLC0415
 

@@ -35,7 +35,7 @@ from grpo_actors.messages import (
 from grpo_actors.policy.decoding.draw import Respond
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
-from grpo_actors.processes.door import StopRequest
+from grpo_actors.process import StopRequest
 from grpo_actors.results import problem_of, scored
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.transport.control import ControlClient

@@ -13,7 +13,7 @@ from grpo_actors.evaluator import EVALUATION_FILE, RunEvaluator
 from grpo_actors.messages import Evaluation, decode, from_peer
 from grpo_actors.policy.checkpoint import write_checkpoint
 from grpo_actors.policy.training import Training
-from grpo_actors.processes.door import StopRequest
+from grpo_actors.process import StopRequest
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
 

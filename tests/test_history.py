@@ -9,8 +9,7 @@ from grpo_actors.archive import Archive
 from grpo_actors.checkpoints import Snapshot
 from grpo_actors.history import History
 from grpo_actors.observe.sinks import Journal
-from grpo_actors.processes.decisions import decisions, keep
-from grpo_actors.processes.headcount import Decision
+from grpo_actors.rundir.decisions import Decision, decisions, keep
 from grpo_actors.schedule.lease import Cursor
 
 FIRST = Decision(1, 2, "the learner waits 60% of an update of 1.00 s")

@@ -54,7 +54,13 @@ ALLOWED = {
         "grpo_actors.config.objective",
     ),
     "schedule": ("xxhash", "grpo_actors.schedule", "grpo_actors.errors"),
-    "transport": ("zmq", "grpo_actors.transport", "grpo_actors.errors"),
+    "transport": (
+        "zmq",
+        "grpo_actors.transport",
+        "grpo_actors.atomic",
+        "grpo_actors.rundir.folder",
+        "grpo_actors.errors",
+    ),
 }
 
 #: Who may import both what computes and what talks: the actors, what only they are made of, and the bench of that.

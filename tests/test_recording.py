@@ -8,7 +8,8 @@ import pytest
 
 from grpo_actors.errors import DataError, RunError
 from grpo_actors.groups import SampledCompletion, SampledGroup
-from grpo_actors.recording import GROUPS_FILE, GroupsFile, Recording
+from grpo_actors.recording import GroupsFile, Recording
+from grpo_actors.rundir.folder import GROUPS_FILE
 from grpo_actors.tasks.task import Problem
 
 #: float32 values with long decimals, the smallest and the largest ones, and a zero.

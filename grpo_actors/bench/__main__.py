@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from grpo_actors.command import run_command
+from grpo_actors.process import run_command
 
 #: Part -> (its module, what it measures).
 PARTS = {

@@ -11,10 +11,9 @@ import mlx.core as mx
 
 from grpo_actors.bench.companion import obey, say
 from grpo_actors.bench.policies import rollout_policy
-from grpo_actors.command import run_command
 from grpo_actors.config import Config
 from grpo_actors.policy.model import Policy
-from grpo_actors.processes.door import bound_memory
+from grpo_actors.process import bound_memory, run_command
 
 
 def adopt_versions(policy: Policy) -> None:

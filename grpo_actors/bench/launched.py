@@ -13,7 +13,7 @@ from grpo_actors.config import Config
 from grpo_actors.config.load import SHIPPED_CONFIGS
 from grpo_actors.errors import RunError
 from grpo_actors.observe.records import Record, decode
-from grpo_actors.observe.sinks import METRICS_FILE
+from grpo_actors.rundir.folder import METRICS_FILE
 
 #: The program; beside the package, as the shipped configurations are.
 LAUNCH = SHIPPED_CONFIGS.parent / "launch.py"

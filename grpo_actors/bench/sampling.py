@@ -18,10 +18,9 @@ from mlx_lm.sample_utils import make_sampler
 from grpo_actors.bench.companion import obey, say
 from grpo_actors.bench.policies import plan, planned, rollout_policy, size_of, vocabulary
 from grpo_actors.bench.workload import Shape, Workload, workload
-from grpo_actors.command import run_command
 from grpo_actors.config import Config
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
-from grpo_actors.processes.door import bound_memory
+from grpo_actors.process import bound_memory, run_command
 from grpo_actors.worker import sampling_params
 
 OURS, MLX_LM = "ours", "mlx-lm"

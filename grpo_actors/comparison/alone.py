@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from grpo_actors.comparison.exam import Exam
-from grpo_actors.comparison.files import append_answers, refuse_to_replace, whole_file, writing
+from grpo_actors.comparison.files import append_answers, chosen_file, refuse_to_replace, writing
 from grpo_actors.comparison.picture import check_picture, draw
 from grpo_actors.comparison.result import Pair, Result, Sheet, compare
 from grpo_actors.comparison.subjects import Subject, find_subjects, load_subject, pick, settings_of
@@ -16,7 +16,7 @@ from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError
 from grpo_actors.evaluation import max_answer_tokens
 from grpo_actors.policy.model import Policy
-from grpo_actors.processes.door import StopRequest
+from grpo_actors.process import StopRequest
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 
@@ -71,8 +71,8 @@ def evaluate_alone(options: Options, stop: StopRequest) -> int:
     pair = None if options.compare is None else _compared(options.compare, subjects)
     config = settings_of(subjects, options.config, options.settings)
     with ExitStack() as files:
-        answers = options.answers and files.enter_context(whole_file(options.answers, "--answers"))
-        picture = options.plot and files.enter_context(whole_file(options.plot, "--plot"))
+        answers = options.answers and files.enter_context(chosen_file(options.answers, "--answers"))
+        picture = options.plot and files.enter_context(chosen_file(options.plot, "--plot"))
         results, sheets = _examine(options, subjects, config, pair=pair, answers=answers, stop=stop)
         comparison = _compare(pair, sheets) if pair else None
         # Before anything that a full disk could spoil.

@@ -14,7 +14,7 @@ from grpo_actors.episodes import episodes
 from grpo_actors.errors import DataError
 from grpo_actors.evaluation import Answered, answer, held_out
 from grpo_actors.policy.model import Policy
-from grpo_actors.processes.door import StopRequest
+from grpo_actors.process import StopRequest
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem, Task
 

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from grpo_actors.atomic import whole_file
 from grpo_actors.comparison.result import Sheet
 from grpo_actors.comparison.subjects import Subject
 from grpo_actors.errors import ConfigError
@@ -24,23 +25,21 @@ def refuse_to_replace(path: Path, option: str) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, option: str) -> Iterator[Path]:
-    """An empty file beside `path` that takes its place if the block ends well, and goes if not.
+def chosen_file(path: Path, option: str) -> Iterator[Path]:
+    """Yield an empty draft of the file that `option` names; see `atomic.whole_file`.
 
     Raises:
-        ConfigError: it cannot be written there; names the command line's `option`.
+        ConfigError: it cannot be written there; names the `option`.
     """
     if not path.name or path.is_dir():
         raise ConfigError(f"{option}: must be a file, got the folder {path}")
-    draft = path.with_name(f"{path.name}.tmp")
-    with writing(path, option):
-        draft.write_bytes(b"")  # now, not after hours of sampling; and a killed run may have left one
-    try:
+    with ExitStack() as stack:
+        draft = stack.enter_context(whole_file(path))
+        with writing(path, option):
+            draft.write_bytes(b"")  # now, not after hours of sampling; and a killed run may have left one
         yield draft
         with writing(path, option):
-            draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+            stack.close()
 
 
 def append_answers(file: Path, subject: Subject, sheet: Sheet) -> None:

@@ -14,7 +14,7 @@ from grpo_actors.folders import checkpoints_of, open_policy
 from grpo_actors.policy.checkpoint import check_adapter, is_adapter, load_weights
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import Policy, load_base, load_policy
-from grpo_actors.processes.preflight import CONFIG_FILE
+from grpo_actors.rundir.folder import CONFIG_FILE
 
 #: Ends the name of the model that a run began with.
 BASE = "base"

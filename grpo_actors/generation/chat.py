@@ -14,7 +14,7 @@ from grpo_actors.errors import DataError, ModelError
 from grpo_actors.generation.prompts import is_encodable, with_system
 from grpo_actors.generation.speaker import Speaker
 from grpo_actors.generation.streaming import for_terminal
-from grpo_actors.processes.door import StopRequest
+from grpo_actors.process import StopRequest
 from grpo_actors.tasks.task import Message
 
 HELP = """\

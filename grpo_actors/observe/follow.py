@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol, Self
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.observe.records import Record, decode
-from grpo_actors.observe.sinks import COMPLETIONS_FILE, METRICS_FILE
+from grpo_actors.rundir.folder import COMPLETIONS_FILE, METRICS_FILE
 
 
 class Source(Protocol):

@@ -15,9 +15,7 @@ from typing import Any, Self
 
 from grpo_actors.errors import ProtocolError, RunError
 from grpo_actors.observe.records import Record, decode, encode, make_record
-
-METRICS_FILE = "metrics.jsonl"
-COMPLETIONS_FILE = "completions.jsonl"
+from grpo_actors.rundir.folder import COMPLETIONS_FILE, METRICS_FILE
 
 #: Takes a topic and an encoded record; must not block.
 Publish = Callable[[str, bytes], object]

@@ -19,7 +19,8 @@ import mlx.core as mx
 import mlx_lm.utils
 from mlx.utils import tree_flatten
 
-from grpo_actors.checkpoints import STATE, UNFINISHED, Checkpoint, seal, write_json
+from grpo_actors.atomic import draft_of
+from grpo_actors.checkpoints import STATE, Checkpoint, seal, write_json
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError, RunError
 from grpo_actors.policy.adapter import adapted_layers, adapter_parameters
@@ -60,7 +61,7 @@ def write_checkpoint(
         RunError: no room, or the folder is not writable; nothing half-written is left.
     """
     final = run_dir / f"checkpoint-{update}"
-    temporary = run_dir / f"checkpoint-{update}{UNFINISHED}"
+    temporary = draft_of(final)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)

@@ -7,7 +7,7 @@ door follows the parent before it opens.
 import runpy
 import sys
 
-from grpo_actors.processes.door import follow_parent
+from grpo_actors.process import follow_parent
 
 if __name__ == "__main__":
     follow_parent()

@@ -12,8 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from grpo_actors.command import EXIT_USAGE
-from grpo_actors.processes.door import LIFELINE
+from grpo_actors.process import EXIT_USAGE, LIFELINE
 
 #: First pause before a dead actor is started again; doubled each time, back to the first after a
 #: life of HEALTHY_S.

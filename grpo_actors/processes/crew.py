@@ -18,11 +18,11 @@ from grpo_actors.observe.records import Record
 from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
 from grpo_actors.processes.children import Actor, how_it_ended
-from grpo_actors.processes.decisions import keep, settled_on
-from grpo_actors.processes.headcount import Decision, Headcount, Measurement
+from grpo_actors.processes.headcount import Headcount, Measurement
 from grpo_actors.processes.machine import Machine, equal_share, worker_share
-from grpo_actors.processes.preflight import WORKERS_FILE
 from grpo_actors.processes.room import others_of, room_of
+from grpo_actors.rundir.decisions import Decision, keep, settled_on
+from grpo_actors.rundir.folder import WORKERS_FILE
 
 
 @dataclass

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
+from grpo_actors.rundir.decisions import Decision
+
 #: A learner that waits less than this share of its time has workers enough.
 WAIT_SHARE = 0.1
 #: A worker stays if the rate with it is at least so many times the rate without.
@@ -36,15 +38,6 @@ class Measurement:
     wait_share: float
     #: Sampled tokens that came in, of all workers together.
     tokens_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The number of workers from now on, and in one line what led to it."""
-
-    before: int
-    workers: int
-    reason: str
 
 
 @dataclass(slots=True)

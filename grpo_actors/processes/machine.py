@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from grpo_actors.processes.door import MEMORY_LIMIT
+from grpo_actors.process import MEMORY_LIMIT
 
 #: Share of a memory that all actors together may use.
 MEMORY_SHARE = 0.75

@@ -5,27 +5,18 @@ learner, which says it in one line too.
 """
 
 import contextlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from grpo_actors.checkpoints import BEST, Checkpoint, find_checkpoints, read_state
-from grpo_actors.config import Config, read_config, resume_conflicts
-from grpo_actors.errors import ConfigError, RunError
+from grpo_actors.config import Config
 from grpo_actors.observe.trackers import check_installed
 from grpo_actors.policy.locate import locate
-from grpo_actors.processes.door import LOCK_FILE, locked
-from grpo_actors.tasks.registry import chosen_rewards, load_task
+from grpo_actors.rundir.claim import check_resume, claimed, total_updates
+from grpo_actors.rundir.folder import LOCK_FILE, locked
+from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.replying import Replier
 from grpo_actors.tasks.scoring import open_scorer
-from grpo_actors.tasks.task import Task
-from grpo_actors.transport.sockets import ENDPOINTS_FILE, check_ports
-
-CONFIG_FILE = "config.json"
-#: The base model's score, kept over a resume.
-BASE_EVALUATION_FILE = "evaluation-base.json"
-#: With ``rollout.workers = "auto"``: their number, and the decisions that led to it.
-WORKERS_FILE = "workers.json"
+from grpo_actors.transport.sockets import check_ports
 
 
 def check(config: Config) -> None:
@@ -56,98 +47,3 @@ def prepared(config: Config) -> Iterator[tuple[Path, int]]:
     check(config)
     with claimed(config) as claim:
         yield claim
-
-
-@contextlib.contextmanager
-def claimed(config: Config) -> Iterator[tuple[Path, int]]:
-    """The run folder, locked, with config.json in it, and the lock's descriptor."""
-    run_dir = Path(config.run.output_dir)
-    with contextlib.ExitStack() as stack:
-        try:
-            lock = stack.enter_context(locked(run_dir))
-            _clear(run_dir)
-            temporary = run_dir / f"{CONFIG_FILE}.tmp"
-            temporary.write_text(config.model_dump_json(indent=2) + "\n")
-            temporary.replace(run_dir / CONFIG_FILE)
-        except OSError as error:
-            raise RunError(
-                f"run.output_dir: {run_dir} cannot be written ({error.strerror}); choose another folder"
-            ) from error
-        yield run_dir, lock
-
-
-def _clear(run_dir: Path) -> None:
-    """Remove what a killed run left, and from a new run what a former one found out, which had another model."""
-    (run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
-    if not find_checkpoints(run_dir):
-        for kept in (BASE_EVALUATION_FILE, BEST, WORKERS_FILE):
-            (run_dir / kept).unlink(missing_ok=True)
-
-
-def with_rewards(config: Config, task: Task) -> Config:
-    """The settings with the task's own rewards where they name none."""
-    rewards = {"functions": chosen_rewards(config.reward.functions, task)}
-    return config.model_copy(update={"reward": config.reward.model_copy(update=rewards)})
-
-
-def total_updates(config: Config, problems: int) -> int:
-    """Updates that will really happen: max_updates, or what the epochs give."""
-    if config.learner.max_updates:
-        return config.learner.max_updates
-    updates = config.learner.num_epochs * problems // config.groups_per_update
-    if updates == 0:
-        raise ConfigError(
-            f"learner.num_epochs: {config.learner.num_epochs} × {problems} problems are fewer than the "
-            f"{config.groups_per_update} of one update; set learner.max_updates or a smaller learner.batch_size"
-        )
-    return updates
-
-
-def check_resume(config: Config, run_dir: Path, *, recording: str = "") -> None:
-    """Refuse to go on in a folder whose run was another one, or against run.resume. `RunError` says why.
-
-    Args:
-        config: The settings.
-        run_dir: The folder.
-        recording: What is replayed; empty: workers sample.
-    """
-    checkpoints = find_checkpoints(run_dir)
-    if not checkpoints:
-        if config.run.resume == "must":
-            raise RunError(
-                f"run.resume: {run_dir} holds no checkpoint to continue from; start without --resume"
-            )
-        return
-    if config.run.resume == "never":
-        raise RunError(
-            f"run.resume is never, but {run_dir} holds {checkpoints[-1].path.name}; "
-            "choose another run.output_dir, or remove that folder"
-        )
-    replayed = _recording_of(checkpoints)
-    if replayed not in (None, recording):
-        was, wanted = (f"a replay of {path}" if path else "a live run" for path in (replayed, recording))
-        raise RunError(f"run.output_dir: {run_dir} holds {was}, got {wanted}; choose another folder")
-    if not (run_dir / CONFIG_FILE).is_file():
-        return
-    saved = read_config(run_dir / CONFIG_FILE)
-    conflicts = [_difference(key, saved, config) for key in resume_conflicts(saved, config)]
-    if conflicts:
-        raise RunError(
-            f"run.output_dir: {run_dir} holds a run with other settings: {', '.join(conflicts)}; "
-            "set them as they were, or choose another run.output_dir"
-        )
-
-
-def _recording_of(checkpoints: Sequence[Checkpoint]) -> str | None:
-    """What the run of these checkpoints replays, "" for a live one; None: not one is readable."""
-    for checkpoint in reversed(checkpoints):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: the learner goes past it
-            return str(read_state(checkpoint).get("recording", ""))
-    return None
-
-
-def _difference(key: str, saved: Config, wanted: Config) -> str:
-    """``run.seed was 0, is 1``."""
-    section, leaf = key.split(".")
-    was, now = (json.dumps(getattr(getattr(config, section), leaf)) for config in (saved, wanted))
-    return f"{key} was {was}, is {now}"

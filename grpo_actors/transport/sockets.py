@@ -27,7 +27,9 @@ from pathlib import Path
 
 import zmq
 
+from grpo_actors.atomic import write_whole
 from grpo_actors.errors import RunError
+from grpo_actors.rundir.folder import ENDPOINTS_FILE
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
@@ -47,7 +49,6 @@ RECONNECT_LONGEST_S = 1.0
 #: Messages a queue holds. Small, for the largest may have 64 MiB.
 QUEUED = 100
 
-ENDPOINTS_FILE = "endpoints.json"
 PARTS = ("control", "weights", "events")
 
 #: Characters of a Unix socket's path: what the kernel's address structure has room for.
@@ -68,9 +69,7 @@ class Endpoints:
 
     def write(self, run_dir: Path) -> None:
         """Leave them in the run folder, whole or not at all."""
-        temporary = run_dir / f"{ENDPOINTS_FILE}.tmp"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        temporary.replace(run_dir / ENDPOINTS_FILE)
+        write_whole(run_dir / ENDPOINTS_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, run_dir: Path) -> "Endpoints":

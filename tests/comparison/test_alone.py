@@ -9,13 +9,13 @@ import mlx.core as mx
 import pytest
 
 from grpo_actors.comparison.alone import Options, evaluate_alone
-from grpo_actors.comparison.files import whole_file
+from grpo_actors.comparison.files import chosen_file
 from grpo_actors.config import Config, LearnerConfig
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.policy.checkpoint import write_checkpoint
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.training import Training
-from grpo_actors.processes.door import StopRequest
+from grpo_actors.process import StopRequest
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,7 +136,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     file.write_text("before")
 
     def interrupted():
-        with whole_file(file, "--answers") as draft:
+        with chosen_file(file, "--answers") as draft:
             draft.write_text("half")
             raise KeyboardInterrupt
 
@@ -145,11 +145,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
     assert file.read_text() == "before"
     (tmp_path / "answers.jsonl.tmp").write_text("left by a kill")
-    with whole_file(file, "--answers") as draft:
+    with chosen_file(file, "--answers") as draft:
         assert draft.read_bytes() == b""
     with (
         pytest.raises(ConfigError, match=r"--plot: .*nowhere.* cannot be written: No such file"),
-        whole_file(tmp_path / "nowhere" / "x.png", "--plot"),
+        chosen_file(tmp_path / "nowhere" / "x.png", "--plot"),
     ):
         pytest.fail("before anything is computed")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_actors import convert
-from grpo_actors.command import run_command
+from grpo_actors.process import run_command
 
 
 def run(*arguments: object) -> int:

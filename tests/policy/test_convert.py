@@ -127,7 +127,9 @@ def test_a_file_as_target_is_refused(tiny_file, capsys):
 @pytest.mark.parametrize("reason", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_draft_is_removed_whatever_ends_the_work(tmp_path, reason):
     def work() -> None:
-        with convert.new_folder(tmp_path / "model", overwrite=False, option="--output-dir") as draft:
+        with convert.new_folder(
+            tmp_path / "model", overwrite=False, option="--output-dir", precious=()
+        ) as draft:
             (draft / "half").write_text("written")
             raise reason
 

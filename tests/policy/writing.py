@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from grpo_actors.checkpoints import prune
-from grpo_actors.command import run_command
 from grpo_actors.config import LearnerConfig, ModelConfig
 from grpo_actors.policy.checkpoint import write_checkpoint
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.training import Training
+from grpo_actors.process import run_command
 
 
 def never_called(*_):

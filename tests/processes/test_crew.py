@@ -7,9 +7,9 @@ import pytest
 from grpo_actors.config import load_config
 from grpo_actors.observe.records import make_record
 from grpo_actors.processes.crew import Crew
-from grpo_actors.processes.decisions import settled_on
 from grpo_actors.processes.machine import Machine
-from grpo_actors.processes.preflight import claimed
+from grpo_actors.rundir.claim import claimed
+from grpo_actors.rundir.decisions import settled_on
 
 #: 2 skipped and 3 blocks of 4 updates, each of 1 s.
 WINDOW = 14
@@ -107,7 +107,7 @@ def test_what_is_kept_and_makes_no_sense_is_as_good_as_nothing(tmp_path, kept):
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_the_run_goes_on(told):
-    (told.folder / "workers.tmp").mkdir()
+    (told.folder / "workers.json.tmp").mkdir()
     told.updates(WINDOW)
     assert told.names == ["rollout-0", "rollout-1"]
     said = [text for text, _ in told.crew.look_after(lifeline=-1)]

@@ -7,7 +7,8 @@ from dataclasses import asdict
 import pytest
 
 from grpo_actors.observe.text import headcount_line
-from grpo_actors.processes.headcount import Decision, Headcount, Measurement
+from grpo_actors.processes.headcount import Headcount, Measurement
+from grpo_actors.rundir.decisions import Decision
 
 #: Tokens of one update, whoever sampled them.
 TOKENS = 10_000

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from runs import Run, kill, living, new_run, wait_until
 
-from grpo_actors.processes.decisions import settled_on
+from grpo_actors.rundir.decisions import settled_on
 
 #: Endless, on-policy and without an evaluator: the learner waits for each group that is sampled.
 SETTINGS = {

@@ -11,8 +11,8 @@ import pytest
 from hub import RIGHT, local_hub
 from runs import ROOT, new_run
 
-from grpo_actors.command import run_command
 from grpo_actors.export import main
+from grpo_actors.process import run_command
 
 
 @pytest.fixture

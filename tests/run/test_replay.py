@@ -12,7 +12,7 @@ from runs import ROOT, Run, wait_until
 
 from grpo_actors.config import read_config
 from grpo_actors.errors import ConfigError, DataError, RunError
-from grpo_actors.processes.door import StopRequest
+from grpo_actors.process import StopRequest
 from grpo_actors.processes.machine import Machine, equal_share
 from grpo_actors.processes.preflight import check
 from grpo_actors.replay import replay

@@ -14,8 +14,6 @@ from grpo_actors.config.schema import TrackerName
 from grpo_actors.errors import ConfigError
 from grpo_actors.observe.records import Record
 
-#: In a run folder: where each tracker stands, and what those that write files write.
-TRACKERS_FOLDER = "trackers"
 #: Under which the trackers that know projects file the runs.
 PROJECT = "grpo-actors"
 

@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grpo_actors.atomic import write_whole
 from grpo_actors.observe.follow import HistoryReader
 from grpo_actors.observe.records import Record
-from grpo_actors.observe.trackers import TRACKERS_FOLDER, Tracked, Tracker, open_tracker
+from grpo_actors.observe.trackers import Tracked, Tracker, open_tracker
 from grpo_actors.observe.trackers.values import hyperparameters, is_shown, values
+from grpo_actors.rundir.folder import TRACKERS_FOLDER
 
 
 @dataclass
@@ -129,6 +131,4 @@ class Feed:
 
     def _save(self) -> None:
         self._file.parent.mkdir(exist_ok=True)
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self._position)) + "\n")
-        temporary.replace(self._file)
+        write_whole(self._file, json.dumps(asdict(self._position)) + "\n")

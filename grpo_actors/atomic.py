@@ -1,0 +1,169 @@
+"""Make files and folders that are whole or absent: each gets its name when it is finished.
+
+Until then a file or folder NAME is written as ``NAME.tmp``. A reader never sees half of one, and a process that is
+killed leaves the old content.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from grpo_actors.errors import ModelError
+
+#: Ends the name of what is being written or removed.
+UNFINISHED = ".tmp"
+
+#: `new_folder` replaces only a folder with one of these.
+_MARKS = ("config.json", "adapter_config.json")
+
+
+def draft_of(target: Path) -> Path:
+    """Return the name under which `target` is written."""
+    return target.with_name(f"{target.name}{UNFINISHED}")
+
+
+@contextmanager
+def whole_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield the path of a draft that replaces `target` if the block ends well and is removed if not.
+
+    Args:
+        target: The file to make or to replace.
+        durable: Whether the content must survive a power failure.
+    """
+    draft = draft_of(target)
+    try:
+        yield draft
+        if durable:
+            _sync(draft)
+        draft.replace(target)
+    finally:
+        if draft.is_file():  # after a success it is gone already
+            draft.unlink()
+
+
+def write_whole(target: Path, text: str, *, durable: bool = False) -> None:
+    """Replace the content of `target`; see `whole_file`."""
+    with whole_file(target, durable=durable) as draft:
+        draft.write_text(text)
+
+
+def seal_folder(draft: Path, target: Path) -> None:
+    """Make the finished folder `draft` durable and rename it to `target`; an old `target` is discarded."""
+    for path in (*draft.iterdir(), draft):
+        _sync(path)
+    if target.exists():
+        discard_folder(target)
+    draft.rename(target)
+    _sync(target.parent)
+
+
+def discard_folder(folder: Path) -> None:
+    """Remove a folder. It loses its name first: a kill in the middle leaves none that looks whole."""
+    nameless = draft_of(_old(folder))
+    shutil.rmtree(nameless, ignore_errors=True)
+    folder.rename(nameless)
+    shutil.rmtree(nameless, ignore_errors=True)
+
+
+@contextmanager
+def new_file(target: Path, *, overwrite: bool, option: str) -> Iterator[Path]:
+    """Yield the draft of a file that a user asked for by `option`; see `whole_file`.
+
+    Raises:
+        ModelError: `target` is in the way, or the disk refuses.
+    """
+    if target.is_dir():
+        raise ModelError(f"{target}: {option} must be a file, got a folder")
+    if target.exists() and not overwrite:
+        raise ModelError(f"{target}: the file is there; add --overwrite or choose another {option}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(target) as draft:
+            yield draft
+    except OSError as error:
+        raise ModelError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool, option: str, precious: Sequence[str]) -> Iterator[Path]:
+    """Yield an empty draft folder that becomes `target` if the block ends well and is removed if not.
+
+    Args:
+        target: Where the folder shall be.
+        overwrite: Whether a model or an adapter that is there may be replaced.
+        option: The command line's option that named it.
+        precious: Patterns of file names; a folder that has such a file is never replaced.
+
+    Raises:
+        ModelError: `target` is in the way, or the disk refuses.
+    """
+    _refuse_occupied(target, option, precious, overwrite=overwrite)
+    draft = draft_of(target)
+    if draft.exists():
+        raise ModelError(
+            f"{draft}: another tool is writing it, or one was killed; delete it if none is running"
+        )
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise ModelError(f"{draft}: cannot be made: {error.strerror}; choose another {option}") from None
+    try:
+        yield draft
+        _publish(draft, target)
+    except OSError as error:
+        raise ModelError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        # After a success it is gone already.
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _refuse_occupied(target: Path, option: str, precious: Sequence[str], *, overwrite: bool) -> None:
+    if not target.name:
+        raise ModelError(f"{option} must name a folder to make, got {target}")
+    if target.exists() and not target.is_dir():
+        raise ModelError(f"{target}: {option} must be a folder, got a file")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise ModelError(f"{target}: the folder is not empty; add --overwrite or choose another {option}")
+    # A slip of the hand must not delete somebody's home, or a run.
+    if not any((target / name).is_file() for name in _MARKS):
+        raise ModelError(
+            f"{target}: --overwrite replaces model folders only, and this one has no config.json"
+        )
+    if any(any(target.glob(pattern)) for pattern in precious):
+        raise ModelError(
+            f"{target}: --overwrite replaces model folders only, and this is a run's; choose another {option}"
+        )
+    old = _old(target)
+    if old.exists():
+        raise ModelError(f"{old}: left by a tool that was killed; move it back to {target}, or delete it")
+
+
+def _publish(draft: Path, target: Path) -> None:
+    """Put `draft` in the place of `target`; the old folder is deleted when the new one has its name."""
+    if not target.exists() or not any(target.iterdir()):
+        draft.replace(target)
+        return
+    old = _old(target)
+    target.rename(old)
+    try:
+        draft.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f"{target.name}.old")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

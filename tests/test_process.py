@@ -1,0 +1,127 @@
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from grpo_actors import process
+from grpo_actors.errors import DataError
+from grpo_actors.process import run_command
+
+ROOT = Path(__file__).parents[1]
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_a_tools_exit_code_is_the_processs(code):
+    with pytest.raises(SystemExit) as left:
+        run_command(lambda: code)
+    assert left.value.code == code
+
+
+def test_an_error_raised_on_purpose_is_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as left:
+        run_command(raising(DataError("train.jsonl: line 3:\nnot JSON")))
+    assert left.value.code == 2
+    assert capsys.readouterr() == ("", "error: train.jsonl: line 3: not JSON\n")
+
+
+def test_ctrl_c_is_quiet(capsys):
+    with pytest.raises(SystemExit) as left:
+        run_command(raising(KeyboardInterrupt()))
+    assert left.value.code == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), BrokenPipeError()])
+def test_a_defect_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        run_command(raising(error))
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("lines", [1, 100_000])  # less and more than Python's output buffer
+def test_a_reader_that_leaves_early_is_no_error(lines, unbuffered):
+    code = f"from grpo_actors.process import run_command\nrun_command(lambda: print('x\\n' * {lines}) or 0)"
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+#: Warns when it is compiled, and when it runs.
+NOISY = "import warnings\nSAME = 'a' is 'a'\nwarnings.warn('at run time', UserWarning)\n"
+#: A command of ours that imports it, and starts a child process that imports it too.
+COMMAND = """
+import subprocess, sys
+from grpo_actors.process import run_command
+
+def main():
+    import noisy
+    return subprocess.run([sys.executable, "-m", "grpo_actors.processes.child", "noisy"]).returncode
+
+run_command(main)
+"""
+
+
+def warned(folder, flags=(), asked=""):
+    """What a command says whose process and child import `NOISY` from `folder`."""
+    folder.mkdir()
+    (folder / "noisy.py").write_text(NOISY)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{folder}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONWARNINGS": asked,
+    }
+    command = [sys.executable, *flags, "-c", COMMAND]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    return [done.stderr.count(said) for said in (": SyntaxWarning:", ": UserWarning:", "\n")]
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_warnings_of_other_packages_do_not_reach_the_terminal(tmp_path, folder):
+    assert warned(tmp_path / folder) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"), [(("-W", "default"), ""), (("-X", "dev"), ""), ((), "default::SyntaxWarning")]
+)
+def test_who_asks_for_warnings_gets_those_of_all_processes(tmp_path, flags, asked):
+    # One of each kind from the command's own process, and one of each from its child.
+    assert warned(tmp_path / "site-packages", flags, asked)[:2] == [2, 2]
+
+
+def test_warnings_about_a_users_own_file_are_shown(tmp_path):
+    assert warned(tmp_path / "mine")[:2] == [2, 2]
+
+
+def test_warnings_of_this_package_are_shown_wherever_it_is_installed(monkeypatch):
+    own, other = "/lib/site-packages/grpo_actors/backend.py", "/lib/site-packages/sympy/core.py"
+    monkeypatch.setattr(process, "_PACKAGE", Path(own).parent)
+    with warnings.catch_warnings(record=True) as shown:
+        for file in (own, other, "<string>"):
+            process._show_own(RuntimeWarning("slow"), RuntimeWarning, file, 1)
+    assert [warning.filename for warning in shown] == [own]
+
+
+def test_a_program_that_imports_the_package_keeps_its_warnings():
+    code = "import warnings\nbefore = warnings.showwarning\nimport grpo_actors\nassert warnings.showwarning is before"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
