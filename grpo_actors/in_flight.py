@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from grpo_actors.messages import Grant, read_ints
-from grpo_actors.policy.decoding.in_flight import InFlight
-from grpo_actors.policy.sampling import places_for
+from grpo_actors.policy.sampling import Sampler, places_for
 from grpo_actors.worker import RolloutWorker, sampling_params
 
 
@@ -21,15 +20,15 @@ from grpo_actors.worker import RolloutWorker, sampling_params
 class InFlightWorker(RolloutWorker):
     """A worker whose `turn` is one decoding step; for a process of its own."""
 
-    _in_flight: InFlight = field(init=False)
+    _sampler: Sampler = field(init=False)
     #: Seconds of each group in `_sampling`: its share of the steps since it was submitted.
     _sampling_s: dict[int, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         rollout, params = self.config.rollout, sampling_params(self.config)
         completions = rollout.batch_groups * rollout.num_generations
-        places = places_for(completions, self.config.data.max_prompt_length, params)
-        self._in_flight = InFlight(self.policy, params, places, self.version)
+        places = places_for(self.policy, completions, self.config.data.max_prompt_length, params)
+        self._sampler = Sampler(self.policy, params, places, self.version)
 
     def turn(self, wait_s: float) -> None:
         """Hear what there is (waiting `wait_s` for it when idle), adopt, and decode one token of every completion."""
@@ -46,7 +45,7 @@ class InFlightWorker(RolloutWorker):
         return bool(self._sampling) or self._can_sample()
 
     def _load(self, arrays: Mapping[str, mx.array]) -> None:
-        self._in_flight.adopt(self.version, arrays)
+        self._sampler.adopt(self.version, arrays)
 
     def _forget(self) -> None:
         self._drop(list(self._sampling))
@@ -58,18 +57,18 @@ class InFlightWorker(RolloutWorker):
 
     def _drop(self, leases: Iterable[int]) -> None:
         for lease in self._sampling.keys() & leases:
-            self._in_flight.sampler.drop(lease)
+            self._sampler.drop(lease)
             del self._sampling[lease], self._sampling_s[lease]
 
     def _begin(self, grant: Grant) -> None:
         for lease in grant.leases:
             prompt = read_ints(lease.prompt)
-            self._in_flight.sampler.submit(lease.lease, prompt, lease.seeds, self._respond(lease))
+            self._sampler.submit(lease.lease, prompt, lease.seeds, self._respond(lease))
             self._sampling[lease.lease], self._sampling_s[lease.lease] = lease, 0.0
 
     def _step(self) -> None:
         started_s = time.monotonic()
-        tokens, done = self._in_flight.sampler.step()
+        tokens, done = self._sampler.step()
         share_s = (time.monotonic() - started_s) / len(self._sampling)
         self._sampling_s = {lease: seconds + share_s for lease, seconds in self._sampling_s.items()}
         self._tokens += tokens

@@ -3,7 +3,8 @@
 Ways that give the same. With MLX's own attention each row's columns of a `window` are masked; that is the way
 of a CPU and of Metal. On CUDA a kernel reads each row's own columns (`slots`), so that every array keeps
 its shape, and the whole step is compiled: at these sizes it is not the GPU that is slow, but telling it what to do.
-There the models that `blocks` knows take half as many kernels, and the others their own layers.
+There the models that `blocks` knows take half as many kernels, and the others their own layers. Models whose cache fits
+neither go on with mlx-lm's (`fixed_batch`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +19,13 @@ from grpo_actors.errors import ConfigError
 from grpo_actors.policy.decoding import attention, draw_kernel, slot_kernels
 from grpo_actors.policy.decoding.blocks import Arrays, Blocks, blocks_of
 from grpo_actors.policy.decoding.draw import SamplingParams, draw
+from grpo_actors.policy.decoding.fixed_batch import FixedBatch, prefill
 from grpo_actors.policy.decoding.slots import SlotLayer, Slots
 from grpo_actors.policy.decoding.window import Prompts, Window
 from grpo_actors.policy.dora import takes_norms
 from grpo_actors.policy.model import Policy, same_logits
 
+Cache = Window | Slots | FixedBatch
 #: The blocks' arrays where there are blocks, tokens, lengths, cache -> logits [R, V].
 SlotLogits = Callable[..., mx.array]
 #: uniforms, and with a repetition penalty the tokens seen, then as `SlotLogits` -> token, log-prob.
@@ -38,9 +41,11 @@ class Decoder:
     def __init__(self, policy: Policy, params: SamplingParams) -> None:
         self._policy = policy
         self._params = params
+        #: Whether the rows of a batch have to begin together.
+        self.together = not fits(policy)
         self._slot_step: SlotStep | None = None
         self._arrays: list[Arrays] = []
-        if _over_slots(policy):
+        if not self.together and _over_slots(policy):
             blocks = _blocks(policy)
             if blocks:
                 self._arrays = [blocks.arrays(policy.model)]
@@ -56,21 +61,25 @@ class Decoder:
         """Whether rows are slots: a free one costs next to nothing then, and another number of them a compilation."""
         return self._slot_step is not None
 
-    def cache(self, rows: int) -> Window | Slots:
+    def cache(self, rows: int) -> Cache:
         """An empty cache of so many rows."""
-        return (
-            Slots(rows, self._params.max_new_tokens) if self.over_slots else Window(self._policy.model, rows)
-        )
+        if self.together:
+            return FixedBatch([])
+        if self.over_slots:
+            return Slots(rows, self._params.max_new_tokens)
+        return Window(self._policy.model, rows)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> Prompts:
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Prompts | FixedBatch:
         """Run prompts through the model, for rows of a cache; they are under way."""
+        if self.together:
+            return FixedBatch(prefill(self._policy.model, prompts))
         run = Prompts(self._policy.model, prompts, few_shapes=self.over_slots)
         # Not with a step: they serve several.
         mx.async_eval(run.stacked if self.over_slots else run.layers)  # type: ignore[no-untyped-call]
         return run
 
     def step(
-        self, cache: Window | Slots, tokens: mx.array, uniforms: mx.array, seen: mx.array | None
+        self, cache: Cache, tokens: mx.array, uniforms: mx.array, seen: mx.array | None
     ) -> tuple[mx.array, mx.array]:
         """Decode one token of every row; the cache must have room.
 
