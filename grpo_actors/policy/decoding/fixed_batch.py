@@ -14,6 +14,7 @@ import numpy as np
 from mlx_lm.models.cache import CacheList, make_prompt_cache
 
 from grpo_actors.policy.decoding.draw import Array
+from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.rows import Group
 from grpo_actors.policy.model import Policy, same_logits
 
@@ -84,22 +85,23 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> list[Any]:
 def _fit_one_batch(policy: Policy, prompts: Sequence[Sequence[int]]) -> bool:
     """Whether the model answers these prompts side by side as it would one by one.
 
-    Prompts of one length always; others only where the model heeds padding. Some recurrent ones do not:
+    Prompts of one length always; others only where the model respects padding. Some recurrent ones do not:
     mlx-lm's mamba takes padding for text, and nothing fails. So the first ragged batch is tried out.
     """
     if len({len(prompt) for prompt in prompts}) <= 1:
         return True
-    if policy.heeds_padding is None:
-        policy.heeds_padding = _heeds_padding(policy, max(prompts, key=len))
-    return policy.heeds_padding
+    found = findings(policy)
+    if found.respects_padding is None:
+        found.respects_padding = _respects_padding(policy.model, max(prompts, key=len))
+    return found.respects_padding
 
 
-def _heeds_padding(policy: Policy, prompt: Sequence[int]) -> bool:
+def _respects_padding(model: Any, prompt: Sequence[int]) -> bool:
     """Whether a prompt's beginning gives the same logits beside the whole prompt as alone."""
-    if not all(hasattr(layer, "merge") for layer in make_prompt_cache(policy.model)):
+    if not all(hasattr(layer, "merge") for layer in make_prompt_cache(model)):
         return False
     beginning = prompt[: max(1, len(prompt) // 4)]
-    return same_logits(_logits(policy.model, [prompt, beginning])[1], _logits(policy.model, [beginning])[0])
+    return same_logits(_logits(model, [prompt, beginning])[1], _logits(model, [beginning])[0])
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> mx.array:
