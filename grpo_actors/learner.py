@@ -27,7 +27,7 @@ from grpo_actors.episodes import episodes
 from grpo_actors.exchange.exchange import BEAT_S, LOST_S, Exchange
 from grpo_actors.groups import SampledGroup
 from grpo_actors.history import History, load_grpo
-from grpo_actors.joining import Leaving, introduce
+from grpo_actors.joining import introduce
 from grpo_actors.messages import Welcome
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.opening import lease_table, selection_of, supply_of
@@ -200,8 +200,9 @@ class Learner:
             if groups is not None:
                 return groups
             if local is not None:
-                with contextlib.suppress(Leaving):  # asked to stop: seen right above
-                    local.turn(wait_s=0.01)
+                local.turn(wait_s=0.01)
+                while local.busy:  # no batch is taken, so that no weights change, under open completions
+                    local.turn(wait_s=0)
             self._take_evaluations()
         return None
 

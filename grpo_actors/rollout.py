@@ -34,8 +34,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
     from grpo_actors import fetching  # noqa: PLC0415
     from grpo_actors.config import Config  # noqa: PLC0415
     from grpo_actors.episodes import episodes  # noqa: PLC0415
-    from grpo_actors.in_flight import InFlightWorker  # noqa: PLC0415
-    from grpo_actors.joining import Leaving, introduce, load_welcome_policy  # noqa: PLC0415
+    from grpo_actors.joining import introduce, load_welcome_policy  # noqa: PLC0415
     from grpo_actors.messages import Bye, encode  # noqa: PLC0415
     from grpo_actors.policy.pinned import pin  # noqa: PLC0415
     from grpo_actors.tasks.scoring import open_scorer  # noqa: PLC0415
@@ -53,14 +52,12 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
         policy = load_welcome_policy(welcome, config)
         with open_scorer(config.reward.functions, config.reward) as scorer, episodes(config, policy) as turns:
             weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint), fetching, pin)
-            kind = InFlightWorker if config.rollout.in_flight_updates else RolloutWorker
-            worker = kind(control, welcome, config, policy, scorer, weights, turns, stop)
+            worker = RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop)
             _say(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
-            with contextlib.suppress(Leaving):  # what it was sampling goes back with its leases
-                while not stop and worker.dismissed is None:
-                    worker.turn(WAIT_S)
-                    if time.monotonic() - worker.connected_s > patience_s:
-                        raise RunError(f"{endpoint}: the learner has been gone for {patience_s:g} s")
+            while not stop and worker.dismissed is None:
+                worker.turn(WAIT_S)
+                if time.monotonic() - worker.connected_s > patience_s:
+                    raise RunError(f"{endpoint}: the learner has been gone for {patience_s:g} s")
         reason = worker.dismissed or "asked to leave"
         control.send(encode(Bye(reason=reason)))
         _say(f"left after {worker.delivered} groups: {reason}")

@@ -1,22 +1,23 @@
 """A rollout worker: its leases, its policy, its results. Knows no process: two kinds of owner run it.
 
-It keeps every group until the learner has acknowledged it, and takes new weights between two batches,
-never within one (`in_flight` has the worker that does).
+It keeps every group until the learner has acknowledged it. By default it drains: it samples one run of leases at a time,
+sends the groups together, and takes new weights and the next run once all of them have ended. With
+``rollout.in_flight_updates`` it never drains: groups of the next runs take the places that get free, a version is adopted between
+two decoding steps as soon as it is there, and each group is sent as soon as it is whole. Every token keeps the number of
+the version that sampled it; as versions only rise, a group is as old as the first token of its first completion.
 """
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-import mlx.core as mx
-
 from grpo_actors.config import Config
 from grpo_actors.episodes import Episodes
 from grpo_actors.errors import ProtocolError
-from grpo_actors.joining import Leaving, fetch_weights, hello
+from grpo_actors.joining import fetch_weights, hello
 from grpo_actors.messages import (
     Ack,
     Announcement,
@@ -30,16 +31,15 @@ from grpo_actors.messages import (
     decode,
     encode,
     from_learner,
-    read_ints,
 )
-from grpo_actors.policy.decoding.draw import Respond
+from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
 from grpo_actors.policy.model import Policy
-from grpo_actors.policy.sampling import Sample, SamplingParams, sample_groups
 from grpo_actors.process import StopRequest
 from grpo_actors.results import problem_of, scored
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.weights import WeightsClient
+from grpo_actors.under_way import Sampling, UnderWay
 
 #: A group that was not acknowledged in this time is sent again.
 RESEND_S = 5.0
@@ -59,7 +59,7 @@ class RolloutWorker:
 
     The same object runs in a process of its own and, with ``rollout.workers = 0``, inside the
     learner's, where it samples with the learner's own policy (`weights` is None: its owner sets
-    `version`).
+    `version`). That owner changes the weights only while the worker is not `busy`; then the policy is as it trains.
     """
 
     control: ControlClient
@@ -79,8 +79,6 @@ class RolloutWorker:
     _newest: int = 0
     _grants: deque[Grant] = field(default_factory=deque)
     _unacknowledged: dict[int, Unacknowledged] = field(default_factory=dict)
-    #: Leases that are being sampled, by number.
-    _sampling: dict[int, Lease] = field(default_factory=dict)
     _tokens: int = 0
     _next_beat_s: float = 0.0
     _working_s: float = 0.0
@@ -90,27 +88,48 @@ class RolloutWorker:
     _idle: bool = True
     #: Why the learner sent it home; None: it did not.
     dismissed: str | None = None
+    _under_way: UnderWay = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._under_way = UnderWay(self.policy, self.config, sampling_params(self.config), self._respond)
+
+    @property
+    def busy(self) -> bool:
+        """Whether completions are under way."""
+        return bool(self._under_way.leases)
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether new weights and the next run of leases may come now."""
+        return self.config.rollout.in_flight_updates or not self.busy
 
     def turn(self, wait_s: float) -> None:
-        """Hear what there is (waiting `wait_s` for it when idle), then sample one batch if there is one.
+        """Hear what there is (waiting `wait_s` for it when idle), and decode one token of every completion.
 
-        Raises:
-            Leaving: asked to stop, or sent home, while it sampled.
+        Asked to stop or sent home, it gives up what is under way: that goes back with its leases.
         """
         self._listen(wait_s)
-        if not self._can_sample():
+        if self.stop or self.dismissed is not None:
+            self._under_way.drop(list(self._under_way.leases))
             return
-        grant = self._grants.popleft()
-        self._sampling = {lease.lease: lease for lease in grant.leases}
-        groups = self._sample(grant)
-        if self._sampling:  # else the learner is a new one, and does not know these leases
-            for group in groups:
-                self._deliver(group)
-        self._sampling.clear()
-        self._beat("waiting", force=True)
+        while self._is_open and self._can_sample():
+            self._under_way.begin(self._grants.popleft().leases, self.version)
+        if self.busy:
+            self._step()
+            self._book()
+            # Out of work: told at once.
+            self._beat("sampling" if self.busy else "waiting", force=not self.busy)
+
+    def _step(self) -> None:
+        tokens, done = self._under_way.step()
+        self._tokens += tokens
+        for group in [self._score(sampling) for sampling in done]:
+            self._deliver(group)
+        # Only now: a beat while they are scored must not say that nobody has the leases.
+        self._under_way.drop([sampling.lease.lease for sampling in done])
 
     def _listen(self, wait_s: float) -> None:
-        """What comes before a step: messages, which may say that all grants are void, and new weights."""
+        """Do what comes before a step: messages, which may say that all grants are void, and new weights."""
         self._booked_s, self._idle = time.monotonic(), not self._has_work()
         if self._idle:
             self._beat("waiting")  # before the wait: nothing is granted to whoever has not beaten
@@ -121,7 +140,7 @@ class RolloutWorker:
         self._idle = not self._has_work()
 
     def _has_work(self) -> bool:
-        return self._can_sample()
+        return self.busy or self._can_sample()
 
     def _book(self) -> None:
         """Count the time since the last call as spent waiting or working."""
@@ -163,6 +182,7 @@ class RolloutWorker:
         self._grants = deque(
             grant for grant in self._grants if again.isdisjoint(lease.lease for lease in grant.leases)
         )
+        self._under_way.drop(again)
 
     def _forget(self) -> None:
         """The learner is a new process: what it granted before is void, and so are its versions.
@@ -172,7 +192,7 @@ class RolloutWorker:
         """
         self._grants.clear()
         self._unacknowledged.clear()
-        self._sampling.clear()
+        self._under_way.drop(list(self._under_way.leases))
         if self.weights is not None:
             self.version, self._newest = -1, 0
 
@@ -206,7 +226,7 @@ class RolloutWorker:
             working_s=self._working_s,
             waiting_s=self._waiting_s,
             credits=self.config.rollout.runs_held * self.config.rollout.batch_groups,
-            holding=[*held, *self._sampling, *self._unacknowledged],
+            holding=[*held, *self._under_way.leases, *self._unacknowledged],
         )
         self._say(beat)
 
@@ -214,43 +234,23 @@ class RolloutWorker:
 
     def _adopt(self) -> None:
         """Take the newest version, all of it or nothing."""
-        if self.weights is None or self.version >= self._newest:
+        if self.weights is None or self.version >= self._newest or not self._is_open:
             return
         # A large version over a slow network takes longer than a silent worker is believed.
-        sign_of_life = partial(self._beat, "sampling" if self._sampling else "waiting")
+        sign_of_life = partial(self._beat, "sampling" if self.busy else "waiting")
         fetched = fetch_weights(self.weights, on_chunk=sign_of_life)
         if fetched is None:
             return
         self.version, arrays = fetched
         self._newest = max(self._newest, self.version)
-        self._load(arrays)
-
-    def _load(self, arrays: Mapping[str, mx.array]) -> None:
-        """Put the weights of `version` in place."""
-        self.policy.load_trainable(arrays)
+        self._under_way.adopt(self.version, arrays)
 
     def _can_sample(self) -> bool:
-        """Whether there is a batch of leases that the held version may sample."""
+        """Whether there is a run of leases that the held version may sample."""
         next_one = self._grants[0].leases if self._grants else []
         return bool(next_one) and self.version >= max(lease.min_version for lease in next_one)
 
     # --- sampling and scoring ---------------------------------------------------------------------
-
-    def _sample(self, grant: Grant) -> list[Group]:
-        leases, started_s = grant.leases, time.monotonic()
-        groups = sample_groups(
-            self.policy,
-            [read_ints(lease.prompt) for lease in leases],
-            [lease.seeds for lease in leases],
-            sampling_params(self.config),
-            on_step=self._on_step,
-            version=self.version,
-            responds=[self._respond(lease) for lease in leases],
-        )
-        sampling_s = (time.monotonic() - started_s) / len(leases)
-        return [
-            self._score(lease, samples, sampling_s) for lease, samples in zip(leases, groups, strict=True)
-        ]
 
     def _respond(self, lease: Lease) -> Respond | None:
         """What answers the turns of its completions; None: they have one."""
@@ -265,16 +265,10 @@ class RolloutWorker:
 
         return answer
 
-    def _on_step(self, new_tokens: int) -> None:
-        """Called by the sampling loop at every step: the sign of life, and the way out."""
-        self._tokens += new_tokens
-        self._hear(0.0)
-        self._beat("sampling")
-        if self.stop or self.dismissed is not None:
-            raise Leaving
-
-    def _score(self, lease: Lease, samples: list[Sample], sampling_s: float) -> Group:
-        group = scored(lease, samples, self.policy, self.scorer, sampling_s=sampling_s)
+    def _score(self, sampling: Sampling) -> Group:
+        group = scored(
+            *(sampling.lease, sampling.samples, self.policy, self.scorer), sampling_s=sampling.sampling_s
+        )
         self._beat("scoring")
         return group
 

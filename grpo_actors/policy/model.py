@@ -6,7 +6,7 @@ second model: it is this one, holding the values that its trainable arrays had a
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ AS_STORED = "as stored"
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
-@dataclass
+@dataclass(eq=False)
 class Policy:
     """A loaded model. `model` maps token ids [B, T] to logits [B, T, V]."""
 
@@ -41,15 +41,6 @@ class Policy:
     #: Where tokenizer and generation files come from.
     source: Path
     config: ModelConfig
-    #: Whether prompts of unlike lengths can be sampled in one batch; None: not tried yet.
-    heeds_padding: bool | None = None
-    #: Whether its cache can be a `window`; None: not tried yet.
-    fits_window: bool | None = None
-    #: What `decoding.step` keeps: through what the model calls attention (False: no kernel), and its compiled steps.
-    attention_callers: Any = None
-    compiled_steps: dict[Any, Any] = field(default_factory=dict)
-    #: Whether `blocks` give what its own layers give; None: not tried yet.
-    fits_blocks: bool | None = None
 
     @property
     def has_adapter(self) -> bool:

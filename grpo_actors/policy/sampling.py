@@ -1,20 +1,18 @@
 """Sampling: prompts and seeds in; token ids, and the log-prob of each under the policy, out."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from itertools import islice
 
-from grpo_actors.policy.adapter import fused
 from grpo_actors.policy.decoding.batching import PREFILLED, Sampler
 from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
-from grpo_actors.policy.decoding.fixed_batch import fixed_steps, sample_fixed
 from grpo_actors.policy.decoding.step import fits, require_fit
-from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.model import Policy
 
 __all__ = [
     "NO_ENVIRONMENT",
     "Sample",
+    "Sampler",
     "SamplingParams",
     "grow_sample",
     "places_for",
@@ -57,41 +55,28 @@ def sample_groups(
     """
     if responds is not None and any(responds):
         require_fit(policy, NO_ENVIRONMENT)
-    with ready(policy):
-        if not fits(policy):
-            return sample_fixed(policy, prompts, seeds, params, on_step, version=version)
-        completions, longest = sum(map(len, seeds)), max(map(len, prompts))
-        sampler = Sampler(policy, params, places_for(completions, longest, params), version)
+    places = places_for(policy, sum(map(len, seeds)), max(map(len, prompts)), params)
+    done: dict[int, list[Sample]] = {}
+    with closing(Sampler(policy, params, places, version)) as sampler:
         for i, (prompt, group) in enumerate(zip(prompts, seeds, strict=True)):
             sampler.submit(i, prompt, group, responds[i] if responds else None)
-        done = dict(_sampled(sampler, on_step))
+        while not sampler.idle:
+            tokens, groups = sampler.step()
+            done.update(groups)
+            if on_step and tokens:
+                on_step(tokens)
     return [done[i] for i in range(len(prompts))]
-
-
-def _sampled(sampler: Sampler, on_step: Callable[[int], None] | None) -> Iterator[tuple[int, list[Sample]]]:
-    """Step until idle: every group as soon as it is whole."""
-    while not sampler.idle:
-        tokens, groups = sampler.step()
-        yield from groups
-        if on_step and tokens:
-            on_step(tokens)
 
 
 def grow_sample(
     policy: Policy, prompt: Sequence[int], seed: int, params: SamplingParams
 ) -> Generator[Sample, None, None]:
     """One completion while it grows: the same object after each of its tokens."""
-    with ready(policy):
-        if fits(policy):
-            sampler = Sampler(policy, params, places=1)
-            [sample] = sampler.submit(0, prompt, [seed])
-            while not sampler.idle:
-                tokens, _ = sampler.step()
-                if tokens:
-                    yield sample
-        else:
-            sample = Sample()
-            for _ in fixed_steps(policy, [prompt], [[seed]], [[sample]], params):
+    with closing(Sampler(policy, params, places=1)) as sampler:
+        [sample] = sampler.submit(0, prompt, [seed])
+        while not sampler.idle:
+            tokens, _ = sampler.step()
+            if tokens:
                 yield sample
 
 
@@ -112,12 +97,8 @@ def sample_in_turn(
             group that is larger is not divided.
         on_step: Called at each step with the number of tokens that it adds.
     """
-    source = iter(groups)
-    with ready(policy):
-        if not fits(policy):
-            yield from _batch_by_batch(policy, source, params, places, on_step)
-            return
-        sampler, under_way = Sampler(policy, params, places), 0
+    source, under_way = iter(groups), 0
+    with closing(Sampler(policy, params, places)) as sampler:
         while True:
             # Enough to fill every place, and prompts to prefill together; the sampler looks at all that wait.
             for key, prompt, seeds in islice(source, places + PREFILLED - under_way):
@@ -132,40 +113,11 @@ def sample_in_turn(
             yield from done
 
 
-def _batch_by_batch(
-    policy: Policy,
-    source: Iterator[Group],
-    params: SamplingParams,
-    places: int,
-    on_step: Callable[[int], None] | None,
-) -> Iterator[tuple[int, list[Sample]]]:
-    """The same where all rows of a batch begin together."""
-    batch: list[Group] = []
-    for group in source:
-        if batch and sum(len(seeds) for _, _, seeds in [*batch, group]) > places:
-            yield from _one_batch(policy, batch, params, on_step)
-            batch = []
-        batch.append(group)
-    if batch:
-        yield from _one_batch(policy, batch, params, on_step)
+def places_for(policy: Policy, completions: int, longest_prompt: int, params: SamplingParams) -> int:
+    """How many of so many completions may be decoded side by side; `longest_prompt` in tokens.
 
-
-def _one_batch(
-    policy: Policy, batch: Sequence[Group], params: SamplingParams, on_step: Callable[[int], None] | None
-) -> Iterator[tuple[int, list[Sample]]]:
-    keys, prompts, seeds = zip(*batch, strict=True)
-    yield from zip(keys, sample_fixed(policy, prompts, seeds, params, on_step), strict=True)
-
-
-@contextmanager
-def ready(policy: Policy) -> Iterator[None]:
-    """Within this block the policy samples as fast as it can, and must not train."""
-    with fused(policy.model), fixed_norms(policy.model):
-        yield
-
-
-def places_for(completions: int, longest_prompt: int, params: SamplingParams) -> int:
-    """How many of so many completions may be decoded side by side; `longest_prompt` in tokens."""
-    if not params.max_kv_tokens:
+    All of them where no window holds the model: there `max_kv_tokens` bounds nothing.
+    """
+    if not params.max_kv_tokens or not fits(policy):
         return completions
     return min(completions, max(1, params.max_kv_tokens // (longest_prompt + params.max_new_tokens)))

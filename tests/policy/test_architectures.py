@@ -6,6 +6,7 @@ import pytest
 from architectures import random_policy
 
 from grpo_actors.policy.architectures import ARCHITECTURES, Architecture, architecture_of
+from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.logprobs import completion_logprobs, split_head
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 
@@ -56,8 +57,8 @@ def test_a_model_that_takes_padding_for_text_is_found_out():
     mamba, mamba2 = random_policy("mamba"), random_policy("mamba2")
     for policy in (mamba, mamba2):
         sample_groups(policy, PROMPTS, SEEDS, SamplingParams(1))
-    assert mamba.heeds_padding is False
-    assert mamba2.heeds_padding is True
+    assert findings(mamba).respects_padding is False
+    assert findings(mamba2).respects_padding is True
 
 
 def test_a_quantised_model_samples_alike_in_a_batch_and_alone():

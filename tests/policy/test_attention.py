@@ -11,6 +11,7 @@ from spelled_out import attend_joined
 
 from grpo_actors.policy.decoding import attention, draw_kernel, slot_kernels
 from grpo_actors.policy.decoding.draw import draw
+from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.logprobs import _fused, _shared_exponential
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 
@@ -147,11 +148,12 @@ def test_a_step_over_slots_draws_the_tokens_of_a_masked_one(tiny, compiled, max_
     seeds = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
     params = SamplingParams(30, compiled=compiled, max_kv_tokens=max_kv_tokens, repetition_penalty=penalty)
     over_slots = sample_groups(tiny, prompts, seeds, params)
-    assert bool(tiny.compiled_steps) == (compiled and penalty == 1)
-    assert tiny.fits_blocks
-    tiny.fits_blocks = False
+    found = findings(tiny)
+    assert bool(found.compiled_steps) == (compiled and penalty == 1)
+    assert found.fits_blocks
+    found.fits_blocks = False
     by_layers = sample_groups(tiny, prompts, seeds, params)
-    tiny.attention_callers = False  # as where there is no kernel
+    found.attention_callers = False  # as where there is no kernel
     masked = sample_groups(tiny, prompts, seeds, params)
     for one, other, third in zip(chain(*over_slots), chain(*by_layers), chain(*masked), strict=True):
         assert one.tokens == other.tokens == third.tokens

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from architectures import random_policy
 
 from grpo_actors.policy.decoding import window
 from grpo_actors.policy.decoding.batching import Sampler
@@ -95,8 +96,12 @@ def test_prompts_of_one_token_have_nothing_to_prefill(tiny):
     assert groups[0][0].tokens == alone(tiny, [5], 1, params).tokens
 
 
-def test_the_bound_on_cached_tokens_bounds_the_rows(prompts):
+def test_the_bound_on_cached_tokens_bounds_the_rows(tiny, prompts):
     longest = max(len(prompt) for prompt in prompts)
-    assert places_for(9, longest, SamplingParams(30)) == 9
-    assert places_for(9, longest, SamplingParams(30, max_kv_tokens=4 * (longest + 30))) == 4
-    assert places_for(9, longest, SamplingParams(30, max_kv_tokens=5)) == 1
+    assert places_for(tiny, 9, longest, SamplingParams(30)) == 9
+    assert places_for(tiny, 9, longest, SamplingParams(30, max_kv_tokens=4 * (longest + 30))) == 4
+    assert places_for(tiny, 9, longest, SamplingParams(30, max_kv_tokens=5)) == 1
+
+
+def test_the_bound_bounds_nothing_where_rows_begin_together():
+    assert places_for(random_policy("mamba"), 9, 20, SamplingParams(30, max_kv_tokens=5)) == 9

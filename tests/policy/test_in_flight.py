@@ -8,8 +8,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError
+from grpo_actors.policy.decoding.batching import Sampler
 from grpo_actors.policy.decoding.draw import draw, draws
-from grpo_actors.policy.decoding.in_flight import InFlight
 from grpo_actors.policy.decoding.step import require_fit
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
@@ -65,15 +65,15 @@ def by_hand(kind, prompt, seed, changes):
     return tokens, logprobs
 
 
-def sampled(flight, changes):
+def sampled(sampler, changes):
     """Step until idle and close; `changes`: steps before it -> weights, numbered from 1."""
     done, steps = {}, 0
-    while not flight.sampler.idle:
+    while not sampler.idle:
         if steps in changes:
-            flight.adopt(1 + sorted(changes).index(steps), changes[steps])
-        done.update(flight.sampler.step()[1])
+            sampler.adopt(1 + sorted(changes).index(steps), changes[steps])
+        done.update(sampler.step()[1])
         steps += 1
-    flight.close()
+    sampler.close()
     return done
 
 
@@ -85,11 +85,11 @@ def assert_is(sample, tokens, logprobs):
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_token_is_of_the_weights_that_its_version_names_on_the_keys_and_values_of_those_before(kind):
     first, second = other_weights(kind, 1), other_weights(kind, 2)
-    flight = InFlight(policy_of(kind), PARAMS, places=3, version=0)
-    flight.sampler.submit(0, PROMPTS[0], [1, 2])
-    flight.sampler.submit(1, PROMPTS[1], [3])
+    sampler = Sampler(policy_of(kind), PARAMS, places=3, version=0)
+    sampler.submit(0, PROMPTS[0], [1, 2])
+    sampler.submit(1, PROMPTS[1], [3])
     # A call of `step` starts one token of each: the fifth was under way when the first change came, unread.
-    done = sampled(flight, {5: first, 8: second})
+    done = sampled(sampler, {5: first, 8: second})
     for key, seeds in ((0, [1, 2]), (1, [3])):
         for seed, sample in zip(seeds, done[key], strict=True):
             assert_is(sample, *by_hand(kind, PROMPTS[key], seed, {5: first, 8: second}))
@@ -102,9 +102,9 @@ def test_each_token_is_of_the_weights_that_its_version_names_on_the_keys_and_val
 
 def test_a_completion_that_begins_after_the_change_has_nothing_of_the_old_weights():
     new = other_weights("full", 1)
-    flight = InFlight(policy_of("full"), PARAMS, places=1, version=0)
-    flight.sampler.submit(0, PROMPTS[0], [1, 2])  # the second waits for the first one's place
-    [[before, after]] = sampled(flight, {3: new}).values()
+    sampler = Sampler(policy_of("full"), PARAMS, places=1, version=0)
+    sampler.submit(0, PROMPTS[0], [1, 2])  # the second waits for the first one's place
+    [[before, after]] = sampled(sampler, {3: new}).values()
     assert before.versions == [0] * 3 + [1] * 9
     assert after.versions == [1] * 12
     assert_is(after, *by_hand("full", PROMPTS[0], 2, {0: new}))
@@ -113,10 +113,10 @@ def test_a_completion_that_begins_after_the_change_has_nothing_of_the_old_weight
 @pytest.mark.parametrize("kind", ["lora", "qdora"])
 def test_the_policy_is_given_back_with_its_adapter_and_the_newest_weights(kind):
     policy, new = policy_of(kind), other_weights(kind, 1)
-    flight = InFlight(policy, PARAMS, places=2, version=0)
-    flight.adopt(1, new)
-    flight.close()
-    flight.close()
+    sampler = Sampler(policy, PARAMS, places=2, version=0)
+    sampler.adopt(1, new)
+    sampler.close()
+    sampler.close()
     assert policy.trainable().keys() == new.keys()
     assert all(mx.array_equal(array, new[name]) for name, array in policy.trainable().items())
     [[sample]] = sample_groups(policy, PROMPTS[:1], [[1]], PARAMS)
@@ -125,14 +125,14 @@ def test_the_policy_is_given_back_with_its_adapter_and_the_newest_weights(kind):
 
 @pytest.mark.parametrize("dropped", [0, 1, 2])
 def test_a_group_that_is_dropped_under_way_or_waiting_leaves_the_others_alone(dropped):
-    flight = InFlight(policy_of("full"), PARAMS, places=3, version=0)
+    sampler = Sampler(policy_of("full"), PARAMS, places=3, version=0)
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
     for key, prompt in enumerate(prompts):  # the last one waits
-        flight.sampler.submit(key, prompt, [2 * key, 2 * key + 1])
+        sampler.submit(key, prompt, [2 * key, 2 * key + 1])
     for _ in range(4):
-        flight.sampler.step()
-    flight.sampler.drop(dropped)
-    done = sampled(flight, {})
+        sampler.step()
+    sampler.drop(dropped)
+    done = sampled(sampler, {})
     assert done.keys() == {0, 1, 2} - {dropped}
     for key, samples in done.items():
         for seed, sample in zip([2 * key, 2 * key + 1], samples, strict=True):
@@ -140,12 +140,12 @@ def test_a_group_that_is_dropped_under_way_or_waiting_leaves_the_others_alone(dr
 
 
 def test_a_sampler_whose_last_group_was_dropped_takes_the_next_one():
-    flight = InFlight(policy_of("full"), PARAMS, places=2, version=0)
-    flight.sampler.submit(7, PROMPTS[0], [1, 2])
-    flight.sampler.step()
-    flight.sampler.drop(7)
-    flight.sampler.submit(7, PROMPTS[1], [3])  # the same lease, granted again
-    [[sample]] = sampled(flight, {}).values()
+    sampler = Sampler(policy_of("full"), PARAMS, places=2, version=0)
+    sampler.submit(7, PROMPTS[0], [1, 2])
+    sampler.step()
+    sampler.drop(7)
+    sampler.submit(7, PROMPTS[1], [3])  # the same lease, granted again
+    [[sample]] = sampled(sampler, {}).values()
     assert_is(sample, *by_hand("full", PROMPTS[1], 3, {}))
 
 

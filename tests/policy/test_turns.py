@@ -9,7 +9,6 @@ from mlx_lm.models.cache import make_prompt_cache
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.decoding.batching import Sampler
 from grpo_actors.policy.decoding.draw import draw, draws
-from grpo_actors.policy.decoding.in_flight import InFlight
 from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.sampling import SamplingParams, sample_groups
 
@@ -143,16 +142,16 @@ def test_a_stop_string_ends_its_own_turn_and_not_the_next_one(tiny, prompts):
 
 def test_new_weights_may_come_between_and_within_turns(tiny, prompts):
     respond, params = asks(tiny), SamplingParams(100)
-    flight = InFlight(tiny, params, places=2, version=0)
+    sampler = Sampler(tiny, params, places=2, version=0)
     same = {name: array + 0 for name, array in tiny.trainable().items()}
-    flight.sampler.submit(0, prompts[0], [1, 2], respond)
+    sampler.submit(0, prompts[0], [1, 2], respond)
     done, steps = {}, 0
-    while not flight.sampler.idle:
+    while not sampler.idle:
         if steps % 7 == 3:  # into a turn, and into a run of inserted tokens
-            flight.adopt(steps // 7 + 1, same)
-        done.update(flight.sampler.step()[1])
+            sampler.adopt(steps // 7 + 1, same)
+        done.update(sampler.step()[1])
         steps += 1
-    flight.close()
+    sampler.close()
     for seed, sample in zip([1, 2], done[0], strict=True):
         assert_is(sample, *by_hand(tiny, prompts[0], seed, params, respond))
         assert sample.versions == sorted(sample.versions)

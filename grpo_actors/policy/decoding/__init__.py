@@ -1,4 +1,4 @@
-"""Prompts in, tokens out: `batching` gives completions a place, `step` decodes one token of each, in a `window` or in `slots`.
+"""Prompts in, tokens out: the sampler (`batching`) gives completions a place, and `step` decodes one token of each.
 
 `sampling`, one folder up, is how others ask for it.
 """

@@ -1,4 +1,8 @@
-"""Continuous batching: completions of many groups in one batch, a place that gets free is taken again.
+"""The sampler: completions of many groups in one batch.
+
+With continuous batching a place that gets free is taken again, while the others go on. Models whose layers cache something else
+than the keys and values of every position (`fixed_batch`) cannot do that: the rows of a batch begin together, and the
+next groups wait until all of them have ended.
 
 A group's prompt runs through the model once; its keys and values are copied to every place that one of its
 completions gets. Sampling, the chosen token's log-prob and the stop test's input stay on the device; a step
@@ -8,23 +12,27 @@ Where an environment replies to a turn (`Respond`), its tokens take the place of
 steps: one step each, as if the policy had sampled them. The draw of a token goes by its place in the completion, so
 that here too nothing depends on who shares the batch.
 
-The weights may change between two steps (`adopt`): the step that is under way is the old ones' work, and recorded as
-such. Keys and values of what has a place stay as they are; prompts that are kept for later are run again.
+The weights may change between two steps (`Sampler.adopt`; PipelineRL, 2509.19128): the step that is under way is the old
+ones' work, and recorded as such. Keys and values of what has a place stay as they are, so that each token is computed on
+those of its own version and of those before it; prompts that are kept for later are run again.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
 
+from grpo_actors.policy.adapter import fused
 from grpo_actors.policy.decoding.draw import Array, Respond, Sample, SamplingParams, draws
+from grpo_actors.policy.decoding.fixed_batch import next_batch
 from grpo_actors.policy.decoding.rows import Group, Row, Step
 from grpo_actors.policy.decoding.slots import Slots
 from grpo_actors.policy.decoding.step import Decoder
 from grpo_actors.policy.decoding.window import Window
+from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.model import Policy
 
 #: A share of the places, one in so many, that has to be free before any is filled.
@@ -35,30 +43,31 @@ WORTH_SHRINKING = 0.75
 PREFILLED = 16
 
 
-@dataclass
 class Sampler:
-    """Groups in, groups out: `submit` any number at any time, `step` until `idle`."""
+    """Groups in, groups out: `submit` any number at any time, `step` until `idle`.
 
-    policy: Policy
-    params: SamplingParams
-    #: Completions that are decoded at a time, at most.
-    places: int
-    #: Number of the weights that the policy holds, recorded with every token that they sample.
-    version: int = 0
-    _waiting: deque[Group] = field(default_factory=deque)
-    _rows: list[Row | None] = field(default_factory=list)
-    _decoder: Decoder = field(init=False)
-    _window: Window | Slots = field(init=False)
-    #: [R] what is fed next.
-    _token: mx.array = field(default_factory=lambda: mx.zeros(0, mx.uint32))
-    #: [R, V] bool, with a repetition penalty: the tokens of each row's prompt and completion.
-    _seen: mx.array | None = None
-    #: Prompts that are not in `_seen` yet.
-    _unseen: list[tuple[int, Sequence[int]]] = field(default_factory=list)
-    _flight: Step | None = None
+    While it is open, adapters are part of the policy's weights (`adapter.fused`, `dora.fixed_norms`), and the policy must
+    not train. `close` gives it back as it was.
+    """
 
-    def __post_init__(self) -> None:
-        self._decoder = Decoder(self.policy, self.params)
+    def __init__(self, policy: Policy, params: SamplingParams, places: int, version: int = 0) -> None:
+        """Prepare the policy to sample.
+
+        Args:
+            policy: The model that samples; set to evaluation mode by its owner.
+            params: The same for all groups.
+            places: Completions that are decoded at a time, at most. Where the rows of a batch begin together, a larger
+                group is not divided.
+            version: Number of the weights that the policy holds, recorded with every token that they sample.
+        """
+        self.policy, self.params, self.places, self.version = policy, params, places, version
+        self._prepared = ExitStack()
+        self._waiting: deque[Group] = deque()
+        self._flight: Step | None = None
+        #: Prompts that are not in `_seen` yet.
+        self._unseen: list[tuple[int, Sequence[int]]] = []
+        self._prepare()
+        self._begin(0)
 
     def submit(
         self, key: int, prompt: Sequence[int], seeds: Sequence[int], respond: Respond | None = None
@@ -68,16 +77,23 @@ class Sampler:
         self._waiting.append(Group(key, prompt, seeds, samples, respond))
         return samples
 
-    def forget_weights(self) -> None:
-        """The policy is about to get other weights, and what it holds now may be freed; `adopt` is called next."""
-        self._decoder.forget_weights()
+    def adopt(self, version: int, arrays: Mapping[str, mx.array]) -> None:
+        """Go on with these weights: all steps from the next one on are theirs.
 
-    def adopt(self, version: int) -> None:
-        """The policy holds other weights now; every step from here on is theirs."""
+        Raises:
+            ModelError: they are another model's.
+        """
+        self.close()
+        self.policy.load_trainable(arrays)
+        self._prepare()
         self.version = version
-        self._decoder = Decoder(self.policy, self.params)
         for group in self._waiting:
             group.prompts = None
+
+    def close(self) -> None:
+        """Give the policy back as it trains, and hold no copy of its weights; may be called twice."""
+        self._prepared.close()
+        self._decoder.forget_weights()
 
     def drop(self, key: int) -> None:
         """Nobody wants this group any more: its places are free, and it is not handed back."""
@@ -100,23 +116,49 @@ class Sampler:
         landed, self._flight = self._flight, launched
         return self._read(landed) if landed else (0, [])
 
+    def _prepare(self) -> None:
+        self._prepared.enter_context(fused(self.policy.model))
+        self._prepared.enter_context(fixed_norms(self.policy.model))
+        # Afterwards: it may hold copies of the weights.
+        self._decoder = Decoder(self.policy, self.params)
+
     # --- places -----------------------------------------------------------------------------------
 
     def _fit(self) -> None:
         """As many rows as there is work for; fewer once enough of them are of no use."""
         live = [place for place, row in enumerate(self._rows) if row is not None]
-        waiting = sum(len(group.seeds) - group.placed for group in self._waiting)
-        wanted = self.places if self._decoder.over_slots else min(self.places, len(live) + waiting)
-        if not live and waiting:
-            # Nobody's past is needed: begin anew, at column 0.
-            self._window = self._decoder.cache(wanted)
-            self._rows, self._token, self._seen = [None] * wanted, mx.zeros(wanted, mx.uint32), None
-        elif wanted > len(self._rows):
-            self._add(wanted - len(self._rows))
-        elif not waiting and not self._decoder.over_slots and len(live) <= WORTH_SHRINKING * len(self._rows):
+        together, over_slots = self._decoder.together, self._decoder.over_slots
+        if not live:
+            self._begin(self._rows_to_begin())
+        elif self._waiting and not together and not over_slots:
+            self._add(min(self.places, len(live) + self._left()) - len(self._rows))
+        elif not over_slots and len(live) <= WORTH_SHRINKING * len(self._rows):
             self._keep(np.array(live, np.int32))
 
+    def _left(self) -> int:
+        """Completions that wait for a place."""
+        return sum(len(group.seeds) - group.placed for group in self._waiting)
+
+    def _rows_to_begin(self) -> int:
+        """How many rows there should be for what waits, where nothing is under way."""
+        if self._decoder.together:
+            batch = next_batch(self.policy, self._waiting, self.places)
+            return sum(len(group.seeds) for group in batch)
+        # Every number of slots is compiled by itself.
+        return self.places if self._decoder.over_slots and self._waiting else min(self.places, self._left())
+
+    def _begin(self, rows: int) -> None:
+        """Begin anew, at column 0, with so many free rows: nobody's past is needed."""
+        self._window = self._decoder.cache(rows)
+        self._rows: list[Row | None] = [None] * rows
+        #: [R] what is fed next.
+        self._token = mx.zeros(rows, mx.uint32)
+        #: [R, V] bool, with a repetition penalty: the tokens of each row's prompt and completion.
+        self._seen: mx.array | None = None
+
     def _add(self, count: int) -> None:
+        if count <= 0:
+            return
         assert isinstance(self._window, Window)
         self._window.add(count)
         self._rows += [None] * count
@@ -124,7 +166,7 @@ class Sampler:
         self._seen = None if self._seen is None else mx.pad(self._seen, [(0, count), (0, 0)])
 
     def _keep(self, places: Array) -> None:
-        assert isinstance(self._window, Window)
+        assert not isinstance(self._window, Slots)
         self._window.keep(places)
         self._rows = [self._rows[place] for place in places]
         for place, row in enumerate(self._rows):
@@ -137,7 +179,7 @@ class Sampler:
         """Give free places to the completions that wait, first come first served."""
         free = [place for place, row in enumerate(self._rows) if row is None]
         # To place one costs about as much as to place many: a few places wait for each other.
-        if len(free) * FILLED_AT_ONCE < len(self._rows):
+        if len(free) * (1 if self._decoder.together else FILLED_AT_ONCE) < len(self._rows):
             return
         taken: list[tuple[Group, int]] = []  # (group, which of its samples) that gets free[i]
         while self._waiting and len(taken) < len(free):
@@ -152,7 +194,6 @@ class Sampler:
         for prompts in dict.fromkeys(group.prompts for group, _ in taken):
             of_these = [at for at, (group, _) in enumerate(taken) if group.prompts is prompts]
             chosen = np.array([taken[at][0].index for at in of_these], np.int32)
-            assert prompts is not None
             self._window.place(places[of_these], prompts, chosen)
         for place, (group, i) in zip(places, taken, strict=True):
             uniforms = draws(group.seeds[i], self.params.max_new_tokens)
@@ -171,8 +212,9 @@ class Sampler:
         new = [group for group in dict.fromkeys(groups) if group.prompts is None]
         if not new:
             return
-        next_ones = [group for group in self._waiting if group.prompts is None and group not in new]
-        new += next_ones[: max(0, PREFILLED - len(new))]
+        if not self._decoder.together:
+            next_ones = [group for group in self._waiting if group.prompts is None and group not in new]
+            new += next_ones[: max(0, PREFILLED - len(new))]
         prompts = self._decoder.prefill([group.prompt for group in new])
         for index, group in enumerate(new):
             group.prompts, group.index = prompts, index
@@ -236,37 +278,13 @@ class Sampler:
             if row is None or row.ended:
                 continue
             count += 1
-            given = row.given_at(len(row.sample.tokens))
-            if given is not None:
-                row.sample.append(given, 0.0, step.version)
-                continue
-            row.sample.append(token, logprob, step.version)
-            if self._is_over(row):
+            if row.record(token, logprob, step.version, self.policy, self.params):
                 self._vacate(row)
                 group = row.group
                 group.ended += 1
                 if group.ended == len(group.samples):
                     done.append((group.key, group.samples))
         return count, done
-
-    def _is_over(self, row: Row) -> bool:
-        """Whether the token that was read is the completion's last; at the end of a turn the environment is asked."""
-        sample, limit = row.sample, self.params.max_new_tokens
-        sample.finished = self.policy.ends(sample.turn, self.params.stop)
-        if not sample.finished:
-            return len(sample.tokens) == limit
-        reply = row.group.respond(sample) if row.group.respond else None
-        if reply is None:
-            return True
-        sample.finished = False
-        start = len(sample.tokens)
-        stop = start + len(reply)
-        if stop >= limit:  # no token would be left for an answer
-            return True
-        # The step under way was fed the turn's last token; what it draws is the first to be replaced.
-        row.given, row.given_from = reply, start
-        sample.inserted += [start, stop]
-        return False
 
     def _vacate(self, row: Row) -> None:
         row.ended = True

@@ -3,7 +3,8 @@
 Ways that give the same. With MLX's own attention each row's columns of a `window` are masked; that is the way
 of a CPU and of Metal. On CUDA a kernel reads each row's own columns (`slots`), so that every array keeps
 its shape, and the whole step is compiled: at these sizes it is not the GPU that is slow, but telling it what to do.
-There the models that `blocks` knows take half as many kernels, and the others their own layers.
+There the models that `blocks` knows take half as many kernels, and the others their own layers. Models whose cache fits
+neither go on with mlx-lm's (`fixed_batch`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +19,14 @@ from grpo_actors.errors import ConfigError
 from grpo_actors.policy.decoding import attention, draw_kernel, slot_kernels
 from grpo_actors.policy.decoding.blocks import Arrays, Blocks, blocks_of
 from grpo_actors.policy.decoding.draw import SamplingParams, draw
+from grpo_actors.policy.decoding.findings import findings
+from grpo_actors.policy.decoding.fixed_batch import FixedBatch, prefill
 from grpo_actors.policy.decoding.slots import SlotLayer, Slots
 from grpo_actors.policy.decoding.window import Prompts, Window
 from grpo_actors.policy.dora import takes_norms
 from grpo_actors.policy.model import Policy, same_logits
 
+Cache = Window | Slots | FixedBatch
 #: The blocks' arrays where there are blocks, tokens, lengths, cache -> logits [R, V].
 SlotLogits = Callable[..., mx.array]
 #: uniforms, and with a repetition penalty the tokens seen, then as `SlotLogits` -> token, log-prob.
@@ -32,15 +36,17 @@ SlotStep = Callable[..., tuple[mx.array, mx.array]]
 class Decoder:
     """The steps of one policy with one set of parameters and the weights of this moment.
 
-    What is compiled is kept with the policy.
+    What is compiled is kept with the policy's `findings`.
     """
 
     def __init__(self, policy: Policy, params: SamplingParams) -> None:
         self._policy = policy
         self._params = params
+        #: Whether the rows of a batch have to begin together.
+        self.together = not fits(policy)
         self._slot_step: SlotStep | None = None
         self._arrays: list[Arrays] = []
-        if _over_slots(policy):
+        if not self.together and _over_slots(policy):
             blocks = _blocks(policy)
             if blocks:
                 self._arrays = [blocks.arrays(policy.model)]
@@ -56,21 +62,25 @@ class Decoder:
         """Whether rows are slots: a free one costs next to nothing then, and another number of them a compilation."""
         return self._slot_step is not None
 
-    def cache(self, rows: int) -> Window | Slots:
+    def cache(self, rows: int) -> Cache:
         """An empty cache of so many rows."""
-        return (
-            Slots(rows, self._params.max_new_tokens) if self.over_slots else Window(self._policy.model, rows)
-        )
+        if self.together:
+            return FixedBatch([])
+        if self.over_slots:
+            return Slots(rows, self._params.max_new_tokens)
+        return Window(self._policy.model, rows)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> Prompts:
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Prompts | FixedBatch:
         """Run prompts through the model, for rows of a cache; they are under way."""
+        if self.together:
+            return FixedBatch(prefill(self._policy.model, prompts))
         run = Prompts(self._policy.model, prompts, few_shapes=self.over_slots)
         # Not with a step: they serve several.
         mx.async_eval(run.stacked if self.over_slots else run.layers)  # type: ignore[no-untyped-call]
         return run
 
     def step(
-        self, cache: Window | Slots, tokens: mx.array, uniforms: mx.array, seen: mx.array | None
+        self, cache: Cache, tokens: mx.array, uniforms: mx.array, seen: mx.array | None
     ) -> tuple[mx.array, mx.array]:
         """Decode one token of every row; the cache must have room.
 
@@ -106,10 +116,11 @@ def fits(policy: Policy) -> bool:
     And whether the model reads its positions and its mask from the cache, row by row: found out once, by
     decoding one token of unlike prompts.
     """
-    if policy.fits_window is None:
+    found = findings(policy)
+    if found.fits_window is None:
         plain = all(type(layer) is KVCache for layer in make_prompt_cache(policy.model))
-        policy.fits_window = plain and _decodes_unlike_rows(policy.model)
-    return policy.fits_window
+        found.fits_window = plain and _decodes_unlike_rows(policy.model)
+    return found.fits_window
 
 
 def require_fit(policy: Policy, rule: str) -> None:
@@ -154,17 +165,19 @@ def _are_alone(logits: mx.array, model: Any) -> bool:
 
 def _over_slots(policy: Policy) -> bool:
     """Whether the kernels fit this machine and this model."""
-    if policy.attention_callers is None:
-        policy.attention_callers = attention.callers(policy.model)
-    return bool(policy.attention_callers)
+    found = findings(policy)
+    if found.attention_callers is None:
+        found.attention_callers = attention.callers(policy.model)
+    return bool(found.attention_callers)
 
 
 def _blocks(policy: Policy) -> Blocks | None:
     """The policy's blocks, if it is made of some that give what its own layers give."""
-    blocks = None if policy.fits_blocks is False else blocks_of(policy.model)
-    if blocks and policy.fits_blocks is None:
-        policy.fits_blocks = _gives_the_same(blocks, policy.model)
-    return blocks if policy.fits_blocks else None
+    found = findings(policy)
+    blocks = None if found.fits_blocks is False else blocks_of(policy.model)
+    if blocks and found.fits_blocks is None:
+        found.fits_blocks = _gives_the_same(blocks, policy.model)
+    return blocks if found.fits_blocks else None
 
 
 def _gives_the_same(blocks: Blocks, model: Any) -> bool:
@@ -178,15 +191,16 @@ def _gives_the_same(blocks: Blocks, model: Any) -> bool:
 
 def _slot_step(policy: Policy, params: SamplingParams, blocks: Blocks | None) -> SlotStep:
     """The step over slots; compiled where that is right."""
-    logits = blocks.logits if blocks else partial(_by_layers, policy.model, policy.attention_callers)
+    found = findings(policy)
+    logits = blocks.logits if blocks else partial(_by_layers, policy.model, found.attention_callers)
     step = partial(_drawn, logits, params)
     if not params.compiled or params.repetition_penalty != 1 or takes_norms(policy.model):
         return step
     key = (params, blocks is not None)
-    if key not in policy.compiled_steps:
+    if key not in found.compiled_steps:
         # The blocks' weights are arguments; those of the layers are not, and must be named.
-        policy.compiled_steps[key] = mx.compile(step, inputs=None if blocks else [policy.model.state])
-    compiled: SlotStep = policy.compiled_steps[key]
+        found.compiled_steps[key] = mx.compile(step, inputs=None if blocks else [policy.model.state])
+    compiled: SlotStep = found.compiled_steps[key]
     return compiled
 
 

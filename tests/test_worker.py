@@ -1,4 +1,4 @@
-"""The worker that never drains, against a learner's sockets held by hand: it is heard between two steps."""
+"""A worker against a learner's sockets held by hand: it hears between two steps, and drains or does not."""
 
 import contextlib
 import tempfile
@@ -13,12 +13,12 @@ import pytest
 from grpo_actors import fetching
 from grpo_actors import messages as wire
 from grpo_actors.config import Config
-from grpo_actors.in_flight import InFlightWorker
 from grpo_actors.policy.weights import freeze, pack
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.transport.control import ControlClient, ControlServer
 from grpo_actors.transport.sockets import zmq_context
 from grpo_actors.transport.weights import WeightsClient, WeightsServer
+from grpo_actors.worker import RolloutWorker
 
 NAME = "w"
 CONFIG = Config.model_validate(
@@ -35,6 +35,14 @@ CONFIG = Config.model_validate(
         },
     }
 )
+#: Of the embedded model's prompt below: two completions have a place at a time.
+DRAINING = CONFIG.model_copy(
+    update={
+        "rollout": CONFIG.rollout.model_copy(
+            update={"in_flight_updates": False, "batch_groups": 2, "max_kv_tokens": 2 * (4 + 12)}
+        )
+    }
+)
 #: Far more turns than twelve tokens of a few groups take.
 TURNS = 200
 
@@ -42,7 +50,7 @@ TURNS = 200
 class HandLearner:
     """A learner that grants what a test tells it, and hears what comes. Its weights are served by a thread."""
 
-    def __init__(self, folder: str, context: Any, policy: Any) -> None:
+    def __init__(self, folder: str, context: Any, policy: Any, config: Config) -> None:
         self.heard: list[wire.Message] = []
         self._control = ControlServer(context, f"ipc://{folder}/c")
         self._weights = WeightsServer(context, f"ipc://{folder}/w", fetching)
@@ -55,9 +63,9 @@ class HandLearner:
         )
         policy.stop_tokens = frozenset()  # every completion has its twelve tokens
         self.initial = policy.trainable()
-        scorer = Scorer(CONFIG.reward.functions, timeout_s=1.0)
+        scorer = Scorer(config.reward.functions, timeout_s=1.0)
         weights = WeightsClient(context, f"ipc://{folder}/w", fetching)
-        self.worker = InFlightWorker(client, welcome, CONFIG, policy, scorer, weights, version=0)
+        self.worker = RolloutWorker(client, welcome, config, policy, scorer, weights, version=0)
 
     def say(self, message: wire.Message) -> None:
         """Returns when the worker has it, so that its next turn hears it."""
@@ -65,11 +73,14 @@ class HandLearner:
             self.turns(1)  # it connects
         assert self.worker.control.socket.poll(10_000)
 
-    def grant(self, lease: int, *, attempt: int = 1, min_version: int = 0) -> None:
-        told = {"lease": lease, "attempt": attempt, "min_version": min_version, "problem_id": f"p{lease}"}
-        prompt = {"prompt": wire.ints([2, 21, 22, 3]), "messages": [], "answer": "1", "columns": "{}"}
-        granted = wire.Lease.model_validate(told | prompt | {"seeds": [2 * lease, 2 * lease + 1]})
-        self.say(wire.Grant(leases=[granted]))
+    def grant(self, *leases: int, attempt: int = 1, min_version: int = 0) -> None:
+        granted = []
+        for lease in leases:
+            told = {"lease": lease, "attempt": attempt, "min_version": min_version, "problem_id": f"p{lease}"}
+            prompt = {"prompt": wire.ints([2, 21, 22, 3]), "messages": [], "answer": "1", "columns": "{}"}
+            seeds = {"seeds": [2 * lease, 2 * lease + 1]}
+            granted.append(wire.Lease.model_validate(told | prompt | seeds))
+        self.say(wire.Grant(leases=granted))
 
     def publish(self, version: int) -> None:
         arrays = {name: array + 0.01 * version for name, array in self.initial.items()}
@@ -103,14 +114,30 @@ def versions(group: wire.Group) -> list[list[int]]:
     return [wire.read_ints(completion.versions) for completion in group.completions]
 
 
-@pytest.fixture
-def learner(tiny) -> Iterator[HandLearner]:
+@contextlib.contextmanager
+def hand_learner(policy: Any, config: Config) -> Iterator[HandLearner]:
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as folder,
         zmq_context() as context,
-        contextlib.closing(HandLearner(folder, context, tiny)) as made,
+        contextlib.closing(HandLearner(folder, context, policy, config)) as made,
     ):
         yield made
+
+
+@pytest.fixture
+def learner(tiny) -> Iterator[HandLearner]:
+    with hand_learner(tiny, CONFIG) as made:
+        yield made
+
+
+@pytest.fixture
+def draining(tiny_lora) -> Iterator[HandLearner]:
+    """Of a worker whose policy has an adapter."""
+    with hand_learner(tiny_lora, DRAINING) as made:
+        yield made
+
+
+# --- in flight ------------------------------------------------------------------------------------
 
 
 def test_a_version_that_comes_in_mid_completion_has_all_tokens_from_the_next_step_on(learner):
@@ -201,3 +228,66 @@ def test_time_counts_as_waiting_where_there_is_nothing_to_sample(learner):
     took_s, told = time.monotonic() - started_s, learner.last_beat()
     assert told.state == "waiting"
     assert 0.5 * took_s < told.working_s - idle.working_s < took_s  # the rest is the test's own
+
+
+# --- draining -------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_sent_together_and_the_next_one_begins_once_it_is(draining):
+    draining.grant(1, 0)
+    draining.grant(2)
+    draining.turns(18)  # two places: the first group is whole, the second is not
+    assert draining.groups() == []
+    assert draining.last_beat().state == "sampling"
+    assert sorted(draining.last_beat().holding) == [0, 1, 2]
+    while not draining.groups():
+        draining.turns(1)
+    assert [group.lease for group in draining.groups()] == [1, 0]
+    assert draining.groups()[0].sampling_s == pytest.approx(draining.groups()[1].sampling_s)
+    assert not draining.worker.busy
+    draining.turns(TURNS)
+    assert [group.lease for group in draining.groups()] == [1, 0, 2]
+
+
+def test_a_version_that_comes_in_mid_batch_waits_for_its_end(draining):
+    draining.grant(0, 1)
+    draining.turns(5)
+    draining.publish(1)
+    draining.grant(2)
+    draining.turns(TURNS)
+    assert [versions(group) for group in draining.groups()] == [[[0] * 12] * 2] * 2 + [[[1] * 12] * 2]
+
+
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_a_lease_that_is_granted_again_comes_back_once_and_after_its_old_batch(draining, dropped):
+    draining.grant(0, 1)
+    draining.turns(18)  # lease 0 is whole, and waits for the other
+    draining.grant(dropped, attempt=2)
+    draining.turns(TURNS)
+    came = [(group.lease, group.attempt) for group in draining.groups()]
+    assert came == [(1 - dropped, 1), (dropped, 2)]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_is_under_way_is_given_up_and_the_policy_given_back_with_its_adapter(draining, again):
+    draining.turns(5)
+    draining.grant(0, 1)
+    draining.turns(5)
+    worker = draining.worker
+    assert worker.busy
+    assert worker.policy.trainable().keys() != draining.initial.keys()  # the adapter is part of the weights
+    draining.say(wire.Bye(reason="the run is over", again=again))
+    draining.turns(1)
+    assert not worker.busy
+    assert worker.policy.trainable().keys() == draining.initial.keys()
+    draining.turns(TURNS)
+    assert draining.groups() == []
+
+
+def test_a_worker_that_is_asked_to_stop_leaves_at_its_next_turn(draining):
+    draining.grant(0, 1)
+    draining.turns(5)
+    draining.worker.stop.set()
+    draining.turns(1)
+    assert not draining.worker.busy
+    assert draining.worker.policy.trainable().keys() == draining.initial.keys()
