@@ -1,7 +1,7 @@
 """What is told and kept of a run while it trains, the same whoever brings its groups.
 
-Records, samples, alarms, recorded groups, checkpoints: a live run (`learner`) and a replay (`replay`) differ
-in where their groups come from and where their records go, and in nothing here. Knows no socket.
+Records, samples, alarms, recorded groups, checkpoints: a live run and a replay differ in where their groups
+come from (`learner.source`) and where their records go, and in nothing here. Knows no socket.
 """
 
 import sys

@@ -58,7 +58,17 @@ ALLOWED = {
 
 #: Who may import both what computes and what talks: the actors, what only they are made of, and the bench of that.
 JOINERS = {
-    *("rollout", "worker", "in_flight", "joining", "learner", "publishing", "evaluator"),
+    *(
+        "rollout",
+        "worker",
+        "in_flight",
+        "joining",
+        "opening",
+        "coordination",
+        "local",
+        "publishing",
+        "evaluator",
+    ),
     *("publication", "fetcher"),
 }
 
