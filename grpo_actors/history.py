@@ -4,7 +4,6 @@ Records, samples, alarms, recorded groups, checkpoints: a live run and a replay 
 come from (`learner.source`) and where their records go, and in nothing here. Knows no socket.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +15,10 @@ from grpo_actors.config import Config
 from grpo_actors.groups import SampledGroup
 from grpo_actors.grpo import Grpo
 from grpo_actors.observe.health import Health
-from grpo_actors.policy.locate import locate
-from grpo_actors.policy.model import load_policy
 from grpo_actors.processes.decisions import as_told, decisions
 from grpo_actors.provenance import commit, versions
 from grpo_actors.recording import GROUPS_FILE, GroupsFile
 from grpo_actors.report import ledger, samples
-
-
-def load_grpo(config: Config, total_updates: int) -> Grpo:
-    """Model and optimizer as they are at the start; a checkpoint is put in place by `Archive.restore`."""
-    if isinstance(locate(config.model.model_name), str):
-        print(f"model {config.model.model_name}: from the hub, or its copy on this machine", file=sys.stderr)
-    return Grpo(config, load_policy(config.model, seed=config.run.seed), total_updates)
 
 
 @dataclass

@@ -11,15 +11,12 @@ from pathlib import Path
 
 from grpo_actors.archive import Archive
 from grpo_actors.config import Config
-from grpo_actors.grpo import Grpo
-from grpo_actors.history import History, load_grpo
+from grpo_actors.history import History
 from grpo_actors.learner.coordination import open_exchange, welcome_of
+from grpo_actors.learner.loading import check_sampling, load_grpo
 from grpo_actors.learner.local import local_worker
 from grpo_actors.learner.loop import Run
 from grpo_actors.learner.source import LiveSource
-from grpo_actors.policy.decoding.step import require_fit
-from grpo_actors.policy.decoding.turns import encode_reply
-from grpo_actors.policy.sampling import NO_ENVIRONMENT
 from grpo_actors.processes.door import StopRequest, locked
 from grpo_actors.processes.preflight import total_updates, with_rewards
 from grpo_actors.publishing import Publisher
@@ -52,7 +49,7 @@ def open_live(
             return
         grpo = load_grpo(config, total)
         identity = grpo.policy.identity  # of the base model: before a checkpoint's weights come
-        _check_model(config, grpo)
+        check_sampling(config, grpo)
         archive.restore(grpo)
         listening = _endpoints(run_dir, config, endpoints)
         welcome = welcome_of(config, archive.run_id, identity, listening)
@@ -77,15 +74,6 @@ def open_live(
             else None
         )
         yield Run(grpo, LiveSource(exchange, publisher, archive, stop, local), history, stop)
-
-
-def _check_model(config: Config, grpo: Grpo) -> None:
-    """Refuse settings that this model cannot follow."""
-    if config.rollout.in_flight_updates:
-        require_fit(grpo.policy, "rollout.in_flight_updates: must be false")
-    if config.data.environment:
-        require_fit(grpo.policy, NO_ENVIRONMENT)
-        encode_reply(grpo.policy, {"role": "user", "content": "?"}, after_stop_token=True)
 
 
 def _endpoints(run_dir: Path, config: Config, chosen: Endpoints | None) -> Endpoints:

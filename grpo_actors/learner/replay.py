@@ -24,7 +24,8 @@ from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError, DataError, RunError
 from grpo_actors.groups import SampledGroup
 from grpo_actors.grpo import Grpo
-from grpo_actors.history import History, load_grpo
+from grpo_actors.history import History
+from grpo_actors.learner.loading import load_grpo
 from grpo_actors.learner.loop import Run
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.observe.status import StatusLine
