@@ -1,10 +1,9 @@
 """What is told and kept of a run while it trains, the same whoever brings its groups.
 
-Records, samples, alarms, recorded groups, checkpoints: a live run (`learner`) and a replay (`replay`) differ
-in where their groups come from and where their records go, and in nothing here. Knows no socket.
+Records, samples, alarms, recorded groups, checkpoints: a live run and a replay differ in where their groups
+come from (`learner.source`) and where their records go, and in nothing here. Knows no socket.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +15,11 @@ from grpo_actors.config import Config
 from grpo_actors.groups import SampledGroup
 from grpo_actors.grpo import Grpo
 from grpo_actors.observe.health import Health
-from grpo_actors.policy.locate import locate
-from grpo_actors.policy.model import load_policy
 from grpo_actors.provenance import commit, versions
 from grpo_actors.recording import GroupsFile
 from grpo_actors.report import ledger, samples
 from grpo_actors.rundir.decisions import as_told, decisions
 from grpo_actors.rundir.folder import GROUPS_FILE
-
-
-def load_grpo(config: Config, total_updates: int) -> Grpo:
-    """Model and optimizer as they are at the start; a checkpoint is put in place by `Archive.restore`."""
-    if isinstance(locate(config.model.model_name), str):
-        print(f"model {config.model.model_name}: from the hub, or its copy on this machine", file=sys.stderr)
-    return Grpo(config, load_policy(config.model, seed=config.run.seed), total_updates)
 
 
 @dataclass

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,20 +48,44 @@ TICK_S = 0.1
 
 
 @dataclass
+class Signals:
+    """SIGINT and SIGTERM, which are only counted: the loop acts on them, where nothing can be torn apart."""
+
+    count: int = 0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count them here, then restore the former handlers."""
+
+        def count(number: int, frame: FrameType | None) -> None:
+            del number, frame
+            self.count += 1
+
+        former = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+@dataclass
 class Supervisor:
     """The processes of one run, from the first to the last."""
 
     run_dir: Path
     config: Config
     endpoints: Endpoints
-    #: Descriptor of the run folder's lock, which the learner inherits.
-    lock: int
-    #: Signals so far.
-    interrupts: int = 0
-    _learner: Actor = field(init=False)
+    learner: Actor
     #: Evaluator and trackers: a run goes on without them.
-    _aides: list[Actor] = field(default_factory=list)
-    _crew: Crew = field(init=False)
+    aides: Sequence[Actor]
+    crew: Crew
+    status: StatusLine
+    signals: Signals
+    #: The read end of a pipe, which every child inherits and sees close with this process.
+    lifeline: int
+    #: Closes what the follower of the run's records has opened.
+    listening: ExitStack
     _follower: Follower | None = None
     #: Unix seconds.
     _since: float = field(default_factory=time.time)
@@ -69,71 +93,36 @@ class Supervisor:
     _drain_notes: int = 0
     _without_workers: bool = False
 
-    def run(self) -> int:
-        """The whole run; returns the learner's exit code."""
-        with ExitStack() as stack:
-            self._lifeline, write_end = os.pipe()
-            stack.callback(os.close, self._lifeline)
-            stack.callback(os.close, write_end)
-            stack.enter_context(self._heed_signals())
-            # What a killed learner could not remove.
-            stack.callback(remove_endpoints, self.run_dir, self.endpoints)
-            self._status = stack.enter_context(
-                StatusLine(
-                    self.config.learner.max_updates or None,
-                    every_updates=self.config.metrics.logging_steps,
-                )
-            )
-            self._listening = stack.enter_context(ExitStack())
-            self._make_children()
-            stack.callback(self._end_all)
-            self._say_where()
-            while self._watch(self._learner):
-                pass
-            self._show(wait_s=0.05)
-        return self._conclude(self._learner.returncode)
-
-    def _make_children(self) -> None:
-        control = self.endpoints.control
-        machine = Machine.here(asks_gpu=self.config.rollout.workers == "auto")
-        self._crew = Crew(self.run_dir, self.config, machine, control)
-        shares = self._crew.environment_beside
-        endpoints = json.dumps(asdict(self.endpoints))
-        command = ["grpo_actors.learner", str(self.run_dir), "--endpoints", endpoints]
-        lock = {LOCK: str(self.lock)}
-        self._learner = Actor("learner", command, shares | lock, respawns=False, lent=(self.lock,))
-        if self.config.evaluator.eval_every_updates:
-            command = ["grpo_actors.evaluator", str(self.run_dir), "--follow", control]
-            self._aides.append(Actor("evaluator", command, shares, respawns=True))
-        for name in self.config.metrics.trackers:
-            command = ["grpo_actors.trackers", str(self.run_dir), name]
-            self._aides.append(Actor(name, command, shares, respawns=True))
+    def run(self) -> None:
+        """Start all children and look after them until the learner has ended."""
+        self._say_where()
+        while self._watch():
+            pass
+        self._show(wait_s=0.05)
 
     @property
     def _children(self) -> list[Actor]:
         """All of them, workers that were sent home too."""
-        return [self._learner, *self._crew.actors, *self._aides]
+        return [self.learner, *self.crew.actors, *self.aides]
 
-    def _watch(self, learner: Actor) -> bool:
+    def _watch(self) -> bool:
         """One look at everything; False: the learner is gone."""
         self._start_those_due()
         self._show(wait_s=TICK_S)
-        if not learner.alive:
+        if not self.learner.alive:
             return False
-        if self.interrupts:
-            self._press_on(learner)
+        if self.signals.count:
+            self._press_on()
             return True
-        for aide in self._aides:
-            if note := aide.revive(self._lifeline):
-                self._status.say(note, "yellow")
-        for text, style in self._crew.look_after(self._lifeline):
-            self._status.say(text, style)
-        if self._crew.is_hopeless and not self._without_workers:
+        for aide in self.aides:
+            if note := aide.revive(self.lifeline):
+                self.status.say(note, "yellow")
+        for text, style in self.crew.look_after(self.lifeline):
+            self.status.say(text, style)
+        if self.crew.is_hopeless and not self._without_workers:
             self._without_workers = True
-            self._status.say(
-                "no worker is left; the learner stops, with a checkpoint of what was done", "red"
-            )
-            learner.send(signal.SIGTERM)
+            self.status.say("no worker is left; the learner stops, with a checkpoint of what was done", "red")
+            self.learner.send(signal.SIGTERM)
         return True
 
     def _start_those_due(self) -> None:
@@ -144,12 +133,12 @@ class Supervisor:
         """
         if self._follower is None and (self.run_dir / ENDPOINTS_FILE).exists():
             # Not earlier: a subscriber that has knocked in vain for long comes back later and later.
-            events = self._listening.enter_context(EventSubscriber(self.endpoints.events))
-            self._follower = self._listening.enter_context(Follower(events, self.run_dir))
+            events = self.listening.enter_context(EventSubscriber(self.endpoints.events))
+            self._follower = self.listening.enter_context(Follower(events, self.run_dir))
         for child in self._children:
-            waits = child in self._aides and self._follower is None
-            if child.process is None and not self.interrupts and not waits:
-                child.start(self._lifeline)
+            waits = child in self.aides and self._follower is None
+            if child.process is None and not self.signals.count and not waits:
+                child.start(self.lifeline)
 
     def _show(self, wait_s: float) -> None:
         """Records and what the children printed, as they come."""
@@ -158,54 +147,39 @@ class Supervisor:
         while self._follower is not None and (record := self._follower.receive(wait_s)) is not None:
             if record["time"] >= self._since:  # before that: what a resumed run has told already
                 if record["topic"] != "headcount":  # its own decisions: said when they were taken
-                    self._status.show(record)
-                if not self.interrupts:
-                    self._crew.heed(record)
+                    self.status.show(record)
+                if not self.signals.count:
+                    self.crew.heed(record)
             wait_s = 0.0
         for child in self._children:
             for line in child.printed():
                 # The learner's own words are the run's; of others it must be said whose they are.
-                self._status.say(line if child.name == "learner" else f"{child.name}: {line}")
+                self.status.say(line if child.name == "learner" else f"{child.name}: {line}")
 
-    @contextlib.contextmanager
-    def _heed_signals(self) -> Iterator[None]:
-        """Signals are only counted: what follows is done by the loop, where nothing can be torn apart."""
-
-        def count(number: int, frame: FrameType | None) -> None:
-            del number, frame
-            self.interrupts += 1
-
-        former = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-
-    def _press_on(self, learner: Actor) -> None:
+    def _press_on(self) -> None:
         """Carry out what Ctrl-C asked for."""
         now_s = time.monotonic()
-        if self.interrupts > 1:
+        if self.signals.count > 1:
             for child in self._children:
                 child.send(signal.SIGKILL)
         elif self._draining_since_s is None:
             self._draining_since_s = now_s
-            self._status.say("finishing the step and writing a checkpoint; Ctrl-C again stops at once")
-            learner.send(signal.SIGTERM)
+            self.status.say("finishing the step and writing a checkpoint; Ctrl-C again stops at once")
+            self.learner.send(signal.SIGTERM)
         elif now_s - self._draining_since_s > (self._drain_notes + 1) * DRAIN_NOTE_S:
             self._drain_notes += 1
             waited_s = now_s - self._draining_since_s
-            self._status.say(f"the step still runs after {waited_s:.0f} s; Ctrl-C again gives it up")
+            self.status.say(f"the step still runs after {waited_s:.0f} s; Ctrl-C again gives it up")
 
-    def _end_all(self) -> None:
+    def end(self) -> None:
         """The learner is gone, or an error is on its way up: let the others leave, then kill them."""
         for child in self._children:
             child.send(signal.SIGTERM)
         self._wait_for(self._children, LEAVE_S)
-        trackers = [aide for aide in self._aides if aide.name in self.config.metrics.trackers and aide.alive]
+        trackers = [aide for aide in self.aides if aide.name in self.config.metrics.trackers and aide.alive]
         if trackers:
             names = " and ".join(tracker.name for tracker in trackers)
-            self._status.say(f"{names}: bringing the last records home, for up to {FLUSH_S:.0f} s")
+            self.status.say(f"{names}: bringing the last records home, for up to {FLUSH_S:.0f} s")
             self._wait_for(trackers, FLUSH_S)
         self._show(wait_s=0.0)
         for child in self._children:
@@ -215,20 +189,21 @@ class Supervisor:
         """Until all have ended, the time is up or the user has had enough."""
         deadline_s = time.monotonic() + patience_s
         while any(child.alive for child in children) and time.monotonic() < deadline_s:
-            if self.interrupts > 1:
+            if self.signals.count > 1:
                 break
             self._show(wait_s=0.02)
 
     def _say_where(self) -> None:
-        self._status.say(
+        self.status.say(
             f"run folder {self.run_dir}\n"
             f"  watch it:      python -m grpo_actors.tail {self.run_dir}\n"
             f"  add a worker:  python -m grpo_actors.rollout --attach {self.run_dir}"
         )
 
-    def _conclude(self, code: int | None) -> int:
-        """Say how the run stands; returns the exit code."""
-        if code is None or (code == -signal.SIGTERM and self.interrupts):
+    def conclude(self) -> int:
+        """Say how the run stands; returns the exit code, which is the learner's."""
+        code = self.learner.returncode
+        if code is None or (code == -signal.SIGTERM and self.signals.count):
             code = 0  # asked to stop before it was there or could listen: there was nothing to save
         if code == 0 and self._without_workers:
             return EXIT_USAGE
@@ -262,4 +237,48 @@ def run(config: Config) -> int:
     with prepared(config) as (run_dir, lock):
         transport = config.transport
         endpoints = plan_endpoints(run_dir, transport.scheme, transport.host, transport.port)
-        return Supervisor(run_dir, config, endpoints, lock).run()
+        with ExitStack() as stack:
+            supervisor = _open(stack, run_dir, config, endpoints, lock)
+            supervisor.run()
+        return supervisor.conclude()
+
+
+def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints, lock: int) -> Supervisor:
+    """Build the supervisor of a run; `lock` is the descriptor of the run folder's lock."""
+    lifeline, write_end = os.pipe()
+    stack.callback(os.close, lifeline)
+    stack.callback(os.close, write_end)
+    signals = Signals()
+    stack.enter_context(signals.counted())
+    stack.callback(remove_endpoints, run_dir, endpoints)  # what a killed learner could not remove
+    every_updates = config.metrics.logging_steps
+    status = stack.enter_context(StatusLine(config.learner.max_updates or None, every_updates=every_updates))
+    listening = stack.enter_context(ExitStack())
+    machine = Machine.here(asks_gpu=config.rollout.workers == "auto")
+    crew = Crew(run_dir, config, machine, endpoints.control)
+    shares = crew.environment_beside
+    learner = Actor(
+        "learner",
+        ["grpo_actors.learner", str(run_dir), "--endpoints", json.dumps(asdict(endpoints))],
+        shares | {LOCK: str(lock)},
+        respawns=False,
+        lent=(lock,),
+    )
+    aides = _aides(run_dir, config, endpoints, shares)
+    supervisor = Supervisor(
+        run_dir, config, endpoints, learner, aides, crew, status, signals, lifeline, listening
+    )
+    stack.callback(supervisor.end)
+    return supervisor
+
+
+def _aides(
+    run_dir: Path, config: Config, endpoints: Endpoints, environment: Mapping[str, str]
+) -> list[Actor]:
+    """The evaluator and the trackers, as far as the settings ask for them."""
+    commands: dict[str, list[str]] = {}
+    if config.evaluator.eval_every_updates:
+        commands["evaluator"] = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control]
+    for name in config.metrics.trackers:
+        commands[name] = ["grpo_actors.trackers", str(run_dir), name]
+    return [Actor(name, command, environment, respawns=True) for name, command in commands.items()]

@@ -65,7 +65,7 @@ ALLOWED = {
 
 #: Who may import both what computes and what talks: the actors, what only they are made of, and the bench of that.
 JOINERS = {
-    *("rollout", "worker", "joining", "learner", "publishing", "evaluator"),
+    *("rollout", "worker", "joining", "opening", "coordination", "local", "publishing", "evaluator"),
     *("publication", "fetcher"),
 }
 

@@ -6,6 +6,7 @@ sockets and into the journal. One thread owns a Dispatcher.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from grpo_actors import messages as wire
@@ -218,31 +219,31 @@ class Dispatcher:
             self._send(peer.identity, wire.Announcement(version=self._published))
 
     def _receive(self, peer: Peer, message: wire.Group) -> None:
-        try:
-            verdict = self._judge(peer, message)
-        except ProtocolError as error:
-            self._acknowledge(peer, message, Verdict(accepted=False, reason=str(error)))
-            raise
-        self._acknowledge(peer, message, verdict)
+        verdict = self._table.judge(message.lease, message.attempt, oldest_version(message))
+        if verdict.new:
+            try:
+                self._take(peer, message, verdict)
+            except ProtocolError as error:
+                self._answer(peer, replace(verdict, accepted=False, reason=str(error)))
+                raise
+        self._answer(peer, verdict)
 
-    def _judge(self, peer: Peer, message: wire.Group) -> Verdict:
-        oldest = oldest_version(message)
-        verdict = self._table.judge(message.lease, message.attempt, oldest)
-        if not verdict.new:
-            return verdict
+    def _take(self, peer: Peer, message: wire.Group, verdict: Verdict) -> None:
+        """Check what the group holds, count it and put it into the table."""
         group = self._supply.group(message, peer.name, self._table.version)
         peer.groups += 1
         self._tokens_in += sum(sum(completion.sampled) for completion in group.completions)
         for failure in message.failures:
             self.record("log", {"level": "warning", "text": f"{group.problem.id}: {failure}"})
-        appraisal = self._selection.appraise(group)
-        return self._table.accept(message.lease, message.attempt, oldest, group, appraisal)
+        self._table.accept(verdict, group, self._selection.appraise(group))
 
-    def _acknowledge(self, peer: Peer, message: wire.Group, verdict: Verdict) -> None:
-        lease, attempt = message.lease, message.attempt
+    def _answer(self, peer: Peer, verdict: Verdict) -> None:
+        """Acknowledge a group, after its lease was given back if it is refused: the only place that does."""
         if not verdict.accepted:
-            self._table.refuse(lease, attempt)
-        answer = wire.Ack(lease=lease, attempt=attempt, accepted=verdict.accepted, reason=verdict.reason)
+            self._table.refuse(verdict.lease, verdict.attempt)
+        answer = wire.Ack(
+            lease=verdict.lease, attempt=verdict.attempt, accepted=verdict.accepted, reason=verdict.reason
+        )
         self._send(peer.identity, answer)
 
     # --- losses -----------------------------------------------------------------------------------

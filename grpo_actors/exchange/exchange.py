@@ -65,7 +65,8 @@ class Exchange:
         self._welcome = welcome
         self._open_journal = open_journal
         self._clock = clock
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        #: Work for the thread, which passes its dispatcher.
+        self._commands: queue.SimpleQueue[Callable[[Dispatcher], None]] = queue.SimpleQueue()
         self._batches: queue.SimpleQueue[list[SampledGroup] | None] = queue.SimpleQueue()
         self._waiter = Waiter()
         self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
@@ -82,11 +83,11 @@ class Exchange:
 
     def consume(self, leases: Sequence[int]) -> None:
         """The groups of these leases have made the next version."""
-        self._post(lambda: self._dispatcher.consume(leases))
+        self._post(lambda dispatcher: dispatcher.consume(leases))
 
     def publish(self, manifest: Manifest, data: memoryview) -> None:
         """Workers may fetch this version; may be called on any thread."""
-        self._post(lambda: self._dispatcher.publish(manifest, data))
+        self._post(lambda dispatcher: dispatcher.publish(manifest, data))
 
     def next_batch(self, timeout_s: float) -> list[SampledGroup] | None:
         """The groups of the next update, or None after `timeout_s`.
@@ -105,52 +106,52 @@ class Exchange:
 
     def record(self, topic: str, **fields: Any) -> None:
         """Number, keep and publish one record."""
-        self._post(lambda: self._dispatcher.record(topic, fields))
+        self._post(lambda dispatcher: dispatcher.record(topic, fields))
 
     def snapshot(self) -> Snapshot:
         """What to go on from, after everything said so far has taken effect."""
-        return self._ask(self._dispatcher.snapshot)
+        return self._ask(Dispatcher.snapshot)
 
     def take_evaluations(self) -> list[Evaluation]:
         """Evaluations that came in since the last call."""
-        return self._ask(self._dispatcher.take_evaluations)
+        return self._ask(Dispatcher.take_evaluations)
 
     def take_tokens(self) -> int:
         """Tokens that workers sampled, of the groups that came in since the last call."""
-        return self._ask(self._dispatcher.take_tokens)
+        return self._ask(Dispatcher.take_tokens)
 
     def selection_alarm(self) -> str | None:
         """What was told of the last update's groups as an alarm, if anything was."""
-        return self._ask(lambda: self._selection.alarm)
+        return self._ask(lambda _: self._selection.alarm)
 
     def evaluator_present(self) -> bool:
         """Whether an evaluator takes part."""
-        return self._ask(self._dispatcher.evaluator_present)
+        return self._ask(Dispatcher.evaluator_present)
 
     def dismiss(self, role: str, reason: str) -> None:
         """Send all peers of a role home."""
-        self._post(lambda: self._dispatcher.dismiss(role, reason))
+        self._post(lambda dispatcher: dispatcher.dismiss(role, reason))
 
     def wait_for_goodbyes(self) -> None:
         """Until all peers that were sent home have said that they go, for `FAREWELL_S` at most."""
         deadline_s = time.monotonic() + FAREWELL_S
-        while time.monotonic() < deadline_s and self._ask(self._dispatcher.awaits_goodbyes):
+        while time.monotonic() < deadline_s and self._ask(Dispatcher.awaits_goodbyes):
             time.sleep(0.02)
 
     def close(self) -> None:
         """Stop the thread once all that was said before has been done; may be called twice."""
         if self._thread.is_alive():
-            self._post(self._begin_to_close)
+            self._post(lambda _: self._begin_to_close())
             self._thread.join()
         self._waiter.close()
 
-    def _post(self, command: Callable[[], None]) -> None:
+    def _post(self, command: Callable[[Dispatcher], None]) -> None:
         self._commands.put(command)
         self._waiter.wake()
 
-    def _ask(self, question: Callable[[], T]) -> T:
+    def _ask(self, question: Callable[[Dispatcher], T]) -> T:
         answer: Future[T] = Future()
-        self._post(lambda: answer.set_result(question()))
+        self._post(lambda dispatcher: answer.set_result(question(dispatcher)))
         while True:
             # Looked at before the wait: a thread that ended in between may have answered.
             alive = self._thread.is_alive()
@@ -172,7 +173,7 @@ class Exchange:
                 weights = WeightsServer(context, self._endpoints.weights, fetching)
                 publisher = EventPublisher(context, self._endpoints.events)
                 with contextlib.closing(publisher), self._open_journal(publisher) as journal:
-                    self._dispatcher = Dispatcher(
+                    dispatcher = Dispatcher(
                         control=control,
                         weights=weights,
                         journal=journal,
@@ -185,27 +186,27 @@ class Exchange:
                     )
                     self._bound.set_result(None)
                     self._waiter.watch(control.socket, weights.socket)
-                    self._loop()
+                    self._loop(dispatcher)
         except BaseException as error:  # noqa: BLE001 - a thread's outermost frame: the learner raises it
             self._failure = error
             if not self._bound.done():
                 self._bound.set_exception(error)
             self._batches.put(None)
 
-    def _loop(self) -> None:
-        while not self._may_close():
+    def _loop(self, dispatcher: Dispatcher) -> None:
+        while not self._may_close(dispatcher):
             self._waiter.wait(TICK_S)
             while not self._commands.empty():
-                self._commands.get()()
-            self._dispatcher.turn()
-            batch = self._dispatcher.next_batch()
+                self._commands.get()(dispatcher)
+            dispatcher.turn()
+            batch = dispatcher.next_batch()
             if batch is not None:
                 self._batches.put(batch)
 
     def _begin_to_close(self) -> None:
         self._close_at_s = time.monotonic() + FAREWELL_S
 
-    def _may_close(self) -> bool:
+    def _may_close(self, dispatcher: Dispatcher) -> bool:
         if self._close_at_s is None:
             return False
-        return time.monotonic() >= self._close_at_s or not self._dispatcher.awaits_goodbyes()
+        return time.monotonic() >= self._close_at_s or not dispatcher.awaits_goodbyes()

@@ -19,7 +19,7 @@ from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
 from grpo_actors.processes.children import Actor, how_it_ended
 from grpo_actors.processes.headcount import Headcount, Measurement
-from grpo_actors.processes.machine import Machine, equal_share, worker_share
+from grpo_actors.processes.machine import Machine, Share, equal_share, worker_share
 from grpo_actors.processes.room import others_of, room_of
 from grpo_actors.rundir.decisions import Decision, keep, settled_on
 from grpo_actors.rundir.folder import WORKERS_FILE
@@ -39,6 +39,8 @@ class Crew:
     #: Those that are wanted.
     members: list[Actor] = field(default_factory=list)
     headcount: Headcount | None = None
+    #: Of each worker.
+    _share: Share = field(init=False)
     #: Names of all workers, attached ones too, that have delivered and are there.
     _at_work: set[str] = field(default_factory=set)
     _update: int = 0

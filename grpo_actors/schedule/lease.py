@@ -23,8 +23,12 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of a group that came in; an accepted one with a reason was taken before."""
+    """What becomes of the group of one attempt at a lease; an accepted one with a reason was taken before."""
 
+    lease: int
+    attempt: int
+    #: That sampled a token of the group.
+    oldest_version: int
     accepted: bool
     reason: str = ""
 

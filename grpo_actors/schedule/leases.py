@@ -9,7 +9,7 @@ A group with a flaw is passed over, and the next position takes its place: `refi
 at most, after which groups count as they are. The last ones count, not the first: then a group that
 is passed over never comes back into an update that has grown behind it.
 
-The staleness bound is hard: no group is held that is older than S versions. `accept` refuses it, and
+The staleness bound is hard: no group is held that is older than S versions. `judge` refuses it, and
 `consume` takes back what has become so, with a flaw or without. Next to nothing is taken back, because a lease
 is granted to a policy young enough for its place: the open leases before it that may still train. A group passed
 over only lowers the places behind it, and an update lowers them by groups_per_update while the version rises by
@@ -166,41 +166,45 @@ class LeaseTable(Generic[G]):
     # --- what comes back --------------------------------------------------------------------------
 
     def judge(self, lease: int, attempt: int, oldest_version: int) -> Verdict:
-        """What `accept` would say; changes nothing."""
+        """Whether a group that a worker sent is taken; changes nothing.
+
+        A verdict that is `new` is followed by `accept` or by `refuse`, one that is not accepted by `refuse`.
+        A repeat of an accepted group is accepted, and nothing follows.
+        """
+        accepted, reason = self._judge(lease, attempt, oldest_version)
+        return Verdict(lease, attempt, oldest_version, accepted, reason)
+
+    def _judge(self, lease: int, attempt: int, oldest_version: int) -> tuple[bool, str]:
         state = self._states.get(lease)
         if state is None:
             settled = lease < self.cursor.position
-            return Verdict(settled, "settled before" if settled else f"lease {lease} is not open")
+            return settled, "settled before" if settled else f"lease {lease} is not open"
         if state.attempt == 0:
-            return Verdict(accepted=False, reason=f"lease {lease} was not granted yet")
+            return False, f"lease {lease} was not granted yet"
         if attempt != state.attempt:
-            reason = f"attempt {attempt} of lease {lease} was given up; {state.attempt} is the last"
-            return Verdict(accepted=False, reason=reason)
+            return False, f"attempt {attempt} of lease {lease} was given up; {state.attempt} is the last"
         if state.group is not None:
-            return Verdict(accepted=True, reason="had it")
+            return True, "had it"
         needed = self._min_version(next(place for place, position, *_ in self._places() if position == lease))
         if oldest_version < needed:
-            reason = f"lease {lease} was sampled with version {oldest_version}, needs {needed}"
-            return Verdict(accepted=False, reason=reason)
-        return Verdict(accepted=True)
+            return False, f"lease {lease} was sampled with version {oldest_version}, needs {needed}"
+        return True, ""
 
-    def accept(
-        self, lease: int, attempt: int, oldest_version: int, group: G, appraisal: Appraisal = UNJUDGED
-    ) -> Verdict:
-        """Take a group that a worker sent, or say why not. A repeat of an accepted one is accepted."""
-        verdict = self.judge(lease, attempt, oldest_version)
-        if verdict.new:
-            state = self._states[lease]
-            state.out, state.group, state.oldest_version = None, group, oldest_version
-            state.appraisal = appraisal
-        elif not verdict.accepted:
-            self.refuse(lease, attempt)
-        return verdict
+    def accept(self, verdict: Verdict, group: G, appraisal: Appraisal = UNJUDGED) -> None:
+        """Take the group of a verdict that is `new`; nothing happens in between."""
+        state = self._states[verdict.lease]
+        assert verdict.new, verdict
+        assert (state.attempt, state.group) == (verdict.attempt, None), (
+            "the table has changed since the verdict"
+        )
+        state.out, state.group, state.oldest_version = None, group, verdict.oldest_version
+        state.appraisal = appraisal
 
     def refuse(self, lease: int, attempt: int) -> None:
         """This attempt's result is of no use: the lease waits again, and nothing is held against it."""
         state = self._states.get(lease)
         if state is not None and state.attempt == attempt:
+            assert state.group is None, f"the group of lease {lease} was accepted"
             state.out = None
 
     def release(self, worker: str) -> list[int]:

@@ -155,7 +155,7 @@ def test_what_kills_the_thread_is_raised_to_the_learner(tmp_path, start):
     def full_disk(topic: str, line: bytes) -> None:
         raise RunError("metrics.jsonl cannot be written (No space left on device)")
 
-    run.exchange._post(lambda: setattr(run.exchange._dispatcher._journal, "_publish", full_disk))
+    run.exchange._post(lambda dispatcher: setattr(dispatcher._journal, "_publish", full_disk))
     run.exchange.record("metrics", update=1)
     for question in (
         lambda: run.exchange.next_batch(DEADLINE_S),

@@ -12,10 +12,11 @@ from runs import ROOT, Run, wait_until
 
 from grpo_actors.config import read_config
 from grpo_actors.errors import ConfigError, DataError, RunError
+from grpo_actors.learner.loop import train
+from grpo_actors.learner.replay import open_replay
 from grpo_actors.process import StopRequest
 from grpo_actors.processes.machine import Machine, equal_share
 from grpo_actors.processes.preflight import check
-from grpo_actors.replay import replay
 
 
 def start(run: Run, source: Path, *arguments: str) -> "subprocess.Popen[str]":
@@ -33,7 +34,8 @@ def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
 
 def here(run: Run, source: Path, *overrides: str) -> int:
     """The same within this process, where an error is raised."""
-    return replay(run.folder, source, None, overrides, StopRequest())
+    with open_replay(run.folder, source, None, overrides, StopRequest()) as opened:
+        return train(opened)
 
 
 def groups_of(run: Run) -> list[str]:

@@ -1,6 +1,7 @@
 """Leases, rule by rule; `test_leases_property` lets hypothesis look for what these do not show."""
 
 import pytest
+from deliveries import deliver
 
 from grpo_actors.schedule.lease import Cursor, Granted
 from grpo_actors.schedule.leases import GRACE_S, LeaseTable
@@ -27,7 +28,7 @@ def grant_all(table: LeaseTable[str], worker: str = "w", now_s: float = 0.0) -> 
 def accept(table: LeaseTable[str], granted: list[Granted], version: int | None = None) -> None:
     for grant in granted:
         oldest = table.version if version is None else version
-        assert table.accept(grant.lease, grant.attempt, oldest, f"group {grant.lease}").accepted
+        assert deliver(table, grant, oldest, f"group {grant.lease}").accepted
 
 
 def train(table: LeaseTable[str]) -> list[int]:
@@ -72,7 +73,7 @@ def test_the_oldest_version_allowed_rises_with_the_update_that_a_lease_is_for():
 def test_a_group_that_is_too_old_is_refused_and_its_lease_waits_again():
     table = make_table(groups=2, staleness=1, batch=1, version=5)
     first, *_ = grant_all(table)
-    verdict = table.accept(first.lease, first.attempt, 3, "old")
+    verdict = deliver(table, first, 3, "old")
     assert not verdict.accepted
     assert verdict.reason == "lease 0 was sampled with version 3, needs 4"
     assert table.grant("other", 1, 0.0) == [Granted(0, 2, 4)]
@@ -98,14 +99,28 @@ def test_a_repeat_is_accepted_and_changes_nothing():
     table = make_table(groups=1, batch=1)
     granted = grant_all(table)
     accept(table, granted)
-    again = table.accept(0, 1, 0, "another")
+    again = deliver(table, Granted(0, 1, 0), 0, "another")
     assert again.accepted
     assert not again.new
     assert table.next_batch() == [(0, "group 0")]
     train(table)
-    after = table.accept(0, 1, 0, "another")
+    after = deliver(table, Granted(0, 1, 0), 0, "another")
     assert after.accepted
     assert not after.new
+
+
+def test_a_verdict_serves_once():
+    table = make_table(groups=1, batch=1)
+    grant_all(table)
+    verdict = table.judge(0, 1, 0)
+    table.accept(verdict, "group")
+    with pytest.raises(AssertionError, match="has changed since"):
+        table.accept(verdict, "another")
+    with pytest.raises(AssertionError, match="was accepted"):
+        table.refuse(0, 1)
+    with pytest.raises(AssertionError, match="had it"):
+        table.accept(table.judge(0, 1, 0), "another")
+    assert table.next_batch() == [(0, "group")]
 
 
 def test_a_result_of_an_older_attempt_is_refused():
@@ -113,7 +128,7 @@ def test_a_result_of_an_older_attempt_is_refused():
     table.grant("dead", 2, 0.0)
     table.release("dead")
     table.grant("alive", 2, 0.0)
-    verdict = table.accept(0, 1, 0, "late")
+    verdict = deliver(table, Granted(0, 1, 0), 0, "late")
     assert (verdict.accepted, verdict.reason) == (False, "attempt 1 of lease 0 was given up; 2 is the last")
 
 
@@ -121,15 +136,15 @@ def test_a_result_that_comes_after_all_is_taken_while_nobody_else_has_the_lease(
     table = make_table()
     table.grant("silent", 2, 0.0)
     table.release("silent")
-    assert table.accept(0, 1, 0, "late").new
+    assert deliver(table, Granted(0, 1, 0), 0, "late").new
 
 
 @pytest.mark.parametrize("attempt", [0, 1])
 def test_a_lease_that_was_never_granted_takes_no_group(attempt):
     table = make_table()
     table.grant("w", 2, 0.0)
-    assert not table.accept(3, attempt, 0, "invented").accepted  # open, but not out
-    assert not table.accept(1000, attempt, 0, "invented").accepted
+    assert not deliver(table, Granted(3, attempt, 0), 0, "invented").accepted  # open, but not out
+    assert not deliver(table, Granted(1000, attempt, 0), 0, "invented").accepted
 
 
 def test_a_dead_workers_leases_go_out_again_with_a_higher_attempt():

@@ -2,6 +2,7 @@
 
 import random
 
+from deliveries import deliver
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -77,7 +78,7 @@ class Run(RuleBasedStateMachine):
 
     def accept(self, grant: Granted, version: int) -> bool:
         told = self.appraisal(grant.lease, version)
-        return self.table.accept(grant.lease, grant.attempt, version, (grant.lease, version), told).new
+        return deliver(self.table, grant, version, (grant.lease, version), told).new
 
     # --- workers ---
 
@@ -122,7 +123,7 @@ class Run(RuleBasedStateMachine):
         open_now = grant.lease not in self.accepted | self.set_aside and grant.attempt == last
         if open_now:
             return  # `finish` and `finish_too_old` do that
-        verdict = self.table.accept(grant.lease, grant.attempt, version, (grant.lease, -1))
+        verdict = deliver(self.table, grant, version, (grant.lease, -1))
         assert not verdict.new
 
     @precondition(lambda self: any(self.held.values()))
@@ -133,7 +134,7 @@ class Run(RuleBasedStateMachine):
         place = next(place for place, position, *_ in self.table._places() if position == grant.lease)
         needed = self.table.version + min(place // self.groups, self.staleness) - self.staleness
         if needed > 0:
-            assert not self.table.accept(grant.lease, grant.attempt, needed - 1, (grant.lease, -1)).accepted
+            assert not deliver(self.table, grant, needed - 1, (grant.lease, -1)).accepted
             del self.held[worker][grant.lease]  # and it may be granted again
 
     @rule(worker=workers)
@@ -284,7 +285,7 @@ def batches(seed: int, long: frozenset[int], groups: int, batch: int, staleness:
             together.add(frozenset(grant.lease for grant in run))
             if out and chance.random() < 0.7:
                 grant = out.pop(chance.randrange(len(out)))
-                table.accept(grant.lease, grant.attempt, table.version, grant.lease)
+                deliver(table, grant, table.version, grant.lease)
             done = table.next_batch()
             if done and chance.random() < 0.5:
                 table.consume([position for position, _ in done])
@@ -341,7 +342,7 @@ def history(seed: int, problems: int, **settings: int) -> list[tuple[object, ...
                 group = (grant.lease, sampled, together)
                 success = random.Random(str(group)).choice([0.0, 0.5, 1.0])
                 appraisal = Appraisal(success, "" if success == 0.5 else "no_signal")
-                table.accept(grant.lease, grant.attempt, sampled, group, appraisal)
+                deliver(table, grant, sampled, group, appraisal)
             done = table.next_batch()
             if done and chance.random() < 0.5:
                 consumption = table.consume([position for position, _ in done])

@@ -1,6 +1,8 @@
 """Leases of groups that teach nothing: passed over, refilled, up to a limit; and those that came too early."""
 
-from grpo_actors.schedule.lease import Consumption, Cursor, Settled
+from deliveries import deliver
+
+from grpo_actors.schedule.lease import Consumption, Cursor, Granted, Settled
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.selection import UNJUDGED, Appraisal
 
@@ -17,7 +19,7 @@ def sample(table: LeaseTable[str], *flawed: int) -> list[int]:
     while run := table.grant("w", 10_000, 0.0):
         for grant in run:
             told = FLAWED if grant.lease in flawed else UNJUDGED
-            assert table.accept(grant.lease, grant.attempt, table.version, "group", told).new
+            assert deliver(table, grant, table.version, "group", told).new
             leases.append(grant.lease)
     return leases
 
@@ -65,9 +67,9 @@ def test_without_refills_flawed_groups_train():
 def test_an_update_waits_for_what_lies_before_a_refill():
     table = make_table(groups=1, staleness=0, limit=1, ahead=2)
     first, second = (table.grant("w", 10, 0.0)[0] for _ in range(2))
-    table.accept(second.lease, second.attempt, 0, "b")
+    deliver(table, second, 0, "b")
     assert table.next_batch() is None  # the first may yet teach something
-    table.accept(first.lease, first.attempt, 0, "a", FLAWED)
+    deliver(table, first, 0, "a", FLAWED)
     assert table.next_batch() == [(1, "b")]
 
 
@@ -77,7 +79,7 @@ def test_groups_sampled_ahead_serve_the_next_update_while_they_are_young_enough(
     first = table.grant("w", 10, 0.0)
     assert [grant.lease for grant in first] == [0]
     assert sample(table) == [1, 2, 3, 4, 5, 6, 7]
-    table.accept(0, 1, 0, "group")
+    deliver(table, Granted(0, 1, 0), 0, "group")
     assert train(table).outdated == 0
     assert train(table).outdated == 4  # 4 to 7, which would now train at 2
     assert table.cursor == Cursor(4)
@@ -86,18 +88,18 @@ def test_groups_sampled_ahead_serve_the_next_update_while_they_are_young_enough(
 def test_what_was_given_up_for_its_age_is_refused_when_it_comes():
     table = make_table(groups=1, staleness=0, ahead=2)
     first, second = (table.grant("w", 10, 0.0)[0] for _ in range(2))
-    table.accept(first.lease, first.attempt, 0, "group")
+    deliver(table, first, 0, "group")
     assert train(table).outdated == 1
     again = table.grant("w", 10, 0.0)[0]
     assert (again.lease, again.attempt, again.min_version) == (second.lease, 3, 1)
-    late = table.accept(second.lease, second.attempt, 1, "late")
+    late = deliver(table, second, 1, "late")
     assert late.reason == "attempt 1 of lease 1 was given up; 3 is the last"
 
 
 def test_nothing_is_sampled_that_would_be_too_old_once_the_batch_is_whole():
     table = make_table(groups=1, staleness=0, ahead=2)
     first = table.grant("w", 10, 0.0)[0]
-    table.accept(first.lease, first.attempt, 0, "group")
+    deliver(table, first, 0, "group")
     assert table.grant("w", 10, 0.0) == []
 
 

@@ -1,18 +1,66 @@
-"""What an exchange is opened with, from a run's settings: its lease table, its problems, its selection."""
+"""The exchange of a run, built from the run's settings: its lease table, its problems, its selection."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import ceil
+from pathlib import Path
 
 from grpo_actors.appraisal import appraiser
+from grpo_actors.archive import Archive
 from grpo_actors.config import Config
-from grpo_actors.exchange.exchange import Selection, Supply
+from grpo_actors.exchange.exchange import BEAT_S, LOST_S, Exchange, Selection, Supply
 from grpo_actors.groups import SampledGroup
+from grpo_actors.grpo import Grpo
+from grpo_actors.messages import Welcome
+from grpo_actors.observe.sinks import Journal
+from grpo_actors.policy.identity import Identity
 from grpo_actors.policy.model import Policy
 from grpo_actors.schedule.curriculum import Curriculum
 from grpo_actors.schedule.lease import Cursor
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
 from grpo_actors.tasks.task import Problem, Task
+from grpo_actors.transport.sockets import Endpoints
+
+
+def welcome_of(config: Config, run_id: str, identity: Identity, endpoints: Endpoints) -> Welcome:
+    """What everyone who joins is told; `identity` is that of the base model."""
+    return Welcome(
+        run_id=run_id,
+        config=config.model_dump_json(),
+        identity=json.dumps(asdict(identity)),
+        weights_endpoint=endpoints.weights,
+        beat_s=BEAT_S,
+    )
+
+
+def open_exchange(
+    config: Config,
+    task: Task,
+    grpo: Grpo,
+    archive: Archive,
+    *,
+    run_dir: Path,
+    endpoints: Endpoints,
+    welcome: Welcome,
+) -> Exchange:
+    """The exchange of a run that goes on from its archive; not started yet."""
+    supply = supply_of(config, task.problems("train"), grpo.policy)
+    return Exchange(
+        endpoints=endpoints,
+        table=lease_table(
+            config, version=grpo.version, total_updates=grpo.total_updates, cursor=archive.cursor
+        ),
+        supply=supply,
+        selection=selection_of(config, task, supply, archive.success_rates),
+        welcome=welcome,
+        # A reward that may take long keeps its worker silent for as long.
+        lost_s=max(LOST_S, config.reward.reward_timeout_s + 10 * BEAT_S),
+        open_journal=lambda publisher: Journal(
+            run_dir, seq=archive.records, log_jsonl=config.metrics.log_jsonl, publish=publisher.publish
+        ),
+    )
 
 
 def lease_table(

@@ -1,0 +1,1 @@
+"""ACTOR: takes batches of groups, updates the policy, publishes versions, writes checkpoints."""

@@ -1,0 +1,68 @@
+"""The learner's command line.
+
+python -m grpo_actors.learner RUN_DIR                    what launch.py starts; RUN_DIR/config.json is its input
+python -m grpo_actors.learner RUN_DIR --replay SOURCE    trains on recorded groups instead (`replay`)
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from grpo_actors.config import read_config
+from grpo_actors.learner.loop import train
+from grpo_actors.learner.opening import open_live
+from grpo_actors.learner.replay import open_replay
+from grpo_actors.process import bound_memory, enter_process, run_command
+from grpo_actors.rundir.folder import CONFIG_FILE
+from grpo_actors.transport.sockets import Endpoints
+
+
+def main() -> int:
+    """Parse the command line and train."""
+    args = _parse_arguments()
+    stop = enter_process()
+    if args.replay is not None:
+        opened = open_replay(args.run_dir, args.replay, args.config, args.overrides, stop)
+    else:
+        bound_memory()
+        endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
+        opened = open_live(args.run_dir, read_config(args.run_dir / CONFIG_FILE), stop, endpoints)
+    with opened as run:
+        return 0 if run is None else train(run)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m grpo_actors.learner",
+        description="Take batches of groups, update the policy, write checkpoints.",
+        epilog="--replay trains without a worker or an evaluator; the same command goes on from the last checkpoint.",
+    )
+    parser.add_argument("run_dir", type=Path, help="run folder with config.json; with --replay: a new one")
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="SOURCE",
+        help="train on the groups that a run recorded with metrics.record_groups = true: its folder, or a groups.jsonl",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="with --replay: settings, as launch.py takes them; left out: those of the recorded run",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="with --replay: override a setting, as algorithm=gspo; repeatable",
+    )
+    parser.add_argument("--endpoints", help=argparse.SUPPRESS)  # JSON: what launch.py has told the others
+    args = parser.parse_args()
+    if args.replay is None and (args.config or args.overrides):
+        parser.error("--config and --set need --replay; without it RUN_DIR/config.json has the settings")
+    return args
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,27 @@
+"""The policy and its optimizer at the start of a run."""
+
+import sys
+
+from grpo_actors.config import Config
+from grpo_actors.grpo import Grpo
+from grpo_actors.policy.decoding.step import require_fit
+from grpo_actors.policy.decoding.turns import encode_reply
+from grpo_actors.policy.locate import locate
+from grpo_actors.policy.model import load_policy
+from grpo_actors.policy.sampling import NO_ENVIRONMENT
+
+
+def load_grpo(config: Config, total_updates: int) -> Grpo:
+    """Load model and optimizer as they are at the start; `Archive.restore` puts a checkpoint in place."""
+    if isinstance(locate(config.model.model_name), str):
+        print(f"model {config.model.model_name}: from the hub, or its copy on this machine", file=sys.stderr)
+    return Grpo(config, load_policy(config.model, seed=config.run.seed), total_updates)
+
+
+def check_sampling(config: Config, grpo: Grpo) -> None:
+    """Refuse settings with which workers cannot sample from this model."""
+    if config.rollout.in_flight_updates:
+        require_fit(grpo.policy, "rollout.in_flight_updates: must be false")
+    if config.data.environment:
+        require_fit(grpo.policy, NO_ENVIRONMENT)
+        encode_reply(grpo.policy, {"role": "user", "content": "?"}, after_stop_token=True)

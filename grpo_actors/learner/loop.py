@@ -1,0 +1,51 @@
+"""The training loop: take a batch, update, publish, record, save a checkpoint when one is due.
+
+The same for a live run and a replay, which differ in their `Source`. The update itself is `grpo`.
+"""
+
+import time
+from dataclasses import dataclass
+
+from grpo_actors.grpo import Grpo
+from grpo_actors.history import History
+from grpo_actors.learner.source import Source
+from grpo_actors.process import StopRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that the loop needs, open and begun: the start is recorded, the first version is published."""
+
+    grpo: Grpo
+    source: Source
+    history: History
+    stop: StopRequest
+
+
+def train(run: Run) -> int:
+    """Train until all updates are done, the groups end, a stop is requested or an alarm ends the run.
+
+    Returns the process's exit code: 1 after an alarm, else 0.
+    """
+    grpo, source, history = run.grpo, run.source, run.history
+    reason = "all updates done"
+    while grpo.version < grpo.total_updates and history.ended_by is None:
+        started_s = time.monotonic()
+        groups = source.next_batch()
+        if groups is None:
+            why = "asked to stop" if run.stop else "the recording ends"
+            reason = f"{why} after update {grpo.version}"
+            break
+        wait_s = time.monotonic() - started_s
+        told = grpo.update(groups)
+        source.publish(grpo, groups)
+        update_s = time.monotonic() - started_s
+        sampled_per_s = source.sampled_per_s(update_s)
+        history.tell(groups, told, update_s=update_s, wait_s=wait_s, rollout_tokens_per_s=sampled_per_s)
+        if alarm := source.alarm():
+            history.heed(alarm)
+        history.save_if_due()
+        source.take_evaluations()
+    history.save()
+    source.finish(history.ended_by)
+    return history.end(reason)

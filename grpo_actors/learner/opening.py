@@ -1,0 +1,84 @@
+"""Everything that happens in a live run before its first batch: each part is built here, once and in order."""
+
+import contextlib
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from grpo_actors.archive import Archive
+from grpo_actors.config import Config
+from grpo_actors.history import History
+from grpo_actors.learner.coordination import open_exchange, welcome_of
+from grpo_actors.learner.loading import check_sampling, load_grpo
+from grpo_actors.learner.local import local_worker
+from grpo_actors.learner.loop import Run
+from grpo_actors.learner.source import LiveSource
+from grpo_actors.process import StopRequest
+from grpo_actors.publishing import Publisher
+from grpo_actors.rundir.claim import total_updates, with_rewards
+from grpo_actors.rundir.folder import locked
+from grpo_actors.tasks.registry import load_task
+from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
+from grpo_actors.worker import sampling_params
+
+
+@contextlib.contextmanager
+def open_live(
+    run_dir: Path, config: Config, stop: StopRequest, endpoints: Endpoints | None = None
+) -> Iterator[Run | None]:
+    """Open the run of a folder, new or to be continued; yields None where nothing is left to do.
+
+    Args:
+        run_dir: The run folder.
+        config: Its settings.
+        stop: Set by the first signal.
+        endpoints: Where to listen, if the supervisor has chosen.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(locked(run_dir))
+        task = load_task(config.data, seed=config.run.seed)
+        config = with_rewards(config, task)
+        total = total_updates(config, len(task.problems("train")))
+        archive = Archive(run_dir, config, uuid.uuid4().hex[:12])
+        if note := archive.completion(total):
+            print(note, file=sys.stderr)
+            yield None
+            return
+        grpo = load_grpo(config, total)
+        identity = grpo.policy.identity  # of the base model: before a checkpoint's weights come
+        check_sampling(config, grpo)
+        archive.restore(grpo)
+        listening = _endpoints(run_dir, config, endpoints)
+        welcome = welcome_of(config, archive.run_id, identity, listening)
+        exchange = open_exchange(
+            config, task, grpo, archive, run_dir=run_dir, endpoints=listening, welcome=welcome
+        )
+        history = stack.enter_context(
+            contextlib.closing(History(run_dir, config, grpo, archive, records=exchange))
+        )
+        stack.callback(remove_endpoints, run_dir, listening)
+        stack.enter_context(contextlib.closing(exchange))
+        exchange.start()
+        publisher = stack.enter_context(contextlib.closing(Publisher(exchange.publish)))
+        listening.write(run_dir)
+        history.begin()
+        if bias := sampling_params(config).bias:
+            exchange.record("log", level="warning", text=bias)
+        publisher.publish(grpo.version, grpo.policy.trainable())
+        local = (
+            stack.enter_context(local_worker(config, grpo, listening, welcome, stop))
+            if config.rollout.workers == 0
+            else None
+        )
+        yield Run(grpo, LiveSource(exchange, publisher, archive, stop, local), history, stop)
+
+
+def _endpoints(run_dir: Path, config: Config, chosen: Endpoints | None) -> Endpoints:
+    if chosen is not None:
+        return replace(chosen, pid=os.getpid())
+    transport = config.transport
+    return plan_endpoints(run_dir, transport.scheme, transport.host, transport.port)

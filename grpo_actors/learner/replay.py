@@ -1,0 +1,180 @@
+"""Training on recorded groups: no worker, no socket, the same update, records and checkpoints as a live run.
+
+    python -m grpo_actors.learner RUN_DIR --replay SOURCE [--config FILE] [--set KEY=VALUE]
+
+SOURCE is the groups.jsonl of a run with metrics.record_groups, or its folder. Groups are taken in the file's
+order, groups_per_update at a time: under the settings that they were recorded with, and where the learner
+computes the same bits, losses and weights are those of the recorded run. Under another objective the data
+stay what the recorded policy sampled: ratios are against that one, and grow as the two part.
+"""
+
+import contextlib
+import json
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_actors.archive import Archive
+from grpo_actors.checkpoints import Snapshot
+from grpo_actors.config import Config, load_config
+from grpo_actors.errors import ConfigError, DataError, RunError
+from grpo_actors.groups import SampledGroup
+from grpo_actors.grpo import Grpo
+from grpo_actors.history import History
+from grpo_actors.learner.loading import load_grpo
+from grpo_actors.learner.loop import Run
+from grpo_actors.observe.sinks import Journal
+from grpo_actors.observe.status import StatusLine
+from grpo_actors.policy.weights import freeze, pack
+from grpo_actors.process import StopRequest
+from grpo_actors.recording import RecordedGroup, Recording
+from grpo_actors.rundir.claim import check_resume, claimed, with_rewards
+from grpo_actors.rundir.folder import CONFIG_FILE
+from grpo_actors.schedule.lease import Cursor
+from grpo_actors.tasks.registry import load_task
+
+
+@contextlib.contextmanager
+def open_replay(
+    run_dir: Path, source: Path, config_file: str | None, overrides: Sequence[str], stop: StopRequest
+) -> Iterator[Run | None]:
+    """Open a replay of the groups of `source` in the folder `run_dir`; yields None where nothing is left to do.
+
+    Args:
+        run_dir: New, or the folder of this same replay, which then goes on.
+        source: A groups.jsonl, or a run folder that has one.
+        config_file: What ``--config`` names; None: the settings that lie beside the groups.
+        overrides: ``key=value`` each.
+        stop: Looked at after each update.
+
+    Raises:
+        GrpoActorsError: one line that says what cannot be.
+    """
+    with ExitStack() as stack:
+        recording = stack.enter_context(Recording(source))
+        config = _settings(run_dir, recording.path, config_file, overrides)
+        check_resume(config, run_dir, recording=str(recording.path))
+        archive = Archive(run_dir, config, uuid.uuid4().hex[:12])
+        stack.enter_context(claimed(config))
+        total = _total_updates(config, recording)
+        if note := archive.completion(total):
+            print(note, file=sys.stderr)
+            yield None
+            return
+        recording.skip(archive.cursor.position)
+        grpo = load_grpo(config, total)
+        archive.restore(grpo)
+        metrics = config.metrics
+        replayed = ReplaySource(
+            config,
+            recording,
+            stack.enter_context(Journal(run_dir, seq=archive.records, log_jsonl=metrics.log_jsonl)),
+            stack.enter_context(StatusLine(total, every_updates=metrics.logging_steps)),
+            stop,
+            vocabulary=grpo.policy.architecture.get("vocab_size", 2**31),
+            taken=archive.cursor.position,
+        )
+        history = stack.enter_context(
+            contextlib.closing(History(run_dir, config, grpo, archive, records=replayed))
+        )
+        history.begin()
+        replayed.publish(grpo, [])
+        yield Run(grpo, replayed, history, stop)
+
+
+def _settings(run_dir: Path, recording: Path, config_file: str | None, overrides: Sequence[str]) -> Config:
+    if run_dir.resolve() == recording.parent:
+        raise RunError(f"{run_dir}: holds the recorded run itself; choose another folder for the replay")
+    file = config_file or str(recording.with_name(CONFIG_FILE))
+    if config_file is None and not Path(file).is_file():
+        raise ConfigError(f"{file}: no such file; name the settings of the recorded run with --config FILE")
+    first = ["run.resume=auto", "metrics.record_groups=false"]
+    # There is no evaluator that would follow: a checkpoint is scored by hand.
+    last = [f"run.output_dir={json.dumps(str(run_dir))}", "evaluator.eval_every_updates=0"]
+    config = load_config(file, [*first, *overrides, *last]).config
+    if config.reward.functions:
+        return config
+    return with_rewards(config, load_task(config.data, seed=config.run.seed))
+
+
+def _total_updates(config: Config, recording: Recording) -> int:
+    """Updates of the replay: max_updates, or as many as the recorded run had planned groups for."""
+    groups = config.groups_per_update
+    first = recording.take(groups)
+    if len(first) < groups:
+        raise DataError(f"{recording.path}: must have the {groups} groups of one update, got {len(first)}")
+    recording.rewind()
+    return config.learner.max_updates or first[0].planned_groups // groups
+
+
+@dataclass
+class ReplaySource:
+    """The groups of a recording; the records go to a journal and to the terminal."""
+
+    #: With `reward.functions` resolved.
+    config: Config
+    recording: Recording
+    journal: Journal
+    status: StatusLine
+    stop: StopRequest
+    #: Token ids are below it.
+    vocabulary: int
+    #: Groups that have trained.
+    taken: int
+
+    def next_batch(self) -> list[RecordedGroup] | None:
+        """Read the groups of the next update; None: asked to stop, or the rest of the file is not enough for one."""
+        groups = self.recording.take(self.config.groups_per_update)
+        if self.stop or len(groups) < self.config.groups_per_update:
+            return None
+        for group in groups:
+            self._check(group)
+        return groups
+
+    def publish(self, grpo: Grpo, groups: Sequence[SampledGroup]) -> None:
+        """Record the weights' digest, to be compared with that of another run; nobody fetches them."""
+        self.taken += len(groups)
+        # Served to nobody: its pieces do not matter.
+        manifest, _ = pack(freeze(grpo.version, grpo.policy.trainable()), chunk_bytes=1)
+        self.record("policy", version=manifest.version, bytes=manifest.size, digest=manifest.digest)
+
+    def sampled_per_s(self, update_s: float) -> None:
+        """Nobody samples."""
+
+    def alarm(self) -> None:
+        """No group is passed over."""
+
+    def take_evaluations(self) -> None:
+        """There is no evaluator."""
+
+    def finish(self, ended_by: str | None) -> None:
+        """There are no peers, and the terminal has shown the alarm."""
+
+    def record(self, topic: str, **fields: Any) -> None:
+        """Number, keep and show one record."""
+        self.status.show(self.journal.append(topic, fields))
+
+    def snapshot(self) -> Snapshot:
+        """What a checkpoint stores; all records so far are on the disk."""
+        self.journal.sync()
+        return Snapshot(Cursor(self.taken), self.journal.seq, str(self.recording.path))
+
+    def _check(self, group: RecordedGroup) -> None:
+        """Refuse what would train nonsense in silence."""
+        where = f"{self.recording.path}: lease {group.lease} ({group.problem.id})"
+        tokens = [*group.prompt, *(token for c in group.completions for token in c.tokens)]
+        if min(tokens) < 0 or max(tokens) >= self.vocabulary:
+            raise DataError(
+                f"{where}: token ids of {self.config.model.model_name} lie in 0 … {self.vocabulary - 1}, "
+                f"got {min(tokens)} … {max(tokens)}; set the model that it was recorded with"
+            )
+        recorded = group.completions[0].rewards.keys()
+        for name in self.config.reward.functions:
+            if name not in recorded:
+                raise DataError(
+                    f"{where}: has no reward {name}, only {', '.join(recorded)}; set reward.functions to some of these"
+                )

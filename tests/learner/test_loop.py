@@ -1,0 +1,99 @@
+"""The order of events in the training loop, and how it ends, with a source made by hand."""
+
+import pytest
+from hand_made import config, groups_of, learner
+
+from grpo_actors.archive import Archive
+from grpo_actors.checkpoints import Snapshot
+from grpo_actors.history import History
+from grpo_actors.learner.loop import Run, train
+from grpo_actors.process import StopRequest
+from grpo_actors.schedule.lease import Cursor
+
+
+class HandSource:
+    """Gives the same groups for each of some updates; keeps what was asked of it and what was recorded, in order."""
+
+    def __init__(self, groups, updates, alarms=()):
+        self.groups, self.updates, self.alarms = groups, updates, list(alarms)
+        self.events, self.reason, self.ended_by = [], None, None
+
+    def next_batch(self):
+        self.updates -= 1
+        return self.groups if self.updates >= 0 else None
+
+    def publish(self, grpo, groups):
+        assert groups is self.groups
+        self.events.append(f"publish {grpo.version}")
+
+    def sampled_per_s(self, update_s):
+        assert update_s > 0
+
+    def alarm(self):
+        return self.alarms.pop(0) if self.alarms else None
+
+    def take_evaluations(self):
+        self.events.append("take evaluations")
+
+    def finish(self, ended_by):
+        self.events.append("finish")
+        self.ended_by = ended_by
+
+    def record(self, topic, **fields):
+        self.events.append(topic)
+        self.reason = fields.get("reason")
+
+    def snapshot(self):
+        return Snapshot(Cursor(), 0)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Train for some updates of at most `total`; returns the exit code and the source."""
+
+    def run(updates, *, total, stop=False, alarms=(), **sections):
+        settings = config(run={"save_steps": 2})
+        settings = settings.model_copy(update={"health": settings.health.model_copy(update=sections)})
+        grpo, request = learner(settings, total=total), StopRequest()
+        if stop:
+            request.set()
+        source = HandSource(groups_of(grpo.policy), updates, alarms)
+        history = History(tmp_path, settings, grpo, Archive(tmp_path, settings, "run"), source)
+        return train(Run(grpo, source, history, request)), source
+
+    return run
+
+
+def test_an_update_is_published_then_recorded_then_saved_and_at_the_end_all_leave(trained):
+    code, source = trained(3, total=3)
+    assert code == 0
+    assert [event for event in source.events if event != "sample"] == [
+        *("publish 1", "metrics", "take evaluations"),
+        *("publish 2", "metrics", "checkpoint", "take evaluations"),
+        *("publish 3", "metrics", "take evaluations"),
+        *("checkpoint", "finish", "stop"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("updates", "stop", "reason"),
+    [
+        (2, False, "all updates done"),
+        (2, True, "all updates done"),
+        (1, False, "the recording ends after update 1"),
+        (1, True, "asked to stop after update 1"),
+    ],
+)
+def test_the_last_record_says_why_it_ended(trained, updates, stop, reason):
+    code, source = trained(updates, total=2, stop=stop)
+    assert (code, source.reason, source.ended_by) == (0, reason, None)
+
+
+@pytest.mark.parametrize(("on_alarm", "code", "updates"), [("stop", 1, 1), ("warn", 0, 2)])
+def test_an_alarm_of_the_source_ends_the_run_where_the_settings_say_so(trained, on_alarm, code, updates):
+    ended, source = trained(2, total=2, alarms=["no signal: x"], on_alarm=on_alarm)
+    assert ended == code
+    assert source.events.count("metrics") == updates
+    assert (source.reason, source.ended_by) == (
+        ("alarm: no signal: x", "no signal: x") if code else ("all updates done", None)
+    )
