@@ -104,12 +104,14 @@ class Loss:
     ratio: Literal["token", "sequence", "sequence_token"] = "token"
     #: Ratios outside of which a token counts as clipped, for the share reported.
     bounds: Callable[..., tuple[float, float]] = interval_bounds
+    #: The setting that bounds the ratio of a token of A < 0 from above as well; None: the loss has no such bound.
+    second_bound: str | None = None
 
 
 LOSSES: dict[str, Loss] = {
     "clip": Loss(clip_loss),
-    "two_sided": Loss(two_sided_loss),
-    "dual_clip": Loss(dual_clip_loss),
+    "two_sided": Loss(two_sided_loss, second_bound="clip_delta"),
+    "dual_clip": Loss(dual_clip_loss, second_bound="dual_clip"),
     "gspo": Loss(clip_loss, ratio="sequence"),
     "gspo_token": Loss(clip_loss, ratio="sequence_token"),
     "cispo": Loss(cispo_loss, bounds=cap_bounds),
