@@ -17,6 +17,7 @@ import numpy as np
 
 from grpo_actors.appraisal import penalties_of, rewards_of
 from grpo_actors.config import Config
+from grpo_actors.config.objective import LOSSES
 from grpo_actors.errors import TrainingError
 from grpo_actors.groups import SampledGroup
 from grpo_actors.objective.advantages import Advantages, compute_advantages
@@ -110,14 +111,8 @@ class Grpo:
         self.version += 1
         self._refresh_reference()
         seconds = time.monotonic() - started_s
-        told: dict[str, float | None] = {**summary(statistics)}
-        if self.reference is None:
-            told["kl"] = None  # not measured, which is another thing than 0
-        # The gap to the worker's log-probs means something only before this batch has moved the policy.
-        before = summary(first_statistics)
-        told |= {key: before[key] for key in ("logprob_gap_mean", "logprob_gap_max", "mismatch_kl")}
         return {
-            **told,
+            **self._measured(statistics, first_statistics),
             **reward_metrics(groups, advantages),
             **length_metrics(groups),
             "staleness": staleness(groups, self.version - 1),
@@ -128,6 +123,17 @@ class Grpo:
             "learner_tokens_per_s": packed.tokens * config.learner.num_iterations / seconds,
             "memory_gb": mx.get_peak_memory() / 1e9,
         }
+
+    def _measured(self, statistics: mx.array | None, first: mx.array | None) -> dict[str, float | None]:
+        """Return what the loss measured in the last and the first iteration; None where it has nothing to measure."""
+        told = summary(statistics)
+        if self.reference is None:
+            told["kl"] = None  # not measured, which is another thing than 0
+        if LOSSES[self.objective.loss].second_bound is None:
+            told["clip_delta_share"] = None
+        # The gap to the worker's log-probs means something only before this batch has moved the policy.
+        before = summary(first)
+        return told | {key: before[key] for key in ("logprob_gap_mean", "logprob_gap_max", "mismatch_kl")}
 
     @contextlib.contextmanager
     def _in_training(self) -> Iterator[None]:

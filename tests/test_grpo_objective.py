@@ -87,6 +87,23 @@ def test_a_sequence_weight_is_the_product_over_its_tokens():
     assert told["loss"] == pytest.approx(-(w * A * tokens).sum() / tokens.sum(), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [("two_sided", {"clip_delta": 1.5}), ("dual_clip", {"dual_clip": 1.5}), ("clip", {})],
+)
+def test_the_share_of_tokens_that_the_second_bound_cut_is_told(loss, settings):
+    grpo = learner(config(loss=loss, **settings))
+    groups = recorded_lower(groups_of(grpo.policy), np.log(2.0))
+    told = grpo.update(groups)
+    # Every ratio is 2: beyond 1.5 where A < 0, and beyond 1.2, the first clip, where A > 0.
+    tokens = lengths_of(groups)
+    assert told["clip_share"] == pytest.approx((tokens * (A > 0)).sum() / tokens.sum())
+    if settings:
+        assert told["clip_delta_share"] == pytest.approx((tokens * (A < 0)).sum() / tokens.sum())
+    else:
+        assert told["clip_delta_share"] is None, "the loss has no such bound"
+
+
 # --- shaping --------------------------------------------------------------------------------------
 
 

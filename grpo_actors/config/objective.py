@@ -25,14 +25,16 @@ class Loss:
     ratio: Literal["token", "sequence", "sequence_token"] = "token"
     #: Name of the function in the same file that gives the ratios outside of which a token counts as clipped.
     bounds: str = "interval_bounds"
+    #: The setting above which a ratio has no gradient even where A < 0; None: the loss has no such bound.
+    second_bound: str | None = None
 
 
 _INTERVAL = frozenset({"clip_eps", "clip_eps_high"})
 
 LOSSES: dict[str, Loss] = {
     "clip": Loss("clip_loss", _INTERVAL),
-    "two_sided": Loss("two_sided_loss", _INTERVAL | {"clip_delta"}),
-    "dual_clip": Loss("dual_clip_loss", _INTERVAL | {"dual_clip"}),
+    "two_sided": Loss("two_sided_loss", _INTERVAL | {"clip_delta"}, second_bound="clip_delta"),
+    "dual_clip": Loss("dual_clip_loss", _INTERVAL | {"dual_clip"}, second_bound="dual_clip"),
     "gspo": Loss("clip_loss", _INTERVAL, ratio="sequence"),
     "gspo_token": Loss("clip_loss", _INTERVAL, ratio="sequence_token"),
     "cispo": Loss("cispo_loss", frozenset({"cispo_cap"}), bounds="cap_bounds"),

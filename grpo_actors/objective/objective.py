@@ -72,6 +72,7 @@ def objective_loss(
         mask=mask,
         ratio=exp_clamped(log_ratio),
         bounds=_call(row.bounds, inputs),
+        second_bound=None if row.second_bound is None else inputs[row.second_bound],
         advantages=batch["advantages"],
         kl=kl,
         log_mismatch=(logprobs if old_logprobs is None else old) - behaviour,

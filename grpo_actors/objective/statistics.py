@@ -11,7 +11,19 @@ from grpo_actors.objective.kl import k3
 from grpo_actors.objective.ratio import LOG_RATIO_LIMIT
 
 #: What the leading elements of the vector are, and the last ones.
-SUMS = ("loss", "tokens", "clip_low", "clip_high", "ratio", "kl", "gap", "mismatch_kl", "cut", "entropy")
+SUMS = (
+    "loss",
+    "tokens",
+    "clip_low",
+    "clip_high",
+    "clip_delta",
+    "ratio",
+    "kl",
+    "gap",
+    "mismatch_kl",
+    "cut",
+    "entropy",
+)
 MAXIMA = ("ratio_max", "gap_max")
 
 
@@ -21,6 +33,7 @@ def token_statistics(
     mask: mx.array,
     ratio: mx.array,
     bounds: tuple[float, float],
+    second_bound: float | None,
     advantages: mx.array,
     kl: mx.array | None,
     log_mismatch: mx.array,
@@ -38,6 +51,7 @@ def token_statistics(
         mask: [N, C] bool.
         ratio: r, [N, C], the one that the loss used.
         bounds: Ratios outside of which the loss has no gradient, if A pushes outwards.
+        second_bound: Ratio above which the loss has no gradient even if A < 0 pulls back, or None without one.
         advantages: [N].
         kl: KL to the reference, [N, C], or None without one.
         log_mismatch: log π_old − log μ, [N, C]. k3 of it estimates KL(μ‖π_old), since μ is who sampled.
@@ -51,6 +65,7 @@ def token_statistics(
         "tokens": mask.sum(),
         "clip_low": _sum(mask, (ratio < bounds[0]) & (A < 0)),
         "clip_high": _sum(mask, (ratio > bounds[1]) & (A > 0)),
+        "clip_delta": _sum(mask, None if second_bound is None else (ratio > second_bound) & (A < 0)),
         "ratio": _sum(mask, ratio),
         "kl": _sum(mask, kl),
         "gap": _sum(mask, gap),
@@ -74,7 +89,8 @@ def add_statistics(total: mx.array | None, more: mx.array) -> mx.array:
 def summary(total: mx.array | None) -> dict[str, float | None]:
     """Means by the names that the metrics use; the one place here that waits for the device.
 
-    ``clip_share`` is that of both sides, ``correction_share`` that of tokens whose weight was cut,
+    ``clip_share`` is that of both sides, ``clip_delta_share`` that of tokens beyond the second bound, which
+    ``clip_share`` leaves out, ``correction_share`` that of tokens whose weight was cut,
     ``loss`` the sum of what was added. Of no active token (`total` None too) means and maxima are None: not measured.
     """
     values = np.zeros(len(SUMS + MAXIMA)) if total is None else np.array(total, np.float64)
@@ -85,6 +101,7 @@ def summary(total: mx.array | None) -> dict[str, float | None]:
         "clip_share": of["clip_low"] + of["clip_high"],
         "clip_low_share": of["clip_low"],
         "clip_high_share": of["clip_high"],
+        "clip_delta_share": of["clip_delta"],
         "ratio_mean": of["ratio"],
         "logprob_gap_mean": of["gap"],
         "mismatch_kl": of["mismatch_kl"],

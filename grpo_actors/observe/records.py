@@ -37,6 +37,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "rewards": "reward name -> mean",
         "kl": "to the reference, per token; null without one",
         "clip_share": "tokens whose ratio was clipped; null, with all down to entropy, where no completion was computed",
+        "clip_delta_share": "tokens whose gradient the bound clip_delta or dual_clip removed; null: the loss has neither",
         "ratio_mean": "importance ratio, new to old policy",
         "ratio_max": "",
         "logprob_gap_mean": "|learner - worker| at the sampled version",

@@ -12,10 +12,11 @@ from grpo_actors.config.objective import LOSSES, ObjectiveConfig
 from grpo_actors.objective import losses
 from grpo_actors.objective.advantages import ADVANTAGES
 from grpo_actors.objective.aggregation import AGGREGATIONS
+from grpo_actors.objective.batch import Completion, pack
 from grpo_actors.objective.correction import CORRECTIONS
 from grpo_actors.objective.kl import KL_ESTIMATORS
 from grpo_actors.objective.objective import objective_loss
-from grpo_actors.objective.statistics import summary
+from grpo_actors.objective.statistics import add_statistics, summary
 
 FULL = {"clip_eps": 0.2, "clip_eps_high": 0.28, "clip_delta": 1.6, "dual_clip": 1.7, "cispo_cap": 1.4}
 
@@ -187,6 +188,37 @@ def test_statistics_count_what_the_loss_did():
         "loss": 0.0,
         "tokens": 0.0,
     }
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize(("loss", "bound"), [("two_sided", "clip_delta"), ("dual_clip", "dual_clip")])
+def test_the_second_bound_counts_the_tokens_whose_gradient_it_removed(loss, bound, rows):
+    ratios = [[0.5, 3.0, 5.0, 9.0], [9.0, 9.0, 1.0], [3.9, 4.1]]
+    advantages = [-1.0, 1.0, -2.0]
+    update = pack(
+        [Completion([1], [0] * len(r), [0.0] * len(r), A) for r, A in zip(ratios, advantages, strict=True)],
+        rows=rows,
+        aggregation="dapo",
+        max_new_tokens=4,
+    )
+    objective, total, still = ObjectiveConfig(loss=loss, **{bound: 4.0}), None, 0
+    for m in update.micro_batches:
+        # With log-probs of 0 under the sampler, log π is the log-ratio.
+        logprobs = np.zeros(m.mask.shape, np.float32)
+        for row, i in enumerate(m.index):
+            if i >= 0:
+                logprobs[row, : len(ratios[i])] = np.log(ratios[i])
+
+        batch = m.arrays()
+        (_, sums), gradient = mx.value_and_grad(objective_loss)(mx.array(logprobs), batch, objective)
+        total = add_statistics(total, sums)
+        still += int((m.mask & (np.array(gradient) == 0)).sum())
+    got = summary(total)
+    # A = −1: 5 and 9 are beyond 4; A = −2: 4.1 is. With A = 1 only the first clip acts. 9 tokens in all.
+    assert got["clip_delta_share"] == pytest.approx(3 / 9)
+    # The first clip: 0.5 < 0.8 with A = −1; twice 9 > 1.2 with A = 1. No token counts twice.
+    assert got["clip_share"] == pytest.approx(3 / 9)
+    assert still == 6
 
 
 def names(setting):
