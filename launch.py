@@ -2,7 +2,7 @@
 
     python launch.py --config quickstart.toml --set num_generations=16 --dry-run
 
-Everything heavy is imported after the arguments are parsed: ``--help`` answers at once.
+All slow imports come after the arguments are parsed, so that ``--help`` answers at once.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from grpo_actors.process import run_command
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; argparse itself answers ``--help`` and usage errors."""
+    """Parse the command line; argparse itself handles ``--help`` and usage errors."""
     parser = argparse.ArgumentParser(
         prog="launch.py",
         description="Train a language model with GRPO on MLX.",
@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
         "--resume", action="store_true", help="continue the run, or fail if there is none to continue"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved settings, check them, and stop"
+        "--dry-run", action="store_true", help="print and check the resolved settings, then exit"
     )
     parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     arguments = parser.parse_args()
@@ -49,10 +49,10 @@ def main() -> int:
     """Resolve the settings, then print them or train.
 
     Returns:
-        The process's exit code: 0 after a run that reached its end or was asked to stop.
+        The process's exit code: 0 if the run finished or was asked to stop.
     """
     arguments = parse_arguments()
-    from grpo_actors.config import load_config  # noqa: PLC0415 - pydantic costs more than --help may take
+    from grpo_actors.config import load_config  # noqa: PLC0415 - pydantic is too slow for --help
 
     overrides = [*arguments.overrides, *(["run.resume=must"] if arguments.resume else [])]
     loaded = load_config(arguments.config, overrides)

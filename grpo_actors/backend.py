@@ -1,9 +1,9 @@
-"""What must be so before ``mlx.core`` is first imported, or first used.
+"""Prepare a process before ``mlx.core`` is first imported, or first used.
 
-MLX's Linux CPU wheel is linked to a reference BLAS: 2 to 6 GFLOP/s in float32 on two cores. An
-OpenBLAS whose symbols are already in the process when ``libmlx.so`` is loaded takes its place:
-160 to 200 GFLOP/s, with no change to MLX. Importing the package calls `load_fast_blas`, so that no
-order of imports within it can miss the moment.
+MLX's Linux CPU wheel is linked to a reference BLAS: 2 to 6 GFLOP/s in float32 on two cores. If OpenBLAS
+symbols are already in the process when ``libmlx.so`` is loaded, they replace it: 160 to 200 GFLOP/s, with
+no change to MLX. Importing the package calls `load_fast_blas`, so that it runs first in any order of
+imports within the package.
 """
 
 import ctypes
@@ -15,25 +15,25 @@ from pathlib import Path
 
 
 def load_fast_blas() -> None:
-    """Put OpenBLAS before MLX's own BLAS; does nothing off Linux x86-64 or where CUDA is installed.
+    """Load OpenBLAS before MLX's own BLAS; do nothing except on Linux x86-64, or if CUDA is installed.
 
     The number of threads is the environment's ``OPENBLAS_NUM_THREADS``, read when the library loads:
     the supervisor sets it for each process.
     """
     if sys.platform != "linux":
         return
-    home = _package_folder("ngsolve_openblas")
+    folder = _package_folder("ngsolve_openblas")
     mlx_libraries = _package_folder("mlx_cpu.libs")
-    if home is None or mlx_libraries is None:
+    if folder is None or mlx_libraries is None:
         return
     if "mlx.core" in sys.modules:
         _warn("mlx.core was imported before grpo_actors; import grpo_actors first")
         return
-    library = next(home.glob("libopenblas*.so"))
+    library = next(folder.glob("libopenblas*.so"))
     try:
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     except OSError:
-        _lend_fortran_runtime(home, mlx_libraries)
+        _link_fortran_runtime(folder, mlx_libraries)
         try:
             ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
         except OSError as error:
@@ -41,23 +41,23 @@ def load_fast_blas() -> None:
 
 
 def let_shapes_vary() -> None:
-    """On CUDA, keep a run alive whose batches have ever new shapes.
+    """Allow batches of ever new shapes on CUDA.
 
-    MLX keeps a plan for each shape of its attention, and a graph for each sequence of kernels. A process that has
-    needed twice as many as it keeps is ended with an error, though nothing is wrong with it but the time that a plan
-    takes: some 128 shapes of a backward pass in the life of a learner. MLX reads this when it first uses the device.
+    MLX caches a plan for each shape of its attention, and a graph for each sequence of kernels. It ends a process that
+    has needed twice as many as the cache holds with an error, although new plans only cost time. For a backward pass
+    that happens after about 128 shapes in the life of a learner. MLX reads these variables at its first use of the device.
     """
     os.environ.setdefault("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
     os.environ.setdefault("MLX_CUDA_SDPA_BACKWARD_CACHE_SIZE", "256")
 
 
 def submit_long_graphs() -> None:
-    """On CUDA, hand a step of decoding to the device at once instead of 20 kernels at a time.
+    """Submit a whole decoding step to a CUDA device at once, instead of 20 kernels at a time.
 
-    Saves a fifth of a step (Qwen2.5-0.5B on an H100: 9.8 → 7.8 ms). For processes that sample and do not train: what a
-    graph needs is held until all of it has run, which for a backward pass would be all of its activations. MLX
-    reads both when it first uses the device; who has set them knows better. Not on a Mac, where they bound a Metal command
-    buffer: a long one holds up the display.
+    Saves a fifth of a step (Qwen2.5-0.5B on an H100: 9.8 → 7.8 ms). Only for processes that sample and do not train: a
+    graph's buffers are held until all of it has run, which in a backward pass would be all activations. MLX reads both
+    variables at its first use of the device; values that are already set stay. Not on a Mac, where they bound a Metal
+    command buffer: a long one blocks the display.
     """
     if sys.platform == "darwin":
         return
@@ -73,26 +73,26 @@ def _warn(why: str) -> None:
     )
 
 
-def _lend_fortran_runtime(home: Path, mlx_libraries: Path) -> None:
-    """Let OpenBLAS find the libgfortran that MLX's own wheel carries.
+def _link_fortran_runtime(folder: Path, mlx_libraries: Path) -> None:
+    """Link the libgfortran in MLX's own wheel to the place where OpenBLAS looks for it.
 
-    A machine without a Fortran compiler has none, and the wheel's copy has a mangled name. OpenBLAS
-    looks beside itself ($ORIGIN), so one symbolic link there is enough. Two processes may race here:
-    whoever comes second finds the link made.
+    A machine without a Fortran compiler has no libgfortran, and the wheel's copy has a mangled name.
+    OpenBLAS looks in its own folder ($ORIGIN), so one symbolic link there is enough. Two processes may
+    race here: the second finds the link already made.
     """
     for quadmath in mlx_libraries.glob("libquadmath*"):
         ctypes.CDLL(str(quadmath))
-    link = home / "libgfortran.so.5"
+    link = folder / "libgfortran.so.5"
     fortran = next(mlx_libraries.glob("libgfortran*.so.5*"), None)
-    if fortran is not None and os.access(home, os.W_OK):
+    if fortran is not None and os.access(folder, os.W_OK):
         try:
-            link.symlink_to(os.path.relpath(fortran, home))
+            link.symlink_to(os.path.relpath(fortran, folder))
         except FileExistsError:
             return
 
 
 def _package_folder(name: str) -> Path | None:
-    """Folder `name` in the site directory that holds MLX; found without importing anything."""
+    """Find folder `name` in the site directory that contains MLX, without importing anything; None if absent."""
     spec = importlib.util.find_spec("mlx")
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -1,6 +1,7 @@
-"""The model card of an exported policy: what it comes from, what it was trained on and for, and how well it does.
+"""Write the model card of an exported policy: its base, its training data and objective, and its scores.
 
-Knows a run folder's files; no model. Paths of this machine do not go into it: a folder or file goes by its name.
+This module reads a run folder's files and loads no model. The card contains no local paths: folders and files are
+given by name only.
 """
 
 import json
@@ -18,7 +19,7 @@ from grpo_actors.policy.locate import locate
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE
 from grpo_actors.tasks.gsm8k import HUB_ID
 
-#: Rows of the table of scores: title, field, whether it is a share.
+#: Rows of the table of scores: title, field, whether the value is a share.
 _SCORES = (
     ("accuracy, greedy", "accuracy", True),
     ("accuracy, sampled", "sampled_accuracy", True),
@@ -28,14 +29,14 @@ _SCORES = (
 
 
 def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, name: str, is_adapter: bool) -> str:
-    """The text of README.md.
+    """Return the text of README.md.
 
     Args:
         run_dir: The run folder.
-        config: Its settings.
-        checkpoint: What is exported.
-        name: What it is called where it goes.
-        is_adapter: Whether it is one, and no whole model.
+        config: The run's settings.
+        checkpoint: The exported checkpoint.
+        name: The name of the exported model.
+        is_adapter: Whether an adapter is exported instead of a whole model.
     """
     start = _start(run_dir)
     parts = [
@@ -54,20 +55,20 @@ def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, name: str, is
 
 
 def base_name(config: Config) -> str:
-    """The base model's hub id, or the name of its folder."""
+    """Return the base model's hub id, or the name of its folder."""
     return _hub_id(config) or Path(config.model.model_name).name
 
 
 def _hub_id(config: Config) -> str | None:
     try:
         where = locate(config.model.model_name)
-    except ModelError:  # a folder that has gone; weights that were all trained do not need it
+    except ModelError:  # the folder is gone; a fully trained model does not need it
         return None
     return where if isinstance(where, str) else None
 
 
 def _front_matter(config: Config, *, is_adapter: bool) -> str:
-    """What the hub reads. JSON's texts are YAML's; a base that is no hub id would be refused there."""
+    """Return the YAML header that the hub reads. JSON strings are valid YAML; the hub rejects a base without hub id."""
     lines = []
     if hub_id := _hub_id(config):
         relation = "adapter" if is_adapter else "finetune"
@@ -106,7 +107,7 @@ def _scores(run_dir: Path, config: Config, checkpoint: Checkpoint) -> str:
 
 
 def _score(scores: Mapping[str, Any], key: str, *, is_share: bool) -> str:
-    """``91.0 % (88.9 to 92.7)``; empty where it was not measured."""
+    """Format ``91.0 % (88.9 to 92.7)``; empty if not measured."""
     value = scores.get(key)
     if value is None:
         return ""
@@ -118,11 +119,11 @@ def _score(scores: Mapping[str, Any], key: str, *, is_share: bool) -> str:
 
 
 def _data(config: Config, start: Record) -> dict[str, Any]:
-    """With the rewards that the task has chosen where the settings name none."""
+    """Return the data settings and the rewards; if the settings name no rewards, those that the task chose."""
     kept = {"task", "num_shots", "max_train_samples", "max_prompt_length", "system_prompt"}
-    told = config.data.model_dump(include=kept) | {"file": Path(config.data.path).name or None}
+    settings = config.data.model_dump(include=kept) | {"file": Path(config.data.path).name or None}
     rewards = start.get("config", {}).get("reward", {}).get("functions") or config.reward.functions
-    return told | {f"reward {name}": weight for name, weight in rewards.items()}
+    return settings | {f"reward {name}": weight for name, weight in rewards.items()}
 
 
 def _training(config: Config) -> dict[str, Any]:
@@ -130,8 +131,8 @@ def _training(config: Config) -> dict[str, Any]:
     if config.model.fine_tune_type != "full":
         model |= {"base_bits", "lora_rank", "lora_scale", "lora_dropout", "lora_layers", "lora_keys"}
     rollout = {"num_generations", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "max_staleness"}
-    told = config.model.model_dump(include=model) | config.learner.model_dump()
-    return told | config.rollout.model_dump(include=rollout) | {"seed": config.run.seed}
+    settings = config.model.model_dump(include=model) | config.learner.model_dump()
+    return settings | config.rollout.model_dump(include=rollout) | {"seed": config.run.seed}
 
 
 def _table(settings: Mapping[str, Any]) -> str:
@@ -144,7 +145,7 @@ def _table(settings: Mapping[str, Any]) -> str:
 
 
 def _made_by(start: Record) -> str:
-    """Which code and libraries, as far as the run has recorded them."""
+    """Return a sentence on the code and the libraries, as far as the run has recorded them."""
     commit = start.get("commit")
     of = f", commit `{commit}`" if commit else ""
     versions: Mapping[str, str] = start.get("versions") or {}
@@ -154,7 +155,7 @@ def _made_by(start: Record) -> str:
 
 
 def _start(run_dir: Path) -> Record:
-    """What the run told when it last began; empty where it kept no records."""
+    """Return the run's newest ``start`` record; empty if the run kept no records."""
     starts = [record for record in _records(run_dir) if record["topic"] == "start"]
     return starts[-1] if starts else {}
 
@@ -169,5 +170,5 @@ def _records(run_dir: Path) -> Iterator[Record]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
+    """Read a JSON object; empty if there is no such file."""
     return json.loads(path.read_text()) if path.is_file() else {}

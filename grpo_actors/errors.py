@@ -1,8 +1,8 @@
-"""Every error that this package raises on purpose.
+"""Define every error that this package raises on purpose.
 
-One tree, each class saying who catches it. All are picklable and carry one line that
-says where, the rule, the value got and the cure; a command-line tool prints that line
-and exits with 2 (`grpo_actors.process`).
+The classes form one tree. All are picklable and carry one line that says where, the rule,
+the value got and the cure; a command-line tool prints that line and exits with 2
+(`grpo_actors.process`).
 """
 
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 
 class GrpoActorsError(Exception):
-    """Base of all. Caught at the outermost frame of a process, where it becomes one line."""
+    """Base class of all. Caught at the outermost frame of a process, which prints its line."""
 
 
 class ConfigError(GrpoActorsError):
@@ -18,15 +18,15 @@ class ConfigError(GrpoActorsError):
 
 
 class DataError(GrpoActorsError):
-    """A data set, or one line of it, is unusable; names file and line."""
+    """A data set, or one line of it, is unusable; the text names file and line."""
 
 
 class ModelError(GrpoActorsError):
-    """A model folder, checkpoint or adapter is unusable or is not the one asked for."""
+    """A model folder, checkpoint or adapter is unusable, or is not the requested one."""
 
 
 class RewardError(GrpoActorsError):
-    """A reward or an environment cannot be loaded, fails, or its return value breaks the call signature."""
+    """A reward or an environment cannot be loaded, fails, or returns a value of the wrong kind."""
 
 
 class RunError(GrpoActorsError):
@@ -34,11 +34,11 @@ class RunError(GrpoActorsError):
 
 
 class ProtocolError(GrpoActorsError):
-    """A peer sent what the protocol forbids. Caught by the actor's loop, which drops the peer."""
+    """A peer sent data that the protocol forbids. Caught by the actor's loop, which drops the peer."""
 
 
 class TrainingError(GrpoActorsError):
-    """Training cannot go on, for example after too many non-finite steps in a row."""
+    """Training cannot continue, for example after too many non-finite steps in a row."""
 
 
 def nearest(
@@ -55,5 +55,5 @@ def nearest(
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of another library says, in one line."""
+    """Return the first line of another library's exception, or its class name if it has no text."""
     return (str(error) or type(error).__name__).splitlines()[0]

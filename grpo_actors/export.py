@@ -1,7 +1,7 @@
-"""Take a trained policy out of its run: ``python -m grpo_actors.export RUN_DIR --fuse DIR|--adapter DIR|--gguf FILE|--upload OWNER/NAME``.
+"""Export a trained policy: ``python -m grpo_actors.export RUN_DIR --fuse DIR|--adapter DIR|--gguf FILE|--upload OWNER/NAME``.
 
-Knows which checkpoint is meant and where the result is put, whole or not at all, with its model card. Exit code 2
-and one line say what was refused.
+Choose the checkpoint and write the result, completely or not at all, folders with a model card. Errors are one line and
+exit code 2.
 """
 
 import argparse
@@ -21,59 +21,61 @@ if TYPE_CHECKING:
     from grpo_actors.exported import Exported
 
 DTYPES = ("float32", "bfloat16", "float16")
-#: Of a GGUF file's matrices, where nothing is asked for: what every reader of such files knows.
+#: Default type of a GGUF file's matrices: every reader of such files supports it.
 GGUF_DTYPE = "float16"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; imports nothing that takes time."""
+    """Build the command line; import nothing slow."""
     command = argparse.ArgumentParser(
-        prog="python -m grpo_actors.export", description="Take a trained policy out of its run."
+        prog="python -m grpo_actors.export", description="Export a trained policy from its run."
     )
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's output folder")
     command.add_argument(
         "--checkpoint",
         metavar="N|best|last",
         default="",
-        help="which one (default: the best, or the last where none was evaluated)",
+        help="which checkpoint (default: the best, or the last if none was evaluated)",
     )
     form = command.add_mutually_exclusive_group()
     form.add_argument(
-        "--fuse", type=Path, metavar="DIR", help="a model folder, an adapter being added to its base"
+        "--fuse", type=Path, metavar="DIR", help="write a model folder, with an adapter added to its base"
     )
-    form.add_argument("--adapter", type=Path, metavar="DIR", help="the adapter alone, as mlx-lm loads it")
-    form.add_argument("--gguf", type=Path, metavar="FILE", help="one file for llama.cpp and its kin")
+    form.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="write only the adapter, as mlx-lm loads it"
+    )
+    form.add_argument("--gguf", type=Path, metavar="FILE", help="write one file for llama.cpp and similar")
     command.add_argument(
         "--upload",
         metavar="OWNER/NAME",
-        help="send it to the hub; alone: the model folder, kept nowhere else",
+        help="upload it to the hub; alone: the model folder, without a local copy",
     )
     command.add_argument(
         "--dequantize",
         action="store_true",
-        help="unpack a quantised base, so that the sum is not rounded again",
+        help="dequantise a quantised base, so that the sum is not rounded again",
     )
     command.add_argument(
-        "--dtype", choices=DTYPES, help=f"of the weights (default: as they are; of --gguf: {GGUF_DTYPE})"
+        "--dtype", choices=DTYPES, help=f"type of the weights (default: unchanged; with --gguf: {GGUF_DTYPE})"
     )
-    command.add_argument("--overwrite", action="store_true", help="replace what is there")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing file or folder")
     return command
 
 
 def export(options: argparse.Namespace) -> str:
-    """Do what `options` ask for; returns the summary.
+    """Export as `options` say and return the summary.
 
     Raises:
-        GrpoActorsError: what was there before is as it was; where only the upload failed, the folder is whole.
+        GrpoActorsError: former files are unchanged; if only the upload failed, the written folder is complete.
     """
     _check(options)
     from grpo_actors.exported import Exported  # noqa: PLC0415  MLX takes a second to import
 
     exported = Exported.choose(options.run_dir, options.checkpoint)
     lines = [f"from    {exported.checkpoint.path}"]
-    with TemporaryDirectory() as passing:
-        made = _make(exported, options, Path(passing))
-        if made != Path(passing):
+    with TemporaryDirectory() as temporary:
+        made = _make(exported, options, Path(temporary))
+        if made != Path(temporary):
             lines.append(f"wrote   {made}")
         if options.upload:
             from grpo_actors.hub import send  # noqa: PLC0415  half a second, and not always needed
@@ -82,8 +84,8 @@ def export(options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _make(exported: "Exported", options: argparse.Namespace, passing: Path) -> Path:
-    """Write what is asked for; returns where: in the empty folder `passing` where nothing is to be kept."""
+def _make(exported: "Exported", options: argparse.Namespace, temporary: Path) -> Path:
+    """Write the requested form and return its path: the empty folder `temporary` if only an upload is requested."""
     if options.gguf:
         with new_file(options.gguf, overwrite=options.overwrite, option="--gguf") as draft:
             exported.write_gguf(draft, options.dtype or GGUF_DTYPE, dequantize=options.dequantize)
@@ -100,12 +102,12 @@ def _make(exported: "Exported", options: argparse.Namespace, passing: Path) -> P
         ) as folder:
             _write_model(exported, folder, options)
         return Path(options.fuse)
-    _write_model(exported, passing, options)
-    return passing
+    _write_model(exported, temporary, options)
+    return temporary
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what the options alone show to be wrong, and a token that is not there, before anything is loaded."""
+    """Check the options, the gguf package and the hub's token before anything is loaded."""
     if not (options.fuse or options.adapter or options.gguf or options.upload):
         raise ConfigError("nothing to do; add --fuse DIR, --adapter DIR, --gguf FILE or --upload OWNER/NAME")
     if options.gguf and options.upload:
@@ -125,14 +127,14 @@ def _write_model(exported: "Exported", folder: Path, options: argparse.Namespace
 
 
 def _title(options: argparse.Namespace) -> str:
-    """What it is called where it goes: on the hub, or on this machine."""
+    """Return the name of the result: its repository on the hub, or its local folder's name."""
     return str(options.upload or (options.fuse or options.adapter).name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit code, or raises GrpoActorsError for `run_command` to print."""
+    """Run the tool and return the exit code, or raise GrpoActorsError for `run_command` to print."""
     options = parser().parse_args(arguments)
-    # transformers otherwise remarks that PyTorch is absent, which is how it is meant to be.
+    # transformers would otherwise warn that PyTorch is absent, which is intended.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print(export(options))
     return 0

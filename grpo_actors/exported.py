@@ -1,4 +1,4 @@
-"""One checkpoint of a run in the forms in which it leaves the run; each but a GGUF file has its model card with it."""
+"""Write one checkpoint of a run in an export format: model folder, adapter or GGUF file; folders with a model card."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ CARD_FILE = "README.md"
 
 @dataclass(frozen=True)
 class Exported:
-    """A sound checkpoint and the settings that it was trained with."""
+    """A verified checkpoint and the settings that it was trained with."""
 
     run_dir: Path
     config: Config
@@ -30,20 +30,20 @@ class Exported:
         """Find the checkpoint `which`: a number of updates, ``best``, ``last``, or empty for the best, else the last.
 
         Raises:
-            RunError: `run_dir` is no run folder, or has no such checkpoint, or that is damaged.
+            RunError: `run_dir` is not a run folder, has no such checkpoint, or the checkpoint is damaged.
         """
         if not (run_dir / CONFIG_FILE).is_file():
             raise RunError(
                 f"{run_dir} is no run folder ({CONFIG_FILE} not found); give a run's output folder"
             )
         checkpoint = _find(run_dir, which)
-        complaint = verify(checkpoint)
-        if complaint is not None:
-            raise RunError(f"{complaint}; choose another --checkpoint")
+        damage = verify(checkpoint)
+        if damage is not None:
+            raise RunError(f"{damage}; choose another --checkpoint")
         return cls(run_dir, read_config(run_dir / CONFIG_FILE), checkpoint)
 
     def write_model(self, folder: Path, name: str, dtype: str | None, *, dequantize: bool) -> None:
-        """A whole model, called `name`: what mlx-lm and, where it knows the architecture, transformers load.
+        """Write a whole model, called `name`, which mlx-lm loads, and transformers if it supports the architecture.
 
         Raises:
             ModelError: see `load_fused`, or the disk is full.
@@ -52,7 +52,7 @@ class Exported:
         self._write_card(folder, name, is_adapter=False)
 
     def write_adapter(self, folder: Path, name: str, *, for_others: bool) -> None:
-        """The adapter alone, in mlx-lm's format; `for_others`: without the path that its base has on this machine.
+        """Write only the adapter, in mlx-lm's format; `for_others`: without the local path of its base.
 
         Raises:
             ModelError: the run trained all weights.
@@ -66,10 +66,10 @@ class Exported:
         self._write_card(folder, name, is_adapter=True)
 
     def write_gguf(self, file: Path, dtype: str, *, dequantize: bool) -> None:
-        """One file; passes through a model folder beside it.
+        """Write one GGUF file, through a temporary model folder next to it.
 
         Raises:
-            ModelError: the architecture or the tokenizer is none that the writer knows.
+            ModelError: the writer does not support the architecture or the tokenizer.
         """
         from grpo_actors.policy.converting.gguf.writer import write_file  # noqa: PLC0415  needs the extra gguf
 
@@ -81,7 +81,7 @@ class Exported:
         policy = load_fused(self.checkpoint.path, self.config.model, dequantize=dequantize, dtype=dtype)
         try:
             write_model(folder, policy)
-        except RuntimeError as error:  # mlx reports a full disk so
+        except RuntimeError as error:  # how MLX reports a full disk
             raise ModelError(f"{folder}: cannot be written: {error}; free some disk space") from error
 
     def _write_card(self, folder: Path, name: str, *, is_adapter: bool) -> None:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub as a place to send a finished folder to. Knows a folder and a name, nothing of models."""
+"""Upload a finished folder to the Hugging Face hub. Does not depend on models."""
 
 import re
 from pathlib import Path
@@ -11,15 +11,16 @@ from grpo_actors.errors import RunError, first_line
 
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-#: The hub says no, or cannot be reached. The base is the root of the errors of the hub's HTTP client, whichever that is.
-_REFUSALS = (cast("type[Exception]", HfHubHTTPError.__bases__[0]), OSError, ValueError)
+#: Errors if the hub rejects a request or cannot be reached. The first is the root of its HTTP client's errors, whichever
+#: client that is.
+_HUB_ERRORS = (cast("type[Exception]", HfHubHTTPError.__bases__[0]), OSError, ValueError)
 
 
 def check_token(repository: str, option: str) -> None:
-    """Before any work: a name that can be one, a token, and a hub that takes it.
+    """Check, before any work, that the repository name is valid and that the hub accepts the token.
 
     Raises:
-        RunError: says which is missing, by the `option` that asked for it.
+        RunError: one of them fails; the text begins with `option`.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise RunError(f"{option}: must be owner/name, got {repository!r}")
@@ -29,23 +30,23 @@ def check_token(repository: str, option: str) -> None:
         )
     try:
         HfApi().whoami()
-    except _REFUSALS as error:
+    except _HUB_ERRORS as error:
         raise RunError(
             f"{option}: the hub does not take the token, or is not reached ({first_line(error)}); nothing was made"
         ) from error
 
 
 def send(folder: Path, repository: str, option: str) -> str:
-    """Send all files of `folder` in one commit, so that all arrive or none; returns the address.
+    """Upload all files of `folder` in one commit, so that all arrive or none; return the address.
 
     Raises:
-        RunError: the hub refused.
+        RunError: the hub rejected it or could not be reached.
     """
     api = HfApi()
     try:
         api.create_repo(repository, exist_ok=True)
-        # Weights that were there go in the same commit: whoever loads the folder takes all files of that kind.
+        # Delete former weights in the same commit: a loader reads every weight file in the folder.
         api.upload_folder(folder_path=folder, repo_id=repository, delete_patterns=_WEIGHTS)
-    except _REFUSALS as error:
+    except _HUB_ERRORS as error:
         raise RunError(f"{option}: {repository} was not written ({first_line(error)})") from error
     return f"{api.endpoint}/{repository}"

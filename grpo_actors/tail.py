@@ -1,7 +1,7 @@
 """Watch a run: ``python -m grpo_actors.tail RUN_DIR|ENDPOINT [--json]``.
 
-Reads only: the run folder's files and the events socket. It may come late, leave, be stopped or be
-started fifty times; the run does not notice. It ends by itself when the run has ended.
+It only reads: the run folder's files and the events socket. It may start late, stop, or be started many
+times without any effect on the run. It exits when the run has ended.
 """
 
 import argparse
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from grpo_actors.observe.view import RunView
     from grpo_actors.transport.events import EventSubscriber
 
-#: Between two looks at the screen and at whether the run is still there.
+#: Seconds between redraws, and between checks whether the run is still alive.
 TICK_S = 0.25
-#: A learner that died may be started again: so long is waited for it.
+#: Seconds to wait for a learner that died and may be restarted.
 RESTART_GRACE_S = 15.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0 when the run ended or the user did, 2 for a wrong target."""
+    """Run the command and return its exit code: 0 if the run or the user ended it, 2 for a wrong target."""
     options = _parser().parse_args(arguments)
     try:
         with closing(_target(options.target)) as target:
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
-        # The reader of the pipe has had enough. Python would flush once more at exit, and complain.
+        # The reader of the pipe has closed it. Python would flush once more at exit, and report an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except GrpoActorsError as error:
@@ -56,26 +56,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "target", metavar="RUN_DIR|ENDPOINT", help="a run's output folder, or ipc://… or tcp://…"
     )
-    parser.add_argument("--json", action="store_true", help="one record a line, for pipes")
+    parser.add_argument("--json", action="store_true", help="print one record per line, for pipes")
     return parser
 
 
 class Target(Protocol):
-    """What is watched."""
+    """A run to watch."""
 
     follower: "Follower"
 
     def why_over(self) -> str | None:
-        """Asked in each quiet moment: a line if nothing more can come, else None."""
+        """Return a line of explanation if no more records can come, else None; called after each quiet tick."""
         ...
 
     def close(self) -> None:
-        """Let go of files and sockets."""
+        """Close files and sockets."""
         ...
 
 
 class _Endpoint:
-    """A run of which only the address is known: another host's, for example."""
+    """A run known only by its address, for example one on another host."""
 
     def __init__(self, address: str) -> None:
         from grpo_actors.observe.follow import Follower  # noqa: PLC0415
@@ -85,14 +85,14 @@ class _Endpoint:
         self.follower = Follower(self._subscriber, None)
 
     def why_over(self) -> str | None:
-        return None  # silence proves nothing: the link may be cut
+        return None  # silence proves nothing: the connection may be interrupted
 
     def close(self) -> None:
         self._subscriber.close()
 
 
 class _RunFolder:
-    """A run on this host: its history, its events, and whether its process lives."""
+    """A run on this host: its history, its events, and whether its process is alive."""
 
     def __init__(self, folder: Path) -> None:
         from grpo_actors.observe.follow import Follower  # noqa: PLC0415
@@ -126,7 +126,7 @@ class _RunFolder:
             self._subscriber.close()
 
     def _connect(self) -> None:
-        """Subscribe where endpoints.json says; anew when a resumed run has moved."""
+        """Subscribe to the address in endpoints.json; again when a resumed run has another address."""
         address, self._pid = _read_endpoints(self._path)
         if address is None or (self._subscriber is not None and self._subscriber.endpoint == address):
             return
@@ -142,7 +142,7 @@ def _target(text: str) -> Target:
 
 
 def _read_endpoints(path: Path) -> tuple[str | None, int | None]:
-    """Address of the events and process id; both None where there is no such file."""
+    """Read the address of the events and the process id; both None if there is no such file."""
     try:
         endpoints: Any = json.loads(path.read_bytes())
         return str(endpoints["events"]), int(endpoints["pid"])
@@ -179,10 +179,10 @@ def _watch(target: Target, display: "Display") -> None:
 
 
 def _records(target: Target) -> Iterator["Record | None"]:
-    """Records as they come, None for each quiet tick; ends with the run."""
+    """Yield records as they arrive, and None for each quiet tick; end with the run."""
     stopped = False
     while True:
-        # After a stop only what is already here: a resumed run's history goes on behind it.
+        # After a stop, read only what is already there: in a resumed run's file more records follow it.
         record = target.follower.receive(0.0 if stopped else TICK_S)
         yield record
         if record is not None:
@@ -195,20 +195,20 @@ class Display(Protocol):
     """One way to show a run."""
 
     def show(self, view: "RunView", record: "Record | None") -> None:
-        """The view after `record`; None when only time has passed."""
+        """Show the view after `record`; `record` is None if only time has passed."""
         ...
 
     def say(self, text: str) -> None:
-        """A last word."""
+        """Print one line of text."""
         ...
 
     def close(self) -> None:
-        """Leave the last state standing."""
+        """Close the display and leave its last state visible."""
         ...
 
 
 class _JsonLines:
-    """Records as they stand in metrics.jsonl, samples with their texts; flushed one by one."""
+    """JSON output: records as in metrics.jsonl, samples with their texts, flushed one by one."""
 
     def show(self, view: "RunView", record: "Record | None") -> None:  # noqa: ARG002
         from grpo_actors.observe.records import encode  # noqa: PLC0415
@@ -225,7 +225,7 @@ class _JsonLines:
 
 
 class _PlainLines:
-    """A status line an update, and a line for each event that matters."""
+    """Plain output: a status line per update, and a line for each important event."""
 
     def show(self, view: "RunView", record: "Record | None") -> None:
         from grpo_actors.observe.status import permanent_note  # noqa: PLC0415
@@ -247,7 +247,7 @@ class _PlainLines:
 
 
 class _Screen:
-    """The whole view, redrawn in place; its last state stays when it ends."""
+    """Terminal output: the whole view, redrawn in place; its last state stays visible at the end."""
 
     def __init__(self) -> None:
         from rich.console import Console  # noqa: PLC0415
@@ -262,7 +262,7 @@ class _Screen:
     def show(self, view: "RunView", record: "Record | None") -> None:
         self._view = view
         now = time.monotonic()
-        # History comes in thousands of records a second; a screen is read a few times a second.
+        # History arrives at thousands of records a second; a few redraws a second are enough.
         if record is None or now - self._drawn_at >= TICK_S:
             self._drawn_at = now
             self._live.update(self._panel(view, self._console.height), refresh=True)

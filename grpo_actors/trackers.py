@@ -1,11 +1,11 @@
-"""Bring a run to a tracker: ``python -m grpo_actors.trackers RUN_DIR tensorboard|wandb|trackio``.
+"""Send a run to a tracker: ``python -m grpo_actors.trackers RUN_DIR tensorboard|wandb|trackio``.
 
-The supervisor starts one such process for each of ``metrics.trackers``; by hand it serves a run that has ended.
-A process of its own, because a tracker's package may hang on a network, leak, or end its process: the learner and
-the supervisor have nothing to do with it, and the trackers nothing with each other.
+The supervisor starts one such process for each of ``metrics.trackers``; a user can start it for a run that has ended.
+It is a separate process because a tracker's package may hang on a network, leak, or end its process. So a tracker
+affects neither the learner, nor the supervisor, nor another tracker.
 
-Reads ``metrics.jsonl`` only, which is complete, so that nothing is lost however late this process comes, however
-slow the tracker is, or how often it dies. Where it stands is kept in ``trackers/NAME.json``. Knows no socket.
+The process reads only ``metrics.jsonl``, which is complete. So nothing is lost, however late the process starts,
+however slow the tracker is, and however often it dies. Its position is stored in ``trackers/NAME.json``. No socket.
 """
 
 import argparse
@@ -21,22 +21,22 @@ from grpo_actors.rundir.folder import METRICS_FILE
 if TYPE_CHECKING:
     from grpo_actors.observe.trackers.feed import Feed
 
-#: Between two looks at the file. Pages are reloaded every half minute.
+#: Seconds between two reads of the file. Trackers' pages reload every half minute.
 POLL_S = 0.5
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; imports nothing that takes time."""
+    """Build the command line; import nothing slow."""
     command = argparse.ArgumentParser(
-        prog="python -m grpo_actors.trackers", description="Bring a run, live or ended, to a tracker."
+        prog="python -m grpo_actors.trackers", description="Send a run, live or ended, to a tracker."
     )
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's output folder")
-    command.add_argument("tracker", metavar="TRACKER", help="its name, as in metrics.trackers")
+    command.add_argument("tracker", metavar="TRACKER", help="the tracker's name, as in metrics.trackers")
     return command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The process; returns its exit code."""
+    """Run the process and return its exit code."""
     stop = enter_process()
     options = parser().parse_args(arguments)
     from grpo_actors.observe.trackers import check_installed  # noqa: PLC0415
@@ -54,20 +54,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def follow(feed: "Feed", stop: StopRequest) -> None:
-    """Give the tracker what there is and what comes, until the run has ended or this process is asked to.
+    """Feed existing and new records to the tracker until the run has ended or `stop` is set.
 
-    Asked, it still gives what is in the file: the learner has ended by then, and has written its last record.
+    After `stop` is set, feed once more: by then the learner has ended and has written its last record.
     """
     while True:
-        asked = bool(stop)
+        stopping = bool(stop)
         feed.catch_up()
-        if feed.ended or asked:
+        if feed.ended or stopping:
             return
         time.sleep(POLL_S)
 
 
 def _guarded() -> int:
-    """`main`, where any failure of the tracker's package is one line; the supervisor starts the process again."""
+    """Run `main`, and turn any failure of the tracker's package into one line; the supervisor restarts the process."""
     try:
         return main()
     except GrpoActorsError:

@@ -1,1 +1,1 @@
-"""What a run tells about itself: numbered records, the files they go to, and what a person sees of them."""
+"""A run's records: their schema, the files they are written to, alarms, and the views that a person sees."""

@@ -1,7 +1,7 @@
-"""The four blocks of numbers in the view of a run, as tables of label and value.
+"""Build the four blocks of numbers in the view of a run, as tables of label and value.
 
-Each takes the `RunView` and the columns it may fill. Knows nothing of where the blocks stand
-(`grpo_actors.observe.panel`). Imports rich, hence is imported late.
+Each function takes the `RunView` and the width in columns. `grpo_actors.observe.panel` decides where the
+blocks go. This module imports rich, so it is imported late.
 """
 
 from collections.abc import Sequence
@@ -16,26 +16,32 @@ from grpo_actors.observe.view import GONE, RunView, number, numbers
 WORKERS_SHOWN = 8
 REWARDS_SHOWN = 6
 _LABEL_WIDTH = 12
-#: What stands before a curve.
+#: Columns of the number in front of a curve.
 _NUMBER_WIDTH = 12
-#: From this width on, a worker's line also has its groups.
-_ROOMY = 48
+#: From this width on, a worker's line also shows its number of groups.
+_WIDE_LINE = 48
 _STATE_STYLE = {"sampling": "green", "joined": "cyan", "waiting": "yellow", "left": "dim", "lost": "bold red"}
 
 
 def learning(view: RunView, width: int) -> Table:
-    """What the last update did to the policy."""
+    """Show what the last update did to the policy."""
     m = view.metrics
-    room = width - _LABEL_WIDTH - _NUMBER_WIDTH - 3  # three gaps
+    curve_width = width - _LABEL_WIDTH - _NUMBER_WIDTH - 3  # three gaps
     table = _block("learning")
     reward = f"{fixed(number(m, 'reward_mean'))} ± {fixed(number(m, 'reward_std'))}"
-    _row(table, "reward", _with_curve(reward, [point.reward for point in view.curve], room, "bold green"))
+    _row(
+        table,
+        "reward",
+        _with_curve(reward, [point.reward for point in view.curve], curve_width, "bold green"),
+    )
     for name, mean in list(numbers(m, "rewards").items())[:REWARDS_SHOWN]:
         _row(table, f"  {printable(name)}", fixed(mean))
     _row(
         table,
         "loss",
-        _with_curve(fixed(number(m, "loss"), 4), [point.loss for point in view.curve], room, "magenta"),
+        _with_curve(
+            fixed(number(m, "loss"), 4), [point.loss for point in view.curve], curve_width, "magenta"
+        ),
     )
     _row(table, "KL", fixed(number(m, "kl"), 4))
     _row(table, "ratio", _mean_max(fixed(number(m, "ratio_mean"), 4), fixed(number(m, "ratio_max"), 2)))
@@ -56,9 +62,9 @@ def learning(view: RunView, width: int) -> Table:
 
 
 def rollout(view: RunView, width: int) -> Table:
-    """What was sampled for it, how old it was, and how fast all went."""
+    """Show what was sampled for the last update, how stale it was, and the speed of both halves."""
     m = view.metrics
-    room = width - _LABEL_WIDTH - _NUMBER_WIDTH - 3  # three gaps
+    curve_width = width - _LABEL_WIDTH - _NUMBER_WIDTH - 3  # three gaps
     table = _block("rollout and speed")
     length = _mean_max(
         fixed(number(m, "completion_length_mean"), 0), fixed(number(m, "completion_length_max"), 0)
@@ -66,7 +72,7 @@ def rollout(view: RunView, width: int) -> Table:
     _row(
         table,
         "length",
-        _with_curve(length, [point.length for point in view.curve], room, "cyan"),
+        _with_curve(length, [point.length for point in view.curve], curve_width, "cyan"),
     )
     _row(table, "truncated", f"{share(number(m, 'truncated_share'))} of completions")
     _row(table, "zero var.", f"{share(number(m, 'zero_variance_share'))} of groups")
@@ -87,7 +93,7 @@ def rollout(view: RunView, width: int) -> Table:
 
 
 def _selection(metrics: Record | None) -> str:
-    """``3 passed over, 12 skipped``: groups and problems, as far as the run does that."""
+    """Format groups and problems left out: ``3 passed over, 12 skipped``; empty without selection or curriculum."""
     parts = []
     if metrics is not None and metrics.get("groups_passed_over") is not None:
         parts.append(f"{count(sum(numbers(metrics, 'groups_passed_over').values()))} passed over")
@@ -97,7 +103,7 @@ def _selection(metrics: Record | None) -> str:
 
 
 def _staleness(metrics: Record | None) -> list[tuple[str, Text]]:
-    """One bar a version of delay; from the fifth on they share one."""
+    """Return a label and a bar for each staleness in versions; 4 and more share one bar."""
     groups = {int(key): n for key, n in numbers(metrics, "staleness").items() if key.isdecimal() and n > 0}
     total = sum(groups.values())
     if not total:
@@ -114,7 +120,7 @@ def _staleness(metrics: Record | None) -> list[tuple[str, Text]]:
 
 
 def evaluation(view: RunView, width: int) -> Table:
-    """The newest evaluation, the best, and the way there."""
+    """Show the newest evaluation, the best one, and the curve of all."""
     table = _block("evaluation")
     last, best = view.last_eval, view.best_eval
     if last is None:
@@ -134,7 +140,7 @@ def evaluation(view: RunView, width: int) -> Table:
 
 
 def workers(view: RunView, width: int) -> Table:
-    """One line a worker, those at work first."""
+    """Show one line per worker; workers that have left or are lost come last."""
     table = _block("workers")
     ordered = sorted(view.workers.items(), key=lambda item: (item[1].get("state") in GONE, item[0]))
     for name, record in ordered[:WORKERS_SHOWN]:
@@ -142,7 +148,7 @@ def workers(view: RunView, width: int) -> Table:
         line = Text(f"{state:8}", style=_STATE_STYLE.get(state, ""))
         line.append(f" v{count(number(record, 'version'))}", style="default")
         line.append(f" {count(number(record, 'tokens_per_s'))} tok/s", style="default")
-        if width >= _ROOMY:
+        if width >= _WIDE_LINE:
             line.append(f"  {count(number(record, 'groups'))} groups", style="default")
         _row(table, printable(name)[:_LABEL_WIDTH], line)
     if not ordered:
@@ -170,12 +176,12 @@ def _block(title: str) -> Table:
 
 
 def _row(table: Table, label: str, value: str | Text) -> None:
-    # A Text, for a plain string would be read as markup.
+    # A Text, because rich would read a plain string as markup.
     table.add_row(Text(label), value if isinstance(value, Text) else Text(value))
 
 
-def _with_curve(value: str, curve: Sequence[float | None], room: int, style: str) -> Text:
-    return Text(f"{value:{_NUMBER_WIDTH}} ", style=style).append(sparkline(curve, room), style="not bold")
+def _with_curve(value: str, curve: Sequence[float | None], width: int, style: str) -> Text:
+    return Text(f"{value:{_NUMBER_WIDTH}} ", style=style).append(sparkline(curve, width), style="not bold")
 
 
 def _mean_max(mean: str, largest: str) -> str:

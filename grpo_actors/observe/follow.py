@@ -1,9 +1,9 @@
-"""A run's records in order and each once, from its files and its events socket together.
+"""Read a run's records in order, each once, from its files and its events socket together.
 
-The files are complete but must be looked at; the socket wakes but may have lost something. A record is
-whole in the file before it is published, so an event is a reason to read the file, and is itself used
-only where the file lacks it (another host, ``log_jsonl = false``). Knows no socket, only something to
-`receive` from.
+The files are complete, but must be polled. The socket wakes the reader, but may lose events. A record is
+complete in the file before it is published, so an event is a signal to read the file. The event itself
+is used only where the file lacks the record (another host, ``log_jsonl = false``). This module has no
+socket, only a `Source` to `receive` from.
 """
 
 import os
@@ -17,47 +17,47 @@ from grpo_actors.rundir.folder import COMPLETIONS_FILE, METRICS_FILE
 
 
 class Source(Protocol):
-    """Where events come from; `grpo_actors.transport.events.EventSubscriber` is one."""
+    """A source of events, such as `grpo_actors.transport.events.EventSubscriber`."""
 
     def receive(self, timeout_s: float | None) -> tuple[str, bytes] | None:
-        """The next event as (topic, bytes), or None when the time is up."""
+        """Return the next event as (topic, bytes), or None after `timeout_s`."""
         ...
 
 
 class Follower:
-    """Joins the files of `folder` and the events of `source`; either may be None.
+    """The records of one run, merged from the files of `folder` and the events of `source`; either may be None.
 
-    A resumed run numbers on from its checkpoint. Such records have a number already seen but a time
-    never seen, and are given out: numbers may fall back, with a ``start``, and then rise again.
+    A resumed run continues numbering from its checkpoint. Its records repeat numbers, but have newer
+    times, so they are returned too: numbers may fall back, at a ``start``, and then rise again.
     """
 
-    #: Records that neither came nor stand in a file, since the first one seen.
+    #: Records missing from both events and files, since the first one seen.
     lost: int = 0
-    #: Events that were no record and were dropped.
+    #: Events that were not a record and were dropped.
     malformed: int = 0
 
     def __init__(self, source: Source | None, folder: Path | None) -> None:
         self.source = source
         self._files = None if folder is None else HistoryReader(folder)
-        self._held: Record | None = None
+        self._pending: Record | None = None
         self._last_seq = 0
-        # The newest time, not the last: a clock that is set back must not make old records look new.
+        # The newest time, not the last: setting a clock back must not make old records look new.
         self._newest_time = float("-inf")
 
     def receive(self, timeout_s: float) -> Record | None:
-        """The next record, or None when there was none within `timeout_s`."""
+        """Return the next record, or None if there is none within `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while True:
-            record = self._from_files() or self._from_hand()
+            record = self._from_files() or self._from_event()
             if record is not None:
                 return record
             left_s = max(deadline - time.monotonic(), 0.0)
-            if self.source is None or not self._listen(left_s):
-                # Also without an event: the last ones before a stop may be the ones that were lost.
+            if self.source is None or not self._receive_event(left_s):
+                # Read the files even without an event: the last events before a stop may be lost.
                 return self._from_files()
 
     def close(self) -> None:
-        """Close the files; the source is the caller's."""
+        """Close the files, but not the source, which belongs to the caller."""
         if self._files is not None:
             self._files.close()
 
@@ -67,8 +67,8 @@ class Follower:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _listen(self, timeout_s: float) -> bool:
-        """Take one event into the hand; False when none came."""
+    def _receive_event(self, timeout_s: float) -> bool:
+        """Receive one event and keep it in `_pending` if it is new; False if none came."""
         assert self.source is not None
         event = self.source.receive(timeout_s)
         if event is None:
@@ -79,36 +79,36 @@ class Follower:
             self.malformed += 1
             return True
         if self._is_new(record):
-            self._held = record
+            self._pending = record
             if record["seq"] <= self._last_seq and self._files is not None:
-                self._files.rewind()  # the run was resumed: its file was cut and has grown anew
+                self._files.rewind()  # the run was resumed: its file was truncated and has grown again
         return True
 
     def _from_files(self) -> Record | None:
         while self._files is not None and (record := self._files.read()) is not None:
             if self._is_new(record):
-                return self._given_out(record)
+                return self._pass_on(record)
         return None
 
-    def _from_hand(self) -> Record | None:
-        record, self._held = self._held, None
+    def _from_event(self) -> Record | None:
+        record, self._pending = self._pending, None
         if record is None or not self._is_new(record):
             return None
         if self._last_seq:
             self.lost += max(record["seq"] - self._last_seq - 1, 0)
-        return self._given_out(record)
+        return self._pass_on(record)
 
     def _is_new(self, record: Record) -> bool:
         return bool(record["seq"] > self._last_seq or record["time"] > self._newest_time)
 
-    def _given_out(self, record: Record) -> Record:
+    def _pass_on(self, record: Record) -> Record:
         self._last_seq = record["seq"]
         self._newest_time = max(self._newest_time, record["time"])
         return record
 
 
 class HistoryReader:
-    """Reads the records of a run folder, also while they are written; samples with their texts."""
+    """A reader of the records in a run folder, also while they are written; samples come with their texts."""
 
     def __init__(self, folder: Path) -> None:
         self._metrics = _GrowingFile(folder / METRICS_FILE)
@@ -116,7 +116,7 @@ class HistoryReader:
         self._texts: Record | None = None
 
     def read(self) -> Record | None:
-        """The next whole record, or None when there is none yet."""
+        """Return the next complete record, or None if there is none yet."""
         rewinds = self._metrics.rewinds
         record = self._metrics.read()
         if self._metrics.rewinds != rewinds:
@@ -126,7 +126,7 @@ class HistoryReader:
         return self._with_texts(record)
 
     def rewind(self) -> None:
-        """Read from the first record again."""
+        """Start again from the first record."""
         self._metrics.rewind()
         self._rewind_texts()
 
@@ -140,7 +140,7 @@ class HistoryReader:
         self._texts = None
 
     def _with_texts(self, record: Record) -> Record:
-        """The same record out of completions.jsonl, which is in the same order and written first."""
+        """Return the same record from completions.jsonl, which has the same order and is written first."""
         while self._texts is None or self._texts["seq"] < record["seq"]:
             self._texts = self._completions.read()
             if self._texts is None:
@@ -149,9 +149,9 @@ class HistoryReader:
 
 
 class _GrowingFile:
-    """Whole lines of a file that may not exist yet, may grow, and may be cut and grow anew."""
+    """Complete lines of a file that may not exist yet, may grow, and may be truncated and grow again."""
 
-    #: How often reading began again because the file had been cut.
+    #: How often reading started again because the file had been truncated.
     rewinds: int = 0
 
     def __init__(self, path: Path) -> None:
@@ -159,16 +159,16 @@ class _GrowingFile:
         self._file: BinaryIO | None = None
         self._offset = 0
         self._last_line = b""
-        # Only then is there a pause in which the file may be cut.
+        # The file may be truncated only during a pause, which begins at its end.
         self._was_at_end = False
 
     def read(self) -> Record | None:
-        """The next record; lines that are none are passed over."""
+        """Return the next record; skip lines that are not a record."""
         if self._file is None:
             if not self._path.exists():
                 return None
             self._file = self._path.open("rb")
-        if self._was_at_end and not self._is_the_same(self._file):
+        if self._was_at_end and not self._is_unchanged(self._file):
             self.rewind()
         while (line := self._file.readline()).endswith(b"\n"):
             self._was_at_end = False
@@ -194,12 +194,12 @@ class _GrowingFile:
             self._file.close()
             self._file = None
 
-    def _is_the_same(self, file: BinaryIO) -> bool:
-        """Whether the line read last still stands where it stood; leaves `file` behind it.
+    def _is_unchanged(self, file: BinaryIO) -> bool:
+        """Return whether the last line read is still where it was; leaves `file` positioned after it.
 
-        Its size alone tells nothing: the file may have been cut and have grown longer than before.
+        The file's size alone is not enough: it may have been truncated and have grown longer than before.
         """
         size = len(self._last_line)
         file.seek(self._offset)
-        # Past the reader's buffer, which may hold what stood there before.
+        # `pread` bypasses the reader's buffer, which may hold the former bytes.
         return os.pread(file.fileno(), size, self._offset - size) == self._last_line

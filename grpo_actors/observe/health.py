@@ -1,7 +1,7 @@
-"""Alarms: which rules have begun to hold, told once.
+"""Raise an alarm once when a rule begins to hold.
 
-Pure: `Health` is given the metrics of one update after another. An alarm is told when it starts, and again
-only after it had ended. The memory is bounded, and empty after a resume. The rules are `symptoms`.
+Pure: `Health` takes the metrics of one update after another. An alarm is raised when it starts, and again
+only after it has ended. Its memory is bounded, and empty after a resume. The rules are in `symptoms`.
 """
 
 from collections import deque
@@ -12,24 +12,24 @@ from grpo_actors.observe.symptoms import CONFIRMING_UPDATES, RULES, Memory, Metr
 
 
 class Alarm(NamedTuple):
-    """One rule that has begun to hold."""
+    """An alarm that has just started: the rule's name and one line of text."""
 
     name: str
     text: str
 
 
 class Health:
-    """The rules on one run."""
+    """The alarm state of one run."""
 
     def __init__(self, config: Config) -> None:
-        """`config`: of the run, with `reward.functions` resolved."""
-        # One more than a rule waits for: a count, such as that of skipped steps, is compared with the one before.
+        """Start with no alarms; `config` is the run's, with `reward.functions` resolved."""
+        # One more than a rule waits for: a running count, such as skipped steps, is compared with an earlier one.
         longest = max(config.health.patience_updates, CONFIRMING_UPDATES) + 1
         self._memory = Memory(config, deque(maxlen=longest), [])
         self._raised: set[str] = set()
 
     def heed(self, metrics: Metrics) -> list[Alarm]:
-        """Take in one update; returns the alarms that start with it."""
+        """Add the metrics of one update and return the alarms that start with it."""
         memory = self._memory
         memory.updates.append(metrics)
         if len(memory.first_lengths) < memory.config.health.patience_updates:

@@ -1,7 +1,7 @@
-"""The whole view of a run on a terminal: a `RunView` becomes rich renderables that fit width and height.
+"""Draw the whole view of a run on a terminal: turn a `RunView` into rich renderables that fit width and height.
 
-Numbers come first, completions take the lines that are left. Knows no record stream and no clock of
-its own: `now` is given. Imports rich, hence is imported late.
+Numbers come first; completions take the lines that are left. This module reads no records and no clock:
+`now` is an argument. It imports rich, so it is imported late.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from grpo_actors.observe.records import Record
 from grpo_actors.observe.text import count, duration, fixed, pace, printable, progress, stop_line
 from grpo_actors.observe.view import RunView, number
 
-#: From this many columns on, three blocks stand side by side.
+#: From this many columns on, blocks are placed three in a row.
 WIDE = 110
-#: From this many lines on, the parts stand apart.
+#: From this many lines on, blank lines separate the parts.
 TALL = 32
-#: Silence after which the header says how long it has lasted.
+#: Seconds without a record after which the header shows the length of the silence.
 SILENCE_S = 10.0
 
 
 def panel(view: RunView, width: int, height: int, now: float) -> RenderableType:
-    """The view, at most `height` lines; `now` in Unix seconds."""
+    """Draw the view in at most `height` lines; `now` in Unix seconds."""
     columns = 3 if width >= WIDE else 2
     block_width = width // columns - 1
     blocks = [block(view, block_width) for block in (learning, rollout, evaluation, workers)]
@@ -34,13 +34,13 @@ def panel(view: RunView, width: int, height: int, now: float) -> RenderableType:
     gap = [Text()] if height >= TALL else []
     parts += gap
     if columns == 3:
-        parts.append(_beside(blocks[0], blocks[1], Group(blocks[2], Text(), blocks[3])))
+        parts.append(_side_by_side(blocks[0], blocks[1], Group(blocks[2], Text(), blocks[3])))
     else:
-        parts += [_beside(blocks[0], blocks[1]), *gap, _beside(blocks[2], blocks[3])]
+        parts += [_side_by_side(blocks[0], blocks[1]), *gap, _side_by_side(blocks[2], blocks[3])]
     parts += gap
-    room = height - _lines(Group(*parts), width)
-    if view.sample is not None and room >= 3:
-        parts.append(_sample(view.sample, width, room))
+    lines_left = height - _lines(Group(*parts), width)
+    if view.sample is not None and lines_left >= 3:
+        parts.append(_sample(view.sample, width, lines_left))
     return Group(*parts)
 
 
@@ -50,7 +50,7 @@ def _lines(renderable: RenderableType, width: int) -> int:
 
 
 def _header(view: RunView, width: int, now: float) -> RenderableType:
-    """Who and how far: two lines."""
+    """Draw two lines: which run and its state, then its progress."""
     start = view.start or {}
     names = [printable(start[key]) for key in ("run_name", "model_name") if start.get(key)]
     policy = number(view.policy, "version")
@@ -83,7 +83,7 @@ def _state(view: RunView, now: float) -> Text:
 
 
 def _notes(view: RunView) -> list[RenderableType]:
-    """Alarms, each on one line; the two newest."""
+    """Draw the two newest alarms, one line each."""
     return [
         Text(
             f"! {printable(alarm.get('name'))}: {printable(alarm.get('text'))}",
@@ -95,8 +95,8 @@ def _notes(view: RunView) -> list[RenderableType]:
     ]
 
 
-def _sample(sample: Record, width: int, room: int) -> RenderableType:
-    """Prompt, true answer and as many completions as `room` lines hold, the best and the worst first."""
+def _sample(sample: Record, width: int, height: int) -> RenderableType:
+    """Draw prompt, true answer and the best and worst completions that fit in `height` lines."""
     completions = [one for one in sample["completions"] if isinstance(one, dict)]
     ranked = sorted(completions, key=lambda one: -(number(one, "reward") or 0.0))
     lines: list[RenderableType] = [
@@ -104,11 +104,13 @@ def _sample(sample: Record, width: int, room: int) -> RenderableType:
     ]
     prompt = Text("? ", style="bold").append(printable(sample.get("prompt")), style="not bold")
     prompt.append(f"  = {printable(sample.get('answer'))}", style="bold cyan")
-    # Two lines each at most: the start says what is tried, more would hide the next one.
-    each = 1 if room < 10 else 2
-    lines.append(_cut(prompt, width, each))
-    left = room - 1 - _lines(lines[-1], width)
-    lines += [_cut(_completion(one), width, each) for one in _from_both_ends(ranked, left // each)]
+    # At most two lines each: the start shows the approach, and more would push out the next one.
+    lines_each = 1 if height < 10 else 2
+    lines.append(_cut(prompt, width, lines_each))
+    left = height - 1 - _lines(lines[-1], width)
+    lines += [
+        _cut(_completion(one), width, lines_each) for one in _from_both_ends(ranked, left // lines_each)
+    ]
     return Group(*lines)
 
 
@@ -119,23 +121,23 @@ def _completion(one: Record) -> Text:
     return line.append(" [cut]", style="yellow") if one.get("truncated") is True else line
 
 
-def _from_both_ends(ranked: Sequence[Record], places: int) -> list[Record]:
-    """`places` of the ranked ones: the upper half from the top, the lower from the bottom, still in order."""
-    if places >= len(ranked):
+def _from_both_ends(ranked: Sequence[Record], kept: int) -> list[Record]:
+    """Return `kept` of the ranked records, half from the top and half from the bottom, still in order."""
+    if kept >= len(ranked):
         return list(ranked)
-    bottom = places // 2
-    return [*ranked[: places - bottom], *ranked[len(ranked) - bottom :]]
+    bottom = kept // 2
+    return [*ranked[: kept - bottom], *ranked[len(ranked) - bottom :]]
 
 
 def _cut(text: Text, width: int, lines: int) -> Text:
-    """`text` without what would not fit into so many lines."""
+    """Return `text`, cut so that it fits in `lines` lines of `width` columns."""
     cut = text.copy()
-    # Lines break between words, so the first one is a little shorter than `width`.
+    # Lines break between words, so a line is often a little shorter than `width`.
     cut.truncate(width * lines - (width // 8 if lines > 1 else 0), overflow="ellipsis")
     return cut
 
 
-def _beside(*blocks: RenderableType) -> Table:
+def _side_by_side(*blocks: RenderableType) -> Table:
     row = Table.grid(expand=True, padding=(0, 1))
     for _ in blocks:
         row.add_column(ratio=1)

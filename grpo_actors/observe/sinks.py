@@ -1,9 +1,9 @@
-"""Where records go: numbered, to two files of the run folder, then to whoever listens.
+"""Number records, write them to two files of the run folder, then publish them.
 
-``metrics.jsonl`` holds every record, one a line, numbered without a gap. Of a ``sample`` it holds only
-update and problem; the texts stand in ``completions.jsonl`` under the same number, so that the metrics
-stay small. A record is whole in the file before it is published: a reader who missed an event finds
-it there. Knows no socket: to publish is a function given by the caller.
+``metrics.jsonl`` holds every record, one per line, numbered without a gap. Of a ``sample`` it holds only
+update and problem; the texts are in ``completions.jsonl`` under the same number, so that the metrics
+stay small. A record is complete in the file before it is published: a reader that missed an event finds
+it there. This module has no socket: the caller passes a function that publishes.
 """
 
 import functools
@@ -17,19 +17,19 @@ from grpo_actors.errors import ProtocolError, RunError
 from grpo_actors.observe.records import Record, decode, encode, make_record
 from grpo_actors.rundir.folder import COMPLETIONS_FILE, METRICS_FILE
 
-#: Takes a topic and an encoded record; must not block.
+#: A function that takes a topic and an encoded record; it must not block.
 Publish = Callable[[str, bytes], object]
 
 
 class Journal:
-    """Numbers records, writes them, publishes them; belongs to one thread of one process.
+    """The writer of a run's records: numbers, writes and publishes them; belongs to one thread of one process.
 
-    A checkpoint stores `seq`; a resumed run opens with it and what was written later is cut off, so
-    that both files tell one story. The lock on the run folder is the caller's.
+    A checkpoint stores `seq`. A resumed run opens the journal with it, and what was written later is cut
+    off, so that checkpoint and files agree. The caller holds the lock on the run folder.
     """
 
-    #: Records up to the `seq` opened with that the file does not have, for example because
-    #: ``log_jsonl`` was off for a while. Nothing can bring them back; the caller may say so.
+    #: Records up to the initial `seq` that the file lacks, for example because ``log_jsonl`` was off for a
+    #: while. They cannot be recovered; the caller may log it.
     missing: int = 0
 
     def __init__(
@@ -41,9 +41,9 @@ class Journal:
         publish: Publish | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Open the files of `folder` after record `seq` (0: empty them).
+        """Open the files of `folder` to continue after record `seq` (0: empty them).
 
-        Without `log_jsonl` no file is touched: records are numbered and published only.
+        Without `log_jsonl` no file is touched: records are only numbered and published.
         """
         self._seq = seq
         self._publish = publish
@@ -51,7 +51,7 @@ class Journal:
         self._metrics: LineFile | None = None
         self._completions: LineFile | None = None
         if log_jsonl:
-            keeps = functools.partial(_is_told, last_seq=seq)
+            keeps = functools.partial(_is_up_to, last_seq=seq)
             self._metrics = LineFile(folder / METRICS_FILE, keeps, switch="metrics.log_jsonl")
             try:
                 self._completions = LineFile(folder / COMPLETIONS_FILE, keeps, switch="metrics.log_jsonl")
@@ -62,14 +62,14 @@ class Journal:
 
     @property
     def seq(self) -> int:
-        """Number of the last record; what a checkpoint stores."""
+        """The number of the last record; a checkpoint stores it."""
         return self._seq
 
     def append(self, topic: str, fields: Mapping[str, Any]) -> Record:
         """Number, write and publish one record, and return it.
 
-        A `RunError` (disk full) leaves files and numbering as before the call and publishes nothing:
-        the call may be repeated once there is room.
+        A `RunError` (disk full) leaves files and numbering unchanged and publishes nothing: the call may be
+        repeated once there is free space.
         """
         record = make_record(self._seq + 1, self._clock(), topic, fields)
         line = encode(record)
@@ -80,7 +80,7 @@ class Journal:
         return record
 
     def sync(self) -> None:
-        """Return once all records are on the disk itself: before a checkpoint that names `seq`."""
+        """Return once all records are on disk; call it before writing a checkpoint that stores `seq`."""
         for file in self._files():
             file.sync()
 
@@ -104,7 +104,7 @@ class Journal:
         if record["topic"] != "sample":
             self._metrics.write(line)
             return
-        # Texts first: whoever reads the number in metrics.jsonl finds the texts already there.
+        # Texts first: a reader that sees the number in metrics.jsonl finds the texts already there.
         before = self._completions.size
         self._completions.write(line)
         try:
@@ -117,35 +117,35 @@ class Journal:
 
 
 class LineFile:
-    """An append-only file of JSON lines that never shows a torn line for longer than a write takes."""
+    """An append-only file of JSON lines that shows a torn line only while a write is in progress."""
 
     def __init__(self, path: Path, keeps: Callable[[bytes], bool], *, switch: str = "") -> None:
-        """Open, and cut off what a run that goes on from a checkpoint will tell again.
+        """Open the file and cut off the lines that a resumed process will write again.
 
         Args:
-            path: Created where there is none.
-            keeps: Whether a line belongs to what the checkpoint knows; the first that does not, or a torn
-                one, is cut off with all after it. `ProtocolError`: the line is none of this file's.
-            switch: The setting that does without the file, if there is one.
+            path: The file; created if it does not exist.
+            keeps: Return whether to keep a line. The first line that is not kept, or is torn, is cut off
+                together with all lines after it. `ProtocolError`: the line does not belong in this file.
+            switch: The setting that turns the file off, if there is one.
         """
         self.path = path
         self._switch = switch
         try:
             path.touch()
-            #: Lines that were kept, and the file's bytes.
-            self.kept, self.size = _head(path, keeps)
+            #: Number of lines kept, and the file's size in bytes.
+            self.kept, self.size = _kept_head(path, keeps)
             os.truncate(path, self.size)
-            # Unbuffered: a buffer would keep what a full disk refused and write it twice, later.
+            # Unbuffered: a buffer would keep what a full disk rejected, and write it again later.
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise self._failure("cannot be opened", error) from error
 
     def write(self, *lines: bytes) -> None:
-        """Append lines, all of them whole or none at all."""
+        """Append lines, either all of them or none."""
         data = b"".join(line + b"\n" for line in lines)
         rest = memoryview(data)
         try:
-            while rest:  # a file system that is nearly full writes a part first
+            while rest:  # a nearly full file system may write only a part
                 rest = rest[self._file.write(rest) or 0 :]
         except OSError as error:
             self.cut(self.size)
@@ -153,12 +153,12 @@ class LineFile:
         self.size += len(data)
 
     def cut(self, size: int) -> None:
-        """Shorten to `size` bytes; needs no room on the disk."""
+        """Truncate the file to `size` bytes; needs no free disk space."""
         self._file.truncate(size)
         self.size = size
 
     def sync(self) -> None:
-        """Return once all lines are on the disk itself."""
+        """Return once all lines are on disk."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -175,16 +175,16 @@ class LineFile:
         )
 
 
-def _is_told(line: bytes, *, last_seq: int) -> bool:
-    """Whether the record is one of the first `last_seq`."""
+def _is_up_to(line: bytes, *, last_seq: int) -> bool:
+    """Return whether the record's number is at most `last_seq`."""
     return bool(decode(line)["seq"] <= last_seq)
 
 
-def _head(path: Path, keeps: Callable[[bytes], bool]) -> tuple[int, int]:
-    """How many lines at the head of the file are kept, and their bytes.
+def _kept_head(path: Path, keeps: Callable[[bytes], bool]) -> tuple[int, int]:
+    """Return how many lines at the head of the file to keep, and their size in bytes.
 
-    A line without its newline was torn by a kill. A whole line that is none of ours was put there by
-    someone else, and is not ours to cut: `RunError`.
+    A line without its newline was torn by a kill. A complete line that is not a record was put there by
+    someone else and must not be deleted: `RunError`.
     """
     kept = size = 0
     with path.open("rb") as file:

@@ -1,8 +1,8 @@
-"""What the supervisor shows of its run: a progress bar and a status line, or plain lines for a log.
+"""Show the supervisor's run: a progress bar and a status line, or plain lines for a log.
 
-On a terminal the bar and the line are redrawn in place, and what deserves to stay (evaluations, alarms,
-warnings, the end) is printed above them. Elsewhere: the same lines, and the status line at most every
-`PLAIN_PERIOD_S` seconds. Knows no socket and starts no thread.
+On a terminal the bar and the line are redrawn in place, and permanent lines (evaluations, alarms,
+warnings, the end) are printed above them. Elsewhere the same lines are printed, with the status line at
+most every `PLAIN_PERIOD_S` seconds. This module has no socket and starts no thread.
 """
 
 import sys
@@ -17,14 +17,14 @@ from grpo_actors.observe.view import RunView
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-#: A log is read later: a line every few seconds tells all.
+#: Least seconds between status lines in a log, which is read later.
 PLAIN_PERIOD_S = 5.0
-#: A screen is read now, and not faster than this.
+#: Least seconds between redraws of a terminal; nobody reads faster.
 REDRAW_PERIOD_S = 0.1
 
 
 class StatusLine:
-    """Feed it every record with `show`; it decides what is worth showing where it shows it."""
+    """The supervisor's display: pass every record to `show`, which decides what to print and when."""
 
     def __init__(
         self,
@@ -34,9 +34,13 @@ class StatusLine:
         every_updates: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`total_updates`: planned ones, until a record says otherwise. `stream`: stderr if not given.
+        """Open the display.
 
-        `every_updates`: the status is shown at multiples of it, and at the last update.
+        Args:
+            total_updates: Planned updates, until a record says otherwise; None: unknown.
+            stream: The output; None: stderr.
+            every_updates: Show the status at multiples of it, and at the last update.
+            clock: Seconds; tests replace it.
         """
         self._every_updates = every_updates
         self._stream = stream or sys.stderr
@@ -46,7 +50,7 @@ class StatusLine:
         self._screen = _Screen(self._stream) if self._stream.isatty() else None
 
     def show(self, record: Record) -> None:
-        """Take in one record."""
+        """Update the state with one record, and print or redraw where it is time to."""
         self._view = self._view.apply(record)
         note = permanent_note(record)
         if note is not None:
@@ -55,7 +59,7 @@ class StatusLine:
             self._show_status()
 
     def close(self) -> None:
-        """Leave the last state standing; may be called twice."""
+        """Close the display and leave its last state visible; may be called twice."""
         if self._screen is not None:
             if self._view.metrics is not None:
                 self._screen.draw(self._view)
@@ -83,15 +87,15 @@ class StatusLine:
             print(status_line(self._view), file=self._stream, flush=True)
 
     def say(self, text: str, style: str = "") -> None:
-        """A line that stays: above the redrawn part, or after the lines before."""
+        """Print a permanent line: above the redrawn part, or after the previous lines."""
         if self._screen is not None:
             self._screen.print(text, style)
         else:
             print(text, file=self._stream, flush=True)
 
 
-def permanent_note(record: Record) -> tuple[str, str] | None:  # noqa: PLR0911 - one a topic
-    """The line that a record leaves behind, with its style; None for what is only passing."""
+def permanent_note(record: Record) -> tuple[str, str] | None:  # noqa: PLR0911 - one per topic
+    """Return the permanent line for a record, with its style; None if it has none."""
     match record["topic"]:
         case "eval":
             return eval_line(record), "green" if record.get("best") is True else "cyan"
@@ -100,7 +104,7 @@ def permanent_note(record: Record) -> tuple[str, str] | None:  # noqa: PLR0911 -
         case "log" if record.get("level") not in ("debug", None):
             level, text = printable(record["level"]), printable(record.get("text"))
             return (text, "dim") if level == "info" else (f"{level}: {text}", "yellow")
-        # With each update comes every worker's state; only the change has a reason.
+        # Every update repeats every worker's state; only a change has a "why".
         case "worker" if record.get("state") == "lost" and "why" in record:
             return f"worker {printable(record.get('worker'))} lost: {printable(record['why'])}", "yellow"
         case "headcount":
@@ -111,14 +115,14 @@ def permanent_note(record: Record) -> tuple[str, str] | None:  # noqa: PLR0911 -
 
 
 class _Screen:
-    """The redrawn part, by rich; imported here because it costs a tenth of a second."""
+    """The redrawn part of a terminal. rich is imported here because that costs a tenth of a second."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console  # noqa: PLC0415
         from rich.live import Live  # noqa: PLC0415
 
         self._console = Console(file=stream, highlight=False)
-        # No thread of its own: the supervisor spawns processes.
+        # No refresh thread: the supervisor spawns processes.
         self._live = Live(
             console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
@@ -135,7 +139,7 @@ class _Screen:
 
 
 def _bar_and_line(view: RunView, width: int) -> "RenderableType":
-    """Two lines: bar and time left; status."""
+    """Build two lines: the bar with the time left, then the status line."""
     from rich.console import Group  # noqa: PLC0415
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -144,8 +148,8 @@ def _bar_and_line(view: RunView, width: int) -> "RenderableType":
     line = Text(status_line(view, width=width), no_wrap=True, overflow="ellipsis")
     if view.total_updates is None:
         return line
-    beside = f"{100 * view.update / view.total_updates:3.0f} %  {duration(view.remaining_s)} left"
-    bar = ProgressBar(total=view.total_updates, completed=view.update, width=max(width - len(beside) - 2, 10))
+    label = f"{100 * view.update / view.total_updates:3.0f} %  {duration(view.remaining_s)} left"
+    bar = ProgressBar(total=view.total_updates, completed=view.update, width=max(width - len(label) - 2, 10))
     row = Table.grid(padding=(0, 1))
-    row.add_row(bar, Text(beside, style="bold"))
+    row.add_row(bar, Text(label, style="bold"))
     return Group(row, line)

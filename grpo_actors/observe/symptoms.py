@@ -1,7 +1,7 @@
-"""The signs that something is wrong with a run: from what was measured to one line with the likely cause.
+"""Define the alarm rules: from a run's metrics to one line with the likely cause.
 
-Each rule is a pure function of `Memory`: the fact with its number, the threshold's name, the likely cause,
-what to do; None while it does not hold. To add a rule: one function and one row in `RULES`.
+Each rule is a pure function of `Memory`. It returns the fact with its number, the threshold's name, the
+likely cause and what to do; None while it does not hold. To add a rule: one function and one row in `RULES`.
 """
 
 import math
@@ -14,67 +14,67 @@ from grpo_actors.config import Config
 
 Metrics = Mapping[str, Any]
 
-#: A single update may be extreme by one odd token; so many in a row are not.
+#: Updates in a row that confirm an extreme value; in a single update one odd token may cause it.
 CONFIRMING_UPDATES = 3
-#: Built-in rewards that ask for an answer in its tags, right or wrong.
+#: Built-in rewards that check only the tags around an answer, right or wrong.
 FORMAT_REWARDS = ("strict_format", "soft_format", "xml_count", "integer")
 
 
 @dataclass(slots=True)
 class Memory:
-    """What the rules look at."""
+    """The input of the rules: settings and recent metrics."""
 
-    #: Of the run, with `reward.functions` resolved.
+    #: The run's settings, with `reward.functions` resolved.
     config: Config
-    #: The newest updates; `Health` bounds their number.
+    #: Metrics of the newest updates; `Health` bounds their number.
     updates: deque[Metrics]
-    #: Mean completion length of each of the first `patience_updates` updates, tokens.
+    #: Mean completion length, in tokens, of each of the first `patience_updates` updates.
     first_lengths: list[float]
 
     @property
     def last(self) -> Metrics:
-        """The update that has just been done."""
+        """The metrics of the newest update."""
         return self.updates[-1]
 
     def held(self, count: int, holds: Callable[[Metrics], bool]) -> bool:
-        """Whether there were `count` updates, and `holds` said yes to each of the last."""
+        """Return whether there are `count` updates and `holds` is true for each of the last `count`."""
         newest = list(self.updates)[-count:]
         return len(newest) == count and all(map(holds, newest))
 
     def held_long(self, holds: Callable[[Metrics], bool]) -> bool:
-        """The same for `patience_updates`."""
+        """Return the same for the last `patience_updates` updates."""
         return self.held(self.config.health.patience_updates, holds)
 
     @property
     def trained(self) -> list[Metrics]:
-        """Of the updates those in which a token trained: in the others nothing of the loss was measured."""
+        """The updates in which at least one token trained; the others have no loss metrics."""
         return [update for update in self.updates if _trained(update)]
 
     @property
     def for_long(self) -> str:
-        """How an alarm says that it has waited."""
+        """The words in an alarm for how long it has held."""
         return f"for {self.config.health.patience_updates} updates (health.patience_updates)"
 
 
 def reward_is_zero(memory: Memory) -> str | None:
-    """Nothing was worth anything for long: there is nothing to learn from."""
-    if not memory.held_long(_is_worth_nothing):
+    """Check for rewards that are all 0 for long: there is nothing to learn from."""
+    if not memory.held_long(_has_no_reward):
         return None
     fact = "the reward is 0" if memory.last["reward_mean"] == 0 else "no completion has a valid reward"
-    return f"{fact} {memory.for_long}: {_why_nothing(memory)}"
+    return f"{fact} {memory.for_long}: {_why_no_reward(memory)}"
 
 
 def no_variance(memory: Memory) -> str | None:
-    """The completions of each problem were worth the same for long: every advantage is 0."""
+    """Check whether the completions of each problem have had equal rewards for long: every advantage is 0."""
     if reward_is_zero(memory) or not memory.held_long(lambda m: value(m, "zero_variance_share") == 1):
         return None
     reward = value(memory.last, "reward_mean")
     best = sum(weight for weight in memory.config.reward.functions.values() if weight > 0)
     fact = f"all completions of a problem are worth the same {memory.for_long}, mean reward {reward:.3g}"
     if abs(reward - best) <= 0.05 * best:
-        return f"{fact}: the problems are solved every time; pose harder ones, or end here"
-    in_vain = "others were sampled in vain (selection.refill_limit); pose other problems"
-    cure = in_vain if memory.config.selection.dynamic_sampling else "set selection.dynamic_sampling = true"
+        return f"{fact}: the problems are solved every time; use harder ones, or stop here"
+    limit_hit = "sampling other problems did not help (selection.refill_limit); use other problems"
+    cure = limit_hit if memory.config.selection.dynamic_sampling else "set selection.dynamic_sampling = true"
     return (
         f"{fact}: the problems are too easy or too hard, or the samples are all alike; "
         f"{cure}, or raise rollout.temperature"
@@ -82,7 +82,7 @@ def no_variance(memory: Memory) -> str | None:
 
 
 def gradient_is_zero(memory: Memory) -> str | None:
-    """There are advantages, and yet no gradient."""
+    """Check for a gradient of 0 although there are advantages."""
     held = memory.held(
         CONFIRMING_UPDATES,
         lambda m: value(m, "grad_norm") == 0 and value(m, "zero_variance_share") < 1,
@@ -98,22 +98,22 @@ def gradient_is_zero(memory: Memory) -> str | None:
     clipped = value(memory.last, "clip_share")
     if clipped > 0.5:
         return f"{fact}: {clipped:.0%} of the tokens are clipped; raise objective.clip_eps"
-    return f"{fact}: nothing that trains reaches the loss; look at model.lora_keys and model.lora_layers"
+    return f"{fact}: no trainable weight takes part in the loss; check model.lora_keys and model.lora_layers"
 
 
 def kl_explodes(memory: Memory) -> str | None:
-    """The policy has left its reference."""
+    """Check whether the policy is far from its reference."""
     limit = memory.config.health.max_kl
     if not memory.held(CONFIRMING_UPDATES, lambda m: value(m, "kl") > limit):
         return None
     return (
         f"KL to the reference is {value(memory.last, 'kl'):.3g} nats a token (health.max_kl = {limit:g}): "
-        "the policy runs away; lower learner.learning_rate, or raise objective.kl_coeff"
+        "the policy moves too far; lower learner.learning_rate, or raise objective.kl_coeff"
     )
 
 
 def ratio_explodes(memory: Memory) -> str | None:
-    """The policy that trains is far from the one that sampled."""
+    """Check whether the trained policy is far from the one that sampled."""
     limit = memory.config.health.max_ratio
     if not memory.held(CONFIRMING_UPDATES, lambda m: value(m, "ratio_max") > limit):
         return None
@@ -125,7 +125,7 @@ def ratio_explodes(memory: Memory) -> str | None:
 
 
 def workers_disagree(memory: Memory) -> str | None:
-    """Worker and learner give the same tokens other probabilities."""
+    """Check whether worker and learner give the same tokens different probabilities."""
     health = memory.config.health
     limits = (("logprob_gap_mean", health.max_logprob_gap), ("mismatch_kl", health.max_mismatch_kl))
     newest = memory.trained[-CONFIRMING_UPDATES:]
@@ -143,10 +143,10 @@ def workers_disagree(memory: Memory) -> str | None:
 
 
 def entropy_collapses(memory: Memory) -> str | None:
-    """The policy has stopped exploring."""
+    """Check whether the policy has stopped exploring."""
     limit = memory.config.health.min_entropy
     trained = memory.trained
-    # Where nearly all samples are the same, many updates have no advantage, and measure nothing: that refutes nothing.
+    # If nearly all samples are equal, many updates have no advantage and measure no entropy. These count as collapsed.
     collapsed = memory.held_long(lambda m: not _trained(m) or value(m, "entropy") < limit)
     if not collapsed or len(trained) < CONFIRMING_UPDATES:
         return None
@@ -158,7 +158,7 @@ def entropy_collapses(memory: Memory) -> str | None:
 
 
 def length_runs_away(memory: Memory) -> str | None:
-    """Completions have become much longer than they were."""
+    """Check whether completions have become much longer than at first."""
     patience, growth = memory.config.health.patience_updates, memory.config.health.max_length_growth
     first = sum(memory.first_lengths) / len(memory.first_lengths)
     if not memory.held_long(lambda m: value(m, "completion_length_mean") > growth * first):
@@ -166,13 +166,13 @@ def length_runs_away(memory: Memory) -> str | None:
     now = value(memory.last, "completion_length_mean")
     return (
         f"completions have {now:.0f} tokens, at first {first:.0f} (health.max_length_growth = {growth:g}, for "
-        f"{patience} updates): length pays, or the end token is forgotten; try objective.aggregation = "
+        f"{patience} updates): length is rewarded, or the end token is unlearned; try objective.aggregation = "
         '"dr_grpo", objective.overlong_tokens, or a reward for brevity'
     )
 
 
 def too_many_truncated(memory: Memory) -> str | None:
-    """Most completions never come to an end."""
+    """Check whether most completions are truncated."""
     limit = memory.config.health.max_truncated_share
     if reward_is_zero(memory) or not memory.held_long(lambda m: value(m, "truncated_share") > limit):
         return None
@@ -184,7 +184,7 @@ def too_many_truncated(memory: Memory) -> str | None:
 
 
 def always_stale(memory: Memory) -> str | None:
-    """All groups wait as long as they may. With a bound of 1 that is what sampling ahead means."""
+    """Check whether all groups are as old as allowed. A bound of 1 is exempt: sampling ahead makes that normal."""
     bound = memory.config.rollout.max_staleness
     if bound < 2 or not memory.held_long(lambda m: list(m.get("staleness", {})) == [str(bound)]):
         return None
@@ -202,7 +202,7 @@ def always_stale(memory: Memory) -> str | None:
 
 
 def learning_rate_is_zero(memory: Memory) -> str | None:
-    """Steps are taken and change nothing."""
+    """Check for steps with a learning rate of 0, which change nothing."""
     if not memory.held(CONFIRMING_UPDATES, lambda m: value(m, "learning_rate") == 0):
         return None
     return (
@@ -212,7 +212,7 @@ def learning_rate_is_zero(memory: Memory) -> str | None:
 
 
 def steps_are_skipped(memory: Memory) -> str | None:
-    """Steps without a finite gradient, which leave the weights as they were."""
+    """Check for steps without a finite gradient, which leave the weights unchanged."""
     limit, patience = memory.config.health.max_skipped_steps, memory.config.health.patience_updates
     counts = [value(metrics, "skipped_steps") for metrics in memory.updates][-patience - 1 :]
     skipped = counts[-1] - counts[0]
@@ -225,7 +225,7 @@ def steps_are_skipped(memory: Memory) -> str | None:
     )
 
 
-#: Alarm -> its rule. In this order they are told.
+#: Alarm -> its rule, in the order in which alarms are reported.
 RULES: Mapping[str, Callable[[Memory], str | None]] = {
     "reward is zero": reward_is_zero,
     "no variance": no_variance,
@@ -242,28 +242,28 @@ RULES: Mapping[str, Callable[[Memory], str | None]] = {
 }
 
 
-# --- what they share ------------------------------------------------------------------------------
+# --- shared by the rules --------------------------------------------------------------------------
 
 
 def value(metrics: Metrics, key: str) -> float:
-    """The number at `key`, NaN where there is none: then every comparison says no."""
+    """Return the number at `key`, or NaN if there is none, so that every comparison is false."""
     measured = metrics.get(key)
     return float(measured) if isinstance(measured, int | float) else math.nan
 
 
-def _is_worth_nothing(metrics: Metrics) -> bool:
-    """All completions have the reward 0, or none has a valid one (the mean of none is None)."""
+def _has_no_reward(metrics: Metrics) -> bool:
+    """Return whether all completions have the reward 0, or none has a valid reward (then the mean is None)."""
     mean = metrics.get("reward_mean", math.nan)
     return mean is None or (mean == 0 and value(metrics, "reward_std") == 0)
 
 
 def _trained(metrics: Metrics) -> bool:
-    """Whether the loss had a token: without one nothing of it was measured."""
+    """Return whether the loss had a token; without one it has no metrics."""
     return value(metrics, "ratio_mean") > 0
 
 
-def _why_nothing(memory: Memory) -> str:
-    """The likely cause of rewards that are 0, the most certain one first."""
+def _why_no_reward(memory: Memory) -> str:
+    """Return the likely cause of rewards of 0; the most certain cause is tested first."""
     last, config = memory.last, memory.config
     if last["reward_mean"] is None:
         return (
@@ -283,7 +283,7 @@ def _why_nothing(memory: Memory) -> str:
     if formats:
         return (
             f"no answer tag is found ({', '.join(formats)} = 0 as well); ask for the format in data.system_prompt, "
-            "show it with data.num_shots, or start from a model that knows it"
+            "show it with data.num_shots, or start from a model that can write it"
         )
     return (
         f"every completion gets 0 from {', '.join(means)}: the problems are too hard, or answers are not "
@@ -292,17 +292,17 @@ def _why_nothing(memory: Memory) -> str:
 
 
 def _why_disagree(memory: Memory) -> str:
-    """The likely cause of log-probs that differ."""
+    """Return the likely cause of log-probs that differ."""
     rollout, model = memory.config.rollout, memory.config.model
     if model.fine_tune_type != "full" and model.lora_dropout and memory.config.objective.ratio == "recorded":
         return (
-            'only the learner\'s see dropout; set model.lora_dropout = 0, or objective.ratio = "recomputed"'
+            'only the learner applies dropout; set model.lora_dropout = 0, or objective.ratio = "recomputed"'
         )
     if rollout.quantize_for_rollouts:
         return "the workers quantise; raise rollout.rollout_bits, or set quantize_for_rollouts = false"
     if any(lag != "0" for lag in memory.last.get("staleness", {})):
         return "the policy moves far between sampling and training; lower learner.learning_rate or rollout.max_staleness"
     return (
-        "the same weights compute otherwise there, or a replay has parted from the recorded policy; "
+        "the workers compute differently with the same weights, or a replay has left the recorded policy; "
         'try model.dtype = "float32", top_p = 1, top_k = 0 and min_p = 0'
     )

@@ -1,4 +1,4 @@
-"""Numbers and foreign text as a person reads them in a terminal; plain strings, no colours."""
+"""Format numbers and untrusted text for a terminal, as plain strings without colours."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,13 +12,13 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def printable(text: Any) -> str:
-    """One line without control characters: a model may sample escape sequences, a terminal obeys them."""
+    """Return the text as one line without control characters: a model may sample escape sequences."""
     words = " ".join(str(text).split())
     return "".join(character if character.isprintable() else "�" for character in words)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A line for each row, its cells under each other: the first column to the left, all others to the right."""
+    """Return a line per row with aligned columns: the first to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -32,7 +32,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
-    """``0.62``; a number too small for its digits in the form ``3.1e-05``."""
+    """Format ``0.62``; a number too small for `digits`, or 1e7 and more, as ``3.1e-05``."""
     if value is None:
         return UNKNOWN
     if (value and abs(value) < 10**-digits) or abs(value) >= 1e7:
@@ -41,7 +41,7 @@ def fixed(value: float | None, digits: int = 2) -> str:
 
 
 def share(value: float | None) -> str:
-    """``12 %`` of a share from 0 to 1; below 10 % with one digit, none of which hides a rare event."""
+    """Format a share from 0 to 1 as ``12 %``; below 10 % with one decimal, so that rare events stay visible."""
     if value is None:
         return UNKNOWN
     percent = 100 * value
@@ -51,7 +51,7 @@ def share(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """``950``, ``12.3k``, ``4.5M``."""
+    """Format ``950``, ``12.3k``, ``4.5M``."""
     if value is None:
         return UNKNOWN
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
@@ -61,7 +61,7 @@ def count(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``0:42``, ``12:05``, ``3:07:09``."""
+    """Format seconds as ``0:42``, ``12:05``, ``3:07:09``."""
     if seconds is None or seconds >= 1e8:
         return UNKNOWN
     minutes, rest = divmod(round(max(seconds, 0)), 60)
@@ -70,14 +70,14 @@ def duration(seconds: float | None) -> str:
 
 
 def pace(updates_per_s: float | None) -> str:
-    """Updates a second, or seconds an update where that is the larger number."""
+    """Format updates per second, or seconds per update if that is the larger number."""
     if not updates_per_s:
         return UNKNOWN
     return f"{updates_per_s:.1f} up/s" if updates_per_s >= 1 else f"{1 / updates_per_s:.1f} s/up"
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """The curve in at most `width` characters: neighbours are averaged, what is unknown is left out."""
+    """Draw a curve in at most `width` characters: average neighbours, leave out unknown values."""
     known = [value for value in values if value is not None]
     if len(known) < 2 or width < 1:
         return ""
@@ -91,14 +91,14 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
 
 
 def progress(view: RunView) -> str:
-    """``12/110``, or ``12`` where the end is unknown."""
+    """Format ``12/110``, or ``12`` if the planned number is unknown."""
     return f"{view.update}/{view.total_updates}" if view.total_updates else str(view.update)
 
 
 def status_line(view: RunView, *, width: int | None = None) -> str:
-    """The run in one line: ``update 12/110  reward 0.62  acc 0.41 (eval @10)  loss …  1.2 up/s``.
+    """Format the run in one line: ``update 12/110  reward 0.62  acc 0.41 (eval @10)  loss …  1.2 up/s``.
 
-    Where `width` is too narrow, KL, length, pace and loss are left out, in this order.
+    If `width` is too narrow, KL, length, pace and loss are left out, in this order.
     """
     metrics = view.metrics
     parts = {
@@ -122,18 +122,18 @@ def _joined(parts: Mapping[str, str]) -> str:
 
 
 def accuracy(evaluation: Record) -> str:
-    """``acc 0.41 (eval @10)``."""
+    """Format ``acc 0.41 (eval @10)``."""
     return f"acc {fixed(number(evaluation, 'accuracy'))} (eval @{count(number(evaluation, 'update'))})"
 
 
 def eval_line(evaluation: Record) -> str:
-    """One evaluation with its interval, as it is printed when it arrives."""
+    """Format one evaluation with its interval, to be printed when it arrives."""
     low, high = number(evaluation, "accuracy_low"), number(evaluation, "accuracy_high")
-    between = "" if low is None or high is None else f" [{fixed(low)}, {fixed(high)}]"
+    interval = "" if low is None or high is None else f" [{fixed(low)}, {fixed(high)}]"
     samples = number(evaluation, "samples")
     parts = [
         f"eval @{count(number(evaluation, 'update'))}",
-        f"accuracy {fixed(number(evaluation, 'accuracy'))}{between}",
+        f"accuracy {fixed(number(evaluation, 'accuracy'))}{interval}",
         "" if samples is None else f"on {count(samples)} problems",
         "best so far" if evaluation.get("best") is True else "",
     ]
@@ -141,14 +141,14 @@ def eval_line(evaluation: Record) -> str:
 
 
 def headcount_line(decision: Record) -> str:
-    """``rollout workers: 1 → 2 (…)``: how many from now on, and why."""
+    """Format a decision about the worker pool: ``rollout workers: 1 → 2 (…)``."""
     before, workers = number(decision, "before"), number(decision, "workers")
-    told = f"{count(workers)}, settled" if before == workers else f"{count(before)} → {count(workers)}"
-    return f"rollout workers: {told} ({printable(decision.get('reason'))})"
+    change = f"{count(workers)}, settled" if before == workers else f"{count(before)} → {count(workers)}"
+    return f"rollout workers: {change} ({printable(decision.get('reason'))})"
 
 
 def stop_line(record: Record) -> str:
-    """How the run ended."""
+    """Format how the run ended."""
     code = number(record, "exit_code")
     with_code = f" (exit code {code:.0f})" if code else ""
     return f"run ended: {printable(record.get('reason'))}{with_code}"

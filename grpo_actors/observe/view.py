@@ -1,7 +1,7 @@
-"""What a run looks like now, as a pure fold over its records: state and record in, state out.
+"""Hold the current state of a run, as a pure fold over its records: state and record in, state out.
 
-Knows no clock, file, socket or screen. Any prefix of a run's records gives a view; records that were
-lost leave it older, never wrong.
+No clock, file, socket or screen. Any prefix of a run's records gives a valid view; lost records make the
+view older, never wrong.
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ from grpo_actors.observe.records import Record
 
 #: Updates kept for the curves; a terminal is not wide enough for more.
 CURVE_UPDATES = 2_000
-#: Updates whose times give the pace: enough to even out pauses for evaluation.
+#: Updates over which the pace is averaged: enough to even out pauses for evaluation.
 PACE_UPDATES = 20
 NOTES_KEPT = 5
-#: Numbers beyond this are shown as unknown: sums of a curve's points stay finite.
+#: Larger numbers are shown as unknown, so that sums of a curve's points stay finite.
 LARGEST = 1e300
 #: States in which a worker no longer takes part.
 GONE = ("left", "lost")
 
 
 class Point(NamedTuple):
-    """One update on the curves; None where it was not measured."""
+    """One update on the curves; None: not measured."""
 
     update: float
     time: float
@@ -35,7 +35,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """The newest record of each kind, and what of the older ones is still shown."""
+    """The newest record of each topic, and the older records that are still shown."""
 
     seq: int = 0
     time: float | None = None
@@ -48,26 +48,26 @@ class RunView:
     headcount: Record | None = None
     curve: tuple[Point, ...] = ()
     workers: Mapping[str, Record] = field(default_factory=lambda: MappingProxyType({}))
-    #: In order of arrival; all of the run, which has few.
+    #: All evaluations, in order of arrival; a run has few.
     evals: tuple[Record, ...] = ()
-    #: The newest `NOTES_KEPT`, oldest first.
+    #: The newest `NOTES_KEPT`, oldest first; likewise `logs`.
     alarms: tuple[Record, ...] = ()
     logs: tuple[Record, ...] = ()
 
     def apply(self, record: Record) -> "RunView":
-        """The view after one more record; an unknown topic changes only number and time."""
+        """Return the view after one more record; an unknown topic changes only number and time."""
         change = _CHANGES.get(record["topic"])
         view = change(self, record) if change else self
         return dataclasses.replace(view, seq=record["seq"], time=record["time"])
 
     @property
     def update(self) -> int:
-        """Updates done."""
+        """Number of updates done."""
         return int(number(self.metrics, "update") or 0)
 
     @property
     def total_updates(self) -> int | None:
-        """Updates planned, where that is known."""
+        """Number of updates planned; None if unknown."""
         total = number(self.metrics, "total_updates") or number(self.start, "total_updates")
         return int(total) if total else None
 
@@ -78,12 +78,12 @@ class RunView:
 
     @property
     def best_eval(self) -> Record | None:
-        """The newest one that called itself the best so far."""
+        """The newest evaluation that was the best so far when it arrived."""
         return next((record for record in reversed(self.evals) if record.get("best") is True), None)
 
     @property
     def updates_per_s(self) -> float | None:
-        """Pace of the last `PACE_UPDATES` updates, by the records' own times."""
+        """Pace over the last `PACE_UPDATES` updates, by the times in the records."""
         recent = self.curve[-PACE_UPDATES - 1 :]
         if len(recent) < 2 or recent[-1].time <= recent[0].time:
             return None
@@ -91,14 +91,14 @@ class RunView:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds to the planned end at the present pace; None where either is unknown."""
+        """Seconds to the planned end at the current pace; None if either is unknown."""
         if self.total_updates is None or not self.updates_per_s:
             return None
         return max(self.total_updates - self.update, 0) / self.updates_per_s
 
 
 def number(record: Mapping[str, Any] | None, key: str) -> float | None:
-    """The finite number at `key`, or None: what came over a socket may have any type there."""
+    """Return the finite number at `key`, or None: a record from a socket may have any type there."""
     value = None if record is None else record.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -106,7 +106,7 @@ def number(record: Mapping[str, Any] | None, key: str) -> float | None:
 
 
 def numbers(record: Mapping[str, Any] | None, key: str) -> dict[str, float]:
-    """The numbers of the mapping at `key`, by name, without what is not one."""
+    """Return the numbers of the mapping at `key` by name; leave out values that are not numbers."""
     value = None if record is None else record.get(key)
     if not isinstance(value, Mapping):
         return {}
@@ -114,15 +114,15 @@ def numbers(record: Mapping[str, Any] | None, key: str) -> dict[str, float]:
 
 
 def _started(view: RunView, record: Record) -> RunView:
-    """A first start forgets all; a resumed one forgets who was there and how the last one ended."""
+    """Clear everything at a first start; at a resume clear workers, pool size, alarms and the former end."""
     if record["seq"] == 1:
         return RunView(start=record)
-    gone: Mapping[str, Record] = MappingProxyType({})
-    return dataclasses.replace(view, start=record, stop=None, workers=gone, headcount=None, alarms=())
+    nobody: Mapping[str, Record] = MappingProxyType({})
+    return dataclasses.replace(view, start=record, stop=None, workers=nobody, headcount=None, alarms=())
 
 
 def _measured(view: RunView, record: Record) -> RunView:
-    """One more point; a resumed run repeats updates, and what it repeats replaces what was."""
+    """Add one point. A resumed run repeats updates; they replace the former points and evaluations."""
     update = number(record, "update")
     if update is None:
         return view
@@ -146,7 +146,7 @@ def _reported(view: RunView, record: Record) -> RunView:
 
 
 def _sampled(view: RunView, record: Record) -> RunView:
-    """Metrics.jsonl has only a sample's place, not its texts: those of the one before stay."""
+    """Replace the sample if the record has texts; ``metrics.jsonl`` holds only its update and problem."""
     has_texts = isinstance(record.get("completions"), list) and record["completions"]
     return dataclasses.replace(view, sample=record) if has_texts else view
 

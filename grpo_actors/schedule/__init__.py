@@ -1,1 +1,1 @@
-"""Which problem next, who samples it, what may train: pure. No socket, no clock, no model."""
+"""Decide which problem is next, which worker samples it and which group may train. Pure: no socket, clock or model."""

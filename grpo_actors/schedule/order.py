@@ -1,7 +1,7 @@
-"""The order of problems, and the randomness of their samples: both are functions, not states.
+"""Compute the order of problems and the seeds of their samples; both are pure functions without state.
 
-Position s of the order is a problem of epoch s // n. Any position can be asked for at any time, so
-a resumed run needs no more than a cursor, and a lease that is granted again is the same lease.
+Position s of the order is a problem of epoch s // n, with n problems. Any position can be computed at any
+time, so a resumed run needs only a cursor, and a lease that is granted again is the same lease.
 """
 
 import random
@@ -13,7 +13,7 @@ import xxhash
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """What stands at one place of the order."""
+    """The problem at one position of the order."""
 
     epoch: int
     #: Index into the task's training problems.
@@ -29,12 +29,12 @@ class ProblemOrder:
     shuffle: bool = True
 
     def at(self, position: int) -> Position:
-        """The problem at a position, 0 or more."""
-        epoch, place = divmod(position, self.count)
-        return Position(epoch, _permutation(self.count, self.seed, epoch)[place] if self.shuffle else place)
+        """Return the problem at a position, 0 or more."""
+        epoch, offset = divmod(position, self.count)
+        return Position(epoch, _permutation(self.count, self.seed, epoch)[offset] if self.shuffle else offset)
 
 
-@lru_cache(maxsize=4)  # the epoch that is sampled, the one that trains, and the next
+@lru_cache(maxsize=4)  # the epoch being sampled, the one being trained, and the next
 def _permutation(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     indices = list(range(count))
     random.Random(f"{seed}/{epoch}").shuffle(indices)
@@ -42,10 +42,10 @@ def _permutation(count: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def sample_seeds(run_seed: int, epoch: int, problem_id: str, samples: int) -> list[int]:
-    """One 64-bit seed for each completion of a group.
+    """Return one 64-bit seed for each completion of a group.
 
-    They depend on what is sampled, not on who samples it or when: a lease that was lost with its
-    worker gives the same completions at its next attempt.
+    Seeds depend on the problem, not on the worker or the time: a lease that was lost with its worker
+    gives the same completions at its next attempt.
     """
     return [
         xxhash.xxh3_64_intdigest(f"{run_seed}/{epoch}/{problem_id}/{sample}".encode())

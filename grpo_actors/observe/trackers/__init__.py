@@ -1,7 +1,7 @@
-"""Trackers: other programs' pages on which a run's curves are kept and compared.
+"""Define what a tracker is: an external program that stores and compares the curves of runs.
 
-Here: what a tracker can be asked, and which there are. Each has a module of its own, the only one that imports
-its package; what of a record is told, and how it is named, is in `values`.
+This module has the `Tracker` protocol and the list of trackers. Each tracker has its own module, the only one
+that imports its package. `values` decides which fields of a record are sent, and under which names.
 """
 
 import importlib.util
@@ -14,65 +14,68 @@ from grpo_actors.config.schema import TrackerName
 from grpo_actors.errors import ConfigError
 from grpo_actors.observe.records import Record
 
-#: Under which the trackers that know projects file the runs.
+#: Project name of the runs, for trackers that have projects.
 PROJECT = "grpo-actors"
 
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """The run as a tracker presents it."""
+    """A run as it is described to a tracker."""
 
-    #: The tracker's own in the run folder, which may not be there yet.
+    #: The tracker's folder in the run folder; it may not exist yet.
     folder: Path
     name: str
-    #: Of this run and all its resumptions.
+    #: The same for a run and all its resumptions.
     run_id: str
     #: Unix seconds.
     started: float
-    #: The settings by dotted name: numbers, truth values and texts.
+    #: The settings by dotted name: numbers, booleans and strings.
     hyperparameters: Mapping[str, Any]
-    #: The newest update that the tracker has been given by an earlier process; None: nothing yet.
+    #: The newest update that an earlier process sent to the tracker; None: nothing yet.
     given_update: int | None
 
 
 class Tracker(Protocol):
-    """One open run of one tracker. A step is an update's number, or that of the update that was evaluated.
+    """One open run of one tracker. A step is the number of an update, or of the update that was evaluated.
 
-    Any method may raise what its package raises: the process ends with it, and the next one goes on.
+    Any method may raise what its package raises: that ends the process, and the next process continues.
     """
 
     def forget_after(self, update: int) -> bool:
-        """The run goes on from the checkpoint of `update`; False: what is there stays, and is not told again."""
+        """Discard steps after `update`, from whose checkpoint the run continues.
+
+        False: the tracker cannot. Then its steps stay, and those updates are not sent again.
+        """
         ...
 
     def log(self, update: int, time: float, values: Mapping[str, float]) -> None:
-        """Numbers by name, and when they were told, in Unix seconds."""
+        """Send numbers by name; `time` of their record in Unix seconds."""
         ...
 
     def show(self, update: int, time: float, sample: Record) -> None:
-        """One problem with its completions."""
+        """Send one problem with its completions."""
         ...
 
     def flush(self) -> None:
-        """Return once a kill of this process would lose nothing, as far as the package can tell."""
+        """Return once a kill of this process would lose nothing, as far as the package can ensure that."""
         ...
 
     def close(self) -> None:
-        """The run is over, or this process is."""
+        """Close the tracker: the run or this process ends."""
         ...
 
 
 def check_installed(trackers: tuple[str, ...]) -> None:
-    """Refuse a tracker that is not known, or whose package is not there.
+    """Check that every tracker is known and its package is installed.
 
     Raises:
-        ConfigError: has the names, or the command that installs the package.
+        ConfigError: one is not; the text has the known names, or the command that installs the package.
     """
     for name in trackers:
         if name not in get_args(TrackerName):
             raise ConfigError(f"a tracker must be one of {', '.join(get_args(TrackerName))}, got {name}")
         spec = importlib.util.find_spec(name)
-        # Without an origin it is no package but a folder of that name, such as the one where wandb keeps its files.
+        # Without an origin it is not a package but a folder of that name, such as the one where wandb stores files.
         if spec is None or spec.origin is None:
             raise ConfigError(
                 f"metrics.trackers: \"{name}\" is not installed; pip install 'grpo-actors[{name}]', or leave it out"
@@ -80,8 +83,8 @@ def check_installed(trackers: tuple[str, ...]) -> None:
 
 
 def open_tracker(name: str, tracked: Tracked) -> Tracker:
-    """Open a run of the tracker `name`, new or where an earlier process left it."""
-    # Each package takes a second or more to import, and only one is needed in a process.
+    """Open a run of the tracker `name`, new or continued from an earlier process."""
+    # Each package takes a second or more to import, and a process needs only one.
     if name == "tensorboard":
         from grpo_actors.observe.trackers.tensorboard import TensorBoard  # noqa: PLC0415
 

@@ -1,9 +1,9 @@
-"""The way from a run's file of records to one tracker, where each step arrives once.
+"""Feed the records of a run's file to one tracker, each step once.
 
-A process that comes back finds its place in ``trackers/NAME.json``. A resumed run tells the updates after its
-checkpoint again: a tracker that can forget the first telling does; of any other the first telling stays. A
-process that is killed between a step and the note of it may give that step twice, which each tracker overwrites or
-drops as it can.
+A restarted process reads its position from ``trackers/NAME.json``. A resumed run records the updates after its
+checkpoint again: a tracker that can discard the first values does so; in any other tracker the first values stay.
+A process that is killed after sending a step and before saving its position may send that step twice; each tracker
+overwrites or drops it as it can.
 """
 
 import json
@@ -21,41 +21,41 @@ from grpo_actors.rundir.folder import TRACKERS_FOLDER
 
 @dataclass
 class Position:
-    """What a tracker has been given."""
+    """A tracker's position in a run: what has been read and sent."""
 
     run_id: str
-    #: Of the newest record that was read.
+    #: Number of the newest record read.
     seq: int = 0
-    #: Unix seconds of it.
+    #: Newest time of the records read, Unix seconds.
     time: float = 0.0
-    #: Topic -> the newest update.
+    #: Topic -> newest update sent.
     updates: dict[str, int] = field(default_factory=dict)
 
     def is_behind(self, record: Record) -> bool:
-        """Whether the record is new: by number, or after a resume, which numbers on from its checkpoint, by time."""
+        """Return whether the record is new by number, or by time: a resumed run repeats numbers."""
         return bool(record["seq"] > self.seq or record["time"] > self.time)
 
     def passed(self, record: Record) -> None:
-        """The record has been read."""
+        """Mark the record as read."""
         self.seq, self.time = record["seq"], max(self.time, record["time"])
 
     def has(self, record: Record) -> bool:
-        """Whether the tracker has this topic's values of this update."""
+        """Return whether the tracker already has this topic's values of this update."""
         return bool(record["update"] <= self.updates.get(record["topic"], -1))
 
     def back_to(self, update: int) -> None:
-        """The tracker has forgotten what came after `update`."""
+        """Go back to `update`, after the tracker has discarded later steps."""
         self.updates = {topic: min(given, update) for topic, given in self.updates.items()}
 
 
 class Feed:
-    """Call `catch_up` from time to time until `ended`."""
+    """The transfer from one run to one tracker: call `catch_up` periodically until `ended`."""
 
-    #: Whether the run has told its end.
+    #: Whether the newest record read is the run's ``stop``.
     ended: bool = False
 
     def __init__(self, run_dir: Path, name: str) -> None:
-        """Of the run in `run_dir` to the tracker `name`, which is opened when the run has told its beginning."""
+        """Prepare to feed the run in `run_dir` to the tracker `name`, which is opened at the ``start`` record."""
         self._run_dir = run_dir
         self._name = name
         self._file = run_dir / TRACKERS_FOLDER / f"{name}.json"
@@ -65,7 +65,7 @@ class Feed:
         self._total_updates: int | None = None
 
     def catch_up(self) -> None:
-        """Give the tracker all that the file has."""
+        """Send the tracker all new records of the file, and save the position."""
         read = False
         while (record := self._reader.read()) is not None:
             self._take(record)
@@ -92,9 +92,9 @@ class Feed:
         if topic == "start" and self._tracker.forget_after(record["update"]):
             self._position.back_to(record["update"])
         elif topic in ("metrics", "eval", "sample") and not self._position.has(record):
-            self._give(self._tracker, record)
+            self._send(self._tracker, record)
 
-    def _give(self, tracker: Tracker, record: Record) -> None:
+    def _send(self, tracker: Tracker, record: Record) -> None:
         if record["topic"] != "sample":
             tracker.log(record["update"], record["time"], values(record))
         elif "completions" not in record or not is_shown(record, self._total_updates):
@@ -104,7 +104,7 @@ class Feed:
         self._position.updates[record["topic"]] = record["update"]
 
     def _open(self, start: Record) -> None:
-        if self._tracker is not None:  # the folder holds another run now
+        if self._tracker is not None:  # a new run has replaced the former one in the folder
             self._tracker.close()
         self._position = self._load(start["run_id"])
         self._total_updates = start["total_updates"]
@@ -121,10 +121,10 @@ class Feed:
         )
 
     def _load(self, run_id: str) -> Position:
-        """Where the tracker stands in the run `run_id`; at its beginning where nothing, or another run, is noted."""
+        """Load the tracker's position in the run `run_id`; the start if none, or another run's, is saved."""
         try:
-            noted: Any = json.loads(self._file.read_text())
-            position = Position(**noted)
+            saved: Any = json.loads(self._file.read_text())
+            position = Position(**saved)
         except (FileNotFoundError, ValueError, TypeError):
             return Position(run_id)
         return position if position.run_id == run_id else Position(run_id)

@@ -1,6 +1,6 @@
-"""TensorBoard: event files in ``RUN_DIR/trackers/tensorboard``, written by its own package, without TensorFlow or torch.
+"""Write TensorBoard event files to ``RUN_DIR/trackers/tensorboard``, by its own package, without TensorFlow or torch.
 
-A resumed run is two event files: the second begins with the mark that makes the reader drop the first one's steps
+A resumed run has two event files: the second begins with a marker that makes the reader drop the first one's steps
 from there on.
 """
 
@@ -18,10 +18,10 @@ from grpo_actors.observe.trackers.values import markdown
 
 
 class TensorBoard:
-    """A `Tracker`."""
+    """The `Tracker` for TensorBoard."""
 
     def __init__(self, tracked: Tracked) -> None:
-        """Write a new event file; a new run takes the place of a former one in the folder."""
+        """Open a new event file; a new run replaces a former one in the folder."""
         if tracked.given_update is None:
             for former in tracked.folder.glob("events.out.tfevents.*"):
                 former.unlink()
@@ -35,7 +35,7 @@ class TensorBoard:
             self.forget_after(tracked.given_update)
 
     def forget_after(self, update: int) -> bool:
-        """Mark a restart at the step after `update`: what a reader has from there on, it drops."""
+        """Mark a restart at the step after `update`; a reader drops what it has from there on."""
         self._writer.add_event(Event(step=update + 1, session_log=SessionLog(status=SessionLog.START)))
         return True
 

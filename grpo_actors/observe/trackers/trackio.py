@@ -1,7 +1,7 @@
-"""trackio: a local data base under ``TRACKIO_DIR``; ``trackio show --project grpo-actors`` opens the page.
+"""Write to trackio, a local database under ``TRACKIO_DIR``; ``trackio show --project grpo-actors`` opens the page.
 
-A step of it cannot be taken back, so that of updates that are told twice the first telling stays. Its own variables
-(``TRACKIO_SPACE_ID``, …) hold.
+trackio cannot discard a step, so if a resumed run repeats updates, their first values stay. trackio's own
+environment variables (``TRACKIO_SPACE_ID``, …) apply.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ from grpo_actors.observe.records import Record
 from grpo_actors.observe.trackers import PROJECT, Tracked
 from grpo_actors.observe.trackers.values import markdown
 
-#: Of a run's id, enough to tell runs of one name apart: trackio knows a run by its name.
+#: Characters of the run's id in its name, to distinguish runs of one name: trackio identifies a run by its name.
 _ID_CHARACTERS = 6
 
 
 class Trackio:
-    """A `Tracker`."""
+    """The `Tracker` for trackio."""
 
     def __init__(self, tracked: Tracked) -> None:
-        """Begin, or go on with, the run of that name."""
+        """Start or continue the run of that name."""
         with _quiet():
             self._run = trackio.init(
                 project=PROJECT,
@@ -33,7 +33,7 @@ class Trackio:
             )
 
     def forget_after(self, update: int) -> bool:  # noqa: ARG002
-        """It cannot."""
+        """Return False: trackio cannot discard steps."""
         return False
 
     def log(self, update: int, time: float, values: Mapping[str, float]) -> None:  # noqa: ARG002
@@ -45,14 +45,14 @@ class Trackio:
         self._run.log({"samples": trackio.Markdown(markdown(sample))}, step=update)
 
     def flush(self) -> None:
-        """Its own thread writes every few tenths of a second what it was given."""
+        """Do nothing: trackio's own thread writes every few tenths of a second."""
 
     def close(self) -> None:
-        """Wait for what is still to be written."""
+        """Wait until everything is written."""
         with _quiet():
-            trackio.finish()  # the run's own `finish` would be called once more at exit
+            trackio.finish()  # not the run's own `finish`, which would be called again at exit
 
 
 def _quiet() -> contextlib.redirect_stdout[io.StringIO]:
-    """Swallow the lines of advice, which would stand between the run's own."""
+    """Suppress trackio's lines of advice, which would mix with the run's own output."""
     return contextlib.redirect_stdout(io.StringIO())

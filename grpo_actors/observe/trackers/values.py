@@ -1,4 +1,4 @@
-"""What of a run's records a tracker is told, and by which names. Pure; knows no tracker."""
+"""Select and name the values of a run's records that are sent to a tracker. Pure; independent of any tracker."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,36 +7,37 @@ from typing import Any
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.view import number, numbers
 
-#: Samples shown of a whole run: a page is for looking, completions.jsonl has them all.
+#: About how many samples a tracker gets of a whole run; completions.jsonl has all of them.
 SAMPLES = 20
-#: Topic -> the group that its plain numbers are in.
+#: Topic -> the group of its plain numbers.
 _GROUPS = {"metrics": "train", "eval": "eval"}
-#: Numbers that say where a record stands, not what was measured.
-_PLACES = ("seq", "time", "update", "total_updates")
+#: Numbers that give a record's position, not a measurement.
+_POSITION_KEYS = ("seq", "time", "update", "total_updates")
 
 
 def values(record: Record) -> dict[str, float]:
-    """All finite numbers of a ``metrics`` or ``eval`` record: ``train/loss``, ``train_rewards/correctness``, ``eval/accuracy``.
+    """Return all finite numbers of a ``metrics`` or ``eval`` record by name.
 
-    What was not measured, or was not finite, is left out.
+    Names are ``train/loss``, ``train_rewards/correctness``, ``eval/accuracy``. Values that were not measured, or
+    not finite, are left out.
     """
     group = _GROUPS[record["topic"]]
-    told = {}
+    found = {}
     for key, value in record.items():
-        if key not in _PLACES and (plain := number(record, key)) is not None:
-            told[f"{group}/{key}"] = plain
+        if key not in _POSITION_KEYS and (plain := number(record, key)) is not None:
+            found[f"{group}/{key}"] = plain
         elif isinstance(value, Mapping):
-            told |= {f"{group}_{key}/{name}": inner for name, inner in numbers(record, key).items()}
-    return told
+            found |= {f"{group}_{key}/{name}": inner for name, inner in numbers(record, key).items()}
+    return found
 
 
 def is_shown(record: Record, total_updates: int | None) -> bool:
-    """Whether this ``sample`` is one of the few; by its update only, so that a resumed run chooses the same."""
+    """Return whether to send this ``sample``; it depends on the update only, so a resumed run chooses the same."""
     return bool(record["update"] % max(1, (total_updates or 0) // SAMPLES) == 0)
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved settings by dotted name; a list or a table is its JSON, what is not set is left out."""
+    """Return the resolved settings by dotted name; lists and tables as JSON, unset settings left out."""
     return dict(_flat(config))
 
 
@@ -49,7 +50,7 @@ def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def markdown(sample: Record) -> str:
-    """A problem and its completions; texts fenced, for a model may write markup."""
+    """Format a problem and its completions; texts are fenced, because a model may write markup."""
     parts = [f"**{sample['problem']}**", fenced(sample["prompt"]), f"answer: `{sample['answer']}`"]
     for completion in sample["completions"]:
         cut = ", truncated" if completion["truncated"] else ""
@@ -58,7 +59,7 @@ def markdown(sample: Record) -> str:
 
 
 def fenced(text: str) -> str:
-    """Preformatted text. The fence is longer than any within: a completion must not close it."""
+    """Format preformatted text. The fence is longer than any inside it, so that a completion cannot close it."""
     fence = "```"
     while fence in text:
         fence += "`"

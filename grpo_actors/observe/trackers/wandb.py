@@ -1,8 +1,8 @@
-"""Weights & Biases: offline where there is no API key, as ``WANDB_MODE`` says where that is set.
+"""Write to Weights & Biases: offline if there is no API key, or as ``WANDB_MODE`` says if it is set.
 
-An offline run lies in ``RUN_DIR/trackers/wandb``; ``wandb sync`` brings it to the server later. W&B takes no step
-back, so that of updates that are told twice the first telling stays. Its own variables (``WANDB_PROJECT``,
-``WANDB_ENTITY``, …) hold.
+An offline run is stored in ``RUN_DIR/trackers/wandb``; ``wandb sync`` uploads it later. W&B cannot discard a step, so
+if a resumed run repeats updates, their first values stay. W&B's own environment variables (``WANDB_PROJECT``,
+``WANDB_ENTITY``, …) apply.
 """
 
 import os
@@ -19,10 +19,10 @@ _SAMPLE_COLUMNS = ["update", "problem", "prompt", "answer", "completion", "rewar
 
 
 class WeightsAndBiases:
-    """A `Tracker`."""
+    """The `Tracker` for Weights & Biases."""
 
     def __init__(self, tracked: Tracked) -> None:
-        """Begin, or go on with, the run that has our run's id."""
+        """Start or continue the W&B run whose id is our run's id."""
         tracked.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._run = _init(tracked)
@@ -30,11 +30,11 @@ class WeightsAndBiases:
             if "WANDB_MODE" in os.environ:
                 raise
             self._run = _init(tracked, mode="offline")  # there is no API key
-        # Not W&B's own step, which may not fall: an evaluation comes when later updates have been told.
+        # Not W&B's own step, which must not decrease: an evaluation arrives after metrics of later updates.
         self._run.define_metric("*", step_metric="update")
 
     def forget_after(self, update: int) -> bool:  # noqa: ARG002
-        """It cannot."""
+        """Return False: W&B cannot discard steps."""
         return False
 
     def log(self, update: int, time: float, values: Mapping[str, float]) -> None:  # noqa: ARG002
@@ -42,7 +42,7 @@ class WeightsAndBiases:
         self._run.log({"update": update, **values})
 
     def show(self, update: int, time: float, sample: Record) -> None:  # noqa: ARG002
-        """Add a table with a row a completion."""
+        """Add a table with one row per completion."""
         rows = [
             [update, sample["problem"], sample["prompt"], str(sample["answer"])]
             + [completion[key] for key in ("text", "reward", "truncated")]
@@ -51,10 +51,10 @@ class WeightsAndBiases:
         self._run.log({"update": update, "samples": wandb.Table(columns=_SAMPLE_COLUMNS, data=rows)})
 
     def flush(self) -> None:
-        """Its own process writes what it was given."""
+        """Do nothing: W&B's own process writes."""
 
     def close(self) -> None:
-        """Wait for what is still to be written or sent."""
+        """Wait until everything is written or sent."""
         self._run.finish()
 
 
