@@ -166,10 +166,7 @@ class LeaseTable(Generic[G]):
     # --- what comes back --------------------------------------------------------------------------
 
     def judge(self, lease: int, attempt: int, oldest_version: int) -> Verdict:
-        """Whether a group that a worker sent is taken; changes nothing. A repeat of an accepted one is accepted.
-
-        `accept` follows on a verdict that is `new`, `refuse` on one that is not accepted.
-        """
+        """Whether a group is taken; changes nothing. `accept` follows if the verdict is `new`, `refuse` if it is no."""
         return Verdict(lease, attempt, oldest_version, *self._judge(lease, attempt, oldest_version))
 
     def _judge(self, lease: int, attempt: int, oldest_version: int) -> tuple[bool, str]:
@@ -190,8 +187,8 @@ class LeaseTable(Generic[G]):
 
     def accept(self, verdict: Verdict, group: G, appraisal: Appraisal = UNJUDGED) -> None:
         """Take the group of a verdict that is `new`; nothing happens in between."""
-        state = self._states[verdict.lease]
         assert verdict.new, verdict
+        state = self._states[verdict.lease]
         assert (state.attempt, state.group) == (verdict.attempt, None), (
             "the table has changed since the verdict"
         )
