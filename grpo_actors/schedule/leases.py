@@ -166,13 +166,8 @@ class LeaseTable(Generic[G]):
     # --- what comes back --------------------------------------------------------------------------
 
     def judge(self, lease: int, attempt: int, oldest_version: int) -> Verdict:
-        """Whether a group that a worker sent is taken; changes nothing.
-
-        A verdict that is `new` is followed by `accept` or by `refuse`, one that is not accepted by `refuse`.
-        A repeat of an accepted group is accepted, and nothing follows.
-        """
-        accepted, reason = self._judge(lease, attempt, oldest_version)
-        return Verdict(lease, attempt, oldest_version, accepted, reason)
+        """Whether a group is taken; changes nothing. `accept` follows if the verdict is `new`, `refuse` if it is no."""
+        return Verdict(lease, attempt, oldest_version, *self._judge(lease, attempt, oldest_version))
 
     def _judge(self, lease: int, attempt: int, oldest_version: int) -> tuple[bool, str]:
         state = self._states.get(lease)
@@ -192,13 +187,13 @@ class LeaseTable(Generic[G]):
 
     def accept(self, verdict: Verdict, group: G, appraisal: Appraisal = UNJUDGED) -> None:
         """Take the group of a verdict that is `new`; nothing happens in between."""
-        state = self._states[verdict.lease]
         assert verdict.new, verdict
+        state = self._states[verdict.lease]
         assert (state.attempt, state.group) == (verdict.attempt, None), (
             "the table has changed since the verdict"
         )
-        state.out, state.group, state.oldest_version = None, group, verdict.oldest_version
-        state.appraisal = appraisal
+        state.out, state.group, state.appraisal = None, group, appraisal
+        state.oldest_version = verdict.oldest_version
 
     def refuse(self, lease: int, attempt: int) -> None:
         """This attempt's result is of no use: the lease waits again, and nothing is held against it."""
