@@ -58,10 +58,10 @@ def main() -> int:
     loaded = load_config(arguments.config, overrides)
     if arguments.dry_run:
         from grpo_actors.config.show import as_json, as_text  # noqa: PLC0415
-        from grpo_actors.processes.machine import Machine  # noqa: PLC0415
-        from grpo_actors.processes.memory_plan import memory_plan  # noqa: PLC0415
-        from grpo_actors.processes.preflight import check  # noqa: PLC0415
-        from grpo_actors.processes.room import room_of  # noqa: PLC0415
+        from grpo_actors.supervisor.machine import Machine  # noqa: PLC0415
+        from grpo_actors.supervisor.memory_plan import memory_plan  # noqa: PLC0415
+        from grpo_actors.supervisor.preflight import check  # noqa: PLC0415
+        from grpo_actors.supervisor.room import room_of  # noqa: PLC0415
 
         show, plan = as_json if arguments.json else as_text, memory_plan(loaded.config)
         if loaded.config.rollout.workers == "auto":
@@ -71,7 +71,7 @@ def main() -> int:
         return 0
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
-    from grpo_actors.supervisor import run  # noqa: PLC0415
+    from grpo_actors.supervisor.supervisor import run  # noqa: PLC0415
 
     return run(loaded.config)
 

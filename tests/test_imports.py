@@ -14,7 +14,7 @@ PACKAGE = ROOT / "grpo_actors"
 
 ARRAYS = ("mlx", "mlx_lm", "numpy", "grpo_actors.policy", "grpo_actors.objective")
 SOCKETS = ("zmq", "grpo_actors.transport")
-WIRE = ("msgpack", "grpo_actors.messages", "grpo_actors.codec", "grpo_actors.fetching")
+WIRE = ("msgpack", "grpo_actors.wire")
 
 #: Part of the package -> what no module of it may import.
 FORBIDDEN = {
@@ -33,18 +33,18 @@ FORBIDDEN = {
     "schedule": (*ARRAYS, *SOCKETS, *WIRE, "grpo_actors.tasks", "threading", "time", "asyncio"),
     "observe": (*ARRAYS, "grpo_actors.schedule", "grpo_actors.tasks"),
     "config": (*ARRAYS, *SOCKETS, *WIRE),
-    "supervisor": ARRAYS,
+    # It plans with policy.locate and policy.copies, which load no MLX: the last test of this file proves it.
+    "supervisor": ("mlx", "mlx_lm", "numpy", "grpo_actors.objective"),
+    "supervisor/supervisor": ARRAYS,
     "tail": ARRAYS,
-    "messages": (*ARRAYS, *SOCKETS),
-    "codec": (*ARRAYS, *SOCKETS),
-    "fetching": (*ARRAYS, *SOCKETS),
+    "wire": (*ARRAYS, *SOCKETS),
     "errors": ("grpo_actors",),
-    "generation": (*SOCKETS, *WIRE),
-    "generation/prompts": ARRAYS,
-    "generation/output": ARRAYS,
-    "exchange": ARRAYS,
-    "exchange/peers": (*ARRAYS, *SOCKETS),
-    "exchange/supply": (*ARRAYS, *SOCKETS),
+    "generate": (*SOCKETS, *WIRE),
+    "generate/prompts": ARRAYS,
+    "generate/output": ARRAYS,
+    "learner/exchange": ARRAYS,
+    "learner/exchange/peers": (*ARRAYS, *SOCKETS),
+    "learner/exchange/supply": (*ARRAYS, *SOCKETS),
 }
 
 #: Part -> the only parts of the package, and the only others beside the standard library, that it may import.
@@ -65,8 +65,10 @@ ALLOWED = {
 
 #: Who may import both what computes and what talks: the actors, what only they are made of, and the bench of that.
 JOINERS = {
-    *("rollout", "worker", "joining", "opening", "coordination", "local", "publishing", "evaluator"),
-    *("publication", "fetcher"),
+    *("learner.opening", "learner.coordination", "learner.local", "learner.publishing"),
+    *("rollout.__main__", "rollout.worker", "rollout.joining"),
+    *("evaluator.__main__", "evaluator.following"),
+    *("bench.publication", "bench.fetcher"),
 }
 
 
@@ -74,7 +76,9 @@ def modules(part: str = "") -> list[Path]:
     """The files of one part of the package, or of all."""
     if not part:
         return sorted(PACKAGE.rglob("*.py"))
-    return sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / f"{part}.py"]
+    found = sorted((PACKAGE / part).rglob("*.py")) or [PACKAGE / f"{part}.py"]
+    assert all(path.is_file() for path in found), part
+    return found
 
 
 def name_of(path: Path) -> str:
@@ -147,18 +151,23 @@ def test_only_transport_imports_zmq():
     assert {name for name in importers("zmq") if not within(name, "transport")} == set()
 
 
-#: Outside `policy`, what imports mlx.nn or mlx_lm, and what for: only what makes, writes or measures models.
+#: Outside `policy`, what imports mlx.nn or mlx_lm, and why: it makes, writes or measures models.
 MODEL_MAKERS = {
     "assets.make_tiny": "trains the embedded model from nothing",
     "bench.policies": "times a step with mlx-lm's own cache",
     "bench.random_model": "makes models of well-known shapes with random weights",
-    "bench.sampling": "times mlx-lm's own sampler",
+    "bench.sampling_process": "times mlx-lm's own sampler",
+    "convert": "writes model folders with mlx-lm, and compares them with their sources",
+    "export.fusing": "adds an adapter to its base",
+    "rundir.checkpoint_weights": "writes checkpoints that mlx-lm loads",
 }
 
 
-def test_only_policy_and_what_makes_or_measures_models_imports_mlx_nn_and_mlx_lm():
+def test_only_policy_and_what_makes_writes_or_measures_models_imports_mlx_nn_and_mlx_lm():
     outside = {name for name in importers("mlx.nn", "mlx_lm") if not within(name, "policy")}
-    assert outside == set(MODEL_MAKERS)
+    places = {name: [place for place in MODEL_MAKERS if within(name, place)] for name in outside}
+    assert [name for name, found in places.items() if not found] == []
+    assert {place for found in places.values() for place in found} == set(MODEL_MAKERS)
 
 
 def test_only_the_actors_join_what_computes_with_what_talks():
@@ -168,11 +177,12 @@ def test_only_the_actors_join_what_computes_with_what_talks():
         names = {name for _, name in imports(path) if not within(name, "grpo_actors.policy.locate")}
         return any(within(name, part) for name in names for part in parts)
 
-    assert {path.stem for path in modules() if reaches(path, computes) and reaches(path, SOCKETS)} <= JOINERS
+    joiners = {name_of(path) for path in modules() if reaches(path, computes) and reaches(path, SOCKETS)}
+    assert {name.removeprefix("grpo_actors.") for name in joiners} <= JOINERS
 
 
 #: May read pickles, through an Unpickler of its own that resolves no name by itself.
-UNPICKLER = "policy/converting/nanochat/pickles.py"
+UNPICKLER = "convert/nanochat/pickles.py"
 
 
 def test_no_module_imports_pickle():
@@ -231,7 +241,10 @@ def test_the_command_line_imports_nothing_that_takes_seconds():
 
 def test_what_only_watches_never_loads_mlx():
     # Transitively, as it really happens: the machine's memory belongs to the actors.
-    names = ("supervisor", "processes.preflight", "config", "observe.view", "tail", "exchange.exchange")
+    names = (
+        *("supervisor.supervisor", "supervisor.preflight", "config", "observe.view", "tail.__main__"),
+        "learner.exchange.exchange",
+    )
     code = f"import sys\nfor name in {names}: __import__(f'grpo_actors.{{name}}')\n"
     code += (
         "print([name for name in sys.modules if name.partition('.')[0] in ('mlx', 'mlx_lm', 'transformers')])"

@@ -75,7 +75,7 @@ from grpo_actors.process import run_command
 
 def main():
     import noisy
-    return subprocess.run([sys.executable, "-m", "grpo_actors.processes.child", "noisy"]).returncode
+    return subprocess.run([sys.executable, "-m", "grpo_actors.supervisor.entry", "noisy"]).returncode
 
 run_command(main)
 """

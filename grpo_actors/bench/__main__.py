@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = Options(**{**given, "overrides": tuple(given["overrides"])})
     from grpo_actors.bench.figures import as_json, as_table  # noqa: PLC0415
-    from grpo_actors.bench.machine import description  # noqa: PLC0415 - and MLX far more
+    from grpo_actors.bench.peak_rates import description  # noqa: PLC0415 - and MLX far more
 
     part = importlib.import_module(f"grpo_actors.bench.{PARTS[options.part][0]}")
     with _model(options.model, options.random, options.dtype, options.keep) as model_name:

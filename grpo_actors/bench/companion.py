@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from grpo_actors.errors import RunError
-from grpo_actors.processes.children import how_it_ended
-from grpo_actors.processes.machine import Machine, equal_share
+from grpo_actors.supervisor.children import how_it_ended
+from grpo_actors.supervisor.machine import Machine, equal_share
 
 Answer = dict[str, Any]
 

@@ -18,10 +18,10 @@ from grpo_actors.process import bound_memory, run_command
 
 def adopt_versions(policy: Policy) -> None:
     """Whenever an order comes, take the newest version of its `endpoint`, all of it; the answer is its number."""
-    from grpo_actors import fetching  # noqa: PLC0415
-    from grpo_actors.joining import fetch_weights  # noqa: PLC0415
+    from grpo_actors.rollout.joining import fetch_weights  # noqa: PLC0415
     from grpo_actors.transport.sockets import zmq_context  # noqa: PLC0415
     from grpo_actors.transport.weights import WeightsClient  # noqa: PLC0415
+    from grpo_actors.wire import fetching  # noqa: PLC0415
 
     clients: dict[str, WeightsClient] = {}
     with zmq_context() as context:

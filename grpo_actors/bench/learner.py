@@ -7,12 +7,12 @@ import mlx.core as mx
 
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.floors import update_floor_s
-from grpo_actors.bench.machine import rates
 from grpo_actors.bench.options import Options, config_of, shape_of
+from grpo_actors.bench.peak_rates import rates
 from grpo_actors.bench.policies import dtype_of, size_of, vocabulary
 from grpo_actors.bench.workload import Workload, workload
-from grpo_actors.groups import SampledCompletion, SampledGroup
-from grpo_actors.grpo import Grpo
+from grpo_actors.learner.groups import SampledCompletion, SampledGroup
+from grpo_actors.learner.grpo import Grpo
 from grpo_actors.policy.model import load_policy
 from grpo_actors.tasks.task import Problem
 

@@ -14,17 +14,17 @@ from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 
-from grpo_actors import fetching
 from grpo_actors.bench.companion import Companion
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.floors import publication_floor_s
-from grpo_actors.bench.machine import host_copy_bytes_per_s
 from grpo_actors.bench.options import Options, config_of
-from grpo_actors.messages import Manifest, encode
+from grpo_actors.bench.peak_rates import host_copy_bytes_per_s
+from grpo_actors.learner.publishing import Publisher
 from grpo_actors.policy.model import load_policy
-from grpo_actors.publishing import Publisher
 from grpo_actors.transport.sockets import plan_endpoints, remove_endpoints, zmq_context
 from grpo_actors.transport.weights import WeightsServer
+from grpo_actors.wire import fetching
+from grpo_actors.wire.messages import Manifest, encode
 
 #: One into each of the two files that versions are written to in turn: their pages are made then.
 WARM_UP = 2

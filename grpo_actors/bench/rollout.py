@@ -12,9 +12,9 @@ from grpo_actors.backend import submit_long_graphs
 from grpo_actors.bench.companion import Companion, all_answers
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.floors import ModelSize, RolloutFloor, rollout_floor
-from grpo_actors.bench.machine import rates
 from grpo_actors.bench.options import Options, config_of, shape_of
-from grpo_actors.bench.sampling import MLX_LM, OURS, Round, Sampling
+from grpo_actors.bench.peak_rates import rates
+from grpo_actors.bench.sampling_process import MLX_LM, OURS, Round, Sampling
 from grpo_actors.bench.workload import Shape, workload
 from grpo_actors.config import Config
 from grpo_actors.policy.model import DTYPES
@@ -50,7 +50,7 @@ def _processes(count: int, config: Config, shape: Shape) -> Iterator[tuple[Model
     arguments = (config.model_dump_json(), json.dumps(asdict(shape)))
     with ExitStack() as stack:
         companions = [
-            stack.enter_context(Companion("grpo_actors.bench.sampling", *arguments, processes=count))
+            stack.enter_context(Companion("grpo_actors.bench.sampling_process", *arguments, processes=count))
             for _ in range(count)
         ]
         hellos = [companion.answer() for companion in companions]

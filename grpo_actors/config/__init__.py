@@ -1,7 +1,6 @@
 """The settings of a run: one frozen `Config`, read from TOML files and ``--set``."""
 
 from grpo_actors.config.data import DataConfig, RewardConfig
-from grpo_actors.config.health import HealthConfig
 from grpo_actors.config.load import LoadedConfig, load_config, read_config
 from grpo_actors.config.objective import ObjectiveConfig
 from grpo_actors.config.resume import MATTERS_FOR_RESUME, differences, resume_conflicts
@@ -18,6 +17,7 @@ from grpo_actors.config.schema import (
     SelectionConfig,
     TransportConfig,
 )
+from grpo_actors.config.thresholds import HealthConfig
 
 __all__ = [
     "MATTERS_FOR_RESUME",

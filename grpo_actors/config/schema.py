@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from grpo_actors.config.data import DataConfig, RewardConfig
-from grpo_actors.config.health import HealthConfig
 from grpo_actors.config.objective import ObjectiveConfig
 from grpo_actors.config.rules import check
 from grpo_actors.config.section import NotNegative, NotNegativeOrAuto, Positive, Section, Text, Texts
+from grpo_actors.config.thresholds import HealthConfig
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Trackers = Annotated[tuple[TrackerName, ...], Field(strict=False)]

@@ -6,13 +6,12 @@ from dataclasses import asdict
 from math import ceil
 from pathlib import Path
 
-from grpo_actors.appraisal import appraiser
-from grpo_actors.archive import Archive
 from grpo_actors.config import Config
-from grpo_actors.exchange.exchange import BEAT_S, LOST_S, Exchange, Selection, Supply
-from grpo_actors.groups import SampledGroup
-from grpo_actors.grpo import Grpo
-from grpo_actors.messages import Welcome
+from grpo_actors.learner.archive import Archive
+from grpo_actors.learner.exchange.exchange import BEAT_S, LOST_S, Exchange, Selection, Supply
+from grpo_actors.learner.group_filter import appraiser
+from grpo_actors.learner.groups import SampledGroup
+from grpo_actors.learner.grpo import Grpo
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.policy.identity import Identity
 from grpo_actors.policy.model import Policy
@@ -22,6 +21,7 @@ from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
 from grpo_actors.tasks.task import Problem, Task
 from grpo_actors.transport.sockets import Endpoints
+from grpo_actors.wire.messages import Welcome
 
 
 def welcome_of(config: Config, run_id: str, identity: Identity, endpoints: Endpoints) -> Welcome:

@@ -3,12 +3,12 @@
 import sys
 
 from grpo_actors.config import Config
-from grpo_actors.grpo import Grpo
+from grpo_actors.learner.grpo import Grpo
+from grpo_actors.policy.decoding.sampling import NO_ENVIRONMENT
 from grpo_actors.policy.decoding.step import require_fit
 from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import load_policy
-from grpo_actors.policy.sampling import NO_ENVIRONMENT
 
 
 def load_grpo(config: Config, total_updates: int) -> Grpo:

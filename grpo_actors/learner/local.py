@@ -4,15 +4,15 @@ import contextlib
 from collections.abc import Iterator
 
 from grpo_actors.config import Config
-from grpo_actors.episodes import episodes
-from grpo_actors.grpo import Grpo
-from grpo_actors.joining import introduce
-from grpo_actors.messages import Welcome
+from grpo_actors.learner.grpo import Grpo
 from grpo_actors.process import StopRequest
+from grpo_actors.rollout.episodes import episodes
+from grpo_actors.rollout.worker import RolloutWorker
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import Endpoints, zmq_context
-from grpo_actors.worker import RolloutWorker
+from grpo_actors.wire.handshake import introduce
+from grpo_actors.wire.messages import Welcome
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ The same for a live run and a replay, which differ in their `Source`. The update
 import time
 from dataclasses import dataclass
 
-from grpo_actors.grpo import Grpo
-from grpo_actors.history import History
+from grpo_actors.learner.grpo import Grpo
+from grpo_actors.learner.history import History
 from grpo_actors.learner.source import Source
 from grpo_actors.process import StopRequest
 

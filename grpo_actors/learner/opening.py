@@ -9,21 +9,21 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from grpo_actors.archive import Archive
 from grpo_actors.config import Config
-from grpo_actors.history import History
+from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.coordination import open_exchange, welcome_of
+from grpo_actors.learner.history import History
 from grpo_actors.learner.loading import check_sampling, load_grpo
 from grpo_actors.learner.local import local_worker
 from grpo_actors.learner.loop import Run
+from grpo_actors.learner.publishing import Publisher
 from grpo_actors.learner.source import LiveSource
 from grpo_actors.process import StopRequest
-from grpo_actors.publishing import Publisher
+from grpo_actors.rollout.worker import sampling_params
 from grpo_actors.rundir.claim import total_updates, with_rewards
 from grpo_actors.rundir.folder import locked
 from grpo_actors.tasks.registry import load_task
 from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
-from grpo_actors.worker import sampling_params
 
 
 @contextlib.contextmanager

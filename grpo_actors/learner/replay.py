@@ -18,20 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_actors.archive import Archive
-from grpo_actors.checkpoints import Snapshot
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError, DataError, RunError
-from grpo_actors.groups import SampledGroup
-from grpo_actors.grpo import Grpo
-from grpo_actors.history import History
+from grpo_actors.learner.archive import Archive
+from grpo_actors.learner.groups import SampledGroup
+from grpo_actors.learner.grpo import Grpo
+from grpo_actors.learner.history import History
 from grpo_actors.learner.loading import load_grpo
 from grpo_actors.learner.loop import Run
+from grpo_actors.learner.recording import RecordedGroup, Recording
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.policy.weights import freeze, pack
 from grpo_actors.process import StopRequest
-from grpo_actors.recording import RecordedGroup, Recording
+from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.rundir.claim import check_resume, claimed, with_rewards
 from grpo_actors.rundir.folder import CONFIG_FILE
 from grpo_actors.schedule.lease import Cursor

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from grpo_actors.archive import Archive
-from grpo_actors.exchange.exchange import Exchange
-from grpo_actors.groups import SampledGroup
-from grpo_actors.grpo import Grpo
+from grpo_actors.learner.archive import Archive
+from grpo_actors.learner.exchange.exchange import Exchange
+from grpo_actors.learner.groups import SampledGroup
+from grpo_actors.learner.grpo import Grpo
+from grpo_actors.learner.publishing import Publisher
 from grpo_actors.process import StopRequest, is_supervised
-from grpo_actors.publishing import Publisher
-from grpo_actors.worker import RolloutWorker
+from grpo_actors.rollout.worker import RolloutWorker
 
 #: How long the end of a run waits for an evaluator that is not there (it may be restarting).
 EVALUATOR_ABSENT_S = 20.0

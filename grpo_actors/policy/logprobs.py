@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx import nn
 
 from grpo_actors.policy.architectures import architecture_of
-from grpo_actors.policy.prompts import completion_outputs, whole_rows
+from grpo_actors.policy.shared_prompts import completion_outputs, whole_rows
 
 #: Tokens [N, T], and a cache -> hidden states [N, T, H].
 Body = Callable[..., mx.array]

@@ -16,7 +16,7 @@ from mlx.utils import tree_map
 from mlx_lm.models.activations import swiglu
 
 from grpo_actors.policy.architectures import architecture_of
-from grpo_actors.policy.prompts import Layer
+from grpo_actors.policy.shared_prompts import Layer
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ import numpy as np
 import xxhash
 
 from grpo_actors.errors import ProtocolError
-from grpo_actors.messages import Manifest, TensorEntry
 from grpo_actors.policy.pinned import Pinned
+from grpo_actors.wire.messages import Manifest, TensorEntry
 
 DtypeName = Literal["float32", "float16", "bfloat16", "uint32", "uint8"]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from grpo_actors.schedule.selection import UNJUDGED, Appraisal
+from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
 
 G = TypeVar("G")
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
 from grpo_actors.schedule.lease import (
     MAX_LOSSES,
     START,
@@ -39,7 +40,6 @@ from grpo_actors.schedule.lease import (
     State,
     Verdict,
 )
-from grpo_actors.schedule.selection import UNJUDGED, Appraisal
 
 G = TypeVar("G")
 

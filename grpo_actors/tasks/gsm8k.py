@@ -10,7 +10,7 @@ from typing import Any
 
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.answers import FORMAT_REQUEST, gsm8k_answer
-from grpo_actors.tasks.rows import excerpt, read_rows
+from grpo_actors.tasks.lines import excerpt, read_rows
 from grpo_actors.tasks.task import Message, Problem, Task
 
 HUB_ID, HUB_CONFIG = "openai/gsm8k", "main"

@@ -14,7 +14,7 @@ from typing import Any
 
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.answers import FORMAT_REQUEST
-from grpo_actors.tasks.rows import excerpt, read_rows
+from grpo_actors.tasks.lines import excerpt, read_rows
 from grpo_actors.tasks.task import Message, Problem, Task
 
 _log = logging.getLogger(__name__)

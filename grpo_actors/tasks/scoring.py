@@ -14,8 +14,8 @@ from grpo_actors.config.data import RewardConfig
 from grpo_actors.errors import RewardError
 from grpo_actors.tasks.code_tests import CODE_TESTS, CodeLimits, CodeTests
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
-from grpo_actors.tasks.own_kinds import is_own
-from grpo_actors.tasks.own_reward import OwnFunctions, UsesOwnFunctions
+from grpo_actors.tasks.own.functions import OwnFunctions, UsesOwnFunctions
+from grpo_actors.tasks.own.kinds import is_own
 from grpo_actors.tasks.rewards import REWARDS, Chat, Reward, built_in
 from grpo_actors.tasks.task import Problem
 

@@ -3,11 +3,11 @@
 import pytest
 from hand_made import config, groups_of, learner
 
-from grpo_actors.archive import Archive
-from grpo_actors.checkpoints import Snapshot
-from grpo_actors.history import History
+from grpo_actors.learner.archive import Archive
+from grpo_actors.learner.history import History
 from grpo_actors.learner.loop import Run, train
 from grpo_actors.process import StopRequest
+from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.schedule.lease import Cursor
 
 

@@ -12,10 +12,10 @@ from grpo_actors.config.objective import LOSSES, ObjectiveConfig
 from grpo_actors.objective import losses
 from grpo_actors.objective.advantages import ADVANTAGES
 from grpo_actors.objective.aggregation import AGGREGATIONS
-from grpo_actors.objective.batch import Completion, pack
+from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.correction import CORRECTIONS
 from grpo_actors.objective.kl import KL_ESTIMATORS
-from grpo_actors.objective.objective import objective_loss
+from grpo_actors.objective.micro_batches import Completion, pack
 from grpo_actors.objective.statistics import add_statistics, summary
 
 FULL = {"clip_eps": 0.2, "clip_eps_high": 0.28, "clip_delta": 1.6, "dual_clip": 1.7, "cispo_cap": 1.4}

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_actors.objective.batch import Completion, pack
+from grpo_actors.objective.micro_batches import Completion, pack
 
 
 def completion(prompt=3, length=4, first=1, **more):

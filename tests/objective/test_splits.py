@@ -10,7 +10,7 @@ from updates import RandomUpdate, inputs_of
 
 from grpo_actors.config.objective import LOSSES, ObjectiveConfig
 from grpo_actors.objective.aggregation import AGGREGATIONS
-from grpo_actors.objective.objective import objective_loss
+from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.statistics import add_statistics, summary
 
 VOCABULARY = 11

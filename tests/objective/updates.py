@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 from reference import advantages
 
-from grpo_actors.objective.batch import Completion, pack
-from grpo_actors.objective.objective import objective_loss
+from grpo_actors.objective.batch_loss import objective_loss
+from grpo_actors.objective.micro_batches import Completion, pack
 from grpo_actors.objective.statistics import add_statistics
 
 

@@ -11,19 +11,19 @@ from architectures import random_policy
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.dora import DoRALinear
 
-from grpo_actors.comparison.subjects import Subject, load_subject
 from grpo_actors.config import Config, ModelConfig
 from grpo_actors.errors import ConfigError
+from grpo_actors.evaluator.comparison.candidates import Subject, load_subject
 from grpo_actors.policy.adapter import add_adapter, fused
-from grpo_actors.policy.checkpoint import check_adapter, write_checkpoint
+from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.dora import fixed_norms, takes_norms
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_base, load_policy
 from grpo_actors.policy.quantization import quantize
-from grpo_actors.policy.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.training import Training
 from grpo_actors.policy.weights import freeze, pack, unpack
+from grpo_actors.rundir.checkpoint_weights import check_adapter, write_checkpoint
 
 PROMPT = [2, 21, 22, 15, 23, 24, 1, 3]
 TOKENS = mx.array([[*PROMPT, 9, 9]])

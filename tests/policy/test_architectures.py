@@ -7,8 +7,8 @@ from architectures import random_policy
 
 from grpo_actors.policy.architectures import ARCHITECTURES, Architecture, architecture_of
 from grpo_actors.policy.decoding.findings import findings
+from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.logprobs import completion_logprobs, split_head
-from grpo_actors.policy.sampling import SamplingParams, sample_groups
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 5, 4], [3]]
 SEEDS = [[10, 11], [20], [30, 31], [40]]

@@ -8,11 +8,11 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from grpo_actors.config import ModelConfig
-from grpo_actors.objective.batch import Completion, pack
+from grpo_actors.objective.micro_batches import Completion, pack
 from grpo_actors.policy.logprobs import completion_logprobs, micro_batch_logprobs
 from grpo_actors.policy.model import load_policy
-from grpo_actors.policy.prompts import shares_prompts, whole_rows
 from grpo_actors.policy.recomputation import recomputed_blocks
+from grpo_actors.policy.shared_prompts import shares_prompts, whole_rows
 
 #: Keys and values of every position in each layer; stablelm's head is no plain one.
 SHARING = ["llama", "qwen2", "qwen3", "qwen3_moe", "olmo2", "phi3", "smollm3", "stablelm", "nanochat"]

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from grpo_actors.errors import ModelError, ProtocolError
-from grpo_actors.messages import Manifest
 from grpo_actors.policy.weights import digest, freeze, pack, unpack
+from grpo_actors.wire.messages import Manifest
 
 
 def version_of(arrays):

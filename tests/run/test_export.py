@@ -11,7 +11,7 @@ import pytest
 from hub import RIGHT, local_hub
 from runs import ROOT, new_run
 
-from grpo_actors.export import main
+from grpo_actors.export.__main__ import main
 from grpo_actors.process import run_command
 
 

@@ -15,8 +15,8 @@ from grpo_actors.errors import ConfigError, DataError, RunError
 from grpo_actors.learner.loop import train
 from grpo_actors.learner.replay import open_replay
 from grpo_actors.process import StopRequest
-from grpo_actors.processes.machine import Machine, equal_share
-from grpo_actors.processes.preflight import check
+from grpo_actors.supervisor.machine import Machine, equal_share
+from grpo_actors.supervisor.preflight import check
 
 
 def start(run: Run, source: Path, *arguments: str) -> "subprocess.Popen[str]":

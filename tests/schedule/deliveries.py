@@ -2,9 +2,9 @@
 
 from typing import TypeVar
 
+from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
 from grpo_actors.schedule.lease import Granted, Verdict
 from grpo_actors.schedule.leases import LeaseTable
-from grpo_actors.schedule.selection import UNJUDGED, Appraisal
 
 G = TypeVar("G")
 

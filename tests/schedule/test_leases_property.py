@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from grpo_actors.schedule.curriculum import Curriculum
+from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
 from grpo_actors.schedule.lease import MAX_LOSSES, Cursor, Granted
 from grpo_actors.schedule.leases import GRACE_S, LeaseTable
-from grpo_actors.schedule.selection import UNJUDGED, Appraisal
 
 TIMEOUT_S = 50.0
 WORKERS = ("a", "b", "c")

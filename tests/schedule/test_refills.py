@@ -2,9 +2,9 @@
 
 from deliveries import deliver
 
+from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
 from grpo_actors.schedule.lease import Consumption, Cursor, Granted, Settled
 from grpo_actors.schedule.leases import LeaseTable
-from grpo_actors.schedule.selection import UNJUDGED, Appraisal
 
 FLAWED = Appraisal(0.0, "no_signal")
 

@@ -14,7 +14,7 @@ from grpo_actors.tasks.answers import (
     read_number,
     same_answer,
 )
-from grpo_actors.tasks.rows import read_rows
+from grpo_actors.tasks.lines import read_rows
 
 
 @pytest.mark.parametrize(

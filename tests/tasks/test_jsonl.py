@@ -5,7 +5,7 @@ import pytest
 
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.jsonl import Jsonl
-from grpo_actors.tasks.rows import MAX_LINE_BYTES, read_rows
+from grpo_actors.tasks.lines import MAX_LINE_BYTES, read_rows
 
 TWO = b'{"question": "1+1?", "answer": 2}\n{"question": "2+2?", "answer": 4}\n'
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from grpo_actors.errors import RewardError
-from grpo_actors.tasks.replying import Replier
+from grpo_actors.tasks.own.replying import Replier
 from grpo_actors.tasks.task import Problem
 
 FILE = Path(__file__).with_name("own_environments.py")

@@ -1,0 +1,38 @@
+"""[health]: when a run is told that something is probably wrong with it, and whether it then ends.
+
+The rules are in `grpo_actors.observe.alarms`; here are only their thresholds.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from grpo_actors.config.section import Positive, Section
+
+
+class HealthConfig(Section):
+    """[health]: the thresholds of the alarms."""
+
+    on_alarm: Literal["warn", "stop"] = Field(
+        "warn",
+        description="an alarm that an update raises is told, or ends the run in order: a checkpoint, the evaluations, exit code 1",
+    )
+    patience_updates: Positive = Field(
+        10, description="updates in a row after which what may pass by itself becomes an alarm"
+    )
+    max_kl: float = Field(1.0, gt=0, description="KL to the reference, nats per token")
+    max_ratio: float = Field(100.0, gt=1, description="an update's largest importance ratio")
+    max_logprob_gap: float = Field(
+        0.1, gt=0, description="mean difference between the worker's and the learner's log-probs, nats"
+    )
+    max_mismatch_kl: float = Field(
+        0.05, gt=0, description="KL from the worker's to the learner's policy, nats per token"
+    )
+    min_entropy: float = Field(0.005, ge=0, description="entropy of the policy, nats per token")
+    max_length_growth: float = Field(
+        4.0, gt=1, description="mean completion length, in multiples of what it was at first"
+    )
+    max_truncated_share: float = Field(0.8, gt=0, le=1, description="completions cut by max_new_tokens")
+    max_skipped_steps: Positive = Field(
+        3, description="steps without a finite gradient, within patience_updates"
+    )

@@ -1,0 +1,75 @@
+"""Does a written folder say what its source says? The log-probs of one fixed text, before and after.
+
+Both are computed in float32, whatever the weights are stored in, so that nothing but the weights can differ:
+the same weights give exactly 0, other roundings of them a small number.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from grpo_actors.convert.huggingface import load_lazily, load_tokenizer
+from grpo_actors.convert.trial import PROBE
+from grpo_actors.errors import ModelError
+from grpo_actors.policy.device import memory_bytes
+from grpo_actors.policy.logprobs import completion_logprobs
+from grpo_actors.policy.plan import Plan
+from grpo_actors.policy.quantization import parameter_count
+
+#: Prose, arithmetic and code, and what tokenizers trip over.
+TEXT = (
+    "The river rises in the hills north of the town and reaches the sea after ninety miles. In spring, when the "
+    "snow melts, it carries so much water that the lower meadows stand under it for weeks.\n\n"
+    "Question: A train leaves at 9:15 and arrives at 11:45. How long does it take?\n"
+    "Answer: From 9:15 to 11:15 are 2 hours, and 30 minutes more make 2.5 hours, which is 150 minutes.\n\n"
+    "def mean(values):\n    return sum(values) / len(values)\n\n"
+) + PROBE
+#: Share of the memory that a model in float32 may take here; the rest is for what it computes.
+MEMORY_SHARE = 0.75
+#: Mean difference of log-probs, in nats, up to which two models are held to have the same weights.
+SAME = 1e-3
+
+
+def drift(source: Callable[[], nn.Module], folder: Path, plan: Plan) -> float | None:
+    """Mean absolute difference of the text's log-probs between a source and the folder made of it, in nats a token.
+
+    Args:
+        source: Loads the source's model; not called where it would not fit.
+        folder: What was written; its tokenizer reads the text.
+        plan: How it was written.
+
+    Returns:
+        None where float32 weights of the source do not fit into this machine's memory.
+
+    Raises:
+        ModelError: the difference is no number, or is one where the weights should be the same.
+    """
+    written, _ = load_lazily(folder, plan)
+    # Asked of what was written, whose weights are not read yet: a source may come into memory all at once.
+    if parameter_count(written) * mx.float32.size > MEMORY_SHARE * memory_bytes():
+        return None
+    tokens = load_tokenizer(folder, plan).encode(TEXT)
+    before = _logprobs(source(), tokens)  # and it is dropped before the other one takes its place
+    after = _logprobs(written, tokens)
+    difference: Any = mx.abs(before - after).mean().item()
+    if not math.isfinite(difference) or (plan.keeps_weights and difference > SAME):
+        raise ModelError(
+            f"{folder}: its log-probs differ from the source's by {difference:.2g} nats a token on the mean; "
+            "one of the two was not read as it is meant, and the folder was not kept"
+        )
+    return float(difference)
+
+
+def _logprobs(model: nn.Module, tokens: list[int]) -> mx.array:
+    """Of every token but the first, [T - 1]."""
+    model.set_dtype(mx.float32)
+    targets = mx.array([tokens[1:]], dtype=mx.int32)
+    logprobs, _ = completion_logprobs(
+        model, mx.array([tokens], dtype=mx.int32), mx.array([0], dtype=mx.int32), targets, 1.0
+    )
+    mx.eval(logprobs)
+    return logprobs[0]

@@ -1,0 +1,230 @@
+"""A Hugging Face folder or hub id, written again as MLX keeps it: cast, quantised, its tokenizer beside it.
+
+The work is mlx-lm's; what it cannot do is refused here before anything is written. Knows the language models
+that mlx-lm has; a model that also sees belongs to `vision`.
+"""
+
+import contextlib
+import difflib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm.utils
+from huggingface_hub.errors import StrictDataclassError
+from mlx import nn
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from grpo_actors.convert.writing import check_finite, check_space, update_json
+from grpo_actors.errors import ModelError, first_line
+from grpo_actors.policy.locate import locate
+from grpo_actors.policy.model import DTYPES
+from grpo_actors.policy.plan import GROUP_SIZES, Plan
+from grpo_actors.policy.quantization import is_quantized, storage
+
+#: What mlx-lm and transformers raise over a folder that they cannot read.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
+
+
+def find(name: str) -> Path:
+    """The folder `name`, or the local copy of the hub's model of that id.
+
+    Raises:
+        ModelError: no such folder, no model in it, or the hub could not be reached.
+    """
+    location = locate(name, setting="--hf-path")
+    if isinstance(location, Path):
+        return location
+    try:
+        return Path(mlx_lm.utils._download(location))  # noqa: SLF001 - the files that mlx-lm reads, and no others
+    except UNREADABLE as error:
+        raise ModelError(
+            f"--hf-path: {name} is no folder, and the hub did not give it ({first_line(error)}); "
+            "check the name and the network, or give the path of a folder"
+        ) from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        ModelError: it cannot be read, or names no model type.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: config.json cannot be read: {first_line(error)}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{path}: config.json names no model_type; the folder is no model that mlx-lm reads")
+    return config
+
+
+def is_known(config: dict[str, Any]) -> bool:
+    """Whether mlx-lm has a module for this architecture."""
+    try:
+        mlx_lm.utils._get_classes(config)  # noqa: SLF001 - the one way to ask
+    except (ValueError, SystemExit):  # olmo's module ends the process where its own package is absent
+        return False
+    return True
+
+
+def known_types(near: str) -> list[str]:
+    """Every model type that mlx-lm reads but `near` itself, those most like it first."""
+    models = Path(mlx_lm.utils.__file__).parent / "models"
+    # Its folder holds parts of models too; a model's module has arguments of its own.
+    names = {path.stem for path in models.glob("*.py") if "\nclass ModelArgs" in path.read_text("utf-8")}
+    names |= mlx_lm.utils.MODEL_REMAPPING.keys()
+    return alike_first(names - {near}, near)
+
+
+def alike_first(names: Iterable[str], near: str) -> list[str]:
+    """The names, those most like `near` first."""
+    return sorted(names, key=lambda name: (-difflib.SequenceMatcher(None, near, name).ratio(), name))
+
+
+def refuse_own_code(path: Path, config: dict[str, Any], plan: Plan) -> None:
+    """Refuse a model that is Python code of its own which nobody has trusted."""
+    if config.get("model_file") is not None and not plan.trust_remote_code:
+        raise ModelError(
+            f"{path}: the model runs Python code of its own ({config['model_file']}); read it, then add --trust-remote-code"
+        )
+
+
+def refuse_unknown(path: Path, config: dict[str, Any]) -> None:
+    """Refuse what mlx-lm has no module for, nor the model itself."""
+    if config.get("model_file") is None and not is_known(config):
+        kind = config["model_type"]
+        raise ModelError(
+            f"{path}: mlx-lm does not know model_type {kind!r}; it knows {', '.join(known_types(kind))}"
+        )
+
+
+def load_lazily(path: Path, plan: Plan) -> tuple[nn.Module, dict[str, Any]]:
+    """Model and config; no weight is read yet.
+
+    Raises:
+        ModelError: mlx-lm refuses the folder.
+    """
+    try:
+        model, config = mlx_lm.utils.load_model(path, lazy=True, trust_remote_code=plan.trust_remote_code)
+    except UNREADABLE as error:
+        raise ModelError(f"{path}: mlx-lm does not load it: {first_line(error)}") from error
+    return model, config
+
+
+def load_tokenizer(path: Path, plan: Plan) -> Any:
+    """mlx-lm's wrapper of transformers' tokenizer.
+
+    Raises:
+        ModelError: transformers refuses it.
+    """
+    try:
+        return mlx_lm.utils.load_tokenizer(path, {"trust_remote_code": plan.trust_remote_code})
+    except UNREADABLE as error:
+        raise ModelError(f"{path}: its tokenizer does not load: {first_line(error)}") from error
+
+
+def write_folder(source: Path, folder: Path, plan: Plan) -> str:
+    """Write the model in `source` into the existing `folder`; returns how its weights are stored.
+
+    Raises:
+        ModelError: mlx-lm does not know or load it, the group size does not divide its rows, or the disk is too small.
+    """
+    refuse_own_code(source, read_config(source), plan)
+    refuse_unknown(source, read_config(source))
+    model, config = load_lazily(source, plan)
+    tokenizer = load_tokenizer(source, plan)
+    if plan.dtype is not None:
+        _cast(source, model, config, plan.dtype)
+    if plan.bits is not None:
+        refuse_group_size(source, model, plan)
+        config = _quantize(model, config, plan.bits, plan.group_size)
+    stored = storage(model)
+    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    check_space(folder, weights)
+    _save(model, folder)
+    mlx_lm.utils.save_config(config, folder / "config.json")
+    tokenizer.save_pretrained(folder)
+    for file in [
+        *source.glob("generation_config.json"),
+        *(source.glob("*.py") if plan.trust_remote_code else ()),
+    ]:
+        shutil.copy(file, folder)
+    return stored
+
+
+def refuse_group_size(
+    source: Path, model: nn.Module, plan: Plan, *, skips: Callable[[str], bool] = lambda _name: False
+) -> None:
+    """Refuse weights that are quantised, and a group size that leaves out what a smaller one would quantise.
+
+    A module stays as it is whose rows no group size divides, and one whose name the model's kind `skips`.
+    """
+    if is_quantized(model):
+        raise ModelError(f"{source}: its weights are quantised already; leave out --quantize")
+    rows = {
+        name: module.weight.shape[-1]
+        for name, module in model.named_modules()
+        if hasattr(module, "to_quantized")
+        and not skips(name)
+        and module.weight.shape[-1] % min(GROUP_SIZES) == 0
+    }
+    misfits = [name for name, row in rows.items() if row % plan.group_size]
+    if misfits:
+        fitting = max(size for size in GROUP_SIZES if all(row % size == 0 for row in rows.values()))
+        raise ModelError(
+            f"{source}: --group-size {plan.group_size} does not divide the rows of {misfits[0]}, which have "
+            f"{rows[misfits[0]]} weights; take --group-size {fitting}"
+        )
+
+
+def set_end(folder: Path, text: str, plan: Plan) -> None:
+    """Let `text` end every answer of the model in `folder`, and nothing else.
+
+    Raises:
+        ModelError: it is not one token of the vocabulary.
+    """
+    tokenizer = load_tokenizer(folder, plan)
+    vocabulary = tokenizer.get_vocab()
+    if text not in vocabulary:
+        near = ", ".join(alike_first(tokenizer.get_added_vocab(), text)[:5])
+        raise ModelError(
+            f"--eos-token: must be one token of the model's vocabulary, got {text!r}; its special tokens are {near}"
+        )
+    for name in ("config.json", "generation_config.json"):
+        update_json(folder / name, {"eos_token_id": vocabulary[text]})
+    update_json(folder / "tokenizer_config.json", {"eos_token": text})
+
+
+def _cast(source: Path, model: nn.Module, config: dict[str, Any], dtype: str) -> None:
+    """Cast in place, lazily but for float16, which not every weight survives."""
+    may_cast = getattr(model, "cast_predicate", lambda _name: True)
+
+    def cast(name: str, array: mx.array) -> mx.array:
+        if not may_cast(name) or not mx.issubdtype(array.dtype, mx.floating):
+            return array
+        changed = array.astype(DTYPES[dtype])
+        if dtype == "float16":
+            check_finite(f"{source}: tensor {name}", changed, dtype)
+        return changed
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+    for part in (config, config.get("text_config") or {}):
+        part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
+
+
+def _quantize(model: nn.Module, config: dict[str, Any], bits: int, group_size: int) -> dict[str, Any]:
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the bits that the summary says
+        quantized: dict[str, Any] = mlx_lm.utils.quantize_model(model, config, group_size, bits)[1]
+    return quantized
+
+
+def _save(model: nn.Module, folder: Path) -> None:
+    try:
+        mlx_lm.utils.save_model(folder, model, donate_model=True)
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"{folder}: cannot be written: {first_line(error)}; free some disk space") from None

@@ -1,0 +1,44 @@
+"""What every written model folder is held to: room on the disk, finite weights, whole files."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from grpo_actors.errors import ModelError
+from grpo_actors.rundir.checkpoints import write_json
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse, before anything is written, a disk with less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ModelError(
+            f"{folder}: the weights take {needed:,} bytes, the disk has {free:,} free; choose another disk"
+        )
+
+
+def check_finite(where: str, weight: mx.array, dtype: str) -> None:
+    """Refuse a weight that is not finite in the type it was cast to; `where` names the file and the tensor."""
+    if not mx.all(mx.isfinite(weight)).item():
+        raise ModelError(
+            f"{where} is not finite as {dtype}; take --dtype bfloat16 or float32, "
+            "or fetch the file again if it is so there too"
+        )
+
+
+def save_safetensors(path: Path, weights: dict[str, mx.array]) -> None:
+    """Write one file; raises ModelError where the disk refuses."""
+    try:
+        # transformers refuses a file that does not name its framework.
+        mx.save_safetensors(str(path), weights, metadata={"format": "mlx"})
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"{path}: cannot be written: {error}; free some disk space") from None
+
+
+def update_json(path: Path, changes: dict[str, Any]) -> None:
+    """Set some keys of a JSON file, which need not exist yet."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, content | changes)

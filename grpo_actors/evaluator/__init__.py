@@ -1,0 +1,1 @@
+"""Score checkpoints on held-out problems: one run as it trains, or any number of checkpoints afterwards."""

@@ -1,0 +1,109 @@
+"""The figures for a reader: a table, and two policies in a sentence."""
+
+from collections.abc import Sequence
+
+from grpo_actors.evaluator.accuracy import Estimate
+from grpo_actors.evaluator.comparison.result import Completions, Pair, Result, Sampled
+from grpo_actors.observe.text import aligned
+
+#: Below it a difference is taken for one: the counterpart of a 95 % interval.
+SIGNIFICANT = 0.05
+
+
+def as_table(results: Sequence[Result], task: str, max_new_tokens: int) -> str:
+    """Greedy answers, a line a checkpoint; under it the same of samples, where there are any."""
+    parts = [
+        f"{results[0].problems} held-out problems of {task}, answered greedily in at most {max_new_tokens} tokens",
+        *aligned(_greedy_rows(results)),
+    ]
+    drawn = results[0].sampled
+    if drawn is not None:
+        count = f"{drawn.k} samples" if drawn.k > 1 else "one sample"
+        parts += ["", f"{count} of each problem at temperature {drawn.temperature:g}"]
+        parts += aligned(_sampled_rows(results, drawn))
+    return "\n".join(parts)
+
+
+def as_sentence(pair: Pair) -> str:
+    """Which of the two is better, by how much, and whether the problems tell."""
+    total = pair.both_right + pair.both_wrong + pair.only_first + pair.only_second
+    counts = (
+        f"Of {total} problems both solve {pair.both_right} and neither {pair.both_wrong}; "
+        f"{pair.only_second} only the former, {pair.only_first} only the latter."
+    )
+    lines = [
+        f"{pair.second} against {pair.first}, greedy: {_points(pair.difference)}.",
+        counts,
+        f"McNemar's exact test: p = {pair.p_value:.2g}; {_verdict(pair)}.",
+    ]
+    if pair.sampled_difference is not None:
+        lines.append(f"Sampled: {_points(pair.sampled_difference)}.")
+    return "\n".join(lines)
+
+
+def _verdict(pair: Pair) -> str:
+    if pair.p_value >= SIGNIFICANT:
+        return "greedy answers to these problems do not tell which of the two is better"
+    better = pair.second if pair.difference.value > 0 else pair.first
+    return f"{better} is better, and chance alone would rarely show it"
+
+
+def _greedy_rows(results: Sequence[Result]) -> list[list[str]]:
+    rewards = list(dict.fromkeys(name for result in results for name in result.completions.rewards))
+    head = ["checkpoint", "update", "accuracy", "95 %", "length", "truncated", *rewards]
+    return [
+        head,
+        *(
+            [
+                result.checkpoint,
+                _update(result),
+                *_with_interval(result.accuracy),
+                *_lengths(result.completions),
+                *(_reward(result.completions, name) for name in rewards),
+            ]
+            for result in results
+        ),
+    ]
+
+
+def _sampled_rows(results: Sequence[Result], drawn: Sampled) -> list[list[str]]:
+    k = drawn.k
+    between = [i for i in drawn.passed if 1 < i < k]
+    head = ["checkpoint", "update", f"avg@{k}", "95 %"]
+    if k > 1:
+        head += [f"maj@{k}", "95 %", *(f"pass@{i}" for i in between), f"pass@{k}", "95 %"]
+    rows = [[*head, "length", "truncated"]]
+    for result in results:
+        sampled = result.sampled
+        assert sampled is not None
+        row = [result.checkpoint, _update(result), *_with_interval(sampled.avg)]
+        if k > 1:
+            row += _with_interval(sampled.maj)
+            row += [_percent(sampled.passed[i].value) for i in between]
+            row += _with_interval(sampled.passed[k])
+        rows.append([*row, *_lengths(sampled.completions)])
+    return rows
+
+
+def _update(result: Result) -> str:
+    return "–" if result.update is None else str(result.update)
+
+
+def _reward(completions: Completions, name: str) -> str:
+    return f"{completions.rewards[name]:.3f}" if name in completions.rewards else "–"
+
+
+def _lengths(completions: Completions) -> list[str]:
+    return [f"{completions.length_mean:.1f}", _percent(completions.truncated_share)]
+
+
+def _with_interval(estimate: Estimate) -> list[str]:
+    return [_percent(estimate.value), f"{100 * estimate.low:.1f}–{100 * estimate.high:.1f}"]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _points(difference: Estimate) -> str:
+    return f"{100 * difference.value:+.1f} points (95 %: {100 * difference.low:+.1f} to {100 * difference.high:+.1f})"

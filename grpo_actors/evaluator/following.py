@@ -1,0 +1,154 @@
+"""The evaluator of a run: it scores the base model, then every checkpoint as it appears, and reports to the learner.
+
+A score that was computed once is kept in a file of the checkpoint and never computed again.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from grpo_actors.atomic import whole_file
+from grpo_actors.config import Config
+from grpo_actors.evaluator.score import Score, evaluate, held_out
+from grpo_actors.policy.model import Policy, load_policy
+from grpo_actors.process import StopRequest
+from grpo_actors.rollout.episodes import episodes
+from grpo_actors.rundir.checkpoint_weights import load_weights
+from grpo_actors.rundir.checkpoints import (
+    EVALUATION_FILE,
+    MANIFEST,
+    Checkpoint,
+    find_checkpoints,
+    verify,
+    write_json,
+)
+from grpo_actors.rundir.folder import BASE_EVALUATION_FILE
+from grpo_actors.tasks.registry import chosen_rewards, load_task
+from grpo_actors.tasks.scoring import open_scorer
+from grpo_actors.transport.control import ControlClient
+from grpo_actors.transport.sockets import zmq_context
+from grpo_actors.wire.handshake import hello, introduce
+from grpo_actors.wire.messages import Beat, Bye, Evaluation, decode, encode, from_learner
+
+#: Seconds of the longest wait for a message before the run folder is checked again.
+POLL_S = 0.2
+
+
+class Leaving(Exception):  # noqa: N818 - not an error: the way out of a computation
+    """Raised within an evaluation when the process is asked to stop."""
+
+
+class RunEvaluator:
+    """Scores what appears in a run folder and reports it to the learner."""
+
+    def __init__(
+        self, run_dir: Path, control: ControlClient, config: Config, stop: StopRequest, beat_s: float
+    ) -> None:
+        self._run_dir = run_dir
+        self._control = control
+        self._config = config
+        self._stop = stop
+        self._beat_s = beat_s
+        self._next_beat_s = 0.0
+        self._dismissed = False
+        #: Update, and when its manifest was written, of each checkpoint looked at.
+        self._seen: set[tuple[int, int]] = set()
+
+    def run(self) -> None:
+        """Until dismissed or asked to stop."""
+        config = self._config
+        task = load_task(config.data, seed=config.run.seed)
+        policy = load_policy(config.model, seed=config.run.seed)
+        problems = held_out(task, config, policy)
+        rewards = chosen_rewards(config.reward.functions, task)
+        with open_scorer(rewards, config.reward) as scorer, episodes(config, policy) as turns:
+
+            def score() -> Score:
+                return evaluate(policy, task, problems, config, scorer, episodes=turns, on_step=self._on_step)
+
+            self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
+            while not self._stop and not self._dismissed:
+                checkpoint = self._next_checkpoint()
+                if checkpoint is None:
+                    self._hear(POLL_S)
+                else:
+                    self._report_checkpoint(checkpoint, policy, score)
+
+    def _next_checkpoint(self) -> Checkpoint | None:
+        """The oldest one not looked at yet; one that a resumed run wrote again is a new one."""
+        for checkpoint in find_checkpoints(self._run_dir):
+            try:
+                sealed = (checkpoint.update, (checkpoint.path / MANIFEST).stat().st_mtime_ns)
+            except FileNotFoundError:  # pruned since it was listed
+                continue
+            if sealed not in self._seen:
+                self._seen.add(sealed)
+                return checkpoint
+        return None
+
+    def _report_checkpoint(self, checkpoint: Checkpoint, policy: Policy, score: Callable[[], Score]) -> None:
+        kept = checkpoint.path / EVALUATION_FILE
+        complaint = None if kept.is_file() else verify(checkpoint)
+        if complaint is not None:
+            # Damaged, or pruned meanwhile. The learner goes past it too, and writes it again.
+            print(f"evaluator: not scored: {complaint}", file=sys.stderr)
+            return
+
+        def load_and_score() -> Score:
+            load_weights(checkpoint.path, policy)
+            return score()
+
+        self._report(checkpoint.update, checkpoint.path.name, kept, load_and_score)
+
+    def _report(self, update: int, name: str, kept: Path, score: Callable[[], Score]) -> None:
+        """Tell the learner a score: the one kept from before, or a new one, which is kept."""
+        if kept.is_file():
+            result = Score(**json.loads(kept.read_text()))
+        else:
+            result = score()
+            with whole_file(kept) as draft:
+                write_json(draft, asdict(result))
+        message = encode(Evaluation(update=update, checkpoint=name, **asdict(result)))
+        while not self._control.send(message) and not self._stop:
+            self._hear(POLL_S)
+
+    def _hear(self, wait_s: float) -> None:
+        self._beat("waiting")
+        data = self._control.receive(wait_s)
+        if data is None:
+            return
+        message = decode(from_learner, data)
+        if isinstance(message, Bye) and message.again:
+            self._control.send(encode(hello("evaluator", self._control.name)))
+        elif isinstance(message, Bye):
+            self._dismissed = True
+
+    def _on_step(self, new_tokens: int) -> None:
+        del new_tokens
+        self._beat("evaluating")
+        if self._stop:
+            raise Leaving
+
+    def _beat(self, state: str) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_beat_s:
+            self._next_beat_s = now_s + self._beat_s
+            self._control.send(encode(Beat.model_validate({"state": state})))
+
+
+def follow_run(run_dir: Path, endpoint: str, stop: StopRequest) -> int:
+    """The evaluator of a run, for as long as the run lives."""
+    with zmq_context() as context:
+        control = ControlClient(context, endpoint, "evaluator")
+        welcome = introduce(control, "evaluator", stop, patience_s=120)
+        if welcome is None:
+            return 0
+        config = Config.model_validate_json(welcome.config)
+        with suppress(Leaving):
+            RunEvaluator(run_dir, control, config, stop, welcome.beat_s).run()
+        control.send(encode(Bye(reason="done")))
+    return 0

@@ -1,0 +1,174 @@
+"""Write the model card of an exported policy: its base, its training data and objective, and its scores.
+
+This module reads a run folder's files and loads no model. The card contains no local paths: folders and files are
+given by name only.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from grpo_actors.config import Config
+from grpo_actors.config.wording import toml_value
+from grpo_actors.errors import ModelError
+from grpo_actors.observe.follow import HistoryReader
+from grpo_actors.observe.records import Record
+from grpo_actors.policy.locate import locate
+from grpo_actors.rundir.checkpoints import EVALUATION_FILE, Checkpoint
+from grpo_actors.rundir.folder import BASE_EVALUATION_FILE
+from grpo_actors.tasks.gsm8k import HUB_ID
+
+#: Rows of the table of scores: title, field, whether the value is a share.
+_SCORES = (
+    ("accuracy, greedy", "accuracy", True),
+    ("accuracy, sampled", "sampled_accuracy", True),
+    ("answers cut", "truncated_share", True),
+    ("tokens an answer", "completion_length_mean", False),
+)
+
+
+def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, name: str, is_adapter: bool) -> str:
+    """Return the text of README.md.
+
+    Args:
+        run_dir: The run folder.
+        config: The run's settings.
+        checkpoint: The exported checkpoint.
+        name: The name of the exported model.
+        is_adapter: Whether an adapter is exported instead of a whole model.
+    """
+    start = _start(run_dir)
+    parts = [
+        _front_matter(config, is_adapter=is_adapter),
+        f"# {name}",
+        _sentence(config, checkpoint),
+        _scores(run_dir, config, checkpoint),
+        "## Objective\n\n" + _table(config.objective.model_dump(exclude={"algorithm"})),
+        "## Data and rewards\n\n" + _table(_data(config, start)),
+        "## Training\n\n" + _table(_training(config)),
+        _made_by(start),
+    ]
+    call = f'"{base_name(config)}", adapter_path="{name}"' if is_adapter else f'"{name}"'
+    parts.append(f"## Use\n\n```python\nfrom mlx_lm import load\n\nmodel, tokenizer = load({call})\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def base_name(config: Config) -> str:
+    """Return the base model's hub id, or the name of its folder."""
+    return _hub_id(config) or Path(config.model.model_name).name
+
+
+def _hub_id(config: Config) -> str | None:
+    try:
+        where = locate(config.model.model_name)
+    except ModelError:  # the folder is gone; a fully trained model does not need it
+        return None
+    return where if isinstance(where, str) else None
+
+
+def _front_matter(config: Config, *, is_adapter: bool) -> str:
+    """Return the YAML header that the hub reads. JSON strings are valid YAML; the hub rejects a base without hub id."""
+    lines = []
+    if hub_id := _hub_id(config):
+        relation = "adapter" if is_adapter else "finetune"
+        lines += [f"base_model: {json.dumps(hub_id)}", f"base_model_relation: {relation}"]
+    if config.data.task == "gsm8k":
+        lines.append(f"datasets:\n- {HUB_ID}")
+    lines += ["library_name: mlx", "pipeline_tag: text-generation"]
+    lines.append("tags:\n- grpo\n- reinforcement-learning\n- mlx")
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+def _sentence(config: Config, checkpoint: Checkpoint) -> str:
+    return (
+        f"{base_name(config)}, trained with reinforcement learning (GRPO) on {_task(config)}: {checkpoint.update} "
+        f"updates of {config.groups_per_update} problems × {config.rollout.num_generations} completions."
+    )
+
+
+def _task(config: Config) -> str:
+    path = config.data.path
+    return config.data.task + (f" ({Path(path).name})" if path else "")
+
+
+def _scores(run_dir: Path, config: Config, checkpoint: Checkpoint) -> str:
+    before = _read(run_dir / BASE_EVALUATION_FILE)
+    after = _read(checkpoint.path / EVALUATION_FILE)
+    if not before and not after:
+        return "It has not been evaluated."
+    rows = [f"| | base | update {checkpoint.update} |", "|---|---|---|"]
+    for title, key, is_share in _SCORES:
+        cells = [_score(scores, key, is_share=is_share) for scores in (before, after)]
+        if any(cells):
+            rows.append(f"| {title} | {' | '.join(cell or '?' for cell in cells)} |")
+    samples = (after or before).get("samples", "?")
+    return "\n".join([*rows, "", f"On {samples} held-out problems of {_task(config)}."])
+
+
+def _score(scores: Mapping[str, Any], key: str, *, is_share: bool) -> str:
+    """Format ``91.0 % (88.9 to 92.7)``; empty if not measured."""
+    value = scores.get(key)
+    if value is None:
+        return ""
+    if not is_share:
+        return f"{value:.0f}"
+    low, high = scores.get(f"{key}_low"), scores.get(f"{key}_high")
+    interval = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * value:.1f} %{interval}"
+
+
+def _data(config: Config, start: Record) -> dict[str, Any]:
+    """Return the data settings and the rewards; if the settings name no rewards, those that the task chose."""
+    kept = {"task", "num_shots", "max_train_samples", "max_prompt_length", "system_prompt"}
+    settings = config.data.model_dump(include=kept) | {"file": Path(config.data.path).name or None}
+    rewards = start.get("config", {}).get("reward", {}).get("functions") or config.reward.functions
+    return settings | {f"reward {name}": weight for name, weight in rewards.items()}
+
+
+def _training(config: Config) -> dict[str, Any]:
+    model = {"dtype", "fine_tune_type"}
+    if config.model.fine_tune_type != "full":
+        model |= {"base_bits", "lora_rank", "lora_scale", "lora_dropout", "lora_layers", "lora_keys"}
+    rollout = {"num_generations", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "max_staleness"}
+    settings = config.model.model_dump(include=model) | config.learner.model_dump()
+    return settings | config.rollout.model_dump(include=rollout) | {"seed": config.run.seed}
+
+
+def _table(settings: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {name} | `{toml_value(value)}` |"
+        for name, value in settings.items()
+        if value is not None and value not in ("", ())
+    ]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _made_by(start: Record) -> str:
+    """Return a sentence on the code and the libraries, as far as the run has recorded them."""
+    commit = start.get("commit")
+    of = f", commit `{commit}`" if commit else ""
+    versions: Mapping[str, str] = start.get("versions") or {}
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "grpo-actors")
+    version = start.get("version", "of an unknown version")
+    return f"Made by grpo-actors {version}{of}" + (f", with {libraries}." if libraries else ".")
+
+
+def _start(run_dir: Path) -> Record:
+    """Return the run's newest ``start`` record; empty if the run kept no records."""
+    starts = [record for record in _records(run_dir) if record["topic"] == "start"]
+    return starts[-1] if starts else {}
+
+
+def _records(run_dir: Path) -> Iterator[Record]:
+    reader = HistoryReader(run_dir)
+    try:
+        while (record := reader.read()) is not None:
+            yield record
+    finally:
+        reader.close()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,106 @@
+"""Write one checkpoint of a run in an export format: model folder, adapter or GGUF file; folders with a model card."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from grpo_actors.config import Config, read_config
+from grpo_actors.errors import ModelError, RunError
+from grpo_actors.export.card import base_name, card
+from grpo_actors.export.fusing import load_fused
+from grpo_actors.rundir.checkpoint_weights import ADAPTER, ADAPTER_CONFIG, is_adapter, write_model
+from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, verify, write_json
+from grpo_actors.rundir.folder import CONFIG_FILE
+
+CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A verified checkpoint and the settings that it was trained with."""
+
+    run_dir: Path
+    config: Config
+    checkpoint: Checkpoint
+
+    @classmethod
+    def choose(cls, run_dir: Path, which: str) -> "Exported":
+        """Find the checkpoint `which`: a number of updates, ``best``, ``last``, or empty for the best, else the last.
+
+        Raises:
+            RunError: `run_dir` is not a run folder, has no such checkpoint, or the checkpoint is damaged.
+        """
+        if not (run_dir / CONFIG_FILE).is_file():
+            raise RunError(
+                f"{run_dir} is no run folder ({CONFIG_FILE} not found); give a run's output folder"
+            )
+        checkpoint = _find(run_dir, which)
+        damage = verify(checkpoint)
+        if damage is not None:
+            raise RunError(f"{damage}; choose another --checkpoint")
+        return cls(run_dir, read_config(run_dir / CONFIG_FILE), checkpoint)
+
+    def write_model(self, folder: Path, name: str, dtype: str | None, *, dequantize: bool) -> None:
+        """Write a whole model, called `name`, which mlx-lm loads, and transformers if it supports the architecture.
+
+        Raises:
+            ModelError: see `load_fused`, or the disk is full.
+        """
+        self._fuse(folder, dtype, dequantize=dequantize)
+        self._write_card(folder, name, is_adapter=False)
+
+    def write_adapter(self, folder: Path, name: str, *, for_others: bool) -> None:
+        """Write only the adapter, in mlx-lm's format; `for_others`: without the local path of its base.
+
+        Raises:
+            ModelError: the run trained all weights.
+        """
+        if not is_adapter(self.checkpoint.path):
+            raise ModelError(f"--adapter: {self.run_dir} trained all weights and has no adapter; take --fuse")
+        shutil.copy(self.checkpoint.path / ADAPTER, folder)
+        described = json.loads((self.checkpoint.path / ADAPTER_CONFIG).read_text())
+        base = {"model": base_name(self.config)} if for_others else {}
+        write_json(folder / ADAPTER_CONFIG, described | base)
+        self._write_card(folder, name, is_adapter=True)
+
+    def write_gguf(self, file: Path, dtype: str, *, dequantize: bool) -> None:
+        """Write one GGUF file, through a temporary model folder next to it.
+
+        Raises:
+            ModelError: the writer does not support the architecture or the tokenizer.
+        """
+        from grpo_actors.convert.gguf.writer import write_file  # noqa: PLC0415  needs the extra gguf
+
+        with TemporaryDirectory(dir=file.parent) as folder:
+            self._fuse(Path(folder), None, dequantize=dequantize)
+            write_file(Path(folder), file, dtype)
+
+    def _fuse(self, folder: Path, dtype: str | None, *, dequantize: bool) -> None:
+        policy = load_fused(self.checkpoint.path, self.config.model, dequantize=dequantize, dtype=dtype)
+        try:
+            write_model(folder, policy)
+        except RuntimeError as error:  # how MLX reports a full disk
+            raise ModelError(f"{folder}: cannot be written: {error}; free some disk space") from error
+
+    def _write_card(self, folder: Path, name: str, *, is_adapter: bool) -> None:
+        text = card(self.run_dir, self.config, self.checkpoint, name=name, is_adapter=is_adapter)
+        (folder / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def _find(run_dir: Path, which: str) -> Checkpoint:
+    kept = find_checkpoints(run_dir)
+    if not kept:
+        raise RunError(f"{run_dir} has no checkpoint yet; let the run write one (Ctrl-C does)")
+    marked = best(run_dir)
+    if which == "last" or (not which and marked is None):
+        return kept[-1]
+    if which == "best" and marked is None:
+        raise RunError(f"--checkpoint best: no checkpoint of {run_dir} has been evaluated; take last")
+    wanted = str(marked["update"]) if marked is not None and which in ("", "best") else which
+    for checkpoint in kept:
+        if str(checkpoint.update) == wanted:
+            return checkpoint
+    known = ", ".join(str(checkpoint.update) for checkpoint in kept)
+    raise RunError(f"--checkpoint must be best, last or one of {known}, got {wanted}")

@@ -1,0 +1,109 @@
+"""A file of prompts in, a file of completions out: side by side, in the order in which they end.
+
+Killed at any moment and started again it goes on: what is in the output is not sampled again, and what is sampled is
+what it would have been.
+"""
+
+import sys
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from grpo_actors.generate.output import Output
+from grpo_actors.generate.prompts import Request
+from grpo_actors.generate.speaker import Speaker
+from grpo_actors.policy.decoding.sampling import sample_in_turn
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """A prompt with the samples that it still lacks."""
+
+    request: Request
+    #: Four bytes a token: the prompts of a whole file are kept.
+    tokens: "array[int]"
+    samples: Sequence[int]
+
+
+def encode_all(speaker: Speaker, requests: Sequence[Request]) -> list["array[int]"]:
+    """Token ids of every prompt. `DataError`: one leaves no room for an answer; names its line."""
+    return [array("I", speaker.encode_fitting(request.prompt, request.where)) for request in requests]
+
+
+def run_batch(
+    speaker: Speaker,
+    requests: Sequence[Request],
+    prompts: Sequence["array[int]"],
+    output: Output,
+    *,
+    samples: int,
+    places: int,
+) -> None:
+    """Sample what `output` lacks.
+
+    Args:
+        speaker: Whom to ask.
+        requests: All of the input, in its order.
+        prompts: Their tokens.
+        output: Where it goes.
+        samples: Completions of each prompt.
+        places: Completions that are sampled side by side.
+    """
+    todo = {
+        request.index: Todo(request, tokens, missing)
+        for request, tokens in zip(requests, prompts, strict=True)
+        if (missing := [number for number in range(samples) if (request.index, number) not in output.done])
+    }
+    total = len(requests) * samples
+    left = sum(len(each.samples) for each in todo.values())
+    _say_where_it_stands(output, total - left, total)
+    started_s, tokens = time.monotonic(), 0
+    with _bar() as bar:
+        task = bar.add_task("", total=total, completed=total - left, rate="")
+
+        def on_step(new_tokens: int) -> None:
+            nonlocal tokens
+            tokens += new_tokens
+            bar.update(task, rate=f"{tokens / (time.monotonic() - started_s):,.1f} tokens/s")
+
+        for index, group in sample_in_turn(
+            speaker.policy, _groups(speaker, todo, samples), speaker.params, places, on_step
+        ):
+            each = todo[index]
+            own_id = {} if each.request.id is None else {"id": each.request.id}
+            output.write(
+                own_id | speaker.record(index, number, len(each.tokens), sample)
+                for number, sample in zip(each.samples, group, strict=True)
+            )
+            bar.advance(task, len(group))
+    seconds = time.monotonic() - started_s
+    print(
+        f"{left} completions, {tokens:,} tokens in {seconds:.1f} s ({tokens / max(seconds, 1e-9):,.1f} tokens/s)",
+        file=sys.stderr,
+    )
+
+
+def _groups(
+    speaker: Speaker, todo: dict[int, Todo], samples: int
+) -> Iterator[tuple[int, Sequence[int], Sequence[int]]]:
+    for index, each in todo.items():
+        seeds = speaker.seeds(index, samples)
+        yield index, each.tokens, [seeds[number] for number in each.samples]
+
+
+def _say_where_it_stands(output: Output, done: int, total: int) -> None:
+    if output.mended:
+        print("the last line of the output was cut in the middle; it is sampled again", file=sys.stderr)
+    if done:
+        print(f"{done} of {total} completions are there already", file=sys.stderr)
+
+
+def _bar() -> Progress:
+    """On standard error, and only where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)

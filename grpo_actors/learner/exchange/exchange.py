@@ -1,0 +1,212 @@
+"""The learner's other half: a thread that owns every socket, the schedule and the journal.
+
+It grants leases, takes groups in, serves weights and publishes events while the learner computes
+(`dispatcher`). This file is the border between the two threads: the learner's calls hand a piece of
+work to the thread, or take a batch from it, so nothing on either side needs a lock.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from grpo_actors.errors import TrainingError
+from grpo_actors.learner.exchange.dispatcher import TICK_S, Dispatcher
+from grpo_actors.learner.exchange.peers import BEAT_S, LOST_S
+from grpo_actors.learner.exchange.selection import Selection
+from grpo_actors.learner.exchange.supply import Supply
+from grpo_actors.learner.groups import SampledGroup
+from grpo_actors.observe.sinks import Journal
+from grpo_actors.rundir.checkpoints import Snapshot
+from grpo_actors.schedule.leases import LeaseTable
+from grpo_actors.transport.control import ControlServer
+from grpo_actors.transport.events import EventPublisher
+from grpo_actors.transport.sockets import Endpoints, zmq_context
+from grpo_actors.transport.waiting import Waiter
+from grpo_actors.transport.weights import WeightsServer
+from grpo_actors.wire import fetching
+from grpo_actors.wire.messages import Evaluation, Manifest, Welcome
+
+__all__ = ["BEAT_S", "LOST_S", "Exchange", "Selection", "Supply"]
+
+T = TypeVar("T")
+
+#: Time that dismissed peers have to say Bye before the sockets close over them: an unread message
+#: dies with its connection, and a peer that never read its dismissal would wait for ever.
+FAREWELL_S = 2.0
+#: An answer that takes longer makes the learner look whether the thread still lives.
+ANSWER_S = 0.5
+
+
+class Exchange:
+    """Start it, take batches, publish versions, record events, finish."""
+
+    def __init__(
+        self,
+        *,
+        endpoints: Endpoints,
+        table: LeaseTable[SampledGroup],
+        supply: Supply,
+        selection: Selection,
+        welcome: Welcome,
+        open_journal: Callable[[EventPublisher], Journal],
+        lost_s: float = LOST_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is bound yet. `lost_s`: the longest silence of a peer that works, in seconds."""
+        self._lost_s = lost_s
+        self._endpoints = endpoints
+        self._table = table
+        self._supply = supply
+        self._selection = selection
+        self._welcome = welcome
+        self._open_journal = open_journal
+        self._clock = clock
+        #: Work for the thread, which passes its dispatcher.
+        self._commands: queue.SimpleQueue[Callable[[Dispatcher], None]] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[list[SampledGroup] | None] = queue.SimpleQueue()
+        self._waiter = Waiter()
+        self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
+        self._bound: Future[None] = Future()
+        self._failure: BaseException | None = None
+        self._close_at_s: float | None = None
+
+    # --- the learner's side -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bind and run; an address that is taken is a `RunError` here."""
+        self._thread.start()
+        self._bound.result()
+
+    def consume(self, leases: Sequence[int]) -> None:
+        """The groups of these leases have made the next version."""
+        self._post(lambda dispatcher: dispatcher.consume(leases))
+
+    def publish(self, manifest: Manifest, data: memoryview) -> None:
+        """Workers may fetch this version; may be called on any thread."""
+        self._post(lambda dispatcher: dispatcher.publish(manifest, data))
+
+    def next_batch(self, timeout_s: float) -> list[SampledGroup] | None:
+        """The groups of the next update, or None after `timeout_s`.
+
+        Raises:
+            BaseException: whatever the thread died of.
+        """
+        try:
+            batch = self._batches.get(timeout=timeout_s) if timeout_s > 0 else self._batches.get_nowait()
+        except queue.Empty:
+            return None
+        if batch is None:
+            self._batches.put(None)  # for the next call
+            raise self._cause_of_death()
+        return batch
+
+    def record(self, topic: str, **fields: Any) -> None:
+        """Number, keep and publish one record."""
+        self._post(lambda dispatcher: dispatcher.record(topic, fields))
+
+    def snapshot(self) -> Snapshot:
+        """What to go on from, after everything said so far has taken effect."""
+        return self._ask(Dispatcher.snapshot)
+
+    def take_evaluations(self) -> list[Evaluation]:
+        """Evaluations that came in since the last call."""
+        return self._ask(Dispatcher.take_evaluations)
+
+    def take_tokens(self) -> int:
+        """Tokens that workers sampled, of the groups that came in since the last call."""
+        return self._ask(Dispatcher.take_tokens)
+
+    def selection_alarm(self) -> str | None:
+        """What was told of the last update's groups as an alarm, if anything was."""
+        return self._ask(lambda _: self._selection.alarm)
+
+    def evaluator_present(self) -> bool:
+        """Whether an evaluator takes part."""
+        return self._ask(Dispatcher.evaluator_present)
+
+    def dismiss(self, role: str, reason: str) -> None:
+        """Send all peers of a role home."""
+        self._post(lambda dispatcher: dispatcher.dismiss(role, reason))
+
+    def wait_for_goodbyes(self) -> None:
+        """Until all peers that were sent home have said that they go, for `FAREWELL_S` at most."""
+        deadline_s = time.monotonic() + FAREWELL_S
+        while time.monotonic() < deadline_s and self._ask(Dispatcher.awaits_goodbyes):
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Stop the thread once all that was said before has been done; may be called twice."""
+        if self._thread.is_alive():
+            self._post(lambda _: self._begin_to_close())
+            self._thread.join()
+        self._waiter.close()
+
+    def _post(self, command: Callable[[Dispatcher], None]) -> None:
+        self._commands.put(command)
+        self._waiter.wake()
+
+    def _ask(self, question: Callable[[Dispatcher], T]) -> T:
+        answer: Future[T] = Future()
+        self._post(lambda dispatcher: answer.set_result(question(dispatcher)))
+        while True:
+            # Looked at before the wait: a thread that ended in between may have answered.
+            alive = self._thread.is_alive()
+            try:
+                return answer.result(timeout=ANSWER_S if alive else 0)
+            except TimeoutError:
+                if not alive:
+                    raise self._cause_of_death() from None
+
+    def _cause_of_death(self) -> BaseException:
+        return self._failure or TrainingError("the exchange was closed; no more can be asked of it")
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            with zmq_context() as context:
+                control = ControlServer(context, self._endpoints.control)
+                weights = WeightsServer(context, self._endpoints.weights, fetching)
+                publisher = EventPublisher(context, self._endpoints.events)
+                with contextlib.closing(publisher), self._open_journal(publisher) as journal:
+                    dispatcher = Dispatcher(
+                        control=control,
+                        weights=weights,
+                        journal=journal,
+                        table=self._table,
+                        supply=self._supply,
+                        selection=self._selection,
+                        welcome=self._welcome,
+                        lost_s=self._lost_s,
+                        clock=self._clock,
+                    )
+                    self._bound.set_result(None)
+                    self._waiter.watch(control.socket, weights.socket)
+                    self._loop(dispatcher)
+        except BaseException as error:  # noqa: BLE001 - a thread's outermost frame: the learner raises it
+            self._failure = error
+            if not self._bound.done():
+                self._bound.set_exception(error)
+            self._batches.put(None)
+
+    def _loop(self, dispatcher: Dispatcher) -> None:
+        while not self._may_close(dispatcher):
+            self._waiter.wait(TICK_S)
+            while not self._commands.empty():
+                self._commands.get()(dispatcher)
+            dispatcher.turn()
+            batch = dispatcher.next_batch()
+            if batch is not None:
+                self._batches.put(batch)
+
+    def _begin_to_close(self) -> None:
+        self._close_at_s = time.monotonic() + FAREWELL_S
+
+    def _may_close(self, dispatcher: Dispatcher) -> bool:
+        if self._close_at_s is None:
+            return False
+        return time.monotonic() >= self._close_at_s or not dispatcher.awaits_goodbyes()

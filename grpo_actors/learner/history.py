@@ -1,0 +1,132 @@
+"""What is told and kept of a run while it trains, the same whoever brings its groups.
+
+Records, samples, alarms, recorded groups, checkpoints: a live run and a replay differ in where their groups
+come from (`learner.source`) and where their records go, and in nothing here. Knows no socket.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grpo_actors import __version__
+from grpo_actors.config import Config
+from grpo_actors.learner.archive import Archive, Records
+from grpo_actors.learner.groups import SampledGroup
+from grpo_actors.learner.grpo import Grpo
+from grpo_actors.learner.recording import GroupsFile
+from grpo_actors.learner.report import ledger, samples
+from grpo_actors.observe.alarms import Health
+from grpo_actors.rundir.decisions import as_told, decisions
+from grpo_actors.rundir.folder import GROUPS_FILE
+from grpo_actors.rundir.provenance import commit, versions
+
+
+@dataclass
+class History:
+    """Tell it of every update, after the update."""
+
+    run_dir: Path
+    #: With `reward.functions` resolved.
+    config: Config
+    grpo: Grpo
+    archive: Archive
+    records: Records
+    #: Why the run must end: the alarm, where health.on_alarm is "stop".
+    ended_by: str | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._health = Health(self.config)
+        self._decisions = [as_told(record) for record in self.archive.told("headcount")]
+        self._groups = (
+            GroupsFile(self.run_dir, after_update=self.archive.update)
+            if self.config.metrics.record_groups
+            else None
+        )
+
+    def begin(self) -> None:
+        """Say what runs, and from where it goes on."""
+        self.records.record(
+            "start",
+            run_name=self.config.run.run_name,
+            run_id=self.archive.run_id,
+            model_name=self.config.model.model_name,
+            total_updates=self.grpo.total_updates,
+            update=self.grpo.version,
+            config=self.config.model_dump(mode="json"),
+            version=__version__,
+            commit=commit(),
+            versions=versions(),
+        )
+        if self._groups is not None and self._groups.last_update < self.grpo.version:
+            text = f"{GROUPS_FILE} lacks updates {self._groups.last_update + 1} to {self.grpo.version}"
+            self.records.record("log", level="warning", text=text)
+        self.archive.announce(self.records)
+
+    def tell(
+        self,
+        groups: Sequence[SampledGroup],
+        told: Mapping[str, Any],
+        *,
+        update_s: float,
+        wait_s: float,
+        rollout_tokens_per_s: float | None,
+    ) -> None:
+        """One update: what `Grpo.update` told about its groups, and its times in seconds."""
+        update, total = self.grpo.version, self.grpo.total_updates
+        metrics = {
+            "update": update,
+            "total_updates": total,
+            "epoch": groups[-1].epoch,
+            **told,
+            "rollout_tokens_per_s": rollout_tokens_per_s,
+            "update_s": update_s,
+            "wait_s": wait_s,
+            "learner_wait_share": wait_s / update_s if update_s else None,
+        }
+        self.records.record("metrics", **metrics, ledger=ledger(groups))
+        self._tell_decisions()
+        for sample in samples(groups, self.config.metrics.log_completions, self.config.reward.functions):
+            self.records.record("sample", update=update, **sample)
+        if self._groups is not None:
+            self._groups.write(update, total * self.config.groups_per_update, groups)
+        for alarm in self._health.heed(metrics):
+            self.records.record("alarm", name=alarm.name, text=alarm.text, update=update)
+            self.heed(f"{alarm.name}: {alarm.text}")
+
+    def _tell_decisions(self) -> None:
+        """Those about the workers that the records do not have: new ones, and what a resumed run has cut off."""
+        for decision in decisions(self.run_dir):
+            if decision not in self._decisions:
+                self.records.record("headcount", **decision)
+                self._decisions.append(decision)
+
+    def heed(self, alarm: str) -> None:
+        """An alarm was told of the last update: where health.on_alarm is "stop", the first one ends the run."""
+        if self.config.health.on_alarm == "stop" and self.ended_by is None:
+            self.ended_by = alarm
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint where the settings ask for one."""
+        if self.archive.is_due(self.grpo.version):
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the newest version, unless there is one."""
+        if self._groups is not None:
+            self._groups.sync()
+        self.archive.save(self.records, self.grpo)
+
+    def end(self, reason: str) -> int:
+        """The last record, unless an alarm has a better reason; returns the process's exit code."""
+        self._tell_decisions()
+        if self.ended_by is None:
+            self.records.record("stop", reason=reason, exit_code=0)
+            return 0
+        self.records.record("stop", reason=f"alarm: {self.ended_by}", exit_code=1)
+        return 1
+
+    def close(self) -> None:
+        """Close the recorded groups; may be called twice."""
+        if self._groups is not None:
+            self._groups.close()

@@ -1,0 +1,156 @@
+"""groups.jsonl: every group that trained, in order, so that it can train again without a worker.
+
+One JSON line a group. What was sampled stands there as it came (`groups`): numbers are written with as many
+digits as it takes to read the same bits back. Knows no model and no socket.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from grpo_actors.errors import DataError, ProtocolError
+from grpo_actors.learner.groups import SampledCompletion, SampledGroup
+from grpo_actors.observe.sinks import LineFile
+from grpo_actors.rundir.folder import GROUPS_FILE
+from grpo_actors.wire.spans import check_inserted
+
+#: How every line begins: a file of gigabytes is cut without reading what the groups hold.
+_START = re.compile(rb'{"update":(\d+),')
+#: Characters of a complaint, which has one line.
+MAX_COMPLAINT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedGroup(SampledGroup):
+    """One line."""
+
+    #: The update that it trained in, counted from 1.
+    update: int
+    #: Groups that the run was to train on, all updates together: where its learning rate's schedule ends.
+    planned_groups: int
+
+    # For pydantic, which reads the inner dataclasses under it too.
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+_line = TypeAdapter(RecordedGroup)
+
+
+class GroupsFile:
+    """groups.jsonl while it is written; belongs to the thread that trains."""
+
+    def __init__(self, folder: Path, *, after_update: int) -> None:
+        """Open the file of a run that has done so many updates; what was written of later ones is cut off."""
+        #: The last update in the file; less than `after_update` where groups went unrecorded.
+        self.last_update = 0
+        self._after_update = after_update
+        self._file = LineFile(folder / GROUPS_FILE, self._keeps, switch="metrics.record_groups")
+
+    def write(self, update: int, planned_groups: int, groups: Sequence[SampledGroup]) -> None:
+        """Append the groups of one update, all or none. `RunError`: no room."""
+        lines = ({"update": update, "planned_groups": planned_groups, **asdict(group)} for group in groups)
+        self._file.write(*(json.dumps(line, separators=(",", ":")).encode("ascii") for line in lines))
+        self.last_update = update
+
+    def sync(self) -> None:
+        """Return once all groups are on the disk itself: before a checkpoint."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        self._file.close()
+
+    def _keeps(self, line: bytes) -> bool:
+        start = _START.match(line)
+        if start is None:
+            raise ProtocolError(f"not a recorded group: {line[:40]!r}")
+        update = int(start[1])
+        if update > self._after_update:
+            return False
+        self.last_update = update
+        return True
+
+
+class Recording:
+    """groups.jsonl while it is read, a few lines at a time: it may be larger than the memory."""
+
+    def __init__(self, source: Path) -> None:
+        """Open a groups.jsonl, or that of a run folder.
+
+        Raises:
+            DataError: there is none.
+        """
+        #: The file's own path, from the root.
+        self.path = (source / GROUPS_FILE if source.is_dir() else source).resolve()
+        self._number = 0
+        try:
+            self._file = self.path.open("rb")
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be read ({error.strerror}); a run writes it with metrics.record_groups = true"
+            ) from error
+
+    def rewind(self) -> None:
+        """Go back to the first group."""
+        self._file.seek(0)
+        self._number = 0
+
+    def skip(self, count: int) -> None:
+        """Go past the next `count` groups. `DataError`: there are fewer."""
+        for _ in range(count):
+            if not self._file.readline():
+                raise DataError(
+                    f"{self.path}: has {self._number} groups, but the checkpoint has trained on {count}; "
+                    "it is not the file that was replayed"
+                )
+            self._number += 1
+
+    def take(self, count: int) -> list[RecordedGroup]:
+        """The next `count` groups, fewer at the end. `DataError`: a line is no group; names it."""
+        groups: list[RecordedGroup] = []
+        while len(groups) < count and (line := self._file.readline()):
+            self._number += 1
+            groups.append(self._read(line))
+        return groups
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, line: bytes) -> RecordedGroup:
+        where = f"{self.path}:{self._number}"
+        try:
+            group = _line.validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            what = f"{place}: {first['msg']}" if place else first["msg"]
+            raise DataError(f"{where}: not a recorded group: {what[:MAX_COMPLAINT]}") from None
+        for completion in group.completions:
+            _check(completion, where)
+        if not group.prompt or not group.completions:
+            raise DataError(f"{where}: a group has a prompt and completions, got none")
+        return group
+
+
+def _check(completion: SampledCompletion, where: str) -> None:
+    if not 0 < len(completion.tokens) == len(completion.logprobs) == len(completion.versions):
+        raise DataError(
+            f"{where}: every token needs a log-prob and a version, got {len(completion.tokens)} tokens, "
+            f"{len(completion.logprobs)} log-probs and {len(completion.versions)} versions"
+        )
+    try:
+        check_inserted(completion.inserted, len(completion.tokens))
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error

@@ -1,0 +1,115 @@
+"""ACTOR: samples groups with the old policy and scores them.
+
+    python -m grpo_actors.rollout --attach RUN_DIR      join a live run on this machine
+    python -m grpo_actors.rollout --connect ENDPOINT    join one by the address of its control socket
+
+It needs nothing but the address: the learner tells it the configuration and the model, a lease carries
+the prompt's tokens, the seeds and what the rewards need. Ctrl-C makes it leave: what it has not finished
+goes to another worker.
+"""
+
+import argparse
+import contextlib
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+from grpo_actors.backend import submit_long_graphs
+from grpo_actors.errors import RunError
+from grpo_actors.process import StopRequest, bound_memory, enter_process, is_supervised, run_command
+
+#: Longest wait for a message before the stop flag is looked at.
+WAIT_S = 0.2
+
+
+def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
+    """A worker's whole life; 0: dismissed or asked to leave.
+
+    Raises:
+        RunError: the learner refused it, or was not to be reached for `patience_s`.
+    """
+    # Seconds of imports, after the signals are heeded.
+    from grpo_actors.config import Config  # noqa: PLC0415
+    from grpo_actors.policy.pinned import pin  # noqa: PLC0415
+    from grpo_actors.rollout.episodes import episodes  # noqa: PLC0415
+    from grpo_actors.rollout.joining import load_welcome_policy  # noqa: PLC0415
+    from grpo_actors.rollout.worker import RolloutWorker  # noqa: PLC0415
+    from grpo_actors.tasks.scoring import open_scorer  # noqa: PLC0415
+    from grpo_actors.transport.control import ControlClient  # noqa: PLC0415
+    from grpo_actors.transport.sockets import beside, zmq_context  # noqa: PLC0415
+    from grpo_actors.transport.weights import WeightsClient  # noqa: PLC0415
+    from grpo_actors.wire import fetching  # noqa: PLC0415
+    from grpo_actors.wire.handshake import introduce  # noqa: PLC0415
+    from grpo_actors.wire.messages import Bye, encode  # noqa: PLC0415
+
+    bound_memory()
+    with zmq_context() as context, contextlib.closing(ControlClient(context, endpoint, name)) as control:
+        welcome = introduce(control, "rollout", stop, patience_s)
+        if welcome is None:
+            return 0
+        config = Config.model_validate_json(welcome.config)
+        policy = load_welcome_policy(welcome, config)
+        with open_scorer(config.reward.functions, config.reward) as scorer, episodes(config, policy) as turns:
+            weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint), fetching, pin)
+            worker = RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop)
+            _say(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
+            while not stop and worker.dismissed is None:
+                worker.turn(WAIT_S)
+                if time.monotonic() - worker.connected_s > patience_s:
+                    raise RunError(f"{endpoint}: the learner has been gone for {patience_s:g} s")
+        reason = worker.dismissed or "asked to leave"
+        control.send(encode(Bye(reason=reason)))
+        _say(f"left after {worker.delivered} groups: {reason}")
+    return 0
+
+
+def _say(text: str) -> None:
+    """A word to whoever started this by hand; in a run of launch.py the records say it."""
+    if not is_supervised():
+        print(text, file=sys.stderr)
+
+
+def control_endpoint(run_dir: Path) -> str:
+    """Where the live run in `run_dir` takes workers.
+
+    Raises:
+        RunError: no run is live there.
+    """
+    from grpo_actors.transport.sockets import Endpoints  # noqa: PLC0415
+
+    endpoints = Endpoints.read(run_dir)
+    try:
+        os.kill(endpoints.pid, 0)
+    except ProcessLookupError:
+        raise RunError(
+            f"{run_dir}: no run is live here (its process {endpoints.pid} is gone); start it with launch.py"
+        ) from None
+    except PermissionError:
+        pass  # alive, and another user's
+    return endpoints.control
+
+
+def main() -> int:
+    """Parse the command line and work."""
+    parser = argparse.ArgumentParser(
+        prog="python -m grpo_actors.rollout", description=(__doc__ or "").splitlines()[0]
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--attach", metavar="RUN_DIR", type=Path, help="folder of a live run on this machine")
+    where.add_argument("--connect", metavar="ENDPOINT", help="address of a run's control socket")
+    default_name = f"attached-{socket.gethostname()}-{os.getpid()}"
+    parser.add_argument("--name", default=default_name, help="name in the logs")
+    parser.add_argument(
+        "--patience", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the learner"
+    )
+    args = parser.parse_args()
+    stop = enter_process()
+    submit_long_graphs()
+    endpoint = args.connect or control_endpoint(args.attach)
+    return work(endpoint, args.name, stop, args.patience)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,50 @@
+"""What a worker needs from the learner that it joined: the model, and each new version of the weights."""
+
+import json
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from grpo_actors.config import Config
+from grpo_actors.errors import ModelError, ProtocolError
+from grpo_actors.policy.identity import Identity
+from grpo_actors.policy.model import Policy, load_policy
+from grpo_actors.policy.weights import unpack
+from grpo_actors.transport.weights import Version, WeightsClient
+from grpo_actors.wire.messages import Manifest, Welcome, decode, weights_reply
+
+
+def fetch_weights(
+    client: WeightsClient, on_chunk: Callable[[], None] = lambda: None
+) -> tuple[int, dict[str, mx.array]] | None:
+    """The newest version and its arrays; None: it was replaced while under way, or nobody answered: try again."""
+    answer = client.manifest()
+    if answer is None:
+        return None
+    manifest = decode(weights_reply, answer)
+    if not isinstance(manifest, Manifest):
+        raise ProtocolError(f"weights: asked for a manifest, got {type(manifest).__name__}")
+    addresses = tuple(manifest.path.splitlines())
+    version = Version(manifest.version, manifest.size, manifest.chunk_bytes, addresses)
+    arrived = client.take(version, on_chunk)
+    if arrived is None:
+        return None
+    arrays = unpack(manifest, arrived.data, of_this_host=arrived.of_this_host, pinned=arrived.pin)
+    return (manifest.version, arrays) if arrived.whole() else None
+
+
+def load_welcome_policy(welcome: Welcome, config: Config) -> Policy:
+    """The model that the learner trains, from its path or hub id on this machine.
+
+    Raises:
+        ModelError: this machine holds another model under that name.
+    """
+    policy = load_policy(config.model, seed=config.run.seed)
+    mismatch = policy.identity.mismatch(Identity(**json.loads(welcome.identity)))
+    if mismatch:
+        raise ModelError(
+            f"model.model_name: {config.model.model_name!r} is not the learner's model: {mismatch}"
+        )
+    if config.rollout.quantize_for_rollouts:
+        policy.quantize(config.rollout.rollout_bits)
+    return policy

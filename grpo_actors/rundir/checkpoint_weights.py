@@ -1,0 +1,194 @@
+"""Checkpoints as weights: written whole or not at all, and put back.
+
+A checkpoint is written beside its name, made durable file by file, and renamed: a kill at any
+moment leaves the last one or this one, never half of one.
+
+    RUN/checkpoint-40/   model.safetensors, config.json, tokenizer files   (full: mlx_lm.load reads it)
+                         adapters.safetensors, adapter_config.json         (adapter: mlx_lm.load's adapter_path)
+                         optimizer.safetensors, state.json, manifest.json
+                         reference.safetensors                             (where it has followed the policy)
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm.utils
+from mlx.utils import tree_flatten
+
+from grpo_actors.atomic import draft_of
+from grpo_actors.config import ModelConfig
+from grpo_actors.errors import ConfigError, ModelError, RunError
+from grpo_actors.policy.adapter import adapted_layers, adapter_parameters
+from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.policy.model import Policy
+from grpo_actors.policy.plan import GROUP_SIZE
+from grpo_actors.policy.training import Training
+from grpo_actors.rundir.checkpoints import STATE, Checkpoint, seal, write_json
+
+OPTIMIZER = "optimizer.safetensors"
+REFERENCE = "reference.safetensors"
+ADAPTER = "adapters.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+#: Beside the weights: what a model folder needs to be loaded and talked to.
+_COMPANIONS = ("generation_config.json", "*.py", "LICENSE*")
+
+
+def write_checkpoint(
+    run_dir: Path,
+    update: int,
+    policy: Policy,
+    training: Training,
+    state: Mapping[str, Any],
+    *,
+    reference: Mapping[str, mx.array] | None = None,
+) -> Checkpoint:
+    """Write checkpoint-`update`.
+
+    Args:
+        run_dir: The run folder.
+        update: Updates done.
+        policy: Its trainable weights are saved; with full fine-tuning that is the whole model.
+        training: Its state arrays are saved.
+        state: JSON: the cursor, the count of records, the configuration's fingerprint.
+        reference: Arrays to be handed back by `restore`; None where loading the model gives them again.
+
+    Raises:
+        RunError: no room, or the folder is not writable; nothing half-written is left.
+    """
+    final = run_dir / f"checkpoint-{update}"
+    temporary = draft_of(final)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        if policy.has_adapter:
+            mx.save_safetensors(str(temporary / ADAPTER), policy.trainable())
+            write_json(temporary / ADAPTER_CONFIG, adapter_config(policy))
+        else:
+            write_model(temporary, policy)
+        mx.save_safetensors(str(temporary / OPTIMIZER), training.state())
+        if reference is not None:
+            mx.save_safetensors(str(temporary / REFERENCE), dict(reference))
+        write_json(temporary / STATE, {"update": update, **state})
+        seal(temporary, final)
+    except (OSError, RuntimeError) as error:  # mlx reports a full disk as RuntimeError
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"{final}: cannot be written ({error}); free space on this disk and start again"
+        ) from error
+    return Checkpoint(final, update)
+
+
+def restore(checkpoint: Checkpoint, policy: Policy, training: Training) -> dict[str, mx.array] | None:
+    """Put a checkpoint's weights and optimizer state in place; returns its reference, if it has one.
+
+    Raises:
+        ModelError: they are those of another model.
+    """
+    load_weights(checkpoint.path, policy)
+    training.load_state(_read_arrays(checkpoint.path / OPTIMIZER))
+    reference = checkpoint.path / REFERENCE
+    return _read_arrays(reference) if reference.is_file() else None
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether its weights are put on those of a base."""
+    return (folder / ADAPTER).is_file()
+
+
+def load_weights(path: Path, policy: Policy) -> None:
+    """Put the weights of the checkpoint folder `path` into a policy of its kind.
+
+    Raises:
+        ModelError: there are none, or they are those of another model.
+    """
+    files = [path / ADAPTER] if is_adapter(path) else sorted(path.glob("model*.safetensors"))
+    if not files:
+        raise ModelError(f"{path}: no weights here (neither {ADAPTER} nor model*.safetensors)")
+    arrays: dict[str, mx.array] = {}
+    for file in files:
+        arrays |= _read_arrays(file)
+    policy.load_trainable(arrays)
+    mx.eval(policy.model.parameters())
+
+
+def check_adapter(path: Path, config: ModelConfig) -> None:
+    """Refuse settings that do not describe the adapter in the folder `path`: on them it would mean something else.
+
+    Raises:
+        ModelError: nothing says what the adapter is.
+        ConfigError: its kind, its scale or the bits of its base are others. (Of another size it does not load.)
+    """
+    file = path / ADAPTER_CONFIG
+    if not file.is_file():
+        raise ModelError(f"{path}: {ADAPTER_CONFIG} is missing beside {ADAPTER}")
+    try:
+        described = json.loads(file.read_text())
+        trained = {
+            "fine_tune_type": described.get("fine_tune_type", "lora"),  # as mlx-lm reads it
+            "lora_scale": described["lora_parameters"]["scale"],
+            "base_bits": described.get("base_quantization", {}).get("bits", 0),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file}: does not describe an adapter ({type(error).__name__}: {error})") from error
+    wrong = [f"model.{key} = {value}" for key, value in trained.items() if getattr(config, key) != value]
+    if wrong:
+        raise ConfigError(
+            f"{path} holds an adapter of {described['model']}; give the --config it was trained "
+            f"with, or set {' and '.join(wrong)} and model.model_name"
+        )
+
+
+def write_model(folder: Path, policy: Policy) -> None:
+    """Write a model that has no adapter: weights, config, tokenizer, and what else its source has to say."""
+    mlx_lm.utils.save_model(folder, policy.model)
+    mlx_lm.utils.save_config(_architecture(policy), folder / "config.json")
+    policy.tokenizer.save_pretrained(str(folder))
+    for pattern in _COMPANIONS:
+        for path in policy.source.glob(pattern):
+            shutil.copy(path, folder)
+
+
+def _architecture(policy: Policy) -> dict[str, Any]:
+    """The model's config.json with the type that its weights have here: transformers would cast them to the old one."""
+    architecture = dict(policy.architecture)
+    floats = (array.dtype for _, array in tree_flatten(policy.model.parameters()) if _is_float(array))
+    name = str(next(floats)).removeprefix("mlx.core.")
+    for key in ("dtype", "torch_dtype"):
+        if key in architecture:
+            architecture[key] = name
+    return architecture
+
+
+def _is_float(array: mx.array) -> bool:
+    return mx.issubdtype(array.dtype, mx.floating)
+
+
+def adapter_config(policy: Policy) -> dict[str, Any]:
+    """What mlx-lm needs to load the adapter onto its base, and which base that is.
+
+    With base_bits the base lies nowhere as a file; ``convert -q --bits N`` of ``model`` makes it.
+    """
+    config = policy.config
+    described = {
+        "fine_tune_type": config.fine_tune_type,
+        "model": str(EMBEDDED) if policy.source == EMBEDDED else config.model_name,
+        "num_layers": adapted_layers(policy.model, config),
+        "lora_parameters": adapter_parameters(config),
+    }
+    if config.base_bits:
+        described["base_quantization"] = {"group_size": GROUP_SIZE, "bits": config.base_bits}
+    return described
+
+
+def _read_arrays(path: Path) -> dict[str, mx.array]:
+    try:
+        arrays = mx.load(str(path))
+    except RuntimeError as error:
+        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+    assert isinstance(arrays, dict)
+    return arrays

@@ -1,0 +1,1 @@
+"""Watch a run on a terminal."""

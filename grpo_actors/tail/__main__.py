@@ -1,0 +1,293 @@
+"""Watch a run: ``python -m grpo_actors.tail RUN_DIR|ENDPOINT [--json]``.
+
+It only reads: the run folder's files and the events socket. It may start late, stop, or be started many
+times without any effect on the run. It exits when the run has ended.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from grpo_actors.errors import GrpoActorsError, RunError
+from grpo_actors.rundir.folder import ENDPOINTS_FILE, METRICS_FILE
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from grpo_actors.observe.follow import Follower
+    from grpo_actors.observe.records import Record
+    from grpo_actors.observe.view import RunView
+    from grpo_actors.transport.events import EventSubscriber
+
+#: Seconds between redraws, and between checks whether the run is still alive.
+TICK_S = 0.25
+#: Seconds to wait for a learner that died and may be restarted.
+RESTART_GRACE_S = 15.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 if the run or the user ended it, 2 for a wrong target."""
+    options = _parser().parse_args(arguments)
+    try:
+        with closing(_target(options.target)) as target:
+            _watch(target, _display(as_json=options.json))
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:
+        # The reader of the pipe has closed it. Python would flush once more at exit, and report an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except GrpoActorsError as error:
+        print(f"tail: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m grpo_actors.tail", description="Watch a run, live or ended."
+    )
+    parser.add_argument(
+        "target", metavar="RUN_DIR|ENDPOINT", help="a run's output folder, or ipc://… or tcp://…"
+    )
+    parser.add_argument("--json", action="store_true", help="print one record per line, for pipes")
+    return parser
+
+
+class Target(Protocol):
+    """A run to watch."""
+
+    follower: "Follower"
+
+    def why_over(self) -> str | None:
+        """Return a line of explanation if no more records can come, else None; called after each quiet tick."""
+        ...
+
+    def close(self) -> None:
+        """Close files and sockets."""
+        ...
+
+
+class _Endpoint:
+    """A run known only by its address, for example one on another host."""
+
+    def __init__(self, address: str) -> None:
+        from grpo_actors.observe.follow import Follower  # noqa: PLC0415
+        from grpo_actors.transport.events import EventSubscriber  # noqa: PLC0415
+
+        self._subscriber = EventSubscriber(address)
+        self.follower = Follower(self._subscriber, None)
+
+    def why_over(self) -> str | None:
+        return None  # silence proves nothing: the connection may be interrupted
+
+    def close(self) -> None:
+        self._subscriber.close()
+
+
+class _RunFolder:
+    """A run on this host: its history, its events, and whether its process is alive."""
+
+    def __init__(self, folder: Path) -> None:
+        from grpo_actors.observe.follow import Follower  # noqa: PLC0415
+
+        if not folder.is_dir():
+            raise RunError(f"{folder} is not there; give a run's output folder or an address like ipc://…")
+        self._path = folder / ENDPOINTS_FILE
+        if not self._path.exists() and not (folder / METRICS_FILE).exists():
+            raise RunError(
+                f"{folder} has no {ENDPOINTS_FILE}: no run has started there; give its output folder"
+            )
+        self._subscriber: EventSubscriber | None = None
+        self._pid: int | None = None
+        self.follower = Follower(None, folder)
+        self._connect()
+        alive = self._pid is not None and _is_alive(self._pid)
+        self._last_alive = time.monotonic() if alive else float("-inf")
+
+    def why_over(self) -> str | None:
+        self._connect()
+        now = time.monotonic()
+        if self._pid is not None and _is_alive(self._pid):
+            self._last_alive = now
+        if now - self._last_alive < RESTART_GRACE_S:
+            return None
+        return "the run is over: its process is gone and left no word why"
+
+    def close(self) -> None:
+        self.follower.close()
+        if self._subscriber is not None:
+            self._subscriber.close()
+
+    def _connect(self) -> None:
+        """Subscribe to the address in endpoints.json; again when a resumed run has another address."""
+        address, self._pid = _read_endpoints(self._path)
+        if address is None or (self._subscriber is not None and self._subscriber.endpoint == address):
+            return
+        from grpo_actors.transport.events import EventSubscriber  # noqa: PLC0415
+
+        if self._subscriber is not None:
+            self._subscriber.close()
+        self._subscriber = self.follower.source = EventSubscriber(address)
+
+
+def _target(text: str) -> Target:
+    return _Endpoint(text) if "://" in text else _RunFolder(Path(text))
+
+
+def _read_endpoints(path: Path) -> tuple[str | None, int | None]:
+    """Read the address of the events and the process id; both None if there is no such file."""
+    try:
+        endpoints: Any = json.loads(path.read_bytes())
+        return str(endpoints["events"]), int(endpoints["pid"])
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{path} must name events and pid ({error}); start the run anew or give its address"
+        ) from error
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # alive, and another user's
+        return True
+    return True
+
+
+def _watch(target: Target, display: "Display") -> None:
+    """Show record after record until the run is over."""
+    from grpo_actors.observe.view import RunView  # noqa: PLC0415
+
+    view = RunView()
+    with closing(display):
+        for record in _records(target):
+            if record is not None:
+                view = view.apply(record)
+            display.show(view, record)
+        if view.stop is None and (reason := target.why_over()) is not None:
+            display.say(reason)
+
+
+def _records(target: Target) -> Iterator["Record | None"]:
+    """Yield records as they arrive, and None for each quiet tick; end with the run."""
+    stopped = False
+    while True:
+        # After a stop, read only what is already there: in a resumed run's file more records follow it.
+        record = target.follower.receive(0.0 if stopped else TICK_S)
+        yield record
+        if record is not None:
+            stopped = record["topic"] == "stop"
+        elif stopped or target.why_over() is not None:
+            return
+
+
+class Display(Protocol):
+    """One way to show a run."""
+
+    def show(self, view: "RunView", record: "Record | None") -> None:
+        """Show the view after `record`; `record` is None if only time has passed."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Print one line of text."""
+        ...
+
+    def close(self) -> None:
+        """Close the display and leave its last state visible."""
+        ...
+
+
+class _JsonLines:
+    """JSON output: records as in metrics.jsonl, samples with their texts, flushed one by one."""
+
+    def show(self, view: "RunView", record: "Record | None") -> None:  # noqa: ARG002
+        from grpo_actors.observe.records import encode  # noqa: PLC0415
+
+        if record is not None:
+            sys.stdout.buffer.write(encode(record) + b"\n")
+            sys.stdout.buffer.flush()
+
+    def say(self, text: str) -> None:
+        print(f"tail: {text}", file=sys.stderr)
+
+    def close(self) -> None:
+        pass
+
+
+class _PlainLines:
+    """Plain output: a status line per update, and a line for each important event."""
+
+    def show(self, view: "RunView", record: "Record | None") -> None:
+        from grpo_actors.observe.status import permanent_note  # noqa: PLC0415
+        from grpo_actors.observe.text import status_line  # noqa: PLC0415
+
+        if record is None:
+            return
+        note = permanent_note(record)
+        if note is not None:
+            self.say(note[0])
+        elif record["topic"] == "metrics":
+            self.say(status_line(view))
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Screen:
+    """Terminal output: the whole view, redrawn in place; its last state stays visible at the end."""
+
+    def __init__(self) -> None:
+        from rich.console import Console  # noqa: PLC0415
+        from rich.live import Live  # noqa: PLC0415
+
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, screen=True, auto_refresh=False)
+        self._view: RunView | None = None
+        self._drawn_at = float("-inf")
+        self._live.start()
+
+    def show(self, view: "RunView", record: "Record | None") -> None:
+        self._view = view
+        now = time.monotonic()
+        # History arrives at thousands of records a second; a few redraws a second are enough.
+        if record is None or now - self._drawn_at >= TICK_S:
+            self._drawn_at = now
+            self._live.update(self._panel(view, self._console.height), refresh=True)
+
+    def say(self, text: str) -> None:
+        self.close()
+        self._console.print(text, style="yellow", markup=False)
+
+    def close(self) -> None:
+        self._live.stop()
+        if self._view is not None:
+            self._console.print(self._panel(self._view, self._console.height - 1))
+            self._view = None
+
+    def _panel(self, view: "RunView", height: int) -> "RenderableType":
+        from grpo_actors.tail.panel import panel  # noqa: PLC0415
+
+        return panel(view, self._console.width, height, time.time())
+
+
+def _display(*, as_json: bool) -> Display:
+    if as_json:
+        return _JsonLines()
+    return _Screen() if sys.stdout.isatty() else _PlainLines()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The process in which a user's own rewards, or own environment, run: ``python -m grpo_actors.tasks.own.child FD``.
+
+It may hang, exit, crash or eat memory: `own_reward.OwnFunctions` started it and ends it. It answers one
+request at a time over the socket that it inherits as FD:
+
+    {"load": spec, "kind": kind, "timeout_s": seconds}  ->  {"accepts": [name, …], or null for every name}
+    {"call": index, "arguments": {name: value}}         ->  {"result": what the kind allows}
+
+or, to either, ``{"failure": one line, "traceback": text or ""}``. Its standard output is the parent's
+standard error, so that what a reward prints can be read and reaches nothing else.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from grpo_actors.errors import RewardError, nearest
+from grpo_actors.tasks.own.frames import receive, send
+from grpo_actors.tasks.own.kinds import KINDS, Kind
+
+#: How long after its time-out a call is ended by the kernel, should nobody be left to end it.
+BACKSTOP_S = 2.0
+
+#: A longer traceback loses its beginning.
+MAX_TRACEBACK_CHARACTERS = 4000
+
+
+class Functions:
+    """The loaded functions, and the answers to requests about them."""
+
+    def __init__(self) -> None:
+        self._functions: list[tuple[Callable[..., Any], Kind]] = []
+        self._timeout_s = 0.0
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The reply to a request; raises whatever the user's code raises."""
+        if "load" in request:
+            self._timeout_s = request["timeout_s"]
+            kind = KINDS[request["kind"]]
+            loaded = load(request["load"], kind)
+            self._functions.append((loaded, kind))
+            return {"accepts": accepted_names(loaded)}
+        arguments = request["arguments"]
+        # A regular expression that never ends holds the interpreter's lock, so the thread that watches
+        # for the parent's end cannot run: the kernel's timer then still can.
+        signal.setitimer(signal.ITIMER_REAL, self._timeout_s + BACKSTOP_S)
+        try:
+            function, kind = self._functions[request["call"]]
+            return {"result": kind.check(function(**arguments), arguments)}
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def load(spec: str, kind: Kind) -> Callable[..., Any]:
+    """The function that ``file.py:function`` or ``module:function`` names; RewardError if it cannot be one."""
+    source, _, name = spec.rpartition(":")
+    module = _load_file(Path(source).expanduser()) if source.endswith(".py") else _load_module(source)
+    if not hasattr(module, name):
+        callables = [known for known, value in vars(module).items() if callable(value)]
+        raise RewardError(f"{source} has no function {name!r}{nearest(name, callables, show=repr)}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise RewardError(f"must be a function, got {type(function).__name__}")
+    if inspect.iscoroutinefunction(function):
+        raise RewardError("must be a plain function, got an async one; run its coroutine with asyncio.run")
+    names = accepted_names(function)
+    if names is not None and kind.argument not in names:
+        raise RewardError(
+            f"must take the argument {kind.argument}, by name, got {name}{inspect.signature(function)}; "
+            f"write {kind.signature}"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def accepted_names(function: Callable[..., Any]) -> list[str] | None:
+    """The arguments that the function takes by name; None where it takes any."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some functions written in C have no signature
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [parameter.name for parameter in parameters if parameter.kind in by_name]
+
+
+def _load_file(path: Path) -> ModuleType:
+    path = path.absolute()
+    module_name = f"own_reward_{path.stem}"
+    known = sys.modules.get(module_name)
+    if known is not None and known.__file__ == str(path):
+        return known  # two functions of one file share its state
+    if not path.is_file():
+        raise RewardError(f"there is no file {path}; a relative one is looked up from the current folder")
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # before it runs: its dataclasses look themselves up there
+    sys.path.insert(0, str(path.parent))  # as for a script, so that it may import its neighbours
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # found, but one of its own imports is missing
+        raise RewardError(
+            f"there is no module {name!r}; for a file write its path, such as {name}.py:function"
+        ) from None
+
+
+def failure(error: Exception) -> dict[str, str]:
+    """What the user's code raised, as a reply: the type, message and place in one line, then all of it."""
+    if isinstance(error, RewardError):
+        return {"failure": str(error), "traceback": ""}
+    whole = traceback.TracebackException.from_exception(error)
+    # A SyntaxError's indented source lines come before its message, notes come after.
+    message = next(part for part in whole.format_exception_only() if not part.startswith(" "))
+    said = " ".join(message.split())
+    place = f" ({whole.stack[-1].filename}:{whole.stack[-1].lineno})" if whole.stack else ""
+    return {
+        "failure": f"raised {said:.500}{place}",
+        "traceback": "".join(whole.format())[-MAX_TRACEBACK_CHARACTERS:],
+    }
+
+
+def _read_requests(channel: socket.socket, requests: "queue.SimpleQueue[dict[str, Any]]") -> None:
+    """Queue what arrives, and end this process and all it started when the parent is gone."""
+    try:
+        while True:
+            requests.put(receive(channel))
+    finally:
+        os.killpg(os.getpid(), signal.SIGKILL)  # the parent made this process the leader of its group
+
+
+def _offer_to_out_of_memory_killer() -> None:
+    """Ask Linux to end this process, rather than the one that trains, should memory run out."""
+    with suppress(OSError):  # no such file on macOS, none that may be written in some containers
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def main() -> None:
+    """Answer requests until the parent is gone."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _offer_to_out_of_memory_killer()
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read_requests, args=(channel, requests), daemon=True).start()
+    functions = Functions()
+    while True:
+        request = requests.get()
+        try:
+            reply = functions.answer(request)
+        except Exception as error:  # noqa: BLE001 - the outermost frame: the parent gets it as text
+            reply = failure(error)
+        send(channel, reply)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The conversion tool, run as its command line runs it."""
+
+import pytest
+
+from grpo_actors.convert import __main__ as convert
+from grpo_actors.process import run_command
+
+
+def run(*arguments: object) -> int:
+    """The exit code."""
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: convert.main([str(argument) for argument in arguments]))
+    return ended.value.code
+
+
+def refusal(capsys, *arguments: object) -> str:
+    """The one line that the tool ends with, exit code 2."""
+    assert run(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    return printed.err

@@ -1,0 +1,78 @@
+import pytest
+
+from grpo_actors.evaluator.comparison.result import Sheet, compare, completions_of, powers_of_two, sampled_of
+from grpo_actors.evaluator.comparison.table import as_sentence
+from grpo_actors.evaluator.score import Answer, Answered
+from grpo_actors.tasks.task import Problem
+
+
+def answered(number, *answers, true="4"):
+    """A problem whose completions answer so; one more token for each problem, cut where nothing is answered."""
+    return Answered(
+        Problem(f"p{number}", ({"role": "user", "content": "2+2?"},), true),
+        [
+            Answer(
+                text=f"<answer>{given}</answer>",
+                answer=given,
+                correct=given == true,
+                tokens=number,
+                truncated=not given,
+                rewards={"correctness": float(given == true), "rare": None if number else 1.0},
+            )
+            for given in answers
+        ],
+    )
+
+
+def greedy(outcomes):
+    return Sheet([answered(i, "4" if right == "x" else "5") for i, right in enumerate(outcomes)], [])
+
+
+@pytest.mark.parametrize(
+    ("k", "powers"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 8, 9])]
+)
+def test_k_goes_up_by_powers_of_two_and_ends_at_the_number_of_samples(k, powers):
+    assert powers_of_two(k) == powers
+
+
+def test_the_figures_of_four_samples_of_two_problems():
+    # c = 1 and 3 of 4. pass@2: 1 − C(3,2)/C(4,2) = 1/2 and 1 − 0 = 1. Majority: 5 by two votes of three; 4.
+    sampled = sampled_of([answered(0, "4", "5", "5", ""), answered(1, "4", "4", "4", "5")], 0.7)
+    assert (sampled.k, sampled.temperature) == (4, 0.7)
+    assert sampled.avg.value == (1 / 4 + 3 / 4) / 2
+    assert sampled.maj.value == (0 + 1) / 2
+    assert {i: e.value for i, e in sampled.passed.items()} == {1: 1 / 2, 2: (1 / 2 + 1) / 2, 4: 1.0}
+    assert sampled.completions.truncated_share == 1 / 8
+
+
+def test_lengths_and_rewards_are_means_over_completions_and_a_reward_that_does_not_apply_is_left_out():
+    completions = completions_of([answered(0, "4"), answered(3, "5"), answered(6, "5")])
+    assert completions.length_mean == 3
+    assert completions.rewards == {"correctness": pytest.approx(1 / 3), "rare": 1.0}
+
+
+def test_two_policies_are_compared_problem_by_problem():
+    pair = compare(("a", "b"), greedy("xx......."), greedy("x.xxxxxx."))
+    assert (pair.both_right, pair.only_first, pair.only_second, pair.both_wrong) == (1, 1, 6, 1)
+    assert pair.difference.value == pytest.approx(5 / 9)
+    assert pair.p_value == 2 * (1 + 7) / 2**7
+    assert pair.sampled_difference is None
+    assert as_sentence(pair).splitlines()[1:] == [
+        "Of 9 problems both solve 1 and neither 1; 6 only the former, 1 only the latter.",
+        "McNemar's exact test: p = 0.12; greedy answers to these problems do not tell which of the two is better.",
+    ]
+
+
+def test_the_sentence_names_the_better_one_whichever_stands_first():
+    worse, better = greedy("." * 10), greedy("x" * 10)
+    for pair in (compare(("worse", "better"), worse, better), compare(("better", "worse"), better, worse)):
+        assert "; better is better, and chance" in as_sentence(pair)
+
+
+def test_samples_are_compared_by_their_share_of_each_problem():
+    first = Sheet(greedy("xx").greedy, [answered(0, "4", "5"), answered(1, "5", "5")])
+    second = Sheet(greedy("xx").greedy, [answered(0, "4", "4"), answered(1, "4", "5")])
+    pair = compare(("a", "b"), first, second)
+    assert pair.sampled_difference is not None
+    assert pair.sampled_difference.value == 0.5
+    assert "Sampled: +50.0 points" in as_sentence(pair)

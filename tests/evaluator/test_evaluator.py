@@ -1,0 +1,167 @@
+from contextlib import closing
+from dataclasses import asdict
+
+import mlx.core as mx
+import pytest
+from evaluated import config
+
+from grpo_actors.config import LearnerConfig
+from grpo_actors.errors import ConfigError, DataError
+from grpo_actors.evaluator.following import RunEvaluator
+from grpo_actors.evaluator.score import answer, evaluate, held_out
+from grpo_actors.policy.training import Training
+from grpo_actors.process import StopRequest
+from grpo_actors.rundir.checkpoint_weights import write_checkpoint
+from grpo_actors.rundir.checkpoints import EVALUATION_FILE, find_checkpoints
+from grpo_actors.tasks.registry import chosen_rewards, load_task
+from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.wire.messages import Evaluation, decode, from_peer
+
+
+def training_of(policy):
+    return Training(policy.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
+
+
+def scored(policy, settings):
+    task = load_task(settings.data, seed=settings.run.seed)
+    with closing(Scorer(chosen_rewards({}, task), timeout_s=10)) as scorer:
+        return evaluate(policy, task, held_out(task, settings, policy), settings, scorer)
+
+
+# --- the problems ---------------------------------------------------------------------------------
+
+
+def test_every_checkpoint_meets_the_same_problems_and_none_of_them_trains(tiny, tiny_lora):
+    task = load_task(config().data, seed=0)
+    chosen = [held_out(load_task(config().data, seed=0), config(), policy) for policy in (tiny, tiny_lora)]
+    assert chosen[0] == chosen[1]
+    assert len({problem.id for problem in chosen[0]}) == 16
+    training = {problem.messages[-1]["content"] for problem in task.problems("train")}
+    assert not training & {problem.messages[-1]["content"] for problem in chosen[0]}
+
+
+def test_the_number_of_problems_is_as_asked_and_zero_means_all(tiny):
+    task = load_task(config().data, seed=0)
+    everything = len(task.problems("eval"))
+    assert [len(held_out(task, config(), tiny, n)) for n in (1, 8, 0, 10**9)] == [
+        1,
+        8,
+        everything,
+        everything,
+    ]
+    with pytest.raises(ConfigError, match="--samples"):
+        held_out(task, config(), tiny, -1)
+
+
+def test_problems_too_long_are_left_out_and_none_left_is_an_error(tiny):
+    short = config(data={"task": "arithmetic", "max_prompt_length": 1})
+    with pytest.raises(DataError, match="max_prompt_length"):
+        held_out(load_task(short.data, seed=0), short, tiny)
+
+
+# --- the score ------------------------------------------------------------------------------------
+
+
+def test_a_score_is_the_same_every_time_and_for_every_batch_size(tiny):
+    wide = scored(tiny, config())
+    narrow = scored(
+        tiny, config(evaluator={"eval_subset_size": 16, "eval_sampled": True, "eval_batch_size": 3})
+    )
+    assert asdict(wide) | {"seconds": 0} == asdict(narrow) | {"seconds": 0}
+    assert wide.samples == 16
+    assert 0 <= wide.accuracy_low <= wide.accuracy <= wide.accuracy_high <= 1
+    assert wide.sampled_accuracy is not None
+    assert wide.rewards
+
+
+def test_of_several_samples_each_problem_gets_its_own_and_the_first_is_that_of_one_sample(tiny):
+    settings = config()
+    task = load_task(settings.data, seed=0)
+    problems = held_out(task, settings, tiny, 5)
+
+    def texts(count, **evaluator):
+        asked = config(evaluator=evaluator) if evaluator else settings
+        answered = answer(tiny, task, problems, asked, None, temperature=1.0, count=count)
+        return [[one.text for one in problem.answers] for problem in answered]
+
+    eight, one = texts(8), texts(1)
+    assert [len(group) for group in eight] == [8] * 5
+    assert [group[:1] for group in eight] == one
+    assert len({text for group in eight for text in group}) > 20
+    assert texts(8, eval_batch_size=3) == eight, "fewer places than samples of a problem"
+
+
+def test_an_answer_is_judged_as_the_task_judges_it(tiny):
+    settings = config()
+    task = load_task(settings.data, seed=0)
+    [answered] = answer(
+        tiny, task, held_out(task, settings, tiny, 1), settings, None, temperature=1.0, count=16
+    )
+    for one in answered.answers:
+        assert one.answer == task.answer_of(one.text)
+        assert one.correct == (one.answer == answered.problem.answer)
+        assert one.rewards == {}
+    assert {one.correct for one in answered.answers} == {True, False}
+
+
+def test_the_learner_can_receive_every_score(tiny):
+    message = Evaluation(update=1, checkpoint="checkpoint-1", **asdict(scored(tiny, config())))
+    assert message.samples == 16
+
+
+# --- in a run -------------------------------------------------------------------------------------
+
+
+class Post:
+    """The evaluator's end of a connection that keeps what is sent, and asks to stop when nothing is left to do."""
+
+    name = "evaluator"
+
+    def __init__(self, stop):
+        self.stop = stop
+        self.evaluations = []
+
+    def send(self, data):
+        message = decode(from_peer, data)
+        if isinstance(message, Evaluation):
+            self.evaluations.append(message)
+        return True
+
+    def receive(self, wait_s):
+        self.stop.set()
+
+
+def follow(run_dir):
+    stop = StopRequest()
+    post = Post(stop)
+    RunEvaluator(run_dir, post, config(), stop, beat_s=1e9).run()
+    return [(e.update, e.checkpoint) for e in post.evaluations], post.evaluations
+
+
+def test_in_a_run_the_base_and_every_checkpoint_are_scored_once(run_dir, tiny):
+    training = training_of(tiny)
+    write_checkpoint(run_dir, 5, tiny, training, {})
+    tiny.load_trainable({name: array * 0 for name, array in tiny.trainable().items()})
+    write_checkpoint(run_dir, 10, tiny, training, {})
+    told, scores = follow(run_dir)
+    assert told == [(0, "base"), (5, "checkpoint-5"), (10, "checkpoint-10")]
+    assert scores[0].accuracy == scores[1].accuracy, "checkpoint-5 is the base"
+    assert scores[2].accuracy == 0.0, "a model of zeros knows nothing"
+    again, same = follow(run_dir)
+    assert (again, same) == (told, scores), "kept beside the checkpoints, seconds and all"
+
+
+def test_a_damaged_checkpoint_is_not_scored_until_it_is_written_again(run_dir, tiny, capsys):
+    training = training_of(tiny)
+    folder = write_checkpoint(run_dir, 5, tiny, training, {}).path
+    (folder / "model.safetensors").write_bytes(b"")
+    stop = StopRequest()
+    post = Post(stop)
+    evaluator = RunEvaluator(run_dir, post, config(), stop, beat_s=1e9)
+    [damaged] = [evaluator._next_checkpoint()]
+    evaluator._report_checkpoint(damaged, tiny, lambda: pytest.fail("scored"))
+    assert "model.safetensors" in capsys.readouterr().err
+    assert evaluator._next_checkpoint() is None
+    write_checkpoint(run_dir, 5, tiny, training, {})
+    assert evaluator._next_checkpoint() == find_checkpoints(run_dir)[0]
+    assert not (folder / EVALUATION_FILE).exists()

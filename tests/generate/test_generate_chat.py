@@ -1,0 +1,189 @@
+"""A conversation: in a real terminal what a person sees, and line by line what is kept."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_actors.generate.chat import Chat
+from grpo_actors.generate.speaker import Speaker
+from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
+
+ROOT = Path(__file__).parents[2]
+
+#: Makes the terminal on its standard input its own, so that Ctrl-C reaches it, and becomes the tool.
+OWN_TERMINAL = (
+    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.executable, [sys.executable, '-m', 'grpo_actors.generate', *sys.argv[1:]])"
+)
+
+
+class Terminal:
+    """The tool in a terminal of its own, and whoever sits at it."""
+
+    def __init__(self, *arguments):
+        self._master, slave = pty.openpty()
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "TERM": "dumb"}
+        streams = {"stdin": slave, "stdout": slave, "stderr": slave}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", OWN_TERMINAL, *arguments], env=environment, **streams
+        )
+        os.close(slave)
+
+    def type(self, keys):
+        os.write(self._master, keys.encode())
+
+    def read(self):
+        """The next byte, whenever it comes."""
+        assert select.select([self._master], [], [], 100)[0], "nothing within 100 s"
+        return os.read(self._master, 1)
+
+    def read_until(self, text):
+        """What appears up to and with `text`; the terminal ends a line with two characters, here it is one."""
+        data = b""
+        while not data.endswith(text.encode()):
+            data += self.read().replace(b"\r", b"")
+        return data.decode(errors="replace")
+
+    def ask(self, line):
+        """Type a line; what is answered up to the next prompt."""
+        self.type(line + "\n")
+        self.read_until("\n")  # the terminal's echo
+        return self.read_until("\n> ").removesuffix("\n> ")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+
+def expected(policy, messages, turn, max_tokens=60, temperature=0.7):
+    """What the model answers to a conversation, sampled as no chat samples it."""
+    params = SamplingParams(max_tokens, temperature=temperature)
+    seeds = [Speaker(policy, params, 0).seeds(turn, 1)]
+    [[sample]] = sample_groups(policy, [policy.encode_chat(messages)], seeds, params)
+    return policy.decode(sample.tokens)
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def messages(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_chat_in_a_terminal(tiny, tmp_path):
+    first, second = "What is 12 + 34?", "And 5 more?"
+    with Terminal("--max-tokens", "60") as terminal:
+        assert "/help lists the commands" in terminal.read_until("\n> ")
+        one = terminal.ask(first)
+        assert one == expected(tiny, [user(first)], 0)
+        two = terminal.ask(second)
+        assert two == expected(tiny, [user(first), assistant(one), user(second)], 1)
+        assert terminal.ask(f"/save {tmp_path / 'chat.jsonl'}").startswith("(4 messages in ")
+        assert terminal.ask("/clear") == "(a new conversation)"
+        assert terminal.ask(first) == expected(tiny, [user(first)], 2), "nothing is left of the turns before"
+        assert "no such command" in terminal.ask("/nonsense")
+        # Arrow up: the line before.
+        assert "no such command" in terminal.ask("\x1b[A")
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 0
+    assert messages(tmp_path / "chat.jsonl") == [user(first), assistant(one), user(second), assistant(two)]
+
+
+def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat(tiny, tmp_path):
+    # At this temperature an answer goes on for hundreds of tokens.
+    with Terminal("--temperature", "50", "--max-tokens", "900") as terminal:
+        terminal.read_until("\n> ")
+        terminal.type("hi\n")
+        terminal.read_until("\n")
+        terminal.read()  # it has begun
+        terminal.type("\x03")
+        assert terminal.read_until("\n> ").endswith("\n(ended)\n> ")
+        assert terminal.ask(f"/save {tmp_path / 'chat.jsonl'}").startswith("(2 messages in ")
+        terminal.type("\x03")
+        assert terminal.process.wait(60) == 0
+    [_, answer] = messages(tmp_path / "chat.jsonl")
+    whole = expected(tiny, [user("hi")], 0, max_tokens=900, temperature=50)
+    said = answer["content"].rstrip("\ufffd")  # the end of a character may be missing
+    assert whole.startswith(said)
+    assert 0 < len(said) < len(whole)
+
+
+# --- line by line ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def talk(tiny, monkeypatch, capsys):
+    """A chat over some lines; what it prints."""
+
+    def run(*said, max_context=0, system=""):
+        params = SamplingParams(20, temperature=0.7)
+        typed = iter(said)
+
+        def type_line(prompt):
+            del prompt
+            for line in typed:
+                return line
+            raise EOFError
+
+        monkeypatch.setattr("builtins.input", type_line)
+        Chat(Speaker(tiny, params, 0, max_context), system).run()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_system_prompt_is_set_kept_over_clear_and_unset(tiny, talk, tmp_path):
+    files = [tmp_path / name for name in "abc"]
+    talk(
+        *(f"/save {files[0]}", "/system be brief", "hi", f"/save {files[1]}"),
+        *("/clear", "/system", "hi", f"/save {files[2]}"),
+        system="rhyme",
+    )
+    system = {"role": "system", "content": "be brief"}
+    assert messages(files[0]) == [{"role": "system", "content": "rhyme"}]
+    answered = expected(tiny, [system, user("hi")], 0, max_tokens=20)
+    assert messages(files[1]) == [system, user("hi"), assistant(answered)]
+    assert messages(files[2]) == [user("hi"), assistant(expected(tiny, [user("hi")], 1, max_tokens=20))]
+
+
+def test_turns_that_no_longer_fit_are_left_out_and_told(tiny, talk, tmp_path):
+    # A turn "1 + 1" with its answer of at most 20 tokens: the third question does not fit beside both before it.
+    longest = len(tiny.encode_chat([user("1 + 1")])) + 20
+    out = talk("1 + 1", "1 + 1", "1 + 1", f"/save {tmp_path / 'all'}", max_context=longest + 10)
+    assert "messages no longer fit the context" in out
+    kept = messages(tmp_path / "all")
+    assert len(kept) == 6, "what is left out of a prompt stays in the conversation"
+    last = [user("1 + 1")] if "first 4 messages" in out else kept[2:5]
+    assert kept[5]["content"] == expected(tiny, last, 2, max_tokens=20)
+
+
+def test_a_question_that_does_not_fit_is_told_and_the_chat_goes_on(talk):
+    out = talk("1 + 1 " * 50, "/nope", max_context=100)
+    assert "(not asked: prompt and answer may have 100 tokens, got " in out
+    assert "(/nope: no such command; /help lists them)" in out
+
+
+def test_a_file_of_somebody_elses_is_not_overwritten_and_ones_own_is(talk, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    own = tmp_path / "own"
+    out = talk(f"/save {precious}", f"/save {own}", "hi", f"/save {own}", "/save")
+    assert precious.read_text() == "precious"
+    assert f"(/save {precious}: File exists; name a new file)" in out
+    assert len(messages(own)) == 2
+    assert "(/save : " in out

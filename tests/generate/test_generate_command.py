@@ -1,0 +1,179 @@
+"""``python -m grpo_actors.generate`` as a user starts it, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from grpo_actors.errors import ConfigError, DataError
+from grpo_actors.generate.__main__ import check, main, parser
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+#: At this temperature the embedded model says anything, and seldom ends before it is cut.
+BABBLE = ["--temperature", "50"]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "grpo_actors.generate", *map(str, arguments)]
+
+
+def run(*arguments, **more):
+    return subprocess.run(
+        command(*arguments),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **({"stdin": subprocess.DEVNULL} | more),
+    )
+
+
+def lines(path):
+    """Whole lines, read."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+# --- one prompt -----------------------------------------------------------------------------------
+
+
+def test_a_prompt_on_standard_input_is_that_of_the_command_line_and_json_tells_the_same():
+    piped = run("--seed", 3, "--max-tokens", 60, stdin=None, input="What is 12 + 34?\n")
+    told = run("What is 12 + 34?", "--seed", 3, "--max-tokens", 60, "--json", "--samples", 2)
+    assert (piped.returncode, told.returncode, told.stderr) == (0, 0, "")
+    records = [json.loads(line) for line in told.stdout.splitlines()]
+    assert [(r["index"], r["sample"]) for r in records] == [(0, 0), (0, 1)]
+    assert piped.stdout == records[0]["completion"] + "\n"
+    assert records[0]["completion"] != records[1]["completion"]
+
+
+def test_an_answer_is_written_while_it_is_sampled():
+    with subprocess.Popen(
+        command("hi", *BABBLE, "--max-tokens", 900), env=ENVIRONMENT, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        still_running = process.poll() is None
+        rest = process.stdout.read()
+    assert still_running
+    assert len(first + rest) > 100
+
+
+# --- a file of prompts ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "in.jsonl"
+    rows = [{"prompt": f"What is {n} + {2 * n}?", "id": f"q{n}"} for n in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def wait_for_lines(path, count, process):
+    end_s = time.monotonic() + 100
+    while not path.exists() or len(lines(path)) < count:
+        assert process.poll() is None
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def test_a_batch_that_was_killed_goes_on_and_ends_as_an_undisturbed_one(tmp_path, questions):
+    killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
+    arguments = ["--batch", questions, "--samples", 2, "--max-tokens", 60]
+    with subprocess.Popen(
+        command(*arguments, "--output", killed, "--batch-size", 3), env=ENVIRONMENT, stderr=subprocess.PIPE
+    ) as process:
+        wait_for_lines(killed, 7, process)
+        process.send_signal(signal.SIGKILL)
+    before = lines(killed)
+    assert len(before) < 80, "killed in the middle"
+    with killed.open("a") as file:
+        file.write('{"index": 39, "sam')  # what a kill within a write leaves
+
+    resumed = run(*arguments, "--output", killed, "--batch-size", 5)
+    assert resumed.returncode == 0
+    assert "the last line of the output was cut" in resumed.stderr
+    assert f"{len(before)} of 80 completions are there already" in resumed.stderr
+    assert run(*arguments, "--output", whole).returncode == 0
+
+    assert lines(killed)[: len(before)] == before, "what was there is as it was"
+    by_place = lambda record: (record["index"], record["sample"])  # noqa: E731
+    assert sorted(lines(killed), key=by_place) == sorted(lines(whole), key=by_place)
+    assert sorted(map(by_place, lines(whole))) == [(i, s) for i in range(40) for s in range(2)]
+    assert all(record["id"] == f"q{record['index']}" for record in lines(whole))
+
+    other = run(*arguments, "--output", whole, "--seed", 1)
+    assert other.returncode == 2
+    assert other.stderr == (
+        f"error: {whole}: was begun with seed = 0, got 1; give the same again, or choose another --output\n"
+    )
+    assert len(lines(whole)) == 80
+
+
+def test_a_bad_line_is_one_line_of_complaint_before_any_model_is_looked_for(tmp_path):
+    bad = tmp_path / "in.jsonl"
+    bad.write_text('{"prompt": "a"}\n{"prompt": 5}\n')
+    done = run("--batch", bad, "--output", tmp_path / "out.jsonl", "--model", tmp_path / "absent")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {bad}:2: prompt must be a text, got 5; mend the line\n"
+    assert list(tmp_path.iterdir()) == [bad]
+
+
+def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_written(tmp_path):
+    long = tmp_path / "in.txt"
+    long.write_text("1 + 1\n" + "1 + 1 " * 100 + "\n")
+    with pytest.raises(
+        DataError, match=r"in.txt:2: prompt and answer may have 100 tokens, got .*--max-tokens 50"
+    ):
+        main(
+            [
+                *("--batch", str(long), "--output", str(tmp_path / "out.jsonl")),
+                *("--max-context", "100", "--max-tokens", "50"),
+            ]
+        )
+    assert list(tmp_path.iterdir()) == [long]
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (["--temperature", "-1"], "--temperature must be ≥ 0 and finite (0: greedy), got -1.0"),
+        (["--temperature", "nan"], "--temperature must be ≥ 0"),
+        (["--top-p", "0"], "--top-p must be > 0 and ≤ 1, got 0.0"),
+        (["--top-k", "-1"], "--top-k must be ≥ 0"),
+        (["--min-p", "1"], "--min-p must be ≥ 0 and < 1"),
+        (["--repetition-penalty", "0"], "--repetition-penalty must be > 0"),
+        (["--max-tokens", "0"], "--max-tokens must be ≥ 1, got 0"),
+        (["--max-context", "-1"], "--max-context must be ≥ 0"),
+        (["--seed", "-1"], "--seed must be ≥ 0"),
+        (["--samples", "0"], "--samples must be ≥ 1"),
+        (["--samples", "2"], "--samples of one prompt needs --json"),
+        (["--batch-size", "0"], "--batch-size must be ≥ 1"),
+        (["--batch", "in"], "--batch needs --output"),
+        (["--output", "out"], "--output needs --batch"),
+        (["hi", "--batch", "in", "--output", "out"], "leave out PROMPT"),
+        (["--json", "--batch", "in", "--output", "out"], "--json is for one prompt"),
+        (["--raw", "--system", "be brief"], "--raw knows no turns"),
+        (["--system", "\udcff"], "--system must be UTF-8"),
+    ],
+)
+def test_a_value_out_of_bounds_and_a_contradiction_are_refused(arguments, rule):
+    with pytest.raises(ConfigError) as caught:
+        check(parser().parse_args(arguments))
+    assert rule in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "\udcff"])
+def test_a_prompt_that_is_no_text_is_refused(prompt):
+    with pytest.raises(DataError, match="PROMPT must be a text in UTF-8"):
+        main([prompt])

@@ -1,0 +1,206 @@
+"""An exchange and small real peers for it: DEALERs that say what a test tells them."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from grpo_actors.learner.exchange.exchange import Exchange
+from grpo_actors.learner.exchange.selection import Selection
+from grpo_actors.learner.exchange.supply import Supply
+from grpo_actors.observe.sinks import Journal
+from grpo_actors.schedule.leases import LeaseTable
+from grpo_actors.schedule.order import ProblemOrder
+from grpo_actors.tasks.task import Problem
+from grpo_actors.transport.control import ControlClient
+from grpo_actors.transport.sockets import Context, Endpoints
+from grpo_actors.wire import messages as wire
+
+DEADLINE_S = 10.0
+CHUNK = 1000
+PROBLEMS = [
+    Problem(f"p{i}", ({"role": "user", "content": f"problem {i}"},), f"{i}", {"n": i}) for i in range(20)
+]
+
+
+class Clock:
+    """The real one, which a test may put forward."""
+
+    ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+class Peer:
+    """A worker or evaluator without a model."""
+
+    def __init__(
+        self, run: "Run", name: str, role: str = "rollout", host: str = "elsewhere", pid: int = 7
+    ) -> None:
+        self.run, self.name, self.role, self.host, self.pid = run, name, role, host, pid
+        self.unheard: list[wire.Message] = []
+        self.control = ControlClient(run.context, run.endpoints.control, name)
+
+    def say(self, message: "wire.Message | bytes") -> None:
+        data = message if isinstance(message, bytes) else wire.encode(message)
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.control.send(data):
+            assert time.monotonic() < deadline, "never connected"
+            self.control.socket.poll(10)
+
+    def hear(self, kind: type[Any]) -> Any:
+        """The next message of a kind; others are kept, but for announcements, which come at any time."""
+        for message in self.unheard:
+            if isinstance(message, kind):
+                self.unheard.remove(message)
+                return message
+        deadline = time.monotonic() + DEADLINE_S
+        while (data := self.control.receive(max(0.0, deadline - time.monotonic()))) is not None:
+            message = wire.decode(wire.from_learner, data)
+            if isinstance(message, kind):
+                return message
+            if not isinstance(message, wire.Announcement):
+                self.unheard.append(message)
+        raise AssertionError(f"{self.name} heard no {kind.__name__}, but {self.unheard}")
+
+    def hello(self, **changes: Any) -> wire.Hello:
+        told = {
+            "protocol": wire.PROTOCOL_VERSION,
+            "role": self.role,
+            "name": self.name,
+            "host": self.host,
+            "pid": self.pid,
+        }
+        return wire.Hello.model_validate(told | changes)
+
+    def join(self) -> "Peer":
+        self.say(self.hello())
+        self.hear(wire.Welcome)
+        return self
+
+    def beat(self, room: int, holding: Sequence[int] = (), version: int = 0, state: str = "waiting") -> None:
+        told = {"state": state, "credits": room, "holding": list(holding), "version": version}
+        self.say(wire.Beat.model_validate(told))
+
+    def is_seen(self) -> None:
+        """Returns once the learner has counted a beat of this peer, sent now."""
+        while self.control.receive(0.0) is not None:
+            pass
+        self.beat(room=0)
+        self.hear(wire.Announcement)
+
+    def take(self, room: int = 2, runs: int = 1) -> list[wire.Lease]:
+        """Ask for leases, and hear of them."""
+        self.beat(room)
+        return [lease for _ in range(runs) for lease in self.hear(wire.Grant).leases]
+
+    def deliver(self, lease: wire.Lease, version: int = 0, **changes: Any) -> wire.Ack:
+        self.say(group(lease, version, **changes))
+        ack = self.hear(wire.Ack)
+        assert (ack.lease, ack.attempt) == (lease.lease, lease.attempt)
+        return ack
+
+
+def completion(seed: int, version: int, **changes: Any) -> dict[str, Any]:
+    told = {
+        "tokens": wire.ints([seed % 100, 1]),
+        "logprobs": wire.floats([-0.5, -0.25]),
+        "versions": wire.ints([version, version]),
+        "finished": True,
+        "text": "x",
+        "rewards": {"correct": 1.0},
+    }
+    return told | changes
+
+
+def group(lease: wire.Lease, version: int = 0, completions: Any = None, **changes: Any) -> wire.Group:
+    told = {"lease": lease.lease, "attempt": lease.attempt, "sampling_s": 0.1, "scoring_s": 0.1}
+    sampled = [completion(seed, version) for seed in lease.seeds] if completions is None else completions
+    return wire.Group.model_validate(told | {"completions": sampled} | changes)
+
+
+class Run:
+    """An exchange, its folder, and the peers that a test makes."""
+
+    def __init__(self, folder: Path, sockets: str, context: Context, **settings: Any) -> None:
+        self.folder, self.context, self.clock = folder, context, Clock()
+        self.peers: list[Peer] = []
+        self.endpoints = Endpoints(*(f"ipc://{sockets}/{part}" for part in "cwe"), os.getpid())  # type: ignore[arg-type]
+        of_table = {"groups_per_update": 2, "max_staleness": 1, "batch_groups": 2, "last_version": 100}
+        of_table |= {key: settings.pop(key) for key in [*of_table, "version", "cursor"] if key in settings}
+        self.table: LeaseTable[Any] = LeaseTable(lease_timeout_s=60.0, **of_table)
+        of_supply: dict[str, Any] = {"problems": PROBLEMS, "max_prompt_length": 50} | settings
+        self.supply = Supply(
+            order=ProblemOrder(len(of_supply["problems"]), 3, shuffle=False),
+            seed=3,
+            num_generations=2,
+            max_new_tokens=4,
+            vocab_size=100,
+            rewards=frozenset({"correct"}),
+            encode_chat=lambda messages: [ord(letter) % 100 for letter in messages[-1]["content"]],
+            **of_supply,
+        )
+        welcome = wire.Welcome(
+            run_id="run-1", config="{}", identity="{}", weights_endpoint=self.endpoints.weights, beat_s=1.0
+        )
+        self.exchange = Exchange(
+            endpoints=self.endpoints,
+            table=self.table,
+            supply=self.supply,
+            selection=Selection(self.supply.problem),
+            welcome=welcome,
+            open_journal=lambda publisher: Journal(folder, publish=publisher.publish),
+            clock=self.clock,
+        )
+
+    def publish(self, version: int, consumed: Sequence[int] = (), size: int = 2500) -> bytes:
+        data = bytes((version + at) % 256 for at in range(size))
+        manifest = wire.Manifest(
+            version=version,
+            size=size,
+            digest=xxhash.xxh3_128_hexdigest(data),
+            chunk_bytes=CHUNK,
+            tensors=[wire.TensorEntry(name="w", dtype="uint8", shape=[size], offset=0)],
+        )
+        self.exchange.consume(consumed)
+        self.exchange.publish(manifest, memoryview(data))
+        return data
+
+    def records(self, topic: str = "") -> list[dict[str, Any]]:
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [record for record in map(json.loads, lines) if record["topic"] == topic or not topic]
+
+    def states(self, name: str) -> list[str]:
+        return [record["state"] for record in self.records("worker") if record["worker"] == name]
+
+    def peer(self, name: str, **more: Any) -> Peer:
+        self.peers.append(Peer(self, name, **more))
+        return self.peers[-1]
+
+
+def evaluation(update: int, accuracy: float = 0.5) -> wire.Evaluation:
+    return wire.Evaluation(
+        update=update,
+        checkpoint=f"checkpoint-{update}",
+        samples=10,
+        accuracy=accuracy,
+        accuracy_low=0.0,
+        accuracy_high=1.0,
+        sampled_accuracy=None,
+        rewards={},
+        completion_length_mean=3.0,
+        truncated_share=0.0,
+        seconds=1.0,
+    )
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = DEADLINE_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.005)

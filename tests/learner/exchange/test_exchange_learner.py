@@ -1,0 +1,190 @@
+"""What the learner gets from its other half: versions served, evaluations, snapshots, an orderly end."""
+
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+
+import pytest
+import xxhash
+from peers_for_tests import CHUNK, DEADLINE_S, Run, evaluation, wait_until
+
+from grpo_actors.errors import RunError, TrainingError
+from grpo_actors.learner.exchange.exchange import FAREWELL_S
+from grpo_actors.schedule.lease import Cursor
+from grpo_actors.transport.sockets import Endpoints, zmq_context
+from grpo_actors.transport.weights import Version, WeightsClient
+from grpo_actors.wire import fetching
+from grpo_actors.wire import messages as wire
+
+# --- weights -----------------------------------------------------------------------------------------
+
+
+def fetch(run: Run) -> tuple[int, bytes] | None:
+    """The newest version, as a worker takes it."""
+    client = WeightsClient(run.context, run.endpoints.weights, fetching)  # type: ignore[attr-defined]
+    try:
+        answer = client.manifest()
+        assert answer is not None
+        manifest = wire.decode(wire.weights_reply, answer)
+        assert isinstance(manifest, wire.Manifest)
+        data = fetch_chunks(client, manifest)
+        if data is None:
+            return None
+        assert xxhash.xxh3_128_hexdigest(bytes(data)) == manifest.digest
+        return manifest.version, bytes(data)
+    finally:
+        client.socket.close()
+
+
+def fetch_chunks(
+    client: WeightsClient, manifest: wire.Manifest, on_chunk: Callable[[], None] = lambda: None
+) -> bytearray | memoryview | None:
+    arrived = client.take(Version(manifest.version, manifest.size, manifest.chunk_bytes), on_chunk)
+    return None if arrived is None else arrived.data
+
+
+def test_a_late_joiner_fetches_the_newest_version(run):
+    run.publish(1)
+    data = run.publish(2, size=10_500)
+    run.exchange.snapshot()  # both are out
+    assert fetch(run) == (2, data)
+
+
+def test_a_version_that_is_replaced_in_mid_fetch_is_given_up_for_the_newer_one(run):
+    run.publish(1, size=100 * CHUNK)
+    client = WeightsClient(run.context, run.endpoints.weights, fetching)
+    run.exchange.snapshot()
+    answer = client.manifest()
+    manifest = wire.decode(wire.weights_reply, answer)
+    newer = b""
+
+    def replace() -> None:
+        nonlocal newer
+        newer = newer or run.publish(2)
+        run.exchange.snapshot()
+
+    assert fetch_chunks(client, manifest, on_chunk=replace) is None
+    client.socket.close()
+    assert fetch(run) == (2, newer)
+
+
+# --- evaluations, records, snapshots -----------------------------------------------------------------
+
+
+def test_an_evaluation_counts_once(start):
+    run = start(version=4)
+    evaluator = run.peer("evaluator", role="evaluator").join()
+    for update, accuracy in ((0, 0.5), (4, 0.6), (0, 0.7), (5, 0.9)):  # one twice, one of the future
+        evaluator.say(evaluation(update, accuracy))
+    wait_until(lambda: run.records("log"))
+    assert [(e.update, e.accuracy) for e in run.exchange.take_evaluations()] == [(0, 0.5), (4, 0.6)]
+    assert run.exchange.take_evaluations() == []
+    assert run.exchange.evaluator_present()
+
+
+def test_a_snapshot_holds_all_that_was_said_before_it(run):
+    peer = run.peer("w").join()
+    for lease in peer.take(room=4, runs=2):
+        peer.deliver(lease)
+    batch = run.exchange.next_batch(DEADLINE_S)
+    run.publish(1, [group.lease for group in batch])
+    run.exchange.record("metrics", update=1)
+    snapshot = run.exchange.snapshot()
+    assert snapshot.cursor == Cursor(2, ())
+    told = run.records()
+    assert [record["seq"] for record in told] == list(range(1, len(told) + 1))
+    assert snapshot.records == len(told)
+    assert [record["topic"] for record in told[-2:]] == [
+        "worker",
+        "metrics",
+    ]  # the metrics bring the workers along
+
+
+def test_a_resumed_run_goes_on_at_its_cursor(start):
+    run = start(version=1, cursor=Cursor(2, (3,)))
+    leases = run.peer("w").join().take(room=4, runs=3)
+    assert [lease.lease for lease in leases] == [2, 4, 5, 6][: len(leases)]
+
+
+# --- the end -----------------------------------------------------------------------------------------
+
+
+def test_closing_waits_for_the_goodbyes_of_those_who_were_sent_home(run):
+    peer = run.peer("w").join()
+    run.exchange.dismiss("rollout", "the run is over")
+    assert peer.hear(wire.Bye).reason == "the run is over"
+    peer.say(wire.Bye(reason="dismissed"))
+    began = time.monotonic()
+    run.exchange.close()
+    assert time.monotonic() - began < FAREWELL_S
+    assert run.states("w")[-1] == "left"
+
+
+def test_closing_waits_no_longer_than_a_farewell(run):
+    run.peer("deaf").join()
+    run.exchange.dismiss("rollout", "the run is over")
+    began = time.monotonic()
+    run.exchange.close()
+    assert FAREWELL_S - 0.5 < time.monotonic() - began < FAREWELL_S + 2.0
+
+
+def test_who_comes_after_the_dismissal_is_sent_home_too(run):
+    early = run.peer("early").join()
+    run.exchange.dismiss("rollout", "the run is over")
+    run.exchange.snapshot()  # it has taken effect
+    late = run.peer("late")
+    late.say(late.hello())
+    # Not a refusal: a worker that is refused ends with exit code 2, one that is not needed with 0.
+    assert late.hear(wire.Bye) == wire.Bye(reason="the run is over", dismissed=True)
+    early.say(wire.Bye())
+
+
+def test_a_dismissal_that_was_lost_is_said_again_at_the_next_beat(run):
+    peer = run.peer("w").join()
+    run.exchange.dismiss("rollout", "the run is over")
+    for _ in range(2):
+        peer.beat(room=2)
+        assert peer.hear(wire.Bye).reason == "the run is over"
+    peer.say(wire.Bye())
+
+
+def test_what_kills_the_thread_is_raised_to_the_learner(tmp_path, start):
+    run = start()
+
+    def full_disk(topic: str, line: bytes) -> None:
+        raise RunError("metrics.jsonl cannot be written (No space left on device)")
+
+    run.exchange._post(lambda dispatcher: setattr(dispatcher._journal, "_publish", full_disk))
+    run.exchange.record("metrics", update=1)
+    for question in (
+        lambda: run.exchange.next_batch(DEADLINE_S),
+        run.exchange.snapshot,
+        run.exchange.take_tokens,
+    ):
+        with pytest.raises(RunError, match="No space left"):
+            question()
+
+
+def test_nothing_can_be_asked_after_the_end_and_closing_twice_is_harmless(run):
+    run.exchange.close()
+    run.exchange.close()
+    run.exchange.record("log", level="info", text="to nobody")
+    with pytest.raises(TrainingError, match="was closed"):
+        run.exchange.take_tokens()
+
+
+def test_an_address_in_use_is_refused_at_the_start(tmp_path):
+    with (
+        zmq_context() as zmq_sockets,
+        socket.socket() as taken,
+        tempfile.TemporaryDirectory(dir="/tmp") as sockets,
+    ):
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        run = Run(tmp_path, sockets, zmq_sockets)
+        port = taken.getsockname()[1]
+        run.exchange._endpoints = Endpoints(f"tcp://127.0.0.1:{port}", "ipc://x", "ipc://y", 0)
+        with pytest.raises(RunError, match="is in use"):
+            run.exchange.start()
+        run.exchange.close()

@@ -1,0 +1,197 @@
+"""Who takes part, and the way of a lease: granted, sampled, taken in."""
+
+import pytest
+from peers_for_tests import DEADLINE_S, PROBLEMS, completion, wait_until
+
+from grpo_actors.errors import DataError
+from grpo_actors.schedule.order import sample_seeds
+from grpo_actors.tasks.task import Problem
+from grpo_actors.wire import messages as wire
+from grpo_actors.wire.messages import PROTOCOL_VERSION
+
+# --- who takes part ----------------------------------------------------------------------------------
+
+
+def test_a_hello_is_answered_with_what_a_peer_needs(run):
+    peer = run.peer("w")
+    peer.say(peer.hello(run_id="run-1"))
+    welcome = peer.hear(wire.Welcome)
+    assert (welcome.run_id, welcome.weights_endpoint, welcome.beat_s) == ("run-1", run.endpoints.weights, 1.0)
+    wait_until(lambda: run.states("w") == ["joined"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"protocol": 1}, f"protocol 1 there, {PROTOCOL_VERSION} here: install the same version"),
+        ({"run_id": "run-0"}, "this is run run-1, not run-0"),
+        ({"name": "someone else"}, "the name 'someone else' is not the identity of its socket"),
+    ],
+    ids=["protocol", "run", "name"],
+)
+def test_a_hello_that_does_not_fit_is_refused_with_the_reason(run, changes, reason):
+    peer = run.peer("w")
+    peer.say(peer.hello(**changes))
+    bye = peer.hear(wire.Bye)
+    assert (bye.reason, bye.again) == (reason, False)
+    assert run.states("w") == []
+
+
+def test_who_has_not_said_hello_is_asked_to(run):
+    peer = run.peer("stranger")
+    peer.beat(room=2)
+    assert peer.hear(wire.Bye).again
+    assert peer.join().take()
+
+
+def test_every_beat_is_answered_with_the_newest_version(run):
+    peer = run.peer("w").join()
+    peer.beat(room=0)
+    assert peer.hear(wire.Announcement).version == 0
+    run.publish(1)
+    assert peer.hear(wire.Announcement).version == 1  # at once
+    peer.beat(room=0)
+    assert peer.hear(wire.Announcement).version == 1  # and again, should the first have been lost
+
+
+# --- leases and groups -------------------------------------------------------------------------------
+
+
+def test_a_lease_carries_all_that_a_worker_needs(run):
+    first, second = run.peer("w").join().take()
+    assert (first.lease, second.lease, first.attempt, first.min_version) == (0, 1, 1, 0)
+    assert first.problem_id == "p0"
+    assert wire.read_ints(first.prompt) == [ord(letter) % 100 for letter in "problem 0"]
+    assert first.seeds == sample_seeds(3, 0, "p0", 2)
+    assert (first.messages, first.answer, first.columns) == (
+        [{"role": "user", "content": "problem 0"}],
+        "0",
+        {"n": 0},
+    )
+
+
+def test_groups_become_batches_in_the_order_of_their_leases(run):
+    peer = run.peer("w").join()
+    leases = peer.take(room=4, runs=2)
+    for lease in reversed(leases):
+        assert peer.deliver(lease).accepted
+    batch = run.exchange.next_batch(DEADLINE_S)
+    assert [group.lease for group in batch] == [0, 1]
+    assert batch[0].problem is PROBLEMS[0]
+    assert batch[0].worker == "w"
+    assert [c.tokens for c in batch[0].completions] == [[seed % 100, 1] for seed in leases[0].seeds]
+    assert run.exchange.next_batch(0.05) is None  # one at a time, until it was published
+    run.publish(1, [0, 1])
+    assert [group.lease for group in run.exchange.next_batch(DEADLINE_S)] == [2, 3]
+
+
+def test_a_duplicate_is_acknowledged_and_counted_once(run):
+    peer = run.peer("w").join()
+    lease, other = peer.take()
+    assert peer.deliver(lease).reason == ""
+    again = peer.deliver(lease)
+    assert (again.accepted, again.reason) == (True, "had it")
+    peer.deliver(other)
+    run.exchange.next_batch(DEADLINE_S)
+    run.publish(1, [0, 1])
+    late = peer.deliver(lease)
+    assert (late.accepted, late.reason) == (True, "settled before")
+    assert run.exchange.take_tokens() == 8  # two groups of two completions of two tokens
+    assert run.exchange.take_tokens() == 0
+
+
+def test_tokens_that_came_in_are_those_that_were_sampled(run):
+    peer = run.peer("w").join()
+    lease = peer.take()[0]
+    of_two_turns = {
+        "tokens": wire.ints([5, 1, 7, 1]),
+        "logprobs": wire.floats([-0.5, 0.0, 0.0, -0.25]),
+        "versions": wire.ints([0] * 4),
+        "inserted": wire.ints([1, 3]),
+        "last_turn": "x",
+    }
+    one, other = lease.seeds
+    peer.deliver(lease, completions=[completion(one, 0), completion(other, 0, **of_two_turns)])
+    assert run.exchange.take_tokens() == 4  # two of two, and two of four
+
+
+def test_a_result_of_an_attempt_that_was_given_up_is_refused(run):
+    slow, quick = run.peer("slow").join(), run.peer("quick").join()
+    old = slow.take()[0]
+    run.clock.ahead_s += 61  # the lease's deadline, for which the worker beat in vain
+    slow.beat(room=0, holding=[0, 1])
+    new = quick.take()[0]
+    assert (new.lease, new.attempt, new.seeds) == (old.lease, 2, old.seeds)
+    ack = slow.deliver(old)
+    assert (ack.accepted, ack.reason) == (False, "attempt 1 of lease 0 was given up; 2 is the last")
+    assert quick.deliver(new).accepted
+
+
+def test_a_group_that_is_too_old_is_refused_and_sampled_again(start):
+    run = start(version=5, max_staleness=0)
+    peer = run.peer("w").join()
+    lease = peer.take()[0]
+    assert lease.min_version == 5
+    ack = peer.deliver(lease, version=4)
+    assert (ack.accepted, ack.reason) == (False, "lease 0 was sampled with version 4, needs 5")
+    peer.beat(room=2, holding=[1])
+    peer.beat(room=3, holding=[1])
+    assert [(again.lease, again.attempt) for again in peer.hear(wire.Grant).leases] == [(0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"completions": [completion(1, 0)]}, "a group has 2 completions, got 1"),
+        ({"completions": [completion(1, 0, tokens=wire.ints([100, 1]))] * 2}, "token ids lie in 0 … 99"),
+        ({"completions": [completion(1, 0, tokens=wire.ints([-1, 1]))] * 2}, "token ids lie in 0 … 99"),
+        ({"completions": [completion(1, 1)] * 2}, "version 0 is the newest, got 1 … 1"),
+        ({"completions": [completion(1, -1)] * 2}, "needs 0"),
+        ({"completions": [completion(1, 0, rewards={})] * 2}, "the rewards are correct, got "),
+        (
+            {"completions": [completion(1, 0, rewards={"correct": 1.0, "x": 0.0})] * 2},
+            "the rewards are correct",
+        ),
+        (
+            {"completions": [completion(1, 0, tokens=bytes(20), logprobs=bytes(20), versions=bytes(20))] * 2},
+            "a completion has at most 4 tokens, got 5",
+        ),
+    ],
+    ids=["count", "large id", "negative id", "future", "past", "no reward", "unknown reward", "long"],
+)
+def test_a_group_that_would_harm_the_learner_is_refused_and_its_lease_goes_out_again(run, changes, complaint):
+    peer = run.peer("w").join()
+    lease = peer.take()[0]
+    ack = peer.deliver(lease, **changes)
+    assert not ack.accepted
+    assert complaint in ack.reason
+    peer.beat(room=3, holding=[1])
+    assert [(again.lease, again.attempt) for again in peer.hear(wire.Grant).leases] == [(0, 2)]
+
+
+def test_leases_are_shared_among_the_workers_that_have_room(start):
+    run = start(max_staleness=0, batch_groups=1)  # two leases may be out
+    first, second = run.peer("first").join(), run.peer("second").join()
+    for peer in (first, second):
+        peer.is_seen()
+    # Both ask before the thread looks at leases again, or the first takes one and then the other.
+    second.beat(room=1)
+    first.beat(room=1)
+    assert {peer.hear(wire.Grant).leases[0].lease for peer in (first, second)} == {0, 1}
+
+
+def test_problems_whose_prompt_is_too_long_are_left_out_and_told(start):
+    long = Problem("long", ({"role": "user", "content": "x" * 51},), "0")
+    run = start(problems=[PROBLEMS[0], long, PROBLEMS[1]], batch_groups=1)
+    peer = run.peer("w").join()
+    assert [lease.problem_id for lease in peer.take(room=4, runs=4)] == ["p0", "p1", "p0", "p1"]
+    logs = [record["text"] for record in run.records("log")]
+    assert logs == ["long left out: 51 prompt tokens, data.max_prompt_length is 50"] * 2
+
+
+def test_a_data_set_without_a_short_prompt_ends_the_run_with_the_cure(start):
+    run = start(max_prompt_length=3)
+    peer = run.peer("w")
+    peer.say(peer.hello())  # found out when the first leases are made, which is for the first worker
+    with pytest.raises(DataError, match=r"no problem has a prompt of at most 3 tokens; raise it"):
+        wait_until(lambda: run.exchange.next_batch(0.1))

@@ -1,0 +1,92 @@
+"""What the selection counts, learns and says."""
+
+import pytest
+
+from grpo_actors.learner.exchange.selection import Selection, likely_cause
+from grpo_actors.schedule.curriculum import Curriculum
+from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal, Criteria
+from grpo_actors.schedule.lease import Consumption, Settled
+from grpo_actors.tasks.task import Problem
+
+WRONG = Appraisal(0.0, "no_signal")
+
+
+def selection(**more) -> Selection:
+    return Selection(lambda position: (0, Problem(f"p{position % 3}", (), "")), **more)
+
+
+@pytest.mark.parametrize(
+    ("success", "signal", "flaw"),
+    [
+        (0.5, True, ""),
+        (0.5, False, "no_signal"),
+        (0.1, True, "too_hard"),
+        (0.9, False, "too_easy"),
+        (0.25, True, ""),
+    ],
+)
+def test_a_group_is_judged_by_its_success_and_then_by_its_signal(success, signal, flaw):
+    criteria = Criteria(dynamic_sampling=True, min_success=0.25, max_success=0.75)
+    assert criteria.appraise(success, signal=signal) == Appraisal(success, flaw)
+
+
+def test_without_dynamic_sampling_a_missing_signal_is_no_flaw():
+    criteria = Criteria(dynamic_sampling=False, min_success=0.25, max_success=0.75)
+    assert criteria.appraise(0.5, signal=False) == Appraisal(0.5, "")
+
+
+def test_what_is_not_asked_for_is_not_measured():
+    assert selection().metrics() == {
+        "groups_passed_over": None,
+        "groups_resampled": 0,
+        "problems_skipped": None,
+    }
+
+
+def test_metrics_are_those_of_the_last_update():
+    chosen = selection(appraiser=lambda _: UNJUDGED, curriculum=Curriculum(0, 0.25))
+    assert chosen.metrics() == {"groups_passed_over": {}, "groups_resampled": 0, "problems_skipped": 0}
+    settled = [
+        Settled(0, WRONG, False),
+        Settled(1, Appraisal(1.0, "too_easy"), False),
+        Settled(2, UNJUDGED, True),
+    ]
+    assert chosen.settle(Consumption(settled, skipped=4, outdated=5)) is None
+    assert chosen.metrics() == {
+        "groups_passed_over": {"no_signal": 1, "too_easy": 1},
+        "groups_resampled": 5,
+        "problems_skipped": 4,
+    }
+
+
+def test_the_curriculum_learns_from_what_trained_and_from_what_was_passed_over():
+    chosen = selection(curriculum=Curriculum(0, 0.25))
+    chosen.settle(Consumption([Settled(0, WRONG, False), Settled(1, Appraisal(0.5), True)]))
+    assert chosen.success_rates() == {"p0": 0.0, "p1": 0.5}
+
+
+def test_the_limit_is_told_once_in_a_row():
+    chosen = selection()
+    at_limit = Consumption([Settled(0, WRONG, False), Settled(1, WRONG, True)])
+    assert chosen.settle(at_limit) == (
+        "1 groups were passed over for one update (selection.refill_limit), and flawed ones now train as they are; "
+        "no completion is right: too hard for this model, cut by rollout.max_new_tokens, or in another form"
+    )
+    assert chosen.alarm is not None
+    assert chosen.settle(at_limit) is None
+    assert chosen.alarm is None
+    assert chosen.settle(Consumption([Settled(2, UNJUDGED, True)])) is None
+    assert chosen.settle(at_limit) is not None
+
+
+@pytest.mark.parametrize(
+    ("shares", "cause"),
+    [
+        ([0.0, 0.0], "no completion is right"),
+        ([1.0, 1.0], "all completions are right"),
+        ([0.0, 0.5], "right and wrong completions are worth the same"),
+        ([0.0, 1.0], "problems are solved nearly always or nearly never"),
+    ],
+)
+def test_the_likely_cause_is_read_off_the_shares_of_right_completions(shares, cause):
+    assert likely_cause([Appraisal(share, "no_signal") for share in shares]).startswith(cause)

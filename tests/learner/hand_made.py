@@ -1,0 +1,103 @@
+"""Groups of completions that the embedded model really sampled and that a test judged by hand."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+
+from grpo_actors.config import OWNER, Config
+from grpo_actors.learner.groups import SampledCompletion, SampledGroup
+from grpo_actors.learner.grpo import Grpo
+from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
+from grpo_actors.policy.logprobs import completion_logprobs
+from grpo_actors.policy.model import load_policy
+from grpo_actors.tasks.task import Problem
+
+QUESTIONS = ["What is 12 + 34?", "7", "Tom has 21 apples and buys 3 bags of 14. How many has he?", "5 + 5?"]
+REWARDS = [[1.0, 0.0, 0.0, 2.0], [0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.5, 0.0], [0.0, 0.0, 0.0, 3.0]]
+MAX_NEW = 24
+
+
+def config(*, model=None, run=None, temperature=1.0, **settings):
+    """`settings`: of sections [learner] and [objective], by leaf name."""
+    sections = {"learner": {}, "objective": {}}
+    for leaf, value in settings.items():
+        sections[OWNER[leaf]][leaf] = value
+    return Config.model_validate(
+        {
+            "run": run or {},
+            "model": {"dtype": "float32"} | (model or {}),
+            "reward": {"functions": {"hand": 1.0}},
+            "rollout": {"num_generations": 4, "max_new_tokens": MAX_NEW, "temperature": temperature},
+            "learner": {
+                "learning_rate": 1e-3,
+                "batch_size": 4,
+                "gradient_accumulation_steps": 1,
+                "warmup_ratio": 0.0,
+                "max_grad_norm": 0.0,
+            }
+            | sections["learner"],
+            "objective": sections["objective"],
+        }
+    )
+
+
+def learner(settings, policy=None, *, total=10):
+    return Grpo(settings, policy or load_policy(settings.model, seed=settings.run.seed), total)
+
+
+def groups_of(policy, rewards=REWARDS, temperature=1.0, questions=QUESTIONS):
+    """Really sampled by the policy; judged by hand."""
+    prompts = [policy.encode_chat([{"role": "user", "content": text}]) for text in questions[: len(rewards)]]
+    seeds = [[10 * i + k for k in range(len(row))] for i, row in enumerate(rewards)]
+    sampled = sample_groups(policy, prompts, seeds, SamplingParams(MAX_NEW, temperature))
+    return [
+        SampledGroup(
+            lease=i,
+            epoch=0,
+            problem=Problem(f"p{i}", ({"role": "user", "content": questions[i]},), "46", {}),
+            prompt=prompts[i],
+            worker="w",
+            completions=[
+                SampledCompletion(
+                    s.tokens,
+                    s.logprobs,
+                    [0] * len(s.tokens),
+                    s.finished,
+                    policy.decode(s.tokens),
+                    {"hand": reward},
+                )
+                for s, reward in zip(samples, row, strict=True)
+            ],
+        )
+        for i, (samples, row) in enumerate(zip(sampled, rewards, strict=True))
+    ]
+
+
+def weights(grpo):
+    return {name: np.array(array) for name, array in grpo.policy.trainable().items()}
+
+
+def assert_same_weights(a, b):
+    for name, array in a.items():
+        np.testing.assert_array_equal(array, b[name], err_msg=name)
+
+
+def logprobs_under(policy, group, completion):
+    values, _ = completion_logprobs(
+        policy.model,
+        mx.array([[*group.prompt, *completion.tokens]]),
+        mx.array([len(group.prompt) - 1]),
+        mx.array([completion.tokens]),
+        1.0,
+    )
+    return np.array(values)[0]
+
+
+def changed(groups, group, index, **changes):
+    """The groups with one completion changed."""
+    result = list(groups)
+    completions = list(result[group].completions)
+    completions[index] = replace(completions[index], **changes)
+    result[group] = replace(result[group], completions=completions)
+    return result

@@ -1,0 +1,86 @@
+"""What a group is worth: its signal under the run's own advantage, and its share of right completions."""
+
+import pytest
+
+from grpo_actors.config import Config
+from grpo_actors.learner.group_filter import appraiser, has_signal
+from grpo_actors.learner.groups import SampledCompletion, SampledGroup
+from grpo_actors.schedule.group_criteria import Appraisal
+from grpo_actors.tasks.arithmetic import Arithmetic
+from grpo_actors.tasks.task import Problem
+
+RIGHT, WRONG = "<answer>46</answer>", "<answer>5</answer>"
+
+
+def config(weights=None, **sections) -> Config:
+    rollout = {"max_new_tokens": 8}
+    return Config.model_validate(
+        {"reward": {"functions": weights or {"r": 1.0}}, "rollout": rollout} | sections
+    )
+
+
+def group(*rewards, texts=None, lengths=None, finished=True) -> SampledGroup:
+    """One completion for each mapping of rewards."""
+    completions = [
+        SampledCompletion(
+            tokens=[1] * (lengths[i] if lengths else 2),
+            logprobs=[],
+            versions=[],
+            finished=finished if isinstance(finished, bool) else finished[i],
+            text=texts[i] if texts else "",
+            rewards=given if isinstance(given, dict) else {"r": given},
+        )
+        for i, given in enumerate(rewards)
+    ]
+    return SampledGroup(0, 0, Problem("p", (), "46"), [1], "w", completions)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "signal"),
+    [
+        ([1.0, 0.0], True),
+        ([1.0, 1.0], False),
+        ([None, None], False),
+        ([1.0, None], False),
+        ([0.1, 0.1], False),
+    ],
+)
+def test_a_group_has_a_signal_if_its_valid_rewards_differ(rewards, signal):
+    assert has_signal(group(*rewards), config()) is signal
+
+
+def test_a_weighted_sum_counts_unless_each_function_is_normalised_by_itself():
+    # 1 · 1 + 2 · 0 = 1 · 0 + 2 · 0.5, but a third completion is needed to tell the normalised ones apart:
+    # a: 1, 0, 0 and b: 0, 0.5, 0.5 centred and divided are opposite, weighted by 1 and 2 they do not cancel.
+    told = group({"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.5}, {"a": 0.0, "b": 0.5})
+    weights = {"a": 1.0, "b": 2.0}
+    assert not has_signal(told, config(weights))
+    assert has_signal(told, config(weights, objective={"advantage": "gdpo"}))
+
+
+def test_the_overlong_penalty_is_a_signal():
+    # L_max = 8, L_c = 4: lengths 4 and 6 are worth 0 and -1/2.
+    told = group(1.0, 1.0, lengths=[4, 6])
+    assert not has_signal(told, config())
+    assert has_signal(told, config(objective={"overlong_tokens": 4}))
+
+
+def test_an_advantage_that_is_masked_is_no_signal():
+    told = group(1.0, 0.0, finished=False)
+    assert has_signal(told, config())
+    assert not has_signal(told, config(objective={"mask_truncated": True}))
+    one_whole = group(1.0, 0.0, finished=[True, False])
+    assert has_signal(one_whole, config(objective={"mask_truncated": True}))
+
+
+def test_success_is_the_share_of_completions_that_the_task_calls_right():
+    appraise = appraiser(config(selection={"min_success": 0.3}), Arithmetic(0, 6, 6))
+    assert appraise is not None
+    told = group(1.0, 0.0, 0.0, 0.0, texts=[RIGHT, WRONG, WRONG, ""])
+    assert appraise(told) == Appraisal(0.25, "too_hard")
+    assert appraise(group(1.0, 0.0, texts=[RIGHT, WRONG])) == Appraisal(0.5)
+
+
+def test_nobody_is_asked_where_nothing_is_selected():
+    assert appraiser(config(), Arithmetic(0, 6, 6)) is None
+    assert appraiser(config(selection={"curriculum": True}), Arithmetic(0, 6, 6)) is not None

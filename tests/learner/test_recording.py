@@ -1,0 +1,177 @@
+"""groups.jsonl: what is written reads back the same, is cut where a run goes on, and is refused line by line."""
+
+import dataclasses
+import json
+from array import array
+
+import pytest
+
+from grpo_actors.errors import DataError, RunError
+from grpo_actors.learner.groups import SampledCompletion, SampledGroup
+from grpo_actors.learner.recording import GroupsFile, Recording
+from grpo_actors.rundir.folder import GROUPS_FILE
+from grpo_actors.tasks.task import Problem
+
+#: float32 values with long decimals, the smallest and the largest ones, and a zero.
+LOGPROBS = array("f", [-0.1, -1 / 3, -1e-45, -3.4e38, 0.0]).tolist()
+
+
+def group(lease: int) -> SampledGroup:
+    columns = {"operands": [1, 2], "share": 0.1, "none": None, "large": 10**30, "text": "é \u2028 \x7f"}
+    completion = SampledCompletion(
+        tokens=[5, 6, 7, 8, 1],
+        logprobs=LOGPROBS,
+        versions=[0, 0, 1, 1, 1],
+        finished=lease % 2 == 0,
+        text='a "quoted"\nline of 中文',
+        rewards={"correctness": 1.0, "own.py:brevity": 0.1, "none": None},
+        inserted=[1, 2, 3, 4],
+        last_turn="中文",
+    )
+    messages = ({"role": "system", "content": "s"}, {"role": "user", "content": f"{lease}?"})
+    return SampledGroup(lease, 0, Problem(f"p{lease}", messages, "3", columns), [2, 9], "w", [completion] * 2)
+
+
+def written(folder, updates, after_update=0):
+    """Two groups an update."""
+    file = GroupsFile(folder, after_update=after_update)
+    for update in updates:
+        file.write(update, 20, [group(2 * update), group(2 * update + 1)])
+    file.sync()
+    file.close()
+    return folder / GROUPS_FILE
+
+
+def sampled(recorded):
+    """A line without what the recording has added."""
+    names = [field.name for field in dataclasses.fields(SampledGroup)]
+    return SampledGroup(**{name: getattr(recorded, name) for name in names})
+
+
+def test_what_is_written_reads_back_the_same_to_the_last_bit(run_dir):
+    path = written(run_dir, [1, 2])
+    with Recording(path) as recording:
+        groups = recording.take(10)
+    assert [sampled(line) for line in groups] == [group(lease) for lease in (2, 3, 4, 5)]
+    assert [line.update for line in groups] == [1, 1, 2, 2]
+    assert {line.planned_groups for line in groups} == {20}
+    assert array("f", groups[0].completions[0].logprobs).tobytes() == array("f", LOGPROBS).tobytes()
+
+
+def test_a_group_is_one_line_of_ascii(run_dir):
+    data = written(run_dir, [1]).read_bytes()
+    assert data.isascii()
+    assert [json.loads(line)["lease"] for line in data.splitlines()] == [2, 3]
+
+
+def test_a_run_folder_stands_for_its_file(run_dir):
+    path = written(run_dir, [1])
+    with Recording(run_dir) as recording:
+        assert recording.path == path.resolve()
+
+
+def test_a_run_that_goes_on_cuts_what_came_after_its_checkpoint(run_dir):
+    path = written(run_dir, [1, 2])
+    until_checkpoint = path.read_bytes()
+    written(run_dir, [3, 4], after_update=2)
+    with path.open("ab") as file:
+        file.write(b'{"update": 5, "plan')  # torn by a kill
+    file = GroupsFile(run_dir, after_update=2)
+    file.close()
+    assert path.read_bytes() == until_checkpoint
+    assert file.last_update == 2
+
+
+def test_a_new_run_empties_the_file(run_dir):
+    written(run_dir, [1, 2])
+    assert written(run_dir, []).read_bytes() == b""
+
+
+def test_updates_that_went_unrecorded_are_known(run_dir):
+    written(run_dir, [1, 2])
+    file = GroupsFile(run_dir, after_update=7)
+    file.close()
+    assert file.last_update == 2
+
+
+def test_a_line_that_is_no_group_is_not_cut_but_refused(run_dir):
+    path = written(run_dir, [1])
+    path.write_text("mine\n")
+    with pytest.raises(RunError, match="line 1: not a recorded group"):
+        GroupsFile(run_dir, after_update=1)
+    assert path.read_text() == "mine\n"
+
+
+def test_groups_are_taken_in_order_and_may_be_skipped(run_dir):
+    with Recording(written(run_dir, [1, 2, 3])) as recording:
+        assert [line.lease for line in recording.take(2)] == [2, 3]
+        recording.skip(1)
+        assert [line.lease for line in recording.take(5)] == [5, 6, 7]
+        recording.rewind()
+        assert recording.take(1)[0].lease == 2
+        recording.rewind()
+        with pytest.raises(DataError, match="has 6 groups, but the checkpoint has trained on 9"):
+            recording.skip(9)
+
+
+def test_no_file_is_a_line_that_says_what_writes_one(run_dir):
+    with pytest.raises(DataError, match=r"groups.jsonl: cannot be read .* metrics.record_groups = true"):
+        Recording(run_dir)
+
+
+def edited(line, *place_and_value):
+    """The JSON line with the value at a place replaced."""
+    *place, last, value = place_and_value
+    document = json.loads(line)
+    inner = document
+    for key in place:
+        inner = inner[key]
+    inner[last] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda line: line[:40], "not a recorded group: Invalid JSON"),
+        (lambda _: "[1]", "not a recorded group"),
+        (
+            lambda line: edited(line, "completions", 0, "tokens", 1, "x"),
+            r"completions.0.tokens.1: .* integer",
+        ),
+        (lambda line: edited(line, "completions", 0, "logprobs", 0, float("nan")), "finite"),
+        (lambda line: edited(line, "completions", 0, "extra", 1), r"completions.0.extra: "),
+        (
+            lambda line: edited(line, "completions", 1, "tokens", [1]),
+            "got 1 tokens, 5 log-probs and 5 versions",
+        ),
+        (lambda line: edited(line, "prompt", []), "a group has a prompt and completions"),
+        (lambda line: edited(line, "lease", "2"), "lease: "),
+    ],
+)
+def test_a_broken_line_is_named(run_dir, spoil, what):
+    path = written(run_dir, [1, 2])
+    lines = path.read_text().splitlines()
+    lines[2] = spoil(lines[2])
+    path.write_text("\n".join(lines) + "\n")
+    with Recording(path) as recording:
+        recording.take(2)
+        with pytest.raises(DataError, match=what) as caught:
+            recording.take(1)
+    assert str(caught.value).startswith(f"{path.resolve()}:3: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recording_without_turns_reads_as_one_turn_and_bad_bounds_are_refused(run_dir):
+    path = written(run_dir, [1])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for each in lines[0]["completions"]:  # as it was written before there were turns
+        del each["inserted"], each["last_turn"]
+    lines[1]["completions"][0]["inserted"] = [3, 9]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with Recording(path) as recording:
+        [first] = recording.take(1)
+        assert first.completions[0].sampled == [True] * 5
+        assert first.completions[0].turns == 1
+        with pytest.raises(DataError, match=r"groups\.jsonl:2: inserted must be rising pairs of bounds"):
+            recording.take(1)

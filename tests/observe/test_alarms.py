@@ -1,0 +1,244 @@
+"""Alarms on series made by hand: each rule fires at its threshold, is silent just below, and is told once."""
+
+import re
+
+import pytest
+
+from grpo_actors.config import OWNER, Config
+from grpo_actors.observe.alarms import Health
+from grpo_actors.observe.symptoms import CONFIRMING_UPDATES, FORMAT_REWARDS, RULES
+from grpo_actors.tasks.rewards import REWARDS
+
+PATIENCE = 5
+
+#: What an update of a run that learns looks like.
+WELL = {
+    "reward_mean": 0.6,
+    "reward_std": 0.4,
+    "rewards": {"correctness": 0.5, "strict_format": 0.5},
+    "zero_variance_share": 0.25,
+    "grad_norm": 0.3,
+    "kl": 0.02,
+    "ratio_mean": 1.0,
+    "ratio_max": 1.4,
+    "clip_share": 0.01,
+    "logprob_gap_mean": 0.01,
+    "logprob_gap_max": 0.8,
+    "mismatch_kl": 0.002,
+    "entropy": 0.2,
+    "completion_length_mean": 20.0,
+    "truncated_share": 0.02,
+    "staleness": {"0": 3, "1": 5},
+    "learning_rate": 1e-4,
+    "skipped_steps": 0,
+    "update_s": 1.0,
+    "learner_wait_share": 0.1,
+}
+
+WORTH_NOTHING = {"reward_mean": 0.0, "reward_std": 0.0, "zero_variance_share": 1.0, "grad_norm": 0.0}
+ALIKE = {"zero_variance_share": 1.0, "grad_norm": 0.0, "reward_std": 0.0}
+
+
+def config(**settings) -> Config:
+    sections = {"health": {"patience_updates": PATIENCE}, "reward": {"functions": {"correctness": 1.0}}}
+    for leaf, value in settings.items():
+        sections.setdefault(OWNER[leaf], {})[leaf] = value
+    return Config.model_validate(sections)
+
+
+def told(series, **settings) -> list[tuple[int, str]]:
+    """(number of the update, counted from 1; name of the alarm) of all that is told."""
+    health = Health(config(**settings))
+    return [
+        (number, alarm.name)
+        for number, changes in enumerate(series, 1)
+        for alarm in health.heed({**WELL, **changes})
+    ]
+
+
+def text(changes, updates=PATIENCE, **settings) -> str:
+    """The one line that so many such updates give."""
+    health = Health(config(**settings))
+    (alarm,) = [alarm for _ in range(updates) for alarm in health.heed({**WELL, **changes})]
+    assert "\n" not in alarm.text
+    return alarm.text
+
+
+#: Alarm -> updates that it waits for, metrics that raise it, and metrics just on the good side. Limits are
+#: the settings' defaults.
+SIGNS = {
+    "reward is zero": (PATIENCE, WORTH_NOTHING, WORTH_NOTHING | {"reward_mean": 1e-3, "reward_std": 1e-3}),
+    "no variance": (PATIENCE, ALIKE, {"zero_variance_share": 0.99}),
+    "gradient is zero": (CONFIRMING_UPDATES, {"grad_norm": 0.0}, {"grad_norm": 1e-9}),
+    "KL explodes": (CONFIRMING_UPDATES, {"kl": 1.01}, {"kl": 1.0}),
+    "ratio explodes": (CONFIRMING_UPDATES, {"ratio_max": 101.0}, {"ratio_max": 100.0}),
+    "workers disagree": (CONFIRMING_UPDATES, {"logprob_gap_mean": 0.11}, {"logprob_gap_mean": 0.1}),
+    "entropy collapses": (PATIENCE, {"entropy": 0.0049}, {"entropy": 0.005}),
+    "truncated": (PATIENCE, {"truncated_share": 0.81}, {"truncated_share": 0.8}),
+    "always stale": (PATIENCE, {"staleness": {"3": 8}}, {"staleness": {"2": 1, "3": 7}}),
+    "learning rate is zero": (CONFIRMING_UPDATES, {"learning_rate": 0.0}, {"learning_rate": 1e-12}),
+}
+#: More than one alarm would be right: what is just short of nothing is still alike.
+ALSO = {"reward is zero": {"no variance", "gradient is zero"}}
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_an_alarm_is_told_once_when_it_has_held_long_enough(name):
+    updates, sick, _ = SIGNS[name]
+    assert told([sick] * 3 * updates, max_staleness=3) == [(updates, name)]
+    assert told([sick] * (updates - 1) + [{}], max_staleness=3) == []
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_just_below_its_threshold_it_is_silent(name):
+    updates, _, well = SIGNS[name]
+    names = {alarm for _, alarm in told([well] * 3 * updates, max_staleness=3)}
+    assert names <= ALSO.get(name, set())
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_it_is_told_again_only_after_it_had_ended(name):
+    updates, sick, _ = SIGNS[name]
+    series = [sick] * 2 * updates + [{}] + [sick] * 2 * updates
+    assert told(series, max_staleness=3) == [(updates, name), (3 * updates + 1, name)]
+
+
+UNMEASURED = dict.fromkeys(("ratio_mean", "clip_share", "logprob_gap_mean", "mismatch_kl", "entropy"))
+
+
+@pytest.mark.parametrize("name", ["workers disagree", "entropy collapses"])
+def test_an_update_in_which_no_token_trained_neither_ends_an_alarm_nor_makes_one(name):
+    _, sick, _ = SIGNS[name]
+    every_second = [sick, UNMEASURED] * 3 * PATIENCE
+    assert [alarm for _, alarm in told(every_second)] == [name]
+    assert told([UNMEASURED] * 3 * PATIENCE) == []
+    assert told([{}, *[UNMEASURED] * PATIENCE, sick, sick]) == [], "two do not confirm"
+
+
+def test_every_rule_has_a_series():
+    assert {*SIGNS, "length runs away", "steps are skipped"} == set(RULES)
+
+
+def test_length_is_compared_with_that_of_the_first_updates():
+    # Five updates of 20 tokens, and four times that is the limit.
+    grown = {"completion_length_mean": 81.0}
+    name = "length runs away"
+    assert told([{}] * 5 + [grown] * 9) == [(10, name)]
+    assert told([{}] * 5 + [{"completion_length_mean": 80.0}] * 9) == []
+    assert told([{}] * 5 + [grown] * 5 + [{}] + [grown] * 5) == [(10, name), (16, name)]
+
+
+def test_skipped_steps_are_counted_within_the_window():
+    # More than 3 within 5 updates: 0, 1, 2, 3, then the fourth; one in every second update is never too many.
+    name = "steps are skipped"
+    assert told([{"skipped_steps": n} for n in (0, 1, 2, 3, 4, 5)]) == [(5, name)]
+    assert told([{"skipped_steps": n // 2} for n in range(40)]) == []
+    counts = [0, 4, *[4] * 6, 8]
+    assert told([{"skipped_steps": n} for n in counts]) == [(2, name), (9, name)]
+    # A resumed run goes on counting where it was.
+    assert told([{"skipped_steps": 100}] * 8) == []
+
+
+def test_a_run_that_learns_raises_nothing():
+    assert told([{}] * 100) == []
+
+
+def test_what_was_not_measured_raises_nothing():
+    health = Health(config())
+    assert [health.heed({"update": n}) for n in range(30)] == [[]] * 30
+
+
+def test_a_short_patience_does_not_silence_the_others():
+    assert told([{"kl": 5.0}] * 5, patience_updates=1) == [(CONFIRMING_UPDATES, "KL explodes")]
+
+
+def test_the_memory_is_bounded():
+    health = Health(config())
+    for _ in range(1000):
+        health.heed(WELL)
+    assert len(health._memory.updates) == PATIENCE + 1
+    assert len(health._memory.first_lengths) == PATIENCE
+
+
+# --- the likely cause -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"reward_mean": None, "reward_std": None}, "no completion has a valid reward"),
+        ({"truncated_share": 0.93}, "93% of the completions are cut before an answer"),
+        ({"truncated_share": 0.93}, "rollout.max_new_tokens (now 256)"),
+        ({"completion_length_mean": 1.0}, "the completions are empty (1 tokens)"),
+        (
+            {"rewards": {"correctness": 0.0, "strict_format": 0.0}},
+            "no answer tag is found (strict_format = 0",
+        ),
+        ({"rewards": {"correctness": 0.0}}, "every completion gets 0 from correctness"),
+    ],
+)
+def test_a_reward_of_zero_names_its_likely_cause(changes, cause):
+    line = text(WORTH_NOTHING | changes)
+    assert cause in line
+    assert "for 5 updates (health.patience_updates)" in line
+
+
+def test_completions_worth_the_same_are_too_easy_where_all_reach_the_best():
+    assert "solved every time" in text(ALIKE | {"reward_mean": 1.0})
+    assert "set selection.dynamic_sampling = true" in text(ALIKE | {"reward_mean": 0.3})
+
+
+def test_sampling_anew_is_not_advised_where_it_is_on():
+    line = text(ALIKE | {"reward_mean": 0.3}, dynamic_sampling=True)
+    assert "dynamic_sampling" not in line
+    assert "selection.refill_limit" in line
+
+
+def test_a_zero_gradient_says_what_keeps_the_tokens_from_training():
+    nothing_trains = {"grad_norm": 0.0, "ratio_mean": None, "entropy": None, "truncated_share": 0.7}
+    assert "mask_truncated" in text(nothing_trains)
+    assert "clip_eps" in text({"grad_norm": 0.0, "clip_share": 0.99})
+    assert "lora_keys" in text({"grad_norm": 0.0})
+
+
+def test_disagreeing_workers_are_quantised_or_old_or_compute_otherwise():
+    gap = {"mismatch_kl": 0.06, "staleness": {"0": 8}}
+    assert "model.dtype" in text(gap)
+    assert "rollout.max_staleness" in text(gap | {"staleness": {"1": 8}})
+    assert "model.lora_dropout" in text(gap, fine_tune_type="lora", lora_dropout=0.1)
+    assert "rollout_bits" in text(gap, quantize_for_rollouts=True)
+    assert "health.max_mismatch_kl = 0.05" in text(gap)
+
+
+def test_always_stale_says_which_half_is_slower():
+    stale = {"staleness": {"4": 8}}
+    assert "the learner is the slower half" in text(stale, max_staleness=4)
+    assert "the workers are the slower half" in text(stale | {"learner_wait_share": 0.7}, max_staleness=4)
+
+
+def test_at_a_bound_of_one_update_being_there_is_what_it_is_for():
+    assert told([{"staleness": {"1": 8}}] * 20, max_staleness=1) == []
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SIGNS if name not in ("gradient is zero", "learning rate is zero")]
+)
+def test_the_line_names_its_threshold(name):
+    updates, sick, _ = SIGNS[name]
+    line = text(sick, updates, max_staleness=3)
+    settings = re.findall(r"health\.(\w+)", line)
+    assert settings
+    assert all(OWNER[leaf] == "health" for leaf in settings)
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_the_cure_is_made_of_settings_that_exist(name):
+    updates, sick, _ = SIGNS[name]
+    line = text(sick, updates, max_staleness=3)
+    sections = "model|data|reward|rollout|selection|objective|learner|health"
+    for section, leaf in re.findall(rf"\b({sections})\.(\w+)", line):
+        assert OWNER.get(leaf) == section, line
+
+
+def test_the_format_rewards_are_built_in_ones():
+    assert set(FORMAT_REWARDS) <= set(REWARDS)

@@ -1,0 +1,107 @@
+"""Continuous batching: whoever shares a batch, and whenever a place is taken, a completion is its own."""
+
+import numpy as np
+import pytest
+from architectures import random_policy
+
+from grpo_actors.policy.decoding import window
+from grpo_actors.policy.decoding.batching import Sampler
+from grpo_actors.policy.decoding.sampling import SamplingParams, places_for, sample_groups
+
+QUESTIONS = ["What is 12 + 34?", "7", "Tom has 21 apples and buys 3 bags of 14 apples. How many has he now?"]
+SEEDS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
+
+
+@pytest.fixture
+def prompts(tiny):
+    return [tiny.encode_chat([{"role": "user", "content": text}]) for text in QUESTIONS]
+
+
+def alone(policy, prompt, seed, params):
+    [[sample]] = sample_groups(policy, [prompt], [[seed]], params)
+    return sample
+
+
+def assert_as_alone(policy, prompts, groups, params):
+    for prompt, seeds, samples in zip(prompts, SEEDS, groups, strict=True):
+        for seed, sample in zip(seeds, samples, strict=True):
+            expected = alone(policy, prompt, seed, params)
+            assert sample.tokens == expected.tokens
+            assert sample.finished == expected.finished
+            np.testing.assert_allclose(sample.logprobs, expected.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 7, 10, 50])
+def test_any_number_of_places_gives_every_completion_its_own_tokens(tiny, prompts, places):
+    params = SamplingParams(30)
+    sampler = Sampler(tiny, params, places)
+    for i, prompt in enumerate(prompts):
+        sampler.submit(i, prompt, SEEDS[i])
+    done, most = {}, 0
+    while not sampler.idle:
+        tokens, groups = sampler.step()
+        most = max(most, tokens)
+        done.update(groups)
+    assert most == min(places, 10)
+    assert_as_alone(tiny, prompts, [done[i] for i in range(3)], params)
+
+
+@pytest.mark.parametrize("growth", [2, 16, 256])
+def test_columns_are_cut_off_and_added_without_a_trace(tiny, prompts, growth, monkeypatch):
+    monkeypatch.setattr(window, "GROWTH", growth)
+    params = SamplingParams(30, repetition_penalty=1.2)
+    sampler = Sampler(tiny, params, places=2)
+    # The longest prompt last: it needs columns on the left that are not there.
+    for i in (1, 0, 2):
+        sampler.submit(i, prompts[i], SEEDS[i])
+    done = {}
+    while not sampler.idle:
+        done.update(sampler.step()[1])
+    assert_as_alone(tiny, prompts, [done[i] for i in range(3)], params)
+
+
+def test_a_group_may_come_while_others_are_under_way(tiny, prompts):
+    params = SamplingParams(30)
+    sampler, done, steps = Sampler(tiny, params, places=6), {}, 0
+    sampler.submit(0, prompts[0], SEEDS[0])
+    while not sampler.idle or len(done) < 3:
+        if steps in (3, 40):  # one beside others, one when the batch has shrunk or is empty
+            i = 1 if steps == 3 else 2
+            sampler.submit(i, prompts[i], SEEDS[i])
+        done.update(sampler.step()[1])
+        steps += 1
+    assert_as_alone(tiny, prompts, [done[i] for i in range(3)], params)
+
+
+def test_a_free_place_is_taken_at_the_next_step(tiny, prompts):
+    # 10 completions of at most 30 tokens on 2 places: with a wait for the slower of each pair it would take longer.
+    params = SamplingParams(30)
+    sampler = Sampler(tiny, params, places=2)
+    for i, prompt in enumerate(prompts):
+        sampler.submit(i, prompt, SEEDS[i])
+    counts, lengths = [], []
+    while not sampler.idle:
+        tokens, groups = sampler.step()
+        counts.append(tokens)
+        lengths += [len(sample.tokens) for _, samples in groups for sample in samples]
+    # A completion that ends is seen one step late, so that its place stands empty for one step.
+    assert sum(counts) == sum(lengths)
+    assert len(counts) <= (sum(lengths) + len(lengths) * 1 + 30) / 2 + 1
+
+
+def test_prompts_of_one_token_have_nothing_to_prefill(tiny):
+    params = SamplingParams(6)
+    groups = sample_groups(tiny, [[5], [7]], [[1], [2]], params)
+    assert all(len(sample.tokens) == 6 or sample.finished for [sample] in groups)
+    assert groups[0][0].tokens == alone(tiny, [5], 1, params).tokens
+
+
+def test_the_bound_on_cached_tokens_bounds_the_rows(tiny, prompts):
+    longest = max(len(prompt) for prompt in prompts)
+    assert places_for(tiny, 9, longest, SamplingParams(30)) == 9
+    assert places_for(tiny, 9, longest, SamplingParams(30, max_kv_tokens=4 * (longest + 30))) == 4
+    assert places_for(tiny, 9, longest, SamplingParams(30, max_kv_tokens=5)) == 1
+
+
+def test_the_bound_bounds_nothing_where_rows_begin_together():
+    assert places_for(random_policy("mamba"), 9, 20, SamplingParams(30, max_kv_tokens=5)) == 9

@@ -1,0 +1,59 @@
+"""Groups that are taken one after another, and one completion that is watched, are those of `sample_groups`."""
+
+import pytest
+from architectures import random_policy
+
+from grpo_actors.policy.decoding.batching import PREFILLED
+from grpo_actors.policy.decoding.sampling import SamplingParams, grow_sample, sample_groups, sample_in_turn
+
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 5, 4], [3]]
+SEEDS = [[10, 11], [20], [30, 31], [40]]
+PARAMS = SamplingParams(20, repetition_penalty=1.1)
+
+#: A plain cache, a sliding window, and a model whose ragged prompts share no batch.
+FAMILIES = ["qwen2", "gemma3_text", "mamba"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("places", [1, 3, 50])
+def test_every_group_comes_once_with_the_tokens_it_would_have_alone(family, places):
+    policy = random_policy(family)
+    counted = []
+    groups = zip(range(4), PROMPTS, SEEDS, strict=True)
+    done = list(sample_in_turn(policy, groups, PARAMS, places, counted.append))
+    assert sorted(key for key, _ in done) == [0, 1, 2, 3]
+    for key, samples in done:
+        [alone] = sample_groups(policy, [PROMPTS[key]], [SEEDS[key]], PARAMS)
+        assert [sample.tokens for sample in samples] == [sample.tokens for sample in alone]
+    assert sum(counted) == sum(len(sample.tokens) for _, samples in done for sample in samples)
+
+
+def test_groups_are_asked_for_as_places_get_free_and_not_all_at_once():
+    asked = []
+
+    def source():
+        for key in range(100):
+            asked.append(key)
+            yield key, PROMPTS[key % 4], [key]
+
+    running = sample_in_turn(random_policy("qwen2"), source(), PARAMS, places=2)
+    first, _ = next(running)
+    assert len(asked) == 2 + PREFILLED, "two places, and a prefill's worth of prompts"
+    assert sorted([first, *(key for key, _ in running)]) == list(range(100))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_groups_are_nothing_to_do(family):
+    assert list(sample_in_turn(random_policy(family), [], PARAMS, places=2)) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_completion_can_be_watched_token_by_token(family):
+    policy = random_policy(family)
+    [[whole]] = sample_groups(policy, [PROMPTS[0]], [[7]], PARAMS)
+    lengths = []
+    for sample in grow_sample(policy, PROMPTS[0], 7, PARAMS):
+        lengths.append(len(sample.tokens))
+        assert sample.tokens == whole.tokens[: len(sample.tokens)]
+    assert lengths == list(range(1, len(whole.tokens) + 1))
+    assert sample.finished == whole.finished

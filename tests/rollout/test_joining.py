@@ -1,0 +1,46 @@
+"""A worker loads what the learner's Welcome describes."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from mlx import nn
+
+from grpo_actors.config import Config
+from grpo_actors.errors import ModelError
+from grpo_actors.policy.model import load_policy
+from grpo_actors.rollout.joining import load_welcome_policy
+from grpo_actors.wire.messages import Welcome
+
+
+def welcome(config, identity):
+    return Welcome(
+        run_id="r",
+        config=config.model_dump_json(),
+        identity=json.dumps(asdict(identity)),
+        weights_endpoint="ipc:///nowhere",
+        beat_s=1.0,
+    )
+
+
+def config(*, rollout=None, **model):
+    return Config.model_validate({"model": {"dtype": "float32"} | model, "rollout": rollout or {}})
+
+
+def bits_of(policy):
+    return {module.bits for module in policy.model.modules() if isinstance(module, nn.QuantizedLinear)}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_worker_samples_with_as_many_bits_as_it_is_told(bits):
+    settings = config(rollout={"quantize_for_rollouts": True, "rollout_bits": bits})
+    identity = load_policy(settings.model, seed=0).identity
+    assert bits_of(load_welcome_policy(welcome(settings, identity), settings)) == {bits}
+
+
+def test_a_workers_quantised_base_is_the_learners_or_it_does_not_work():
+    settings = config(fine_tune_type="dora", base_bits=4)
+    identity = load_policy(settings.model, seed=0).identity
+    assert bits_of(load_welcome_policy(welcome(settings, identity), settings)) == {4}
+    with pytest.raises(ModelError, match="weights is"):
+        load_welcome_policy(welcome(settings, replace(identity, weights="0" * 16)), settings)

@@ -1,0 +1,293 @@
+"""A worker against a learner's sockets held by hand: it hears between two steps, and drains or does not."""
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from grpo_actors.config import Config
+from grpo_actors.policy.weights import freeze, pack
+from grpo_actors.rollout.worker import RolloutWorker
+from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.transport.control import ControlClient, ControlServer
+from grpo_actors.transport.sockets import zmq_context
+from grpo_actors.transport.weights import WeightsClient, WeightsServer
+from grpo_actors.wire import fetching
+from grpo_actors.wire import messages as wire
+
+NAME = "w"
+CONFIG = Config.model_validate(
+    {
+        "model": {"dtype": "float32"},
+        "data": {"task": "arithmetic"},
+        "reward": {"functions": {"correctness": 1.0}},
+        "rollout": {
+            "num_generations": 2,
+            "max_new_tokens": 12,
+            "batch_groups": 1,
+            "in_flight_updates": True,
+            "max_staleness": 2,
+        },
+    }
+)
+#: Of the embedded model's prompt below: two completions have a place at a time.
+DRAINING = CONFIG.model_copy(
+    update={
+        "rollout": CONFIG.rollout.model_copy(
+            update={"in_flight_updates": False, "batch_groups": 2, "max_kv_tokens": 2 * (4 + 12)}
+        )
+    }
+)
+#: Far more turns than twelve tokens of a few groups take.
+TURNS = 200
+
+
+class HandLearner:
+    """A learner that grants what a test tells it, and hears what comes. Its weights are served by a thread."""
+
+    def __init__(self, folder: str, context: Any, policy: Any, config: Config) -> None:
+        self.heard: list[wire.Message] = []
+        self._control = ControlServer(context, f"ipc://{folder}/c")
+        self._weights = WeightsServer(context, f"ipc://{folder}/w", fetching)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        client = ControlClient(context, f"ipc://{folder}/c", NAME)
+        welcome = wire.Welcome(
+            run_id="r", config="{}", identity="{}", weights_endpoint=f"ipc://{folder}/w", beat_s=1e-9
+        )
+        policy.stop_tokens = frozenset()  # every completion has its twelve tokens
+        self.initial = policy.trainable()
+        scorer = Scorer(config.reward.functions, timeout_s=1.0)
+        weights = WeightsClient(context, f"ipc://{folder}/w", fetching)
+        self.worker = RolloutWorker(client, welcome, config, policy, scorer, weights, version=0)
+
+    def say(self, message: wire.Message) -> None:
+        """Returns when the worker has it, so that its next turn hears it."""
+        while not self._control.send(NAME.encode(), wire.encode(message)):
+            self.turns(1)  # it connects
+        assert self.worker.control.socket.poll(10_000)
+
+    def grant(self, *leases: int, attempt: int = 1, min_version: int = 0) -> None:
+        granted = []
+        for lease in leases:
+            told = {"lease": lease, "attempt": attempt, "min_version": min_version, "problem_id": f"p{lease}"}
+            prompt = {"prompt": wire.ints([2, 21, 22, 3]), "messages": [], "answer": "1", "columns": "{}"}
+            seeds = {"seeds": [2 * lease, 2 * lease + 1]}
+            granted.append(wire.Lease.model_validate(told | prompt | seeds))
+        self.say(wire.Grant(leases=granted))
+
+    def publish(self, version: int) -> None:
+        arrays = {name: array + 0.01 * version for name, array in self.initial.items()}
+        mx.eval(arrays)
+        manifest, data = pack(freeze(version, arrays), 2**20)
+        self._weights.publish(version, wire.encode(manifest), data, manifest.chunk_bytes)
+        self.say(wire.Announcement(version=version))
+
+    def _serve(self) -> None:
+        while not self._over.is_set():
+            if self._weights.socket.poll(10):
+                self._weights.serve()
+
+    def turns(self, count: int) -> None:
+        for _ in range(count):
+            self.worker.turn(wait_s=0.001)
+            self.heard += [wire.decode(wire.from_peer, data) for _, data in self._control.receive()]
+
+    def groups(self) -> list[wire.Group]:
+        return [message for message in self.heard if isinstance(message, wire.Group)]
+
+    def last_beat(self) -> wire.Beat:
+        return [message for message in self.heard if isinstance(message, wire.Beat)][-1]
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def versions(group: wire.Group) -> list[list[int]]:
+    return [wire.read_ints(completion.versions) for completion in group.completions]
+
+
+@contextlib.contextmanager
+def hand_learner(policy: Any, config: Config) -> Iterator[HandLearner]:
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as folder,
+        zmq_context() as context,
+        contextlib.closing(HandLearner(folder, context, policy, config)) as made,
+    ):
+        yield made
+
+
+@pytest.fixture
+def learner(tiny) -> Iterator[HandLearner]:
+    with hand_learner(tiny, CONFIG) as made:
+        yield made
+
+
+@pytest.fixture
+def draining(tiny_lora) -> Iterator[HandLearner]:
+    """Of a worker whose policy has an adapter."""
+    with hand_learner(tiny_lora, DRAINING) as made:
+        yield made
+
+
+# --- in flight ------------------------------------------------------------------------------------
+
+
+def test_a_version_that_comes_in_mid_completion_has_all_tokens_from_the_next_step_on(learner):
+    learner.grant(0)
+    learner.turns(5)
+    learner.publish(1)
+    learner.turns(TURNS)
+    [group] = learner.groups()
+    # Five turns, of which the first may have been one of connecting, and the step after the adoption.
+    [one, other] = versions(group)
+    assert one == other == sorted(one)
+    assert set(one) == {0, 1}
+    assert len(one) == 12
+
+
+def test_a_grant_waits_for_its_version_and_the_places_of_the_others(learner):
+    learner.grant(0)
+    learner.grant(1, min_version=1)
+    learner.turns(TURNS)
+    assert [group.lease for group in learner.groups()] == [0]
+    assert learner.last_beat().state == "waiting"
+    assert sorted(learner.last_beat().holding) == [0, 1]  # one unacknowledged, one that waits
+    learner.publish(1)
+    learner.turns(TURNS)
+    assert [group.lease for group in learner.groups()] == [0, 1]
+    assert versions(learner.groups()[1]) == [[1] * 12] * 2
+
+
+def test_groups_of_several_grants_are_under_way_and_each_is_sent_as_soon_as_it_is_whole(learner):
+    for lease in range(3):
+        learner.grant(lease)
+    learner.turns(8)
+    assert learner.last_beat().state == "sampling"
+    assert sorted(learner.last_beat().holding) == [0, 1, 2]
+    assert learner.last_beat().credits == 3  # runs of one group
+    learner.turns(12)
+    assert [group.lease for group in learner.groups()] == [0]  # two places: one group after the other
+    learner.turns(TURNS)
+    assert [group.lease for group in learner.groups()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 7])
+def test_a_lease_that_is_granted_again_comes_back_once_under_its_new_attempt(learner, turns):
+    learner.grant(0)
+    learner.turns(turns)
+    learner.grant(0, attempt=2)
+    learner.turns(TURNS)
+    [group] = learner.groups()
+    assert (group.lease, group.attempt) == (0, 2)
+    assert learner.last_beat().holding == [0]
+
+
+def test_a_learner_that_was_restarted_gets_nothing_of_what_another_granted(learner):
+    learner.grant(0)
+    learner.turns(5)
+    learner.say(wire.Bye(again=True))
+    learner.turns(TURNS)
+    assert learner.groups() == []
+    assert any(isinstance(message, wire.Hello) for message in learner.heard)
+    assert learner.last_beat().holding == []
+    assert learner.last_beat().version == -1
+    learner.grant(0)
+    learner.publish(3)
+    learner.turns(TURNS)
+    [group] = learner.groups()
+    assert versions(group) == [[3] * 12] * 2
+
+
+def test_a_dismissal_is_heard_with_completions_under_way(learner):
+    learner.grant(0)
+    learner.turns(3)
+    learner.say(wire.Bye(reason="the run is over"))
+    learner.turns(1)
+    assert learner.worker.dismissed == "the run is over"
+    assert learner.groups() == []
+
+
+def test_time_counts_as_waiting_where_there_is_nothing_to_sample(learner):
+    learner.turns(TURNS)
+    idle = learner.last_beat()
+    assert idle.working_s < idle.waiting_s
+    # From here on it beats only when it runs out of work.
+    learner.worker.welcome = learner.worker.welcome.model_copy(update={"beat_s": 1e6})
+    learner.grant(0)
+    started_s = time.monotonic()
+    while not learner.groups():
+        learner.turns(1)
+    took_s, told = time.monotonic() - started_s, learner.last_beat()
+    assert told.state == "waiting"
+    assert 0.5 * took_s < told.working_s - idle.working_s < took_s  # the rest is the test's own
+
+
+# --- draining -------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_sent_together_and_the_next_one_begins_once_it_is(draining):
+    draining.grant(1, 0)
+    draining.grant(2)
+    draining.turns(18)  # two places: the first group is whole, the second is not
+    assert draining.groups() == []
+    assert draining.last_beat().state == "sampling"
+    assert sorted(draining.last_beat().holding) == [0, 1, 2]
+    while not draining.groups():
+        draining.turns(1)
+    assert [group.lease for group in draining.groups()] == [1, 0]
+    assert draining.groups()[0].sampling_s == pytest.approx(draining.groups()[1].sampling_s)
+    assert not draining.worker.busy
+    draining.turns(TURNS)
+    assert [group.lease for group in draining.groups()] == [1, 0, 2]
+
+
+def test_a_version_that_comes_in_mid_batch_waits_for_its_end(draining):
+    draining.grant(0, 1)
+    draining.turns(5)
+    draining.publish(1)
+    draining.grant(2)
+    draining.turns(TURNS)
+    assert [versions(group) for group in draining.groups()] == [[[0] * 12] * 2] * 2 + [[[1] * 12] * 2]
+
+
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_a_lease_that_is_granted_again_comes_back_once_and_after_its_old_batch(draining, dropped):
+    draining.grant(0, 1)
+    draining.turns(18)  # lease 0 is whole, and waits for the other
+    draining.grant(dropped, attempt=2)
+    draining.turns(TURNS)
+    came = [(group.lease, group.attempt) for group in draining.groups()]
+    assert came == [(1 - dropped, 1), (dropped, 2)]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_is_under_way_is_given_up_and_the_policy_given_back_with_its_adapter(draining, again):
+    draining.turns(5)
+    draining.grant(0, 1)
+    draining.turns(5)
+    worker = draining.worker
+    assert worker.busy
+    assert worker.policy.trainable().keys() != draining.initial.keys()  # the adapter is part of the weights
+    draining.say(wire.Bye(reason="the run is over", again=again))
+    draining.turns(1)
+    assert not worker.busy
+    assert worker.policy.trainable().keys() == draining.initial.keys()
+    draining.turns(TURNS)
+    assert draining.groups() == []
+
+
+def test_a_worker_that_is_asked_to_stop_leaves_at_its_next_turn(draining):
+    draining.grant(0, 1)
+    draining.turns(5)
+    draining.worker.stop.set()
+    draining.turns(1)
+    assert not draining.worker.busy
+    assert draining.worker.policy.trainable().keys() == draining.initial.keys()

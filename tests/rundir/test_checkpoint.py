@@ -1,0 +1,180 @@
+import json
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+from mlx_lm.generate import generate_step
+
+from grpo_actors.config import LearnerConfig, ModelConfig
+from grpo_actors.errors import ModelError
+from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
+from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.policy.logprobs import completion_logprobs
+from grpo_actors.policy.model import load_policy
+from grpo_actors.policy.training import Training
+from grpo_actors.rundir.checkpoint_weights import load_weights, restore, write_checkpoint
+from grpo_actors.rundir.checkpoints import find_checkpoints, read_state, verify
+
+PROMPT = [2, 21, 22, 15, 23, 24, 1, 3]
+TARGETS = [9, 8, 7, 6]
+
+
+def likelihood(model, arrays):
+    logprobs, _ = completion_logprobs(
+        model, mx.array([PROMPT + TARGETS]), mx.array([len(PROMPT) - 1]), mx.array([TARGETS]), 1.0
+    )
+    return -logprobs.sum(), logprobs.sum()[None]
+
+
+def trained(policy, steps=3):
+    training = Training(policy.model, LearnerConfig(), likelihood)
+    advance(training, steps)
+    return training
+
+
+def advance(training, steps):
+    for _ in range(steps):
+        training.accumulate({})
+        training.step(1e-2)
+
+
+def greedy(policy, tokens=20):
+    [[sample]] = sample_groups(policy, [PROMPT], [[0]], SamplingParams(tokens, temperature=0.0))
+    return sample.tokens
+
+
+def greedy_by_mlx_lm(model, tokens):
+    steps = generate_step(mx.array(PROMPT), model, max_tokens=tokens)
+    return [int(token) for token, _ in steps]
+
+
+@pytest.fixture(params=["full", "lora", "dora"])
+def policy(request):
+    return load_policy(ModelConfig(dtype="float32", fine_tune_type=request.param, lora_rank=4), seed=0)
+
+
+def test_mlx_lm_loads_a_checkpoint_and_says_what_the_policy_says(policy, run_dir):
+    before = greedy(policy)
+    checkpoint = write_checkpoint(run_dir, 3, policy, trained(policy), {})
+    expected = greedy(policy)
+    assert expected != before, "the training must show, or this shows nothing"
+    if policy.has_adapter:
+        model, tokenizer = mlx_lm.load(str(EMBEDDED), adapter_path=str(checkpoint.path))
+        model.set_dtype(mx.float32)
+    else:
+        model, tokenizer = mlx_lm.load(str(checkpoint.path))
+    assert greedy_by_mlx_lm(model, len(expected)) == expected
+    assert tokenizer.encode("12 + 34") == policy.tokenizer.encode("12 + 34")
+    assert tokenizer.chat_template == policy.tokenizer.chat_template
+
+
+def test_a_full_checkpoint_is_a_model_folder_of_its_own(tiny, run_dir):
+    checkpoint = write_checkpoint(run_dir, 1, tiny, trained(tiny), {})
+    names = {path.name for path in checkpoint.path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    loaded = load_policy(ModelConfig(model_name=str(checkpoint.path), dtype="float32"), seed=0)
+    assert greedy(loaded) == greedy(tiny)
+    # transformers casts weights to the type that config.json names: the embedded model's says bfloat16.
+    assert json.loads((checkpoint.path / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+def test_restored_weights_and_optimizer_go_on_bit_for_bit(policy, run_dir):
+    training = trained(policy)
+    checkpoint = write_checkpoint(run_dir, 3, policy, training, {"cursor": 7})
+    advance(training, 3)
+
+    other = load_policy(policy.config, seed=1)
+    resumed = Training(other.model, LearnerConfig(), likelihood)
+    restore(checkpoint, other, resumed)
+    assert read_state(checkpoint) == {"update": 3, "cursor": 7}
+    assert resumed.optimizer.step.item() == 3
+    advance(resumed, 3)
+    for name, array in policy.trainable().items():
+        assert mx.array_equal(array, other.trainable()[name]), name
+    for name, array in training.state().items():
+        assert mx.array_equal(array, resumed.state()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "lion", "adafactor"])
+@pytest.mark.parametrize("bits", [0, 4])
+def test_every_optimizer_goes_on_bit_for_bit(optimizer, bits, run_dir):
+    settings = LearnerConfig(optimizer=optimizer, weight_decay=0.1)
+    kind = "lora" if bits else "full"
+    model = ModelConfig(dtype="float32", fine_tune_type=kind, base_bits=bits)
+    policy, other = load_policy(model, seed=0), load_policy(model, seed=1)
+    training = Training(policy.model, settings, likelihood)
+    advance(training, 2)
+    checkpoint = write_checkpoint(run_dir, 2, policy, training, {})
+    resumed = Training(other.model, settings, likelihood)
+    restore(checkpoint, other, resumed)
+    advance(training, 1)
+    advance(resumed, 1)
+    for name, array in (policy.trainable() | training.state()).items():
+        assert mx.array_equal(array, (other.trainable() | resumed.state())[name]), name
+
+
+def test_a_half_precision_run_resumes_with_the_weights_below_its_precision(run_dir):
+    settings = ModelConfig(dtype="bfloat16")
+    policy, other = load_policy(settings, seed=0), load_policy(settings, seed=0)
+    training = trained(policy)
+    checkpoint = write_checkpoint(run_dir, 3, policy, training, {})
+    resumed = Training(other.model, LearnerConfig(), likelihood)
+    restore(checkpoint, other, resumed)
+    for name, array in training.state().items():
+        assert mx.array_equal(array, resumed.state()[name]), name
+    assert any(name.startswith("weights.") for name in training.state())
+
+
+def test_an_adapter_on_the_last_layers_alone_is_restored(run_dir):
+    settings = ModelConfig(dtype="float32", fine_tune_type="lora", lora_layers=1)
+    policy, other = load_policy(settings, seed=0), load_policy(settings, seed=5)
+    checkpoint = write_checkpoint(run_dir, 3, policy, trained(policy), {})
+    resumed = Training(other.model, LearnerConfig(), likelihood)
+    restore(checkpoint, other, resumed)
+    advance(resumed, 1)
+    model, _ = mlx_lm.load(str(EMBEDDED), adapter_path=str(checkpoint.path))
+    model.set_dtype(mx.float32)
+    np.testing.assert_allclose(
+        np.array(model(mx.array([PROMPT]))), np.array(policy.model(mx.array([PROMPT]))), atol=1e-5
+    )
+
+
+def test_the_evaluators_policy_takes_one_checkpoint_after_another(policy, run_dir):
+    training = trained(policy)
+    first = write_checkpoint(run_dir, 1, policy, training, {})
+    expected_first = greedy(policy)
+    advance(training, 10)
+    second = write_checkpoint(run_dir, 2, policy, training, {})
+    expected_second = greedy(policy)
+    reader = load_policy(policy.config, seed=3)
+    for checkpoint, expected in ((second, expected_second), (first, expected_first)):
+        load_weights(checkpoint.path, reader)
+        assert greedy(reader) == expected
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(tiny, tiny_lora, run_dir):
+    checkpoint = write_checkpoint(run_dir, 1, tiny_lora, trained(tiny_lora), {})
+    before = greedy(tiny)
+    with pytest.raises(ModelError, match="do not fit"):
+        load_weights(checkpoint.path, tiny)
+    assert greedy(tiny) == before
+
+
+def test_a_folder_without_weights_and_one_with_broken_ones_are_refused(tiny, run_dir):
+    with pytest.raises(ModelError, match="no weights"):
+        load_weights(run_dir, tiny)
+    (run_dir / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ModelError, match="not a readable safetensors"):
+        load_weights(run_dir, tiny)
+
+
+def test_a_checkpoint_written_again_replaces_the_damaged_one(tiny, run_dir):
+    training = trained(tiny)
+    checkpoint = write_checkpoint(run_dir, 4, tiny, training, {"n": 1})
+    (checkpoint.path / "state.json").write_text("{")
+    assert write_checkpoint(run_dir, 4, tiny, training, {"n": 2}) == checkpoint
+    assert find_checkpoints(run_dir) == [checkpoint]
+    assert verify(checkpoint) is None
+    assert read_state(checkpoint)["n"] == 2
+    assert [path.name for path in run_dir.iterdir()] == ["checkpoint-4"]

@@ -1,0 +1,140 @@
+"""Checkpoints under real faults: a writer killed at any moment, a full disk."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from grpo_actors.config import LearnerConfig
+from grpo_actors.errors import RunError
+from grpo_actors.policy.training import Training
+from grpo_actors.rundir.checkpoint_weights import write_checkpoint
+from grpo_actors.rundir.checkpoints import STATE, find_checkpoints, newest_sound, read_state, verify
+
+ROOT = Path(__file__).parents[2]
+
+
+def start_writer(run_dir, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    writer = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("writing.py")), str(run_dir), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "ready\n"
+    return writer
+
+
+def is_what_was_written(checkpoint):
+    """All weights are the number of the checkpoint, and so is its state."""
+    arrays = mx.load(str(checkpoint.path / "model.safetensors"))
+    return read_state(checkpoint)["value"] == checkpoint.update and all(
+        mx.all(array == checkpoint.update) for array in arrays.values()
+    )
+
+
+#: A writer takes two seconds to start.
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_kill_at_any_moment_leaves_a_sound_checkpoint_and_no_false_one(run_dir, kills):
+    rng = random.Random(0)
+    survivors = []
+    for _ in range(kills):
+        writer = start_writer(run_dir)
+        deadline = time.monotonic() + rng.uniform(0.0, 0.12)  # one checkpoint takes about 0.03 s
+        while time.monotonic() < deadline:
+            os.sched_yield()
+        writer.send_signal(signal.SIGKILL)
+        writer.communicate()
+        for checkpoint in find_checkpoints(run_dir):
+            assert verify(checkpoint) is None
+            assert is_what_was_written(checkpoint)
+        newest, complaints = newest_sound(run_dir)
+        assert complaints == []
+        survivors.append(newest.update if newest else 0)
+    assert survivors == sorted(survivors), "no kill took back what had been written"
+    assert survivors[-1] >= kills / 2, "the writer was killed too early to show anything"
+
+
+def assert_nothing_half_written(run_dir):
+    assert [path for path in run_dir.iterdir() if path.suffix] == []
+    for checkpoint in find_checkpoints(run_dir):
+        assert verify(checkpoint) is None
+
+
+@pytest.mark.parametrize("limit", [100_000, 3_000_000])
+def test_a_file_that_cannot_be_finished_is_one_error_and_leaves_nothing_behind(run_dir, limit):
+    # In float32 the weights take 2.8 MB and the optimizer's state 5.6 MB: each of the two fails once.
+    writer = start_writer(run_dir, str(limit))
+    _, complaint = writer.communicate(timeout=60)
+    assert writer.returncode == 2
+    assert complaint.startswith("error: ")
+    assert "checkpoint-1: cannot be written" in complaint
+    assert complaint.count("\n") == 1
+    assert list(run_dir.iterdir()) == []
+
+
+@contextlib.contextmanager
+def small_disk(folder, megabytes):
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if (
+        sys.platform != "linux"
+        or os.geteuid() != 0
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("a small disk can be mounted by root on Linux only")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_error_and_the_last_checkpoint_stays(run_dir, tiny):
+    training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
+    with small_disk(run_dir, 12):  # one checkpoint is 8.4 MB
+        write_checkpoint(run_dir, 1, tiny, training, {"value": 1})
+        with pytest.raises(RunError, match=r"checkpoint-2: cannot be written.*free space"):
+            write_checkpoint(run_dir, 2, tiny, training, {"value": 2})
+        assert_nothing_half_written(run_dir)
+        newest, complaints = newest_sound(run_dir)
+        assert newest is not None
+        assert (newest.update, complaints) == (1, [])
+
+
+def test_a_folder_that_forbids_writing_is_one_error(run_dir, tiny):
+    training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
+    (run_dir / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_checkpoint(run_dir / "file", 1, tiny, training, {})
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_complaint(run_dir, tiny):
+    training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
+    good = write_checkpoint(run_dir, 1, tiny, training, {"value": 1})
+    for name in ("model.safetensors", "optimizer.safetensors", STATE, "config.json", "manifest.json"):
+        for damage in ("cut", "flip", "gone"):
+            newest = write_checkpoint(run_dir, 2, tiny, training, {"value": 2})
+            content = bytearray((newest.path / name).read_bytes())
+            if damage == "cut":
+                (newest.path / name).write_bytes(content[: len(content) // 2])
+            elif damage == "flip":
+                content[len(content) // 2] ^= 4
+                (newest.path / name).write_bytes(content)
+            else:
+                (newest.path / name).unlink()
+            found, complaints = newest_sound(run_dir)
+            assert found == good, (name, damage)
+            if (name, damage) == ("manifest.json", "gone"):
+                assert complaints == []  # a folder without one is no checkpoint at all
+            else:
+                assert len(complaints) == 1, (name, damage)
+                assert "checkpoint-2" in complaints[0]

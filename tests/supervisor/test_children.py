@@ -1,0 +1,49 @@
+"""When a child is started again, and when not: real processes."""
+
+import os
+import time
+
+import pytest
+
+from grpo_actors.supervisor.children import Actor
+
+
+@pytest.fixture
+def lifeline():
+    read_end, write_end = os.pipe()
+    yield read_end
+    os.close(read_end)
+    os.close(write_end)
+
+
+def ended(actor: Actor) -> int:
+    deadline_s = time.monotonic() + 60
+    while actor.returncode is None:
+        assert time.monotonic() < deadline_s, "still runs"
+        time.sleep(0.01)
+    return actor.returncode
+
+
+def test_a_child_that_cannot_do_its_work_is_told_of_once_and_stays_away(lifeline, tmp_path):
+    actor = Actor("rollout-0", ["grpo_actors.tail", str(tmp_path / "no-run")], {}, respawns=True)
+    actor.start(lifeline)
+    assert ended(actor) == 2
+    assert actor.revive(lifeline) == "rollout-0 cannot do its work and is not started again"
+    assert actor.is_hopeless
+    assert actor.revive(lifeline) is None
+    assert not actor.alive
+    actor.end(deadline_s=0.0)
+
+
+def test_a_child_that_crashed_is_started_again_after_its_pause(lifeline):
+    actor = Actor("rollout-0", ["grpo_actors.no_such_module"], {}, respawns=True)
+    actor.start(lifeline)
+    assert ended(actor) == 1
+    assert actor.revive(lifeline) == "rollout-0 ended with 1; starts again in 1 s"
+    first, deadline_s = actor.process, time.monotonic() + 60
+    while actor.process is first:
+        assert time.monotonic() < deadline_s, "never started again"
+        assert actor.revive(lifeline) is None
+        time.sleep(0.01)
+    ended(actor)
+    actor.end(deadline_s=0.0)

@@ -1,0 +1,134 @@
+"""How many workers may come, on machines that are not here, and how they divide what is there."""
+
+import pytest
+
+from grpo_actors.config import load_config
+from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.supervisor import room
+from grpo_actors.supervisor.machine import Machine, Share, cuda_bytes, equal_share, worker_share
+from grpo_actors.supervisor.memory_plan import plan_of
+from grpo_actors.supervisor.room import CUDA_CONTEXT_BYTES, room_of
+
+GB = 10**9
+#: 16 groups an update in batches of one, one update ahead: 32 batches are open, which bounds nothing.
+MANY = (
+    "task=arithmetic",
+    "model_name=tiny",
+    "batch_size=16",
+    "gradient_accumulation_steps=1",
+    "workers=auto",
+)
+
+
+def config(*overrides):
+    return load_config(None, [*MANY, *overrides]).config
+
+
+def cpu(cores: int, memory_gb: float = 64) -> Machine:
+    return Machine("cpu", cores, int(memory_gb * GB))
+
+
+def cuda(gpu_bytes: float | None, cores: int = 16) -> Machine:
+    return Machine("cuda", cores, 128 * GB, None if gpu_bytes is None else int(gpu_bytes))
+
+
+# With an evaluator three processes divide the cores: 2 // 3 → 1 each, 8 // 3 = 2 each, 40 // 3 = 13 each.
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 4), (40, 8)])
+def test_on_a_cpu_workers_have_the_cores_that_learner_and_evaluator_leave(cores, workers):
+    assert room_of(config(), cpu(cores)).workers == workers
+
+
+def test_on_a_gpu_each_worker_keeps_a_core_busy_and_eight_are_the_most():
+    assert room_of(config(), cuda(80e9, cores=4)).workers == 3
+    assert room_of(config(), cuda(80e9)).workers == 8
+
+
+def test_a_mac_has_room_for_two():
+    assert room_of(config(), Machine("metal", 16, 64 * GB, 64 * GB)).workers == 2
+
+
+def test_nobody_is_added_who_would_never_hold_a_lease():
+    # (1 + 1) updates × 16 groups in batches of 16: two batches. On-policy: one.
+    assert str(room_of(config("batch_groups=16"), cuda(80e9))) == (
+        "at most 2 (2 batches of groups can be sampled at a time)"
+    )
+    assert room_of(config("batch_groups=16", "max_staleness=0"), cuda(80e9)).workers == 1
+
+
+def test_a_gpus_memory_bounds_workers_by_plan_and_by_the_learners_measured_peak():
+    plan = plan_of(EMBEDDED, config("dtype=float32"))
+    each = plan.worker + plan.joined + plan.cache + CUDA_CONTEXT_BYTES
+    beside = plan.learner + plan.evaluator + plan.joined + plan.cache + 2 * CUDA_CONTEXT_BYTES
+    gpu = cuda((beside + 3.5 * each) / 0.75)
+    assert room_of(config("dtype=float32"), gpu).workers == 3
+    # Activations for two workers' memory: one is left.
+    assert room_of(config("dtype=float32"), gpu, plan.learner + 2 * each).workers == 1
+
+
+def test_the_copy_of_weights_that_a_worker_may_make_on_cuda_counts_if_it_may_make_it(monkeypatch):
+    monkeypatch.setattr(room, "CUDA_CONTEXT_BYTES", 0)
+    small = (
+        "eval_every_updates=0",
+        "batch_groups=1",
+        "num_generations=2",
+        "max_new_tokens=1",
+        "max_prompt_length=8",
+    )
+    settings = config("dtype=float32", "fine_tune_type=lora", "lora_rank=1", *small)
+    plan = plan_of(EMBEDDED, settings)
+    each = plan.worker + plan.cache
+    # The learner and two workers fit to the byte; plan.joined is more than an eighth of that: nobody copies.
+    memory = (plan.learner + 2 * each) / 0.75
+    assert plan.joined > memory / 8
+    assert room_of(settings, cuda(memory + 1)).workers == 2
+    # In that of seven workers each of them may: there is room for that many with their copies.
+    memory = (plan.learner + 7 * each) / 0.75
+    assert plan.joined < memory / 8
+    assert room_of(settings, cuda(memory + 1)).workers == int(7 * each / (each + plan.joined)) == 4
+
+
+def test_of_a_model_on_the_hub_a_worker_is_taken_for_as_large_as_the_learner():
+    unknown = config("model_name=owner/name", "eval_every_updates=0")
+    assert room_of(unknown, cuda(80e9)).workers == 8  # asked again once that is measured
+    # 0.75 × 80 = 60 GB: the learner's 10.6, and four workers of 10.6.
+    assert room_of(unknown, cuda(80e9), 10 * GB).workers == 4
+    assert room_of(unknown, cpu(16), 10 * GB).workers == 1
+
+
+def test_where_a_gpus_memory_is_not_known_nobody_is_added():
+    nobody = room_of(config(), cuda(None))
+    assert (nobody.workers, nobody.reason) == (1, "nvidia-smi does not tell how much memory the GPU has")
+
+
+def test_memory_bounds_workers_on_a_cpu_too():
+    plan = plan_of(EMBEDDED, config())
+    # One of three equal shares of three quarters: a quarter. It has room for two and a half.
+    machine = Machine("cpu", 64, int(4 * 2.5 * (plan.worker + plan.cache)))
+    assert room_of(config(), machine).workers == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "gpu_bytes"), [("echo 81559", 81559 * 2**20), ("echo '[N/A]'", None), ("exit 9", None)]
+)
+def test_a_gpus_memory_is_what_nvidia_smi_says_in_mebibytes(program, gpu_bytes, tmp_path, monkeypatch):
+    path = tmp_path / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{program}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cuda_bytes() == gpu_bytes
+
+
+def test_where_there_is_no_nvidia_smi_a_gpus_memory_is_not_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cuda_bytes() is None
+
+
+def test_learner_and_evaluator_have_what_they_have_beside_one_worker_and_workers_divide_the_rest():
+    machine = cpu(8, memory_gb=32)
+    # 8 // 3 cores and a third of 24 GB each; four workers have the other 8 - 2 × 2 cores and the last third.
+    assert equal_share(machine, 3) == Share(2, 8 * GB)
+    assert worker_share(machine, others=2, workers=4) == Share(1, 2 * GB)
+
+
+def test_room_for_one_on_two_cores_is_the_share_of_a_fixed_worker():
+    assert worker_share(cpu(2), others=2, workers=1) == equal_share(cpu(2), 3)

@@ -1,0 +1,145 @@
+"""The whole view: it fits, it holds everything, and nothing in a record breaks it."""
+
+import re
+
+import pytest
+from rich.console import Console
+
+from grpo_actors.observe.records import FIELDS, make_record
+from grpo_actors.observe.view import RunView
+from grpo_actors.tail.panel import panel
+
+METRICS = {
+    "update": 2,
+    "total_updates": 110,
+    "loss": 0.0123,
+    "reward_mean": 0.62,
+    "reward_std": 0.31,
+    "rewards": {"exact": 0.55},
+    "kl": 0.002,
+    "clip_share": 0.012,
+    "ratio_mean": 1.0002,
+    "ratio_max": 1.34,
+    "staleness": {"0": 6, "1": 2},
+    "grad_norm": 0.43,
+    "learning_rate": 1e-6,
+    "completion_length_mean": 35.0,
+    "completion_length_max": 64,
+    "truncated_share": 0.03,
+    "zero_variance_share": 0.25,
+    "rollout_tokens_per_s": 12_345,
+    "learner_tokens_per_s": 4_321,
+    "update_s": 0.8,
+    "learner_wait_share": 0.25,
+    "rollout_wait_share": 0.031,
+}
+COMPLETIONS = [{"text": f"so it is {n} [b]", "reward": n / 8, "truncated": n == 0} for n in range(8)]
+RECORDS = [
+    ("start", {"run_name": "quickstart", "model_name": "tiny"}),
+    ("metrics", {**METRICS, "update": 1}),
+    ("metrics", METRICS),
+    ("worker", {"worker": "rollout-0", "state": "sampling", "version": 2, "tokens_per_s": 6_000}),
+    ("eval", {"update": 2, "accuracy": 0.41, "accuracy_low": 0.35, "accuracy_high": 0.47, "best": True}),
+    ("sample", {"update": 2, "prompt": "3 + 4?", "answer": "7", "completions": COMPLETIONS}),
+    ("headcount", {"update": 1, "before": 1, "workers": 2, "reason": "the learner waits"}),
+    ("alarm", {"name": "kl", "text": "rises"}),
+]
+
+
+def view_of(records: list[tuple[str, dict]]) -> RunView:
+    view = RunView()
+    for seq, (topic, fields) in enumerate(records, start=1):
+        view = view.apply(make_record(seq, 100.0 + seq, topic, fields))
+    return view
+
+
+def drawn(view: RunView, width: int, height: int, now: float = 108.0) -> str:
+    console = Console(width=width, height=height, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(panel(view, width, height, now))
+    return capture.get()
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 50), (120, 30), (120, 60), (200, 60)])
+def test_it_fits_and_shows_every_number(width, height):
+    text = drawn(view_of(RECORDS), width, height)
+    lines = text.splitlines()
+    assert len(lines) <= height
+    assert max(len(line) for line in lines) <= width
+    shown = re.sub(r" +", " ", text)
+    for expected in (
+        "quickstart · tiny",
+        "running",
+        "2/110 updates",
+        "! kl: rises",
+        "reward 0.62 ± 0.31",
+        "exact 0.55",
+        "loss 0.0123",
+        "KL 0.0020",
+        "ratio 1.0002 max 1.34",
+        "clipped 1.2 % of tokens",
+        "grad norm 0.430",
+        "lr 1.00e-06",
+        "length 35 max 64",
+        "truncated 3.0 % of completions",
+        "zero var. 25 % of groups",
+        "staleness 0 █████████ 75 %",
+        "1 ███ 25 %",
+        "rollout 12.3k tok/s, waits 3.1 %",
+        "learner 4,321 tok/s, waits 25 %",
+        "rollout-0 sampling v2 6,000 tok/s",
+        "wanted 2: the learner",
+        "0.35 to 0.47",
+        "best 0.41 @2",
+        "? 3 + 4? = 7",
+        "0.88 so it is 7 [b]",
+    ):
+        assert expected in shown
+
+
+@pytest.mark.parametrize(
+    ("measured", "shown"),
+    [
+        ({}, None),
+        (
+            {"groups_passed_over": {"no_signal": 2, "too_easy": 1}, "problems_skipped": 12},
+            "selection 3 passed over, 12 skipped",
+        ),
+        ({"groups_passed_over": {}}, "selection 0 passed over"),
+        ({"problems_skipped": 3}, "selection 3 skipped"),
+    ],
+)
+def test_a_selection_is_shown_where_there_is_one(measured, shown):
+    view = view_of([*RECORDS, ("metrics", {**METRICS, **measured})])
+    assert len(drawn(view, 80, 24).splitlines()) <= 24
+    text = re.sub(r" +", " ", drawn(view, 80, 50))
+    assert ("selection" in text) == (shown is not None)
+    assert shown is None or shown in text
+
+
+def test_a_small_terminal_shows_the_best_and_the_worst_completion():
+    text = drawn(view_of(RECORDS), 80, 24)
+    assert "so it is 7" in text
+    assert "so it is 0 [b] [cut]" in text
+    assert "so it is 4" not in text
+
+
+def test_the_header_says_when_nothing_comes_and_how_it_ended():
+    assert "waiting for the first event" in drawn(RunView(), 80, 24)
+    assert "silent for 1:00" in drawn(view_of(RECORDS), 80, 24, now=108.0 + 60)
+    ended = view_of([*RECORDS, ("stop", {"reason": "out of memory", "exit_code": 1})])
+    assert "run ended: out of memory (exit code 1)" in drawn(ended, 80, 24)
+
+
+@pytest.mark.parametrize("value", [None, "\x1b[2J[/b]", [], {}, [{}], {"1": "x"}, True, -1, 1e300])
+def test_no_value_of_any_field_breaks_it(value):
+    records = [(topic, {**dict.fromkeys(fields, value), "update": 1}) for topic, fields in FIELDS.items()]
+    for width in (40, 80, 120):
+        assert "\x1b" not in drawn(view_of([*RECORDS, *records, *records]), width, 50)
+
+
+def test_many_workers_share_the_room_and_those_at_work_come_first():
+    gone = [("worker", {"worker": f"a{n}", "state": "lost"}) for n in range(8)]
+    text = drawn(view_of([*gone, ("worker", {"worker": "z", "state": "sampling"})]), 80, 40)
+    assert "z " in text
+    assert "and 1 more" in text

@@ -1,0 +1,415 @@
+"""Messages and their bytes: round trips, bounds, and what a hostile or broken peer may send."""
+
+import json
+import random
+import resource
+import struct
+import sys
+import tracemalloc
+from typing import Any
+
+import msgpack
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from grpo_actors.errors import ProtocolError
+from grpo_actors.wire import codec
+from grpo_actors.wire import messages as wire
+
+ADAPTERS = (wire.from_peer, wire.from_learner, wire.weights_request, wire.weights_reply)
+
+
+def short(value: object) -> str:
+    """A test's name from its parameter."""
+    return str(value)[:40]
+
+
+def completion(**changes: Any) -> dict[str, Any]:
+    return {
+        "tokens": wire.ints([1, 2, 3]),
+        "logprobs": wire.floats([-0.5, -1.0, 0.0]),
+        "versions": wire.ints([7, 7, 8]),
+        "finished": True,
+        "text": "4 ✓",
+        "rewards": {"correct": 1.0, "format": None},
+        **changes,
+    }
+
+
+def group(**changes: Any) -> dict[str, Any]:
+    return {
+        "kind": "group",
+        "lease": 5,
+        "attempt": 1,
+        "completions": [completion(), completion(finished=False)],
+        "sampling_s": 1.5,
+        "scoring_s": 0.0,
+        "failures": ["reward x: no"],
+        **changes,
+    }
+
+
+LEASE = {
+    "lease": 5,
+    "attempt": 2,
+    "min_version": 3,
+    "problem_id": "gsm8k/17",
+    "prompt": wire.ints([10, 11]),
+    "seeds": [0, 2**64 - 1],
+    "messages": [{"role": "user", "content": "2+2?"}],
+    "answer": "4",
+    # Numbers that MessagePack has not, and a depth that needs no bound of its own.
+    "columns": json.dumps({"level": 10**30, "tags": ["a", None, {"b": 0.5}]}),
+}
+HELLO = {
+    "kind": "hello",
+    "protocol": wire.PROTOCOL_VERSION,
+    "role": "rollout",
+    "name": "w-0",
+    "host": "h",
+    "pid": 12,
+    "run_id": "",
+}
+BEAT = {"kind": "beat", "state": "sampling", "version": -1, "tokens": 10, "credits": 2, "holding": [1, 2]} | {
+    "working_s": 3.5,
+    "waiting_s": 0.25,
+}
+EVALUATION = {
+    "kind": "evaluation",
+    "update": 4,
+    "checkpoint": "checkpoint-4",
+    "samples": 10,
+    "accuracy": 0.5,
+    "accuracy_low": 0.2,
+    "accuracy_high": 0.8,
+    "sampled_accuracy": None,
+    "rewards": {"correct": 0.5},
+    "completion_length_mean": 12.5,
+    "truncated_share": 0.0,
+    "seconds": 3.0,
+}
+WELCOME = {
+    "kind": "welcome",
+    "run_id": "r",
+    "config": "{}",
+    "identity": "{}",
+    "weights_endpoint": "ipc:///tmp/w",
+    "beat_s": 1.0,
+}
+MANIFEST = {
+    "kind": "manifest",
+    "version": 3,
+    "size": 24,
+    "digest": "0" * 32,
+    "chunk_bytes": 8,
+    "tensors": [{"name": "a.weight", "dtype": "bfloat16", "shape": [3, 4], "offset": 0}],
+}
+
+EXAMPLES: list[tuple[TypeAdapter[Any], dict[str, Any]]] = [
+    (wire.from_peer, HELLO),
+    (wire.from_peer, group()),
+    (wire.from_peer, BEAT),
+    (wire.from_peer, EVALUATION),
+    (wire.from_peer, {"kind": "bye", "reason": "done", "again": False}),
+    (wire.from_learner, WELCOME),
+    (wire.from_learner, {"kind": "grant", "leases": [LEASE, LEASE]}),
+    (wire.from_learner, {"kind": "ack", "lease": 5, "attempt": 1, "accepted": False, "reason": "late"}),
+    (wire.from_learner, {"kind": "announcement", "version": 3}),
+    (wire.from_learner, {"kind": "bye", "reason": "", "again": True}),
+    (wire.weights_request, {"kind": "fetch_manifest"}),
+    (wire.weights_request, {"kind": "fetch_chunk", "version": 3, "index": 0}),
+    (wire.weights_reply, MANIFEST),
+    (wire.weights_reply, {"kind": "chunk", "version": 3, "index": 0}),
+]
+KINDS = [example["kind"] for _, example in EXAMPLES]
+
+
+@pytest.mark.parametrize(("adapter", "example"), EXAMPLES, ids=KINDS)
+def test_every_message_survives_the_wire(adapter, example):
+    message = adapter.validate_python(example)
+    assert wire.decode(adapter, wire.encode(message)) == message
+
+
+@pytest.mark.parametrize("bounds", [[], [1, 2]])
+def test_a_completion_tells_which_tokens_were_inserted(bounds):
+    told = group(completions=[completion(inserted=wire.ints(bounds), last_turn="x" if bounds else None)])
+    received = wire.decode(wire.from_peer, wire.encode(wire.from_peer.validate_python(told)))
+    assert wire.read_ints(received.completions[0].inserted) == bounds
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    # Before the first turn, to the end, empty, backwards, outside, touching, half a pair.
+    [[0, 1], [1, 3], [1, 1], [2, 1], [-1, 2], [1, 9], [1, 2, 2, 3], [1]],
+)
+def test_runs_of_inserted_tokens_that_no_completion_has_are_refused(bounds):
+    told = group(completions=[completion(inserted=wire.ints(bounds))])
+    with pytest.raises(ProtocolError, match="inserted must"):
+        wire.decode(wire.from_peer, msgpack.packb(told))
+
+
+@pytest.mark.parametrize(("adapter", "example"), EXAMPLES, ids=KINDS)
+def test_an_unknown_field_is_refused_by_name(adapter, example):
+    with pytest.raises(ProtocolError, match="surprise"):
+        wire.decode(adapter, msgpack.packb({**example, "surprise": 1}))
+
+
+@pytest.mark.parametrize(("adapter", "example"), EXAMPLES, ids=KINDS)
+def test_every_field_refuses_a_value_of_another_type(adapter, example):
+    for name in example:
+        for wrong in (object, [[]], -(2**62)):
+            value = {"no": "such"} if wrong is object else wrong
+            with pytest.raises(ProtocolError):
+                wire.decode(adapter, msgpack.packb({**example, name: value}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lease": -1},
+        {"lease": 2**53 + 1},
+        {"lease": True},
+        {"lease": 1.0},
+        {"attempt": 0},
+        {"sampling_s": float("nan")},
+        {"sampling_s": float("inf")},
+        {"sampling_s": -0.1},
+        {"completions": []},
+        {"completions": [completion()] * (wire.MAX_COMPLETIONS + 1)},
+        {"completions": [completion(tokens=b"")]},
+        {"completions": [completion(tokens=b"123")]},
+        {"completions": [completion(tokens=wire.ints([1, 2]))]},
+        {"completions": [completion(versions=wire.ints([1, 2, 3, 4]))]},
+        {"completions": [completion(logprobs=wire.floats([0.0, float("nan"), 0.0]))]},
+        {"completions": [completion(logprobs=wire.floats([0.0, float("-inf"), 0.0]))]},
+        {"completions": [completion(tokens="abc")]},
+        {"completions": [completion(finished=1)]},
+        {"completions": [completion(rewards={"correct": float("nan")})]},
+        {"completions": [completion(rewards={"correct": "1"})]},
+        {"completions": [completion(rewards={f"r{i}": 0.0 for i in range(65)})]},
+        {"completions": [completion(rewards={"x" * 201: 0.0})]},
+        {"failures": ["x"] * 1001},
+    ],
+    ids=short,
+)
+def test_a_group_out_of_bounds_is_refused(changes):
+    with pytest.raises(ProtocolError):
+        wire.decode(wire.from_peer, msgpack.packb(group(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "example", "changes"),
+    [
+        (wire.from_peer, HELLO, {"pid": 0}),
+        (wire.from_peer, HELLO, {"pid": 2**31}),  # more than a process number can be: os.kill would overflow
+        (wire.from_peer, HELLO, {"name": "x" * 201}),
+        (wire.from_peer, HELLO, {"role": "learner"}),
+        (wire.from_peer, BEAT, {"version": -2}),
+        (wire.from_peer, BEAT, {"state": "idle"}),
+        (wire.from_peer, BEAT, {"waiting_s": -0.1}),
+        (wire.from_peer, BEAT, {"working_s": 1e10}),
+        (wire.from_peer, BEAT, {"working_s": float("inf")}),
+        (wire.from_peer, BEAT, {"holding": list(range(10_001))}),
+        (wire.from_peer, EVALUATION, {"accuracy": 1.01}),
+        (wire.from_peer, EVALUATION, {"accuracy": float("nan")}),
+        (wire.from_learner, {"kind": "grant"}, {"leases": []}),
+        (wire.from_learner, {"kind": "grant"}, {"leases": [{**LEASE, "seeds": [2**64 - 1, -1]}]}),
+        (wire.from_learner, {"kind": "grant"}, {"leases": [{**LEASE, "columns": "{"}]}),
+        (wire.weights_reply, MANIFEST, {"digest": "0" * 31 + "G"}),
+        (wire.weights_reply, MANIFEST, {"chunk_bytes": 0}),
+        (wire.weights_reply, MANIFEST, {"chunk_bytes": 2**22 + 1}),
+        (wire.weights_reply, MANIFEST, {"tensors": [{**MANIFEST["tensors"][0], "dtype": "float64"}]}),
+        (wire.weights_reply, MANIFEST, {"tensors": [{**MANIFEST["tensors"][0], "shape": [1] * 9}]}),
+    ],
+    ids=short,
+)
+def test_what_is_out_of_bounds_is_refused(adapter, example, changes):
+    with pytest.raises(ProtocolError):
+        wire.decode(adapter, msgpack.packb({**example, **changes}))
+
+
+def test_a_message_of_the_other_direction_is_refused():
+    with pytest.raises(ProtocolError):
+        wire.decode(wire.from_peer, msgpack.packb(WELCOME))
+    with pytest.raises(ProtocolError):
+        wire.decode(wire.from_learner, msgpack.packb(group()))
+
+
+def test_the_sender_is_held_to_the_same_bounds():
+    with pytest.raises(ValidationError):
+        wire.Beat.model_validate({**BEAT, "tokens": float("nan")})
+
+
+def test_arrays_are_little_endian_32_bit_values():
+    assert wire.ints([1, -2]) == struct.pack("<2i", 1, -2)
+    assert wire.floats([0.5, -1.0]) == struct.pack("<2f", 0.5, -1.0)
+    assert wire.read_ints(wire.ints([1, -2, 2**31 - 1])) == [1, -2, 2**31 - 1]
+    assert wire.read_floats(wire.floats([0.5, -1.25])) == [0.5, -1.25]
+
+
+def peak_mib(data: bytes) -> float:
+    """Most memory that refusing `data` takes, beyond the data."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError):
+            wire.decode(wire.from_peer, data)
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+BOMBS = {
+    "ten megabytes of empty maps": b"\xdd" + struct.pack(">I", 10**7) + b"\x80" * 10**7,
+    "nested lists of empty maps": (b"\xdc\x27\x10" + b"\x80" * 9999) * 1000 + b"\x80",
+    "a list that claims 4 G values": b"\xdd\xff\xff\xff\xff",
+    "a map that claims 4 G entries": b"\xdf\xff\xff\xff\xff",
+    "bytes that claim 4 GiB": b"\xc6\xff\xff\xff\xff" + b"x" * 100,
+    "a text that claims 4 GiB": b"\xdb\xff\xff\xff\xff" + b"x" * 100,
+    "a text of 5 MB": b"\xdb" + struct.pack(">I", 5 * 10**6) + b"x" * 5 * 10**6,
+    "a hundred thousand lists in lists": b"\x91" * 100_000 + b"\xc0",
+    "a hundred thousand maps in maps": b"\x81\xa1a" * 100_000 + b"\xc0",
+    "lists twenty deep, short enough": msgpack.packb(
+        {**BEAT, "holding": [[[[[[[[[[[[[[[[[[[[0]]]]]]]]]]]]]]]]]]]]}
+    ),
+    "lists that each claim 65535 values": b"\xdc\xff\xff" * 1000,
+    "five million small texts": b"\xdd" + struct.pack(">I", 5 * 10**6) + b"\xa2ab" * 5 * 10**6,
+    "an extension type": b"\xc7\x08\x01" + b"x" * 8,
+    "a time stamp": b"\xd6\xff" + b"x" * 4,
+    "a byte that MessagePack never uses": b"\xc1",
+    "nothing": b"",
+    "a message and a half": msgpack.packb(BEAT) + b"\xc0",
+    "a text that is no UTF-8": b"\xa2\xff\xfe",
+    "a list as key": b"\x81\x90\xc0",
+    "ten thousand unknown fields": msgpack.packb({f"{i:06}": i for i in range(10_000)}),
+    "a field name of 4 MB": msgpack.packb({**BEAT, "x" * 4_000_000: 1}),
+    "ten thousand wrong entries": msgpack.packb({**BEAT, "holding": ["x"] * 10_000}),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_bomb_is_refused_within_50_mib(bomb):
+    assert peak_mib(BOMBS[bomb]) < 50
+
+
+def test_a_message_above_64_mib_is_refused_unread():
+    assert peak_mib(bytes(codec.MAX_MESSAGE_BYTES + 1)) < 1
+
+
+def test_a_complaint_is_one_short_line():
+    with pytest.raises(ProtocolError) as refused:
+        wire.decode(wire.from_peer, BOMBS["a field name of 4 MB"])
+    assert len(str(refused.value)) < 1000
+
+
+# --- fuzz -----------------------------------------------------------------------------------------
+
+SEEDS = [msgpack.packb(example) for _, example in EXAMPLES]
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    2**63,
+    2**64 - 1,
+    0.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x" * 300,
+    b"",
+    b"\xff" * 7,
+]
+VALUES += [[], {}, [[]] * 50, {"kind": "hello"}, [None] * 300]
+
+
+def mutated(chance: random.Random) -> bytes:
+    """A message with something wrong, in its bytes or in its values."""
+    data = bytearray(chance.choice(SEEDS))
+    match chance.randrange(8):
+        case 0:
+            for _ in range(chance.randint(1, 8)):
+                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        case 1:
+            del data[chance.randrange(len(data)) :]
+        case 2:
+            at = chance.randrange(len(data))
+            data[at:at] = chance.randbytes(chance.randint(1, 16))
+        case 3:
+            at = chance.randrange(len(data))
+            data[at : at + chance.randint(1, 16)] = chance.choice(
+                [
+                    b"\xc6\xff\xff\xff\xff",
+                    b"\xdb\xff\xff\xff\xff",
+                    b"\xdd\xff\xff\xff\xff",
+                    b"\xdf\xff\xff\xff\xff",
+                    b"\xc9\xff\xff\xff\xff",
+                ]
+            )
+        case 4:
+            at, other = chance.randrange(len(data)), chance.choice(SEEDS)
+            data[at:] = other[chance.randrange(len(other)) :]
+        case 5:
+            data = bytearray(chance.randbytes(chance.randint(0, 200)))
+        case 6:
+            depth = chance.randint(1, 3000)
+            at = chance.randrange(len(data))
+            data[at:at] = chance.choice([b"\x91", b"\x81\xa1a"]) * depth
+        case _:
+            value = msgpack.unpackb(bytes(data))
+            _spoil(value, chance)
+            data = bytearray(msgpack.packb(value))
+    return bytes(data)
+
+
+def _spoil(value: Any, chance: random.Random) -> None:
+    """Change one entry, somewhere in maps and lists."""
+    while True:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = chance.choice([*keys, "extra"] if isinstance(value, dict) else keys)
+        inside = value.get(key) if isinstance(value, dict) else value[key]
+        if isinstance(inside, dict | list) and inside and chance.random() < 0.7:
+            value = inside
+        elif isinstance(value, dict) and key in value and chance.random() < 0.2:
+            del value[key]
+            return
+        else:
+            value[key] = chance.choice(VALUES)
+            return
+
+
+def fuzz(count: int, seed: int) -> tuple[int, int]:
+    """(messages taken, messages refused); anything but ProtocolError is a failure."""
+    chance = random.Random(seed)
+    taken = refused = 0
+    for _ in range(count):
+        data = mutated(chance)
+        for adapter in ADAPTERS:
+            try:
+                message = wire.decode(adapter, data)
+            except ProtocolError:
+                refused += 1
+            else:
+                # What was taken obeys the schema: it can be said again.
+                assert wire.decode(adapter, wire.encode(message)) == message
+                taken += 1
+    return taken, refused
+
+
+def test_mutated_messages_are_taken_whole_or_refused():
+    taken, refused = fuzz(3_000, seed=1)
+    # Most are broken, and some mutations (a changed digit, a flipped bit of a text) are not.
+    assert refused > 10_000
+    assert taken > 20
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_mutated_messages_take_no_more_than_50_mib():
+    fuzz(1_000, seed=0)
+    before = most_mib()
+    fuzz(100_000, seed=2)
+    assert most_mib() - before < 50
+
+
+def most_mib() -> float:
+    """The most memory that this process ever had, that of compiled libraries included."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
