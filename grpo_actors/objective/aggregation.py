@@ -2,8 +2,9 @@
 
 Knows lengths; refuses to know losses and micro-batches. loss = Σ weight · L_t over all tokens of the
 update, with the denominators of the WHOLE update, so that neither the split into micro-batches nor
-padding nor the number of ranks reaches the gradient. TRL's ``bnpo`` divides by each micro-batch's own
-tokens, and its ``dr_grpo`` by each micro-batch's completions and then by their number: both change with the split.
+padding nor the number of ranks reaches the gradient. TRL's ``bnpo`` divides by each micro-batch's own tokens, so it
+changes with the split; its ``dr_grpo`` averages over micro-batches, which changes nothing if all have equally many
+completions. TRL and verl count masked completions in ``grpo``'s denominator; here they leave it.
 """
 
 from collections.abc import Callable

@@ -2,8 +2,9 @@
 
 Knows log-probs of both; refuses to know the loss it multiplies. A worker may sample with other kernels,
 another dtype or quantised weights: its μ is then not π_old though both are "the same" policy. w ≈ π_old/μ
-corrects the expectation, and the cap bounds the variance. With these, "recomputed" ratios are the decoupled
-PPO of AReaL (2505.24298): proximal policy π_old, behaviour policy μ. Token weights: TIS and IcePop's mask.
+corrects the expectation, and the cap bounds the variance. With the token mask, "recomputed" ratios are the decoupled
+PPO of AReaL (2505.24298): proximal policy π_old, behaviour policy μ. Token weights: TIS and IcePop's mask. A
+sequence's weight is the product over its tokens, as in TRL and verl; AReaL's is their geometric mean.
 """
 
 from collections.abc import Callable

@@ -36,7 +36,7 @@ def overlong_penalty(lengths: Array, *, max_new_tokens: int, overlong_tokens: in
 
 
 def top_entropy_masks(entropies: Sequence[Array], masks: Sequence[Array], *, share: float) -> list[Array]:
-    """The `share` of tokens of highest entropy, over the WHOLE update. 2506.01939; TRL's `top_entropy_quantile`.
+    """The `share` of tokens of highest entropy, over the WHOLE update. 2506.01939; TRL's `top_entropy_quantile`, per micro-batch.
 
     Args:
         entropies: Nats, [N, C] for each micro-batch, under the policy at the start of the update.
