@@ -33,7 +33,7 @@ class Companion:
             text=True,
         )
 
-    def tell(self, order: Mapping[str, Any]) -> None:
+    def send(self, order: Mapping[str, Any]) -> None:
         """Have it begin; does not wait."""
         assert self._process.stdin is not None
         try:
@@ -76,7 +76,7 @@ class Companion:
 def all_answers(companions: Sequence[Companion], order: Mapping[str, Any]) -> list[Answer]:
     """Have all of them do the same at once."""
     for companion in companions:
-        companion.tell(order)
+        companion.send(order)
     return [companion.answer() for companion in companions]
 
 

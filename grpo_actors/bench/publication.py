@@ -55,7 +55,7 @@ class Desk:
             self.server.publish(manifest.version, encode(manifest), data, manifest.chunk_bytes)
         self.announced_s, self.size = time.perf_counter(), manifest.size
         for fetcher in self.fetchers:
-            fetcher.tell({"endpoint": self.endpoint})
+            fetcher.send({"endpoint": self.endpoint})
 
     def serve(self) -> None:
         """Until the bench is over."""

@@ -69,7 +69,7 @@ class Archive:
         #: Records that the resumed run has told; all after them are told again.
         self.records: int = self._state.get("records", 0)
         self._last_saved = -1 if self.resumed is None else self.resumed.update
-        self._evaluated = {record["update"] for record in self.told("eval")}
+        self._evaluated = {record["update"] for record in self.recorded("eval")}
 
     @property
     def update(self) -> int:
@@ -121,7 +121,7 @@ class Archive:
         if marked is not None and not (self._run_dir / marked["checkpoint"]).is_dir():
             self._mark_best_of_kept()
         if self.resumed is not None:  # its record came after the state that it holds, and was cut
-            self._tell(records, self.resumed)
+            self._announce(records, self.resumed)
 
     # --- during -----------------------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ class Archive:
             reference=grpo.reference if grpo.reference_moved else None,
         )
         self._last_saved = checkpoint.update
-        self._tell(records, checkpoint)
+        self._announce(records, checkpoint)
         self._prune()
 
     def unevaluated(self) -> set[int]:
@@ -175,14 +175,14 @@ class Archive:
             mark_best(self._run_dir, evaluation.update, score)
         records.record("eval", **evaluation.model_dump(exclude={"kind"}), best=is_best)
 
-    def _tell(self, records: Records, checkpoint: Checkpoint) -> None:
+    def _announce(self, records: Records, checkpoint: Checkpoint) -> None:
         records.record(
             "checkpoint", update=checkpoint.update, path=str(checkpoint.path), bytes=checkpoint.bytes
         )
 
     # --- what was before --------------------------------------------------------------------------
 
-    def told(self, topic: str) -> list[dict[str, Any]]:
+    def recorded(self, topic: str) -> list[dict[str, Any]]:
         """The records of a topic up to the checkpoint; later ones are cut with all that came after it, and told again."""
         return [record for record in self._records(topic) if record["seq"] <= self.records]
 
@@ -198,7 +198,7 @@ class Archive:
     def _mark_best_of_kept(self) -> None:
         """The best checkpoint was put aside: mark the best of those evaluated before that are still there."""
         (self._run_dir / BEST).unlink()
-        for record in self.told("eval"):
+        for record in self.recorded("eval"):
             score = record["accuracy"] if record["sampled_accuracy"] is None else record["sampled_accuracy"]
             marked = best(self._run_dir)
             there = (self._run_dir / f"checkpoint-{record['update']}").is_dir()

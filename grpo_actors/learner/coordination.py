@@ -9,7 +9,7 @@ from pathlib import Path
 from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.exchange.exchange import BEAT_S, LOST_S, Exchange, Selection, Supply
-from grpo_actors.learner.group_filter import appraiser
+from grpo_actors.learner.group_filter import group_filter
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.observe.sinks import Journal
@@ -103,4 +103,4 @@ def selection_of(config: Config, task: Task, supply: Supply, success_rates: Mapp
     """Section [selection]; `success_rates` are those of the checkpoint."""
     selection = config.selection
     curriculum = Curriculum(config.run.seed, selection.curriculum_floor, dict(success_rates))
-    return Selection(supply.problem, appraiser(config, task), curriculum if selection.curriculum else None)
+    return Selection(supply.problem, group_filter(config, task), curriculum if selection.curriculum else None)

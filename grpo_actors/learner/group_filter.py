@@ -12,7 +12,7 @@ from grpo_actors.config import Config
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.objective.advantages import compute_advantages
 from grpo_actors.objective.shaping import overlong_penalty
-from grpo_actors.schedule.group_criteria import Appraisal, Criteria
+from grpo_actors.schedule.group_criteria import FilterResult, GroupCriteria
 from grpo_actors.tasks.task import Task
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -50,15 +50,15 @@ def has_signal(group: SampledGroup, config: Config) -> bool:
     return bool(np.any(advantages.values[in_loss]))
 
 
-def appraiser(config: Config, task: Task) -> Callable[[SampledGroup], Appraisal] | None:
+def group_filter(config: Config, task: Task) -> Callable[[SampledGroup], FilterResult] | None:
     """What tells the schedule about a group; None where section [selection] asks for nothing."""
     selection = config.selection
     if not (selection.replaces_groups or selection.curriculum):
         return None
-    criteria = Criteria(selection.dynamic_sampling, selection.min_success, selection.max_success)
+    criteria = GroupCriteria(selection.dynamic_sampling, selection.min_success, selection.max_success)
 
-    def appraise(group: SampledGroup) -> Appraisal:
+    def filter_group(group: SampledGroup) -> FilterResult:
         right = [task.is_correct(c.answer, group.problem) for c in group.completions]
-        return criteria.appraise(sum(right) / len(right), signal=has_signal(group, config))
+        return criteria.filter_group(sum(right) / len(right), signal=has_signal(group, config))
 
-    return appraise
+    return filter_group

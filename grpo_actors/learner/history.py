@@ -17,7 +17,7 @@ from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.recording import GroupsFile
 from grpo_actors.learner.report import ledger, samples
 from grpo_actors.observe.alarms import Health
-from grpo_actors.rundir.decisions import as_told, decisions
+from grpo_actors.rundir.decisions import as_record, decisions
 from grpo_actors.rundir.folder import GROUPS_FILE
 from grpo_actors.rundir.provenance import commit, versions
 
@@ -37,7 +37,7 @@ class History:
 
     def __post_init__(self) -> None:
         self._health = Health(self.config)
-        self._decisions = [as_told(record) for record in self.archive.told("headcount")]
+        self._decisions = [as_record(record) for record in self.archive.recorded("headcount")]
         self._groups = (
             GroupsFile(self.run_dir, after_update=self.archive.update)
             if self.config.metrics.record_groups
@@ -63,7 +63,7 @@ class History:
             self.records.record("log", level="warning", text=text)
         self.archive.announce(self.records)
 
-    def tell(
+    def record_update(
         self,
         groups: Sequence[SampledGroup],
         told: Mapping[str, Any],
@@ -85,23 +85,23 @@ class History:
             "learner_wait_share": wait_s / update_s if update_s else None,
         }
         self.records.record("metrics", **metrics, ledger=ledger(groups))
-        self._tell_decisions()
+        self._record_decisions()
         for sample in samples(groups, self.config.metrics.log_completions, self.config.reward.functions):
             self.records.record("sample", update=update, **sample)
         if self._groups is not None:
             self._groups.write(update, total * self.config.groups_per_update, groups)
-        for alarm in self._health.heed(metrics):
+        for alarm in self._health.check(metrics):
             self.records.record("alarm", name=alarm.name, text=alarm.text, update=update)
-            self.heed(f"{alarm.name}: {alarm.text}")
+            self.note_alarm(f"{alarm.name}: {alarm.text}")
 
-    def _tell_decisions(self) -> None:
+    def _record_decisions(self) -> None:
         """Those about the workers that the records do not have: new ones, and what a resumed run has cut off."""
         for decision in decisions(self.run_dir):
             if decision not in self._decisions:
                 self.records.record("headcount", **decision)
                 self._decisions.append(decision)
 
-    def heed(self, alarm: str) -> None:
+    def note_alarm(self, alarm: str) -> None:
         """An alarm was told of the last update: where health.on_alarm is "stop", the first one ends the run."""
         if self.config.health.on_alarm == "stop" and self.ended_by is None:
             self.ended_by = alarm
@@ -119,7 +119,7 @@ class History:
 
     def end(self, reason: str) -> int:
         """The last record, unless an alarm has a better reason; returns the process's exit code."""
-        self._tell_decisions()
+        self._record_decisions()
         if self.ended_by is None:
             self.records.record("stop", reason=reason, exit_code=0)
             return 0

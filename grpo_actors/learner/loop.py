@@ -37,13 +37,15 @@ def train(run: Run) -> int:
             reason = f"{why} after update {grpo.version}"
             break
         wait_s = time.monotonic() - started_s
-        told = grpo.update(groups)
+        measured = grpo.update(groups)
         source.publish(grpo, groups)
         update_s = time.monotonic() - started_s
         sampled_per_s = source.sampled_per_s(update_s)
-        history.tell(groups, told, update_s=update_s, wait_s=wait_s, rollout_tokens_per_s=sampled_per_s)
+        history.record_update(
+            groups, measured, update_s=update_s, wait_s=wait_s, rollout_tokens_per_s=sampled_per_s
+        )
         if alarm := source.alarm():
-            history.heed(alarm)
+            history.note_alarm(alarm)
         history.save_if_due()
         source.take_evaluations()
     history.save()

@@ -17,7 +17,7 @@ from grpo_actors.errors import DataError, ProtocolError
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.observe.sinks import LineFile
 from grpo_actors.rundir.folder import GROUPS_FILE
-from grpo_actors.wire.spans import check_inserted
+from grpo_actors.wire.spans import check_spans
 
 #: How every line begins: a file of gigabytes is cut without reading what the groups hold.
 _START = re.compile(rb'{"update":(\d+),')
@@ -151,6 +151,6 @@ def _check(completion: SampledCompletion, where: str) -> None:
             f"{len(completion.logprobs)} log-probs and {len(completion.versions)} versions"
         )
     try:
-        check_inserted(completion.inserted, len(completion.tokens))
+        check_spans(completion.inserted, len(completion.tokens))
     except ValueError as error:
         raise DataError(f"{where}: {error}") from error

@@ -28,7 +28,7 @@ class Health:
         self._memory = Memory(config, deque(maxlen=longest), [])
         self._raised: set[str] = set()
 
-    def heed(self, metrics: Metrics) -> list[Alarm]:
+    def check(self, metrics: Metrics) -> list[Alarm]:
         """Add the metrics of one update and return the alarms that start with it."""
         memory = self._memory
         memory.updates.append(metrics)

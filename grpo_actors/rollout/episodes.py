@@ -66,7 +66,7 @@ def chat_of(policy: Policy, sample: Sample) -> list[Message]:
     chat: list[Message] = []
     begin = 0
     # A last reply that had no room is in no run of tokens, and was never read by the policy.
-    for reply, start, stop in zip(sample.replies, sample.inserted[::2], sample.inserted[1::2], strict=False):
+    for reply, start, stop in zip(sample.replies, sample.spans[::2], sample.spans[1::2], strict=False):
         chat += [_said(policy, sample.tokens[begin:start]), reply]
         begin = stop
     return [*chat, _said(policy, sample.tokens[begin:])]

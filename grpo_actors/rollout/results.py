@@ -33,8 +33,8 @@ def scored(
             versions=ints(sample.versions),
             finished=sample.finished,
             text=policy.decode(sample.tokens),
-            inserted=ints(sample.inserted),
-            last_turn=chat[-1]["content"] if sample.inserted else None,
+            inserted=ints(sample.spans),
+            last_turn=chat[-1]["content"] if sample.spans else None,
             rewards={name: None if sample.failure else given[i] for name, given in scores.rewards.items()},
         )
         for i, (sample, chat) in enumerate(zip(samples, chats, strict=True))

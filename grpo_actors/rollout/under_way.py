@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from grpo_actors.config import Config
 from grpo_actors.policy.decoding.draw import Respond
-from grpo_actors.policy.decoding.sampling import Sample, Sampler, SamplingParams, places_for
+from grpo_actors.policy.decoding.sampling import Sample, Sampler, SamplingParams, rows_for
 from grpo_actors.policy.model import Policy
 from grpo_actors.wire.messages import Lease, read_ints
 
@@ -101,4 +101,4 @@ class UnderWay:
         if rollout.in_flight_updates:
             completions = rollout.batch_groups * rollout.num_generations
             longest = self.config.data.max_prompt_length
-        return places_for(self.policy, completions, longest, self.params)
+        return rows_for(self.policy, completions, longest, self.params)

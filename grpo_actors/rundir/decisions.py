@@ -39,10 +39,10 @@ def settled_on(run_dir: Path) -> int:
 
 def decisions(run_dir: Path) -> list[dict[str, Any]]:
     """All of the run, oldest first, each as the fields of a `headcount` record."""
-    return [as_told(one) for one in _decisions(run_dir)]
+    return [as_record(one) for one in _decisions(run_dir)]
 
 
-def as_told(decision: Mapping[str, Any]) -> dict[str, Any]:
+def as_record(decision: Mapping[str, Any]) -> dict[str, Any]:
     """A decision without what else its file or its record says."""
     return {name: decision.get(name) for name in ("update", *(field.name for field in fields(Decision)))}
 

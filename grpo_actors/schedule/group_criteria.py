@@ -12,7 +12,7 @@ Flaw = Literal["", "no_signal", "too_hard", "too_easy"]
 
 
 @dataclass(frozen=True, slots=True)
-class Appraisal:
+class FilterResult:
     """What the schedule knows of a group's content."""
 
     #: Share of right completions, 0 to 1; None: nobody needs it.
@@ -21,11 +21,11 @@ class Appraisal:
 
 
 #: Of a group that nobody asked about: it trains.
-UNJUDGED = Appraisal()
+NOT_FILTERED = FilterResult()
 
 
 @dataclass(frozen=True, slots=True)
-class Criteria:
+class GroupCriteria:
     """Section [selection], as far as it judges groups."""
 
     #: Refuse groups without a signal. DAPO, 2503.14476, section 3.2.
@@ -34,7 +34,7 @@ class Criteria:
     min_success: float
     max_success: float
 
-    def appraise(self, success: float, *, signal: bool) -> Appraisal:
+    def filter_group(self, success: float, *, signal: bool) -> FilterResult:
         """The verdict on a group.
 
         Args:
@@ -42,7 +42,7 @@ class Criteria:
             signal: Whether any of its completions that trains has an advantage other than 0.
         """
         if success < self.min_success:
-            return Appraisal(success, "too_hard")
+            return FilterResult(success, "too_hard")
         if success > self.max_success:
-            return Appraisal(success, "too_easy")
-        return Appraisal(success, "no_signal" if self.dynamic_sampling and not signal else "")
+            return FilterResult(success, "too_easy")
+        return FilterResult(success, "no_signal" if self.dynamic_sampling and not signal else "")

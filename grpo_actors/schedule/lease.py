@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
+from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
 
 G = TypeVar("G")
 
@@ -56,7 +56,7 @@ class Settled:
     """A group that will not be looked at again."""
 
     position: int
-    appraisal: Appraisal
+    filter_result: FilterResult
     #: False: it was passed over.
     trained: bool
 
@@ -92,7 +92,7 @@ class State(Generic[G]):
     group: G | None = None
     #: Of the group; of one that is out, the oldest version that may sample it.
     oldest_version: int = 0
-    appraisal: Appraisal = UNJUDGED
+    filter_result: FilterResult = NOT_FILTERED
 
     @property
     def waiting(self) -> bool:
@@ -108,4 +108,4 @@ class State(Generic[G]):
         """Its group, had or expected, is of no use: sample it again, and refuse what is still on its way."""
         self.attempt += 1
         self.out = self.group = None
-        self.appraisal = UNJUDGED
+        self.filter_result = NOT_FILTERED

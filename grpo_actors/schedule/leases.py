@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
+from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
 from grpo_actors.schedule.lease import (
     MAX_LOSSES,
     START,
@@ -94,7 +94,7 @@ class LeaseTable(Generic[G]):
         """(place, position, state, whether it is passed over) of each open lease."""
         place = passed_over = 0
         for position, state in self._states.items():
-            over = bool(state.appraisal.flaw) and passed_over < self.refill_limit
+            over = bool(state.filter_result.flaw) and passed_over < self.refill_limit
             yield place, position, state, over
             passed_over += over
             place += not over
@@ -185,14 +185,14 @@ class LeaseTable(Generic[G]):
             return False, f"lease {lease} was sampled with version {oldest_version}, needs {needed}"
         return True, ""
 
-    def accept(self, verdict: Verdict, group: G, appraisal: Appraisal = UNJUDGED) -> None:
+    def accept(self, verdict: Verdict, group: G, filter_result: FilterResult = NOT_FILTERED) -> None:
         """Take the group of a verdict that is `new`; nothing happens in between."""
         assert verdict.new, verdict
         state = self._states[verdict.lease]
         assert (state.attempt, state.group) == (verdict.attempt, None), (
             "the table has changed since the verdict"
         )
-        state.out, state.group, state.appraisal = None, group, appraisal
+        state.out, state.group, state.filter_result = None, group, filter_result
         state.oldest_version = verdict.oldest_version
 
     def refuse(self, lease: int, attempt: int) -> None:
@@ -261,7 +261,7 @@ class LeaseTable(Generic[G]):
         trained = frozenset(batch)
         last = max(trained)
         settled = [
-            Settled(position, self._states.pop(position).appraisal, position in trained)
+            Settled(position, self._states.pop(position).filter_result, position in trained)
             for position in [position for position in self._states if position <= last]
         ]
         self.version += 1

@@ -108,12 +108,12 @@ class Headcount:
         self._restart()
         if self._before is None or self.settled:
             return None
-        return self._send_home("others came or went during its trial; it is measured again")
+        return self._remove_worker("others came or went during its trial; it is measured again")
 
     def died(self, how: str) -> Decision:
         """One of several workers died, perhaps for lack of memory: the rest is the most that there is room for."""
         self.settled = True
-        return self._send_home(f"a worker {how}")
+        return self._remove_worker(f"a worker {how}")
 
     def _decide(self, blocks: list[_Sums], room: Callable[[], int]) -> Decision:
         rate = median(block.tokens / block.seconds for block in blocks)
@@ -124,7 +124,7 @@ class Headcount:
             gain = f"one worker more gave {rate / self._before:.2f} times the rate"
             if rate < KEEP_GAIN * self._before:
                 self.settled = True
-                return self._send_home(gain)
+                return self._remove_worker(gain)
             said, self._before = f"{gain}; {said}", None
         if waits > WAIT_SHARE and rate > 0 and self.workers < room():
             self._before, self.loading = rate, True
@@ -134,7 +134,7 @@ class Headcount:
         full = ", and there is room for no more" if waits > WAIT_SHARE else ""
         return Decision(self.workers, self.workers, said + full)
 
-    def _send_home(self, reason: str) -> Decision:
+    def _remove_worker(self, reason: str) -> Decision:
         self.workers -= 1
         self._before, self.loading = None, False
         return Decision(self.workers + 1, self.workers, reason)

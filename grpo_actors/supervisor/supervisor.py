@@ -3,7 +3,7 @@
 It imports neither MLX nor a model: the machine (cores, memory) is divided among processes that do.
 
 Who may die: a worker or the evaluator is started again, later each time it dies young (which workers are
-wanted, `processes.crew` knows). The learner is the run: with it everything ends, and its exit code is the
+wanted, `worker_pool` knows). The learner is the run: with it everything ends, and its exit code is the
 run's; the same command continues the run.
 
 How it ends: the first Ctrl-C asks the learner to finish its step and write a checkpoint, and the others
@@ -32,7 +32,7 @@ from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
 from grpo_actors.supervisor.children import Actor, how_it_ended
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.preflight import prepared
-from grpo_actors.supervisor.worker_pool import Crew
+from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
 from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
 
@@ -79,7 +79,7 @@ class Supervisor:
     learner: Actor
     #: Evaluator and trackers: a run goes on without them.
     aides: Sequence[Actor]
-    crew: Crew
+    pool: WorkerPool
     status: StatusLine
     signals: Signals
     #: The read end of a pipe, which every child inherits and sees close with this process.
@@ -103,7 +103,7 @@ class Supervisor:
     @property
     def _children(self) -> list[Actor]:
         """All of them, workers that were sent home too."""
-        return [self.learner, *self.crew.actors, *self.aides]
+        return [self.learner, *self.pool.actors, *self.aides]
 
     def _watch(self) -> bool:
         """One look at everything; False: the learner is gone."""
@@ -117,9 +117,9 @@ class Supervisor:
         for aide in self.aides:
             if note := aide.revive(self.lifeline):
                 self.status.say(note, "yellow")
-        for text, style in self.crew.look_after(self.lifeline):
+        for text, style in self.pool.look_after(self.lifeline):
             self.status.say(text, style)
-        if self.crew.is_hopeless and not self._without_workers:
+        if self.pool.is_hopeless and not self._without_workers:
             self._without_workers = True
             self.status.say("no worker is left; the learner stops, with a checkpoint of what was done", "red")
             self.learner.send(signal.SIGTERM)
@@ -149,7 +149,7 @@ class Supervisor:
                 if record["topic"] != "headcount":  # its own decisions: said when they were taken
                     self.status.show(record)
                 if not self.signals.count:
-                    self.crew.heed(record)
+                    self.pool.take_in(record)
             wait_s = 0.0
         for child in self._children:
             for line in child.printed():
@@ -255,8 +255,8 @@ def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints,
     status = stack.enter_context(StatusLine(config.learner.max_updates or None, every_updates=every_updates))
     listening = stack.enter_context(ExitStack())
     machine = Machine.here(asks_gpu=config.rollout.workers == "auto")
-    crew = Crew(run_dir, config, machine, endpoints.control)
-    shares = crew.environment_beside
+    pool = WorkerPool(run_dir, config, machine, endpoints.control)
+    shares = pool.environment_of_others
     learner = Actor(
         "learner",
         ["grpo_actors.learner", str(run_dir), "--endpoints", json.dumps(asdict(endpoints))],
@@ -266,7 +266,7 @@ def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints,
     )
     aides = _aides(run_dir, config, endpoints, shares)
     supervisor = Supervisor(
-        run_dir, config, endpoints, learner, aides, crew, status, signals, lifeline, listening
+        run_dir, config, endpoints, learner, aides, pool, status, signals, lifeline, listening
     )
     stack.callback(supervisor.end)
     return supervisor

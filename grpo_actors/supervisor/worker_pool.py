@@ -26,7 +26,7 @@ from grpo_actors.supervisor.room import others_of, room_of
 
 
 @dataclass
-class Crew:
+class WorkerPool:
     """Start it, show it the records, let it look after its own."""
 
     run_dir: Path
@@ -59,10 +59,10 @@ class Crew:
             workers = wanted
             self._share = equal_share(self.machine, others + workers)
         while len(self.members) < workers:
-            self._hire()
+            self._start_worker()
 
     @property
-    def environment_beside(self) -> dict[str, str]:
+    def environment_of_others(self) -> dict[str, str]:
         """For the learner and the evaluator: with "auto" as beside one worker."""
         fixed = self.config.rollout.workers
         workers = 1 if fixed == "auto" else fixed
@@ -73,7 +73,7 @@ class Crew:
         """Whether all that are wanted have said that they cannot work."""
         return bool(self.members) and all(member.is_hopeless for member in self.members)
 
-    def heed(self, record: Record) -> None:
+    def take_in(self, record: Record) -> None:
         """Take in one record of the run; decisions are carried out at once."""
         if self.headcount is None or self.headcount.settled:
             return
@@ -126,13 +126,13 @@ class Crew:
         if decision is None:
             return
         while len(self.members) < decision.workers:
-            self._hire()
+            self._start_worker()
         while len(self.members) > decision.workers:
-            self._send_home()
+            self._stop_worker()
         self._said.append(headcount_line(asdict(decision)))
         self._keep(decision)
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         """One more, which the supervisor starts with all that were not started yet."""
         # A number is never given twice: who was sent home under it may not be gone yet.
         name = f"rollout-{len(self.actors)}"
@@ -141,7 +141,7 @@ class Crew:
         self.actors.append(actor)
         self.members.append(actor)
 
-    def _send_home(self) -> None:
+    def _stop_worker(self) -> None:
         actor = self.members.pop()
         actor.respawns = False
         actor.send(signal.SIGTERM)

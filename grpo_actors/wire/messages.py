@@ -22,7 +22,7 @@ from grpo_actors.wire.codec import (
     read_floats,
     read_ints,
 )
-from grpo_actors.wire.spans import check_inserted
+from grpo_actors.wire.spans import check_spans
 
 # The codec is the other half of the wire format: whoever speaks it imports one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
@@ -99,7 +99,7 @@ class Completion(Message):
             raise ValueError("logprobs must be finite")
         if len(self.inserted) % 8:
             raise ValueError(f"inserted must hold pairs of int32, got {len(self.inserted)} bytes")
-        check_inserted(memoryview(self.inserted).cast("i"), len(self.tokens) // 4)
+        check_spans(memoryview(self.inserted).cast("i"), len(self.tokens) // 4)
         return self
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 
-def check_inserted(bounds: Sequence[int], length: int) -> None:
+def check_spans(bounds: Sequence[int], length: int) -> None:
     """Refuse bounds that no completion of `length` tokens has.
 
     Raises:

@@ -3,9 +3,9 @@
 import pytest
 
 from grpo_actors.config import Config
-from grpo_actors.learner.group_filter import appraiser, has_signal
+from grpo_actors.learner.group_filter import group_filter, has_signal
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
-from grpo_actors.schedule.group_criteria import Appraisal
+from grpo_actors.schedule.group_criteria import FilterResult
 from grpo_actors.tasks.arithmetic import Arithmetic
 from grpo_actors.tasks.task import Problem
 
@@ -74,13 +74,13 @@ def test_an_advantage_that_is_masked_is_no_signal():
 
 
 def test_success_is_the_share_of_completions_that_the_task_calls_right():
-    appraise = appraiser(config(selection={"min_success": 0.3}), Arithmetic(0, 6, 6))
-    assert appraise is not None
+    filter_group = group_filter(config(selection={"min_success": 0.3}), Arithmetic(0, 6, 6))
+    assert filter_group is not None
     told = group(1.0, 0.0, 0.0, 0.0, texts=[RIGHT, WRONG, WRONG, ""])
-    assert appraise(told) == Appraisal(0.25, "too_hard")
-    assert appraise(group(1.0, 0.0, texts=[RIGHT, WRONG])) == Appraisal(0.5)
+    assert filter_group(told) == FilterResult(0.25, "too_hard")
+    assert filter_group(group(1.0, 0.0, texts=[RIGHT, WRONG])) == FilterResult(0.5)
 
 
 def test_nobody_is_asked_where_nothing_is_selected():
-    assert appraiser(config(), Arithmetic(0, 6, 6)) is None
-    assert appraiser(config(selection={"curriculum": True}), Arithmetic(0, 6, 6)) is not None
+    assert group_filter(config(), Arithmetic(0, 6, 6)) is None
+    assert group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6)) is not None

@@ -43,7 +43,7 @@ def begun(folder):
 def updated(grpo, history):
     groups = groups_of(grpo.policy)
     told = grpo.update(groups)
-    history.tell(groups, told, update_s=1.0, wait_s=0.5, rollout_tokens_per_s=10.0)
+    history.record_update(groups, told, update_s=1.0, wait_s=0.5, rollout_tokens_per_s=10.0)
 
 
 def decided(folder):

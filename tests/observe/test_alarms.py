@@ -52,14 +52,14 @@ def told(series, **settings) -> list[tuple[int, str]]:
     return [
         (number, alarm.name)
         for number, changes in enumerate(series, 1)
-        for alarm in health.heed({**WELL, **changes})
+        for alarm in health.check({**WELL, **changes})
     ]
 
 
 def text(changes, updates=PATIENCE, **settings) -> str:
     """The one line that so many such updates give."""
     health = Health(config(**settings))
-    (alarm,) = [alarm for _ in range(updates) for alarm in health.heed({**WELL, **changes})]
+    (alarm,) = [alarm for _ in range(updates) for alarm in health.check({**WELL, **changes})]
     assert "\n" not in alarm.text
     return alarm.text
 
@@ -145,7 +145,7 @@ def test_a_run_that_learns_raises_nothing():
 
 def test_what_was_not_measured_raises_nothing():
     health = Health(config())
-    assert [health.heed({"update": n}) for n in range(30)] == [[]] * 30
+    assert [health.check({"update": n}) for n in range(30)] == [[]] * 30
 
 
 def test_a_short_patience_does_not_silence_the_others():
@@ -155,7 +155,7 @@ def test_a_short_patience_does_not_silence_the_others():
 def test_the_memory_is_bounded():
     health = Health(config())
     for _ in range(1000):
-        health.heed(WELL)
+        health.check(WELL)
     assert len(health._memory.updates) == PATIENCE + 1
     assert len(health._memory.first_lengths) == PATIENCE
 

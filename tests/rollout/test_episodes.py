@@ -47,7 +47,7 @@ def sampled(policy, environment, max_turns=8, timeout_s=10.0, params=PARAMS):
 
 def test_the_chat_of_a_completion_is_what_the_environment_saw_and_said(tiny):
     _, samples = sampled(tiny, "asks_twice")
-    asked_twice = [sample for sample in samples if len(sample.inserted) == 4]
+    asked_twice = [sample for sample in samples if len(sample.spans) == 4]
     assert len(asked_twice) >= 4
     for sample in asked_twice:
         first, reply, second, other, last = chat_of(tiny, sample)
@@ -63,7 +63,7 @@ def test_the_chat_of_a_completion_is_what_the_environment_saw_and_said(tiny):
 
 def test_the_number_of_turns_is_bounded(tiny):
     _, samples = sampled(tiny, "asks_twice", max_turns=2)
-    assert max(len(sample.inserted) // 2 for sample in samples) == 1
+    assert max(len(sample.spans) // 2 for sample in samples) == 1
     assert all(sample.finished for sample in samples if len(sample.tokens) < PARAMS.max_new_tokens - 40)
 
 
@@ -91,7 +91,7 @@ def test_a_group_tells_its_turns_as_facts(tiny):
         group = scored(lease, samples, tiny, scorer, sampling_s=0.0)
     assert oldest_version(group) == 0
     for sample, completion in zip(samples, map(SampledCompletion.read, group.completions), strict=True):
-        assert completion.inserted == sample.inserted
+        assert completion.inserted == sample.spans
         assert sum(completion.sampled) == sample.sampled
         assert completion.text == tiny.decode(sample.tokens)
         assert completion.answer == tiny.decode(sample.turn)
@@ -106,7 +106,7 @@ def test_an_environment_that_fails_ends_its_completion_which_gets_no_reward_and_
     failed = [sample.failure is not None for sample in samples]
     assert 0 < sum(failed) < len(failed)
     for completion, sample, bad in zip(group.completions, samples, failed, strict=True):
-        assert bad == (not sample.inserted)
+        assert bad == (not sample.spans)
         assert (None in completion.rewards.values()) == bad
         assert len(read_floats(completion.logprobs)) == len(sample.tokens)
     [told] = group.failures
@@ -121,7 +121,7 @@ def test_one_that_hangs_is_reported_and_the_sampler_goes_on(tiny):
     assert ended
     for sample in ended:
         assert "took more than 0.2 s" in sample.failure
-        assert not sample.inserted
+        assert not sample.spans
 
 
 def test_a_role_that_the_template_refuses_is_a_failure_of_the_environment(tiny):

@@ -2,7 +2,7 @@
 
 from typing import TypeVar
 
-from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
+from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
 from grpo_actors.schedule.lease import Granted, Verdict
 from grpo_actors.schedule.leases import LeaseTable
 
@@ -10,11 +10,15 @@ G = TypeVar("G")
 
 
 def deliver(
-    table: LeaseTable[G], granted: Granted, oldest_version: int, group: G, appraisal: Appraisal = UNJUDGED
+    table: LeaseTable[G],
+    granted: Granted,
+    oldest_version: int,
+    group: G,
+    filter_result: FilterResult = NOT_FILTERED,
 ) -> Verdict:
     verdict = table.judge(granted.lease, granted.attempt, oldest_version)
     if verdict.new:
-        table.accept(verdict, group, appraisal)
+        table.accept(verdict, group, filter_result)
     elif not verdict.accepted:
         table.refuse(verdict.lease, verdict.attempt)
     return verdict

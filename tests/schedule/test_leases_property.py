@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from grpo_actors.schedule.curriculum import Curriculum
-from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
+from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
 from grpo_actors.schedule.lease import MAX_LOSSES, Cursor, Granted
 from grpo_actors.schedule.leases import GRACE_S, LeaseTable
 
@@ -73,11 +73,11 @@ class Run(RuleBasedStateMachine):
         """Another answer after each update, as if success rates had changed."""
         return self.skipping > 0 and (3 * position + self.table.version) % 4 == 0
 
-    def appraisal(self, position: int, version: int) -> Appraisal:
-        return Appraisal(0.0, "no_signal") if (position + version) % self.flaws == 0 else UNJUDGED
+    def filter_result(self, position: int, version: int) -> FilterResult:
+        return FilterResult(0.0, "no_signal") if (position + version) % self.flaws == 0 else NOT_FILTERED
 
     def accept(self, grant: Granted, version: int) -> bool:
-        told = self.appraisal(grant.lease, version)
+        told = self.filter_result(grant.lease, version)
         return deliver(self.table, grant, version, (grant.lease, version), told).new
 
     # --- workers ---
@@ -207,7 +207,7 @@ class Run(RuleBasedStateMachine):
         consumption = self.table.consume(batch)
         assert [settled.position for settled in consumption.settled if settled.trained] == batch
         # The first `limit` with a flaw are passed over, and no other.
-        flawed = [settled for settled in consumption.settled if settled.appraisal.flaw]
+        flawed = [settled for settled in consumption.settled if settled.filter_result.flaw]
         assert [settled.trained for settled in flawed] == [at >= self.limit for at in range(len(flawed))]
         self.passed_over += [settled.position for settled in consumption.settled if not settled.trained]
         self.skipped += consumption.skipped
@@ -341,14 +341,14 @@ def history(seed: int, problems: int, **settings: int) -> list[tuple[object, ...
                 sampled = chance.choice([sampled, table.version])
                 group = (grant.lease, sampled, together)
                 success = random.Random(str(group)).choice([0.0, 0.5, 1.0])
-                appraisal = Appraisal(success, "" if success == 0.5 else "no_signal")
-                deliver(table, grant, sampled, group, appraisal)
+                filter_result = FilterResult(success, "" if success == 0.5 else "no_signal")
+                deliver(table, grant, sampled, group, filter_result)
             done = table.next_batch()
             if done and chance.random() < 0.5:
                 consumption = table.consume([position for position, _ in done])
                 for settled in consumption.settled:
-                    assert settled.appraisal.success is not None
-                    curriculum.learn(str(settled.position % problems), settled.appraisal.success)
+                    assert settled.filter_result.success is not None
+                    curriculum.learn(str(settled.position % problems), settled.filter_result.success)
                 passed_over = [settled.position for settled in consumption.settled if not settled.trained]
                 told.append((table.version, done, passed_over, consumption.skipped))
                 cursor, version, rates = table.cursor, table.version, dict(curriculum.rates)

@@ -2,11 +2,11 @@
 
 from deliveries import deliver
 
-from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
+from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
 from grpo_actors.schedule.lease import Consumption, Cursor, Granted, Settled
 from grpo_actors.schedule.leases import LeaseTable
 
-FLAWED = Appraisal(0.0, "no_signal")
+FLAWED = FilterResult(0.0, "no_signal")
 
 
 def make_table(groups=2, staleness=1, batch=1, limit=4, **more) -> LeaseTable[str]:
@@ -18,7 +18,7 @@ def sample(table: LeaseTable[str], *flawed: int) -> list[int]:
     leases = []
     while run := table.grant("w", 10_000, 0.0):
         for grant in run:
-            told = FLAWED if grant.lease in flawed else UNJUDGED
+            told = FLAWED if grant.lease in flawed else NOT_FILTERED
             assert deliver(table, grant, table.version, "group", told).new
             leases.append(grant.lease)
     return leases
@@ -36,9 +36,9 @@ def test_the_next_position_takes_the_place_of_a_group_that_is_passed_over():
     assert train(table) == Consumption(
         [
             Settled(0, FLAWED, False),
-            Settled(1, UNJUDGED, True),
+            Settled(1, NOT_FILTERED, True),
             Settled(2, FLAWED, False),
-            Settled(3, UNJUDGED, True),
+            Settled(3, NOT_FILTERED, True),
         ]
     )
     assert table.cursor == Cursor(4)

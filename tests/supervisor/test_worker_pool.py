@@ -1,4 +1,4 @@
-"""The crew by its records alone: real ones in their form, and workers that nobody starts."""
+"""The pool by its records alone: real ones in their form, and workers that nobody starts."""
 
 import json
 
@@ -9,25 +9,25 @@ from grpo_actors.observe.records import make_record
 from grpo_actors.rundir.claim import claimed
 from grpo_actors.rundir.decisions import settled_on
 from grpo_actors.supervisor.machine import Machine
-from grpo_actors.supervisor.worker_pool import Crew
+from grpo_actors.supervisor.worker_pool import WorkerPool
 
 #: 2 skipped and 3 blocks of 4 updates, each of 1 s.
 WINDOW = 14
 
 
 class Told:
-    """A crew on a machine with room for eight, and the records that it is shown."""
+    """A pool on a machine with room for eight, and the records that it is shown."""
 
     def __init__(self, folder, workers="auto"):
         settings = [f"workers={workers}", "task=arithmetic", "batch_size=16"]
         self.folder = folder
-        self.crew = Crew(
+        self.pool = WorkerPool(
             folder, load_config(None, settings).config, Machine("cuda", 16, 2**36, 2**36), "ipc://x"
         )
         self.update = 0
 
     def record(self, topic, **fields):
-        self.crew.heed(make_record(1, 0.0, topic, fields))
+        self.pool.take_in(make_record(1, 0.0, topic, fields))
 
     def worker(self, name, state="sampling", groups=1, role="rollout"):
         self.record("worker", worker=name, state=state, groups=groups, role=role)
@@ -46,7 +46,7 @@ class Told:
 
     @property
     def names(self):
-        return [member.name for member in self.crew.members]
+        return [member.name for member in self.pool.members]
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_the_run_goes_on(told):
     (told.folder / "workers.json.tmp").mkdir()
     told.updates(WINDOW)
     assert told.names == ["rollout-0", "rollout-1"]
-    said = [text for text, _ in told.crew.look_after(lifeline=-1)]
+    said = [text for text, _ in told.pool.look_after(lifeline=-1)]
     assert said[-1] == f"{told.folder / 'workers.json'} cannot be written (Is a directory)"
 
 

@@ -21,7 +21,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Candidate:
     """One policy to examine."""
 
     #: As it is shown: its path or hub id; ``RUN/base``.
@@ -49,31 +49,31 @@ class Subject:
         return self.run is not None and self.folder is None
 
 
-def find_subjects(names: Sequence[str]) -> list[Subject]:
+def find_candidates(names: Sequence[str]) -> list[Candidate]:
     """The policies that the names stand for, each once; a run's folder stands for its base model and all checkpoints.
 
     Raises:
         ModelError: there is nothing usable under a name, or a checkpoint is damaged.
     """
-    found: dict[Path | str, Subject] = {}
+    found: dict[Path | str, Candidate] = {}
     for name in names:
-        for subject in _named(name):
-            found.setdefault(subject.key, subject)
+        for candidate in _named(name):
+            found.setdefault(candidate.key, candidate)
     return list(found.values())
 
 
-def pick(name: str, subjects: Sequence[Subject]) -> Subject | None:
-    """The subject that `name` means: its full name, the end of one, or ``best`` of the only run; None: no such one.
+def pick(name: str, candidates: Sequence[Candidate]) -> Candidate | None:
+    """The candidate that `name` means: its full name, the end of one, or ``best`` of the only run; None: no such one.
 
     Raises:
         ConfigError: several have that name.
     """
-    runs = {subject.run for subject in subjects if subject.run is not None}
+    runs = {candidate.run for candidate in candidates if candidate.run is not None}
     if name == "best" and len(runs) == 1:
         marked = best(runs.pop())
         name = str(marked["checkpoint"]) if marked else name
-    exact = [subject for subject in subjects if name == subject.name]
-    meant = exact or [subject for subject in subjects if Path(subject.name).name == name]
+    exact = [candidate for candidate in candidates if name == candidate.name]
+    meant = exact or [candidate for candidate in candidates if Path(candidate.name).name == name]
     if len(meant) > 1:
         raise ConfigError(
             f"--compare: {name} is {' and '.join(s.name for s in meant)}; write the one you mean"
@@ -81,63 +81,63 @@ def pick(name: str, subjects: Sequence[Subject]) -> Subject | None:
     return meant[0] if meant else None
 
 
-def settings_of(subjects: Sequence[Subject], file: str | None, overrides: Sequence[str]) -> Config:
+def settings_of(candidates: Sequence[Candidate], file: str | None, overrides: Sequence[str]) -> Config:
     """What all are asked, and how: by the file given, else by the first run among them, else by the defaults.
 
     Raises:
         ConfigError: a file, a name or a value is unusable.
     """
-    runs = (_config_file(subject) for subject in subjects)
+    runs = (_config_file(candidate) for candidate in candidates)
     return load_config(file or next(filter(None, runs), None), overrides).config
 
 
-def load_subject(subject: Subject, config: Config) -> Policy:
+def load_candidate(candidate: Candidate, config: Config) -> Policy:
     """Its policy: a model as it is; a run's base, or an adapter on its base, as the settings describe that.
 
     Raises:
         ModelError: there is nothing usable in it.
         ConfigError: it holds an adapter of another kind or base than that of the settings.
     """
-    if subject.is_base:
+    if candidate.is_base:
         return load_base(config.model)
-    if subject.folder is not None and is_adapter(subject.folder):
-        if not subject.has_settings:
-            return open_policy(str(subject.folder))
-        check_adapter(subject.folder, config.model)
+    if candidate.folder is not None and is_adapter(candidate.folder):
+        if not candidate.has_settings:
+            return open_policy(str(candidate.folder))
+        check_adapter(candidate.folder, config.model)
         policy = load_policy(config.model, seed=config.run.seed)
-        load_weights(subject.folder, policy)
+        load_weights(candidate.folder, policy)
         return policy
     # As it is: what it was trained from, and how, is no matter.
-    location = subject.name if subject.folder is None else str(subject.folder.resolve())
+    location = candidate.name if candidate.folder is None else str(candidate.folder.resolve())
     plain = {"model_name": location, "fine_tune_type": "full", "base_bits": 0}
     return load_base(config.model.model_copy(update=plain))
 
 
-def _named(name: str) -> Iterator[Subject]:
+def _named(name: str) -> Iterator[Candidate]:
     path = Path(name).expanduser()
     checkpoints = checkpoints_of(path)
     if checkpoints:
-        yield Subject(str(path / BASE), update=0, run=path)
+        yield Candidate(str(path / BASE), update=0, run=path)
         for checkpoint in checkpoints:
             yield _folder(checkpoint.path)
     elif is_adapter(path):
         yield _folder(path)
     else:
         locate(name)  # refuses what is no model
-        yield _folder(path) if path.is_dir() else Subject(name)
+        yield _folder(path) if path.is_dir() else Candidate(name)
 
 
-def _folder(path: Path) -> Subject:
+def _folder(path: Path) -> Candidate:
     checkpoint = checkpoint_at(path)
     if checkpoint is None:
-        return Subject(str(path), path)
+        return Candidate(str(path), path)
     complaint = verify(checkpoint)
     if complaint is not None:
         raise ModelError(f"{complaint}; leave this checkpoint out")
-    return Subject(str(path), path, checkpoint.update, path.parent)
+    return Candidate(str(path), path, checkpoint.update, path.parent)
 
 
-def _config_file(subject: Subject) -> Path | None:
+def _config_file(candidate: Candidate) -> Path | None:
     """The settings of its run, where there are any."""
-    file = subject.run / CONFIG_FILE if subject.run is not None else None
+    file = candidate.run / CONFIG_FILE if candidate.run is not None else None
     return file if file is not None and file.is_file() else None

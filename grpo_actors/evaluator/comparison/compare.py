@@ -9,9 +9,9 @@ from pathlib import Path
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError
 from grpo_actors.evaluator.comparison.candidates import (
-    Subject,
-    find_subjects,
-    load_subject,
+    Candidate,
+    find_candidates,
+    load_candidate,
     pick,
     settings_of,
 )
@@ -73,13 +73,13 @@ def evaluate_alone(options: Options, stop: StopRequest) -> int:
     Raises:
         GrpoActorsError: one line that says what is unusable. Then no file is written.
     """
-    subjects = find_subjects(options.checkpoints)
-    pair = None if options.compare is None else _compared(options.compare, subjects)
-    config = settings_of(subjects, options.config, options.settings)
+    candidates = find_candidates(options.checkpoints)
+    pair = None if options.compare is None else _compared(options.compare, candidates)
+    config = settings_of(candidates, options.config, options.settings)
     with ExitStack() as files:
         answers = options.answers and files.enter_context(chosen_file(options.answers, "--answers"))
         picture = options.plot and files.enter_context(chosen_file(options.plot, "--plot"))
-        results, sheets = _examine(options, subjects, config, pair=pair, answers=answers, stop=stop)
+        results, sheets = _examine(options, candidates, config, pair=pair, answers=answers, stop=stop)
         comparison = _compare(pair, sheets) if pair else None
         # Before anything that a full disk could spoil.
         print((_as_json if options.json else _as_text)(results, comparison, config), flush=True)
@@ -91,63 +91,63 @@ def evaluate_alone(options: Options, stop: StopRequest) -> int:
 
 def _examine(
     options: Options,
-    subjects: Sequence[Subject],
+    candidates: Sequence[Candidate],
     config: Config,
     *,
-    pair: tuple[Subject, Subject] | None,
+    pair: tuple[Candidate, Candidate] | None,
     answers: Path | None,
     stop: StopRequest,
-) -> tuple[list[Result], dict[Subject, Sheet]]:
-    """A result for each subject, and all that the two of the pair answered; everybody's answers go to the file."""
+) -> tuple[list[Result], dict[Candidate, Sheet]]:
+    """A result for each candidate, and all that the two of the pair answered; everybody's answers go to the file."""
     task = load_task(config.data, seed=config.run.seed)
     k = int(config.evaluator.eval_sampled) if options.k is None else options.k
     rewards = chosen_rewards(config.reward.functions, task)
     results: list[Result] = []
-    sheets: dict[Subject, Sheet] = {}
+    sheets: dict[Candidate, Sheet] = {}
 
-    def load(subject: Subject) -> Policy:
+    def load(candidate: Candidate) -> Policy:
         # Its own run says what it is, whatever --config says of what all are asked.
-        file = None if subject.has_settings else options.config
-        return load_subject(subject, settings_of([subject], file, options.settings))
+        file = None if candidate.has_settings else options.config
+        return load_candidate(candidate, settings_of([candidate], file, options.settings))
 
     with open_scorer(rewards, config.reward) as scorer:
         exam = Exam(task, config, scorer, options.samples, k, stop)
-        for subject, sheet, result in exam.take(subjects, load):
+        for candidate, sheet, result in exam.take(candidates, load):
             results.append(result)
             if answers:
-                append_answers(answers, subject, sheet)
-            if pair and subject in pair:
-                sheets[subject] = sheet
+                append_answers(answers, candidate, sheet)
+            if pair and candidate in pair:
+                sheets[candidate] = sheet
     return results, sheets
 
 
-def _compared(names: tuple[str, str], subjects: list[Subject]) -> tuple[Subject, Subject]:
-    """The two that ``--compare`` means; one that is not in `subjects` yet is added."""
-    first, second = (_one(name, subjects) for name in names)
+def _compared(names: tuple[str, str], candidates: list[Candidate]) -> tuple[Candidate, Candidate]:
+    """The two that ``--compare`` means; one that is not in `candidates` yet is added."""
+    first, second = (_one(name, candidates) for name in names)
     if first == second:
         raise ConfigError(f"--compare: must name two different checkpoints, got {first.name} twice")
     return first, second
 
 
-def _one(name: str, subjects: list[Subject]) -> Subject:
-    known = pick(name, subjects)
+def _one(name: str, candidates: list[Candidate]) -> Candidate:
+    known = pick(name, candidates)
     if known is not None:
         return known
-    if subjects and not Path(name).exists() and "/" not in name:
+    if candidates and not Path(name).exists() and "/" not in name:
         raise ConfigError(
-            f"--compare: {name} is none of {', '.join(s.name for s in subjects)}, and no folder"
+            f"--compare: {name} is none of {', '.join(s.name for s in candidates)}, and no folder"
         )
-    found = find_subjects([name])
+    found = find_candidates([name])
     if len(found) > 1:
         raise ConfigError(f"--compare: {name} is a run; name one of its checkpoints, as {found[-1].name}")
-    for subject in subjects:
-        if subject.key == found[0].key:
-            return subject
-    subjects += found
+    for candidate in candidates:
+        if candidate.key == found[0].key:
+            return candidate
+    candidates += found
     return found[0]
 
 
-def _compare(pair: tuple[Subject, Subject], sheets: Mapping[Subject, Sheet]) -> Pair:
+def _compare(pair: tuple[Candidate, Candidate], sheets: Mapping[Candidate, Sheet]) -> Pair:
     first, second = pair
     return compare((first.name, second.name), sheets[first], sheets[second])
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from grpo_actors.config import Config
 from grpo_actors.errors import DataError
-from grpo_actors.evaluator.comparison.candidates import Subject
+from grpo_actors.evaluator.comparison.candidates import Candidate
 from grpo_actors.evaluator.comparison.progress import Progress
 from grpo_actors.evaluator.comparison.result import Result, Sheet, accuracy_of, completions_of, sampled_of
 from grpo_actors.evaluator.score import Answered, answer, held_out
@@ -21,7 +21,7 @@ from grpo_actors.tasks.task import Problem, Task
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """What is asked of every subject."""
+    """What is asked of every candidate."""
 
     task: Task
     config: Config
@@ -34,9 +34,9 @@ class Exam:
     stop: StopRequest
 
     def take(
-        self, subjects: Sequence[Subject], load: Callable[[Subject], Policy]
-    ) -> Iterator[tuple[Subject, Sheet, Result]]:
-        """What each subject answers, as soon as it has.
+        self, candidates: Sequence[Candidate], load: Callable[[Candidate], Policy]
+    ) -> Iterator[tuple[Candidate, Sheet, Result]]:
+        """What each candidate answers, as soon as it has.
 
         Raises:
             DataError: there are no problems, or not the same ones for all.
@@ -44,22 +44,22 @@ class Exam:
         """
         asked: list[Problem] = []
         with Progress() as progress:
-            for subject in subjects:
+            for candidate in candidates:
                 started_s = time.monotonic()
-                policy = load(subject)
+                policy = load(candidate)
                 problems = held_out(self.task, self.config, policy, self.samples)
                 asked = asked or problems
                 if problems != asked:
                     raise DataError(
-                        f"{subject.name}: its tokenizer makes other prompts longer than data.max_prompt_length = "
-                        f"{self.config.data.max_prompt_length} than {subjects[0].name}'s; set it higher"
+                        f"{candidate.name}: its tokenizer makes other prompts longer than data.max_prompt_length = "
+                        f"{self.config.data.max_prompt_length} than {candidates[0].name}'s; set it higher"
                     )
-                progress.expect(len(problems) * (1 + self.k) * len(subjects))
-                progress.name(subject.name)
+                progress.expect(len(problems) * (1 + self.k) * len(candidates))
+                progress.name(candidate.name)
                 sheet = self._sheet(policy, problems, progress)
                 del policy
                 mx.clear_cache()
-                yield subject, sheet, self._result(subject, sheet, time.monotonic() - started_s)
+                yield candidate, sheet, self._result(candidate, sheet, time.monotonic() - started_s)
 
     def _sheet(self, policy: Policy, problems: Sequence[Problem], progress: Progress) -> Sheet:
         def on_step(tokens: int) -> None:
@@ -82,12 +82,12 @@ class Exam:
             sampled = answers(self.config.evaluator.eval_temperature, self.k) if self.k else ()
             return Sheet(greedy=list(answers(0.0, 1)), sampled=list(sampled))
 
-    def _result(self, subject: Subject, sheet: Sheet, seconds: float) -> Result:
+    def _result(self, candidate: Candidate, sheet: Sheet, seconds: float) -> Result:
         temperature = self.config.evaluator.eval_temperature
         return Result(
-            checkpoint=subject.name,
-            run=None if subject.run is None else str(subject.run),
-            update=subject.update,
+            checkpoint=candidate.name,
+            run=None if candidate.run is None else str(candidate.run),
+            update=candidate.update,
             problems=len(sheet.greedy),
             accuracy=accuracy_of(sheet.greedy),
             completions=completions_of(sheet.greedy),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from grpo_actors.atomic import whole_file
 from grpo_actors.errors import ConfigError
-from grpo_actors.evaluator.comparison.candidates import Subject
+from grpo_actors.evaluator.comparison.candidates import Candidate
 from grpo_actors.evaluator.comparison.result import Sheet
 
 
@@ -42,7 +42,7 @@ def chosen_file(path: Path, option: str) -> Iterator[Path]:
             stack.close()
 
 
-def append_answers(file: Path, subject: Subject, sheet: Sheet) -> None:
+def append_answers(file: Path, candidate: Candidate, sheet: Sheet) -> None:
     """One JSON line a problem: what was asked, the true answer, and every completion as it was judged.
 
     Raises:
@@ -52,8 +52,8 @@ def append_answers(file: Path, subject: Subject, sheet: Sheet) -> None:
         for i, greedy in enumerate(sheet.greedy):
             problem = greedy.problem
             line = {
-                "checkpoint": subject.name,
-                "update": subject.update,
+                "checkpoint": candidate.name,
+                "update": candidate.update,
                 "problem": problem.id,
                 "prompt": problem.messages[-1]["content"],
                 "answer": problem.answer,

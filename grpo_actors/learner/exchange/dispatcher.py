@@ -235,7 +235,7 @@ class Dispatcher:
         self._tokens_in += sum(sum(completion.sampled) for completion in group.completions)
         for failure in message.failures:
             self.record("log", {"level": "warning", "text": f"{group.problem.id}: {failure}"})
-        self._table.accept(verdict, group, self._selection.appraise(group))
+        self._table.accept(verdict, group, self._selection.filter_group(group))
 
     def _answer(self, peer: Peer, verdict: Verdict) -> None:
         """Acknowledge a group, after its lease was given back if it is refused: the only place that does."""

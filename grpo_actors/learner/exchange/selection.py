@@ -11,7 +11,7 @@ from typing import Any
 
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.schedule.curriculum import Curriculum
-from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal
+from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
 from grpo_actors.schedule.lease import Consumption, Settled
 from grpo_actors.tasks.task import Problem
 
@@ -26,7 +26,7 @@ class Selection:
     #: (epoch, problem) at a position of the order.
     problem: Callable[[int], tuple[int, Problem]]
     #: None: all groups train.
-    appraiser: Callable[[SampledGroup], Appraisal] | None = None
+    group_filter: Callable[[SampledGroup], FilterResult] | None = None
     #: None: all problems are posed.
     curriculum: Curriculum | None = None
     #: That the last update's refills were in vain, and why; None: they were not, or that was told before.
@@ -41,27 +41,27 @@ class Selection:
         epoch, problem = self.problem(position)
         return not self.curriculum.poses(epoch, problem.id)
 
-    def appraise(self, group: SampledGroup) -> Appraisal:
+    def filter_group(self, group: SampledGroup) -> FilterResult:
         """What the schedule must know of a group."""
-        return UNJUDGED if self.appraiser is None else self.appraiser(group)
+        return NOT_FILTERED if self.group_filter is None else self.group_filter(group)
 
     def settle(self, consumption: Consumption) -> str | None:
         """Learn from an update; returns the text of an alarm if its refills came to their limit, once in a row."""
         self._last = consumption
         for settled in consumption.settled:
-            if self.curriculum is not None and settled.appraisal.success is not None:
+            if self.curriculum is not None and settled.filter_result.success is not None:
                 _, problem = self.problem(settled.position)
-                self.curriculum.learn(problem.id, settled.appraisal.success)
-        flawed = [settled for settled in consumption.settled if settled.appraisal.flaw]
+                self.curriculum.learn(problem.id, settled.filter_result.success)
+        flawed = [settled for settled in consumption.settled if settled.filter_result.flaw]
         before, self._in_vain = self._in_vain, any(settled.trained for settled in flawed)
         self.alarm = _alarm_text(flawed) if self._in_vain and not before else None
         return self.alarm
 
     def metrics(self) -> dict[str, Any]:
         """Of the last update; None where no group is looked at, or no problem held back."""
-        flaws = Counter(s.appraisal.flaw for s in self._last.settled if not s.trained)
+        flaws = Counter(s.filter_result.flaw for s in self._last.settled if not s.trained)
         return {
-            "groups_passed_over": None if self.appraiser is None else dict(sorted(flaws.items())),
+            "groups_passed_over": None if self.group_filter is None else dict(sorted(flaws.items())),
             "groups_resampled": self._last.outdated,
             "problems_skipped": None if self.curriculum is None else self._last.skipped,
         }
@@ -75,13 +75,13 @@ def _alarm_text(flawed: Sequence[Settled]) -> str:
     passed_over = sum(not settled.trained for settled in flawed)
     return (
         f"{passed_over} groups were passed over for one update (selection.refill_limit), and flawed ones now "
-        f"train as they are; {likely_cause([settled.appraisal for settled in flawed])}"
+        f"train as they are; {likely_cause([settled.filter_result for settled in flawed])}"
     )
 
 
-def likely_cause(flawed: Sequence[Appraisal]) -> str:
+def likely_cause(flawed: Sequence[FilterResult]) -> str:
     """Why so many groups teach nothing, from their shares of right completions."""
-    shares = [appraisal.success or 0.0 for appraisal in flawed]
+    shares = [filter_result.success or 0.0 for filter_result in flawed]
     if fmean(shares) < FEW:
         return "no completion is right: too hard for this model, cut by rollout.max_new_tokens, or in another form"
     if fmean(shares) > 1 - FEW:

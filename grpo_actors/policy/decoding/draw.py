@@ -83,7 +83,7 @@ class Sample:
     finished: bool = False
     #: Bounds [start, stop, start, stop, …) of the runs of tokens that an environment put between two turns; their
     #: log-probs are 0.
-    inserted: list[int] = field(default_factory=list)
+    spans: list[int] = field(default_factory=list)
     #: The messages that those runs say; one more where the last one had no room.
     replies: list[dict[str, str]] = field(default_factory=list)
     #: What went wrong in the environment, in words; None: nothing.
@@ -92,12 +92,12 @@ class Sample:
     @property
     def sampled(self) -> int:
         """How many of the tokens the policy sampled."""
-        return len(self.tokens) - sum(self.inserted[1::2]) + sum(self.inserted[::2])
+        return len(self.tokens) - sum(self.spans[1::2]) + sum(self.spans[::2])
 
     @property
     def turn(self) -> list[int]:
         """The tokens of the last turn."""
-        return self.tokens[self.inserted[-1] :] if self.inserted else self.tokens
+        return self.tokens[self.spans[-1] :] if self.spans else self.tokens
 
     def append(self, token: int, logprob: float, version: int) -> None:
         """One more token."""

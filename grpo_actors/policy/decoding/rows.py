@@ -75,7 +75,7 @@ class Row:
             return True
         # The step under way was fed the turn's last token; what it draws is the first to be replaced.
         self.given, self.given_from = reply, start
-        sample.inserted += [start, stop]
+        sample.spans += [start, stop]
         return False
 
 

@@ -15,7 +15,7 @@ __all__ = [
     "Sampler",
     "SamplingParams",
     "grow_sample",
-    "places_for",
+    "rows_for",
     "sample_groups",
     "sample_in_turn",
 ]
@@ -55,7 +55,7 @@ def sample_groups(
     """
     if responds is not None and any(responds):
         require_fit(policy, NO_ENVIRONMENT)
-    places = places_for(policy, sum(map(len, seeds)), max(map(len, prompts)), params)
+    places = rows_for(policy, sum(map(len, seeds)), max(map(len, prompts)), params)
     done: dict[int, list[Sample]] = {}
     with closing(Sampler(policy, params, places, version)) as sampler:
         for i, (prompt, group) in enumerate(zip(prompts, seeds, strict=True)):
@@ -113,7 +113,7 @@ def sample_in_turn(
             yield from done
 
 
-def places_for(policy: Policy, completions: int, longest_prompt: int, params: SamplingParams) -> int:
+def rows_for(policy: Policy, completions: int, longest_prompt: int, params: SamplingParams) -> int:
     """How many of so many completions may be decoded side by side; `longest_prompt` in tokens.
 
     All of them where no window holds the model: there `max_kv_tokens` bounds nothing.

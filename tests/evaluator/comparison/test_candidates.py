@@ -4,7 +4,7 @@ from evaluated import config
 
 from grpo_actors.config import Config, LearnerConfig
 from grpo_actors.errors import ConfigError, ModelError
-from grpo_actors.evaluator.comparison.candidates import find_subjects, load_subject, pick, settings_of
+from grpo_actors.evaluator.comparison.candidates import find_candidates, load_candidate, pick, settings_of
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoint_weights import write_checkpoint
@@ -21,7 +21,7 @@ def save_settings(run_dir, **sections):
 
 
 def settings(folder, file, overrides):
-    return settings_of(find_subjects([str(folder)]), file, overrides)
+    return settings_of(find_candidates([str(folder)]), file, overrides)
 
 
 # --- what a name stands for -----------------------------------------------------------------------
@@ -30,45 +30,45 @@ def settings(folder, file, overrides):
 def test_a_run_stands_for_its_base_and_its_checkpoints_in_order_and_nothing_comes_twice(run_dir, tiny):
     for update in (10, 9):
         write(run_dir, update, tiny)
-    found = find_subjects([str(run_dir / "checkpoint-10"), str(run_dir), "tiny"])
-    assert [(subject.name, subject.update) for subject in found] == [
+    found = find_candidates([str(run_dir / "checkpoint-10"), str(run_dir), "tiny"])
+    assert [(candidate.name, candidate.update) for candidate in found] == [
         (f"{run_dir}/checkpoint-10", 10),
         (f"{run_dir}/base", 0),
         (f"{run_dir}/checkpoint-9", 9),
         ("tiny", None),
     ]
-    assert [subject.is_base for subject in found] == [False, True, False, False]
+    assert [candidate.is_base for candidate in found] == [False, True, False, False]
 
 
 def test_a_hub_id_is_taken_as_it_is_and_what_is_neither_is_refused(run_dir):
-    assert find_subjects(["owner/name"])[0].name == "owner/name"
+    assert find_candidates(["owner/name"])[0].name == "owner/name"
     for missing in (str(run_dir / "checkpoint-2"), "checkpoint-2", str(run_dir)):
         with pytest.raises(ModelError, match=missing):
-            find_subjects([missing])
+            find_candidates([missing])
 
 
 def test_a_run_without_a_checkpoint_is_called_that(run_dir):
     save_settings(run_dir)
     (run_dir / "metrics.jsonl").touch()
     with pytest.raises(ModelError, match=f"^{run_dir}: a run without a checkpoint yet$"):
-        find_subjects(["tiny", str(run_dir)])
+        find_candidates(["tiny", str(run_dir)])
 
 
 def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(run_dir, tiny):
     folder = write(run_dir, 1, tiny)
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match=r"model\.safetensors: not the file that was written.*leave"):
-        find_subjects([str(run_dir)])
+        find_candidates([str(run_dir)])
 
 
 def test_a_name_is_picked_by_its_end_where_that_is_clear(run_dir, tmp_path, tiny):
     write(run_dir, 1, tiny)
     write(run_dir, 2, tiny)
     mark_best(run_dir, 1, 0.5)
-    subjects = find_subjects([str(run_dir)])
-    base, first, second = subjects
+    candidates = find_candidates([str(run_dir)])
+    base, first, second = candidates
     assert [
-        pick(name, subjects) for name in ("base", "checkpoint-2", "best", second.name, "checkpoint-3")
+        pick(name, candidates) for name in ("base", "checkpoint-2", "best", second.name, "checkpoint-3")
     ] == [
         base,
         second,
@@ -77,10 +77,10 @@ def test_a_name_is_picked_by_its_end_where_that_is_clear(run_dir, tmp_path, tiny
         None,
     ]
     write(tmp_path / "other", 2, tiny)
-    subjects += find_subjects([str(tmp_path / "other")])
+    candidates += find_candidates([str(tmp_path / "other")])
     with pytest.raises(ConfigError, match=r"checkpoint-2 is .*run/checkpoint-2 and .*other/checkpoint-2"):
-        pick("checkpoint-2", subjects)
-    assert pick("best", subjects) is None, "of which run?"
+        pick("checkpoint-2", candidates)
+    assert pick("best", candidates) is None, "of which run?"
 
 
 # --- by which settings ----------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_all_are_asked_as_the_first_run_among_them_asked(run_dir, tmp_path, tiny
     for folder, seed in ((run_dir, 7), (other, 8)):
         save_settings(folder, run={"seed": seed})
         write(folder, 1, tiny)
-    assert settings_of(find_subjects(["tiny", str(other), str(run_dir)]), None, []).run.seed == 8
+    assert settings_of(find_candidates(["tiny", str(other), str(run_dir)]), None, []).run.seed == 8
 
 
 def test_what_is_overridden_is_checked_together_with_the_settings_of_the_run(run_dir, tiny):
@@ -124,18 +124,20 @@ def test_an_adapter_is_loaded_onto_its_runs_base_and_the_base_is_without_it(run_
     save_settings(run_dir, model={"dtype": "float32", "fine_tune_type": "lora", "lora_rank": 4})
     tiny_lora.load_trainable({name: array + 0.01 for name, array in tiny_lora.trainable().items()})
     write(run_dir, 1, tiny_lora)
-    base, adapter = find_subjects([str(run_dir)])
+    base, adapter = find_candidates([str(run_dir)])
     tokens = mx.array([[2, 21, 22, 15]])
     assert mx.array_equal(
-        load_subject(adapter, settings_of([adapter], None, [])).model(tokens), tiny_lora.model(tokens)
+        load_candidate(adapter, settings_of([adapter], None, [])).model(tokens), tiny_lora.model(tokens)
     )
-    assert mx.array_equal(load_subject(base, settings_of([base], None, [])).model(tokens), tiny.model(tokens))
+    assert mx.array_equal(
+        load_candidate(base, settings_of([base], None, [])).model(tokens), tiny.model(tokens)
+    )
     assert not mx.array_equal(tiny.model(tokens), tiny_lora.model(tokens))
     with pytest.raises(ConfigError, match="fine_tune_type"):
-        load_subject(adapter, config())
+        load_candidate(adapter, config())
 
 
 def test_a_full_checkpoint_is_a_model_whatever_the_settings_say_of_adapters(run_dir, tiny):
     save_settings(run_dir, model={"dtype": "float32", "fine_tune_type": "lora"})
-    [checkpoint] = find_subjects([str(write(run_dir, 1, tiny))])
-    assert not load_subject(checkpoint, settings_of([checkpoint], None, [])).has_adapter
+    [checkpoint] = find_candidates([str(write(run_dir, 1, tiny))])
+    assert not load_candidate(checkpoint, settings_of([checkpoint], None, [])).has_adapter

@@ -4,11 +4,11 @@ import pytest
 
 from grpo_actors.learner.exchange.selection import Selection, likely_cause
 from grpo_actors.schedule.curriculum import Curriculum
-from grpo_actors.schedule.group_criteria import UNJUDGED, Appraisal, Criteria
+from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult, GroupCriteria
 from grpo_actors.schedule.lease import Consumption, Settled
 from grpo_actors.tasks.task import Problem
 
-WRONG = Appraisal(0.0, "no_signal")
+WRONG = FilterResult(0.0, "no_signal")
 
 
 def selection(**more) -> Selection:
@@ -26,13 +26,13 @@ def selection(**more) -> Selection:
     ],
 )
 def test_a_group_is_judged_by_its_success_and_then_by_its_signal(success, signal, flaw):
-    criteria = Criteria(dynamic_sampling=True, min_success=0.25, max_success=0.75)
-    assert criteria.appraise(success, signal=signal) == Appraisal(success, flaw)
+    criteria = GroupCriteria(dynamic_sampling=True, min_success=0.25, max_success=0.75)
+    assert criteria.filter_group(success, signal=signal) == FilterResult(success, flaw)
 
 
 def test_without_dynamic_sampling_a_missing_signal_is_no_flaw():
-    criteria = Criteria(dynamic_sampling=False, min_success=0.25, max_success=0.75)
-    assert criteria.appraise(0.5, signal=False) == Appraisal(0.5, "")
+    criteria = GroupCriteria(dynamic_sampling=False, min_success=0.25, max_success=0.75)
+    assert criteria.filter_group(0.5, signal=False) == FilterResult(0.5, "")
 
 
 def test_what_is_not_asked_for_is_not_measured():
@@ -44,12 +44,12 @@ def test_what_is_not_asked_for_is_not_measured():
 
 
 def test_metrics_are_those_of_the_last_update():
-    chosen = selection(appraiser=lambda _: UNJUDGED, curriculum=Curriculum(0, 0.25))
+    chosen = selection(group_filter=lambda _: NOT_FILTERED, curriculum=Curriculum(0, 0.25))
     assert chosen.metrics() == {"groups_passed_over": {}, "groups_resampled": 0, "problems_skipped": 0}
     settled = [
         Settled(0, WRONG, False),
-        Settled(1, Appraisal(1.0, "too_easy"), False),
-        Settled(2, UNJUDGED, True),
+        Settled(1, FilterResult(1.0, "too_easy"), False),
+        Settled(2, NOT_FILTERED, True),
     ]
     assert chosen.settle(Consumption(settled, skipped=4, outdated=5)) is None
     assert chosen.metrics() == {
@@ -61,7 +61,7 @@ def test_metrics_are_those_of_the_last_update():
 
 def test_the_curriculum_learns_from_what_trained_and_from_what_was_passed_over():
     chosen = selection(curriculum=Curriculum(0, 0.25))
-    chosen.settle(Consumption([Settled(0, WRONG, False), Settled(1, Appraisal(0.5), True)]))
+    chosen.settle(Consumption([Settled(0, WRONG, False), Settled(1, FilterResult(0.5), True)]))
     assert chosen.success_rates() == {"p0": 0.0, "p1": 0.5}
 
 
@@ -75,7 +75,7 @@ def test_the_limit_is_told_once_in_a_row():
     assert chosen.alarm is not None
     assert chosen.settle(at_limit) is None
     assert chosen.alarm is None
-    assert chosen.settle(Consumption([Settled(2, UNJUDGED, True)])) is None
+    assert chosen.settle(Consumption([Settled(2, NOT_FILTERED, True)])) is None
     assert chosen.settle(at_limit) is not None
 
 
@@ -89,4 +89,4 @@ def test_the_limit_is_told_once_in_a_row():
     ],
 )
 def test_the_likely_cause_is_read_off_the_shares_of_right_completions(shares, cause):
-    assert likely_cause([Appraisal(share, "no_signal") for share in shares]).startswith(cause)
+    assert likely_cause([FilterResult(share, "no_signal") for share in shares]).startswith(cause)

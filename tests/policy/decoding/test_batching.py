@@ -6,7 +6,7 @@ from architectures import random_policy
 
 from grpo_actors.policy.decoding import window
 from grpo_actors.policy.decoding.batching import Sampler
-from grpo_actors.policy.decoding.sampling import SamplingParams, places_for, sample_groups
+from grpo_actors.policy.decoding.sampling import SamplingParams, rows_for, sample_groups
 
 QUESTIONS = ["What is 12 + 34?", "7", "Tom has 21 apples and buys 3 bags of 14 apples. How many has he now?"]
 SEEDS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
@@ -98,10 +98,10 @@ def test_prompts_of_one_token_have_nothing_to_prefill(tiny):
 
 def test_the_bound_on_cached_tokens_bounds_the_rows(tiny, prompts):
     longest = max(len(prompt) for prompt in prompts)
-    assert places_for(tiny, 9, longest, SamplingParams(30)) == 9
-    assert places_for(tiny, 9, longest, SamplingParams(30, max_kv_tokens=4 * (longest + 30))) == 4
-    assert places_for(tiny, 9, longest, SamplingParams(30, max_kv_tokens=5)) == 1
+    assert rows_for(tiny, 9, longest, SamplingParams(30)) == 9
+    assert rows_for(tiny, 9, longest, SamplingParams(30, max_kv_tokens=4 * (longest + 30))) == 4
+    assert rows_for(tiny, 9, longest, SamplingParams(30, max_kv_tokens=5)) == 1
 
 
 def test_the_bound_bounds_nothing_where_rows_begin_together():
-    assert places_for(random_policy("mamba"), 9, 20, SamplingParams(30, max_kv_tokens=5)) == 9
+    assert rows_for(random_policy("mamba"), 9, 20, SamplingParams(30, max_kv_tokens=5)) == 9

@@ -33,7 +33,7 @@ def ids(policy, text):
 def asks(policy, text="And 5 more?", times=1):
     """Replies to the first `times` turns with one text, as the chat template of the embedded model has it."""
     reply = ids(policy, f"<|user|>{text}<|end|><|assistant|>")
-    return lambda sample: reply if len(sample.inserted) < 2 * times else None
+    return lambda sample: reply if len(sample.spans) < 2 * times else None
 
 
 def by_hand(policy, prompt, seed, params, respond):
@@ -54,7 +54,7 @@ def by_hand(policy, prompt, seed, params, respond):
         seen[0, fed] = True
         if at in given or fed not in policy.stop_tokens:
             continue
-        stub = type("Stub", (), {"inserted": bounds})
+        stub = type("Stub", (), {"spans": bounds})
         reply = respond(stub)
         if reply is None or len(tokens) + len(reply) >= params.max_new_tokens:
             return tokens, logprobs, bounds, reply is None
@@ -65,7 +65,7 @@ def by_hand(policy, prompt, seed, params, respond):
 
 def assert_is(sample, tokens, logprobs, bounds, finished):
     assert sample.tokens == tokens
-    assert sample.inserted == bounds
+    assert sample.spans == bounds
     assert sample.finished == finished
     np.testing.assert_allclose(sample.logprobs, logprobs, atol=1e-4)
 
@@ -86,7 +86,7 @@ def test_every_completion_is_what_it_is_by_hand_whoever_shares_the_batch(tiny, p
     for i, samples in done.items():
         for seed, sample in zip(SEEDS[i], samples, strict=True):
             assert_is(sample, *by_hand(tiny, prompts[i], seed, params, respond))
-            turns.append(1 + len(sample.inserted) // 2)
+            turns.append(1 + len(sample.spans) // 2)
     assert turns.count(3) >= 5  # it is not the case of one turn that was tested
 
 
@@ -95,15 +95,15 @@ def test_groups_with_an_environment_and_without_share_a_batch(tiny, prompts):
     groups = sample_groups(tiny, prompts, SEEDS, params, responds=[respond, None, respond])
     alone = sample_groups(tiny, prompts[1:2], SEEDS[1:2], params)
     assert [sample.tokens for sample in groups[1]] == [sample.tokens for sample in alone[0]]
-    assert not any(sample.inserted for sample in groups[1])
-    assert any(sample.inserted for sample in groups[0] + groups[2])
+    assert not any(sample.spans for sample in groups[1])
+    assert any(sample.spans for sample in groups[0] + groups[2])
 
 
 def test_inserted_tokens_are_those_of_the_reply_between_a_stop_token_and_a_turn(tiny, prompts):
     respond = asks(tiny)
     [samples] = sample_groups(tiny, prompts[:1], SEEDS[:1], SamplingParams(120), responds=[respond])
     for sample in samples:
-        start, stop = sample.inserted
+        start, stop = sample.spans
         assert sample.tokens[start:stop] == ids(tiny, "<|user|>And 5 more?<|end|><|assistant|>")
         assert sample.tokens[start - 1] in tiny.stop_tokens
         assert sample.logprobs[start:stop] == [0.0] * (stop - start)
@@ -120,7 +120,7 @@ def test_a_reply_without_room_for_an_answer_is_left_out_and_the_completion_count
     for more, fits in ((size, False), (size + 1, True)):
         params = SamplingParams(length + more)
         [[sample]] = sample_groups(tiny, prompts[:1], [[1]], params, responds=[reply])
-        assert sample.inserted == ([length, length + size] if fits else [])
+        assert sample.spans == ([length, length + size] if fits else [])
         assert len(sample.tokens) == (length + more if fits else length)
         assert not sample.finished
 
@@ -129,13 +129,13 @@ def test_a_stop_string_ends_its_own_turn_and_not_the_next_one(tiny, prompts):
     # The string lies within the last tokens when the next turn has but one: it must not be found again.
     params = SamplingParams(80, stop=("</reasoning>",))
     reply = ids(tiny, "<|end|><|user|>?<|end|><|assistant|>")
-    respond = lambda sample: reply if not sample.inserted else None  # noqa: E731
+    respond = lambda sample: reply if not sample.spans else None  # noqa: E731
     [samples] = sample_groups(tiny, prompts[:1], [list(range(12))], params, responds=[respond])
-    first_turns = [sample.tokens[: sample.inserted[0]] for sample in samples if sample.inserted]
+    first_turns = [sample.tokens[: sample.spans[0]] for sample in samples if sample.spans]
     ended = [turn for turn in first_turns if tiny.decode(turn).endswith("</reasoning>")]
     assert len(ended) >= 6
     for sample in samples:
-        if sample.inserted:
+        if sample.spans:
             assert len(sample.turn) > 1
             assert tiny.decode(sample.turn).count("</reasoning>") <= 1
 
