@@ -13,7 +13,7 @@ from mlx_lm.tuner.dora import DoRALinear
 
 from grpo_actors.config import Config, ModelConfig
 from grpo_actors.errors import ConfigError
-from grpo_actors.evaluator.comparison.candidates import Subject, load_subject
+from grpo_actors.evaluator.comparison.candidates import Candidate, load_candidate
 from grpo_actors.policy.adapter import add_adapter, fused
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.dora import fixed_norms, takes_norms
@@ -179,7 +179,7 @@ def test_a_quantised_folder_cannot_be_trained_whole_but_can_be_scored(tmp_path):
         load_policy(settings("full", model_name=folder), seed=0)
     model, _ = mlx_lm.load(folder)
     model.set_dtype(mx.float32)
-    scored = load_subject(Subject("small", tmp_path / "small"), Config(model=settings("full")))
+    scored = load_candidate(Candidate("small", tmp_path / "small"), Config(model=settings("full")))
     np.testing.assert_array_equal(logits(scored.model), logits(model))
 
 
@@ -290,10 +290,10 @@ def test_mlx_lm_loads_an_adapter_onto_the_base_that_it_names(kind, base, run_dir
 def test_the_evaluator_scores_an_adapter_on_its_own_base_whatever_the_settings_say(kind, bits, run_dir):
     model = settings(kind, base_bits=bits)  # lora_scale is 20
     policy = shifted(load_policy(model, seed=0))
-    checkpoint = Subject("checkpoint", saved(policy, run_dir))
+    checkpoint = Candidate("checkpoint", saved(policy, run_dir))
     other = {"lora": "dora", "dora": "lora"}[kind]
     for asked in (model, settings(other, base_bits=bits), settings(kind, lora_scale=1.0)):
-        scored = load_subject(checkpoint, Config(model=asked))
+        scored = load_candidate(checkpoint, Config(model=asked))
         scored.model.set_dtype(mx.float32)
         np.testing.assert_allclose(logits(scored.model), logits(policy.model), atol=1e-4)
 
