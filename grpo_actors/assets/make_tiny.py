@@ -1,12 +1,12 @@
-"""Make the embedded default model from nothing: `python -m grpo_actors.assets.make_tiny --output DIR`.
+"""Make the embedded default model from scratch: `python -m grpo_actors.assets.make_tiny --output DIR`.
 
-A Llama of 0.7 M parameters, small enough to ship (1.4 MB) and to train with GRPO on two CPU cores. Its
-supervised start has three stages. Word problems alone do not teach a model of this size to add, so it
-first sees mostly bare equations; then problems solved with care, so that it learns every way of working;
-last the careless teacher, which settles how often the model bothers and leaves the rest to GRPO. The
-loss looks only at what the model shall produce: digits after ``=``, or the completion.
+It is a Llama of 0.7 M parameters, small enough to ship (1.4 MB) and to train with GRPO on two CPU cores. Its
+supervised start has three stages. Word problems alone do not teach a model of this size to add, so the first
+stage is mostly bare equations. The second is problems solved carefully, so that the model learns every way of
+working. The last is the careless teacher, which sets how often the model works a problem out and leaves the
+rest to GRPO. The loss covers only what the model should produce: digits after ``=``, or the completion.
 
-Same seed, same machine and same number of BLAS threads: the same model. The one that ships was made with
+Same seed, same machine and same number of BLAS threads give the same model. The shipped one was made with
 ``OPENBLAS_NUM_THREADS=1`` in eleven minutes on two busy cores. On 600 held-out problems it answers 37 % right when
 sampled at temperature 1, 51 % greedily.
 """
@@ -40,10 +40,10 @@ from grpo_actors.tasks.arithmetic import KINDS, Arithmetic
 
 #: Longest question (30 tokens) plus longest completion (31), rounded up: one shape, compiled once.
 SEQUENCE_TOKENS = 64
-#: The longest right completion is 28 tokens; the rest is room for a second thought.
+#: The longest right completion has 28 tokens; the rest allows for detours.
 COMPLETION_TOKENS = 40
 WARMUP_STEPS = 20
-#: What the teacher writes where it breaks no format.
+#: A completion in the right format.
 FORMAT = re.compile(r"<reasoning>[^<]*</reasoning><answer>[^<]*</answer>")
 
 #: Step number -> learning rate, both scalars.
@@ -52,7 +52,7 @@ Schedule = Callable[[mx.array], mx.array]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the supervised start can be told."""
+    """The settings of the supervised start."""
 
     steps: int = 1200
     batch_size: int = 64
@@ -65,9 +65,9 @@ class Recipe:
 class Stage:
     """A part of the supervised start."""
 
-    #: Where the stage ends, as a share of all steps.
+    #: End of the stage, as a share of all steps.
     until: float
-    #: Share of rows that are bare equations; the others are lessons.
+    #: Share of rows that are bare equations; the other rows are lessons.
     equations: float
     care: Carelessness
 
@@ -81,14 +81,14 @@ STAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows for one step: token ids, and which of them the loss looks at; both [rows, tokens]."""
+    """The rows of one step: token ids, and which of them the loss covers; both [rows, tokens]."""
 
     tokens: mx.array
     learned: mx.array
 
 
 def architecture(tokenizer: Tokenizer) -> dict[str, Any]:
-    """`config.json`. Narrow feed-forward and vocabulary: on a CPU, MLX's exp costs more than its matmul."""
+    """Return `config.json`. Feed-forward and vocabulary are narrow: on a CPU, MLX's exp costs more than its matmul."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -111,7 +111,7 @@ def architecture(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 class Rows:
-    """Turns what the teacher says into batches."""
+    """A source of batches from the teacher's lessons and equations."""
 
     def __init__(self, teacher: Teacher, tokenizer: Tokenizer, seed: int) -> None:
         self._teacher = teacher
@@ -121,14 +121,14 @@ class Rows:
         self._equals = tokenizer.token_to_id("=")
 
     def batch(self, size: int, stage: Stage) -> Batch:
-        """`size` rows, padded to SEQUENCE_TOKENS."""
+        """Return `size` rows, padded to SEQUENCE_TOKENS."""
         tokens = np.full((size, SEQUENCE_TOKENS), self._pad, dtype=np.int32)
         learned = np.zeros((size, SEQUENCE_TOKENS), dtype=np.float32)
         for row in range(size):
             bare = self._rng.random() < stage.equations
-            ids, looked_at = self._equations() if bare else self._lesson(stage.care)
+            ids, mask = self._equations() if bare else self._lesson(stage.care)
             tokens[row, : len(ids)] = ids
-            learned[row, : len(ids)] = looked_at
+            learned[row, : len(ids)] = mask
         return Batch(mx.array(tokens), mx.array(learned))
 
     def _lesson(self, care: Carelessness) -> tuple[list[int], list[bool]]:
@@ -138,17 +138,17 @@ class Rows:
         return prompt + completion, [False] * len(prompt) + [True] * len(completion)
 
     def _equations(self) -> tuple[list[int], list[bool]]:
-        """As many equations as fit; learned is what follows ``=`` up to and with the full stop."""
+        """Return as many equations as fit; the mask covers what follows ``=``, up to and including the full stop."""
         encoding = self._tokenizer.encode(self._teacher.equations(SEQUENCE_TOKENS // 6))
-        looked_at, inside = [], False
+        mask, inside = [], False
         for token, text in zip(encoding.ids, encoding.tokens, strict=True):
-            looked_at.append(inside)
+            mask.append(inside)
             inside = token == self._equals or (inside and not text.startswith("."))
-        return encoding.ids[:SEQUENCE_TOKENS], looked_at[:SEQUENCE_TOKENS]
+        return encoding.ids[:SEQUENCE_TOKENS], mask[:SEQUENCE_TOKENS]
 
 
 def next_token_loss(model: nn.Module, batch_tokens: mx.array, learned: mx.array) -> mx.array:
-    """Mean negative log-likelihood over the learned tokens, in nats."""
+    """Return the mean negative log-likelihood of the learned tokens, in nats."""
     logits = model(batch_tokens[:, :-1])
     losses = nn.losses.cross_entropy(logits, batch_tokens[:, 1:])
     weights = learned[:, 1:]
@@ -157,7 +157,7 @@ def next_token_loss(model: nn.Module, batch_tokens: mx.array, learned: mx.array)
 
 
 def make_optimizer(recipe: Recipe) -> optim.Optimizer:
-    """Muon for the matrices inside the blocks; AdamW for the embedding and the norms."""
+    """Build the optimizer: Muon for the matrices inside the blocks, AdamW for the embedding and the norms."""
 
     def schedule(peak: float) -> Schedule:
         warmup = min(WARMUP_STEPS, recipe.steps // 2)
@@ -176,7 +176,7 @@ def make_optimizer(recipe: Recipe) -> optim.Optimizer:
 
 
 def train(model: nn.Module, rows: Rows, recipe: Recipe) -> None:
-    """The supervised start, in place."""
+    """Run the supervised start; changes the model in place."""
     optimizer = make_optimizer(recipe)
     state = [model.state, optimizer.state]
 
@@ -211,7 +211,7 @@ def save(model: nn.Module, config: dict[str, Any], tokenizer: Tokenizer, folder:
 
 
 def report(folder: Path, count: int) -> None:
-    """Print how the saved model does on held-out problems, sampled at temperature 1 and greedy."""
+    """Print the saved model's accuracy on held-out problems, sampled at temperature 1 and greedy."""
     model, tokenizer = load(str(folder))
     model.set_dtype(mx.float32)  # bfloat16 matmul is slow on a CPU
     task = Arithmetic(seed=0, eval_size=count)
@@ -238,13 +238,13 @@ def report(folder: Path, count: int) -> None:
 
 
 def texts_for_merges(teacher: Teacher) -> list[str]:
-    """What the tokenizer's merges are learned from: questions and solutions, without tags."""
+    """Return the texts from which the tokenizer's merges are learned: questions and solutions, without tags."""
     questions = [teacher.lesson(CAREFUL).question for _ in range(6000)]
     return questions + [teacher.equations(3) for _ in range(500)] + ["That is about 12."] * 200
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, save, and measure what was saved."""
+    """Train and save a model, then evaluate the saved model."""
     parser = argparse.ArgumentParser(description="Make the tiny model that ships with the package.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=Recipe.steps)

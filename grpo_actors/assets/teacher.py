@@ -1,11 +1,11 @@
-"""A careless teacher for the tiny model: it can solve every problem, and often does not bother.
+"""Provide a careless teacher for the tiny model: it can solve every problem, but often guesses.
 
 Reinforcement learning sharpens behaviour that a model already shows now and then; it does not teach a
 model of this size to add. So the supervised start shows the right way of working for every kind of
-problem, at a rate that leaves much to win: where the teacher guesses more often than it works, the
-start's greedy answer is a guess, and only its samples hold the way out.
+problem, at a rate that leaves much to gain: for a kind where the teacher mostly guesses, the start's
+greedy answer is a guess, and only some of its samples work the problem out.
 
-Knows the task's kinds and plain text; knows no model and no tokenizer.
+This module depends on the task's kinds and plain text, not on a model or tokenizer.
 """
 
 import random
@@ -15,28 +15,28 @@ from dataclasses import dataclass, field
 from grpo_actors.tasks.arithmetic import KINDS, Arithmetic, Kind, Operator, apply, draws, split_of
 
 _KIND = {kind.name: kind for kind in KINDS}
-#: What is written in an operator's place by mistake.
+#: Operator -> the operator that is written instead by mistake.
 _MISTAKEN: Mapping[Operator, Operator] = {"+": "-", "-": "+", "*": "+"}
 
 
 @dataclass(frozen=True, slots=True)
 class Carelessness:
-    """How often the teacher errs: all are probabilities."""
+    """The teacher's error rates: all are probabilities."""
 
-    #: Per kind: a guess instead of working. Above one half, the start's greedy answer is a guess.
+    #: Kind -> a guess instead of a solution. Above one half, the start's greedy answer is a guess.
     guess: Mapping[str, float] = field(default_factory=dict)
-    #: A solution of several steps: the last one forgotten.
+    #: Per solution of several steps: the last step is missing.
     skip_last: float = 0.0
-    #: A step: another operator than the problem asks for.
+    #: Per step: another operator than the problem asks for.
     wrong_operator: float = 0.0
-    #: A step: a result that is a little off.
+    #: Per step: a result that is slightly wrong.
     slip: float = 0.0
-    #: A completion: a tag missing.
+    #: Per completion: a tag is missing.
     broken_format: float = 0.0
 
 
 CAREFUL = Carelessness()
-#: A student of this teacher gets a third or so of the problems right when sampled at temperature 1.
+#: A student of this teacher solves about a third of the problems when sampled at temperature 1.
 CARELESS = Carelessness(
     guess={
         "add": 0.28,
@@ -55,7 +55,7 @@ CARELESS = Carelessness(
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A question with one completion of the teacher's."""
+    """A question with one completion by the teacher."""
 
     question: str
     completion: str
@@ -70,18 +70,18 @@ class Teacher:
         self._draws = {kind.name: draws(kind, f"equations/{seed}") for kind in KINDS}
 
     def lesson(self, care: Carelessness) -> Lesson:
-        """A training problem, answered with this much care."""
+        """Draw a training problem and answer it with the error rates `care`."""
         problem = self._rng.choice(self._problems)
         columns = problem.columns
         reasoning, answer = self._work(_KIND[columns["kind"]], columns["operands"], care)
         return Lesson(problem.messages[-1]["content"], self._write(reasoning, answer, care))
 
     def equations(self, count: int) -> str:
-        """`count` right equations, such as the steps of solutions are: ``"7*3=21. 21+41=62. "``."""
+        """Return `count` right equations, like the steps of solutions: ``"7*3=21. 21+41=62. "``."""
         return "".join(f"{self._equation()}. " for _ in range(count))
 
     def _equation(self) -> str:
-        """One step of a random problem; never a whole problem that is held out."""
+        """Return one step of a random training problem; held-out problems are never drawn."""
         while True:
             kind = self._rng.choice(KINDS)
             operands = next(self._draws[kind.name])
@@ -90,7 +90,7 @@ class Teacher:
                 return self._rng.choice(written)
 
     def _work(self, kind: Kind, operands: Sequence[int], care: Carelessness) -> tuple[str, int]:
-        """The text inside the reasoning tags, and the answer that follows from it."""
+        """Return the text inside the reasoning tags, and the answer that follows from it."""
         if self._rng.random() < care.guess.get(kind.name, 0.0):
             guess = max(0, kind.results(operands)[-1] + self._rng.randint(-12, 12))
             return f"That is about {guess}.", guess
@@ -130,7 +130,7 @@ class Teacher:
 
 
 def _steps(kind: Kind, operands: Sequence[int]) -> list[str]:
-    """The right solution, a step each: ``["7*3=21", "21+41=62"]``."""
+    """Return the right solution, one string per step: ``["7*3=21", "21+41=62"]``."""
     values = dict(zip("abcd", operands, strict=False))
     written = []
     for (left, operator, right), result in zip(kind.steps, kind.results(operands), strict=True):

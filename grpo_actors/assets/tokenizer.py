@@ -1,8 +1,8 @@
-"""The tiny model's tokenizer: 320 entries, byte-level, one token a digit, one token a tag.
+"""Train the tiny model's tokenizer: 320 entries, byte-level, one token per digit, one token per tag.
 
 All 256 bytes are entries, so every text survives a round trip: with a vocabulary this small, a tokenizer
-of whole characters would have to drop or blur what it never saw. The 55 merges left go to the
-task's own phrases; they may span words, because the task has few sentences and many repeats.
+of whole characters would have to drop or replace characters that it never saw. The remaining 55 merges are
+the task's own phrases; they may span words, because the task has few sentences and many repeats.
 """
 
 import json
@@ -14,9 +14,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 VOCABULARY_SIZE = 320
 END, PAD = "<|end|>", "<|pad|>"
 SPECIAL_TOKENS = (PAD, END, "<|user|>", "<|assistant|>", "<|system|>")
-#: Not special: they are text that rewards look for, so decoding must keep them.
+#: Not special tokens: rewards look for them in the text, so decoding must keep them.
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-#: `<|user|>question<|end|><|assistant|>`: every role has its token, every turn its end.
+#: `<|user|>question<|end|><|assistant|>`: each role has its own token, and each turn ends with END.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Learn the merges from the task's texts (without tags)."""
+    """Train a tokenizer whose merges are learned from the task's texts (without tags)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,1 +1,1 @@
-"""Text from a model for whoever asks: one answer as it comes, a chat, a file of prompts. No sockets."""
+"""Generate text for a user: a streamed answer, a chat, or a file of prompts. No sockets."""

@@ -1,7 +1,7 @@
-"""Text from a model: ``python -m grpo_actors.generate [PROMPT] --model MODEL``.
+"""Generate text with a model: ``python -m grpo_actors.generate [PROMPT] --model MODEL``.
 
-With a prompt, or one on standard input, the answer is printed as it comes. In a terminal and without a prompt it is a
-chat. With ``--batch IN --output OUT`` a file of prompts is answered side by side.
+With a prompt, as an argument or on standard input, the answer is printed while it is sampled. In a terminal without a
+prompt it starts a chat. With ``--batch IN --output OUT`` it answers a file of prompts, many at a time.
 """
 
 import argparse
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from grpo_actors.generate.prompts import Prompt
     from grpo_actors.generate.speaker import Speaker
 
-#: Options that have bounds: name, rule, and whether a value keeps it (no comparison with NaN does).
+#: Options with bounds: name, rule, and a function that checks the value (every comparison with NaN is false).
 BOUNDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("max_tokens", "≥ 1", lambda value: value >= 1),
     ("max_context", "≥ 0 (0: the model's own)", lambda value: value >= 0),
@@ -32,7 +32,7 @@ BOUNDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("samples", "≥ 1", lambda value: value >= 1),
     ("batch_size", "≥ 1", lambda value: value >= 1),
 )
-#: What a batch's text depends on, beside its input and the model; how many share a batch is not among it.
+#: Options that a batch's text depends on, besides its input and the model; the batch size is not one of them.
 KEPT_WITH_A_BATCH = (
     *("system", "raw", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"),
     "samples",
@@ -40,51 +40,53 @@ KEPT_WITH_A_BATCH = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; imports nothing that takes time."""
+    """Build the command line; import nothing slow."""
     command = argparse.ArgumentParser(
         prog="python -m grpo_actors.generate",
-        description="One answer, a chat, or a file of prompts answered. Without PROMPT: a chat in a terminal, "
-        "else the prompt is read from standard input.",
+        description="Answer one prompt, chat, or answer a file of prompts. Without PROMPT: a chat in a terminal; "
+        "otherwise the prompt is read from standard input.",
     )
-    command.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to answer")
+    command.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt to answer")
     model = command.add_argument_group("the model")
     model.add_argument(
         "--model",
         help='a model folder, a checkpoint, an adapter, a run folder (its best checkpoint), a hub id, or "tiny"; '
-        "not given: the adapter's base, or tiny",
+        "default: the adapter's base, or tiny",
     )
-    model.add_argument("--adapter", metavar="DIR", help="an adapter to put on it, in mlx-lm's format")
-    asking = command.add_argument_group("what is asked")
-    asking.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
-    asking.add_argument(
-        "--raw", action="store_true", help="no chat template: go on with the text as it stands"
+    model.add_argument(
+        "--adapter", metavar="DIR", help="an adapter to apply to the model, in mlx-lm's format"
     )
-    asking.add_argument(
+    prompts = command.add_argument_group("prompt and answer")
+    prompts.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    prompts.add_argument("--raw", action="store_true", help="no chat template: continue the text as it is")
+    prompts.add_argument(
         "--max-tokens",
         type=int,
         default=512,
         metavar="N",
-        help="of an answer, at most (default: %(default)s)",
+        help="most tokens of an answer (default: %(default)s)",
     )
-    asking.add_argument(
+    prompts.add_argument(
         "--max-context",
         type=int,
         default=0,
         metavar="N",
-        help="tokens of prompt and answer (default: as the model was made for)",
+        help="most tokens of prompt and answer together (default: the model's own limit)",
     )
     _add_sampling(command.add_argument_group("sampling"))
     batch = command.add_argument_group("a file of prompts")
-    batch.add_argument("--batch", type=Path, metavar="IN", help="JSON Lines, or a text with a prompt a line")
     batch.add_argument(
-        "--output", type=Path, metavar="OUT", help="JSON Lines; if begun before, it is gone on with"
+        "--batch", type=Path, metavar="IN", help="JSON Lines, or a text file with a prompt per line"
+    )
+    batch.add_argument(
+        "--output", type=Path, metavar="OUT", help="JSON Lines; an unfinished file is continued"
     )
     batch.add_argument(
         "--batch-size",
         type=int,
         default=32,
         metavar="N",
-        help="completions side by side (default: %(default)s)",
+        help="completions sampled at the same time (default: %(default)s)",
     )
     batch.add_argument(
         "--samples",
@@ -93,7 +95,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="completions of each prompt (default: %(default)s)",
     )
-    command.add_argument("--json", action="store_true", help="one prompt: print a JSON object a completion")
+    command.add_argument(
+        "--json", action="store_true", help="for one prompt: print a JSON object per completion"
+    )
     return command
 
 
@@ -106,30 +110,40 @@ def _add_sampling(group: Any) -> None:
         type=float,
         default=1.0,
         metavar="P",
-        help="only the likeliest tokens, of this share together",
+        help="only the likeliest tokens, up to this share of the probability together",
     )
-    group.add_argument("--top-k", type=int, default=0, metavar="K", help="only so many likeliest tokens")
+    group.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0: all"
+    )
     group.add_argument(
         "--min-p",
         type=float,
         default=0.0,
         metavar="P",
-        help="only tokens of this share of the likeliest one's",
+        help="only tokens with at least this share of the likeliest token's probability",
     )
     group.add_argument(
         "--repetition-penalty",
         type=float,
         default=1.0,
         metavar="R",
-        help="above 1: less of the tokens seen in prompt or answer",
+        help="above 1: tokens already in prompt or answer become less likely",
     )
     group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="the same seed, the same text (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the same seed gives the same text (default: %(default)s)",
     )
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse values out of bounds and options that do not go together. `ConfigError`: one of them."""
+    """Check bounds and contradictions of the options.
+
+    Raises:
+        ConfigError: a value is out of bounds, or options contradict each other.
+    """
     from grpo_actors.generate.prompts import is_encodable  # noqa: PLC0415  not for --help
 
     for name, rule, keeps in BOUNDS:
@@ -148,13 +162,13 @@ def check(options: argparse.Namespace) -> None:
             "--samples of one prompt needs --json, or nobody could tell them apart",
         ),
     )
-    for broken, complaint in contradictions:
+    for broken, rule in contradictions:
         if broken:
-            raise ConfigError(complaint)
+            raise ConfigError(rule)
 
 
 def name_model(options: argparse.Namespace) -> None:
-    """Put the folder or hub id in place of what the user calls the model and the adapter; may be called twice."""
+    """Resolve the user's names of model and adapter to a folder or hub id, in place; may be called twice."""
     from grpo_actors.rundir.naming import resolve  # noqa: PLC0415  MLX takes a second to import
 
     if options.adapter is not None:
@@ -169,8 +183,8 @@ def open_speaker(options: argparse.Namespace) -> "Speaker":
     """Load the model, which takes seconds.
 
     Raises:
-        ModelError: it cannot be loaded.
-        ConfigError: the adapter does not fit it.
+        ModelError: the model cannot be loaded.
+        ConfigError: the adapter does not fit the model.
     """
     from grpo_actors.generate.speaker import Speaker  # noqa: PLC0415
     from grpo_actors.policy.decoding.sampling import SamplingParams  # noqa: PLC0415
@@ -190,7 +204,7 @@ def open_speaker(options: argparse.Namespace) -> "Speaker":
 
 
 def batch(options: argparse.Namespace) -> None:
-    """``--batch``: everything that can be refused is refused before anything is written."""
+    """Run ``--batch``; check everything before anything is written."""
     from grpo_actors.generate.output import Output, refuse_other  # noqa: PLC0415
     from grpo_actors.generate.prompts import digest, read_requests  # noqa: PLC0415
 
@@ -214,7 +228,7 @@ def batch(options: argparse.Namespace) -> None:
 
 
 def answer(options: argparse.Namespace, prompt: "Prompt") -> None:
-    """One prompt: its answer as it comes, or as JSON."""
+    """Answer one prompt: print the text while it is sampled, or print JSON."""
     speaker = open_speaker(options)
     ids = speaker.encode_fitting(prompt, "PROMPT")
     if options.json:
@@ -234,10 +248,11 @@ def answer(options: argparse.Namespace, prompt: "Prompt") -> None:
 
 
 def chat(options: argparse.Namespace) -> None:
-    """No prompt, in a terminal."""
+    """Run a chat in a terminal."""
     if options.raw or options.json or not sys.stdout.isatty():
         raise ConfigError(
-            "a chat needs a terminal, turns and text; give a PROMPT with --raw, --json or a redirected output"
+            "a chat needs a terminal and works without --raw and --json; give a PROMPT with --raw, --json or "
+            "redirected output"
         )
     speaker = open_speaker(options)
     speaker.require_turns()
@@ -247,7 +262,11 @@ def chat(options: argparse.Namespace) -> None:
 
 
 def read_prompt(given: str | None) -> str:
-    """The prompt of the command line, or else all of standard input. `DataError`: no text."""
+    """Return the command line's prompt, or else all of standard input.
+
+    Raises:
+        DataError: it is empty or not UTF-8.
+    """
     from grpo_actors.generate.prompts import is_encodable  # noqa: PLC0415
 
     text = given
@@ -266,10 +285,10 @@ def read_prompt(given: str | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit code, or raises for `run_command` to print."""
+    """Run the tool and return the exit code, or raise GrpoActorsError for `run_command` to print."""
     options = parser().parse_args(arguments)
     check(options)
-    # transformers otherwise remarks that PyTorch is absent, which is how it is meant to be.
+    # transformers would otherwise warn that PyTorch is absent, which is intended.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from grpo_actors.backend import submit_long_graphs  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-"""A file of prompts in, a file of completions out: side by side, in the order in which they end.
+"""Answer a file of prompts: sample many completions at a time and write them in the order in which they finish.
 
-Killed at any moment and started again it goes on: what is in the output is not sampled again, and what is sampled is
-what it would have been.
+A batch that was killed at any moment continues when it is started again: completions in the output are not sampled
+again, and all others are the same as without the interruption.
 """
 
 import sys
@@ -21,16 +21,20 @@ from grpo_actors.policy.decoding.sampling import sample_in_turn
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """A prompt with the samples that it still lacks."""
+    """A prompt and its missing samples."""
 
     request: Request
-    #: Four bytes a token: the prompts of a whole file are kept.
+    #: Token ids, four bytes each, because the prompts of a whole file are kept in memory.
     tokens: "array[int]"
     samples: Sequence[int]
 
 
 def encode_all(speaker: Speaker, requests: Sequence[Request]) -> list["array[int]"]:
-    """Token ids of every prompt. `DataError`: one leaves no room for an answer; names its line."""
+    """Return the token ids of every prompt.
+
+    Raises:
+        DataError: a prompt is too long to leave space for an answer; the text names its line.
+    """
     return [array("I", speaker.encode_fitting(request.prompt, request.where)) for request in requests]
 
 
@@ -43,15 +47,15 @@ def run_batch(
     samples: int,
     places: int,
 ) -> None:
-    """Sample what `output` lacks.
+    """Sample the completions that `output` lacks.
 
     Args:
-        speaker: Whom to ask.
-        requests: All of the input, in its order.
-        prompts: Their tokens.
-        output: Where it goes.
+        speaker: The policy and its sampling settings.
+        requests: All requests of the input, in its order.
+        prompts: The token ids of each request.
+        output: The file of results.
         samples: Completions of each prompt.
-        places: Completions that are sampled side by side.
+        places: Rows of the decoding batch: completions sampled at the same time.
     """
     todo = {
         request.index: Todo(request, tokens, missing)
@@ -60,7 +64,7 @@ def run_batch(
     }
     total = len(requests) * samples
     left = sum(len(each.samples) for each in todo.values())
-    _say_where_it_stands(output, total - left, total)
+    _print_progress(output, total - left, total)
     started_s, tokens = time.monotonic(), 0
     with _bar() as bar:
         task = bar.add_task("", total=total, completed=total - left, rate="")
@@ -95,7 +99,7 @@ def _groups(
         yield index, each.tokens, [seeds[number] for number in each.samples]
 
 
-def _say_where_it_stands(output: Output, done: int, total: int) -> None:
+def _print_progress(output: Output, done: int, total: int) -> None:
     if output.mended:
         print("the last line of the output was cut in the middle; it is sampled again", file=sys.stderr)
     if done:
@@ -103,7 +107,7 @@ def _say_where_it_stands(output: Output, done: int, total: int) -> None:
 
 
 def _bar() -> Progress:
-    """On standard error, and only where that is a terminal."""
+    """Build a progress bar on standard error; disabled if that is not a terminal."""
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -1,6 +1,7 @@
-"""A conversation in a terminal: turns, their history, a few commands.
+"""Run a chat in a terminal: turns, their history, and a few commands.
 
-Ctrl-C ends an answer, and what was said of it stays in the history; at the prompt it leaves, as Ctrl-D does.
+During an answer Ctrl-C ends the answer, whose text so far stays in the history. At the prompt Ctrl-C leaves the chat,
+as Ctrl-D does.
 """
 
 import json
@@ -18,25 +19,25 @@ from grpo_actors.process import StopRequest
 from grpo_actors.tasks.task import Message
 
 HELP = """\
-/clear         begin anew; the system prompt stays
-/system TEXT   set the system prompt; without TEXT: have none
-/save FILE     write the conversation, one JSON message a line
-/help          this
+/clear         start a new conversation; the system prompt stays
+/system TEXT   set the system prompt; without TEXT: remove it
+/save FILE     write the conversation, one JSON message per line
+/help          show this help
 /quit          leave; so do Ctrl-D, and Ctrl-C at the prompt. During an answer Ctrl-C ends the answer.
-A line that is to begin with a slash begins with a space."""
+To send a line that begins with a slash, put a space before it."""
 
 
 class Chat:
-    """The history, and what each line of the user's does to it."""
+    """A conversation: its history and its commands."""
 
     def __init__(self, speaker: Speaker, system: str) -> None:
         self._speaker = speaker
         self._system = system
-        #: User and assistant in turn, all of them, whatever of it still fits the context.
+        #: All turns, user and assistant alternating, including those that no longer fit the context.
         self._turns: list[Message] = []
-        #: Answers so far: the number of the next one's draws. The same question twice gets two answers.
+        #: Number of answers so far, the seed index of the next one: the same question twice gets two answers.
         self._asked = 0
-        #: Files that this chat has written, and may write again.
+        #: Files that this chat has written and may overwrite.
         self._saved: set[Path] = set()
         self._commands: dict[str, Callable[[str], None]] = {
             "/clear": self._clear,
@@ -46,8 +47,8 @@ class Chat:
         }
 
     def run(self) -> None:
-        """Until the user leaves."""
-        import readline  # noqa: F401, PLC0415 - input() then edits lines and remembers them
+        """Run the chat until the user leaves."""
+        import readline  # noqa: F401, PLC0415 - gives input() line editing and history
 
         print(f"{self._speaker.policy.name}. /help lists the commands.")
         while True:
@@ -59,17 +60,17 @@ class Chat:
             if line.strip() == "/quit":
                 return
             if not is_encodable(line):
-                print("(that was no UTF-8)")
+                print("(the line must be UTF-8)")
             elif line.startswith("/"):
-                self._obey(line)
+                self._run_command(line)
             elif line.strip():
                 self._reply(line.strip())
 
     def _reply(self, text: str) -> None:
-        asked: Message = {"role": "user", "content": text}
+        question: Message = {"role": "user", "content": text}
         try:
-            ids, left_out = self._fitting([*self._turns, asked])
-        except (DataError, ModelError) as error:  # too long, or the template refuses the system prompt
+            ids, left_out = self._fitting([*self._turns, question])
+        except (DataError, ModelError) as error:  # too long, or the template has no system prompt
             print(f"({error})")
             return
         if left_out:
@@ -82,14 +83,14 @@ class Chat:
         print()
         if not sample.finished:
             print("(ended)" if stop else f"(cut after --max-tokens {self._speaker.params.max_new_tokens})")
-        answered = self._speaker.policy.decode(sample.tokens)
-        self._turns += [asked, {"role": "assistant", "content": answered}]
+        answer = self._speaker.policy.decode(sample.tokens)
+        self._turns += [question, {"role": "assistant", "content": answer}]
 
     def _fitting(self, turns: list[Message]) -> tuple[list[int], int]:
-        """Tokens of the conversation, without as many of its first turns as it takes, and how many those were.
+        """Return the tokens of the conversation, and how many of its first messages had to be left out to fit.
 
         Raises:
-            DataError: the last turn alone is too long.
+            DataError: the last message alone is too long.
         """
         for first in range(0, len(turns) - 1, 2):
             ids = self._speaker.encode(with_system(tuple(turns[first:]), self._system))
@@ -100,7 +101,7 @@ class Chat:
 
     # --- commands ---------------------------------------------------------------------------------
 
-    def _obey(self, line: str) -> None:
+    def _run_command(self, line: str) -> None:
         name, _, argument = line.partition(" ")
         command = self._commands.get(name)
         if command is None:
@@ -136,17 +137,17 @@ def _show(text: str) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[StopRequest]:
-    """Within the block a first Ctrl-C only sets what is yielded; one more raises KeyboardInterrupt."""
+    """Within the block, the first Ctrl-C sets the yielded request; a second one raises KeyboardInterrupt."""
     stop = StopRequest()
 
-    def heed(number: int, frame: FrameType | None) -> None:
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
         del number, frame
         if stop:
             raise KeyboardInterrupt
         stop.set()
 
-    before = signal.signal(signal.SIGINT, heed)
+    former = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, former)

@@ -1,9 +1,9 @@
-"""The results of a batch on disk: whole lines, and beside them what they were begun with.
+"""Write the results of a batch to disk, next to the settings that the batch was started with.
 
-    OUT             one JSON object a completion, in the order in which they were finished
-    OUT.job.json    digest of the input, model and settings: only the same ones may go on with OUT
+    OUT             one JSON object per completion, in the order in which they finished
+    OUT.job.json    digest of the input, model and settings: only the same ones may continue OUT
 
-A kill at any moment leaves whole lines and at most one that is cut, which is dropped and sampled again.
+A kill at any moment leaves complete lines and at most one cut line, which is dropped and sampled again.
 """
 
 import fcntl
@@ -17,62 +17,66 @@ from typing import Any, Self
 from grpo_actors.errors import ConfigError, ProtocolError, RunError
 from grpo_actors.observe.sinks import LineFile
 
-#: Results that a failing machine (not a killed process) may lose: those of so many seconds.
+#: Most seconds of results that a machine failure may lose; a killed process loses none.
 SYNC_S = 5.0
 
 Settings = Mapping[str, Any]
 
 
 def job_file(output: Path) -> Path:
-    """The file beside the results."""
+    """Return the path of the job file, next to the results."""
     return output.with_name(f"{output.name}.job.json")
 
 
 def refuse_other(output: Path, settings: Settings) -> None:
-    """Refuse an output that was not begun with `settings`; those not given here are not looked at.
+    """Check that `output` is new or was started with `settings`; settings that are not given are not compared.
 
     Raises:
-        ConfigError: it was begun with another input, model or setting, or is no batch's; or it cannot be made.
+        ConfigError: it was started with another input, model or setting, is not a batch's, or cannot be created.
     """
     if not output.parent.is_dir() or output.is_dir():
         raise ConfigError(f"--output must name a file in a folder that exists, got {output}")
-    begun = _begun_with(output)
-    if begun is None:
+    former = _former_settings(output)
+    if former is None:
         if output.exists() and output.stat().st_size:
             raise ConfigError(
                 f"{output}: exists, and no {job_file(output).name} says that a batch began it; choose another --output"
             )
         return
     for name, value in settings.items():
-        if begun.get(name) != value:
+        if former.get(name) != value:
             raise ConfigError(
-                f"{output}: was begun with {name} = {begun.get(name)!r}, got {value!r}; "
+                f"{output}: was begun with {name} = {former.get(name)!r}, got {value!r}; "
                 "give the same again, or choose another --output"
             )
 
 
 class Output:
-    """The results while they are written; a file that was begun before is gone on with."""
+    """The file of results, open for writing; an unfinished file is continued."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        """Open, and read what is done.
+        """Open the file and read which completions are done.
 
         Raises:
             ConfigError: as `refuse_other`.
-            RunError: another process writes it, or the disk refuses.
+            RunError: another process is writing the file, or it cannot be written.
         """
         refuse_other(path, settings)
         #: (index, sample) of each completion in the file.
         self.done: set[tuple[int, int]] = set()
-        self._lock = self._begin(path, settings)
-        before = path.stat().st_size if path.exists() else 0
+        self._lock = self._lock_job(path, settings)
+        former_size = path.stat().st_size if path.exists() else 0
         self._file = LineFile(path, self._keeps)
-        #: Whether the last line was cut in the middle.
-        self.mended = self._file.size < before
+        #: Whether the last line was cut in the middle, and so was dropped.
+        self.mended = self._file.size < former_size
         self._synced_s = time.monotonic()
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append completions, all or none. `RunError`: no room."""
+        """Append completions, all or none.
+
+        Raises:
+            RunError: the disk is full.
+        """
         self._file.write(*(json.dumps(record, ensure_ascii=False).encode() for record in records))
         if time.monotonic() - self._synced_s > SYNC_S:
             self._file.sync()
@@ -86,12 +90,12 @@ class Output:
         self._file.close()
         os.close(self._lock)
 
-    def _begin(self, path: Path, settings: Settings) -> int:
-        """Write the job file unless it is there; returns its descriptor, which holds the lock."""
+    def _lock_job(self, path: Path, settings: Settings) -> int:
+        """Write the job file unless it exists; return its descriptor, which holds the lock."""
         try:
             descriptor = os.open(job_file(path), os.O_RDWR | os.O_CREAT, 0o666)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _begun_with(path) is None:
+            if _former_settings(path) is None:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, (json.dumps(settings, indent=2) + "\n").encode())
                 os.fsync(descriptor)
@@ -110,14 +114,14 @@ class Output:
         return True
 
 
-def _begun_with(output: Path) -> dict[str, Any] | None:
-    """The settings in the job file; None: there is none, or its writer was killed before it wrote a result."""
+def _former_settings(output: Path) -> dict[str, Any] | None:
+    """Read the settings in the job file; None: no job file, or its writer was killed before its first result."""
     try:
-        begun: dict[str, Any] = json.loads(job_file(output).read_text())
+        former: dict[str, Any] = json.loads(job_file(output).read_text())
     except FileNotFoundError:
         return None
     except ValueError:
         if not output.exists() or not output.stat().st_size:
             return None
         raise ConfigError(f"{job_file(output)}: not JSON; choose another --output") from None
-    return begun
+    return former

@@ -1,7 +1,8 @@
-"""What is asked: one prompt, or a file of them, checked line by line before anything is loaded. No MLX.
+"""Read prompts: one text, or a file that is checked line by line before any model is loaded. No MLX.
 
-A file is JSON Lines (``prompt``, a text, or ``messages``, a chat, and if you like an ``id``; other columns are
-not read), or a text with one prompt a line. ``.jsonl`` and ``.txt`` say which; without them its first line does.
+A file is JSON Lines (``prompt``, a text, or ``messages``, a chat, and optionally an ``id``; other columns are
+ignored), or a text file with one prompt per line. The suffix ``.jsonl`` or ``.txt`` decides; with any other suffix the
+first line does.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from grpo_actors.tasks.jsonl import is_chat
 from grpo_actors.tasks.lines import excerpt, read_lines, read_rows
 from grpo_actors.tasks.task import Message
 
-#: A chat that ends with the user's turn; or a text, to be gone on with as it stands.
+#: A chat that ends with the user's turn; or a raw text to continue.
 Prompt = tuple[Message, ...] | str
 
 SETTING = "--batch"
@@ -26,29 +27,29 @@ EXAMPLE = '{"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}
 class Request:
     """One prompt of a file."""
 
-    #: Its place among the file's prompts, from 0.
+    #: Index among the file's prompts, from 0.
     index: int
     prompt: Prompt
-    #: The file's own name for it; None: it has none.
+    #: The id given in the file; None: none.
     id: str | int | None
-    #: File and line.
+    #: File and line, for errors.
     where: str
 
 
 def as_prompt(text: str, system: str, *, raw: bool) -> Prompt:
-    """A user's text as the model is asked it: in a chat, after `system` unless that is empty, or as it stands."""
+    """Return a user's text as a prompt: a chat, after `system` unless that is empty; with `raw` the text itself."""
     return text if raw else with_system(({"role": "user", "content": text},), system)
 
 
 def with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, ...]:
-    """The chat after the system prompt, unless that is empty or the chat has its own."""
+    """Put the system prompt before the chat, unless it is empty or the chat has its own."""
     if not system or messages[0]["role"] == "system":
         return messages
     return ({"role": "system", "content": system}, *messages)
 
 
 def is_encodable(text: str) -> bool:
-    """Whether it is Unicode: JSON and a terminal can smuggle in half a character, which no tokenizer takes."""
+    """Return whether the text encodes to UTF-8: JSON and terminals can yield half a surrogate pair, which tokenizers reject."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -57,10 +58,10 @@ def is_encodable(text: str) -> bool:
 
 
 def read_requests(path: Path, system: str, *, raw: bool) -> list[Request]:
-    """All prompts of a file, in its order.
+    """Read all prompts of a file, in its order.
 
     Raises:
-        DataError: the file is unreadable or empty, or a line is no prompt; names it.
+        DataError: the file is unreadable or empty, or a line is not a prompt; the text names it.
     """
     requests = [
         Request(index, prompt, own_id, where)
@@ -72,7 +73,7 @@ def read_requests(path: Path, system: str, *, raw: bool) -> list[Request]:
 
 
 def digest(path: Path) -> str:
-    """sha256 of the file."""
+    """Return the sha256 of the file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -116,7 +117,7 @@ def _prompt(row: dict[str, Any], system: str, where: str, *, raw: bool) -> Promp
 
 def _id(row: dict[str, Any], where: str) -> str | int | None:
     value = row.get("id")
-    # JSON's true is Python's 1.
+    # `type`, not isinstance: JSON's true is an int in Python.
     if value is None or type(value) is int or (isinstance(value, str) and is_encodable(value)):
         return value
     raise DataError(f"{where}: id must be a text or a whole number, got {excerpt(value)}; mend the line")

@@ -1,7 +1,7 @@
-"""A policy that is asked for text: how prompts become tokens, how long they may be, with which draws it answers.
+"""Generate text with a policy: encode prompts, check their lengths, and sample answers with fixed seeds.
 
-What is sampled depends on the seed, the place of the prompt and the number of the sample, and on nothing else: not on
-what shares a batch, nor on when it is asked.
+A sample depends only on the seed, the index of the prompt and the number of the sample: not on the other rows of a
+batch, nor on when it is sampled.
 """
 
 from collections.abc import Callable
@@ -20,17 +20,17 @@ from grpo_actors.schedule.order import sample_seeds
 
 @dataclass
 class Speaker:
-    """A policy with the settings to ask it by."""
+    """A policy with its sampling settings."""
 
     policy: Policy
     params: SamplingParams
     seed: int
-    #: Tokens of prompt and answer together; 0: what the model was made for.
+    #: Most tokens of prompt and answer together; 0: the model's own limit.
     max_context: int = 0
 
     @cached_property
     def context(self) -> int | None:
-        """Tokens of prompt and answer together, at most; None: nobody says."""
+        """Most tokens of prompt and answer together; None: unknown."""
         described = self.policy.architecture
         own = described.get("max_position_embeddings") or described.get("text_config", {}).get(
             "max_position_embeddings"
@@ -38,11 +38,11 @@ class Speaker:
         return self.max_context or (int(own) if own else None)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt.
+        """Return the token ids of a prompt.
 
         Raises:
-            ModelError: it is a chat, and the model knows none.
-            DataError: it has no tokens.
+            ModelError: the prompt is a chat, and the model has no chat template.
+            DataError: the prompt has no tokens.
         """
         if isinstance(prompt, str):
             ids: list[int] = self.policy.tokenizer.encode(prompt)
@@ -53,22 +53,27 @@ class Speaker:
         return self.policy.encode_chat(prompt)
 
     def require_turns(self) -> None:
-        """Refuse a model that knows no chat. `ModelError`: it is one."""
+        """Check that the model has a chat template.
+
+        Raises:
+            ModelError: it has none.
+        """
         if not self.policy.tokenizer.has_chat_template:
             raise ModelError(
-                f"{self.policy.name}: its tokenizer has no chat template; give a PROMPT and --raw to have it gone on "
-                "with as it stands, or use an instruction-tuned model"
+                f"{self.policy.name}: its tokenizer has no chat template; give a PROMPT and --raw to continue a text, "
+                "or use an instruction-tuned model"
             )
 
     def excess(self, tokens: int) -> int:
-        """By how many tokens a prompt of so many is too long; 0 or less: it is not."""
+        """Return by how many tokens a prompt of `tokens` tokens is too long; 0 or less: it fits."""
         return tokens + self.params.max_new_tokens - self.context if self.context else 0
 
     def encode_fitting(self, prompt: Prompt, where: str) -> list[int]:
-        """As `encode`, for a prompt that has to leave room for an answer.
+        """Encode a prompt and check that it leaves space for an answer.
 
         Raises:
-            DataError: it leaves none; begins with `where`.
+            DataError: it does not; the text begins with `where`.
+            ModelError: as `encode`.
         """
         ids = self.encode(prompt)
         if self.excess(len(ids)) > 0:
@@ -79,22 +84,22 @@ class Speaker:
         return ids
 
     def seeds(self, index: int, samples: int) -> list[int]:
-        """One 64-bit seed for each completion of prompt number `index`."""
+        """Return one 64-bit seed for each completion of prompt number `index`."""
         return sample_seeds(self.seed, 0, f"generate/{index}", samples)
 
     def answer(
         self, ids: list[int], index: int, say: Callable[[str], object], stop: Callable[[], object] = bool
     ) -> Sample:
-        """Sample one completion of the tokens `ids` and say its text as it comes.
+        """Sample one completion of the tokens `ids` and stream its text.
 
         Args:
-            ids: Of a prompt, as `encode` gives them.
+            ids: Token ids of a prompt, from `encode`.
             index: The prompt's number.
-            say: Called with each piece of the text that is whole.
-            stop: Asked after each token whether to leave it at that.
+            say: Called with each piece of text that ends with a complete character.
+            stop: Called after each token; a true result ends the answer.
 
         Returns:
-            The completion; unfinished where it was cut.
+            The completion; unfinished if it was cut.
         """
         [seed] = self.seeds(index, 1)
         detokenizer = Detokenizer(self.policy)
@@ -108,7 +113,7 @@ class Speaker:
         return sample
 
     def record(self, index: int, number: int, prompt_tokens: int, sample: Sample) -> dict[str, Any]:
-        """A completion as JSON: which prompt's, which of its samples, the text, how it ended, lengths in tokens."""
+        """Return a completion as JSON: prompt index, sample number, text, how it ended, lengths in tokens."""
         return {
             "index": index,
             "sample": number,

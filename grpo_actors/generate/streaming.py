@@ -1,46 +1,46 @@
-"""Text from tokens that come one by one: all pieces together are the text of all tokens.
+"""Decode tokens one by one: the pieces together are the text of all tokens.
 
-mlx-lm's detokenizers drop a leading space, or wait for the end of a word; this one asks the tokenizer itself, about
-the last few tokens only. Knows tokens and text; refuses to know where either goes.
+mlx-lm's detokenizers drop a leading space, or wait for the end of a word. This one calls the tokenizer itself, on the
+last few tokens only. It does not depend on where tokens come from or where the text goes.
 """
 
 from grpo_actors.policy.model import Policy
 
-#: What a tokenizer makes of bytes that are no whole character.
+#: The replacement character: a tokenizer's text for bytes that are not a complete character.
 CUT = "\ufffd"
 
-#: Control characters mean something to a terminal, and a model may sample them. Line feed and tab may stay.
+#: Control characters, which a model may sample and a terminal would interpret. Line feed and tab stay.
 _NOT_SHOWN = {code: CUT for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t\r"} | {13: None}
 
 
 class Detokenizer:
-    """Pieces of text, each as soon as its last character is whole; a stop token has no text."""
+    """A streaming decoder: returns each piece of text when its last character is complete; a stop token has no text."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._tokens: list[int] = []
-        #: Tokens before `_said` have been said; those from `_context` on are decoded again with the next ones, as
-        #: a tokenizer may treat the first of a text otherwise than the others.
-        self._context = self._said = 0
+        #: The text of the tokens before `_returned` has been returned. Tokens from `_context` on are decoded again
+        #: with the next ones, because a tokenizer may treat the first token of a text differently.
+        self._context = self._returned = 0
 
     def add(self, token: int) -> str:
-        """The text that this token makes certain; empty where a character is still cut."""
+        """Add a token and return the text that is now certain; empty while a character is incomplete."""
         self._tokens.append(token)
         return self._take(whole=True)
 
     def rest(self) -> str:
-        """After the last token: what was held back."""
+        """Return the remaining text after the last token."""
         return self._take(whole=False)
 
     def _take(self, *, whole: bool) -> str:
         text = self._policy.decode(self._tokens[self._context :])
-        before = self._policy.decode(self._tokens[self._context : self._said])
-        if len(text) <= len(before) or (whole and text.endswith(CUT)):
+        former = self._policy.decode(self._tokens[self._context : self._returned])
+        if len(text) <= len(former) or (whole and text.endswith(CUT)):
             return ""
-        self._context, self._said = self._said, len(self._tokens)
-        return text[len(before) :]
+        self._context, self._returned = self._returned, len(self._tokens)
+        return text[len(former) :]
 
 
 def for_terminal(text: str) -> str:
-    """The text without what a terminal would obey."""
+    """Return the text without characters that a terminal would interpret."""
     return text.translate(_NOT_SHOWN)
