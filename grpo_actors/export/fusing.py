@@ -1,6 +1,6 @@
-"""A trained policy as one model folder: the checkpoint's own weights, or its adapter added to the base.
+"""A trained policy without an adapter: the checkpoint's full weights, or its base with the adapter merged in.
 
-For good, and in the base's own type; what a worker does for the length of a batch is `adapter.fused`.
+The merge is permanent, in the base's own type. `adapter.fused` is the temporary merge of a worker, for one batch.
 """
 
 from pathlib import Path
@@ -20,20 +20,20 @@ from grpo_actors.rundir.checkpoint_weights import check_adapter, is_adapter
 
 
 def load_fused(checkpoint: Path, config: ModelConfig, *, dequantize: bool, dtype: str | None) -> Policy:
-    """The policy of a checkpoint without an adapter beside it.
+    """Load the policy of a checkpoint, with its adapter, if it has one, merged into the weights.
 
     Args:
-        checkpoint: Its folder.
+        checkpoint: The checkpoint's folder.
         config: Section [model] of the run.
-        dequantize: Unpack a quantised base, so that the sum with the adapter is not rounded to its bits again.
-        dtype: Of the weights; None: as the checkpoint, or the base, has them.
+        dequantize: Unpack a quantised base, so that the sum with the adapter is not rounded to few bits again.
+        dtype: Type of the weights; None keeps the type of the checkpoint or the base.
 
     Raises:
-        ModelError: base or adapter is unusable, or `dtype` is asked of quantised weights.
+        ModelError: base or adapter is unusable, or `dtype` is given for quantised weights.
     """
     if not is_adapter(checkpoint):
-        whole = config.model_copy(update={"model_name": str(checkpoint), "base_bits": 0})
-        policy = load_base(whole, dtype=AS_STORED)
+        full = config.model_copy(update={"model_name": str(checkpoint), "base_bits": 0})
+        policy = load_base(full, dtype=AS_STORED)
     else:
         check_adapter(checkpoint, config)
         policy = load_base(config, dtype=AS_STORED)
@@ -44,7 +44,7 @@ def load_fused(checkpoint: Path, config: ModelConfig, *, dequantize: bool, dtype
         if is_quantized(policy.model):
             raise ModelError(f"--dtype {dtype}: the weights are quantised; add --dequantize")
         policy.model.set_dtype(DTYPES[dtype])
-    policy.architecture = _described(policy)
+    policy.architecture = _architecture(policy)
     mx.eval(policy.model.parameters())
     return policy
 
@@ -59,8 +59,8 @@ def _fuse(model: nn.Module, checkpoint: Path, *, dequantize: bool) -> None:
     model.update_modules(tree_unflatten(fused))
 
 
-def _described(policy: Policy) -> dict[str, Any]:
-    """The config.json of the model as it is now: packed in which groups and bits, or not at all."""
+def _architecture(policy: Policy) -> dict[str, Any]:
+    """Return the model's config.json with the quantisation that its weights have now, if any."""
     architecture = {
         key: value
         for key, value in policy.architecture.items()
@@ -73,8 +73,8 @@ def _described(policy: Policy) -> dict[str, Any]:
     }
     if not packed:
         return architecture
-    # What most modules have stands for all; mlx-lm looks for the others by name.
+    # The most common settings are the default; mlx-lm looks up the exceptions by module name.
     settings = list(packed.values())
     common = max(settings, key=settings.count)
-    others = {name: own for name, own in packed.items() if own != common}
-    return architecture | {"quantization": {**common, **others}}
+    exceptions = {name: own for name, own in packed.items() if own != common}
+    return architecture | {"quantization": {**common, **exceptions}}

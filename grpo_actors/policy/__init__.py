@@ -1,1 +1,1 @@
-"""Models: load, sample, score, train, save. The only place that knows mlx.nn and mlx_lm; no sockets."""
+"""Models: load, sample, score, train, save. The only place that uses mlx.nn and mlx_lm; it has no sockets."""

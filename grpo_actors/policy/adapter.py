@@ -1,7 +1,7 @@
 """An adapter on a frozen base: LoRA (2106.09685) or DoRA (2402.09353), built by mlx-lm.
 
-Knows modules and section [model]; refuses to know whether the base is quantised (QLoRA, 2305.14314), as
-mlx-lm's adapters fit both.
+Depends on modules and section [model] only. It does not matter whether the base is quantised (QLoRA,
+2305.14314): mlx-lm's adapters fit both.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _DORA_FITS = (nn.Linear, nn.QuantizedLinear, nn.Embedding)
 
 
 def add_adapter(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Freeze `model` and put a new adapter on it, which changes nothing until it is trained.
+    """Freeze `model` and add a new adapter to it, which changes no output until it is trained.
 
     Raises:
         ConfigError: lora_layers or lora_keys do not fit this model.
@@ -41,11 +41,15 @@ def add_adapter(model: nn.Module, config: ModelConfig, seed: int) -> None:
 
 @contextlib.contextmanager
 def fused(model: nn.Module) -> Iterator[None]:
-    """Within this block every adapter on unpacked weights is part of them: one product in place of three.
+    """Merge every adapter on unpacked weights into them within this block: one product in place of three.
 
-    A decoding step is as long as it has kernels: with a LoRA of rank 16 on Qwen2.5-0.5B it took an H200 17 ms,
-    where the base alone took 5 ms. In half precision the sum is rounded, so that a young adapter shows only in part: the recorded
-    log-probs are those of what sampled. For the length of a batch; the weights must not change meanwhile.
+    The number of kernels decides how long a decoding step takes: with a LoRA of rank 16 on Qwen2.5-0.5B a step
+    took 17 ms on an H200, with the base alone 5 ms.
+
+    In half precision the sum is rounded, so a young adapter takes effect only in part. The recorded log-probs
+    stay right: they come from the same rounded weights that sampled.
+
+    Use the block for one batch; the weights must not change within it.
     """
     adapters = {
         name: module
@@ -61,28 +65,28 @@ def fused(model: nn.Module) -> Iterator[None]:
 
 
 def adapter_parameters(config: ModelConfig) -> dict[str, Any]:
-    """An adapter as mlx-lm describes it; without keys it takes every module of a layer that it can."""
+    """Return the adapter's parameters as mlx-lm expects them; without keys, mlx-lm adapts every module it can."""
     parameters = {"rank": config.lora_rank, "scale": config.lora_scale, "dropout": config.lora_dropout}
     return parameters | ({"keys": list(config.lora_keys)} if config.lora_keys else {})
 
 
 def adapted_layers(model: Any, config: ModelConfig) -> int:
-    """How many layers carry the adapter, counted from the last.
+    """Return how many layers carry the adapter, counted from the last.
 
     Raises:
-        ConfigError: more than there are.
+        ConfigError: lora_layers exceeds the model's layers.
     """
-    there = len(model.layers)
-    if config.lora_layers > there:
+    available = len(model.layers)
+    if config.lora_layers > available:
         raise ConfigError(
-            f"model.lora_layers: must be at most {there}, the layers of {config.model_name} (-1: all), "
+            f"model.lora_layers: must be at most {available}, the layers of {config.model_name} (-1: all), "
             f"got {config.lora_layers}"
         )
-    return there if config.lora_layers < 0 else config.lora_layers
+    return available if config.lora_layers < 0 else config.lora_layers
 
 
 def _check_keys(model: Any, layers: int, config: ModelConfig) -> None:
-    """Refuse keys, or a choice of mlx-lm's, that name no module which the adapter fits."""
+    """Reject keys (the user's, or mlx-lm's own choice) that name no module the adapter fits."""
     in_layers = {
         key: module for layer in model.layers[-layers:] for key, module in layer.named_modules() if key
     }

@@ -1,10 +1,10 @@
-"""How large a copy of weights may be that makes sampling faster. Loads no MLX: who plans memory asks too."""
+"""The size limit of weight copies that make sampling faster. Loads no MLX: memory planning uses it too."""
 
-#: A copy may take one part in so many of a device's memory. Where it would take more, the weights are so large that to
-#: read them is what a step takes, and not to call kernels.
+#: A copy may take at most 1 / MEMORY_PARTS of a device's memory. A larger copy would not pay: with weights of that
+#: size, a step spends its time on reading them, not on launching kernels.
 MEMORY_PARTS = 8
 
 
 def may_copy(size: float, memory: float) -> bool:
-    """Whether so many bytes may be copied on a device with so many."""
+    """Return whether weights of `size` bytes may be copied on a device with `memory` bytes."""
     return size <= memory / MEMORY_PARTS

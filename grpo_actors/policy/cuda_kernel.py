@@ -1,6 +1,6 @@
-"""Kernels of our own for CUDA, in the source that MLX compiles when one is first called.
+"""Our own CUDA kernels, which MLX compiles from source at their first call.
 
-Knows names and caches; refuses to know what is computed.
+Depends on names and caches only, not on what a kernel computes.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ import mlx.core as mx
 
 @lru_cache(maxsize=16)
 def cuda_kernel(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], source: str) -> Any:
-    """A kernel, to be called as `mx.fast.cuda_kernel` says; its template must name every type that it computes with."""
-    # MLX keeps what it has compiled on disk, by the kernel's name alone: without its source in the name, a run would
-    # take the kernel of an earlier version of this program.
+    """Return a kernel, called like `mx.fast.cuda_kernel`'s; its template must name every type that it computes with."""
+    # MLX caches compiled kernels on disk under their name alone. Without the digest of the source in the name, a run
+    # would load the kernel of an earlier version of this program.
     digest = hashlib.sha256("\n".join((*inputs, *outputs, source)).encode()).hexdigest()[:12]
     return mx.fast.cuda_kernel(
         name=f"{name}_{digest}", input_names=list(inputs), output_names=list(outputs), source=source

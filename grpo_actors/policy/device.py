@@ -1,4 +1,4 @@
-"""Which device MLX computes on, and its memory."""
+"""The device that MLX computes on, and its memory."""
 
 import os
 
@@ -6,12 +6,12 @@ import mlx.core as mx
 
 
 def on_cuda() -> bool:
-    """Whether it is an NVIDIA GPU: there, and the default."""
+    """Return whether MLX's default device is an NVIDIA GPU, and available."""
     return mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
 
 
 def memory_bytes() -> int:
-    """Of the device that computes."""
+    """Return the memory of the device that computes, or the host's where MLX does not report it."""
     info = mx.device_info()
-    known = info.get("memory_size") or info.get("total_memory")  # Metal's name for it, and CUDA's
+    known = info.get("memory_size") or info.get("total_memory")  # Metal's key, and CUDA's
     return int(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,8 +1,8 @@
-"""DoRA while weights stand still, as they do for the length of a batch of samples.
+"""DoRA layers with fixed weights, as during a batch of samples.
 
-mlx-lm's layers unpack the base, add the adapter and take the norm of each row at every call. That is little
-beside the tokens of a training batch, and many times a decoding step's own work. Here the norms are taken
-once, and the base is multiplied as it is packed; everything else is as there.
+At every call, mlx-lm's layers unpack the base, add the adapter and compute the norm of each row. This costs
+little compared with a training batch, but many times as much as a decoding step itself. Here the norms are
+computed once, and the packed base is multiplied directly; the rest is the same as in mlx-lm.
 """
 
 import contextlib
@@ -16,9 +16,10 @@ from mlx_lm.tuner.dora import DoRALinear
 
 @contextlib.contextmanager
 def fixed_norms(model: nn.Module) -> Iterator[None]:
-    """Within this block the model is in evaluation mode, and its weights do not change.
+    """Compute the norms of all DoRA layers once, and use them within this block.
 
-    It changes the layers' class, for this thread and every other: nothing may train meanwhile.
+    The model must be in evaluation mode, and its weights must not change. The block patches the layers' class,
+    for every thread: nothing may train meanwhile.
     """
     factors = {id(module): _factor(module) for module in model.modules() if isinstance(module, DoRALinear)}
     original = DoRALinear.__call__
@@ -31,15 +32,15 @@ def fixed_norms(model: nn.Module) -> Iterator[None]:
 
 
 def takes_norms(model: nn.Module) -> bool:
-    """Whether a DoRA layer is left whose norms are taken outside of the model: what is compiled would keep them."""
+    """Return whether the model has a DoRA layer, whose norms lie outside the model: a compiled step would keep them."""
     return any(isinstance(module, DoRALinear) for module in model.modules())
 
 
 def _factor(module: Any) -> mx.array:
-    """[out]: the magnitude of each row over its norm. 2402.09353, equation 5."""
+    """Return [out]: each row's magnitude divided by its norm. 2402.09353, equation 5."""
     adapted = module._dequantized_weight() + (module.scale * module.lora_b.T) @ module.lora_a.T  # noqa: SLF001
     factor: mx.array = module.m / mx.linalg.norm(adapted, axis=1)
-    mx.eval(factor)  # here: the adapted matrices of all layers at once would not fit
+    mx.eval(factor)  # layer by layer: the adapted matrices of all layers at once would not fit
     return factor
 
 

@@ -1,6 +1,6 @@
-"""Which base model a process holds: two that work on one run compare this before anything else.
+"""The identity of a process's base model. Two processes of one run compare theirs before anything else.
 
-Knows weights and a vocabulary; refuses to know where they were loaded from. An adapter is no part of it.
+Depends on weights and a vocabulary only, not on where they were loaded from. The adapter is not part of it.
 """
 
 import json
@@ -13,24 +13,24 @@ import xxhash
 from mlx import nn
 from mlx.utils import tree_flatten
 
-#: Values of each tensor that are looked at, from its beginning.
+#: Number of values of each tensor that are hashed, from its beginning.
 _SAMPLE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What two processes compare to be sure that they hold the same base model."""
+    """The data that two processes compare to be sure that they hold the same base model."""
 
     name: str
     architecture: str
     parameters: int
-    #: Of tensor names, shapes and some values: two fine-tunes of one model differ.
+    #: Hash of tensor names, shapes and some values: two fine-tunes of one model differ.
     weights: str
-    #: Of the vocabulary.
+    #: Hash of the vocabulary.
     tokenizer: str
 
     def mismatch(self, other: "Identity") -> str | None:
-        """Which part differs, in words; None: the same model."""
+        """Return which part differs, in words; None if the models are the same."""
         mine, theirs = asdict(self), asdict(other)
         for part in ("architecture", "parameters", "tokenizer", "weights"):
             if mine[part] != theirs[part]:
@@ -39,7 +39,7 @@ class Identity:
 
 
 def identify(name: str, architecture: str, model: nn.Module, vocabulary: Mapping[str, int]) -> Identity:
-    """The identity of the base model in `model`, whatever adapter it carries."""
+    """Return the identity of the base model in `model`; an adapter on it makes no difference."""
     base = sorted(_base_parameters(model), key=lambda item: item[0])
     weights = xxhash.xxh3_64()
     for key, array in base:
@@ -58,7 +58,7 @@ def identify(name: str, architecture: str, model: nn.Module, vocabulary: Mapping
 
 
 def _base_parameters(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
-    """Names and arrays as they are without an adapter, which wraps a module and adds arrays of its own."""
+    """Yield the names and arrays of the base: an adapter wraps modules, which changes names, and adds arrays."""
     wrappers = {name for name, module in model.named_modules() if "lora_a" in module}
     for key, array in tree_flatten(model.parameters()):
         owner, _, leaf = key.rpartition(".")

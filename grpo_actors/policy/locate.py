@@ -1,4 +1,4 @@
-"""Where a model is: the embedded one, a folder, or a hub id. Loads no MLX: the supervisor asks too."""
+"""Locate a model: the embedded one, a folder, or a hub id. Loads no MLX: the supervisor uses it too."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
 
 
 def locate(model_name: str, setting: str = "model.model_name") -> Path | str:
-    """Folder of a model, or the hub id where no such folder exists.
+    """Return the folder of a model, or its hub id where no such folder exists.
 
     Args:
-        model_name: As the user gave it.
-        setting: By which the user gave it.
+        model_name: The name as the user gave it.
+        setting: The setting or option that holds the name, for error messages.
 
     Raises:
-        ModelError: the name is a path, but nothing usable is there.
+        ModelError: the name is a path, but there is no usable model.
     """
     if model_name == "tiny":
         return EMBEDDED

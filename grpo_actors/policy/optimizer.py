@@ -1,12 +1,12 @@
 """The optimizers of section [learner]: MLX's, with one meaning of the rate and of the decay for all of them.
 
-With every one of them a rate of 1e-5 moves a weight by about 1e-5 a step, Lion's by exactly that (it wants
-a rate 3 to 10 times smaller than AdamW's, says its paper). Muon's own scale is another one, see `_Muon`.
+With each optimizer, a rate of 1e-5 moves a weight by about 1e-5 per step; with Lion by exactly that (its paper
+recommends a rate 3 to 10 times smaller than AdamW's). Muon's own scale differs, see `_Muon`.
 
-The decay is decoupled, as in AdamW (1711.05101): w ← w − rate · decay · w beside the step, out of reach
-of whatever the optimizer does to a gradient. It is applied here and not by MLX, whose optimizers disagree
-about it (Muon adds it to the gradient) and know no exceptions: only matrices decay. A layer can do with a
-smaller matrix, but the scale of a norm is neutral at 1, not at 0, and a bias makes nothing overfit.
+The decay is decoupled, as in AdamW (1711.05101): w ← w − rate · decay · w in addition to the step, so nothing
+that the optimizer does to a gradient affects it. It is applied here and not by MLX, whose optimizers disagree
+about it (Muon adds it to the gradient) and support no exceptions. Only matrices decay: a layer can work with a
+smaller matrix, but the scale of a norm is neutral at 1, not at 0, and a bias does not cause overfitting.
 """
 
 import math
@@ -20,20 +20,20 @@ from grpo_actors.config import LearnerConfig
 
 
 def build_optimizer(config: LearnerConfig, model: Any) -> optim.Optimizer:
-    """The optimizer of `model`'s trainable parameters; its state is empty, and it applies no decay."""
+    """Return the optimizer of `model`'s trainable parameters; its state is empty, and it applies no decay."""
     rate = config.learning_rate
     match config.optimizer:
         case "lion":
-            # Its second mean is of the gradient, not of its square: adam_beta2 would be another thing here.
+            # MLX's betas: Lion's second mean is of the gradient, not of its square, so adam_beta2 does not apply.
             return optim.Lion(rate)
         case "adafactor":
-            # As it comes it ignores the rate for one of its own, and scales that with each matrix.
+            # By default it replaces the given rate by its own, and scales that with each matrix.
             return optim.Adafactor(rate, relative_step=False, scale_parameter=False)
         case "muon":
             within_layers = _layer_prefixes(model)
             return optim.MultiOptimizer(
                 [_Muon(rate, weight_decay=0.0), _adam(config)],
-                # No stacks of matrices, such as experts': MLX would flatten each stack into one matrix.
+                # Excludes stacks of matrices (experts): MLX would flatten each stack into one matrix.
                 [lambda name, array: array.ndim == 2 and name.startswith(within_layers)],
             )
         case "adam" | "adamw":
@@ -41,15 +41,15 @@ def build_optimizer(config: LearnerConfig, model: Any) -> optim.Optimizer:
 
 
 def decayed(weights: Any, share: mx.array) -> Any:
-    """The tree of `weights` whose matrices, and stacks of them, have lost `share` of their values."""
+    """Return `weights` with its matrices, and stacks of them, reduced by `share` of their values."""
     return tree_map(lambda w: w * (1 - share) if w.ndim >= 2 else w, weights)
 
 
 class _Muon(optim.Muon):  # type: ignore[misc]  # MLX's optimizers have no types
-    """Muon whose steps are as long as AdamW's, so that one rate serves both parts. 2502.16982, section 2.2.
+    """Muon with steps as long as AdamW's, so that one rate serves both parts. 2502.16982, section 2.2.
 
-    A [m, n] matrix of singular values 1 has entries of √(1 / max(m, n)), root mean square. Scaled by
-    0.2 · √max(m, n) they are 0.2, as AdamW's are in practice.
+    The entries of a [m, n] matrix with singular values 1 have a root mean square of √(1 / max(m, n)). The scale
+    0.2 · √max(m, n) makes it 0.2, which AdamW's steps have in practice.
     """
 
     def _zeropower_via_newtonschulz5(self, X: mx.array, steps: int) -> Any:
@@ -66,6 +66,6 @@ def _adam(config: LearnerConfig) -> optim.Adam:
 
 
 def _layer_prefixes(model: Any) -> tuple[str, ...]:
-    """Beginnings of the names of what lies in a layer: neither embedding nor output head does."""
+    """Return the name prefixes of all layers; the embedding and the output head have none of them."""
     layers = {id(layer) for layer in getattr(model, "layers", ())}
     return tuple(f"{name}." for name, module in model.named_modules() if id(module) in layers)

@@ -1,10 +1,10 @@
-"""Memory of this host that a CUDA device reads and writes by itself, over the bus and at its speed.
+"""Pinned host memory, which a CUDA device reads and writes directly over the bus, at bus speed.
 
-MLX hands arrays to the host, and takes them from it, through managed memory, whose pages move one fault at a time:
-1 GB takes a second and a half there and back (H100). Memory that the driver was told of stays where it is; kernels
-of our own copy between it and MLX's arrays, and no core of the host is kept busy.
+MLX moves arrays between device and host through managed memory, one page fault at a time: a round trip of 1 GB
+takes a second and a half (H100). Memory that is registered with the driver stays in place. Our own kernels copy
+between it and MLX's arrays, and no host core is kept busy.
 
-Knows bytes and addresses; refuses to know what they mean. Elsewhere than on CUDA nothing is pinned: `pin` says so.
+Depends on bytes and addresses only, not on their meaning. Without CUDA nothing is pinned: `pin` returns None.
 """
 
 import ctypes
@@ -18,13 +18,13 @@ import numpy as np
 from grpo_actors.policy.cuda_kernel import cuda_kernel
 from grpo_actors.policy.device import on_cuda
 
-#: Threads of a block, and blocks: a few already fill the bus, and the rest of the device stays with the learner.
+#: Threads per block, and blocks. A few blocks already fill the bus; the rest of the device stays free for the learner.
 THREADS, BLOCKS = 256, 64
 
-#: Of cuMemHostRegister: known to every context, and mapped into the device's addresses.
+#: Flags of cuMemHostRegister: valid in every context, and mapped into the device's address space.
 _PORTABLE_AND_MAPPED = 0x01 | 0x02
 
-# 16 bytes at a time, which is how both sides are aligned, then what is left.
+# 16 bytes at a time (both sides are aligned to 16), then the remaining bytes.
 _COPY = """
     const long at = blockIdx.x * (long)blockDim.x + threadIdx.x, all = gridDim.x * (long)blockDim.x;
     const long size = bytes[0];
@@ -50,20 +50,23 @@ _LOAD = (
 
 
 class Pinned:
-    """Memory that the driver knows, until `close`; it must stay mapped as long."""
+    """Memory registered with the driver until `close`; it must stay mapped until then."""
 
     def __init__(self, memory: memoryview, driver: "_Driver") -> None:
-        """Tell the driver.
+        """Register `memory` with the driver.
 
         Raises:
-            OSError: it refuses.
+            OSError: the driver refuses.
         """
         self._driver = driver
         self._address = np.frombuffer(memory, np.uint8).ctypes.data
         driver.call("cuMemHostRegister_v2", self._address, memory.nbytes, _PORTABLE_AND_MAPPED)
 
     def store(self, arrays: Mapping[int, mx.array]) -> Sequence[mx.array]:
-        """Copy arrays [n] to their offsets in bytes, multiples of 16: done once what is returned is evaluated."""
+        """Copy arrays [n] to their offsets (bytes, multiples of 16).
+
+        The copy happens when the caller evaluates the returned arrays.
+        """
         kernel = cuda_kernel("pinned_store", ("array", "address", "bytes"), ("done",), _STORE)
         done = []
         for offset, array in arrays.items():
@@ -72,7 +75,7 @@ class Pinned:
         return done
 
     def load(self, size: int) -> mx.array:
-        """The first `size` bytes as an array [size] of uint8, to be evaluated while they stand still."""
+        """Return the first `size` bytes as an array [size] of uint8; the bytes must not change until it is evaluated."""
         kernel = cuda_kernel("pinned_load", ("address", "bytes"), ("out",), _LOAD)
         inputs = [self._at(0), mx.array([size], mx.int64)]
         out: mx.array
@@ -80,7 +83,7 @@ class Pinned:
         return out
 
     def close(self) -> None:
-        """Let the driver forget it."""
+        """Unregister the memory."""
         self._driver.call("cuMemHostUnregister", self._address)
 
     def _at(self, offset: int) -> mx.array:
@@ -88,7 +91,7 @@ class Pinned:
 
 
 def pin(memory: memoryview) -> Pinned | None:
-    """Tell the driver of memory that begins at a multiple of 16 bytes; None: no CUDA here, or it takes no more."""
+    """Pin memory that begins at a multiple of 16 bytes; None without CUDA, or if the driver accepts no more."""
     if not on_cuda() or not memory.nbytes:
         return None
     try:
@@ -101,7 +104,7 @@ class _Driver:
     """The CUDA driver, in the context that MLX uses: the device's primary one."""
 
     def __init__(self) -> None:
-        """Raises OSError where there is none."""
+        """Open the driver; raises OSError if there is none."""
         self._library = ctypes.CDLL("libcuda.so.1")
         self._context = ctypes.c_void_p()
         self._check("cuInit", self._library.cuInit(0))
@@ -109,7 +112,7 @@ class _Driver:
         self._check("cuDevicePrimaryCtxRetain", retained)
 
     def call(self, name: str, address: int, *more: int) -> None:
-        """One function of the driver, whose first argument is an address."""
+        """Call one function of the driver; its first argument is an address."""
         self._check("cuCtxPushCurrent", self._library.cuCtxPushCurrent_v2(self._context))
         try:
             arguments = [

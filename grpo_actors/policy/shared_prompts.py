@@ -1,11 +1,12 @@
-"""A prompt that is computed once for all of its completions, with a gradient.
+"""Compute each prompt once for all of its completions, with gradients.
 
-Two passes: the prompts by themselves, whose layers keep their keys and values; then the completions, whose
-tokens see those of their own prompt and of their own past. The gradient of all completions of a prompt flows
-back into its pass through keys and values. Dropout draws once for a prompt, and so the same for its completions.
+There are two passes. The first runs the prompts alone; each layer keeps their keys and values. The second runs the
+completions; each token attends to its own prompt and to its own past. The gradients of all completions of a prompt
+flow back into the first pass through its keys and values. Dropout draws once per prompt, so a prompt's completions
+all see the same draw.
 
-Knows the cache by which mlx-lm's models read positions and masks; refuses to know what is predicted. For
-models whose layers all keep keys and values of every position (mlx-lm's plain `KVCache`): `shares_prompts`.
+Depends on the cache through which mlx-lm's models read positions and masks, not on what is predicted. Works for
+models whose layers all keep keys and values of every position (mlx-lm's plain `KVCache`): see `shares_prompts`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,40 +17,40 @@ from mlx_lm.models.cache import KVCache, create_attention_mask, make_prompt_cach
 
 from grpo_actors.policy.model import same_logits
 
-#: A position that no token comes after: that of padding, so that nothing sees it.
+#: Position of padding: it lies after every token, so no token attends to it.
 _NEVER = 2**31 - 1
 
 
 class Layer:
-    """One layer's keys and values [P, H, L, D] of the prompts, as its cache.
+    """The cache of one layer: keys and values [P, H, L, D] of the prompts.
 
-    They carry a gradient: whoever computes a layer again must hand `given` in as its arguments and `kept` out.
+    They carry a gradient: code that recomputes a layer must pass `given` in as arguments and return `kept`.
     """
 
     def __init__(self, given: list[mx.array]) -> None:
-        #: Keys and values that the layer reads, none in the first pass.
+        #: Keys and values that the layer reads; empty in the first pass.
         self.given = given
-        #: Keys and values that the layer leaves, none in the second.
+        #: Keys and values that the layer leaves behind; empty in the second pass.
         self.kept: list[mx.array] = []
 
 
 class PromptLayer(Layer):
-    """In the first pass: keeps what the layer computes."""
+    """The cache of one layer in the first pass: keeps the keys and values that the layer computes."""
 
     offset = 0
 
     def make_mask(self, tokens: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
-        """Causal. Prompts are padded on the right, where no token looks."""
+        """Return a causal mask. It covers padding too: prompts are padded on the right, where no token attends."""
         return create_attention_mask(tokens, 0, return_array, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Keep [P, H, L, D]."""
+        """Keep and return keys and values [P, H, L, D]."""
         self.kept = [keys, values]
         return keys, values
 
 
 class CompletionLayer(Layer):
-    """In the second pass: each row's prompt before its own tokens."""
+    """The cache of one layer in the second pass: puts each row's prompt before its own tokens."""
 
     def __init__(self, given: list[mx.array], rows: "Rows") -> None:
         super().__init__(given)
@@ -57,7 +58,7 @@ class CompletionLayer(Layer):
 
     @property
     def offset(self) -> mx.array:
-        """[N] int32: the position of each row's first token."""
+        """Position [N] int32 of each row's first token."""
         return self._rows.offsets
 
     def make_mask(
@@ -67,28 +68,28 @@ class CompletionLayer(Layer):
         return_array: bool = False,  # noqa: ARG002 - the signature is mlx-lm's
         window_size: int | None = None,
     ) -> mx.array:
-        """[N, 1, C, L + C] bool."""
+        """Return the mask [N, 1, C, L + C] bool."""
         return self._rows.mask(tokens, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Own [N, H, C, D] -> [N, H, L + C, D]."""
+        """Return the rows' own keys and values [N, H, C, D] after their prompts': [N, H, L + C, D]."""
         prompt_keys, prompt_values = self.given
         return self._rows.after_prompts(prompt_keys, keys), self._rows.after_prompts(prompt_values, values)
 
 
 class Rows:
-    """Which prompt each completion goes on from."""
+    """The assignment of completions (rows) to prompts."""
 
     def __init__(self, prompt_of: mx.array, prompt_lengths: mx.array, prompt_keys: mx.array) -> None:
-        """[N], [P], and the keys [P, H, L, D] of any layer, of which width and type are read."""
+        """Take prompt_of [N], prompt_lengths [P], and any layer's keys [P, H, L, D], for their width and type."""
         self.offsets = prompt_lengths[prompt_of]
-        # [N, P]. Once, and here: a type changed in every recomputed block is what MLX 0.32 fails to compile.
-        self._chooses = (prompt_of[:, None] == mx.arange(len(prompt_keys))).astype(prompt_keys.dtype)
+        # [N, P]. Cast once, here: MLX 0.32 fails to compile a cast in every recomputed block.
+        self._one_hot = (prompt_of[:, None] == mx.arange(len(prompt_keys))).astype(prompt_keys.dtype)
         columns = mx.arange(prompt_keys.shape[2])
         self._prompt_positions = mx.where(columns < self.offsets[:, None], columns, _NEVER)
 
     def mask(self, tokens: int, window_size: int | None) -> mx.array:
-        """Which keys each token of a row sees, by their positions in the row's text."""
+        """Return which keys each token of a row sees, by their positions in the row's text."""
         own = self.offsets[:, None] + mx.arange(tokens)
         keys = mx.concatenate([self._prompt_positions, own], axis=1)[:, None]
         seen = keys <= own[:, :, None]
@@ -97,24 +98,25 @@ class Rows:
         return seen[:, None]
 
     def after_prompts(self, prompts: mx.array, own: mx.array) -> mx.array:
-        """[P, H, L, D] and [N, H, C, D] -> [N, H, L + C, D].
+        """Join prompts [P, H, L, D] and the rows' own [N, H, C, D] to [N, H, L + C, D].
 
-        Each prompt is taken by a product with ones and zeros: exact, and its gradient is a product too, where
-        that of an index adds up element by element (17 times slower on a CPU, and in bfloat16 less precise).
+        Select each row's prompt by a product with a one-hot matrix. The product is exact, and its gradient is a
+        product too. The gradient of an index adds up element by element (17 times slower on a CPU, and less
+        precise in bfloat16).
         """
-        chosen = self._chooses @ prompts.reshape(len(prompts), -1)
+        chosen = self._one_hot @ prompts.reshape(len(prompts), -1)
         return mx.concatenate([chosen.reshape(-1, *prompts.shape[1:]), own], axis=2)
 
 
 def completion_outputs(
     model: Callable[..., mx.array], batch: Mapping[str, mx.array], layers: int
 ) -> mx.array:
-    """[N, C, …], what `model` (or its body) of so many layers gives for `inputs`, each row after its prompt.
+    """Return the outputs [N, C, …] of `model` (or of its body) for `inputs`, each row after its prompt.
 
     Args:
         model: Maps ids [.., T] and a cache to [.., T, …].
-        batch: `MicroBatch.arrays()`: prompts, prompt_lengths, prompt_of and inputs are read.
-        layers: How many the model has.
+        batch: `MicroBatch.arrays()`; prompts, prompt_lengths, prompt_of and inputs are read.
+        layers: Number of the model's layers.
     """
     first = [PromptLayer([]) for _ in range(layers)]
     model(batch["prompts"], cache=first)
@@ -123,7 +125,11 @@ def completion_outputs(
 
 
 def whole_rows(batch: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
-    """Each completion after a prompt of its own: tokens [N, L + C], and [N] where the last prompt token is."""
+    """Return each completion after its own copy of its prompt.
+
+    Returns:
+        Tokens [N, L + C], and the index [N] of each row's last prompt token.
+    """
     prompts, inputs, prompt_of = batch["prompts"], batch["inputs"], batch["prompt_of"]
     start = batch["prompt_lengths"][prompt_of]
     both = mx.concatenate([prompts[prompt_of], inputs], axis=1)
@@ -134,7 +140,7 @@ def whole_rows(batch: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
 
 
 def shares_prompts(model: Any) -> bool:
-    """Whether a model gives after shared prompts what it gives otherwise: tried on two prompts of unlike lengths."""
+    """Return whether the model's outputs are the same with shared prompts: tries two prompts of different lengths."""
     if not all(type(layer) is KVCache for layer in make_prompt_cache(model)):
         return False
     batch = {
@@ -147,7 +153,7 @@ def shares_prompts(model: Any) -> bool:
         shared = completion_outputs(model, batch, len(model.layers))
         mx.eval(shared)
     except (AttributeError, IndexError, TypeError, ValueError):
-        return False  # it reads other things of a cache, or takes its offset for one number
+        return False  # the model reads other attributes of a cache, or expects its offset to be one number
     tokens, start = whole_rows(batch)
     positions = start[:, None] + mx.arange(batch["inputs"].shape[1])
     alone = mx.take_along_axis(model(tokens), positions[:, :, None], axis=1)
