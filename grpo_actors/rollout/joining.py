@@ -24,7 +24,7 @@ def fetch_weights(
     manifest = decode(weights_reply, answer)
     if not isinstance(manifest, Manifest):
         raise ProtocolError(f"weights: asked for a manifest, got {type(manifest).__name__}")
-    addresses = tuple(manifest.path.splitlines())
+    addresses = tuple(manifest.path.split("\n"))
     version = Version(manifest.version, manifest.size, manifest.chunk_bytes, addresses)
     arrived = client.take(version, on_chunk)
     if arrived is None:
