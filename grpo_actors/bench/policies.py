@@ -15,7 +15,7 @@ from grpo_actors.policy.model import DTYPES, Policy, load_policy
 from grpo_actors.supervisor.memory_plan import read_tensors
 
 
-@dataclass
+@dataclass(eq=False)
 class PlannedPolicy(Policy):
     """A policy whose completions end at given lengths, whatever they say.
 
