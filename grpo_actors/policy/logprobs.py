@@ -1,7 +1,7 @@
-"""Log-probs of given completions: what the loss is made of.
+"""Compute the log-probs of given completions, for the loss.
 
-The head (hidden state -> vocabulary) runs only where a completion token is predicted, not on the
-prompt. The distribution is the one the rollout sampled from: logits divided by the temperature.
+The head (hidden state -> vocabulary) runs only where a completion token is predicted, not on the prompt. The
+distribution is the one that the rollout sampled from: logits divided by the temperature.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,13 +22,13 @@ Head = Callable[[mx.array], mx.array]
 def micro_batch_logprobs(
     model: Any, batch: Mapping[str, mx.array], temperature: float, *, shared_prompts: bool
 ) -> tuple[mx.array, mx.array]:
-    """As `completion_logprobs`, of a micro-batch.
+    """Compute `completion_logprobs` of a micro-batch.
 
     Args:
         model: Maps [N, T] ids to [N, T, V] logits.
         batch: `MicroBatch.arrays()`.
-        temperature: Of the rollout; 0 counts as 1.
-        shared_prompts: Compute each prompt once: the model must be one that `prompts.shares_prompts`.
+        temperature: Temperature of the rollout; 0 counts as 1.
+        shared_prompts: Compute each prompt once; only for a model for which `prompts.shares_prompts` is true.
     """
     targets = batch["targets"]
     if not shared_prompts:
@@ -41,20 +41,20 @@ def micro_batch_logprobs(
 def completion_logprobs(
     model: nn.Module, tokens: mx.array, start: mx.array, targets: mx.array, temperature: float
 ) -> tuple[mx.array, mx.array]:
-    """Log π(target) and the entropy of π at every completion position.
+    """Compute log π(target) and the entropy of π at every completion position.
 
-    Rows are padded on the right, so a causal model gives each row what it would give it alone.
+    Rows are padded on the right, so a causal model computes the same for a row as without the other rows.
 
     Args:
         model: Maps [N, T] ids to [N, T, V] logits.
         tokens: [N, T] int32, prompt and completion, padded.
         start: [N] int32, index of the last prompt token, which predicts the first completion token.
         targets: [N, C] int32, completion ids, padded with any valid id.
-        temperature: Of the rollout; 0 counts as 1.
+        temperature: Temperature of the rollout; 0 counts as 1.
 
     Returns:
-        float32 log-probs [N, C] and entropies [N, C] (nats), both with a gradient. Padding positions hold
-        values without meaning.
+        float32 log-probs [N, C] and entropies [N, C] (nats), both with a gradient. Values at padding positions are
+        meaningless.
     """
     positions = mx.minimum(start[:, None] + mx.arange(targets.shape[1]), tokens.shape[1] - 1)
     split = split_head(model)
@@ -67,7 +67,7 @@ def completion_logprobs(
 
 
 def _logprobs(logits: mx.array, targets: mx.array, temperature: float) -> tuple[mx.array, mx.array]:
-    """Of logits [N, C, V]."""
+    """Compute log-probs and entropies [N, C] of logits [N, C, V]."""
     if temperature not in (0.0, 1.0):
         logits = logits.astype(mx.float32) / temperature
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
@@ -75,23 +75,23 @@ def _logprobs(logits: mx.array, targets: mx.array, temperature: float) -> tuple[
 
 
 def _fused(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """Log-probs by MLX's kernel, which keeps nothing of the vocabulary's size in float32 for the backward pass."""
+    """Use MLX's kernel, which keeps no float32 array of the vocabulary's size for the backward pass."""
     logprobs = -mx.fast.cross_entropy(logits, targets)
     chosen = mx.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0].astype(mx.float32)
     log_total = chosen - logprobs
-    # Row by row: float32 of the vocabulary's size for all rows at once would be the peak of the whole update.
+    # Row by row: float32 logits of all rows at once would be the memory peak of the whole update.
     means = [_mean_logit(row, total) for row, total in zip(logits, log_total, strict=True)]
     return logprobs, log_total - mx.stack(means)
 
 
 def _mean_logit(logits: mx.array, log_total: mx.array) -> mx.array:
-    """Under the softmax: logits [C, V], their log-sum-exp [C] -> [C]."""
+    """Compute the mean logit under the softmax: logits [C, V] and their log-sum-exp [C] -> [C]."""
     wide = logits.astype(mx.float32)
     return (mx.exp(wide - log_total[:, None]) * wide).sum(axis=-1)
 
 
 def _shared_exponential(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """Spelled out, so that forward and backward share one exponential, which is the dear operation on a CPU."""
+    """Spell out the maths, so that forward and backward share one exponential, the expensive operation on a CPU."""
     logits = logits.astype(mx.float32)
     logits = logits - mx.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = mx.exp(logits)
@@ -103,9 +103,9 @@ def _shared_exponential(logits: mx.array, targets: mx.array) -> tuple[mx.array, 
 
 
 def split_head(model: nn.Module) -> tuple[Body, Head] | None:
-    """The model's body and head, for the layouts of mlx-lm that compute logits by nothing else.
+    """Return the model's body and head, if its logits are exactly head(body(tokens)).
 
-    None: this model does more (soft-capping, scaling, several heads); its full logits are taken.
+    Returns None for a model that does more (soft-capping, scaling, several heads); use its full logits then.
     """
     if not architecture_of(model).plain_head:
         return None

@@ -1,9 +1,10 @@
-"""A backward pass that computes again what it would else keep in memory (1604.06174).
+"""Recompute activations in the backward pass instead of keeping them in memory (1604.06174).
 
-Whole transformer blocks, which costs another forward pass (gradient checkpointing); or of each MLP the product of gate and
-up alone, which costs next to nothing on a GPU and is a quarter of what a block keeps.
+`recomputed_blocks` recomputes whole transformer blocks, at the cost of another forward pass (gradient
+checkpointing). `recomputed_gates` recomputes only the product of gate and up in each MLP; this costs next to
+nothing on a GPU, and the product is a quarter of what a block keeps.
 
-Knows modules and their dropout; refuses to know what is trained.
+Depends on modules and their dropout only, not on what is trained.
 """
 
 import contextlib
@@ -21,9 +22,9 @@ from grpo_actors.policy.shared_prompts import Layer
 
 @contextlib.contextmanager
 def recomputed_blocks(model: Any) -> Iterator[None]:
-    """Within this block, a backward pass computes each transformer block again instead of keeping its activations.
+    """Recompute each transformer block in backward passes within this block, instead of keeping its activations.
 
-    It changes the blocks' class, for this thread and every other: nothing else may run the model meanwhile.
+    This patches the class of the transformer blocks, for every thread: nothing else may run the model meanwhile.
     """
     with _called_instead(
         {kind: _recomputed(kind.__call__) for kind in {type(block) for block in model.layers}}
@@ -33,9 +34,9 @@ def recomputed_blocks(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recomputed_gates(model: Any) -> Iterator[None]:
-    """Within this block, a backward pass computes the products of gate and up again; a model without any is as it is.
+    """Recompute the products of gate and up in backward passes within this block; without such MLPs, do nothing.
 
-    It changes the MLPs' class, as `recomputed_blocks` does the blocks'.
+    This patches the class of the MLPs, for every thread, like `recomputed_blocks`.
     """
     gated = {type(module) for module in model.modules() if _is_gated(module)}
     with _called_instead(dict.fromkeys(gated, _gated)):
@@ -44,7 +45,7 @@ def recomputed_gates(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _called_instead(calls: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Within this block, modules of these classes are called so."""
+    """Replace `__call__` of these classes within this block."""
     originals = {kind: kind.__call__ for kind in calls}
     for kind, call in calls.items():
         kind.__call__ = call
@@ -60,7 +61,7 @@ def _is_gated(module: Any) -> bool:
 
 
 def _gated(mlp: Any, x: mx.array) -> mx.array:
-    """[.., H] -> [.., H]."""
+    """Compute an MLP [.., H] -> [.., H] that keeps gate and up, but not their product."""
     key = _random_key()
 
     def pure(parameters: Any, gate: mx.array, up: mx.array) -> Any:
@@ -79,11 +80,11 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         key = _random_key()
         cache = next((each for each in (*args, *kwargs.values()) if isinstance(each, Layer)), Layer([]))
 
-        # The cache's arrays go in and out by name: what a function merely holds on to gets no gradient.
+        # The cache's arrays are passed in and returned: an array that the function only closes over gets no gradient.
         def pure(parameters: Any, given: list[mx.array], *args: Any, **kwargs: Any) -> Any:
             block.update(parameters)
             cache.given = given
-            # `mx.checkpoint` asks for the gradient of every array it is given, and CUDA's attention has none of a mask.
+            # `mx.checkpoint` needs the gradient of every argument, and CUDA's attention has no gradient of a mask.
             args, kwargs = tree_map(_constant, (args, kwargs))
             with _dropout_from(key):
                 return forward(block, *args, **kwargs), cache.kept
@@ -95,20 +96,22 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _random_key() -> mx.array:
-    """[2], from MLX's global state."""
+    """Return a key [2], drawn from MLX's global state."""
     return mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
 
 
 def _constant(argument: Any) -> Any:
-    """What is no number of the kind that has a gradient, without one; anything else as it is."""
+    """Stop the gradient of an array that is not of floats; return any other argument unchanged."""
     is_mask = isinstance(argument, mx.array) and not mx.issubdtype(argument.dtype, mx.floating)
     return mx.stop_gradient(argument) if is_mask else argument
 
 
 @contextlib.contextmanager
 def _dropout_from(key: mx.array) -> Iterator[None]:
-    """Within this block dropout draws from `key`: drawn from MLX's global state, which moves on with every
-    draw, the second computation would drop other inputs, and its gradient belong to no forward pass.
+    """Draw dropout from `key` within this block.
+
+    MLX's global state advances with every draw. From it, the second computation would drop other inputs, and its
+    gradient would belong to no forward pass.
     """
     original = nn.Dropout.__call__
 

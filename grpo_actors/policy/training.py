@@ -1,14 +1,14 @@
-"""One optimizer step: gradients of micro-batches added up, checked, clipped, applied.
+"""One optimizer step: sum the gradients of micro-batches, check, clip and apply them.
 
-Knows a model, an optimizer and a loss given as a function; refuses to know what the loss means.
+Depends on a model, an optimizer and a loss function only, not on what the loss means.
 
-The optimizer moves float32 weights, and the model holds them rounded to its own type: a step of 1e-6
-on a bfloat16 weight of 0.02 is a hundredth of the distance to the next one, so that added to the
-rounded weight it would be lost at every step.
+The optimizer updates float32 weights, and the model holds them rounded to its own type. A step of 1e-6 on a
+bfloat16 weight of 0.02 is a hundredth of the distance to the next bfloat16 value: added to the rounded weight, it
+would be lost every time.
 
-On a GPU both halves are compiled, over explicit state: what a compiled function changes, or what
-changes between two calls, must be among its inputs and outputs, or it keeps the arrays of its first
-call. On a CPU MLX runs faster uncompiled (0.44 s against 0.64 s for the embedded model's update).
+On a GPU both halves (gradient and step) are compiled over explicit state. State that a compiled function changes,
+or that changes between two calls, must be among its inputs and outputs; otherwise the function keeps the arrays of
+its first call. On a CPU, MLX runs faster uncompiled (0.44 s against 0.64 s for the embedded model's update).
 """
 
 import contextlib
@@ -28,32 +28,32 @@ from grpo_actors.policy.recomputation import recomputed_blocks, recomputed_gates
 #: (model, arrays of a micro-batch) -> (loss, statistics vector).
 LossFunction = Callable[[nn.Module, Mapping[str, mx.array]], tuple[mx.array, mx.array]]
 
-#: In so many parts a step is evaluated: the device is waited for after each.
+#: Number of parts in which a step is evaluated; each waits for the device.
 STEP_PARTS = 8
 
-#: Prefixes of the names under which the two parts of the state are saved.
+#: Name prefixes of the two parts of the saved state.
 _OPTIMIZER = "optimizer."
 _WEIGHTS = "weights."
 
 
 class Training:
-    """Accumulates gradients and applies them."""
+    """A model's optimizer state and float32 weights; accumulates gradients and applies them."""
 
     def __init__(
         self, model: nn.Module, config: LearnerConfig, loss: LossFunction, *, compiled: bool | None = None
     ) -> None:
-        """Prepare to train what is trainable in `model` now; `compiled` None: where it pays."""
+        """Prepare to train the parameters that are trainable now; `compiled` None: compile on a GPU, if configured."""
         self._model = model
         self._config = config
         self.optimizer = build_optimizer(config, model)
-        #: The float32 weights; where the model itself is float32, the very same arrays.
+        #: The float32 weights; if the model itself is float32, the same arrays.
         self._weights = {"": _float32(model.trainable_parameters())}
         self.optimizer.init(self._weights[""])
         self._gradients: Any = None
         value_and_grad = nn.value_and_grad(model, loss)
 
-        # Compiled, a shape that comes both first in an update and later is compiled twice; zeros to begin with would
-        # be as many float32 as there are weights, written and read in every update.
+        # `so_far` is None for the first micro-batch of an update, so a shape may be compiled twice. Starting from
+        # zeros instead would write and read one float32 per weight in every update.
         def gradient(arrays: Mapping[str, mx.array], so_far: Any) -> tuple[mx.array, Any]:
             (_, statistics), gradients = value_and_grad(model, arrays)
             gradients = _float32(gradients)
@@ -70,24 +70,23 @@ class Training:
             self._apply = mx.compile(self._move, inputs=inputs, outputs=inputs)
 
     def accumulate(self, arrays: Mapping[str, mx.array]) -> mx.array:
-        """Add one micro-batch's gradient; returns its statistics, evaluated.
+        """Add one micro-batch's gradient; return its statistics, evaluated.
 
-        Evaluated here, at every micro-batch: left lazy, the activations of all of them would be
-        alive at once.
+        Evaluates at every micro-batch: lazily, the activations of all micro-batches would be alive at once.
         """
         so_far, self._gradients = self._gradients, None
         with self._recomputed():
             statistics, self._gradients = self._gradient(arrays, so_far)
-        del so_far  # or its memory could not become the sum's
+        del so_far  # so that the sum can reuse its memory
         mx.eval(statistics, self._gradients)
         return statistics
 
     def step(self, learning_rate: float) -> tuple[float, bool]:
-        """Apply what was accumulated.
+        """Apply the accumulated gradients.
 
         Returns:
-            The gradient's norm before clipping, and whether the step was taken: one that is not
-            finite is dropped whole, as a single one would ruin every weight.
+            The gradient's norm before clipping, and whether the step was taken. A gradient that is not finite is
+            dropped entirely, because a single such step would ruin every weight.
         """
         gradients, self._gradients = self._gradients, None
         if gradients is None:
@@ -104,7 +103,7 @@ class Training:
         return norm, True
 
     def state(self) -> dict[str, mx.array]:
-        """Everything, beside the model's weights, that the next step depends on, by name."""
+        """Return everything that the next step depends on besides the model's weights, by name."""
         rounded = dict(tree_flatten(self._model.trainable_parameters()))
         arrays = {_OPTIMIZER + name: array for name, array in tree_flatten(self.optimizer.state)}
         for name, array in tree_flatten(self._weights[""]):
@@ -113,12 +112,12 @@ class Training:
         return arrays
 
     def load_state(self, arrays: Mapping[str, mx.array]) -> None:
-        """Go on from a `state`, after the model has its weights.
+        """Continue from a `state`; the model must have its weights already.
 
-        In place: compiled functions hold on to the containers that they were given.
+        Fills the state in place: compiled functions hold references to their containers.
 
         Raises:
-            ModelError: the state is another model's or optimizer's.
+            ModelError: the state belongs to another model or optimizer.
         """
         missing = {_OPTIMIZER + name for name, _ in tree_flatten(self.optimizer.state)} - arrays.keys()
         if missing:
@@ -133,16 +132,18 @@ class Training:
         mx.eval(self.optimizer.state, self._weights)
 
     def _recomputed(self) -> contextlib.AbstractContextManager[None]:
-        """What the backward pass computes again instead of keeping it."""
+        """Return the context that chooses what the backward pass recomputes."""
         if self._config.gradient_checkpointing:
             return recomputed_blocks(self._model)
-        # Not on a CPU, where exponentials are dear and memory is not.
+        # Not on a CPU, where exponentials are expensive and memory is not.
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
         return recomputed_gates(self._model) if on_gpu else contextlib.nullcontext()
 
     def _evaluate_step(self) -> None:
-        """Part by part: the old weights, moments and gradients of a part are gone before the next part's new ones
-        come. All at once they would be alive together: 7.5 instead of 5 times the float32 weights.
+        """Evaluate the step part by part.
+
+        The old weights, moments and gradients of one part are freed before the new ones of the next part exist.
+        Evaluated all at once, the peak would be 7.5 instead of 5 times the float32 weights.
         """
         weights = [array for _, array in tree_flatten(self._weights[""])]
         size = -(-len(weights) // STEP_PARTS)
@@ -151,14 +152,14 @@ class Training:
         mx.eval(self._model.parameters(), self.optimizer.state, self._weights)
 
     def _move(self, gradients: Any, factor: mx.array) -> None:
-        """One optimizer step with `factor` · `gradients`."""
+        """Take one optimizer step with `factor` · `gradients`."""
         scaled = tree_map(lambda g: g * factor, gradients)
         weights = self._weights[""]
         if self._config.weight_decay:
             weights = decayed(weights, self.optimizer.learning_rate * self._config.weight_decay)
         moved = dict(tree_flatten(self.optimizer.apply_gradients(scaled, weights)))
-        # In the order that they had: a compiled function tells arrays apart by their place, and MLX's
-        # MultiOptimizer puts those of its first optimizer first.
+        # Restore the order: a compiled function identifies arrays by position, and MLX's MultiOptimizer puts those
+        # of its first optimizer first.
         weights = tree_map_with_path(lambda name, _: moved[name], weights)
         self._weights[""] = weights
         self._model.update(
@@ -167,10 +168,10 @@ class Training:
 
 
 def learning_rate(config: LearnerConfig, step: int, steps: int) -> float:
-    """The rate of optimizer step `step` (0-based) of `steps`.
+    """Return the rate of optimizer step `step` (0-based) of `steps`.
 
-    Linear warm-up that ends at the peak and never starts at 0 (a first step of rate 0 is a rollout
-    wasted), then constant, or down to 0 just after the last step by a line or half a cosine.
+    A linear warm-up ends at the peak; it never starts at 0 (a first step of rate 0 would waste a rollout). Then the
+    rate stays constant, or falls along a line or half a cosine and reaches 0 just after the last step.
     """
     warmup = round(config.warmup_ratio * steps)
     if step < warmup:
@@ -190,12 +191,12 @@ def _sum_of_squares(tree: Any) -> mx.array:
 
 
 def _float32(tree: Any) -> Any:
-    """A tree of arrays in float32; those that are so already stay the same arrays."""
+    """Cast a tree of arrays to float32; arrays that are float32 already stay the same objects."""
     return tree_map(lambda array: array.astype(mx.float32), tree)
 
 
 def _fill(tree: Any, arrays: Mapping[str, mx.array], prefix: str) -> None:
-    """Put arrays into the dictionaries and lists that `tree` consists of, by their dotted names."""
+    """Replace the arrays in `tree` (nested dictionaries and lists) by those with the same dotted names."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         if isinstance(value, mx.array):
             tree[key] = arrays[f"{prefix}{key}"]

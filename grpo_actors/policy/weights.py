@@ -1,8 +1,7 @@
-"""A policy version as bytes, and back.
+"""Convert a policy version to bytes and back.
 
-A version is every trainable tensor, one after the other, in the order of its manifest: the adapter of a
-LoRA run, all weights of a full one. bf16 has no NumPy type: it leaves MLX as the 16-bit integers
-that it is, bit for bit.
+A version holds every trainable tensor, one after the other, in the order of its manifest: the adapter of a LoRA
+run, or all weights of a full one. NumPy has no bf16: these tensors leave MLX as 16-bit integers, bit for bit.
 """
 
 import math
@@ -21,11 +20,11 @@ from grpo_actors.wire.messages import Manifest, TensorEntry
 
 DtypeName = Literal["float32", "float16", "bfloat16", "uint32", "uint8"]
 
-#: That copy and digest side by side: one core does not fill a memory bus, four do.
+#: Threads that copy and digest in parallel: one core does not saturate the memory bus, four do.
 THREADS = 4
-#: Bytes that one of them digests at a time.
+#: Bytes that one thread digests at a time.
 PIECE_BYTES = 2**24
-#: Bytes; every tensor begins at a multiple of it.
+#: Every tensor begins at a multiple of this number of bytes.
 ALIGNMENT = 64
 
 #: Name on the wire -> type in MLX.
@@ -41,20 +40,20 @@ _NAMES: dict[mx.Dtype, DtypeName] = {dtype: name for name, dtype in _TYPES.items
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A version's arrays as they were, to be read on any thread: MLX has nothing more to compute."""
+    """A snapshot of a version's arrays. Any thread may read them: they are evaluated."""
 
     version: int
     entries: list[TensorEntry]
-    #: Flat, of a type that NumPy has.
+    #: Flat arrays, of a type that NumPy has.
     arrays: list[mx.array]
     size: int
 
 
 def freeze(version: int, arrays: Mapping[str, mx.array]) -> Frozen:
-    """Lay out a version.
+    """Lay out a version and evaluate its arrays.
 
     Args:
-        version: Number of updates behind it.
+        version: Number of updates done.
         arrays: Name -> array, evaluated or not.
     """
     entries, end = [], 0
@@ -77,14 +76,14 @@ def pack(
     pinned: Pinned | None = None,
     path: Callable[[memoryview], str] = lambda _: "",
 ) -> tuple[Manifest, memoryview]:
-    """One version's manifest and bytes.
+    """Return one version's manifest and bytes.
 
     Args:
         frozen: The version.
-        chunk_bytes: Length of the pieces it is served in.
-        room: Where to write: `frozen.size` bytes, zeros where they were never written; None: a buffer of its own.
-        pinned: What the device knows of the room, so that it writes there itself.
-        path: Called with the bytes once they are written; returns what `Manifest.path` says about them.
+        chunk_bytes: Length of the chunks in which the version is served.
+        room: Target buffer of `frozen.size` bytes, zero where never written; None allocates a new one.
+        pinned: The pinned memory of the target, if any: the device then writes to it directly.
+        path: Called with the bytes once they are written; returns the value of `Manifest.path`.
     """
     buffer = memoryview(bytearray(frozen.size)) if room is None else room
     pairs = [pair for pair in zip(frozen.entries, frozen.arrays, strict=True) if pair[1].size]
@@ -120,27 +119,27 @@ def unpack(
     of_this_host: bool = False,
     pinned: Pinned | None = None,
 ) -> dict[str, mx.array]:
-    """The arrays of a version: all of them, evaluated, or an error.
+    """Return all arrays of a version, evaluated, or raise.
 
     Args:
-        manifest: What the bytes are.
-        data: They are copied.
-        of_this_host: They came over no wire: their digest, which takes as long as the copy, is not computed.
-        pinned: What the device knows of the data, so that it reads them itself.
+        manifest: The description of the bytes.
+        data: The bytes; they are copied.
+        of_this_host: The bytes did not cross a network: skip their digest, which takes as long as the copy.
+        pinned: The pinned memory of the data, if any: the device then reads it directly.
 
     Raises:
-        ProtocolError: the bytes are not those that the manifest describes, or it contradicts itself.
+        ProtocolError: the bytes do not match the manifest, or it contradicts itself.
     """
     where = f"version {manifest.version}"
     if len(data) != manifest.size or not (of_this_host or digest(data) == manifest.digest):
         raise ProtocolError(f"{where}: its bytes do not have the digest of its manifest")
-    # One copy to the device, and cut up there: hundreds of small ones take twice as long.
+    # One copy to the device, split there: hundreds of small copies take twice as long.
     whole = mx.array(np.frombuffer(data, np.uint8)) if pinned is None else pinned.load(manifest.size)
     arrays: dict[str, mx.array] = {}
     end = 0
     for entry in manifest.tensors:
         dtype = _TYPES[entry.dtype]
-        # Python's integers: a product of claimed sizes must not wrap around.
+        # Python integers: a product of untrusted sizes must not overflow.
         count = math.prod(entry.shape)
         if entry.name in arrays or entry.offset != _aligned(end):
             raise ProtocolError(
@@ -158,12 +157,12 @@ def unpack(
 
 
 def digest(data: bytes | bytearray | memoryview) -> str:
-    """xxh3-128 of the digests of a version's pieces: an error check at memory speed, no defence against forgery."""
+    """Return the xxh3-128 of the digests of all pieces: an error check at memory speed, no defence against forgery."""
     pieces = [memoryview(data)[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
     with ThreadPoolExecutor(THREADS) as threads:
         return xxhash.xxh3_128_hexdigest(b"".join(threads.map(xxhash.xxh3_128_digest, pieces)))
 
 
 def _aligned(offset: int) -> int:
-    """Where the next tensor begins: kernels read several elements at once, from addresses that this divides."""
+    """Return the next aligned offset: kernels read several elements at once, from aligned addresses."""
     return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -1,12 +1,12 @@
-"""Checkpoints as weights: written whole or not at all, and put back.
+"""Write checkpoints, whole or not at all, and restore them.
 
-A checkpoint is written beside its name, made durable file by file, and renamed: a kill at any
-moment leaves the last one or this one, never half of one.
+A checkpoint is written under a temporary name, made durable file by file, and renamed: a kill at any moment leaves
+the previous checkpoint or this one, never half of one.
 
     RUN/checkpoint-40/   model.safetensors, config.json, tokenizer files   (full: mlx_lm.load reads it)
                          adapters.safetensors, adapter_config.json         (adapter: mlx_lm.load's adapter_path)
                          optimizer.safetensors, state.json, manifest.json
-                         reference.safetensors                             (where it has followed the policy)
+                         reference.safetensors                             (if the reference has followed the policy)
 """
 
 import json
@@ -34,7 +34,7 @@ REFERENCE = "reference.safetensors"
 ADAPTER = "adapters.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
-#: Beside the weights: what a model folder needs to be loaded and talked to.
+#: Files that a model folder needs besides its weights, copied from the source of the model.
 _COMPANIONS = ("generation_config.json", "*.py", "LICENSE*")
 
 
@@ -51,14 +51,14 @@ def write_checkpoint(
 
     Args:
         run_dir: The run folder.
-        update: Updates done.
-        policy: Its trainable weights are saved; with full fine-tuning that is the whole model.
-        training: Its state arrays are saved.
+        update: Number of updates done.
+        policy: The policy, of which the trainable weights are saved: the whole model in full fine-tuning.
+        training: The training, of which the state arrays are saved.
         state: JSON: the cursor, the count of records, the configuration's fingerprint.
-        reference: Arrays to be handed back by `restore`; None where loading the model gives them again.
+        reference: Arrays that `restore` returns; None if loading the model gives them again.
 
     Raises:
-        RunError: no room, or the folder is not writable; nothing half-written is left.
+        RunError: the disk is full, or the folder is not writable; no partial checkpoint is left.
     """
     final = run_dir / f"checkpoint-{update}"
     temporary = draft_of(final)
@@ -84,10 +84,10 @@ def write_checkpoint(
 
 
 def restore(checkpoint: Checkpoint, policy: Policy, training: Training) -> dict[str, mx.array] | None:
-    """Put a checkpoint's weights and optimizer state in place; returns its reference, if it has one.
+    """Load a checkpoint's weights and optimizer state; return its reference, if it has one.
 
     Raises:
-        ModelError: they are those of another model.
+        ModelError: they belong to another model.
     """
     load_weights(checkpoint.path, policy)
     training.load_state(_read_arrays(checkpoint.path / OPTIMIZER))
@@ -96,15 +96,15 @@ def restore(checkpoint: Checkpoint, policy: Policy, training: Training) -> dict[
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether its weights are put on those of a base."""
+    """Return whether the checkpoint `folder` holds an adapter, not a whole model."""
     return (folder / ADAPTER).is_file()
 
 
 def load_weights(path: Path, policy: Policy) -> None:
-    """Put the weights of the checkpoint folder `path` into a policy of its kind.
+    """Load the weights of the checkpoint folder `path` into a policy of the same kind.
 
     Raises:
-        ModelError: there are none, or they are those of another model.
+        ModelError: there are no weights, or they belong to another model.
     """
     files = [path / ADAPTER] if is_adapter(path) else sorted(path.glob("model*.safetensors"))
     if not files:
@@ -117,11 +117,11 @@ def load_weights(path: Path, policy: Policy) -> None:
 
 
 def check_adapter(path: Path, config: ModelConfig) -> None:
-    """Refuse settings that do not describe the adapter in the folder `path`: on them it would mean something else.
+    """Check that the settings describe the adapter in the folder `path`; with other settings its effect would differ.
 
     Raises:
-        ModelError: nothing says what the adapter is.
-        ConfigError: its kind, its scale or the bits of its base are others. (Of another size it does not load.)
+        ModelError: the adapter's description is missing or unreadable.
+        ConfigError: its kind, its scale or the bits of its base differ. (With another size it does not load at all.)
     """
     file = path / ADAPTER_CONFIG
     if not file.is_file():
@@ -144,7 +144,7 @@ def check_adapter(path: Path, config: ModelConfig) -> None:
 
 
 def write_model(folder: Path, policy: Policy) -> None:
-    """Write a model that has no adapter: weights, config, tokenizer, and what else its source has to say."""
+    """Write a model that has no adapter: weights, config, tokenizer, and the source's companion files."""
     mlx_lm.utils.save_model(folder, policy.model)
     mlx_lm.utils.save_config(_architecture(policy), folder / "config.json")
     policy.tokenizer.save_pretrained(str(folder))
@@ -154,7 +154,7 @@ def write_model(folder: Path, policy: Policy) -> None:
 
 
 def _architecture(policy: Policy) -> dict[str, Any]:
-    """The model's config.json with the type that its weights have here: transformers would cast them to the old one."""
+    """Return config.json with the weights' present type: transformers would cast them to the source's."""
     architecture = dict(policy.architecture)
     floats = (array.dtype for _, array in tree_flatten(policy.model.parameters()) if _is_float(array))
     name = str(next(floats)).removeprefix("mlx.core.")
@@ -169,9 +169,9 @@ def _is_float(array: mx.array) -> bool:
 
 
 def adapter_config(policy: Policy) -> dict[str, Any]:
-    """What mlx-lm needs to load the adapter onto its base, and which base that is.
+    """Return what mlx-lm needs to load the adapter onto its base, and the name of the base.
 
-    With base_bits the base lies nowhere as a file; ``convert -q --bits N`` of ``model`` makes it.
+    With base_bits, no file holds the quantised base; ``convert -q --bits N`` of ``model`` makes it.
     """
     config = policy.config
     described = {

@@ -1,6 +1,6 @@
-"""Through what a model's layers call attention, so that another way of computing it can take its place.
+"""Find the modules through which a model's layers call attention, and replace the function there.
 
-Knows mlx-lm's modules; refuses to know what is computed instead.
+Depends on mlx-lm's modules only, not on what is computed instead.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ class Callers:
 
     @contextlib.contextmanager
     def calling(self, attend: Callable[..., mx.array]) -> Iterator[None]:
-        """Within this block the layers call `attend` instead, with mlx-lm's arguments.
+        """Make the layers call `attend`, with mlx-lm's arguments, within this block.
 
-        For every thread: nothing else may run a model of this kind meanwhile.
+        This affects every thread: nothing else may run a model of this kind meanwhile.
         """
         for module in self._modules:
             module.scaled_dot_product_attention = attend
@@ -42,25 +42,29 @@ class Callers:
                 module.scaled_dot_product_attention = base.scaled_dot_product_attention
 
     def sizes(self, model: Any) -> list[tuple[int, int, int]]:
-        """(heads of keys, size of a query's head, of a value's) of each layer that calls it so: tried on one token."""
+        """Return (key heads, query head size, value head size) of each layer that calls attention; runs one token."""
         sizes = []
 
-        def told(queries: mx.array, keys: mx.array, values: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        def attend(
+            queries: mx.array, keys: mx.array, values: mx.array, *args: Any, **kwargs: Any
+        ) -> mx.array:
             sizes.append((keys.shape[1], queries.shape[-1], values.shape[-1]))
             result: mx.array = base.scaled_dot_product_attention(queries, keys, values, *args, **kwargs)
             return result
 
-        with self.calling(told):
+        with self.calling(attend):
             model(mx.array([[1]]))
         return sizes
 
 
 def callers(model: Any) -> Callers | bool:
-    """Through what a model calls attention, if the kernel can take the place of all of it here; else False."""
+    """Return the modules that call attention, if the kernel can replace all of the calls here; else False."""
     if not on_cuda():
         return False
     found = Callers(model)
     sizes = found.sizes(model)
-    alike = len(sizes) == len(model.layers) and len(set(sizes)) == 1  # as one array holds the cache of all
+    alike = (
+        len(sizes) == len(model.layers) and len(set(sizes)) == 1
+    )  # one array holds the cache of all layers
     fit = alike and sizes[0][1] == sizes[0][2] and sizes[0][1] in HEAD_SIZES
     return found if fit else False

@@ -1,11 +1,11 @@
-"""A decoding step of the models that most others are built like, written out for CUDA: eight kernels a layer.
+"""A fast decoding step on CUDA for the most common architecture: eight kernels per layer.
 
-At the sizes that are trained on one GPU a step is as long as it has kernels, and mlx-lm's layers take fifteen each. Here
-queries, keys and values are one product, and so are gate and up; the norms and the rotation of heads, their attention and
-its cache are one kernel; the sum with what came before is a part of the product before it.
+At the model sizes that train on one GPU, the number of kernels decides how long a step takes, and mlx-lm's layers
+take fifteen each. Here queries, keys and values are one product, and so are gate and up. The norms and the rotation
+of heads, attention and the cache are one kernel. Each residual sum is part of the product before it.
 
-Knows the modules of mlx-lm's models of this kind; refuses to know caches and sampling. What it gives is what the model
-gives, but for rounding: `step` tries that out before it relies on it.
+Depends on mlx-lm's modules of this architecture, not on how caches or sampling work. The results equal the model's
+up to rounding; `step` checks this before it relies on them.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,10 @@ Arrays = dict[str, Any]
 
 
 class Blocks:
-    """How one model's step is computed from its arrays; `arrays` and `logits` are the same for any weights of it."""
+    """The computation of one model's step from its arrays; it does not depend on the values of the weights."""
 
     def __init__(self, model: Any) -> None:
-        """`model`: one with `plain_blocks` in `policy.architectures`, with nothing in its layers but plain linear ones."""
+        """Read the sizes of `model`: an architecture with `plain_blocks`, whose layers have plain linear modules only."""
         attention = model.layers[0].self_attn
         size = attention.q_proj.weight.shape[0] // attention.n_heads
         normed = getattr(attention, "q_norm", None)
@@ -41,7 +41,7 @@ class Blocks:
 
     @staticmethod
     def arrays(model: Any) -> Arrays:
-        """The weights of a model, joined where the step wants them so: a copy of those, at this moment."""
+        """Return the model's weights, joined where the step needs it; joined weights are copies of the present ones."""
         body = model.model
         head = model.get("lm_head", body.embed_tokens)
         return {
@@ -59,14 +59,14 @@ class Blocks:
         cache: mx.array,
         attend: Callable[..., mx.array] = attend_joined,
     ) -> mx.array:
-        """Logits [R, V] of the token after each row's.
+        """Return the logits [R, V] of each row's next token.
 
         Args:
-            arrays: Of the model.
-            tokens: [R], what each row is fed.
-            lengths: [R] int32, tokens that each row holds, which is the position of the one that it is fed.
+            arrays: The model's `arrays`.
+            tokens: [R], the token that each row is fed.
+            lengths: [R] int32, tokens that each row holds; this is the position of the token that it is fed.
             cache: [L, 2, R, Hkv, columns, D]; CHANGES, in column `lengths` of each row.
-            attend: `slot_kernels.attend_joined`, or what computes the same.
+            attend: `slot_kernels.attend_joined`, or a function that computes the same.
         """
         x = arrays["embedding"][tokens]
         rotation = self._rotation(lengths)
@@ -84,34 +84,34 @@ class Blocks:
         return normed
 
     def _rotation(self, lengths: mx.array) -> mx.array:
-        """[R, D] float32: cosines and sines of each row's position, once for all layers.
+        """Return [R, D] float32: cosines and sines of each row's position, computed once for all layers.
 
-        They are what the model's own rotation makes of ones in the first half of a head and zeros in the second,
-        whatever frequencies and factors it has.
+        Apply the model's own rotation to a head with ones in its first half and zeros in its second; this works for
+        any frequencies and factors.
         """
         rows, size = lengths.size, self._heads.size
-        # Written out row by row: of a broadcast input MLX 0.32's rotation on CUDA gives every row the last row's position.
+        # Repeated row by row: for a broadcast input, MLX 0.32's rotation on CUDA gives every row the last row's position.
         ones_and_zeros = mx.array(np.repeat([[1.0, 0.0]] * rows, size // 2, axis=1), mx.float32)
         turned: mx.array = self._rope(ones_and_zeros.reshape(rows, 1, 1, size), offset=lengths)
         return turned.reshape(rows, size)
 
 
 def blocks_of(model: Any) -> Blocks | None:
-    """The blocks that a model is made of; None: it is made of others, or is too large for a copy of them."""
+    """Return the model's blocks; None for other architectures, or if the model is too large to copy its weights."""
     if not architecture_of(model).plain_blocks or not all(_is_plain(layer) for layer in model.layers):
         return None
     embedding = model.model.embed_tokens
     head = model.get("lm_head", embedding)
     if type(embedding) is not nn.Embedding or type(head) not in {nn.Embedding, nn.Linear}:
         return None
-    if len({array.dtype for _, array in tree_flatten(model.parameters())}) > 1:  # the kernels know one
+    if len({array.dtype for _, array in tree_flatten(model.parameters())}) > 1:  # the kernels support one
         return None
     copied = sum(linear.weight.nbytes for layer in model.layers for linear in _joined_linears(layer))
     return Blocks(model) if may_copy(copied, memory_bytes()) else None
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a layer has unpacked weights without adapters, and turns element i of a head with i + D/2."""
+    """Return whether a layer has unpacked weights without adapters, and rotates element i of a head with i + D/2."""
     rest = (layer.self_attn.o_proj, layer.mlp.down_proj)
     return not getattr(layer.self_attn.rope, "traditional", False) and all(
         type(linear) is nn.Linear for linear in (*_joined_linears(layer), *rest)
@@ -139,7 +139,10 @@ def _layer_arrays(layer: Any) -> Arrays:
 
 
 def _joined(*linears: Any) -> Arrays:
-    """Weight [out, in], and bias [out] where there is one, of one product in place of several; of one, its own."""
+    """Join several linear modules into one: weight [out, in], and bias [out] if they have one.
+
+    A single module keeps its own arrays.
+    """
     names = [name for name in ("weight", "bias") if name in linears[0]]
     if len(linears) == 1:
         return {name: linears[0][name] for name in names}
@@ -147,7 +150,7 @@ def _joined(*linears: Any) -> Arrays:
 
 
 def _product(x: mx.array, linear: Arrays, plus: mx.array | None = None) -> mx.array:
-    """X Wᵀ + b, and `plus` added within the product where there is no bias."""
+    """Compute X Wᵀ + b + `plus`; without a bias, the product itself adds `plus`."""
     weight = linear["weight"].T
     if "bias" in linear:
         product = mx.addmm(linear["bias"], x, weight)

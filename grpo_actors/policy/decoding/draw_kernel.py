@@ -1,7 +1,7 @@
-"""`draw` on CUDA as one kernel, where nothing rules tokens out.
+"""`draw` on CUDA as one kernel, for sampling without filters.
 
-What it draws and records is what `draw` does, up to the rounding of sums. There it takes some twenty kernels, which at
-the length of a decoding step is as much as a layer.
+It draws and records the same as `draw`, up to the rounding of sums. `draw` itself takes about twenty kernels, which
+costs a decoding step as much as a whole layer.
 """
 
 import mlx.core as mx
@@ -9,11 +9,11 @@ import mlx.core as mx
 from grpo_actors.policy.cuda_kernel import cuda_kernel
 from grpo_actors.policy.decoding.draw import SamplingParams
 
-#: Warps of a block.
+#: Warps per block.
 WARPS = 16
 
-# One block a row, one stretch of the vocabulary a warp. The logits are read once for the sums of all stretches; then the
-# one warp in whose stretch the token lies reads that again, N elements a lane at a time.
+# One block per row, one stretch of the vocabulary per warp. All warps read the logits once, for the sums of their
+# stretches. Then the one warp whose stretch contains the token reads it again, N elements per lane at a time.
 _DRAW = """
     constexpr unsigned ALL = 0xffffffffu;
     const int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -111,17 +111,17 @@ _DRAW = """
 
 
 def fits(params: SamplingParams) -> bool:
-    """Whether the kernel draws as these parameters say."""
+    """Return whether the kernel supports these parameters."""
     return params.temperature > 0 and not params.filters and params.repetition_penalty == 1
 
 
 def draw(logits: mx.array, uniform: mx.array, temperature: float) -> tuple[mx.array, mx.array]:
-    """One token for each row, and its log-prob.
+    """Draw one token for each row, and return it with its log-prob.
 
     Args:
         logits: [R, V], any float type.
         uniform: [R] float32 in [0, 1).
-        temperature: Above 0.
+        temperature: Temperature, above 0.
 
     Returns:
         Token ids [R] (uint32) and log-probs [R] (float32).

@@ -1,8 +1,8 @@
-"""What runs over `slots` on CUDA: one step of attention, and prompts put into their rows.
+"""The CUDA kernels over `slots`: one step of attention, and copying prompts into their rows.
 
-MLX has no fused attention there that takes a mask, and computes a decoding step with one from its parts: at 256 rows
-that doubles the whole step (Qwen2.5-0.5B on an H200: 11.0 ms against 5.3 ms). Both kernels write into an array
-that they are given: `slots` argues when that is right. The mask of a `window` is what they must agree with.
+On CUDA, MLX has no fused attention with a mask: it composes a masked decoding step from several operations. At 256
+rows this doubles the whole step (Qwen2.5-0.5B on an H200: 11.0 ms against 5.3 ms). Both kernels write into an array
+that is their input; `slots` explains why this is safe. Their results must agree with the mask of a `window`.
 """
 
 from dataclasses import dataclass
@@ -13,20 +13,21 @@ import mlx.core as mx
 
 from grpo_actors.policy.cuda_kernel import cuda_kernel
 
-#: Warps of a block. Their threads are as many as the largest head.
+#: Warps per block: as many threads as the largest head has elements.
 WARPS = 8
 
-#: From so many blocks on, one takes all queries that share keys, which are then read once: what is long in a step is
-#: to read them. Fewer blocks would leave the device idle. And from so many queries on they no longer fit a thread.
+#: With at least ENOUGH_BLOCKS blocks, one block handles all queries that share keys, so the keys are read once:
+#: reading them dominates a step. Fewer blocks would leave the device idle. More than MOST_TOGETHER queries do not
+#: fit a thread's registers.
 ENOUGH_BLOCKS, MOST_TOGETHER = 64, 8
 
-#: What lanes can share out evenly, eight elements each, none with elements of both halves.
+#: Head sizes that divide evenly over lanes, eight elements each, so that no lane has elements of both halves.
 HEAD_SIZES = (32, 64, 96, 128, 256)
 
-# One block for G query heads with the same keys. A column belongs to so many lanes as its head has eights of elements; a
-# warp reads some columns at a time, and each such part of it keeps a running softmax over its own for each query. The
-# first threads join them. The row's new column is read from the step's own arrays, so that no block waits for the one
-# that writes it.
+# One block for G query heads with the same keys. One lane handles eight elements of a head, so a column takes LANES
+# lanes. A warp reads several columns at a time; each part of it keeps a running softmax over its own columns for each
+# query. The first threads join them. The row's new column is read from the step's own arrays, so that no block waits
+# for the one that writes it.
 _ATTEND = """
     constexpr int LANES = D <= 32 ? 4 : D <= 64 ? 8 : D <= 128 ? 16 : 32;
     constexpr int PARTS = W * 32 / LANES, HALF = D / 2, AHEAD = 2;
@@ -141,7 +142,7 @@ _ATTEND = """
 """
 _ATTEND_INPUTS = ("q", "k", "v", "cache", "layer", "length", "scale", "rotation", "q_norm", "k_norm", "eps")
 
-# Eight elements a thread: the columns of a prompt lie together in both arrays.
+# Eight elements per thread: the columns of a prompt are contiguous in both arrays.
 _PLACE = """
     const int at = (blockIdx.x * blockDim.x + threadIdx.x) * 8, i = blockIdx.z;
     const int heads = cache_shape[3], head = blockIdx.y % heads;
@@ -158,37 +159,40 @@ _PLACE = """
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What attention is over, the same in all layers; and what is left to the kernel of `attend_joined`."""
+    """The sizes and constants of attention, the same in all layers."""
 
+    #: Query heads.
     queries: int
+    #: Key heads.
     keys: int
+    #: Elements of a head.
     size: int
-    #: Of the scores.
+    #: Factor of the scores.
     scale: float
-    #: Of the norms of queries and keys, where there are some.
+    #: Epsilon of the norms of queries and keys, if there are any; used by `attend_joined` only.
     eps: float = 0.0
 
 
 @dataclass(slots=True)
 class Past:
-    """What the rows hold in one layer, which a step reads and to which it adds."""
+    """The keys and values of all rows in one layer; a step reads them and adds its own."""
 
     #: [L, 2, R, H, columns, D], keys and values; CHANGES, in column `lengths` of each row.
     cache: mx.array
     layer: int
-    #: [R] int32, tokens of each row, below the number of columns.
+    #: [R] int32, tokens of each row; less than the number of columns.
     lengths: mx.array
 
 
 def attend_rows(queries: mx.array, keys: mx.array, values: mx.array, past: Past, scale: float) -> mx.array:
-    """Softmax attention of one query a row over what the row holds and its new token; writes that token.
+    """Compute softmax attention of one query per row over the row's past and its new token; write that token.
 
     Args:
         queries: [R, Hq, 1, D].
         keys: [R, H, 1, D], of the tokens fed now.
-        values: The same.
-        past: What the rows hold, and get.
-        scale: Of the scores.
+        values: [R, H, 1, D], of the tokens fed now.
+        past: The rows' past; CHANGES.
+        scale: Factor of the scores.
 
     Returns:
         [R, Hq, 1, D], in the type of the cache.
@@ -204,14 +208,14 @@ def attend_joined(
     rotation: mx.array,
     norms: tuple[mx.array, mx.array] | None = None,
 ) -> mx.array:
-    """The same on what one product has made: queries, keys and values side by side, not normalised, not rotated.
+    """Compute `attend_rows` on the output of one joined product, and normalise and rotate the heads too.
 
     Args:
-        joined: [R, (Hq + 2 H) × D].
-        past: What the rows hold, and get.
-        heads: How `joined` is divided.
-        rotation: [R, D] float32: cosines of the row's D/2 angles, then their sines. Element i turns with i + D/2.
-        norms: Weights [D] of an RMS norm of each query and of each key; None: there is none.
+        joined: [R, (Hq + 2 H) × D]: queries, keys and values, neither normalised nor rotated.
+        past: The rows' past; CHANGES.
+        heads: The division of `joined`.
+        rotation: [R, D] float32: cosines of the row's D/2 angles, then their sines. Element i rotates with i + D/2.
+        norms: Weights [D] of the RMS norms of queries and of keys; None without norms.
 
     Returns:
         [R, Hq × D].
@@ -255,7 +259,7 @@ def _attend(
 def place_prompts(
     prompts: mx.array, chosen: mx.array, cache: mx.array, rows: mx.array, width: mx.array
 ) -> mx.array:
-    """Copy prompts into the first columns of rows.
+    """Copy prompts into the first columns of their rows.
 
     Args:
         prompts: Keys and values [L, 2, P, H, columns, D].
@@ -265,7 +269,7 @@ def place_prompts(
         width: [1] int32, columns to copy.
 
     Returns:
-        An array to evaluate: until then nothing is copied.
+        An array; the copy happens when the caller evaluates it.
     """
     layers, two, _, heads, _, size = cache.shape
     columns = min(prompts.shape[4], cache.shape[4])
@@ -283,5 +287,5 @@ def place_prompts(
 
 @lru_cache(maxsize=512, typed=True)
 def _constant(value: float) -> Any:
-    """[1], of the type of `value`; made once, as a step has many."""
+    """Return an array [1] of the type of `value`; cached, because a step needs many."""
     return mx.array([value])

@@ -1,16 +1,16 @@
-"""The KV cache of a batch whose rows come and go, where kernels read and write each row by itself (CUDA).
+"""The KV cache of a batch whose rows come and go, for kernels that read and write each row separately (CUDA).
 
-A row's token t stands in column t of the row, from its first token to its last: nothing is ever shifted, no
-array changes its shape while rows come and go, and a step of decoding that was compiled once serves a whole run.
-`window` is the same for back ends without such kernels.
+Token t of a row is in column t of the row, from its first token to its last. Nothing is ever shifted, no array changes
+its shape while rows come and go, and a decoding step that was compiled once serves a whole run. `window` does the same
+for back ends without such kernels.
 
-The kernels write into the cache (`slot_kernels`), and MLX is not told: as an output it would be a
-copy of the whole at every step, which at 256 rows takes longer than the step. That is right because the
-cache is read by these kernels alone, and each call of `mx.async_eval` is a submission of its own to one stream, which
-runs them in order: a step reads what was placed before it, and writes where no earlier one reads any more. So
-what `place` does is submitted there and then, and never together with a step.
+The kernels (`slot_kernels`) write into the cache without MLX's knowledge. As an MLX output, the whole cache would be
+copied at every step, which takes longer than the step at 256 rows. The hidden write is safe for two reasons. Only
+these kernels read the cache. And each call of `mx.async_eval` is a separate submission to one stream, which runs them
+in order: a step reads what was placed before it, and writes where no earlier step reads any more. Therefore `place`
+submits its copy at once, and never together with a step.
 
-Knows columns and rows; refuses to know tokens and samples.
+Depends on columns and rows only, not on tokens and samples.
 """
 
 from typing import Any
@@ -22,26 +22,26 @@ from grpo_actors.policy.decoding.draw import Array
 from grpo_actors.policy.decoding.slot_kernels import Past, place_prompts
 from grpo_actors.policy.decoding.window import Prompts
 
-#: Columns come in multiples of it: few shapes are compiled.
+#: The number of columns is a multiple of this, so that few shapes are compiled.
 COLUMN_MULTIPLE = 256
 
 
 class Slots:
-    """Which rows are taken, and how many tokens each holds."""
+    """The cache of all layers, with the length of each row and whether it is in use."""
 
     def __init__(self, rows: int, max_new_tokens: int) -> None:
-        """Free rows, each with room for `max_new_tokens` after any prompt that it will be given."""
-        #: Tokens of each row, which is the column and the position of its next one; 0 in a free row, which is
-        #: computed along, and sees nothing but the token that it is fed.
+        """Create free rows, each with capacity for `max_new_tokens` after any prompt that it gets."""
+        #: Tokens of each row: the column and the position of its next token. 0 in a free row, which is still
+        #: computed, and sees only the token that it is fed.
         self.lengths: Array = np.zeros(rows, np.int32)
         self.live: Array = np.zeros(rows, np.bool_)
-        #: Keys and values [L, 2, R, H, columns, D]; None: none yet.
+        #: Keys and values [L, 2, R, H, columns, D]; None before the first prompt.
         self.cache: mx.array | None = None
-        # A row that ends is seen to have ended one step late.
+        # One extra column: the end of a row is detected one step late.
         self._room = max_new_tokens + 1
 
     def place(self, rows: Array, prompts: Prompts, chosen: Array) -> None:
-        """Give the free `rows` the prompts `chosen` [len(rows)] of `prompts`, to go on from."""
+        """Copy the prompts `chosen` [len(rows)] of `prompts` into the free `rows`."""
         cache = self.cache = self._widened(prompts)
         width = mx.array([prompts.width], mx.int32)
         mx.async_eval(place_prompts(prompts.stacked, mx.array(chosen), cache, mx.array(rows), width))  # type: ignore[no-untyped-call]
@@ -49,18 +49,18 @@ class Slots:
         self.live[rows] = True
 
     def free(self, row: int) -> None:
-        """The row's past is of no use any more."""
+        """Mark a row as free; its past is no longer needed."""
         self.live[row], self.lengths[row] = False, 0
 
     def make_room(self) -> None:
-        """There is room: it was made when the rows were placed."""
+        """Do nothing: `place` has made the columns already."""
 
     def advance(self) -> None:
-        """The step's tokens have been written."""
+        """Count the tokens that the step has written."""
         self.lengths = self.lengths + self.live
 
     def _widened(self, prompts: Prompts) -> mx.array:
-        """The cache, with columns for these prompts and all that follows them."""
+        """Return the cache, with enough columns for these prompts and their completions."""
         columns = -(-(prompts.width + self._room) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         if self.cache is None:
             layers, two, _, heads, _, size = prompts.stacked.shape
@@ -70,19 +70,19 @@ class Slots:
 
 
 class SlotLayer(Past):
-    """One layer's slots during a step, with the methods by which mlx-lm's models use a cache."""
+    """One layer's slots during a step, with the cache interface of mlx-lm's models."""
 
     @property
     def offset(self) -> mx.array:
-        """[R] int32: positions of the tokens fed now, which is what rotates them."""
+        """Positions [R] int32 of the tokens fed now, for their rotation."""
         return self.lengths
 
     @staticmethod
     def make_mask(*_: Any, window_size: int | None = None, **__: Any) -> None:
-        """None: the kernel knows what a row sees, which is all of its tokens."""
+        """Return None: the kernel needs no mask, because a row sees all of its tokens."""
         assert window_size is None
 
     @staticmethod
     def update_and_fetch(keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """The step's own keys and values [R, H, 1, D], which the kernel writes beside those that are there."""
+        """Return the step's own keys and values [R, H, 1, D]; the kernel writes them into the cache."""
         return keys, values

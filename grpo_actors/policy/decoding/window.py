@@ -1,13 +1,14 @@
 """The KV cache of a batch whose rows come and go.
 
-All rows write their next token into the same column, so that a step of decoding is one slice assignment a
-layer; a row's own columns are the ones between where it started and that column, and what lies left of its
-start is another row's past or nothing. Positions are each row's own: column − start. A row that ends
-leaves its place to the next one at once, and columns that no row needs any more are cut off on the left.
-With a mask one assignment for all rows is what is cheap; where a kernel reads each row by itself, `slots` are.
+All rows write their next token into the same column, so a decoding step is one slice assignment per layer. A row's
+tokens are in the columns from its start to that column; left of its start is an earlier row's past, or nothing. The
+position of a token is its column − the row's start. A row that ends is free for the next completion at once.
+Columns that no row needs any more are cut off on the left.
 
-Knows columns and rows; refuses to know tokens and samples. For models whose layers all cache keys and
-values of every position (mlx-lm's plain `KVCache`).
+With a mask, one assignment for all rows is the cheap way. With kernels that read each row separately, `slots` is.
+
+Depends on columns and rows only, not on tokens and samples. Works for models whose layers all cache keys and values
+of every position (mlx-lm's plain `KVCache`).
 """
 
 from collections.abc import Sequence
@@ -20,20 +21,20 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from grpo_actors.policy.decoding.draw import Array
 
-#: Columns of prompts that are run together, where few shapes are wanted.
+#: With few_shapes, prompts that run together are padded to a multiple of this number of columns.
 PROMPT_MULTIPLE = 64
-#: A window that is full is made larger by so many columns, unless a quarter of it can be cut off.
+#: A full window grows by this number of columns, unless a quarter of it can be cut off.
 GROWTH = 256
 
 
 class Window:
-    """Which columns are whose. The layers' caches (`layers`) read it at every step."""
+    """The columns that belong to each row. The layers' caches (`layers`) read it at every step."""
 
     def __init__(self, model: Any, rows: int) -> None:
-        """An empty window with `rows` free rows."""
+        """Create an empty window with `rows` free rows."""
         #: First column of each row's tokens.
         self.starts: Array = np.zeros(rows, np.int32)
-        #: Rows whose past is needed. The others are computed along, and never read.
+        #: Rows whose past is needed. The others are still computed, but never read.
         self.live: Array = np.zeros(rows, np.bool_)
         #: The column that the next token of every row goes to.
         self.end = 0
@@ -41,14 +42,14 @@ class Window:
         self._upload()
 
     def place(self, rows: Array, prompts: "Prompts", chosen: Array) -> None:
-        """Give the free `rows` the prompts `chosen` [len(rows)] of `prompts`, to go on from."""
+        """Copy the prompts `chosen` [len(rows)] of `prompts` into the free `rows`."""
         width = prompts.width
         if self.layers[0].keys is None:
             self.end = width
         elif width > self.end:
             self._shift(self.end - width)
         index = mx.array(rows)
-        # Every row takes each prompt it is given from the arrays of all: one gather a layer.
+        # One gather per layer selects the prompts of all rows.
         take = None if np.array_equal(chosen, np.arange(len(prompts.lengths))) else mx.array(chosen)
         for layer, (keys, values) in zip(self.layers, prompts.aligned_right, strict=True):
             layer.place(index, keys if take is None else keys[take], values if take is None else values[take])
@@ -57,11 +58,11 @@ class Window:
         self._upload()
 
     def free(self, row: int) -> None:
-        """The row's past is of no use any more."""
+        """Mark a row as free; its past is no longer needed."""
         self.live[row] = False
 
     def make_room(self) -> None:
-        """See to it that there is a column for the next token."""
+        """Ensure that there is a column for the next token."""
         capacity = self.layers[0].capacity
         if self.end < capacity:
             return
@@ -73,12 +74,12 @@ class Window:
                 layer.resize(0, capacity + GROWTH)
 
     def advance(self) -> None:
-        """The step's tokens have been written."""
+        """Move to the next column, after the step has written its tokens."""
         self.end += 1
         self.positions = self.end - self.device_starts
 
     def keep(self, rows: Array) -> None:
-        """Go on with these rows alone, in this order."""
+        """Keep only these rows, in this order."""
         index = mx.array(rows)
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[index], layer.values[index]
@@ -86,17 +87,17 @@ class Window:
         self._upload()
 
     def add(self, rows: int) -> None:
-        """So many free rows more."""
+        """Add `rows` free rows."""
         for layer in self.layers:
             widths = [(0, rows), (0, 0), (0, 0), (0, 0)]
             layer.keys, layer.values = mx.pad(layer.keys, widths), mx.pad(layer.values, widths)
-        # They see the column of their own token at least: a softmax over nothing is no number.
+        # They see at least the column of their own token: a softmax over nothing is NaN.
         self.starts = np.append(self.starts, np.full(rows, self.end, np.int32))
         self.live = np.append(self.live, np.zeros(rows, np.bool_))
         self._upload()
 
     def _shift(self, columns: int) -> None:
-        """Cut `columns` off on the left; below 0: add as many there."""
+        """Cut off `columns` on the left; a negative number adds columns there."""
         for layer in self.layers:
             layer.resize(columns, max(layer.capacity, layer.capacity - columns))
         self.starts = np.maximum(self.starts - columns, 0)
@@ -105,12 +106,12 @@ class Window:
 
     def _upload(self) -> None:
         self.device_starts = mx.array(self.starts)
-        #: [R] int32: of the tokens fed next. Once for all layers: a step is as long as it has kernels.
+        #: Positions [R] int32 of the tokens fed next. Computed once for all layers: each kernel lengthens a step.
         self.positions = self.end - self.device_starts
 
 
 class LayerWindow:
-    """One layer's keys and values [R, H, columns, D], with the methods by which mlx-lm's models use a cache."""
+    """One layer's keys and values [R, H, columns, D], with the cache interface of mlx-lm's models."""
 
     keys: Any = None
     values: Any = None
@@ -120,12 +121,12 @@ class LayerWindow:
 
     @property
     def capacity(self) -> int:
-        """Columns there are."""
+        """Number of allocated columns."""
         return int(self.keys.shape[2])
 
     @property
     def offset(self) -> mx.array:
-        """[R] int32: positions of the tokens fed now, which is what rotates them."""
+        """Positions [R] int32 of the tokens fed now, for their rotation."""
         return self.window.positions
 
     def make_mask(
@@ -134,7 +135,7 @@ class LayerWindow:
         return_array: bool = False,  # noqa: ARG002, FBT001, FBT002 - the signature is mlx-lm's
         window_size: int | None = None,
     ) -> mx.array:
-        """[R, 1, 1, columns so far] bool: which columns each row may see."""
+        """Return a mask [R, 1, 1, columns so far] bool: the columns that each row may see."""
         assert tokens == 1
         columns, end = mx.arange(self.window.end + 1), self.window.end
         seen = columns >= self.window.device_starts[:, None]
@@ -143,14 +144,14 @@ class LayerWindow:
         return seen[:, None, None, :]
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write the step's keys and values [R, H, 1, D]; returns those of all columns so far."""
+        """Write the step's keys and values [R, H, 1, D]; return those of all columns so far."""
         end = self.window.end
         self.keys[..., end : end + 1, :] = keys
         self.values[..., end : end + 1, :] = values
         return self.keys[..., : end + 1, :], self.values[..., : end + 1, :]
 
     def place(self, rows: mx.array, keys: mx.array, values: mx.array) -> None:
-        """Write the pasts [len(rows), H, width, D] of `rows` into the last columns."""
+        """Write the keys and values [len(rows), H, width, D] of `rows` into the last columns."""
         end, width = self.window.end, keys.shape[2]
         if self.keys is None:
             shape = (len(self.window.starts), keys.shape[1], -(-(end + 1) // GROWTH) * GROWTH)
@@ -161,7 +162,7 @@ class LayerWindow:
             self.values[rows, :, end - width : end, :] = values
 
     def resize(self, first: int, capacity: int) -> None:
-        """Keep the columns from `first` on (below 0: put as many before them), and make them `capacity`."""
+        """Keep the columns from `first` on (negative: add columns before them), and pad them to `capacity`."""
         self.keys, self.values = (_resized(array, first, capacity) for array in (self.keys, self.values))
 
 
@@ -169,12 +170,12 @@ class Prompts:
     """Keys and values of several prompts, all but their last token."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], *, few_shapes: bool = False) -> None:
-        """Run them through the model at once. Padded on the right, where a causal model does not look.
+        """Run all prompts through the model at once, padded on the right, where a causal model does not attend.
 
         Args:
             model: Maps tokens [P, T] and a cache to logits.
-            prompts: Their tokens, none empty.
-            few_shapes: Pad rows and columns further: CUDA's attention makes a plan for each shape that it meets.
+            prompts: The prompts' tokens; none is empty.
+            few_shapes: Pad rows and columns further: CUDA's attention makes a plan for each new shape.
         """
         self.lengths: Array = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
         self.width = int(self.lengths.max())
@@ -186,20 +187,20 @@ class Prompts:
         for row, prompt, length in zip(padded, prompts, self.lengths, strict=False):
             row[:length] = prompt[:-1]
         model(mx.array(padded), cache=cache)
-        #: Keys and values [rows, H, columns, D] of each layer: token t stands in column t.
+        #: Keys and values [rows, H, columns, D] of each layer; token t is in column t.
         self.layers: list[tuple[mx.array, mx.array]] = [
             (layer.keys[..., :columns, :], layer.values[..., :columns, :]) for layer in cache
         ]
 
     @cached_property
     def stacked(self) -> mx.array:
-        """The same in one array [L, 2, rows, H, columns, D], for which `layers` is given up."""
+        """The keys and values as one array [L, 2, rows, H, columns, D]; this frees `layers`."""
         pairs, self.layers = self.layers, []
         return mx.stack([mx.stack(list(pair)) for pair in pairs])
 
     @cached_property
     def aligned_right(self) -> list[tuple[mx.array, mx.array]]:
-        """The same in `width` columns, so that the last tokens of all prompts stand in the last."""
+        """The keys and values in `width` columns, aligned so that every prompt's last token is in the last column."""
         # Column c of row r is its token c − (width − length).
         columns = np.arange(self.width)[None] - (self.width - self.lengths[:, None])
         index = mx.array(np.maximum(columns, 0))[:, None, :, None]
