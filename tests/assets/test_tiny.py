@@ -1,4 +1,4 @@
-"""The shipped model as a user's tools see it."""
+"""The shipped model, loaded with the tools of its users."""
 
 import json
 
@@ -124,7 +124,7 @@ def test_two_steps_of_the_recipe_write_a_folder_that_loads(tmp_path, capsys):
     assert "step    2/2" in printed
     assert "of 6 held-out problems" in printed
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in TINY.iterdir()}
-    # The tokenizer comes before the training, so that even two steps must give the one that ships.
+    # The tokenizer is made before the training, so even two steps must give the one that ships.
     made, shipped = (json.loads((folder / "tokenizer.json").read_text()) for folder in (tmp_path, TINY))
     assert made["model"]["vocab"] == shipped["model"]["vocab"]
 

@@ -1,4 +1,4 @@
-"""A conversation: in a real terminal what a person sees, and line by line what is kept."""
+"""A chat: its output in a real terminal, and the conversation that is kept."""
 
 import json
 import os
@@ -24,7 +24,7 @@ OWN_TERMINAL = (
 
 
 class Terminal:
-    """The tool in a terminal of its own, and whoever sits at it."""
+    """The tool in its own terminal, and its user."""
 
     def __init__(self, *arguments):
         self._master, slave = pty.openpty()
@@ -39,19 +39,19 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def read(self):
-        """The next byte, whenever it comes."""
+        """Wait for the next byte."""
         assert select.select([self._master], [], [], 100)[0], "nothing within 100 s"
         return os.read(self._master, 1)
 
     def read_until(self, text):
-        """What appears up to and with `text`; the terminal ends a line with two characters, here it is one."""
+        """Return the output up to and including `text`, with the terminal's two-character line ends as one."""
         data = b""
         while not data.endswith(text.encode()):
             data += self.read().replace(b"\r", b"")
         return data.decode(errors="replace")
 
     def ask(self, line):
-        """Type a line; what is answered up to the next prompt."""
+        """Type a line and return the output up to the next prompt."""
         self.type(line + "\n")
         self.read_until("\n")  # the terminal's echo
         return self.read_until("\n> ").removesuffix("\n> ")
@@ -66,7 +66,7 @@ class Terminal:
 
 
 def expected(policy, messages, turn, max_tokens=60, temperature=0.7):
-    """What the model answers to a conversation, sampled as no chat samples it."""
+    """Return the model's answer to a conversation, sampled in another way than a chat does."""
     params = SamplingParams(max_tokens, temperature=temperature)
     seeds = [Speaker(policy, params, 0).seeds(turn, 1)]
     [[sample]] = sample_groups(policy, [policy.encode_chat(messages)], seeds, params)
@@ -128,7 +128,7 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat(tiny, tmp_path):
 
 @pytest.fixture
 def talk(tiny, monkeypatch, capsys):
-    """A chat over some lines; what it prints."""
+    """Run a chat over some lines and return its output."""
 
     def run(*said, max_context=0, system=""):
         params = SamplingParams(20, temperature=0.7)
@@ -161,8 +161,8 @@ def test_the_system_prompt_is_set_kept_over_clear_and_unset(tiny, talk, tmp_path
     assert messages(files[2]) == [user("hi"), assistant(expected(tiny, [user("hi")], 1, max_tokens=20))]
 
 
-def test_turns_that_no_longer_fit_are_left_out_and_told(tiny, talk, tmp_path):
-    # A turn "1 + 1" with its answer of at most 20 tokens: the third question does not fit beside both before it.
+def test_turns_that_no_longer_fit_are_left_out_and_reported(tiny, talk, tmp_path):
+    # A turn "1 + 1" with its answer of at most 20 tokens: the third question does not fit together with both turns before it.
     longest = len(tiny.encode_chat([user("1 + 1")])) + 20
     out = talk("1 + 1", "1 + 1", "1 + 1", f"/save {tmp_path / 'all'}", max_context=longest + 10)
     assert "messages no longer fit the context" in out
@@ -172,13 +172,13 @@ def test_turns_that_no_longer_fit_are_left_out_and_told(tiny, talk, tmp_path):
     assert kept[5]["content"] == expected(tiny, last, 2, max_tokens=20)
 
 
-def test_a_question_that_does_not_fit_is_told_and_the_chat_goes_on(talk):
+def test_a_question_that_does_not_fit_is_reported_and_the_chat_continues(talk):
     out = talk("1 + 1 " * 50, "/nope", max_context=100)
     assert "(not asked: prompt and answer may have 100 tokens, got " in out
     assert "(/nope: no such command; /help lists them)" in out
 
 
-def test_a_file_of_somebody_elses_is_not_overwritten_and_ones_own_is(talk, tmp_path):
+def test_only_files_that_the_chat_has_written_are_overwritten(talk, tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("precious")
     own = tmp_path / "own"

@@ -1,4 +1,4 @@
-"""``python -m grpo_actors.generate`` as a user starts it, and what it refuses."""
+"""``python -m grpo_actors.generate`` as a user starts it, and its errors."""
 
 import json
 import os
@@ -36,14 +36,14 @@ def run(*arguments, **more):
 
 
 def lines(path):
-    """Whole lines, read."""
+    """Read the complete lines."""
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 # --- one prompt -----------------------------------------------------------------------------------
 
 
-def test_a_prompt_on_standard_input_is_that_of_the_command_line_and_json_tells_the_same():
+def test_a_prompt_on_standard_input_and_json_give_the_same_answer_as_the_command_line():
     piped = run("--seed", 3, "--max-tokens", 60, stdin=None, input="What is 12 + 34?\n")
     told = run("What is 12 + 34?", "--seed", 3, "--max-tokens", 60, "--json", "--samples", 2)
     assert (piped.returncode, told.returncode, told.stderr) == (0, 0, "")
@@ -84,7 +84,7 @@ def wait_for_lines(path, count, process):
         time.sleep(0.01)
 
 
-def test_a_batch_that_was_killed_goes_on_and_ends_as_an_undisturbed_one(tmp_path, questions):
+def test_a_batch_that_was_killed_continues_and_ends_like_an_uninterrupted_one(tmp_path, questions):
     killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
     arguments = ["--batch", questions, "--samples", 2, "--max-tokens", 60]
     with subprocess.Popen(
@@ -117,7 +117,7 @@ def test_a_batch_that_was_killed_goes_on_and_ends_as_an_undisturbed_one(tmp_path
     assert len(lines(whole)) == 80
 
 
-def test_a_bad_line_is_one_line_of_complaint_before_any_model_is_looked_for(tmp_path):
+def test_a_bad_line_is_a_one_line_error_before_any_model_is_loaded(tmp_path):
     bad = tmp_path / "in.jsonl"
     bad.write_text('{"prompt": "a"}\n{"prompt": 5}\n')
     done = run("--batch", bad, "--output", tmp_path / "out.jsonl", "--model", tmp_path / "absent")
@@ -126,7 +126,7 @@ def test_a_bad_line_is_one_line_of_complaint_before_any_model_is_looked_for(tmp_
     assert list(tmp_path.iterdir()) == [bad]
 
 
-def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_written(tmp_path):
+def test_a_prompt_that_is_too_long_is_named_before_anything_is_written(tmp_path):
     long = tmp_path / "in.txt"
     long.write_text("1 + 1\n" + "1 + 1 " * 100 + "\n")
     with pytest.raises(

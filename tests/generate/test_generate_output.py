@@ -1,4 +1,4 @@
-"""The file of results: whole lines only, and only of one batch."""
+"""The file of results: only complete lines, and only of one batch."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def begun(path):
     return path.read_bytes()
 
 
-def test_what_is_in_the_file_is_done(path):
+def test_completions_in_the_file_are_done(path):
     written = begun(path)
     with Output(path, SETTINGS) as output:
         assert output.done == {(0, 0), (2, 1)}
@@ -58,7 +58,7 @@ def test_settings_that_are_not_known_yet_are_not_compared(path):
     refuse_other(path, {"seed": 0})
 
 
-def test_a_file_of_somebody_elses_is_refused_and_stays(path):
+def test_a_foreign_file_is_refused_and_unchanged(path):
     path.write_text("precious\n")
     with pytest.raises(ConfigError, match=r"exists, and no out.jsonl.job.json"):
         Output(path, SETTINGS)
@@ -66,7 +66,7 @@ def test_a_file_of_somebody_elses_is_refused_and_stays(path):
     assert not job_file(path).exists()
 
 
-def test_a_line_of_somebody_elses_is_refused(path):
+def test_a_foreign_line_is_refused(path):
     begun(path)
     with path.open("a") as file:
         file.write('{"index": 3}\n')
@@ -74,7 +74,7 @@ def test_a_line_of_somebody_elses_is_refused(path):
         Output(path, SETTINGS)
 
 
-def test_a_batch_killed_before_its_first_result_begins_anew(path):
+def test_a_batch_killed_before_its_first_result_starts_again(path):
     job_file(path).write_text('{"input": ')
     begun(path)
     refuse_other(path, SETTINGS)

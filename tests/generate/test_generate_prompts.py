@@ -1,4 +1,4 @@
-"""A file of prompts is read whole, or refused with the line that is wrong."""
+"""A file of prompts is read completely, or rejected with the line that is wrong."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_a_system_prompt_comes_first_unless_the_chat_has_its_own(file):
     assert requests[1].prompt == ({"role": "system", "content": "rhyme"}, USER)
 
 
-def test_a_text_has_a_prompt_a_line_and_its_name_or_its_look_says_that_it_is_one(file):
+def test_a_text_file_has_a_prompt_per_line_and_is_recognised_by_suffix_or_first_line(file):
     braces = '{"prompt": "hi"}\n'
     assert [r.prompt for r in read_requests(file("one\n\n two \n", "in.txt"), "", raw=True)] == ["one", "two"]
     assert read_requests(file(braces, "in.txt"), "", raw=True)[0].prompt == braces.strip()
@@ -78,7 +78,7 @@ def test_raw_text_has_no_turns(file):
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.txt", "in"])
-def test_an_empty_file_and_none_are_refused(file, name):
+def test_an_empty_and_a_missing_file_are_refused(file, name):
     with pytest.raises(DataError, match="must have a prompt, got an empty file; check --batch"):
         read_requests(file("\n", name), "", raw=False)
     with pytest.raises(DataError, match="cannot be read: No such file or directory; check --batch"):

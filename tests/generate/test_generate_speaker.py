@@ -1,4 +1,4 @@
-"""How a prompt becomes tokens, and how many of them there may be."""
+"""Encoding of prompts, and the limits of their length."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_a_raw_text_is_its_tokens_and_a_chat_is_in_its_template(tiny):
     assert tiny.tokenizer.decode(speaker.encode(CHAT)) == "<|user|>1 + 1<|end|><|assistant|>"
 
 
-def test_a_model_without_a_chat_template_can_still_go_on_with_a_text(tiny):
+def test_a_model_without_a_chat_template_can_still_continue_a_text(tiny):
     tiny.tokenizer.has_chat_template = False
     speaker = Speaker(tiny, SamplingParams(10), seed=0)
     assert speaker.encode("1 + 1")
@@ -34,7 +34,7 @@ def test_prompt_and_answer_share_the_context(tiny):
     assert (unbounded.context, unbounded.excess(10**6)) == (None, 0)
 
 
-def test_a_prompt_that_leaves_no_room_says_so(tiny):
+def test_a_prompt_that_leaves_no_space_for_an_answer_is_rejected(tiny):
     tokens = len(tiny.encode_chat(CHAT))
     params = SamplingParams(24)
     assert len(Speaker(tiny, params, 0, max_context=tokens + 24).encode_fitting(CHAT, "here")) == tokens
@@ -44,7 +44,7 @@ def test_a_prompt_that_leaves_no_room_says_so(tiny):
         Speaker(tiny, params, 0, max_context=tokens + 23).encode_fitting(CHAT, "here")
 
 
-def test_draws_depend_on_seed_prompt_and_sample_and_on_nothing_else(tiny):
+def test_seeds_depend_only_on_seed_prompt_and_sample(tiny):
     seeds = [Speaker(tiny, SamplingParams(24), seed).seeds(index, 3) for seed in (0, 1) for index in (0, 1)]
     assert len({draw for group in seeds for draw in group}) == 12
     assert Speaker(tiny, SamplingParams(7), 0).seeds(0, 2) == seeds[0][:2]

@@ -1,4 +1,4 @@
-"""What is said piece by piece is what the tokens mean together."""
+"""The streamed pieces together are the text of all tokens."""
 
 import random
 
@@ -31,26 +31,26 @@ def test_all_pieces_are_the_text_and_none_ends_within_a_character(tiny, text):
     assert cut == []
 
 
-def test_a_character_is_said_with_its_last_byte(tiny):
-    # The embedded tokenizer has bytes for what it never saw: four for this one.
+def test_a_character_is_returned_with_its_last_byte(tiny):
+    # The embedded tokenizer encodes an unknown character as bytes: four for this one.
     tokens = tiny.tokenizer.encode("😀", add_special_tokens=False)
     assert len(tokens) == 4
     assert pieces(tiny, tokens) == ["", "", "", "😀", ""]
 
 
-def test_any_tokens_at_all_are_said_as_they_decode(tiny):
+def test_any_tokens_are_streamed_as_they_decode(tiny):
     numbers = random.Random(0)
     for _ in range(200):
         tokens = [t for t in numbers.choices(range(300), k=20) if t not in tiny.stop_tokens]
         assert "".join(pieces(tiny, tokens)) == tiny.decode(tokens)
 
 
-def test_a_stop_token_is_not_said_and_a_character_that_it_cut_is(tiny):
+def test_a_stop_token_has_no_text_but_a_character_that_it_cut_has(tiny):
     stop = min(tiny.stop_tokens)
     assert pieces(tiny, [*tiny.tokenizer.encode("46", add_special_tokens=False), stop])[-2:] == ["", ""]
     broken = [*tiny.tokenizer.encode("😀", add_special_tokens=False)[:2], stop]
     assert "".join(pieces(tiny, broken)) == tiny.decode(broken) == "\ufffd"
 
 
-def test_a_terminal_gets_nothing_to_obey():
+def test_a_terminal_gets_no_control_characters():
     assert for_terminal("a\tb\r\nc\x1b[2Jd\x07\x9b é 👨‍👩‍👧‍👦") == "a\tb\nc\ufffd[2Jd\ufffd\ufffd é 👨‍👩‍👧‍👦"

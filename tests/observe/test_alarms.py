@@ -1,4 +1,4 @@
-"""Alarms on series made by hand: each rule fires at its threshold, is silent just below, and is told once."""
+"""Alarms on handmade series: each rule fires at its threshold, is silent just below, and is reported once."""
 
 import re
 
@@ -11,7 +11,7 @@ from grpo_actors.tasks.rewards import REWARDS
 
 PATIENCE = 5
 
-#: What an update of a run that learns looks like.
+#: Metrics of an update in a healthy run.
 WELL = {
     "reward_mean": 0.6,
     "reward_std": 0.4,
@@ -35,8 +35,8 @@ WELL = {
     "learner_wait_share": 0.1,
 }
 
-WORTH_NOTHING = {"reward_mean": 0.0, "reward_std": 0.0, "zero_variance_share": 1.0, "grad_norm": 0.0}
-ALIKE = {"zero_variance_share": 1.0, "grad_norm": 0.0, "reward_std": 0.0}
+NO_REWARD = {"reward_mean": 0.0, "reward_std": 0.0, "zero_variance_share": 1.0, "grad_norm": 0.0}
+EQUAL_REWARDS = {"zero_variance_share": 1.0, "grad_norm": 0.0, "reward_std": 0.0}
 
 
 def config(**settings) -> Config:
@@ -46,8 +46,8 @@ def config(**settings) -> Config:
     return Config.model_validate(sections)
 
 
-def told(series, **settings) -> list[tuple[int, str]]:
-    """(number of the update, counted from 1; name of the alarm) of all that is told."""
+def raised(series, **settings) -> list[tuple[int, str]]:
+    """Return (number of the update, counted from 1; name of the alarm) of every alarm."""
     health = Health(config(**settings))
     return [
         (number, alarm.name)
@@ -57,18 +57,18 @@ def told(series, **settings) -> list[tuple[int, str]]:
 
 
 def text(changes, updates=PATIENCE, **settings) -> str:
-    """The one line that so many such updates give."""
+    """Return the single alarm line after `updates` such updates."""
     health = Health(config(**settings))
     (alarm,) = [alarm for _ in range(updates) for alarm in health.check({**WELL, **changes})]
     assert "\n" not in alarm.text
     return alarm.text
 
 
-#: Alarm -> updates that it waits for, metrics that raise it, and metrics just on the good side. Limits are
+#: Alarm -> updates that it waits for, metrics that raise it, and metrics just below its limit. Limits are
 #: the settings' defaults.
 SIGNS = {
-    "reward is zero": (PATIENCE, WORTH_NOTHING, WORTH_NOTHING | {"reward_mean": 1e-3, "reward_std": 1e-3}),
-    "no variance": (PATIENCE, ALIKE, {"zero_variance_share": 0.99}),
+    "reward is zero": (PATIENCE, NO_REWARD, NO_REWARD | {"reward_mean": 1e-3, "reward_std": 1e-3}),
+    "no variance": (PATIENCE, EQUAL_REWARDS, {"zero_variance_share": 0.99}),
     "gradient is zero": (CONFIRMING_UPDATES, {"grad_norm": 0.0}, {"grad_norm": 1e-9}),
     "KL explodes": (CONFIRMING_UPDATES, {"kl": 1.01}, {"kl": 1.0}),
     "ratio explodes": (CONFIRMING_UPDATES, {"ratio_max": 101.0}, {"ratio_max": 100.0}),
@@ -78,41 +78,41 @@ SIGNS = {
     "always stale": (PATIENCE, {"staleness": {"3": 8}}, {"staleness": {"2": 1, "3": 7}}),
     "learning rate is zero": (CONFIRMING_UPDATES, {"learning_rate": 0.0}, {"learning_rate": 1e-12}),
 }
-#: More than one alarm would be right: what is just short of nothing is still alike.
+#: Other alarms that may fire as well: rewards just above 0 are still equal.
 ALSO = {"reward is zero": {"no variance", "gradient is zero"}}
 
 
 @pytest.mark.parametrize("name", SIGNS)
-def test_an_alarm_is_told_once_when_it_has_held_long_enough(name):
+def test_an_alarm_is_raised_once_when_it_has_held_long_enough(name):
     updates, sick, _ = SIGNS[name]
-    assert told([sick] * 3 * updates, max_staleness=3) == [(updates, name)]
-    assert told([sick] * (updates - 1) + [{}], max_staleness=3) == []
+    assert raised([sick] * 3 * updates, max_staleness=3) == [(updates, name)]
+    assert raised([sick] * (updates - 1) + [{}], max_staleness=3) == []
 
 
 @pytest.mark.parametrize("name", SIGNS)
 def test_just_below_its_threshold_it_is_silent(name):
     updates, _, well = SIGNS[name]
-    names = {alarm for _, alarm in told([well] * 3 * updates, max_staleness=3)}
+    names = {alarm for _, alarm in raised([well] * 3 * updates, max_staleness=3)}
     assert names <= ALSO.get(name, set())
 
 
 @pytest.mark.parametrize("name", SIGNS)
-def test_it_is_told_again_only_after_it_had_ended(name):
+def test_it_is_raised_again_only_after_it_has_ended(name):
     updates, sick, _ = SIGNS[name]
     series = [sick] * 2 * updates + [{}] + [sick] * 2 * updates
-    assert told(series, max_staleness=3) == [(updates, name), (3 * updates + 1, name)]
+    assert raised(series, max_staleness=3) == [(updates, name), (3 * updates + 1, name)]
 
 
 UNMEASURED = dict.fromkeys(("ratio_mean", "clip_share", "logprob_gap_mean", "mismatch_kl", "entropy"))
 
 
 @pytest.mark.parametrize("name", ["workers disagree", "entropy collapses"])
-def test_an_update_in_which_no_token_trained_neither_ends_an_alarm_nor_makes_one(name):
+def test_an_update_in_which_no_token_trained_neither_ends_nor_raises_an_alarm(name):
     _, sick, _ = SIGNS[name]
     every_second = [sick, UNMEASURED] * 3 * PATIENCE
-    assert [alarm for _, alarm in told(every_second)] == [name]
-    assert told([UNMEASURED] * 3 * PATIENCE) == []
-    assert told([{}, *[UNMEASURED] * PATIENCE, sick, sick]) == [], "two do not confirm"
+    assert [alarm for _, alarm in raised(every_second)] == [name]
+    assert raised([UNMEASURED] * 3 * PATIENCE) == []
+    assert raised([{}, *[UNMEASURED] * PATIENCE, sick, sick]) == [], "two updates do not confirm"
 
 
 def test_every_rule_has_a_series():
@@ -123,33 +123,33 @@ def test_length_is_compared_with_that_of_the_first_updates():
     # Five updates of 20 tokens, and four times that is the limit.
     grown = {"completion_length_mean": 81.0}
     name = "length runs away"
-    assert told([{}] * 5 + [grown] * 9) == [(10, name)]
-    assert told([{}] * 5 + [{"completion_length_mean": 80.0}] * 9) == []
-    assert told([{}] * 5 + [grown] * 5 + [{}] + [grown] * 5) == [(10, name), (16, name)]
+    assert raised([{}] * 5 + [grown] * 9) == [(10, name)]
+    assert raised([{}] * 5 + [{"completion_length_mean": 80.0}] * 9) == []
+    assert raised([{}] * 5 + [grown] * 5 + [{}] + [grown] * 5) == [(10, name), (16, name)]
 
 
 def test_skipped_steps_are_counted_within_the_window():
     # More than 3 within 5 updates: 0, 1, 2, 3, then the fourth; one in every second update is never too many.
     name = "steps are skipped"
-    assert told([{"skipped_steps": n} for n in (0, 1, 2, 3, 4, 5)]) == [(5, name)]
-    assert told([{"skipped_steps": n // 2} for n in range(40)]) == []
+    assert raised([{"skipped_steps": n} for n in (0, 1, 2, 3, 4, 5)]) == [(5, name)]
+    assert raised([{"skipped_steps": n // 2} for n in range(40)]) == []
     counts = [0, 4, *[4] * 6, 8]
-    assert told([{"skipped_steps": n} for n in counts]) == [(2, name), (9, name)]
-    # A resumed run goes on counting where it was.
-    assert told([{"skipped_steps": 100}] * 8) == []
+    assert raised([{"skipped_steps": n} for n in counts]) == [(2, name), (9, name)]
+    # A resumed run continues its count.
+    assert raised([{"skipped_steps": 100}] * 8) == []
 
 
 def test_a_run_that_learns_raises_nothing():
-    assert told([{}] * 100) == []
+    assert raised([{}] * 100) == []
 
 
-def test_what_was_not_measured_raises_nothing():
+def test_metrics_that_were_not_measured_raise_nothing():
     health = Health(config())
     assert [health.check({"update": n}) for n in range(30)] == [[]] * 30
 
 
 def test_a_short_patience_does_not_silence_the_others():
-    assert told([{"kl": 5.0}] * 5, patience_updates=1) == [(CONFIRMING_UPDATES, "KL explodes")]
+    assert raised([{"kl": 5.0}] * 5, patience_updates=1) == [(CONFIRMING_UPDATES, "KL explodes")]
 
 
 def test_the_memory_is_bounded():
@@ -178,18 +178,18 @@ def test_the_memory_is_bounded():
     ],
 )
 def test_a_reward_of_zero_names_its_likely_cause(changes, cause):
-    line = text(WORTH_NOTHING | changes)
+    line = text(NO_REWARD | changes)
     assert cause in line
     assert "for 5 updates (health.patience_updates)" in line
 
 
-def test_completions_worth_the_same_are_too_easy_where_all_reach_the_best():
-    assert "solved every time" in text(ALIKE | {"reward_mean": 1.0})
-    assert "set selection.dynamic_sampling = true" in text(ALIKE | {"reward_mean": 0.3})
+def test_equal_rewards_mean_too_easy_problems_if_all_are_the_best():
+    assert "solved every time" in text(EQUAL_REWARDS | {"reward_mean": 1.0})
+    assert "set selection.dynamic_sampling = true" in text(EQUAL_REWARDS | {"reward_mean": 0.3})
 
 
-def test_sampling_anew_is_not_advised_where_it_is_on():
-    line = text(ALIKE | {"reward_mean": 0.3}, dynamic_sampling=True)
+def test_dynamic_sampling_is_not_advised_if_it_is_on():
+    line = text(EQUAL_REWARDS | {"reward_mean": 0.3}, dynamic_sampling=True)
     assert "dynamic_sampling" not in line
     assert "selection.refill_limit" in line
 
@@ -201,7 +201,7 @@ def test_a_zero_gradient_says_what_keeps_the_tokens_from_training():
     assert "lora_keys" in text({"grad_norm": 0.0})
 
 
-def test_disagreeing_workers_are_quantised_or_old_or_compute_otherwise():
+def test_disagreeing_workers_are_quantised_or_stale_or_compute_differently():
     gap = {"mismatch_kl": 0.06, "staleness": {"0": 8}}
     assert "model.dtype" in text(gap)
     assert "rollout.max_staleness" in text(gap | {"staleness": {"1": 8}})
@@ -216,8 +216,8 @@ def test_always_stale_says_which_half_is_slower():
     assert "the workers are the slower half" in text(stale | {"learner_wait_share": 0.7}, max_staleness=4)
 
 
-def test_at_a_bound_of_one_update_being_there_is_what_it_is_for():
-    assert told([{"staleness": {"1": 8}}] * 20, max_staleness=1) == []
+def test_a_staleness_bound_of_one_update_is_normally_reached():
+    assert raised([{"staleness": {"1": 8}}] * 20, max_staleness=1) == []
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_the_line_names_its_threshold(name):
 
 
 @pytest.mark.parametrize("name", SIGNS)
-def test_the_cure_is_made_of_settings_that_exist(name):
+def test_the_cure_names_settings_that_exist(name):
     updates, sick, _ = SIGNS[name]
     line = text(sick, updates, max_staleness=3)
     sections = "model|data|reward|rollout|selection|objective|learner|health"

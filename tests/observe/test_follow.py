@@ -1,4 +1,4 @@
-"""Files and events joined; the source is a list, the files are real."""
+"""Files and events merged; the source is a list, the files are real."""
 
 from collections import deque
 from itertools import count
@@ -9,7 +9,7 @@ from grpo_actors.observe.sinks import Journal
 
 
 class ListedEvents:
-    """A source that gives what was put into it and then nothing."""
+    """A source that returns the events put into it, then None."""
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[str, bytes]] = deque()
@@ -94,7 +94,7 @@ def test_a_sample_comes_with_its_texts_from_the_file(tmp_path):
     assert [record["completions"] for record in records if record["topic"] == "sample"] == [completions] * 3
 
 
-def test_a_sample_whose_texts_were_removed_still_has_its_place(tmp_path):
+def test_a_sample_whose_texts_were_removed_is_still_returned(tmp_path):
     with Journal(tmp_path) as journal:
         journal.append("sample", {"update": 1, "problem": "p", "completions": []})
         journal.append("metrics", {"update": 1})
@@ -113,7 +113,7 @@ def test_a_resumed_run_is_followed_back_to_its_checkpoint_and_on(tmp_path):
         with Journal(tmp_path, seq=4, publish=source.put, clock=clock.__next__) as journal:
             for topic in ("start", "log", "log"):
                 journal.append(topic, {})
-        # The event of the new start is lost; the next one brings it back from the file.
+        # The event of the new start is lost; the next event makes the follower read it from the file.
         source.waiting.popleft()
         assert numbers(everything(follower)) == [5, 6, 7]
 
@@ -141,7 +141,7 @@ def test_a_clock_that_is_set_back_repeats_nothing(tmp_path):
         assert numbers(everything(follower)) == [1, 2, 3, 4, 5]
 
 
-def test_what_is_no_record_is_dropped_and_counted():
+def test_an_event_that_is_not_a_record_is_dropped_and_counted():
     source = ListedEvents()
     source.put("log", b"{")
     source.put("log", event(1, 1.0))
@@ -164,7 +164,7 @@ def test_a_line_that_is_still_being_written_is_left_for_later(tmp_path):
     reader.close()
 
 
-def test_a_file_that_was_cut_and_has_already_grown_longer_is_read_anew(tmp_path):
+def test_a_file_that_was_truncated_and_has_already_grown_longer_is_read_again(tmp_path):
     clock = count(100.0)
     with Follower(None, tmp_path) as follower:
         with Journal(tmp_path, clock=clock.__next__) as journal:
@@ -181,7 +181,7 @@ def test_a_file_that_was_cut_and_has_already_grown_longer_is_read_anew(tmp_path)
     assert [record["completions"][0]["text"] for record in records] == [f"new {n}" * n for n in range(2, 9)]
 
 
-def test_a_hole_or_a_foreign_line_in_the_file_is_passed_over(tmp_path):
+def test_a_gap_or_a_foreign_line_in_the_file_is_skipped(tmp_path):
     with Follower(None, tmp_path) as follower, (tmp_path / "metrics.jsonl").open("wb", buffering=0) as file:
         file.write(event(1, 1.0) + b"\n")
         assert numbers(everything(follower)) == [1]

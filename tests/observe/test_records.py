@@ -19,7 +19,7 @@ def test_the_order_of_the_callers_fields_does_not_matter():
     assert encode(one) == encode(other)
 
 
-def test_a_record_returns_from_its_line_as_it_was():
+def test_a_record_survives_the_round_trip():
     record = make_record(7, 1.5, "log", {"level": "info", "text": "π\u2028 \x1b[31m \ud800"})
     assert encode(record).isascii()
     assert len(encode(record).splitlines()) == 1
@@ -41,12 +41,12 @@ def test_a_record_returns_from_its_line_as_it_was():
         b'{"seq":1,"time":1.0,"topic":"log","text":' + b"[" * 100_000,
     ],
 )
-def test_a_line_that_is_no_record_is_refused(line):
+def test_a_line_that_is_not_a_record_is_rejected(line):
     with pytest.raises(ProtocolError, match="a record must"):
         decode(line)
 
 
-def test_a_value_that_is_no_json_is_a_mistake_of_the_caller():
+def test_a_value_that_is_not_json_is_the_callers_error():
     with pytest.raises(TypeError, match="not JSON serializable"):
         encode(make_record(1, 2.0, "log", {"text": {1, 2}}))
 

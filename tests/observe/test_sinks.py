@@ -32,7 +32,7 @@ def write_updates(journal: Journal, updates: range) -> None:
 
 
 @contextmanager
-def room_for(bytes_per_file: int) -> Iterator[None]:
+def limited_to(bytes_per_file: int) -> Iterator[None]:
     """Writes beyond this size fail with an OSError, after the part that fits (Python ignores SIGXFSZ)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_per_file, hard))
@@ -42,7 +42,7 @@ def room_for(bytes_per_file: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_every_record_stands_in_metrics_numbered_without_a_gap(tmp_path):
+def test_every_record_is_in_metrics_numbered_without_a_gap(tmp_path):
     with Journal(tmp_path) as journal:
         journal.append("start", {"run_name": "r"})
         write_updates(journal, range(1, 4))
@@ -57,13 +57,13 @@ def test_a_sample_keeps_its_texts_in_completions_under_its_number(tmp_path):
     assert lines(tmp_path, "completions.jsonl") == [{"seq": 2, "time": 5.0, "topic": "sample", **SAMPLE}]
 
 
-def test_the_time_is_the_clock_that_was_given(tmp_path):
+def test_times_come_from_the_given_clock(tmp_path):
     with Journal(tmp_path, clock=count(100.0).__next__) as journal:
         times = [journal.append("log", {"level": "info", "text": "x"})["time"] for _ in range(3)]
     assert times == [100.0, 101.0, 102.0]
 
 
-def test_what_is_published_is_what_stands_in_the_file(tmp_path):
+def test_the_published_event_is_the_line_in_the_file(tmp_path):
     published = []
 
     def publish(topic: str, event: bytes) -> None:
@@ -132,7 +132,7 @@ def test_a_foreign_line_is_refused_and_not_cut(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == "my notes\n"
 
 
-def test_numbers_that_json_cannot_say_become_null_and_are_named(tmp_path):
+def test_numbers_that_json_cannot_represent_become_null_and_are_named(tmp_path):
     with Journal(tmp_path) as journal:
         fields = {"update": 1, "loss": float("nan"), "rewards": {"exact": float("inf")}, "staleness": {0: 4}}
         record = journal.append("metrics", fields)
@@ -160,7 +160,7 @@ def test_a_full_disk_is_one_clear_error_that_loses_neither_number_nor_line(tmp_p
         journal.append("log", {"level": "info", "text": "x" * 100})
         size = (tmp_path / "metrics.jsonl").stat().st_size
         with (
-            room_for(size + 50),
+            limited_to(size + 50),
             pytest.raises(RunError, match=r"metrics\.jsonl cannot be written .*free some space"),
         ):
             journal.append("log", {"level": "info", "text": "y" * 100})
@@ -176,8 +176,8 @@ def test_a_disk_that_fills_between_the_two_files_of_a_sample_leaves_neither(tmp_
         for _ in range(20):
             journal.append("log", {"level": "info", "text": "x" * 100})
         metrics_size = (tmp_path / "metrics.jsonl").stat().st_size
-        # The texts fit into completions.jsonl, their number no more into metrics.jsonl.
-        with room_for(metrics_size + 10), pytest.raises(RunError, match=r"metrics\.jsonl"):
+        # The texts fit into completions.jsonl, but the numbered line does not fit into metrics.jsonl.
+        with limited_to(metrics_size + 10), pytest.raises(RunError, match=r"metrics\.jsonl"):
             journal.append("sample", SAMPLE)
         assert lines(tmp_path, "completions.jsonl") == []
         assert journal.append("sample", SAMPLE)["seq"] == 21

@@ -1,4 +1,4 @@
-"""What the supervisor shows, into a log and onto a terminal."""
+"""The supervisor's output, in a log and on a terminal."""
 
 import io
 from itertools import count
@@ -25,7 +25,7 @@ def lines_of(stream: io.StringIO) -> list[str]:
 
 def test_a_log_gets_a_status_line_only_every_few_seconds():
     stream = io.StringIO()
-    # Each look at the clock is a second later than the one before.
+    # Each reading of the clock is a second later than the one before.
     with StatusLine(100, stream, clock=count(0.0).__next__) as status:
         for update in range(1, 12):
             status.show(metrics(update))
@@ -47,7 +47,7 @@ def test_a_log_gets_the_last_update_in_any_case():
 
 def test_only_multiples_of_every_updates_and_the_last_are_shown():
     stream = io.StringIO()
-    # Five seconds between two looks at the clock: time alone holds nothing back.
+    # Five seconds between two readings of the clock: the period suppresses nothing.
     with StatusLine(5, stream, every_updates=2, clock=count(0.0, PLAIN_PERIOD_S).__next__) as status:
         for update in range(1, 6):
             status.show(metrics(update, total=5))

@@ -160,7 +160,7 @@ def test_an_evaluation_is_one_line_with_its_interval():
     assert eval_line({"update": 10, "accuracy": None}) == "eval @10  accuracy –"
 
 
-def test_a_failed_end_says_its_exit_code():
+def test_a_failed_end_shows_its_exit_code():
     assert stop_line({"reason": "done", "exit_code": 0}) == "run ended: done"
     assert stop_line({"reason": "out of memory", "exit_code": 1}) == "run ended: out of memory (exit code 1)"
 

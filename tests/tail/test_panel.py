@@ -1,4 +1,4 @@
-"""The whole view: it fits, it holds everything, and nothing in a record breaks it."""
+"""The whole view: it fits, it shows everything, and no record breaks it."""
 
 import re
 
@@ -124,7 +124,7 @@ def test_a_small_terminal_shows_the_best_and_the_worst_completion():
     assert "so it is 4" not in text
 
 
-def test_the_header_says_when_nothing_comes_and_how_it_ended():
+def test_the_header_shows_silence_and_how_the_run_ended():
     assert "waiting for the first event" in drawn(RunView(), 80, 24)
     assert "silent for 1:00" in drawn(view_of(RECORDS), 80, 24, now=108.0 + 60)
     ended = view_of([*RECORDS, ("stop", {"reason": "out of memory", "exit_code": 1})])
@@ -138,7 +138,7 @@ def test_no_value_of_any_field_breaks_it(value):
         assert "\x1b" not in drawn(view_of([*RECORDS, *records, *records]), width, 50)
 
 
-def test_many_workers_share_the_room_and_those_at_work_come_first():
+def test_only_some_of_many_workers_are_shown_and_active_ones_come_first():
     gone = [("worker", {"worker": f"a{n}", "state": "lost"}) for n in range(8)]
     text = drawn(view_of([*gone, ("worker", {"worker": "z", "state": "sampling"})]), 80, 40)
     assert "z " in text

@@ -100,7 +100,7 @@ def next_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def test_an_ended_run_is_given_out_whole_as_json_and_the_command_ends(folder):
+def test_an_ended_run_is_printed_completely_as_json_and_the_command_ends(folder):
     ended_run(folder)
     result = tail(folder, "--json")
     records = [json.loads(line) for line in result.stdout.splitlines()]
@@ -146,7 +146,7 @@ def test_a_live_run_is_followed_from_its_history_to_its_stop(folder):
 def test_a_run_that_writes_no_files_is_followed_by_its_events(folder):
     with live_run(folder, log_jsonl=False) as run, tailing(folder, "--json") as process:
         assert process.stdout is not None
-        # A late joiner: what is published before it has connected is lost, so publish until one arrives.
+        # A late subscriber loses what is published before it has connected, so publish until one arrives.
         deadline = time.monotonic() + DEADLINE_S
         while not select.select([process.stdout], [], [], 0.1)[0]:
             assert time.monotonic() < deadline
@@ -253,7 +253,7 @@ def test_on_a_terminal_the_view_is_drawn_and_its_last_state_stays(folder):
 
 
 def read_until(terminal: int, words: str | None) -> str:
-    """What appears until `words` do, or until the terminal's last user has gone."""
+    """Return the output up to `words`, or until the terminal's last user has closed it."""
     shown = ""
     deadline = time.monotonic() + DEADLINE_S
     while words is None or words not in shown:

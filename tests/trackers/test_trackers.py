@@ -1,4 +1,4 @@
-"""What trackers are given: real journals, and TensorBoard's own reader on the files that were written."""
+"""Trackers: real journals in, and TensorBoard's own reader on the files that were written."""
 
 import contextlib
 import json
@@ -37,13 +37,13 @@ def begin(journal: Journal, update: int = 0, run_id: str = "a1b2c3d4e5f6") -> No
     )
 
 
-def tell(journal: Journal, update: int, loss: float) -> None:
+def write_update(journal: Journal, update: int, loss: float) -> None:
     journal.append("metrics", {"update": update, "loss": loss, "rewards": {"correctness": 0.5}})
     journal.append("sample", {"update": update, **SAMPLE})
 
 
 def feed_all(folder: Path, name: str = "tensorboard") -> bool:
-    """A process's life: what there is, then the end. Returns whether the run had ended."""
+    """Act as one process: feed all records, then close. Return whether the run had ended."""
     feed = Feed(folder, name)
     feed.catch_up()
     feed.close()
@@ -51,7 +51,7 @@ def feed_all(folder: Path, name: str = "tensorboard") -> bool:
 
 
 def reader_of(folder: Path):
-    """TensorBoard's own reader, on what the run's folder has."""
+    """Open TensorBoard's own reader on the run's folder."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     reader = accumulator.EventAccumulator(str(folder / "trackers" / "tensorboard"))
     reader.Reload()
@@ -59,7 +59,7 @@ def reader_of(folder: Path):
 
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """(step, value) as TensorBoard shows them."""
+    """Return (step, value) as TensorBoard shows them."""
     return [(event.step, event.value) for event in reader_of(folder).Scalars(tag)]
 
 
@@ -68,10 +68,10 @@ def needs_tensorboard():
     pytest.importorskip("tensorboard")
 
 
-# --- what is told --------------------------------------------------------------------------------
+# --- values --------------------------------------------------------------------------------------
 
 
-def test_all_finite_numbers_are_told_by_group_and_what_was_not_measured_is_left_out():
+def test_all_finite_numbers_are_sent_by_group_and_unmeasured_ones_are_left_out():
     record = make_record(
         7,
         1.0,
@@ -95,7 +95,7 @@ def test_all_finite_numbers_are_told_by_group_and_what_was_not_measured_is_left_
     }
 
 
-def test_an_evaluation_is_a_group_of_its_own_and_a_truth_value_is_no_number():
+def test_an_evaluation_has_its_own_group_and_a_boolean_is_not_a_number():
     record = make_record(1, 1.0, "eval", {"update": 3, "accuracy": 0.5, "best": True, "checkpoint": "/x"})
     assert values(record) == {"eval/accuracy": 0.5}
 
@@ -110,11 +110,11 @@ def test_of_a_long_run_a_few_samples_are_shown():
     assert is_shown(make_record(1, 1.0, "sample", {"update": 1}), None)
 
 
-def test_settings_are_flat_and_what_is_not_set_is_left_out():
-    told = hyperparameters(Config().model_dump(mode="json"))
-    assert told["learner.learning_rate"] == 1e-6
-    assert told["rollout.stop"] == "[]"
-    assert "objective.algorithm" not in told
+def test_settings_are_flat_and_unset_ones_are_left_out():
+    flat = hyperparameters(Config().model_dump(mode="json"))
+    assert flat["learner.learning_rate"] == 1e-6
+    assert flat["rollout.stop"] == "[]"
+    assert "objective.algorithm" not in flat
 
 
 def test_a_completion_cannot_leave_its_fence():
@@ -144,11 +144,11 @@ def test_trackers_need_the_file_that_they_read_and_each_is_named_once(settings):
 
 
 @pytest.mark.usefixtures("needs_tensorboard")
-def test_a_run_that_is_told_in_parts_to_several_processes_has_each_step_once(tmp_path):
+def test_a_run_fed_in_parts_by_several_processes_has_each_step_once(tmp_path):
     with Journal(tmp_path) as journal:
         begin(journal)
         for update in range(1, 9):
-            tell(journal, update, loss=update / 8)
+            write_update(journal, update, loss=update / 8)
             if update % 3 == 0:
                 journal.append("eval", {"update": update - 2, "accuracy": 0.5})
                 assert not feed_all(tmp_path)
@@ -159,28 +159,28 @@ def test_a_run_that_is_told_in_parts_to_several_processes_has_each_step_once(tmp
 
 
 @pytest.mark.usefixtures("needs_tensorboard")
-def test_of_a_resumed_run_the_second_telling_stays(tmp_path):
+def test_the_repeated_values_of_a_resumed_run_replace_the_first(tmp_path):
     """Updates 1 to 5; the checkpoint of update 3 stored 7 records: the start and two of each update."""
     with Journal(tmp_path) as journal:
         begin(journal)
         for update in range(1, 6):
-            tell(journal, update, loss=0.0)
+            write_update(journal, update, loss=0.0)
     feed_all(tmp_path)
     with Journal(tmp_path, seq=7) as journal:
         begin(journal, update=3)
-        tell(journal, 4, loss=1.0)
+        write_update(journal, 4, loss=1.0)
     feed_all(tmp_path)
     assert curve(tmp_path, "train/loss") == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0)]
 
 
 @pytest.mark.usefixtures("needs_tensorboard")
-def test_a_process_that_was_killed_before_its_note_tells_no_step_twice(tmp_path):
+def test_a_process_killed_before_saving_its_position_repeats_no_step(tmp_path):
     with Journal(tmp_path) as journal:
         begin(journal)
-        tell(journal, 1, loss=0.5)
+        write_update(journal, 1, loss=0.5)
         feed_all(tmp_path)
         noted = (tmp_path / "trackers" / "tensorboard.json").read_text()
-        tell(journal, 2, loss=0.25)
+        write_update(journal, 2, loss=0.25)
         feed_all(tmp_path)
         (tmp_path / "trackers" / "tensorboard.json").write_text(noted)
         feed_all(tmp_path)
@@ -188,11 +188,11 @@ def test_a_process_that_was_killed_before_its_note_tells_no_step_twice(tmp_path)
 
 
 @pytest.mark.usefixtures("needs_tensorboard")
-def test_a_new_run_in_the_same_folder_takes_the_place_of_the_former_one(tmp_path):
+def test_a_new_run_in_the_same_folder_replaces_the_former_one(tmp_path):
     for run_id, loss in (("first", 0.5), ("second", 0.25)):
         with Journal(tmp_path) as journal:  # empties the file
             begin(journal, run_id=run_id)
-            tell(journal, 1, loss)
+            write_update(journal, 1, loss)
         feed_all(tmp_path)
     assert curve(tmp_path, "train/loss") == [(1, 0.25)]
 
@@ -201,7 +201,7 @@ def test_a_new_run_in_the_same_folder_takes_the_place_of_the_former_one(tmp_path
 def test_settings_and_samples_are_shown(tmp_path):
     with Journal(tmp_path) as journal:
         begin(journal)
-        tell(journal, 2, loss=0.5)
+        write_update(journal, 2, loss=0.5)
     feed_all(tmp_path)
     (sample,) = reader_of(tmp_path).Tensors("samples")
     assert sample.step == 2
@@ -219,21 +219,21 @@ def test_trackio_has_each_step_once_also_of_a_resumed_run(tmp_path, monkeypatch)
     with Journal(tmp_path) as journal:
         begin(journal)
         for update in range(1, 4):
-            tell(journal, update, loss=0.5)
+            write_update(journal, update, loss=0.5)
     by_hand(tmp_path, "trackio", ended=False)
     with Journal(tmp_path, seq=5) as journal:
         begin(journal, update=2)
         for update in (3, 4):
-            tell(journal, update, loss=0.25)
+            write_update(journal, update, loss=0.25)
         journal.append("stop", {"reason": "all updates done", "exit_code": 0})
     by_hand(tmp_path, "trackio", ended=True)
     question = ["get", "metric", "--project", "grpo-actors", "--run", "test-a1b2c3", "--metric", "train/loss"]
     listed = subprocess.run(
         [sys.executable, "-m", "trackio.cli", *question, "--json"], capture_output=True, text=True, check=True
     )
-    told = json.loads(listed.stdout)["values"]
-    # Of update 3, which is told twice, the first telling stays.
-    assert [(row["step"], row["value"]) for row in told] == [(1, 0.5), (2, 0.5), (3, 0.5), (4, 0.25)]
+    rows = json.loads(listed.stdout)["values"]
+    # Update 3 is recorded twice; its first value stays.
+    assert [(row["step"], row["value"]) for row in rows] == [(1, 0.5), (2, 0.5), (3, 0.5), (4, 0.25)]
 
 
 def test_wandb_works_offline_without_a_key(tmp_path, monkeypatch):
@@ -243,7 +243,7 @@ def test_wandb_works_offline_without_a_key(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with Journal(tmp_path) as journal:
         begin(journal)
-        tell(journal, 2, loss=0.5)
+        write_update(journal, 2, loss=0.5)
         journal.append("stop", {"reason": "all updates done", "exit_code": 0})
     by_hand(tmp_path, "wandb", ended=True)
     (file,) = (tmp_path / "trackers" / "wandb").glob("wandb/offline-run-*-a1b2c3d4e5f6/*.wandb")
@@ -253,10 +253,10 @@ def test_wandb_works_offline_without_a_key(tmp_path, monkeypatch):
 
 
 def by_hand(folder: Path, name: str, *, ended: bool) -> None:
-    """A process of its own, as the packages want it; of a run that has not ended it is asked to leave."""
+    """Run the command as a process, which the packages need; terminate it if the run has not ended."""
     command = [sys.executable, "-m", "grpo_actors.trackers", str(folder), name]
-    said = folder / "said.txt"
-    with said.open("wb") as file:
+    output = folder / "said.txt"
+    with output.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
     note = folder / "trackers" / f"{name}.json"
     if not ended:
@@ -264,5 +264,5 @@ def by_hand(folder: Path, name: str, *, ended: bool) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.05)
         process.terminate()
-    assert process.wait(60) == 0, said.read_text()
-    assert said.read_text() == ""
+    assert process.wait(60) == 0, output.read_text()
+    assert output.read_text() == ""
