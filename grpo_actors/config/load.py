@@ -5,12 +5,12 @@ rule and the value got.
 """
 
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import tomli
 from pydantic import ValidationError
 
 from grpo_actors.config.advice import advice
@@ -145,8 +145,8 @@ def _read_json(file: Path, where: str) -> dict[str, Any]:
 
 def _read_toml(file: Path, where: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(_read_text(file, where))
-    except tomllib.TOMLDecodeError as error:
+        return tomli.loads(_read_text(file, where))
+    except tomli.TOMLDecodeError as error:
         # A message like "Invalid value (at line 3, column 5)".
         raise ConfigError(f"{where}: not TOML: {error}") from error
 
@@ -165,8 +165,8 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def _parse_value(leaf: str, text: str) -> Any:
     """A TOML value, or the text as it stands: a shell has often eaten the quotes."""
     try:
-        document = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        document = tomli.loads(f"value = {text}")
+    except tomli.TOMLDecodeError:
         return text
     # Text with a line break could spell further keys.
     value = document["value"] if len(document) == 1 else text

@@ -1,8 +1,12 @@
 """The GGUF container: magic, metadata, the table of tensors, and where each tensor's bytes lie.
 
-Knows nothing of models. Written here, and not left to ``mx.load``, because that ends the process with
-a segmentation fault on a damaged header (MLX 0.32); here every count and offset is held against the
-size of the file before it is used. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Knows nothing of models. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+Why not a library. ``mx.load`` ends the process with a segmentation fault on a damaged header (MLX 0.32).
+``gguf.GGUFReader`` (0.19, an optional extra) takes 4.9 s to open SmolLM2-135M (98 MB, Q4_1, two busy cores) and read its
+metadata, `GgufFile` 0.6 s, at 200 MiB against 89. It also believes the counts in a header: 32 bytes that claim an array
+of 2^40 items kept it busy until it was stopped after 25 s, and other damage ends in IndexError, ValueError or
+RecursionError. Here every count and offset is held against the size of the file before it is used.
 """
 
 import math

@@ -1,6 +1,7 @@
 """tokenizer.json and tokenizer_config.json from a GGUF file's metadata.
 
 Joins the vocabulary with one of the two ways to split text; knows the special tokens and the chat template.
+Not left to transformers: its ``gguf_file=`` (5.24) imports PyTorch, which this package does not have.
 """
 
 from dataclasses import dataclass
