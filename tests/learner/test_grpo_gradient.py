@@ -89,7 +89,7 @@ def test_two_ranks_that_share_the_micro_batches_of_one_update_add_up_to_the_whol
     ranks = [learner(chosen), learner(chosen)]
     for rank, grpo in enumerate(ranks):
         for arrays in grpo._inputs(packed.micro_batches[rank::2]):
-            with grpo._in_training():
+            with grpo._training_mode():
                 grpo.training.accumulate(arrays)
         grpo.training.step(1e-3)
     parts = [gradient_of(grpo) for grpo in ranks]
