@@ -1,6 +1,6 @@
 """The learner's command line.
 
-python -m grpo_actors.learner RUN_DIR                    train on sampled groups; launch.py runs this. Settings: RUN_DIR/config.json
+python -m grpo_actors.learner RUN_DIR                    train with workers, by RUN_DIR/config.json; launch.py runs this
 python -m grpo_actors.learner RUN_DIR --replay SOURCE    train on recorded groups instead (`replay`)
 """
 

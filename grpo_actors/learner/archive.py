@@ -43,7 +43,7 @@ class Records(Protocol):
 
 
 class Archive:
-    """The checkpoints of one run. Call `restore` and `announce` once at the start, then `save` and `take_evaluations`."""
+    """The checkpoints of one run. Call `restore` and `announce` once at the start, then `save` when one is due."""
 
     def __init__(self, run_dir: Path, config: Config, run_id: str) -> None:
         """Find the newest sound checkpoint, to continue from it.
@@ -77,7 +77,7 @@ class Archive:
         return 0 if self.resumed is None else self.resumed.update
 
     def note_if_complete(self, total_updates: int) -> str | None:
-        """Return a line for the user if nothing is left to do: all updates are done, all kept checkpoints are scored."""
+        """Return a line for the user if nothing is left to do: all updates done, all kept checkpoints scored."""
         everything = {record["update"] for record in self._records("eval")}
         if self.resumed is None or self.update < total_updates or self.unevaluated() - everything:
             return None
@@ -128,7 +128,7 @@ class Archive:
     # --- during -----------------------------------------------------------------------------------
 
     def is_due(self, update: int) -> bool:
-        """Return whether to save after `update`: at multiples of save_steps, and of eval_every_updates, to be scored."""
+        """Return whether to save after `update`: at multiples of save_steps, and of eval_every_updates, for a score."""
         periods = (self._config.run.save_steps, self._config.evaluator.eval_every_updates)
         return any(period and update % period == 0 for period in periods)
 

@@ -54,10 +54,10 @@ class Grpo:
     training: Training = field(init=False)
     #: Whether a prompt is computed once for all of its completions; depends on the model.
     shared_prompts: bool = field(init=False)
-    #: The reference: the trainable arrays at the start or at the last refresh; None without a KL term. Until the first
-    #: step they are the policy's own arrays, not copies. A new adapter changes nothing, so it stands for the base model.
+    #: The reference: the trainable arrays at the start or at the last refresh; None without a KL term. Until the
+    #: first step they are the policy's own arrays, not copies. A new adapter is the base model, as it changes nothing.
     reference: dict[str, mx.array] | None = field(init=False)
-    #: Whether the reference was ever refreshed. If not, loading the model gives it again: a checkpoint need not store it.
+    #: Whether the reference was ever refreshed. If not, loading the model gives it again; no checkpoint stores it.
     reference_refreshed: bool = False
     version: int = 0
     #: Steps without a finite gradient: consecutive ones up to now, and all of the run.
@@ -143,7 +143,7 @@ class Grpo:
 
     @contextlib.contextmanager
     def _training_mode(self) -> Iterator[None]:
-        """Switch dropout on and replace the mlx-lm kernels that have no gradient; undo both afterwards, for sampling."""
+        """Switch dropout on and mlx-lm's kernels without a gradient off; switch back afterwards, for sampling."""
         self.policy.model.train()
         try:
             yield
@@ -152,7 +152,7 @@ class Grpo:
 
     @property
     def _only_advantage_trains(self) -> bool:
-        """Whether each completion's gradient is proportional to its advantage: no other term of the loss reads its tokens."""
+        """Whether a completion's gradient is proportional to its advantage, and nothing else reads its tokens."""
         objective = self.objective
         return objective.kl_coeff == 0 and objective.entropy_coeff == 0 and objective.top_entropy_share == 1
 

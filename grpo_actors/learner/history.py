@@ -103,7 +103,7 @@ class History:
             self.note_alarm(f"{alarm.name}: {alarm.text}")
 
     def _record_decisions(self) -> None:
-        """Record the decisions on the number of workers that are not in the records: new ones, and ones that a resume cut."""
+        """Record the decisions on the number of workers that the records lack: new ones, and ones that a resume cut."""
         for decision in decisions(self.run_dir):
             if decision not in self._decisions:
                 self.records.record("headcount", **decision)
@@ -126,7 +126,7 @@ class History:
         self.archive.save(self.records, self.grpo)
 
     def end(self, reason: str) -> int:
-        """Write the last record, with `reason` or with the alarm that ended the run; return the exit code of the process."""
+        """Write the last record, with `reason` or the alarm that ended the run; return the process's exit code."""
         self._record_decisions()
         if self.ended_by is None:
             self.records.record("stop", reason=reason, exit_code=0)

@@ -19,7 +19,7 @@ from grpo_actors.wire.messages import Manifest
 
 
 class Publisher:
-    """The publisher of a run: for each version, it calls `announce` with manifest and bytes once they can be fetched."""
+    """The publisher of a run: calls `announce` with each version's manifest and bytes once they can be fetched."""
 
     def __init__(self, announce: Callable[[Manifest, memoryview], None]) -> None:
         self._announce = announce

@@ -1,4 +1,4 @@
-"""Where the groups of a run come from and where its versions go: the `Source` protocol and the source of a live run.
+"""Where a run's groups come from and where its versions go: the `Source` protocol and the live source.
 
 `LiveSource` takes groups from the exchange; `replay.ReplaySource` reads recorded groups.
 """
@@ -101,7 +101,7 @@ class LiveSource:
             print(f"ended by an alarm: {ended_by}", file=sys.stderr)
 
     def _wait_for_evaluations(self) -> None:
-        """Wait for the score of the last checkpoint; give up on Ctrl-C or without an evaluator (`EVALUATOR_ABSENT_S`)."""
+        """Wait for the last checkpoint's score; give up on Ctrl-C, or after `EVALUATOR_ABSENT_S` without evaluator."""
         last_seen_s = time.monotonic()
         while (
             self.archive.unevaluated()

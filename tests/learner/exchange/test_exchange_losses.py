@@ -194,7 +194,7 @@ def test_nine_offences_are_borne(run):
 def test_a_stranger_with_many_identities_fills_no_memory(run):
     roster = Roster("run-1")
     for number in range(3 * MAX_OFFENDERS):
-        roster.offend(b"%d" % number)
+        roster.count_offence(b"%d" % number)
     assert len(roster._offences) == MAX_OFFENDERS
 
 
@@ -216,7 +216,7 @@ def test_what_only_the_other_role_may_say_is_an_offence(run):
 
 
 def spend(peer, working_s, waiting_s):
-    peer.count(wire.Beat(state="waiting", working_s=working_s, waiting_s=waiting_s), now_s=0.0)
+    peer.record_beat(wire.Beat(state="waiting", working_s=working_s, waiting_s=waiting_s), now_s=0.0)
 
 
 def test_the_share_of_waiting_is_that_of_all_workers_since_it_was_last_taken():
