@@ -109,7 +109,7 @@ def test_an_address_where_nobody_answers_is_given_up_after_the_patience(visited_
 def test_ctrl_c_while_a_worker_still_imports_or_waits_is_quiet(visited_run):
     worker = visited_run.attach("--connect", f"ipc://{visited_run.temporary}/nobody", "--patience", "60")
     # Not before: during its own start, the Python interpreter would handle the signal.
-    wait_until(lambda: handles_interrupts(worker.pid), "it heeds signals")
+    wait_until(lambda: handles_interrupts(worker.pid), "it handles signals")
     worker.send_signal(signal.SIGINT)
     assert worker.wait(30) == 0
     assert worker.stderr_text() == ""

@@ -98,10 +98,10 @@ def test_an_adapter_leaves_alone_or_as_part_of_its_base(export, lora_run, tmp_pa
     assert export(lora_run.folder, "--adapter", "adapter").returncode == 0
     assert export(lora_run.folder, "--fuse", "model", "--dtype", "float32").returncode == 0
     described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    beside, _ = mlx_lm.load(described["model"], adapter_path=str(tmp_path / "adapter"))
+    adapted, _ = mlx_lm.load(described["model"], adapter_path=str(tmp_path / "adapter"))
     fused, _ = mlx_lm.load(str(tmp_path / "model"))
     ids = mx.array([[2, 21, 22, 15, 23]])
-    difference = mx.abs(beside(ids).astype(mx.float32) - fused(ids))
+    difference = mx.abs(adapted(ids).astype(mx.float32) - fused(ids))
     # In bfloat16, as the base is stored, one sum is rounded and the other is not: 2^-8 of a logit of some 20.
     assert difference.max().item() < 0.5
     assert "It has not been evaluated." in (tmp_path / "adapter" / "README.md").read_text()

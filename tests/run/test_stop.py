@@ -31,7 +31,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(make_run):
     run.wait_for("worker", state="waiting")
     family = [pid for pid, _ in children(run.launched.pid)]
     run.signal(signal.SIGINT)
-    wait_until(lambda: "finishing the step" in run.stderr, "the first is heeded")
+    wait_until(lambda: "finishing the step" in run.stderr, "the first is handled")
     run.signal(signal.SIGINT)
     start_s = time.monotonic()
     code = run.end(deadline_s=5)

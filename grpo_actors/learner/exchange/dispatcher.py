@@ -68,7 +68,7 @@ class Dispatcher:
         self._last_left_out = -1  # the last position whose exclusion was logged
         self._dismissed: dict[str, str] = {}  # role -> reason for which its peers must leave
 
-    # --- the learner's requests ----------------------------------------------------------------
+    # --- the learner's requests -------------------------------------------------------------------
 
     def consume(self, leases: Sequence[int]) -> None:
         """Consume these leases: their groups produced the next version, which may be published a while later."""
