@@ -1,1 +1,1 @@
-"""ACTOR: takes batches of groups, updates the policy, publishes versions, writes checkpoints."""
+"""ACTOR: the learner takes batches of groups, updates the policy, publishes versions and writes checkpoints."""

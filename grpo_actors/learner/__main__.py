@@ -1,7 +1,7 @@
 """The learner's command line.
 
-python -m grpo_actors.learner RUN_DIR                    what launch.py starts; RUN_DIR/config.json is its input
-python -m grpo_actors.learner RUN_DIR --replay SOURCE    trains on recorded groups instead (`replay`)
+python -m grpo_actors.learner RUN_DIR                    train with workers, by RUN_DIR/config.json; launch.py runs this
+python -m grpo_actors.learner RUN_DIR --replay SOURCE    train on recorded groups instead (`replay`)
 """
 
 import argparse
@@ -35,19 +35,23 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m grpo_actors.learner",
         description="Take batches of groups, update the policy, write checkpoints.",
-        epilog="--replay trains without a worker or an evaluator; the same command goes on from the last checkpoint.",
+        epilog="--replay trains without workers and evaluator; the same command continues from the last checkpoint.",
     )
-    parser.add_argument("run_dir", type=Path, help="run folder with config.json; with --replay: a new one")
+    parser.add_argument(
+        "run_dir",
+        type=Path,
+        help="run folder with config.json; with --replay: a new folder, or that of the replay to continue",
+    )
     parser.add_argument(
         "--replay",
         type=Path,
         metavar="SOURCE",
-        help="train on the groups that a run recorded with metrics.record_groups = true: its folder, or a groups.jsonl",
+        help="train on the groups that a run recorded with metrics.record_groups = true; its folder or a groups.jsonl",
     )
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="with --replay: settings, as launch.py takes them; left out: those of the recorded run",
+        help="with --replay: settings file, as for launch.py; default: the settings of the recorded run",
     )
     parser.add_argument(
         "--set",
@@ -55,12 +59,16 @@ def _parse_arguments() -> argparse.Namespace:
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="with --replay: override a setting, as algorithm=gspo; repeatable",
+        help="with --replay: override a setting, such as algorithm=gspo; repeatable",
     )
-    parser.add_argument("--endpoints", help=argparse.SUPPRESS)  # JSON: what launch.py has told the others
+    parser.add_argument(
+        "--endpoints", help=argparse.SUPPRESS
+    )  # JSON, from launch.py: the other processes got the same
     args = parser.parse_args()
     if args.replay is None and (args.config or args.overrides):
-        parser.error("--config and --set need --replay; without it RUN_DIR/config.json has the settings")
+        parser.error(
+            "--config and --set need --replay; without it the settings come from RUN_DIR/config.json"
+        )
     return args
 
 

@@ -1,7 +1,7 @@
-"""The checkpoints of a run and their scores, as the learner keeps them: written, announced, pruned.
+"""The archive of a run: writes its checkpoints, records them and their scores, and removes old ones.
 
-A score arrives whenever the evaluator has it; a checkpoint is kept at least until then. Knows no socket:
-what there is to tell goes to `Records`.
+The score of a checkpoint arrives some updates after it was written; the checkpoint is kept at least until then.
+Has no socket: its records go to `Records`.
 """
 
 import json
@@ -28,56 +28,56 @@ from grpo_actors.rundir.folder import METRICS_FILE
 from grpo_actors.schedule.lease import START, Cursor
 from grpo_actors.wire.messages import Evaluation
 
-#: Ends the name of a checkpoint that did not verify and was put aside.
+#: Suffix of the folder name of a checkpoint that was put aside because it did not verify.
 DAMAGED = ".damaged"
 
 
 class Records(Protocol):
-    """Where what happens is told: the exchange of a live run, or a replay's journal."""
+    """Where a run's records go: the exchange of a live run, or the journal of a replay."""
 
     def record(self, topic: str, **fields: Any) -> None:
-        """Number, keep and show one record."""
+        """Number one record, keep it and show it."""
 
     def snapshot(self) -> Snapshot:
-        """What a checkpoint stores; all records so far are on the disk."""
+        """Return the state that a checkpoint stores; by then all records so far are on the disk."""
 
 
 class Archive:
-    """One run's checkpoints. Open it, `restore`, and then tell it of every update."""
+    """The checkpoints of one run. Call `restore` and `announce` once at the start, then `save` when one is due."""
 
     def __init__(self, run_dir: Path, config: Config, run_id: str) -> None:
-        """Find the checkpoint to go on from.
+        """Find the newest sound checkpoint, to continue from it.
 
         Args:
             run_dir: The run folder, locked by this process or its parent.
             config: The run's settings.
-            run_id: Of a new run; a resumed one keeps its own.
+            run_id: The id for a new run; a resumed run keeps its own.
 
         Raises:
-            RunError: there are checkpoints, and not one is sound.
+            RunError: there are checkpoints, but none is sound.
         """
         self._run_dir = run_dir
         self._config = config
-        self.resumed, self._complaints = newest_sound(run_dir)
-        if self.resumed is None and self._complaints:
+        self.resumed, self._damage = newest_sound(run_dir)
+        if self.resumed is None and self._damage:
             raise RunError(
-                f"{self._complaints[0]}, and no other checkpoint is sound; put one back, "
-                "or choose another run.output_dir to start anew"
+                f"{self._damage[0]}, and no other checkpoint is sound; put one back, "
+                "or choose another run.output_dir to start a new run"
             )
         self._state: dict[str, Any] = {} if self.resumed is None else read_state(self.resumed)
         self.run_id: str = self._state.get("run_id", run_id)
-        #: Records that the resumed run has told; all after them are told again.
+        #: Records up to the checkpoint that the run resumes from; later ones are cut and written again.
         self.records: int = self._state.get("records", 0)
         self._last_saved = -1 if self.resumed is None else self.resumed.update
         self._evaluated = {record["update"] for record in self.recorded("eval")}
 
     @property
     def update(self) -> int:
-        """Updates that the resumed run has done; 0 for a new one."""
+        """Updates of the checkpoint that the run resumes from; 0 for a new run."""
         return 0 if self.resumed is None else self.resumed.update
 
-    def completion(self, total_updates: int) -> str | None:
-        """The line that says that nothing is left to do: all updates done, all checkpoints that are kept scored."""
+    def note_if_complete(self, total_updates: int) -> str | None:
+        """Return a line for the user if nothing is left to do: all updates done, all kept checkpoints scored."""
         everything = {record["update"] for record in self._records("eval")}
         if self.resumed is None or self.update < total_updates or self.unevaluated() - everything:
             return None
@@ -88,18 +88,18 @@ class Archive:
 
     @property
     def cursor(self) -> Cursor:
-        """Where in the order of problems to go on."""
+        """The position in the order of problems to continue from."""
         if not self._state:
             return START
         return Cursor(self._state["cursor"]["position"], tuple(self._state["cursor"]["set_aside"]))
 
     @property
     def success_rates(self) -> dict[str, float]:
-        """What the curriculum knew."""
+        """Success rates by problem id, from which the curriculum continues."""
         return dict(self._state.get("success_rates", {}))
 
     def restore(self, grpo: Grpo) -> None:
-        """Put the state of the checkpoint in place, if there is one."""
+        """Load the state of the checkpoint into `grpo`, if there is one."""
         if self.resumed is None:
             return
         reference = restore(self.resumed, grpo.policy, grpo.training)
@@ -109,29 +109,31 @@ class Archive:
         grpo.skipped = self._state["skipped_steps"]
 
     def announce(self, records: Records) -> None:
-        """Tell what was found: once, after the ``start`` record. Damaged checkpoints are put aside."""
-        for complaint in self._complaints:
-            records.record("alarm", name="checkpoint damaged", text=complaint)
+        """Record what was found, once, after the ``start`` record; put aside damaged checkpoints."""
+        for text in self._damage:
+            records.record("alarm", name="checkpoint damaged", text=text)
         for path in self._run_dir.glob("checkpoint-*"):
             number = path.name.removeprefix("checkpoint-")
             if number.isdigit() and int(number) > self.update:
-                # Its score, too, belongs to weights that this run no longer comes from.
+                # The run does not continue from these weights, so their score no longer counts either.
                 path.rename(path.with_name(f"{path.name}{DAMAGED}"))
         marked = best(self._run_dir)
         if marked is not None and not (self._run_dir / marked["checkpoint"]).is_dir():
             self._mark_best_of_kept()
-        if self.resumed is not None:  # its record came after the state that it holds, and was cut
+        if (
+            self.resumed is not None
+        ):  # its record was written after the snapshot that it stores, so it was cut
             self._announce(records, self.resumed)
 
     # --- during -----------------------------------------------------------------------------------
 
     def is_due(self, update: int) -> bool:
-        """Whether to save: at every multiple of save_steps, and where an evaluation is due, which scores checkpoints."""
+        """Return whether to save after `update`: at multiples of save_steps, and of eval_every_updates, for a score."""
         periods = (self._config.run.save_steps, self._config.evaluator.eval_every_updates)
         return any(period and update % period == 0 for period in periods)
 
     def save(self, records: Records, grpo: Grpo) -> None:
-        """Write a checkpoint of the newest version, unless there is one; update 0 is the base model."""
+        """Write a checkpoint of the newest version, unless it has one; version 0, the base model, gets none."""
         if grpo.version in (0, self._last_saved):
             return
         state = {"run_id": self.run_id, **asdict(records.snapshot()), "skipped_steps": grpo.skipped}
@@ -141,27 +143,27 @@ class Archive:
             grpo.policy,
             grpo.training,
             state,
-            reference=grpo.reference if grpo.reference_moved else None,
+            reference=grpo.reference if grpo.reference_refreshed else None,
         )
         self._last_saved = checkpoint.update
         self._announce(records, checkpoint)
         self._prune()
 
     def unevaluated(self) -> set[int]:
-        """Updates whose checkpoint the evaluator has not scored yet."""
+        """Return the updates whose checkpoint the evaluator has not scored yet."""
         if not self._config.evaluator.eval_every_updates:
             return set()
         folders = (path.name.removeprefix("checkpoint-") for path in self._run_dir.glob("checkpoint-*"))
         return {int(number) for number in folders if number.isdigit()} - self._evaluated
 
     def take_evaluations(self, records: Records, arrived: Sequence[Evaluation]) -> None:
-        """Record the scores that have come in."""
+        """Record the scores that have arrived; a score that is recorded already is dropped."""
         fresh = [e for e in arrived if e.update not in self._evaluated]
         for evaluation in fresh:
             self._evaluated.add(evaluation.update)
             self._record(records, evaluation)
         if fresh:
-            self._prune()  # what waited for its score only
+            self._prune()  # checkpoints that were kept only until their score came
 
     def _prune(self) -> None:
         prune(self._run_dir, self._config.run.keep_checkpoints, frozenset(self.unevaluated()))
@@ -169,7 +171,7 @@ class Archive:
     def _record(self, records: Records, evaluation: Evaluation) -> None:
         score = evaluation.accuracy if evaluation.sampled_accuracy is None else evaluation.sampled_accuracy
         marked = best(self._run_dir)
-        # Again the best: a resumed run is told once more what came after its checkpoint.
+        # The same update again: after a resume, scores that came after its checkpoint are recorded once more.
         is_best = marked is None or score > marked["accuracy"] or evaluation.update == marked["update"]
         if is_best and evaluation.update:
             mark_best(self._run_dir, evaluation.update, score)
@@ -180,23 +182,23 @@ class Archive:
             "checkpoint", update=checkpoint.update, path=str(checkpoint.path), bytes=checkpoint.bytes
         )
 
-    # --- what was before --------------------------------------------------------------------------
+    # --- earlier records --------------------------------------------------------------------------
 
     def recorded(self, topic: str) -> list[dict[str, Any]]:
-        """The records of a topic up to the checkpoint; later ones are cut with all that came after it, and told again."""
+        """Return the records of a topic up to the checkpoint; later ones are cut on a resume and written again."""
         return [record for record in self._records(topic) if record["seq"] <= self.records]
 
     def _records(self, topic: str) -> list[dict[str, Any]]:
-        """All of a topic that the run has told so far."""
+        """Return all records of a topic that the file has."""
         metrics = self._run_dir / METRICS_FILE
         if not metrics.is_file():
             return []
-        # The last line of a killed run may be torn.
+        # The last line of a killed run may be incomplete.
         lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
         return [record for record in map(json.loads, lines) if record["topic"] == topic]
 
     def _mark_best_of_kept(self) -> None:
-        """The best checkpoint was put aside: mark the best of those evaluated before that are still there."""
+        """Mark another best checkpoint, because the best one was put aside: choose among the scored ones that exist."""
         (self._run_dir / BEST).unlink()
         for record in self.recorded("eval"):
             score = record["accuracy"] if record["sampled_accuracy"] is None else record["sampled_accuracy"]

@@ -1,6 +1,6 @@
-"""What a group is worth: its rewards as an array, its length penalties, and whether there is something to learn.
+"""The group filter: the rewards of a group as an array, its length penalties, and whether it has a signal.
 
-Knows groups and the maths of rewards; refuses to know the policy, and what becomes of a group.
+Depends on groups and reward maths only, not on the policy. The lease table decides what happens to a filtered group.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def rewards_of(group: SampledGroup, config: Config) -> Array:
-    """[G, K], NaN where a reward function gave none."""
+    """Return the rewards, [G, K]: G completions, K functions; NaN where a function gave no valid reward."""
     return np.array(
         [
             [np.nan if (value := c.rewards.get(name)) is None else value for name in config.reward.functions]
@@ -30,7 +30,10 @@ def rewards_of(group: SampledGroup, config: Config) -> Array:
 
 
 def penalties_of(group: SampledGroup, config: Config) -> Array:
-    """[G] in [−1, 0], for completions near the limit, which bounds inserted tokens too; 0 with overlong_tokens = 0."""
+    """Return the penalties [G], in [−1, 0], of completions near max_new_tokens; all 0 with overlong_tokens = 0.
+
+    max_new_tokens bounds all tokens of a completion, so the environment's tokens count too.
+    """
     return overlong_penalty(
         np.array([len(completion.tokens) for completion in group.completions]),
         max_new_tokens=config.rollout.max_new_tokens,
@@ -39,7 +42,7 @@ def penalties_of(group: SampledGroup, config: Config) -> Array:
 
 
 def has_signal(group: SampledGroup, config: Config) -> bool:
-    """Whether any completion that is in the loss has an advantage other than 0, under the run's own advantage."""
+    """Return whether any completion in the loss has an advantage other than 0, with the run's advantage function."""
     (advantages,) = compute_advantages(
         config.objective.advantage,
         [rewards_of(group, config)],
@@ -51,7 +54,7 @@ def has_signal(group: SampledGroup, config: Config) -> bool:
 
 
 def group_filter(config: Config, task: Task) -> Callable[[SampledGroup], FilterResult] | None:
-    """What tells the schedule about a group; None where section [selection] asks for nothing."""
+    """Return the function that filters a group for the schedule; None if section [selection] needs no filter."""
     selection = config.selection
     if not (selection.replaces_groups or selection.curriculum):
         return None

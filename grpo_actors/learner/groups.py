@@ -1,4 +1,4 @@
-"""Groups as the learner sees them: what a worker sent, with the prompt it answers. Facts only."""
+"""Groups as the learner sees them: what a worker sent, with its prompt. Facts only, no derived values."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from grpo_actors.wire.spans import sampled_mask
 
 @dataclass(frozen=True, slots=True)
 class SampledCompletion:
-    """One completion as it arrived: facts only."""
+    """One completion, as the worker sent it."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -17,28 +17,28 @@ class SampledCompletion:
     finished: bool
     text: str
     rewards: dict[str, float | None]
-    #: These two as in `messages.Completion`; `sampled` and `answer` read them.
+    #: These two are the fields of `messages.Completion`; `sampled` and `answer` interpret them.
     inserted: list[int] = field(default_factory=list)
     last_turn: str | None = None
 
     @property
     def sampled(self) -> list[bool]:
-        """Of each token whether the policy sampled it; the others are an environment's."""
+        """Return a flag for each token: True if the policy sampled it, False if an environment inserted it."""
         return sampled_mask(self.inserted, len(self.tokens))
 
     @property
     def turns(self) -> int:
-        """Of the policy."""
+        """Return the number of turns that the policy took."""
         return 1 + len(self.inserted) // 2
 
     @property
     def answer(self) -> str:
-        """The text that is judged: the last turn's."""
+        """Return the text that is judged: that of the last turn."""
         return self.text if self.last_turn is None else self.last_turn
 
     @classmethod
     def read(cls, completion: Completion) -> "SampledCompletion":
-        """From its message."""
+        """Read a completion from its message."""
         return cls(
             read_ints(completion.tokens),
             read_floats(completion.logprobs),
@@ -53,7 +53,7 @@ class SampledCompletion:
 
 @dataclass(frozen=True, slots=True)
 class SampledGroup:
-    """One group that was accepted, with the prompt it answers."""
+    """One group of completions, with the prompt that they answer."""
 
     lease: int
     epoch: int

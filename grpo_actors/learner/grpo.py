@@ -2,8 +2,8 @@
 
     groups → rewards → advantages → micro-batches → log-probs → loss → gradient → step
 
-Knows the policy, its reference and one batch of groups; refuses to know where the groups come from
-and where the weights go. The maths is `objective`'s, the gradient `policy.training`'s.
+Depends on the policy, its reference and one batch of groups, not on where the groups come from or where the
+weights go. The maths is in `objective`, the gradient and the step in `policy.training`.
 """
 
 import contextlib
@@ -32,34 +32,35 @@ from grpo_actors.policy.model import Policy
 from grpo_actors.policy.shared_prompts import shares_prompts
 from grpo_actors.policy.training import Training, learning_rate
 
-#: So many steps in a row without a finite gradient, and the run stops with its last good checkpoint.
+#: Consecutive steps without a finite gradient after which the run ends, with its last good checkpoint.
 MAX_SKIPPED_IN_A_ROW = 10
 
-#: Tokens that prompts are padded to a multiple of on CUDA: the gradient of MLX's attention there is one kernel for
-#: whole tiles of 128 alone, and computed from its parts otherwise.
+#: On CUDA, prompts are padded to a multiple of this many tokens: MLX computes the gradient of attention there in one
+#: fused kernel only for whole tiles of 128, else from its parts.
 CUDA_PROMPT_MULTIPLE = 128
 
-#: So many numbers of rows may a micro-batch have on CUDA, where each shape is compiled.
+#: On CUDA, the number of different row counts of a micro-batch: each shape is compiled.
 CUDA_ROW_COUNTS = 4
 
 
 @dataclass
 class Grpo:
-    """The policy that learns, and the one operation on it: `update`."""
+    """The policy that learns, with its optimizer and its reference; `update` is the one operation on it."""
 
     config: Config
-    #: As it was loaded: what it holds now is the reference.
+    #: As loaded: the weights that it holds when this object is made are the reference.
     policy: Policy
     total_updates: int
     training: Training = field(init=False)
-    #: Whether a prompt is computed once for all of its completions, as the model allows it or not.
+    #: Whether a prompt is computed once for all of its completions; depends on the model.
     shared_prompts: bool = field(init=False)
-    #: The reference: what trains, as it was at the start or at the last refresh; None without a KL term. The
-    #: arrays are those of the policy itself until that moves on, and a new adapter is the base.
+    #: The reference: the trainable arrays at the start or at the last refresh; None without a KL term. Until the
+    #: first step they are the policy's own arrays, not copies. A new adapter is the base model, as it changes nothing.
     reference: dict[str, mx.array] | None = field(init=False)
-    #: Whether it was ever refreshed: one that was not is what loading the model gives again.
-    reference_moved: bool = False
+    #: Whether the reference was ever refreshed. If not, loading the model gives it again; no checkpoint stores it.
+    reference_refreshed: bool = False
     version: int = 0
+    #: Steps without a finite gradient: consecutive ones up to now, and all of the run.
     skipped_in_a_row: int = 0
     skipped: int = 0
 
@@ -70,7 +71,7 @@ class Grpo:
         self.reference = self.policy.trainable() if self.objective.kl_coeff > 0 else None
 
     def update(self, groups: Sequence[SampledGroup]) -> dict[str, Any]:
-        """One update; returns what there is to tell about it."""
+        """Do one update on the groups, and return its metrics."""
         config, started_s = self.config, time.monotonic()
         advantages = compute_advantages(
             self.objective.advantage,
@@ -87,7 +88,7 @@ class Grpo:
             aggregation=self.objective.aggregation,
             max_new_tokens=config.rollout.max_new_tokens,
             mask_truncated=self.objective.mask_truncated,
-            skip_zero_advantage=config.learner.skip_zero_advantage and self._advantage_is_all,
+            skip_zero_advantage=config.learner.skip_zero_advantage and self._only_advantage_trains,
             row_multiple=max(ROW_MULTIPLE, -(-rows // CUDA_ROW_COUNTS)) if on_cuda() else ROW_MULTIPLE,
             shared_prompts=self.shared_prompts,
             prompt_multiple=CUDA_PROMPT_MULTIPLE if self.shared_prompts and on_cuda() else PROMPT_MULTIPLE,
@@ -96,17 +97,17 @@ class Grpo:
 
         statistics = first_statistics = None
         norm = rate = 0.0
-        # Of this update alone, so that a resumed run drops the same inputs (model.lora_dropout).
+        # The seed depends on the update only, so that a resumed run drops the same inputs (model.lora_dropout).
         mx.random.seed((config.run.seed + self.version) % 2**64)
         for iteration in range(config.learner.num_iterations):
             statistics = None
             for arrays in batches:
-                with self._in_training():
+                with self._training_mode():
                     statistics = add_statistics(statistics, self.training.accumulate(arrays))
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
             norm, taken = self.training.step(rate)
-            self._guard(taken=taken or not batches, norm=norm)
+            self._count_step(taken=taken or not batches, norm=norm)
             first_statistics = statistics if first_statistics is None else first_statistics
         self.version += 1
         self._refresh_reference()
@@ -125,19 +126,24 @@ class Grpo:
         }
 
     def _measured(self, statistics: mx.array | None, first: mx.array | None) -> dict[str, float | None]:
-        """Return what the loss measured in the last and the first iteration; None where it has nothing to measure."""
-        told = summary(statistics)
+        """Return the statistics of the loss; a value is None if this objective does not have it.
+
+        Args:
+            statistics: Those of the last iteration.
+            first: Those of the first iteration.
+        """
+        measured = summary(statistics)
         if self.reference is None:
-            told["kl"] = None  # not measured, which is another thing than 0
+            measured["kl"] = None  # not measured, which is not the same as 0
         if LOSSES[self.objective.loss].second_bound is None:
-            told["clip_delta_share"] = None
-        # The gap to the worker's log-probs means something only before this batch has moved the policy.
+            measured["clip_delta_share"] = None
+        # The gap to the worker's log-probs is meaningful only before this batch has moved the policy.
         before = summary(first)
-        return told | {key: before[key] for key in ("logprob_gap_mean", "logprob_gap_max", "mismatch_kl")}
+        return measured | {key: before[key] for key in ("logprob_gap_mean", "logprob_gap_max", "mismatch_kl")}
 
     @contextlib.contextmanager
-    def _in_training(self) -> Iterator[None]:
-        """Dropout on, and mlx-lm's kernels without a gradient replaced; off again for whoever samples."""
+    def _training_mode(self) -> Iterator[None]:
+        """Switch dropout on and mlx-lm's kernels without a gradient off; switch back afterwards, for sampling."""
         self.policy.model.train()
         try:
             yield
@@ -145,13 +151,13 @@ class Grpo:
             self.policy.model.eval()
 
     @property
-    def _advantage_is_all(self) -> bool:
-        """Whether a completion's gradient is a multiple of its advantage, and nothing else asks for its tokens."""
+    def _only_advantage_trains(self) -> bool:
+        """Whether a completion's gradient is proportional to its advantage, and nothing else reads its tokens."""
         objective = self.objective
         return objective.kl_coeff == 0 and objective.entropy_coeff == 0 and objective.top_entropy_share == 1
 
     def _loss(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
-        """The micro-batch's share of the update's loss, and its statistics."""
+        """Return the micro-batch's share of the update's loss, and its statistics."""
         logprobs, entropies = self._logprobs(model, arrays)
         return objective_loss(
             logprobs,
@@ -164,7 +170,10 @@ class Grpo:
         )
 
     def _inputs(self, micro_batches: Sequence[MicroBatch]) -> list[dict[str, mx.array]]:
-        """The micro-batches on the device, with what is computed once and takes no gradient."""
+        """Move the micro-batches to the device, and add what is computed once and without a gradient.
+
+        These are the log-probs of the reference and of the old policy, and the mask of the top-entropy tokens.
+        """
         batches = [batch.arrays() for batch in micro_batches]
         if self.reference is not None:
             with self.policy.holding(self.reference):
@@ -184,7 +193,7 @@ class Grpo:
         return batches
 
     def _frozen_logprobs(self, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
-        """Log-probs and entropies of the weights that the policy holds now, evaluated: no graph is kept."""
+        """Return log-probs and entropies under the policy's present weights, already evaluated: no graph is kept."""
         frozen = self._logprobs(self.policy.model, arrays)
         mx.eval(*frozen)
         return frozen
@@ -194,7 +203,7 @@ class Grpo:
         return micro_batch_logprobs(model, arrays, temperature, shared_prompts=self.shared_prompts)
 
     def _refresh_reference(self) -> None:
-        """Every N updates: reference ← α · policy + (1 − α) · reference. TR-DPO, 2404.09656."""
+        """Every N updates, set reference ← α · policy + (1 − α) · reference. TR-DPO, 2404.09656."""
         every, alpha = self.objective.reference_refresh_updates, self.objective.reference_refresh_alpha
         if self.reference is None or not every or self.version % every:
             return
@@ -206,14 +215,15 @@ class Grpo:
             for name, old in self.reference.items()
         }
         mx.eval(self.reference)
-        self.reference_moved = True
+        self.reference_refreshed = True
 
     def restore_reference(self, arrays: dict[str, mx.array]) -> None:
-        """Go on from a refreshed reference, unless none is needed any more."""
+        """Continue from a refreshed reference; do nothing if the run no longer has a KL term."""
         if self.reference is not None:
-            self.reference, self.reference_moved = arrays, True
+            self.reference, self.reference_refreshed = arrays, True
 
-    def _guard(self, *, taken: bool, norm: float) -> None:
+    def _count_step(self, *, taken: bool, norm: float) -> None:
+        """Count a skipped step; raise `TrainingError` if too many were skipped in a row."""
         if taken:
             self.skipped_in_a_row = 0
             return

@@ -1,7 +1,7 @@
-"""What is told and kept of a run while it trains, the same whoever brings its groups.
+"""The history of a run: its records, samples, alarms, recorded groups and checkpoints, written while it trains.
 
-Records, samples, alarms, recorded groups, checkpoints: a live run and a replay differ in where their groups
-come from (`learner.source`) and where their records go, and in nothing here. Knows no socket.
+Live runs and replays share all of this; they differ in where their groups come from (`source`) and where their
+records go (`Records`). Has no socket.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from grpo_actors.rundir.provenance import commit, versions
 
 @dataclass
 class History:
-    """Tell it of every update, after the update."""
+    """The history of one run: call `begin` first, `record_update` after every update, `end` and `close` last."""
 
     run_dir: Path
     #: With `reward.functions` resolved.
@@ -32,7 +32,7 @@ class History:
     grpo: Grpo
     archive: Archive
     records: Records
-    #: Why the run must end: the alarm, where health.on_alarm is "stop".
+    #: The alarm that must end the run, with health.on_alarm = "stop"; None: go on training.
     ended_by: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class History:
         )
 
     def begin(self) -> None:
-        """Say what runs, and from where it goes on."""
+        """Record what runs, and the update that it starts or continues from."""
         self.records.record(
             "start",
             run_name=self.config.run.run_name,
@@ -66,19 +66,27 @@ class History:
     def record_update(
         self,
         groups: Sequence[SampledGroup],
-        told: Mapping[str, Any],
+        measured: Mapping[str, Any],
         *,
         update_s: float,
         wait_s: float,
         rollout_tokens_per_s: float | None,
     ) -> None:
-        """One update: what `Grpo.update` told about its groups, and its times in seconds."""
+        """Record one update: its metrics, samples, groups and alarms.
+
+        Args:
+            groups: The groups that trained.
+            measured: The metrics that `Grpo.update` returned.
+            update_s: Seconds of the whole update, the wait for its groups included.
+            wait_s: Seconds of that wait.
+            rollout_tokens_per_s: Tokens that the workers sampled per second; None if nothing samples.
+        """
         update, total = self.grpo.version, self.grpo.total_updates
         metrics = {
             "update": update,
             "total_updates": total,
             "epoch": groups[-1].epoch,
-            **told,
+            **measured,
             "rollout_tokens_per_s": rollout_tokens_per_s,
             "update_s": update_s,
             "wait_s": wait_s,
@@ -95,30 +103,30 @@ class History:
             self.note_alarm(f"{alarm.name}: {alarm.text}")
 
     def _record_decisions(self) -> None:
-        """Those about the workers that the records do not have: new ones, and what a resumed run has cut off."""
+        """Record the decisions on the number of workers that the records lack: new ones, and ones that a resume cut."""
         for decision in decisions(self.run_dir):
             if decision not in self._decisions:
                 self.records.record("headcount", **decision)
                 self._decisions.append(decision)
 
     def note_alarm(self, alarm: str) -> None:
-        """An alarm was told of the last update: where health.on_alarm is "stop", the first one ends the run."""
+        """Take note of an alarm that was recorded: with health.on_alarm = "stop", the first one ends the run."""
         if self.config.health.on_alarm == "stop" and self.ended_by is None:
             self.ended_by = alarm
 
     def save_if_due(self) -> None:
-        """Write a checkpoint where the settings ask for one."""
+        """Write a checkpoint if one is due after this update."""
         if self.archive.is_due(self.grpo.version):
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of the newest version, unless there is one."""
+        """Write a checkpoint of the newest version, unless it has one; the recorded groups reach the disk first."""
         if self._groups is not None:
             self._groups.sync()
         self.archive.save(self.records, self.grpo)
 
     def end(self, reason: str) -> int:
-        """The last record, unless an alarm has a better reason; returns the process's exit code."""
+        """Write the last record, with `reason` or the alarm that ended the run; return the process's exit code."""
         self._record_decisions()
         if self.ended_by is None:
             self.records.record("stop", reason=reason, exit_code=0)
@@ -127,6 +135,6 @@ class History:
         return 1
 
     def close(self) -> None:
-        """Close the recorded groups; may be called twice."""
+        """Close the file of recorded groups; may be called twice."""
         if self._groups is not None:
             self._groups.close()

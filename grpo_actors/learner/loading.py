@@ -1,4 +1,4 @@
-"""The policy and its optimizer at the start of a run."""
+"""Loading the policy and its optimizer at the start of a run."""
 
 import sys
 
@@ -12,14 +12,14 @@ from grpo_actors.policy.model import load_policy
 
 
 def load_grpo(config: Config, total_updates: int) -> Grpo:
-    """Load model and optimizer as they are at the start; `Archive.restore` puts a checkpoint in place."""
+    """Load the model and make its optimizer, as for a new run; `Archive.restore` then loads a checkpoint."""
     if isinstance(locate(config.model.model_name), str):
-        print(f"model {config.model.model_name}: from the hub, or its copy on this machine", file=sys.stderr)
+        print(f"model {config.model.model_name}: from the hub, or from its local copy", file=sys.stderr)
     return Grpo(config, load_policy(config.model, seed=config.run.seed), total_updates)
 
 
 def check_sampling(config: Config, grpo: Grpo) -> None:
-    """Refuse settings with which workers cannot sample from this model."""
+    """Refuse settings under which workers could not sample from this model."""
     if config.rollout.in_flight_updates:
         require_fit(grpo.policy, "rollout.in_flight_updates: must be false")
     if config.data.environment:

@@ -1,6 +1,6 @@
-"""The training loop: take a batch, update, publish, record, save a checkpoint when one is due.
+"""The training loop: take a batch, update, publish, record, save a checkpoint if one is due.
 
-The same for a live run and a replay, which differ in their `Source`. The update itself is `grpo`.
+Live runs and replays share this loop; they differ in their `Source`. The update itself is in `grpo`.
 """
 
 import time
@@ -14,7 +14,7 @@ from grpo_actors.process import StopRequest
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All that the loop needs, open and begun: the start is recorded, the first version is published."""
+    """Everything the loop needs, opened: the start is recorded and the first version is published."""
 
     grpo: Grpo
     source: Source
@@ -25,7 +25,7 @@ class Run:
 def train(run: Run) -> int:
     """Train until all updates are done, the groups end, a stop is requested or an alarm ends the run.
 
-    Returns the process's exit code: 1 after an alarm, else 0.
+    Return the exit code of the process: 1 after an alarm, else 0.
     """
     grpo, source, history = run.grpo, run.source, run.history
     reason = "all updates done"

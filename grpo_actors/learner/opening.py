@@ -1,4 +1,4 @@
-"""Everything that happens in a live run before its first batch: each part is built here, once and in order."""
+"""Opening a live run: build each of its parts, once and in order, up to the first batch."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive
-from grpo_actors.learner.coordination import open_exchange, welcome_of
+from grpo_actors.learner.exchange_setup import build_exchange, build_welcome
 from grpo_actors.learner.history import History
 from grpo_actors.learner.loading import check_sampling, load_grpo
-from grpo_actors.learner.local import local_worker
+from grpo_actors.learner.local_worker import open_local_worker
 from grpo_actors.learner.loop import Run
 from grpo_actors.learner.publishing import Publisher
 from grpo_actors.learner.source import LiveSource
@@ -30,13 +30,13 @@ from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endp
 def open_live(
     run_dir: Path, config: Config, stop: StopRequest, endpoints: Endpoints | None = None
 ) -> Iterator[Run | None]:
-    """Open the run of a folder, new or to be continued; yields None where nothing is left to do.
+    """Open the run in a folder, new or continued; yield None if nothing is left to do.
 
     Args:
         run_dir: The run folder.
         config: Its settings.
         stop: Set by the first signal.
-        endpoints: Where to listen, if the supervisor has chosen.
+        endpoints: The addresses to bind, chosen by the supervisor; None: choose them here.
     """
     with ExitStack() as stack:
         stack.enter_context(locked(run_dir))
@@ -44,17 +44,19 @@ def open_live(
         config = with_rewards(config, task)
         total = total_updates(config, len(task.problems("train")))
         archive = Archive(run_dir, config, uuid.uuid4().hex[:12])
-        if note := archive.completion(total):
+        if note := archive.note_if_complete(total):
             print(note, file=sys.stderr)
             yield None
             return
         grpo = load_grpo(config, total)
-        identity = grpo.policy.identity  # of the base model: before a checkpoint's weights come
+        identity = (
+            grpo.policy.identity
+        )  # of the base model, so read it before `restore` loads a checkpoint's weights
         check_sampling(config, grpo)
         archive.restore(grpo)
         listening = _endpoints(run_dir, config, endpoints)
-        welcome = welcome_of(config, archive.run_id, identity, listening)
-        exchange = open_exchange(
+        welcome = build_welcome(config, archive.run_id, identity, listening)
+        exchange = build_exchange(
             config, task, grpo, archive, run_dir=run_dir, endpoints=listening, welcome=welcome
         )
         history = stack.enter_context(
@@ -70,7 +72,7 @@ def open_live(
             exchange.record("log", level="warning", text=bias)
         publisher.publish(grpo.version, grpo.policy.trainable())
         local = (
-            stack.enter_context(local_worker(config, grpo, listening, welcome, stop))
+            stack.enter_context(open_local_worker(config, grpo, listening, welcome, stop))
             if config.rollout.workers == 0
             else None
         )

@@ -1,8 +1,8 @@
-"""Bringing versions to where workers find them, while the learner goes on with its next update.
+"""Publishing versions: copy the weights to where workers fetch them, while the learner starts its next update.
 
-Knows arrays and outlets; does not know who fetches the versions. One thread of its own copies one version
-at a time out of the device's memory: for a model of a gigabyte that takes a third of a second, which the
-learner would otherwise stand still for.
+Depends on arrays and outlets; does not know who fetches the versions. A separate thread copies one version at a time
+out of the device's memory. For a model of a gigabyte that takes a third of a second, during which the learner
+would otherwise do nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from grpo_actors.wire.messages import Manifest
 
 
 class Publisher:
-    """Hand it each version; `announce` is called with its manifest and bytes when they can be fetched."""
+    """The publisher of a run: calls `announce` with each version's manifest and bytes once they can be fetched."""
 
     def __init__(self, announce: Callable[[Manifest, memoryview], None]) -> None:
         self._announce = announce
@@ -28,24 +28,24 @@ class Publisher:
         self._under_way: Future[None] | None = None
 
     def publish(self, version: int, arrays: Mapping[str, mx.array]) -> None:
-        """Begin to publish; waits for the version before it, so that there are never two at a time."""
-        # Whatever has to be computed is computed here: the thread only copies.
+        """Start to publish a version; wait for the previous one first, so that only one is published at a time."""
+        # All computation happens here; the thread only copies.
         frozen = freeze(version, arrays)
         self.wait()
         self._under_way = self._thread.submit(self._publish, frozen)
 
     def wait(self) -> None:
-        """Until everything given so far is published.
+        """Wait until every version given so far is published.
 
         Raises:
-            Exception: whatever went wrong with it.
+            Exception: the error that publishing raised.
         """
         if self._under_way is not None:
             under_way, self._under_way = self._under_way, None
             under_way.result()
 
     def close(self) -> None:
-        """Finish what is under way, and free the memory."""
+        """Finish the version under way, and free the memory."""
         self._thread.shutdown()
         for outlet in self._outlets:
             outlet.close()
@@ -56,6 +56,6 @@ class Publisher:
         self._announce(*pack(frozen, CHUNK_BYTES, room.data, room.pin, partial(self._put, frozen.version)))
 
     def _put(self, version: int, data: memoryview) -> str:
-        """Give a version to all outlets; returns their addresses as the manifest has them."""
+        """Put a version into all outlets; return their addresses in the form that the manifest has."""
         addresses = [outlet.put(version, data) for outlet in self._outlets]
         return "\n".join(filter(None, addresses))

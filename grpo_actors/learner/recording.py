@@ -1,7 +1,7 @@
-"""groups.jsonl: every group that trained, in order, so that it can train again without a worker.
+"""groups.jsonl: every group that trained, in order, so that a replay can train on it again without a worker.
 
-One JSON line a group. What was sampled stands there as it came (`groups`): numbers are written with as many
-digits as it takes to read the same bits back. Knows no model and no socket.
+Each line is one group in JSON. It holds what was sampled, unchanged (`groups`): numbers are written with as many
+digits as are needed to read the same bits back. Has no model and no socket.
 """
 
 import json
@@ -19,22 +19,22 @@ from grpo_actors.observe.sinks import LineFile
 from grpo_actors.rundir.folder import GROUPS_FILE
 from grpo_actors.wire.spans import check_spans
 
-#: How every line begins: a file of gigabytes is cut without reading what the groups hold.
+#: The start of every line: enough to cut a file of gigabytes without parsing the groups.
 _START = re.compile(rb'{"update":(\d+),')
-#: Characters of a complaint, which has one line.
-MAX_COMPLAINT = 200
+#: Longest reason in an error, in characters: an error is one line.
+MAX_REASON = 200
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedGroup(SampledGroup):
-    """One line."""
+    """One line of the file: a group, and where in the run it trained."""
 
-    #: The update that it trained in, counted from 1.
+    #: The update in which the group trained, counted from 1.
     update: int
-    #: Groups that the run was to train on, all updates together: where its learning rate's schedule ends.
+    #: Groups planned for the whole run, all updates together: the schedule of its learning rate ends there.
     planned_groups: int
 
-    # For pydantic, which reads the inner dataclasses under it too.
+    # For pydantic, which applies it to the inner dataclasses too.
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -42,23 +42,23 @@ _line = TypeAdapter(RecordedGroup)
 
 
 class GroupsFile:
-    """groups.jsonl while it is written; belongs to the thread that trains."""
+    """groups.jsonl open for writing; belongs to the thread that trains."""
 
     def __init__(self, folder: Path, *, after_update: int) -> None:
-        """Open the file of a run that has done so many updates; what was written of later ones is cut off."""
-        #: The last update in the file; less than `after_update` where groups went unrecorded.
+        """Open the file of a run that has done `after_update` updates; cut the groups of later updates."""
+        #: The last update in the file; less than `after_update` if some groups were not recorded.
         self.last_update = 0
         self._after_update = after_update
         self._file = LineFile(folder / GROUPS_FILE, self._keeps, switch="metrics.record_groups")
 
     def write(self, update: int, planned_groups: int, groups: Sequence[SampledGroup]) -> None:
-        """Append the groups of one update, all or none. `RunError`: no room."""
+        """Append the groups of one update, all or none. Raises `RunError` if the disk is full."""
         lines = ({"update": update, "planned_groups": planned_groups, **asdict(group)} for group in groups)
         self._file.write(*(json.dumps(line, separators=(",", ":")).encode("ascii") for line in lines))
         self.last_update = update
 
     def sync(self) -> None:
-        """Return once all groups are on the disk itself: before a checkpoint."""
+        """Return once all groups are on the disk itself; call it before a checkpoint is written."""
         self._file.sync()
 
     def close(self) -> None:
@@ -77,15 +77,15 @@ class GroupsFile:
 
 
 class Recording:
-    """groups.jsonl while it is read, a few lines at a time: it may be larger than the memory."""
+    """groups.jsonl open for reading, a few lines at a time: the file may be larger than the memory."""
 
     def __init__(self, source: Path) -> None:
-        """Open a groups.jsonl, or that of a run folder.
+        """Open a groups.jsonl, or the one in a run folder.
 
         Raises:
-            DataError: there is none.
+            DataError: the file cannot be read.
         """
-        #: The file's own path, from the root.
+        #: Absolute path of the file.
         self.path = (source / GROUPS_FILE if source.is_dir() else source).resolve()
         self._number = 0
         try:
@@ -101,7 +101,7 @@ class Recording:
         self._number = 0
 
     def skip(self, count: int) -> None:
-        """Go past the next `count` groups. `DataError`: there are fewer."""
+        """Skip the next `count` groups. Raises `DataError` if there are fewer."""
         for _ in range(count):
             if not self._file.readline():
                 raise DataError(
@@ -111,7 +111,7 @@ class Recording:
             self._number += 1
 
     def take(self, count: int) -> list[RecordedGroup]:
-        """The next `count` groups, fewer at the end. `DataError`: a line is no group; names it."""
+        """Return the next `count` groups, fewer at the end. Raises `DataError` naming the line that is not a group."""
         groups: list[RecordedGroup] = []
         while len(groups) < count and (line := self._file.readline()):
             self._number += 1
@@ -136,7 +136,7 @@ class Recording:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             place = ".".join(map(str, first["loc"]))
             what = f"{place}: {first['msg']}" if place else first["msg"]
-            raise DataError(f"{where}: not a recorded group: {what[:MAX_COMPLAINT]}") from None
+            raise DataError(f"{where}: not a recorded group: {what[:MAX_REASON]}") from None
         for completion in group.completions:
             _check(completion, where)
         if not group.prompt or not group.completions:

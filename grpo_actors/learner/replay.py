@@ -1,11 +1,11 @@
-"""Training on recorded groups: no worker, no socket, the same update, records and checkpoints as a live run.
+"""Replay: training on recorded groups, without workers and sockets, with the same loop, records and checkpoints.
 
     python -m grpo_actors.learner RUN_DIR --replay SOURCE [--config FILE] [--set KEY=VALUE]
 
-SOURCE is the groups.jsonl of a run with metrics.record_groups, or its folder. Groups are taken in the file's
-order, groups_per_update at a time: under the settings that they were recorded with, and where the learner
-computes the same bits, losses and weights are those of the recorded run. Under another objective the data
-stay what the recorded policy sampled: ratios are against that one, and grow as the two part.
+SOURCE is the groups.jsonl of a run with metrics.record_groups, or the folder of that run. Groups are read in the
+order of the file, groups_per_update at a time. With the settings of the recorded run, and if the learner computes
+the same bits, losses and weights are those of that run. With another objective the data stay as the recorded
+policy sampled them: ratios are taken against that policy, and grow as the two policies diverge.
 """
 
 import contextlib
@@ -42,17 +42,17 @@ from grpo_actors.tasks.registry import load_task
 def open_replay(
     run_dir: Path, source: Path, config_file: str | None, overrides: Sequence[str], stop: StopRequest
 ) -> Iterator[Run | None]:
-    """Open a replay of the groups of `source` in the folder `run_dir`; yields None where nothing is left to do.
+    """Open a replay of the groups of `source` in the folder `run_dir`; yield None if nothing is left to do.
 
     Args:
-        run_dir: New, or the folder of this same replay, which then goes on.
-        source: A groups.jsonl, or a run folder that has one.
-        config_file: What ``--config`` names; None: the settings that lie beside the groups.
-        overrides: ``key=value`` each.
-        stop: Looked at after each update.
+        run_dir: A new folder, or the folder of this replay, which then continues.
+        source: A groups.jsonl, or a run folder that contains one.
+        config_file: The file given with ``--config``; None: the config.json next to the groups.
+        overrides: Settings as ``key=value``.
+        stop: Set by the first signal; checked after each update.
 
     Raises:
-        GrpoActorsError: one line that says what cannot be.
+        GrpoActorsError: the replay cannot start; one line says why.
     """
     with ExitStack() as stack:
         recording = stack.enter_context(Recording(source))
@@ -61,7 +61,7 @@ def open_replay(
         archive = Archive(run_dir, config, uuid.uuid4().hex[:12])
         stack.enter_context(claimed(config))
         total = _total_updates(config, recording)
-        if note := archive.completion(total):
+        if note := archive.note_if_complete(total):
             print(note, file=sys.stderr)
             yield None
             return
@@ -93,7 +93,7 @@ def _settings(run_dir: Path, recording: Path, config_file: str | None, overrides
     if config_file is None and not Path(file).is_file():
         raise ConfigError(f"{file}: no such file; name the settings of the recorded run with --config FILE")
     first = ["run.resume=auto", "metrics.record_groups=false"]
-    # There is no evaluator that would follow: a checkpoint is scored by hand.
+    # A replay has no evaluator; the user scores its checkpoints by hand.
     last = [f"run.output_dir={json.dumps(str(run_dir))}", "evaluator.eval_every_updates=0"]
     config = load_config(file, [*first, *overrides, *last]).config
     if config.reward.functions:
@@ -102,7 +102,7 @@ def _settings(run_dir: Path, recording: Path, config_file: str | None, overrides
 
 
 def _total_updates(config: Config, recording: Recording) -> int:
-    """Updates of the replay: max_updates, or as many as the recorded run had planned groups for."""
+    """Return the updates of the replay: max_updates, or as many as the recorded run had planned groups for."""
     groups = config.groups_per_update
     first = recording.take(groups)
     if len(first) < groups:
@@ -113,7 +113,7 @@ def _total_updates(config: Config, recording: Recording) -> int:
 
 @dataclass
 class ReplaySource:
-    """The groups of a recording; the records go to a journal and to the terminal."""
+    """The source of a replay: reads groups from a recording; its records go to a journal and to the terminal."""
 
     #: With `reward.functions` resolved.
     config: Config
@@ -121,13 +121,13 @@ class ReplaySource:
     journal: Journal
     status: StatusLine
     stop: StopRequest
-    #: Token ids are below it.
+    #: Size of the vocabulary: token ids are below it.
     vocabulary: int
-    #: Groups that have trained.
+    #: Groups that have trained so far.
     taken: int
 
     def next_batch(self) -> list[RecordedGroup] | None:
-        """Read the groups of the next update; None: asked to stop, or the rest of the file is not enough for one."""
+        """Read the groups of the next update; None: asked to stop, or too few groups are left."""
         groups = self.recording.take(self.config.groups_per_update)
         if self.stop or len(groups) < self.config.groups_per_update:
             return None
@@ -136,41 +136,41 @@ class ReplaySource:
         return groups
 
     def publish(self, grpo: Grpo, groups: Sequence[SampledGroup]) -> None:
-        """Record the weights' digest, to be compared with that of another run; nobody fetches them."""
+        """Record the digest of the weights, to compare with another run; nothing fetches the weights themselves."""
         self.taken += len(groups)
-        # Served to nobody: its pieces do not matter.
+        # Nothing fetches the chunks, so their size does not matter.
         manifest, _ = pack(freeze(grpo.version, grpo.policy.trainable()), chunk_bytes=1)
         self.record("policy", version=manifest.version, bytes=manifest.size, digest=manifest.digest)
 
     def sampled_per_s(self, update_s: float) -> None:
-        """Nobody samples."""
+        """Return None: nothing samples in a replay."""
 
     def alarm(self) -> None:
-        """No group is passed over."""
+        """Return None: no group is passed over in a replay."""
 
     def take_evaluations(self) -> None:
-        """There is no evaluator."""
+        """Do nothing: a replay has no evaluator."""
 
     def finish(self, ended_by: str | None) -> None:
-        """There are no peers, and the terminal has shown the alarm."""
+        """Do nothing: a replay has no peers, and the terminal has shown the alarm."""
 
     def record(self, topic: str, **fields: Any) -> None:
-        """Number, keep and show one record."""
+        """Number one record, keep it in the journal and show it on the terminal."""
         self.status.show(self.journal.append(topic, fields))
 
     def snapshot(self) -> Snapshot:
-        """What a checkpoint stores; all records so far are on the disk."""
+        """Return the state that a checkpoint stores; by then all records so far are on the disk."""
         self.journal.sync()
         return Snapshot(Cursor(self.taken), self.journal.seq, str(self.recording.path))
 
     def _check(self, group: RecordedGroup) -> None:
-        """Refuse what would train nonsense in silence."""
+        """Refuse a group on which training would run without an error but make no sense."""
         where = f"{self.recording.path}: lease {group.lease} ({group.problem.id})"
         tokens = [*group.prompt, *(token for c in group.completions for token in c.tokens)]
         if min(tokens) < 0 or max(tokens) >= self.vocabulary:
             raise DataError(
                 f"{where}: token ids of {self.config.model.model_name} lie in 0 … {self.vocabulary - 1}, "
-                f"got {min(tokens)} … {max(tokens)}; set the model that it was recorded with"
+                f"got {min(tokens)} … {max(tokens)}; set the model of the recorded run"
             )
         recorded = group.completions[0].rewards.keys()
         for name in self.config.reward.functions:

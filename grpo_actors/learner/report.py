@@ -1,4 +1,4 @@
-"""What an update tells about its groups: numbers for the metrics and texts for the samples. Pure."""
+"""The report on the groups of an update: numbers for the metrics, texts for the samples. Pure functions."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,14 +13,14 @@ from grpo_actors.tasks.scoring import reward_means
 
 
 def reward_metrics(groups: Sequence[SampledGroup], advantages: Sequence[Advantages]) -> dict[str, Any]:
-    """Mean and deviation of the weighted reward, means of each function, groups without a signal."""
+    """Return mean and deviation of the weighted reward, the mean of each function, and the share without a signal."""
     rewards = np.concatenate([advantage.rewards[advantage.valid] for advantage in advantages])
     by_function = [completion.rewards for group in groups for completion in group.completions]
     flat = [advantage for advantage in advantages if not advantage.values.any()]
     return {
         "reward_mean": float(rewards.mean()) if rewards.size else None,
         "reward_std": float(rewards.std()) if rewards.size else None,
-        # None for a function that judged no completion.
+        # None for a function that gave no completion a valid reward.
         "rewards": {**dict.fromkeys(chain.from_iterable(by_function)), **reward_means(by_function)},
         "zero_variance_share": len(flat) / len(groups),
         "invalid_completions": int(sum((~advantage.valid).sum() for advantage in advantages)),
@@ -28,7 +28,7 @@ def reward_metrics(groups: Sequence[SampledGroup], advantages: Sequence[Advantag
 
 
 def length_metrics(groups: Sequence[SampledGroup]) -> dict[str, Any]:
-    """Completion lengths in tokens that the policy sampled, its turns, and how many completions were cut."""
+    """Return completion lengths in sampled tokens, the mean number of turns, and the share of truncated completions."""
     completions = [completion for group in groups for completion in group.completions]
     lengths = [sum(completion.sampled) for completion in completions]
     return {
@@ -43,20 +43,20 @@ def length_metrics(groups: Sequence[SampledGroup]) -> dict[str, Any]:
 
 
 def staleness(groups: Sequence[SampledGroup], version: int) -> dict[str, int]:
-    """Versions behind `version` -> number of groups; a group counts by its oldest token."""
+    """Return {versions behind `version`: number of groups}; the oldest token of a group counts."""
     behind = Counter(version - min(min(c.versions) for c in group.completions) for group in groups)
     return {str(lag): behind[lag] for lag in sorted(behind)}
 
 
 def ledger(groups: Sequence[SampledGroup]) -> list[list[Any]]:
-    """Which lease was consumed, with its problem and worker: what a checker of exactly-once reads."""
+    """Return [lease, epoch, problem, worker] of each consumed group, to check that each trained exactly once."""
     return [[group.lease, group.epoch, group.problem.id, group.worker] for group in groups]
 
 
 def samples(
     groups: Sequence[SampledGroup], count: int, weights: dict[str, float]
 ) -> Iterator[dict[str, Any]]:
-    """The first `count` groups as texts with their rewards."""
+    """Return the first `count` groups as texts with their rewards."""
     for group in groups[:count]:
         yield {
             "problem": group.problem.id,
@@ -66,7 +66,7 @@ def samples(
                 {
                     "text": completion.text,
                     "reward": sum(
-                        weights.get(name, 0.0) * value  # a replay may weigh fewer than were recorded
+                        weights.get(name, 0.0) * value  # a replay may use fewer functions than were recorded
                         for name, value in completion.rewards.items()
                         if value
                     ),

@@ -1,6 +1,6 @@
-"""Where the groups of a run come from and its versions go: the protocol, and the source of a live run.
+"""Where a run's groups come from and where its versions go: the `Source` protocol and the live source.
 
-`LiveSource` takes groups from the exchange; `replay` has the other source.
+`LiveSource` takes groups from the exchange; `replay.ReplaySource` reads recorded groups.
 """
 
 import sys
@@ -17,80 +17,81 @@ from grpo_actors.learner.publishing import Publisher
 from grpo_actors.process import StopRequest, is_supervised
 from grpo_actors.rollout.worker import RolloutWorker
 
-#: How long the end of a run waits for an evaluator that is not there (it may be restarting).
+#: Seconds that the end of a run waits for an absent evaluator, which may be restarting.
 EVALUATOR_ABSENT_S = 20.0
-#: Longest wait for a batch or an evaluation before the stop flag is looked at.
+#: Longest wait for a batch or an evaluation, in seconds, between two checks of the stop flag.
 POLL_S = 0.1
 
 
 class Source(Protocol):
-    """All in which a live run and a replay differ while they train."""
+    """Everything in which a live run and a replay differ during training."""
 
     def next_batch(self) -> Sequence[SampledGroup] | None:
-        """Wait for the groups of the next update; None: asked to stop, or no groups are left."""
+        """Wait for the groups of the next update and return them; None: asked to stop, or no groups are left."""
 
     def publish(self, grpo: Grpo, groups: Sequence[SampledGroup]) -> None:
-        """Take note that `groups` are consumed, and publish the version that they made."""
+        """Mark `groups` as consumed, and publish the version that they produced."""
 
     def sampled_per_s(self, update_s: float) -> float | None:
-        """Tokens that arrived since the last call, divided by the seconds of the update; None: nobody samples."""
+        """Return the tokens that arrived since the last call, divided by `update_s`; None if nothing samples."""
 
     def alarm(self) -> str | None:
-        """Text of an alarm that the source recorded for the last update, if there is one."""
+        """Return the text of the alarm that the source recorded for the last update; None if there is none."""
 
     def take_evaluations(self) -> None:
         """Record the evaluations that have arrived."""
 
     def finish(self, ended_by: str | None) -> None:
-        """Let all peers leave after the last checkpoint; `ended_by`: the alarm that ended the run, if one did."""
+        """Stop all peers after the last checkpoint. `ended_by`: the alarm that ended the run; None if none did."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveSource:
-    """The source of a run whose workers sample: takes batches from the exchange, publishes versions."""
+    """The source of a live run: takes batches from the exchange and publishes versions to the workers."""
 
     exchange: Exchange
     publisher: Publisher
     archive: Archive
     stop: StopRequest
-    #: The worker of ``rollout.workers = 0``, which runs in this thread and samples with the learner's own policy.
+    #: The worker of ``rollout.workers = 0``: runs in this thread and samples with the learner's own policy. Else None.
     local: RolloutWorker | None
 
     def next_batch(self) -> Sequence[SampledGroup] | None:
-        """Wait for a batch, and let the local worker work meanwhile."""
+        """Wait for a batch; meanwhile, let the local worker sample."""
         while not self.stop:
             groups = self.exchange.next_batch(POLL_S if self.local is None else 0)
             if groups is not None:
                 return groups
             if self.local is not None:
                 self.local.turn(wait_s=0.01)
-                while self.local.busy:  # no batch is taken, so weights never change, under open completions
+                # No batch is taken before the worker is idle: weights must never change under open completions.
+                while self.local.busy:
                     self.local.turn(wait_s=0)
             self.take_evaluations()
         return None
 
     def publish(self, grpo: Grpo, groups: Sequence[SampledGroup]) -> None:
-        """Settle the leases; workers may fetch the version a moment later."""
+        """Consume the leases of the groups, then publish the version; workers can fetch it a moment later."""
         self.exchange.consume([group.lease for group in groups])
         self.publisher.publish(grpo.version, grpo.policy.trainable())
         if self.local is not None:
             self.local.version = grpo.version
 
     def sampled_per_s(self, update_s: float) -> float | None:
-        """Of all workers together."""
+        """Return the token rate of all workers together."""
         return self.exchange.take_tokens() / update_s
 
     def alarm(self) -> str | None:
-        """Whether the groups that were passed over were replaced in vain."""
+        """Return the alarm text if the update hit `selection.refill_limit`."""
         alarm = self.exchange.selection_alarm()
         return None if alarm is None else f"no signal: {alarm}"
 
     def take_evaluations(self) -> None:
-        """Record the evaluator's scores."""
+        """Record the scores that the evaluator has sent."""
         self.archive.take_evaluations(self.exchange, self.exchange.take_evaluations())
 
     def finish(self, ended_by: str | None) -> None:
-        """Dismiss the workers, then the evaluator once the last checkpoint has its score."""
+        """Dismiss the workers; dismiss the evaluator once the last checkpoint has its score."""
         self.publisher.wait()
         self.exchange.dismiss("rollout", "the run is over")
         self._wait_for_evaluations()
@@ -100,7 +101,7 @@ class LiveSource:
             print(f"ended by an alarm: {ended_by}", file=sys.stderr)
 
     def _wait_for_evaluations(self) -> None:
-        """Wait for the last checkpoint's score, unless someone presses Ctrl-C or no evaluator is there."""
+        """Wait for the last checkpoint's score; give up on Ctrl-C, or after `EVALUATOR_ABSENT_S` without evaluator."""
         last_seen_s = time.monotonic()
         while (
             self.archive.unevaluated()

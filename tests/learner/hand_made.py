@@ -1,4 +1,4 @@
-"""Groups of completions that the embedded model really sampled and that a test judged by hand."""
+"""Groups of completions sampled by the embedded model, with rewards chosen by the test."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ MAX_NEW = 24
 
 
 def config(*, model=None, run=None, temperature=1.0, **settings):
-    """`settings`: of sections [learner] and [objective], by leaf name."""
+    """Return a configuration; `settings` are those of sections [learner] and [objective], without the section name."""
     sections = {"learner": {}, "objective": {}}
     for leaf, value in settings.items():
         sections[OWNER[leaf]][leaf] = value
@@ -47,7 +47,7 @@ def learner(settings, policy=None, *, total=10):
 
 
 def groups_of(policy, rewards=REWARDS, temperature=1.0, questions=QUESTIONS):
-    """Really sampled by the policy; judged by hand."""
+    """Sample one group from the policy for each row of `rewards`, and give its completions these rewards."""
     prompts = [policy.encode_chat([{"role": "user", "content": text}]) for text in questions[: len(rewards)]]
     seeds = [[10 * i + k for k in range(len(row))] for i, row in enumerate(rewards)]
     sampled = sample_groups(policy, prompts, seeds, SamplingParams(MAX_NEW, temperature))
@@ -95,7 +95,7 @@ def logprobs_under(policy, group, completion):
 
 
 def changed(groups, group, index, **changes):
-    """The groups with one completion changed."""
+    """Return the groups with one completion changed."""
     result = list(groups)
     completions = list(result[group].completions)
     completions[index] = replace(completions[index], **changes)

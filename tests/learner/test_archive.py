@@ -1,4 +1,4 @@
-"""What a learner finds again in its checkpoints when its settings have changed in between."""
+"""What a learner restores from its checkpoints after its settings have changed."""
 
 import uuid
 
@@ -15,17 +15,17 @@ class RecordList:
     """Keeps records in memory."""
 
     def __init__(self):
-        self.told = []
+        self.records = []
 
     def record(self, topic, **fields):
-        self.told.append((topic, fields))
+        self.records.append((topic, fields))
 
     def snapshot(self):
-        return Snapshot(Cursor(), len(self.told))
+        return Snapshot(Cursor(), len(self.records))
 
 
 def continued(folder, settings):
-    """A new learner that goes on from the newest checkpoint of a folder, and its archive."""
+    """Return a new learner that continues from the newest checkpoint of a folder, with its archive."""
     archive, grpo = Archive(folder, settings, uuid.uuid4().hex), learner(settings)
     archive.restore(grpo)
     return archive, grpo
@@ -36,7 +36,7 @@ def reference_of(grpo):
 
 
 @pytest.mark.parametrize("refresh", [1, 0])
-def test_a_reference_that_has_moved_stays_with_the_run_also_where_it_is_refreshed_no_more(tmp_path, refresh):
+def test_a_refreshed_reference_stays_with_the_run_even_if_it_is_no_longer_refreshed(tmp_path, refresh):
     moving = config(kl_coeff=0.1, reference_refresh_updates=1, reference_refresh_alpha=0.5)
     archive, grpo = continued(tmp_path, moving)
     start, groups = reference_of(grpo), groups_of(grpo.policy)
@@ -54,14 +54,14 @@ def test_a_reference_that_has_moved_stays_with_the_run_also_where_it_is_refreshe
     assert any((start[name] != array).any() for name, array in reference_of(third).items())
 
 
-def test_a_reference_that_has_not_moved_is_not_written(tmp_path):
+def test_a_reference_that_was_never_refreshed_is_not_written(tmp_path):
     archive, grpo = continued(tmp_path, config(kl_coeff=0.1, reference_refresh_updates=2))
     grpo.update(groups_of(grpo.policy))
     archive.save(RecordList(), grpo)
     assert not (tmp_path / "checkpoint-1" / "reference.safetensors").exists()
 
 
-def test_without_a_kl_term_no_reference_is_kept_whatever_the_checkpoint_has(tmp_path):
+def test_without_a_kl_term_no_reference_is_kept_even_if_the_checkpoint_has_one(tmp_path):
     archive, grpo = continued(tmp_path, config(kl_coeff=0.1, reference_refresh_updates=1))
     groups = groups_of(grpo.policy)
     grpo.update(groups)

@@ -1,4 +1,4 @@
-"""What a group is worth: its signal under the run's own advantage, and its share of right completions."""
+"""The group filter: a group's signal under the run's advantage, and its share of right completions."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def config(weights=None, **sections) -> Config:
 
 
 def group(*rewards, texts=None, lengths=None, finished=True) -> SampledGroup:
-    """One completion for each mapping of rewards."""
+    """Make a group with one completion for each reward, or mapping of rewards."""
     completions = [
         SampledCompletion(
             tokens=[1] * (lengths[i] if lengths else 2),
@@ -50,25 +50,25 @@ def test_a_group_has_a_signal_if_its_valid_rewards_differ(rewards, signal):
 
 
 def test_a_weighted_sum_counts_unless_each_function_is_normalised_by_itself():
-    # 1 · 1 + 2 · 0 = 1 · 0 + 2 · 0.5, but a third completion is needed to tell the normalised ones apart:
+    # 1 · 1 + 2 · 0 = 1 · 0 + 2 · 0.5, but only a third completion makes the normalised sums differ:
     # a: 1, 0, 0 and b: 0, 0.5, 0.5 centred and divided are opposite, weighted by 1 and 2 they do not cancel.
-    told = group({"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.5}, {"a": 0.0, "b": 0.5})
+    sampled = group({"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.5}, {"a": 0.0, "b": 0.5})
     weights = {"a": 1.0, "b": 2.0}
-    assert not has_signal(told, config(weights))
-    assert has_signal(told, config(weights, objective={"advantage": "gdpo"}))
+    assert not has_signal(sampled, config(weights))
+    assert has_signal(sampled, config(weights, objective={"advantage": "gdpo"}))
 
 
 def test_the_overlong_penalty_is_a_signal():
     # L_max = 8, L_c = 4: lengths 4 and 6 are worth 0 and -1/2.
-    told = group(1.0, 1.0, lengths=[4, 6])
-    assert not has_signal(told, config())
-    assert has_signal(told, config(objective={"overlong_tokens": 4}))
+    sampled = group(1.0, 1.0, lengths=[4, 6])
+    assert not has_signal(sampled, config())
+    assert has_signal(sampled, config(objective={"overlong_tokens": 4}))
 
 
 def test_an_advantage_that_is_masked_is_no_signal():
-    told = group(1.0, 0.0, finished=False)
-    assert has_signal(told, config())
-    assert not has_signal(told, config(objective={"mask_truncated": True}))
+    sampled = group(1.0, 0.0, finished=False)
+    assert has_signal(sampled, config())
+    assert not has_signal(sampled, config(objective={"mask_truncated": True}))
     one_whole = group(1.0, 0.0, finished=[True, False])
     assert has_signal(one_whole, config(objective={"mask_truncated": True}))
 
@@ -76,11 +76,11 @@ def test_an_advantage_that_is_masked_is_no_signal():
 def test_success_is_the_share_of_completions_that_the_task_calls_right():
     filter_group = group_filter(config(selection={"min_success": 0.3}), Arithmetic(0, 6, 6))
     assert filter_group is not None
-    told = group(1.0, 0.0, 0.0, 0.0, texts=[RIGHT, WRONG, WRONG, ""])
-    assert filter_group(told) == FilterResult(0.25, "too_hard")
+    sampled = group(1.0, 0.0, 0.0, 0.0, texts=[RIGHT, WRONG, WRONG, ""])
+    assert filter_group(sampled) == FilterResult(0.25, "too_hard")
     assert filter_group(group(1.0, 0.0, texts=[RIGHT, WRONG])) == FilterResult(0.5)
 
 
-def test_nobody_is_asked_where_nothing_is_selected():
+def test_no_group_is_filtered_where_nothing_is_selected():
     assert group_filter(config(), Arithmetic(0, 6, 6)) is None
     assert group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6)) is not None

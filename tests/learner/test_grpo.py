@@ -1,4 +1,4 @@
-"""The update on the embedded model, with groups made by hand: what the formulas say must show in the weights."""
+"""The update on the embedded model, with groups made by hand: metrics and weights follow the formulas."""
 
 import mlx.core as mx
 import numpy as np
@@ -25,9 +25,9 @@ from grpo_actors.policy.model import load_base, load_policy
 def test_on_policy_the_loss_is_minus_the_mean_advantage(aggregation, temperature):
     grpo = learner(config(aggregation=aggregation, temperature=temperature))
     groups = groups_of(grpo.policy, temperature=temperature)
-    told = grpo.update(groups)
+    metrics = grpo.update(groups)
 
-    # π = π_old: r = 1 for every token, so that L_t = −A whatever the clip.
+    # π = π_old: r = 1 for every token, so that L_t = −A with any clip.
     R = np.array(REWARDS)
     A = (R - R.mean(axis=1, keepdims=True)) / (R.std(axis=1, ddof=1, keepdims=True) + 1e-4)
     lengths = np.array([[len(c.tokens) for c in group.completions] for group in groups])
@@ -36,13 +36,13 @@ def test_on_policy_the_loss_is_minus_the_mean_advantage(aggregation, temperature
         "dapo": -(A * lengths).sum() / lengths.sum(),
         "dr_grpo": -(A * lengths).sum() / (A.size * MAX_NEW),
     }[aggregation]
-    assert told["loss"] == pytest.approx(expected, abs=1e-5)
-    assert told["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
-    assert told["clip_share"] == 0.0
-    assert told["logprob_gap_max"] < 1e-4
-    assert told["tokens"] == lengths.sum()
-    assert told["reward_mean"] == pytest.approx(R.mean())
-    assert told["staleness"] == {"0": 4}
+    assert metrics["loss"] == pytest.approx(expected, abs=1e-5)
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["clip_share"] == 0.0
+    assert metrics["logprob_gap_max"] < 1e-4
+    assert metrics["tokens"] == lengths.sum()
+    assert metrics["reward_mean"] == pytest.approx(R.mean())
+    assert metrics["staleness"] == {"0": 4}
 
 
 def test_one_update_makes_the_rewarded_completion_likelier_and_the_surrogate_larger():
@@ -75,10 +75,10 @@ def test_further_iterations_on_one_batch_meet_the_clip():
 def test_groups_of_equal_rewards_teach_nothing(skips):
     grpo = learner(config(adam_beta1=0.0, skip_zero_advantage=skips))
     before = weights(grpo)
-    told = grpo.update(groups_of(grpo.policy, [[1.0] * 4, [0.0] * 4]))
-    assert told["zero_variance_share"] == 1.0
-    assert told["grad_norm"] == 0.0
-    assert (told["entropy"] is None) == skips, "nothing was computed"
+    metrics = grpo.update(groups_of(grpo.policy, [[1.0] * 4, [0.0] * 4]))
+    assert metrics["zero_variance_share"] == 1.0
+    assert metrics["grad_norm"] == 0.0
+    assert (metrics["entropy"] is None) == skips, "nothing was computed"
     assert_same_weights(before, weights(grpo))
 
 
@@ -91,15 +91,15 @@ def test_completions_of_no_advantage_are_not_computed_and_the_step_is_the_same()
         for skips in (False, True)
     )
     groups, before = groups_of(every.policy, MIXED), weights(every)
-    told_of_every, told = every.update(groups), some.update(groups)
+    metrics_of_every, metrics = every.update(groups), some.update(groups)
     for name, array in weights(every).items():
         # On the mean: Adam makes a whole step of a gradient that is nothing but rounding.
         assert np.abs(array - weights(some)[name]).mean() < 1e-3 * np.abs(array - before[name]).mean(), name
-    assert told["grad_norm"] == pytest.approx(told_of_every["grad_norm"], rel=1e-4)
-    assert told["loss"] == pytest.approx(told_of_every["loss"], abs=1e-6)
-    assert told["tokens"] == told_of_every["tokens"], "all that were sampled"
-    # Of one group's entropy the mean is another than of three groups'.
-    assert told["entropy"] != pytest.approx(told_of_every["entropy"], rel=1e-3)
+    assert metrics["grad_norm"] == pytest.approx(metrics_of_every["grad_norm"], rel=1e-4)
+    assert metrics["loss"] == pytest.approx(metrics_of_every["loss"], abs=1e-6)
+    assert metrics["tokens"] == metrics_of_every["tokens"], "all that were sampled"
+    # The mean entropy of one group differs from that of three groups.
+    assert metrics["entropy"] != pytest.approx(metrics_of_every["entropy"], rel=1e-3)
 
 
 def test_an_update_without_any_advantage_takes_no_step():
@@ -166,7 +166,7 @@ def test_the_rate_rises_from_the_first_update_on_and_falls_to_the_last():
     )
     groups = groups_of(grpo.policy, REWARDS[:1])
     rates = [grpo.update(groups)["learning_rate"] for _ in range(5)]
-    # 10 steps, of which 4 warm up: steps 1, 3, 5, 7, 9 are told, with 2/4, 4/4, 5/6, 3/6, 1/6 of the peak.
+    # 10 steps, of which 4 warm up: steps 1, 3, 5, 7, 9 are reported, with 2/4, 4/4, 5/6, 3/6, 1/6 of the peak.
     assert rates == pytest.approx([5e-5, 1e-4, 5 / 6 * 1e-4, 5e-5, 1 / 6 * 1e-4])
 
 
@@ -180,7 +180,7 @@ def test_dropout_is_on_for_the_gradient_alone_and_the_same_after_a_resume(kind):
         grpo.version = version
         # B = 0 at first, so that dropout in A's input shows from the second step on.
         groups = groups_of(load_policy(settings.model, seed=0))
-        mx.random.uniform()  # whatever was drawn before must not matter
+        mx.random.uniform()  # earlier draws must not matter
         grpo.update(groups)
         grpo.update(groups)
         assert not grpo.policy.model.training
@@ -223,7 +223,7 @@ def test_gradient_checkpointing_changes_no_update():
         grpo = learner(config(gradient_checkpointing=recompute))
         results.append((grpo.update(groups_of(grpo.policy)), weights(grpo)))
     assert results[0][0]["grad_norm"] == pytest.approx(results[1][0]["grad_norm"], rel=1e-6)
-    # A step of Adam is 1e-3 whatever the gradient: one near 0 shows its rounding.
+    # A step of Adam is 1e-3 for any gradient: one near 0 shows its rounding.
     for name, array in results[0][1].items():
         np.testing.assert_allclose(array, results[1][1][name], atol=1e-5)
 
@@ -236,7 +236,7 @@ def test_a_learner_made_anew_from_its_state_goes_on_bit_for_bit():
     resumed.policy.load_trainable(straight.policy.trainable())
     resumed.training.load_state(straight.training.state())
     resumed.version = straight.version
-    told = [grpo.update(groups) for grpo in (straight, resumed)]
+    metrics = [grpo.update(groups) for grpo in (straight, resumed)]
     for key in ("loss", "grad_norm", "reward_mean", "entropy"):
-        assert told[0][key].hex() == told[1][key].hex()
+        assert metrics[0][key].hex() == metrics[1][key].hex()
     assert_same_weights(weights(straight), weights(resumed))

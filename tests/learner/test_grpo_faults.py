@@ -1,4 +1,4 @@
-"""What must not reach the weights: log-probs and rewards that are no numbers."""
+"""Log-probs and rewards that are not finite must not reach the weights."""
 
 import math
 
@@ -14,8 +14,8 @@ def test_a_log_prob_that_is_no_number_drops_the_step_and_is_counted():
     grpo = learner(config())
     groups = groups_of(grpo.policy)
     before = weights(grpo)
-    told = grpo.update(changed(groups, 2, 0, logprobs=[math.nan] * len(groups[2].completions[0].tokens)))
-    assert told["skipped_steps"] == 1
+    metrics = grpo.update(changed(groups, 2, 0, logprobs=[math.nan] * len(groups[2].completions[0].tokens)))
+    assert metrics["skipped_steps"] == 1
     assert_same_weights(before, weights(grpo))
     assert grpo.version == 1
     assert grpo.update(groups)["skipped_steps"] == 1, "the next good batch is a step"
@@ -33,17 +33,17 @@ def test_an_infinite_log_prob_ends_at_the_clamp_of_the_ratio(bad):
 @pytest.mark.parametrize("bad", [None, math.nan, math.inf, -math.inf, 1e300])
 def test_a_reward_that_is_no_number_leaves_its_completion_out(bad):
     grpo = learner(config())
-    told = grpo.update(changed(groups_of(grpo.policy), 0, 1, rewards={"hand": bad}))
-    assert told["invalid_completions"] == 1
-    assert told["skipped_steps"] == 0
+    metrics = grpo.update(changed(groups_of(grpo.policy), 0, 1, rewards={"hand": bad}))
+    assert metrics["invalid_completions"] == 1
+    assert metrics["skipped_steps"] == 0
     assert all(np.isfinite(array).all() for array in weights(grpo).values())
 
 
 def test_a_batch_without_any_valid_reward_changes_nothing():
     grpo = learner(config())
     before = weights(grpo)
-    told = grpo.update(groups_of(grpo.policy, [[math.nan] * 4, [None] * 4]))
-    assert (told["invalid_completions"], told["reward_mean"], told["loss"]) == (8, None, 0.0)
+    metrics = grpo.update(groups_of(grpo.policy, [[math.nan] * 4, [None] * 4]))
+    assert (metrics["invalid_completions"], metrics["reward_mean"], metrics["loss"]) == (8, None, 0.0)
     assert_same_weights(before, weights(grpo))
     assert grpo.version == 1
 

@@ -1,4 +1,4 @@
-"""The gradient of one update of the embedded model, however its groups are ordered, cut, dealt out and compiled."""
+"""The gradient of one update of the embedded model does not depend on order, split, ranks or compilation."""
 
 from functools import cache
 
@@ -34,13 +34,13 @@ def eight_groups():
 
 
 def gradient_of(grpo):
-    """Of the step that was taken last."""
+    """Return the gradient of the last step."""
     state = tree_flatten(grpo.training.optimizer.state)
     return np.concatenate([np.array(m).ravel() for name, m in state if name.endswith(".m")])
 
 
 def updated(groups, *, compiled=None, shared_prompts=True, **cut):
-    """A learner that has done one update of the groups."""
+    """Return a learner that has done one update on the groups."""
     chosen = settings(**cut)
     grpo = learner(chosen)
     assert grpo.shared_prompts
@@ -89,7 +89,7 @@ def test_two_ranks_that_share_the_micro_batches_of_one_update_add_up_to_the_whol
     ranks = [learner(chosen), learner(chosen)]
     for rank, grpo in enumerate(ranks):
         for arrays in grpo._inputs(packed.micro_batches[rank::2]):
-            with grpo._in_training():
+            with grpo._training_mode():
                 grpo.training.accumulate(arrays)
         grpo.training.step(1e-3)
     parts = [gradient_of(grpo) for grpo in ranks]

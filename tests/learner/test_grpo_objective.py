@@ -1,4 +1,4 @@
-"""What section [objective] asks for, on the embedded model's own completions: the numbers worked out beside the update."""
+"""The settings of section [objective] on the embedded model's completions, against numbers computed in the test."""
 
 import mlx.core as mx
 import numpy as np
@@ -20,7 +20,7 @@ def lengths_of(groups):
 
 
 def entropies_of(policy, groups):
-    """Of every token of every completion, each completion by itself."""
+    """Return the entropies of every token of each completion, computed one completion at a time."""
     found = []
     for group in groups:
         for completion in group.completions:
@@ -36,7 +36,7 @@ def entropies_of(policy, groups):
 
 
 def recorded_lower(groups, shift):
-    """The groups as a worker would have sent them whose log-probs are all lower by `shift`."""
+    """Return the groups as sent by a worker whose log-probs are all lower by `shift`."""
     for g, group in enumerate(groups):
         for i, c in enumerate(group.completions):
             groups = changed(groups, g, i, logprobs=[x - shift for x in c.logprobs])
@@ -49,12 +49,12 @@ def recorded_lower(groups, shift):
 def test_a_recorded_ratio_is_against_the_worker():
     grpo = learner(config(clip_eps_high=10.0))
     groups = recorded_lower(groups_of(grpo.policy), 0.1)
-    told = grpo.update(groups)
+    metrics = grpo.update(groups)
     # Every ratio is e^0.1, and no clip reaches it for A > 0 nor, from above, for A < 0.
     tokens = lengths_of(groups)
-    assert told["ratio_mean"] == pytest.approx(np.exp(0.1), rel=1e-4)
-    assert told["loss"] == pytest.approx(-np.exp(0.1) * (A * tokens).sum() / tokens.sum(), abs=1e-5)
-    assert told["logprob_gap_mean"] == pytest.approx(0.1, rel=1e-3)
+    assert metrics["ratio_mean"] == pytest.approx(np.exp(0.1), rel=1e-4)
+    assert metrics["loss"] == pytest.approx(-np.exp(0.1) * (A * tokens).sum() / tokens.sum(), abs=1e-5)
+    assert metrics["logprob_gap_mean"] == pytest.approx(0.1, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -70,38 +70,38 @@ def test_a_recomputed_ratio_starts_at_one_and_the_correction_weighs_the_loss(cor
     settings = config(ratio="recomputed", correction=correction, correction_cap=cap)
     grpo = learner(settings)
     groups = recorded_lower(groups_of(grpo.policy), 0.1)
-    told = grpo.update(groups)
+    metrics = grpo.update(groups)
     tokens = lengths_of(groups)
-    assert told["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
-    assert told["loss"] == pytest.approx(-weight * (A * tokens).sum() / tokens.sum(), abs=1e-5)
-    assert told["mismatch_kl"] == pytest.approx(np.exp(0.1) - 1.1, rel=2e-3)
-    assert told["correction_share"] == (1.0 if cap < np.exp(0.1) else 0.0)
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["loss"] == pytest.approx(-weight * (A * tokens).sum() / tokens.sum(), abs=1e-5)
+    assert metrics["mismatch_kl"] == pytest.approx(np.exp(0.1) - 1.1, rel=2e-3)
+    assert metrics["correction_share"] == (1.0 if cap < np.exp(0.1) else 0.0)
 
 
 def test_a_sequence_weight_is_the_product_over_its_tokens():
     grpo = learner(config(ratio="recomputed", correction="sequence_truncate", correction_cap=5.0))
     groups = recorded_lower(groups_of(grpo.policy), 0.05)
-    told = grpo.update(groups)
+    metrics = grpo.update(groups)
     tokens = lengths_of(groups)
     w = np.minimum(np.exp(0.05 * tokens), 5.0)
-    assert told["loss"] == pytest.approx(-(w * A * tokens).sum() / tokens.sum(), abs=1e-4)
+    assert metrics["loss"] == pytest.approx(-(w * A * tokens).sum() / tokens.sum(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("loss", "settings"),
     [("two_sided", {"clip_delta": 1.5}), ("dual_clip", {"dual_clip": 1.5}), ("clip", {})],
 )
-def test_the_share_of_tokens_that_the_second_bound_cut_is_told(loss, settings):
+def test_the_share_of_tokens_that_the_second_bound_cut_is_reported(loss, settings):
     grpo = learner(config(loss=loss, **settings))
     groups = recorded_lower(groups_of(grpo.policy), np.log(2.0))
-    told = grpo.update(groups)
+    metrics = grpo.update(groups)
     # Every ratio is 2: beyond 1.5 where A < 0, and beyond 1.2, the first clip, where A > 0.
     tokens = lengths_of(groups)
-    assert told["clip_share"] == pytest.approx((tokens * (A > 0)).sum() / tokens.sum())
+    assert metrics["clip_share"] == pytest.approx((tokens * (A > 0)).sum() / tokens.sum())
     if settings:
-        assert told["clip_delta_share"] == pytest.approx((tokens * (A < 0)).sum() / tokens.sum())
+        assert metrics["clip_delta_share"] == pytest.approx((tokens * (A < 0)).sum() / tokens.sum())
     else:
-        assert told["clip_delta_share"] is None, "the loss has no such bound"
+        assert metrics["clip_delta_share"] is None, "the loss has no such bound"
 
 
 # --- shaping --------------------------------------------------------------------------------------
@@ -113,14 +113,14 @@ def test_the_overlong_penalty_is_one_more_reward():
     # L_max = 24, L_c = 20: 0 up to 4 tokens, then linear to −1 at 24.
     penalty = -np.clip((lengths_of(groups) - 4) / 20, 0.0, 1.0)
     assert penalty.min() < -0.2
-    told = grpo.update(groups)
-    assert told["reward_mean"] == pytest.approx((R + penalty).mean())
+    metrics = grpo.update(groups)
+    assert metrics["reward_mean"] == pytest.approx((R + penalty).mean())
     shaped = R + penalty
     expected = (shaped - shaped.mean(axis=1, keepdims=True)) / (
         shaped.std(axis=1, ddof=1, keepdims=True) + 1e-4
     )
     tokens = lengths_of(groups)
-    assert told["loss"] == pytest.approx(-(expected * tokens).sum() / tokens.sum(), abs=1e-5)
+    assert metrics["loss"] == pytest.approx(-(expected * tokens).sum() / tokens.sum(), abs=1e-5)
 
 
 def test_truncated_completions_leave_the_loss_and_its_denominator():
@@ -129,8 +129,8 @@ def test_truncated_completions_leave_the_loss_and_its_denominator():
     tokens = lengths_of(groups)
     ended = np.array([[c.finished for c in group.completions] for group in groups])
     assert 0 < ended.sum() < ended.size, "some of each, or this shows nothing"
-    told = grpo.update(groups)
-    assert told["loss"] == pytest.approx(-(A * tokens * ended).sum() / (tokens * ended).sum(), abs=1e-5)
+    metrics = grpo.update(groups)
+    assert metrics["loss"] == pytest.approx(-(A * tokens * ended).sum() / (tokens * ended).sum(), abs=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [4, 1])
@@ -143,19 +143,19 @@ def test_only_the_uncertain_tokens_of_the_whole_update_train(batch_size):
     entropies = entropies_of(grpo.policy, groups)
     threshold = np.quantile(np.concatenate(entropies).astype(np.float64), 0.7)
     kept = np.array([(h >= threshold).sum() for h in entropies])
-    told = grpo.update(groups)
+    metrics = grpo.update(groups)
     # The others keep their place in the denominator.
-    assert told["loss"] == pytest.approx(-(A.ravel() * kept).sum() / lengths_of(groups).sum(), abs=1e-4)
+    assert metrics["loss"] == pytest.approx(-(A.ravel() * kept).sum() / lengths_of(groups).sum(), abs=1e-4)
 
 
 def test_the_entropy_bonus_alone_makes_the_policy_less_certain():
     grpo = learner(config(entropy_coeff=0.1, learning_rate=1e-3))
     groups = groups_of(grpo.policy, [[1.0] * 4] * 4)  # no advantage: nothing else moves a weight
     mean = np.concatenate(entropies_of(grpo.policy, groups)).mean()
-    told = [grpo.update(groups) for _ in range(3)]
-    assert told[0]["entropy"] == pytest.approx(mean, rel=1e-4)
-    assert told[0]["loss"] == pytest.approx(-0.1 * mean, rel=1e-4)
-    assert told[0]["entropy"] < told[1]["entropy"] < told[2]["entropy"]
+    metrics = [grpo.update(groups) for _ in range(3)]
+    assert metrics[0]["entropy"] == pytest.approx(mean, rel=1e-4)
+    assert metrics[0]["loss"] == pytest.approx(-0.1 * mean, rel=1e-4)
+    assert metrics[0]["entropy"] < metrics[1]["entropy"] < metrics[2]["entropy"]
 
 
 # --- the reference --------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_a_reference_that_is_refreshed_moves_by_its_share_every_so_many_updates(
         np.testing.assert_allclose(reference()[name], 0.25 * policy + 0.75 * start[name], atol=1e-7)
 
 
-def test_without_a_reference_no_kl_is_told():
+def test_without_a_reference_no_kl_is_reported():
     grpo = learner(config(kl_coeff=0.0))
     assert grpo.update(groups_of(grpo.policy))["kl"] is None
 
@@ -208,8 +208,8 @@ def test_every_algorithm_by_name_makes_good_completions_likelier_than_bad_ones(a
         return np.array([[logprobs_under(grpo.policy, g, c).sum() for c in g.completions] for g in groups])
 
     before = likelihoods()
-    told = grpo.update(groups)
+    metrics = grpo.update(groups)
     moved = likelihoods() - before
-    assert told["grad_norm"] > 0
-    assert told["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["grad_norm"] > 0
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert ((R - R.mean(axis=1, keepdims=True)) * moved).sum() > 0

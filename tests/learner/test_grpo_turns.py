@@ -1,4 +1,4 @@
-"""An update on completions with tokens that an environment inserted: the gradient is that of the others alone."""
+"""An update on completions with environment tokens: the gradient comes from the sampled tokens alone."""
 
 from dataclasses import replace
 
@@ -12,12 +12,12 @@ from mlx.utils import tree_flatten
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_policy
 
-#: Of every completion that is long enough.
+#: Bounds of the environment spans in every completion that is long enough.
 INSERTED = [3, 6, 8, 10]
 
 
 def with_turns(groups):
-    """The groups, with some tokens of each completion told to be inserted; their log-probs are nonsense."""
+    """Return the groups with some tokens of each completion marked as inserted; their log-probs are nonsense."""
     return [
         replace(group, completions=[_with_turns(completion) for completion in group.completions])
         for group in groups
@@ -26,13 +26,13 @@ def with_turns(groups):
 
 def _with_turns(completion):
     bounds = INSERTED if len(completion.tokens) > INSERTED[-1] else []
-    told = replace(completion, inserted=bounds)
-    logprobs = [p if s else -77.0 for p, s in zip(told.logprobs, told.sampled, strict=True)]
-    return replace(told, logprobs=logprobs)
+    marked = replace(completion, inserted=bounds)
+    logprobs = [p if s else -77.0 for p, s in zip(marked.logprobs, marked.sampled, strict=True)]
+    return replace(marked, logprobs=logprobs)
 
 
 def gradient_by_hand(policy, groups, aggregation):
-    """Of Σ weight · (−A log π) over the sampled tokens, each completion by itself; on-policy it is GRPO's."""
+    """Return value and gradient of Σ weight · (−A log π) over the sampled tokens: GRPO's loss on-policy."""
     R = np.array(REWARDS)
     A = (R - R.mean(axis=1, keepdims=True)) / (R.std(axis=1, ddof=1, keepdims=True) + 1e-4)
     lengths = np.array([[sum(c.sampled) for c in group.completions] for group in groups])
@@ -63,15 +63,15 @@ def test_the_gradient_is_the_one_computed_by_hand_without_the_inserted_tokens(ag
     groups = with_turns(groups_of(grpo.policy))
     assert sum(bool(c.inserted) for group in groups for c in group.completions) >= 8
     _, expected = gradient_by_hand(load_policy(grpo.config.model, seed=0), groups, aggregation)
-    told = grpo.update(groups)
+    metrics = grpo.update(groups)
     state = dict(tree_flatten(grpo.training.optimizer.state))
     norm = np.sqrt(sum(float((gradient**2).sum()) for gradient in expected.values()))
     assert norm > 1e-2
     for name, gradient in expected.items():
         np.testing.assert_allclose(np.array(state[f"{name}.m"]), np.array(gradient), atol=2e-5 * norm)
-    assert told["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
-    assert told["logprob_gap_max"] < 1e-4, "what the worker told of inserted tokens is never read"
-    assert told["tokens"] == sum(sum(c.sampled) for group in groups for c in group.completions)
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["logprob_gap_max"] < 1e-4, "the log-probs of inserted tokens are never read"
+    assert metrics["tokens"] == sum(sum(c.sampled) for group in groups for c in group.completions)
 
 
 @pytest.mark.parametrize(
@@ -83,26 +83,26 @@ def test_the_gradient_is_the_one_computed_by_hand_without_the_inserted_tokens(ag
         {"overlong_tokens": 8, "mask_truncated": True},
     ],
 )
-def test_what_is_told_of_inserted_tokens_reaches_no_weight_and_no_metric(objective):
-    """Other log-probs for them: the same update to the last bit, whatever the objective."""
-    told, weights = [], []
+def test_log_probs_of_inserted_tokens_reach_no_weight_and_no_metric(objective):
+    """With other log-probs for them the update is the same to the last bit, under every objective."""
+    metrics, weights = [], []
     for nonsense in (0.0, -77.0):
         grpo = learner(config(**objective))
         groups = with_turns(groups_of(load_policy(grpo.config.model, seed=0)))
         for group in groups:
             for c in group.completions:
                 c.logprobs[:] = [p if s else nonsense for p, s in zip(c.logprobs, c.sampled, strict=True)]
-        told.append(grpo.update(groups))
+        metrics.append(grpo.update(groups))
         weights.append({name: np.array(array) for name, array in grpo.policy.trainable().items()})
     timed = ("learner_tokens_per_s", "memory_gb")
-    assert {k: v for k, v in told[0].items() if k not in timed} == {
-        k: v for k, v in told[1].items() if k not in timed
+    assert {k: v for k, v in metrics[0].items() if k not in timed} == {
+        k: v for k, v in metrics[1].items() if k not in timed
     }
     for name, array in weights[0].items():
         np.testing.assert_array_equal(array, weights[1][name])
 
 
-def test_turns_are_told():
+def test_the_mean_number_of_turns_is_reported():
     grpo = learner(config())
     groups = with_turns(groups_of(grpo.policy))
     turns = [3 if c.inserted else 1 for group in groups for c in group.completions]

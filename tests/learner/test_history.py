@@ -1,4 +1,4 @@
-"""What a run tells beside its updates."""
+"""What a run records besides its updates: the decisions on the number of workers."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ class InJournal:
 
 @contextlib.contextmanager
 def begun(folder):
-    """A learner in `folder` that goes on from its checkpoint, if there is one, and its history."""
+    """Open a learner in `folder` that continues from its checkpoint, if there is one, with its history."""
     settings = config()
     archive, grpo = Archive(folder, settings, "run"), learner(settings)
     archive.restore(grpo)
@@ -42,17 +42,17 @@ def begun(folder):
 
 def updated(grpo, history):
     groups = groups_of(grpo.policy)
-    told = grpo.update(groups)
-    history.record_update(groups, told, update_s=1.0, wait_s=0.5, rollout_tokens_per_s=10.0)
+    metrics = grpo.update(groups)
+    history.record_update(groups, metrics, update_s=1.0, wait_s=0.5, rollout_tokens_per_s=10.0)
 
 
 def decided(folder):
-    """(update, before, workers, reason) of each decision among the records."""
+    """Return (update, before, workers, reason) of each decision in the records."""
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [tuple(record.values())[3:] for record in records if record["topic"] == "headcount"]
 
 
-def test_each_decision_about_workers_is_told_once_also_where_a_continued_run_has_cut_it(tmp_path):
+def test_each_decision_about_workers_is_recorded_once_even_if_a_continued_run_has_cut_it(tmp_path):
     first, second = ((1, 1, 2, FIRST.reason), (2, 2, 1, SECOND.reason))
     keep(tmp_path, FIRST, update=1, kept=1)
     with begun(tmp_path) as (grpo, history):
@@ -64,18 +64,18 @@ def test_each_decision_about_workers_is_told_once_also_where_a_continued_run_has
         keep(tmp_path, SECOND, update=2, kept=1)
         history.end("asked to stop")
         assert decided(tmp_path) == [first, second], "nothing is lost at the end"
-    with begun(tmp_path) as (grpo, history):  # from update 1, after which the second one was told
+    with begun(tmp_path) as (grpo, history):  # from update 1, after which the second one was recorded
         assert decided(tmp_path) == [first]
         updated(grpo, history)
         assert decided(tmp_path) == [first, second]
 
 
-def test_a_file_of_somebody_else_is_no_decision_and_no_failure(tmp_path):
+def test_a_foreign_workers_file_is_no_decision_and_no_failure(tmp_path):
     with begun(tmp_path) as (grpo, history):
         for content in ("", "[1]", '{"decisions": 3}', '{"decisions": [3, "x"]}'):
             (tmp_path / "workers.json").write_text(content)
             updated(grpo, history)
-            keep(tmp_path, FIRST, update=1, kept=1)  # nor does the next decision of ours stumble over it
+            keep(tmp_path, FIRST, update=1, kept=1)  # and our next decision replaces it
             assert [one["workers"] for one in decisions(tmp_path)] == [FIRST.workers]
             (tmp_path / "workers.json").unlink()
         (tmp_path / "workers.json").mkdir()

@@ -12,7 +12,7 @@ from grpo_actors.schedule.lease import Cursor
 
 
 class HandSource:
-    """Gives the same groups for each of some updates; keeps what was asked of it and what was recorded, in order."""
+    """A source that gives the same groups for some updates, and lists its calls and records in order."""
 
     def __init__(self, groups, updates, alarms=()):
         self.groups, self.updates, self.alarms = groups, updates, list(alarms)
@@ -49,7 +49,7 @@ class HandSource:
 
 @pytest.fixture
 def trained(tmp_path):
-    """Train for some updates of at most `total`; returns the exit code and the source."""
+    """Return a function that trains for some updates, at most `total`, and returns the exit code and the source."""
 
     def run(updates, *, total, stop=False, alarms=(), **sections):
         settings = config(run={"save_steps": 2})
@@ -64,7 +64,7 @@ def trained(tmp_path):
     return run
 
 
-def test_an_update_is_published_then_recorded_then_saved_and_at_the_end_all_leave(trained):
+def test_an_update_is_published_then_recorded_then_saved_and_at_the_end_the_source_finishes(trained):
     code, source = trained(3, total=3)
     assert code == 0
     assert [event for event in source.events if event != "sample"] == [

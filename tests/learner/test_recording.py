@@ -1,4 +1,4 @@
-"""groups.jsonl: what is written reads back the same, is cut where a run goes on, and is refused line by line."""
+"""groups.jsonl: what is written reads back the same, is cut where a run continues, and is checked line by line."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def group(lease: int) -> SampledGroup:
 
 
 def written(folder, updates, after_update=0):
-    """Two groups an update."""
+    """Write a file with two groups for each update; return its path."""
     file = GroupsFile(folder, after_update=after_update)
     for update in updates:
         file.write(update, 20, [group(2 * update), group(2 * update + 1)])
@@ -43,7 +43,7 @@ def written(folder, updates, after_update=0):
 
 
 def sampled(recorded):
-    """A line without what the recording has added."""
+    """Return the group of a line, without the fields that the recording has added."""
     names = [field.name for field in dataclasses.fields(SampledGroup)]
     return SampledGroup(**{name: getattr(recorded, name) for name in names})
 
@@ -70,7 +70,7 @@ def test_a_run_folder_stands_for_its_file(run_dir):
         assert recording.path == path.resolve()
 
 
-def test_a_run_that_goes_on_cuts_what_came_after_its_checkpoint(run_dir):
+def test_a_continued_run_cuts_what_came_after_its_checkpoint(run_dir):
     path = written(run_dir, [1, 2])
     until_checkpoint = path.read_bytes()
     written(run_dir, [3, 4], after_update=2)
@@ -87,7 +87,7 @@ def test_a_new_run_empties_the_file(run_dir):
     assert written(run_dir, []).read_bytes() == b""
 
 
-def test_updates_that_went_unrecorded_are_known(run_dir):
+def test_updates_that_were_not_recorded_show_in_last_update(run_dir):
     written(run_dir, [1, 2])
     file = GroupsFile(run_dir, after_update=7)
     file.close()
@@ -114,13 +114,13 @@ def test_groups_are_taken_in_order_and_may_be_skipped(run_dir):
             recording.skip(9)
 
 
-def test_no_file_is_a_line_that_says_what_writes_one(run_dir):
+def test_a_missing_file_gives_one_line_with_the_setting_that_writes_it(run_dir):
     with pytest.raises(DataError, match=r"groups.jsonl: cannot be read .* metrics.record_groups = true"):
         Recording(run_dir)
 
 
 def edited(line, *place_and_value):
-    """The JSON line with the value at a place replaced."""
+    """Return the JSON line with the value at a place replaced."""
     *place, last, value = place_and_value
     document = json.loads(line)
     inner = document

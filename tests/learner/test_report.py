@@ -30,19 +30,24 @@ GROUPS = [
 WEIGHTS = {"a": 1.0, "b": 2.0}
 
 
-def test_rewards_are_told_weighted_together_and_unweighted_apart():
+def test_rewards_are_reported_weighted_together_and_unweighted_apart():
     matrices = [np.array([[1.0, 0.5], [np.nan] * 2]), np.array([[0.0, 1.0], [0.0, np.nan]])]
-    told = reward_metrics(GROUPS, compute_advantages("group", matrices, list(WEIGHTS.values())))
-    assert told["reward_mean"] == (2.0 + 2.0 + 0.0) / 3  # 1 + 2 · 0.5; 2 · 1; 0; the fourth has none
-    assert told["rewards"] == {"a": 1 / 3, "b": 0.75}
-    assert told["invalid_completions"] == 1
-    assert told["zero_variance_share"] == 0.5  # a group with one valid completion has no signal
+    metrics = reward_metrics(GROUPS, compute_advantages("group", matrices, list(WEIGHTS.values())))
+    assert metrics["reward_mean"] == (2.0 + 2.0 + 0.0) / 3  # 1 + 2 · 0.5; 2 · 1; 0; the fourth has none
+    assert metrics["rewards"] == {"a": 1 / 3, "b": 0.75}
+    assert metrics["invalid_completions"] == 1
+    assert metrics["zero_variance_share"] == 0.5  # a group with one valid completion has no signal
 
 
 def test_lengths_count_every_completion():
-    told = length_metrics(GROUPS)
-    assert (told["completion_length_mean"], told["completion_length_max"]) == (7 / 4, 3)
-    assert (told["truncated_share"], told["tokens"], told["completions"], told["groups"]) == (0.25, 7, 4, 2)
+    metrics = length_metrics(GROUPS)
+    assert (metrics["completion_length_mean"], metrics["completion_length_max"]) == (7 / 4, 3)
+    assert (metrics["truncated_share"], metrics["tokens"], metrics["completions"], metrics["groups"]) == (
+        0.25,
+        7,
+        4,
+        2,
+    )
 
 
 def test_a_group_is_as_stale_as_its_oldest_token():

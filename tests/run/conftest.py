@@ -1,4 +1,4 @@
-"""Runs that several tests look at."""
+"""Runs that several test files share."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ def make_run() -> Iterator[Callable[..., Run]]:
 
 @pytest.fixture(scope="session")
 def on_policy_run() -> Iterator[Run]:
-    """Twelve updates with max_staleness = 0, never disturbed: what interrupted runs are compared with."""
+    """Twelve updates with max_staleness = 0 and no interruption, for comparison with interrupted runs."""
     with new_run(max_updates=12, max_staleness=0, workers=1, record_groups=True) as run:
         assert run.run() == 0, run.stderr
         yield run

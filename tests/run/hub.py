@@ -1,4 +1,4 @@
-"""As much of the Hugging Face hub as an upload needs, on this host; it takes one token."""
+"""A local stand-in for the Hugging Face hub, with as much as an upload needs; it accepts one token."""
 
 import base64
 import contextlib
@@ -11,7 +11,7 @@ RIGHT = "hf_right"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Keeps what was committed: repository -> file -> bytes."""
+    """The handler of the stand-in, which keeps what was committed: repository -> file -> bytes."""
 
     repositories: dict[str, dict[str, bytes]]
 
@@ -83,7 +83,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def local_hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
-    """The address of a hub, and what it keeps."""
+    """Serve a hub; yield its address and what it keeps."""
     repositories: dict[str, dict[str, bytes]] = {}
     handler = type("OwnHub", (Hub,), {"repositories": repositories})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

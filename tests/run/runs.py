@@ -1,4 +1,4 @@
-"""Real runs: launch.py as a user starts it, its records as anyone reads them, its processes as ps lists them.
+"""Real runs: launch.py as a user starts it, its records as a user reads them, its processes as ps lists them.
 
 Every wait is for a condition, with a deadline that only a defect reaches.
 """
@@ -35,7 +35,7 @@ SETTINGS = {
 
 
 def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
-    """The condition's first true value."""
+    """Wait until the condition is true; return its value."""
     end_s = time.monotonic() + deadline_s
     while not (value := condition()):
         assert time.monotonic() < end_s, f"not within {deadline_s:.0f} s: {what}"
@@ -44,16 +44,16 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
 
 
 class Attached(subprocess.Popen[bytes]):
-    """A process beside launch.py, and what it says on its standard error."""
+    """A process started next to launch.py, with its standard error."""
 
     stderr_path: Path
 
-    def said(self) -> str:
+    def stderr_text(self) -> str:
         return self.stderr_path.read_text()
 
 
 class Run:
-    """A run folder, and whatever has been started on it."""
+    """A run folder, and all processes started on it."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder / "run"
@@ -81,7 +81,7 @@ class Run:
         return self._spawn(["-m", "grpo_actors.rollout", *arguments])
 
     def tail(self) -> Attached:
-        """A reader of the run's records, as JSON on its standard output."""
+        """Start a reader of the run's records, which prints them as JSON."""
         return self._spawn(["-m", "grpo_actors.tail", str(self.folder), "--json"])
 
     def _spawn(self, command: Sequence[str], stderr: Path | None = None) -> Attached:
@@ -100,7 +100,7 @@ class Run:
         return process
 
     def end(self, deadline_s: float = DEADLINE_S) -> int:
-        """Wait for launch.py; its exit code."""
+        """Wait for launch.py; return its exit code."""
         assert self.launched is not None
         try:
             return self.launched.wait(deadline_s)
@@ -124,27 +124,27 @@ class Run:
         return self._stderr.read_text()
 
     def records(self, topic: str | None = None, **fields: Any) -> list[dict[str, Any]]:
-        """Those told so far, in order; a line that is still being written is left out."""
+        """Return the records written so far, in order; a line that is still being written is left out."""
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return []
         lines = path.read_text().splitlines(keepends=True)
-        told = [json.loads(line) for line in lines if line.endswith("\n")]
+        written = [json.loads(line) for line in lines if line.endswith("\n")]
         return [
             record
-            for record in told
+            for record in written
             if topic in (None, record["topic"]) and all(record.get(k) == v for k, v in fields.items())
         ]
 
     def wait_for(self, topic: str, **fields: Any) -> dict[str, Any]:
-        """The first such record, once it is there."""
+        """Wait for a record with these fields; return the first."""
 
-        def told() -> list[dict[str, Any]]:
+        def found() -> list[dict[str, Any]]:
             assert self.launched is not None
             assert self.launched.poll() is None or self.records(topic, **fields), self.stderr
             return self.records(topic, **fields)
 
-        return wait_until(told, f"{topic} {fields}")[0]
+        return wait_until(found, f"{topic} {fields}")[0]
 
     def updates(self) -> int:
         return max((record["update"] for record in self.records("metrics")), default=0)
@@ -157,11 +157,11 @@ class Run:
         return self.launched is not None and self.launched.poll() is not None
 
     def ledger(self) -> list[list[Any]]:
-        """(lease, epoch, problem, worker) of everything consumed, in order."""
+        """Return [lease, epoch, problem, worker] of every consumed group, in order."""
         return [entry for record in self.records("metrics") for entry in record["ledger"]]
 
     def curve(self) -> list[tuple[str, ...]]:
-        """Loss, reward and gradient norm of each update, to the last bit, and the digest of its weights."""
+        """Return loss, reward and gradient norm of each update, to the last bit, and the digest of its weights."""
         digests = {r["version"]: r["digest"] for r in self.records("policy")}
         return [
             (*(float(r[key]).hex() for key in ("loss", "reward_mean", "grad_norm")), digests[r["update"]])
@@ -169,7 +169,7 @@ class Run:
         ]
 
     def tensors(self, update: int, name: str) -> dict[str, tuple[str, bytes]]:
-        """Name -> (type and shape, bytes) of a checkpoint's file; in which order they lie is no matter."""
+        """Return {name: (type and shape, bytes)} of a checkpoint's file; their order in the file does not matter."""
         data = (self.folder / f"checkpoint-{update}" / name).read_bytes()
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
@@ -184,7 +184,7 @@ class Run:
         return sorted(int(p.name[11:]) for p in self.folder.glob("checkpoint-*") if p.name[11:].isdigit())
 
     def child(self, name: str) -> int:
-        """Process id of the learner, the evaluator, or a worker by its name."""
+        """Return the process id of the learner, the evaluator, or a worker by its name."""
         assert self.launched is not None
         tokens = ["grpo_actors.rollout", name] if name.startswith("rollout") else [f"grpo_actors.{name}"]
         return wait_until(
@@ -200,14 +200,14 @@ class Run:
 
     # --- checks -----------------------------------------------------------------------------------
 
-    def assert_told_without_gap(self) -> None:
+    def assert_no_gap_in_records(self) -> None:
         numbers = [record["seq"] for record in self.records()]
         assert numbers == list(range(1, len(numbers) + 1))
         updates = [record["update"] for record in self.records("metrics")]
         assert updates == list(range(1, len(updates) + 1))
 
     def assert_nothing_left(self) -> None:
-        """No process, no socket file or folder, no address of a run that is over."""
+        """Assert that a finished run has left no process, no socket file or folder, and no address."""
         assert [command for _, command in processes() if str(self.folder) in command] == []
         assert [path.name for path in self.temporary.iterdir()] == ["mlx"]
         assert not (self.folder / "endpoints.json").exists()
@@ -215,7 +215,7 @@ class Run:
 
 
 def processes() -> list[tuple[int, list[str]]]:
-    """Process id and command line of all that run here."""
+    """Return process id and command line of every process on this host."""
     listing = subprocess.run(
         ["ps", "-A", "-ww", "-o", "pid=,stat=,command="], capture_output=True, text=True, check=True
     )
@@ -236,12 +236,12 @@ def children(parent: int) -> list[tuple[int, list[str]]]:
 
 
 def living(pids: Iterable[int]) -> set[int]:
-    """Those of the processes that still run."""
+    """Return those of the processes that still run."""
     return set(pids) & {pid for pid, _ in processes()}
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> float:
-    """Send a signal; the wall-clock time at which it was sent, comparable with a record's."""
+    """Send a signal; return the wall-clock time at which it was sent, comparable with that of a record."""
     os.kill(pid, number)
     return time.time()
 

@@ -1,4 +1,4 @@
-"""A run whose reward is always 0: the alarm stands in its records, and may end the run in order."""
+"""A run whose reward is always 0: the alarm is recorded, and may end the run in order."""
 
 import pytest
 
@@ -6,14 +6,14 @@ SETTINGS = {
     "patience_updates": 3,
     "max_updates": 6,
     "save_steps": 0,
-    # A completion of the embedded model has about 20 tokens: not cut, which would be another cause.
+    # Completions of the embedded model have about 20 tokens; a limit below would be another cause of reward 0.
     "max_new_tokens": 40,
 }
 
 
 @pytest.fixture
-def worthless(tmp_path):
-    """Names a reward of one's own that is always 0."""
+def zero_reward(tmp_path):
+    """Return the setting that names an own reward function which is always 0."""
     rewards = tmp_path / "my_rewards.py"
     rewards.write_text(
         "def nothing(prompts, completions, answer, **columns):\n    return [0.0] * len(completions)\n"
@@ -21,9 +21,9 @@ def worthless(tmp_path):
     return f'--set=reward.functions={{"{rewards}:nothing" = 1.0}}'
 
 
-def test_it_is_warned_of_once_and_goes_on(make_run, worthless):
+def test_the_alarm_is_given_once_and_the_run_goes_on(make_run, zero_reward):
     run = make_run(**SETTINGS, eval_every_updates=0)
-    assert run.run(worthless) == 0, run.stderr
+    assert run.run(zero_reward) == 0, run.stderr
     (alarm,) = run.records("alarm")
     assert alarm["name"] == "reward is zero"
     assert alarm["update"] == 3
@@ -32,9 +32,11 @@ def test_it_is_warned_of_once_and_goes_on(make_run, worthless):
     assert run.updates() == 6
 
 
-def test_it_ends_in_order_with_a_checkpoint_its_evaluation_and_exit_code_1(make_run, worthless):
+def test_the_alarm_ends_the_run_in_order_with_a_checkpoint_its_evaluation_and_exit_code_1(
+    make_run, zero_reward
+):
     run = make_run(**SETTINGS, on_alarm="stop", eval_every_updates=6)
-    assert run.run(worthless) == 1, run.stderr
+    assert run.run(zero_reward) == 1, run.stderr
     (alarm,) = run.records("alarm")
     (stop,) = run.records("stop")
     assert stop["reason"] == f"alarm: reward is zero: {alarm['text']}"
@@ -43,5 +45,5 @@ def test_it_ends_in_order_with_a_checkpoint_its_evaluation_and_exit_code_1(make_
     assert run.checkpoints() == [3]
     assert [record["update"] for record in run.records("eval")] == [0, 3]
     assert "the same command continues the run after update 3" in run.stderr.splitlines()[-1]
-    run.assert_told_without_gap()
+    run.assert_no_gap_in_records()
     run.assert_nothing_left()

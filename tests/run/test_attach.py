@@ -1,4 +1,4 @@
-"""Workers that come and go while a run runs, started by hand."""
+"""Workers started by hand, which join and leave during a run."""
 
 import json
 import shutil
@@ -40,12 +40,12 @@ def visited_run() -> Iterator[Run]:
         wait_until(lambda: delivered(run, "polite") >= 2, "groups of the worker by --attach")
         polite.send_signal(signal.SIGINT)
         run.polite_exit = polite.wait(30)
-        run.polite_said = polite.said()
+        run.polite_said = polite.stderr_text()
         run.polite_left = run.wait_for("worker", worker="polite", state="left")
         put_other_weights(run.model)
         other = run.attach("--attach", str(run.folder), "--name", "stranger")
         run.stranger_exit = other.wait(60)
-        run.stranger_said = other.said()
+        run.stranger_said = other.stderr_text()
         run.signal(signal.SIGINT)
         assert run.end() == 0, run.stderr
         yield run
@@ -64,14 +64,14 @@ def test_ctrl_c_makes_an_attached_worker_leave_cleanly(visited_run):
 
 
 def test_a_killed_worker_is_seen_within_a_second(visited_run):
-    # By its process id; or a little earlier, if a lease was just on its way to it.
+    # Noticed by its process id, or a little earlier, if a lease was just on its way to it.
     assert visited_run.rude_lost["why"] in {"its process ended", "its connection is closed or full"}
     assert visited_run.rude_lost["time"] - visited_run.killed_at < 1.0
 
 
 def test_what_a_worker_that_left_or_died_had_not_delivered_is_done_by_another(visited_run):
     assert_exactly_once(visited_run)
-    visited_run.assert_told_without_gap()
+    visited_run.assert_no_gap_in_records()
 
 
 def test_a_run_that_was_visited_leaves_nothing(visited_run):
@@ -81,7 +81,7 @@ def test_a_run_that_was_visited_leaves_nothing(visited_run):
 def test_attaching_to_a_run_that_is_over_is_one_line_and_exit_code_2(visited_run):
     worker = visited_run.attach("--attach", str(visited_run.folder))
     assert worker.wait(30) == 2
-    (line,) = worker.said().splitlines()
+    (line,) = worker.stderr_text().splitlines()
     assert line.startswith(f"error: {visited_run.folder}: no run is live here")
 
 
@@ -95,28 +95,28 @@ def test_attaching_to_a_run_whose_process_is_gone_does_not_wait(visited_run):
         assert worker.wait(30) == 2
     finally:
         path.unlink()
-    (line,) = worker.said().splitlines()
+    (line,) = worker.stderr_text().splitlines()
     assert f"no run is live here (its process {process.pid} is gone)" in line
 
 
 def test_an_address_where_nobody_answers_is_given_up_after_the_patience(visited_run):
     worker = visited_run.attach("--connect", f"ipc://{visited_run.temporary}/nobody", "--patience", "0.5")
     assert worker.wait(30) == 2
-    (line,) = worker.said().splitlines()
+    (line,) = worker.stderr_text().splitlines()
     assert line.endswith("no learner answered within 0.5 s; is the run live?")
 
 
 def test_ctrl_c_while_a_worker_still_imports_or_waits_is_quiet(visited_run):
     worker = visited_run.attach("--connect", f"ipc://{visited_run.temporary}/nobody", "--patience", "60")
-    # Whenever it comes: in the interpreter's own start it would be Python's to answer.
-    wait_until(lambda: heeds_interrupts(worker.pid), "it heeds signals")
+    # Not before: during its own start, the Python interpreter would handle the signal.
+    wait_until(lambda: handles_interrupts(worker.pid), "it handles signals")
     worker.send_signal(signal.SIGINT)
     assert worker.wait(30) == 0
-    assert worker.said() == ""
+    assert worker.stderr_text() == ""
 
 
-def heeds_interrupts(pid: int) -> bool:
-    """Whether a process has a handler for SIGINT other than Python's: it catches SIGTERM too (Linux)."""
+def handles_interrupts(pid: int) -> bool:
+    """Return whether a process handles SIGINT by more than Python's default: it catches SIGTERM too (Linux)."""
     path = Path(f"/proc/{pid}/status")
     if not path.exists():
         pytest.skip("needs /proc")
@@ -126,7 +126,7 @@ def heeds_interrupts(pid: int) -> bool:
 
 
 def put_other_weights(folder) -> None:
-    """Another fine-tune of the same architecture: each tensor's last two bytes differ in one bit."""
+    """Turn the model into another fine-tune: change one bit in each of the last two bytes of each tensor."""
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     header = int.from_bytes(data[:8], "little")
@@ -153,7 +153,7 @@ def test_a_worker_that_is_sent_home_says_why_and_exits_with_0(make_run):
     wait_until(lambda: delivered(run, "guest"), "a group of the attached worker")
     run.signal(signal.SIGINT)
     assert worker.wait(30) == 0
-    assert worker.said().splitlines()[-1].endswith(": the run is over")
+    assert worker.stderr_text().splitlines()[-1].endswith(": the run is over")
     assert run.end() == 0
 
 
@@ -168,5 +168,5 @@ def test_a_worker_whose_run_was_killed_goes_after_its_patience(make_run):
     run.end()
     start_s = time.monotonic()
     assert worker.wait(60) == 2
-    assert worker.said().splitlines()[-1].endswith("the learner has been gone for 2 s")
+    assert worker.stderr_text().splitlines()[-1].endswith("the learner has been gone for 2 s")
     assert time.monotonic() - start_s < 20

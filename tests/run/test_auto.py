@@ -1,4 +1,4 @@
-"""``rollout.workers = "auto"`` in real runs: a second worker comes, samples, and stays or goes by the rule."""
+"""``rollout.workers = "auto"`` in real runs: a second worker is started, samples, and stays or is stopped by the rule."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _two_cores() -> Iterator[None]:
-    """On a machine with more, a run's threads, and so its last bits, would depend on the room for workers."""
+    """Use two cores: with more, a run's threads, and so its last bits, would depend on how many workers fit."""
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("needs Linux")
     cores = os.sched_getaffinity(0)
@@ -38,7 +38,7 @@ def decisions(run: Run) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def crewed_run(_two_cores) -> Iterator[Run]:
+def two_worker_run(_two_cores) -> Iterator[Run]:
     """Room for two workers; stopped some updates after the second was judged."""
     with new_run(**SETTINGS) as run:
         run.environment["GRPO_ACTORS_MOST_WORKERS"] = "2"
@@ -56,10 +56,10 @@ def crewed_run(_two_cores) -> Iterator[Run]:
         yield run
 
 
-def test_a_worker_is_added_because_the_learner_waits_and_the_line_says_how_much(crewed_run):
-    added = decisions(crewed_run)[0]
+def test_a_worker_is_added_because_the_learner_waits_and_the_line_says_how_much(two_worker_run):
+    added = decisions(two_worker_run)[0]
     assert added["workers"] == 2
-    line = next(line for line in crewed_run.stderr.splitlines() if "1 → 2" in line)
+    line = next(line for line in two_worker_run.stderr.splitlines() if "1 → 2" in line)
     waits = re.fullmatch(
         r"rollout workers: 1 → 2 \(the learner waits (\d+)% of an update of \d\.\d\d s\)", line
     )
@@ -67,37 +67,37 @@ def test_a_worker_is_added_because_the_learner_waits_and_the_line_says_how_much(
     assert int(waits[1]) > 10
 
 
-def test_the_added_worker_takes_part(crewed_run):
-    assert {worker for *_, worker in crewed_run.ledger()} == {"rollout-0", "rollout-1"}
+def test_the_added_worker_takes_part(two_worker_run):
+    assert {worker for *_, worker in two_worker_run.ledger()} == {"rollout-0", "rollout-1"}
 
 
-def test_each_decision_is_among_the_records(crewed_run):
-    told = [(r["update"], r["workers"], r["reason"]) for r in crewed_run.records("headcount")]
-    assert told == [(d["update"], d["workers"], d["reason"]) for d in decisions(crewed_run)]
+def test_each_decision_is_among_the_records(two_worker_run):
+    records = [(r["update"], r["workers"], r["reason"]) for r in two_worker_run.records("headcount")]
+    assert records == [(d["update"], d["workers"], d["reason"]) for d in decisions(two_worker_run)]
 
 
-def test_it_stays_where_the_rate_rose_by_a_tenth_and_is_sent_home_otherwise(crewed_run):
-    judged = decisions(crewed_run)[1]
+def test_it_stays_where_the_rate_rose_by_a_tenth_and_is_stopped_otherwise(two_worker_run):
+    judged = decisions(two_worker_run)[1]
     gain = float(re.search(r"one worker more gave (\d\.\d\d) times the rate", judged["reason"])[1])
-    assert judged["workers"] == settled_on(crewed_run.folder)
+    assert judged["workers"] == settled_on(two_worker_run.folder)
     if gain != 1.1:  # rounded
         assert judged["workers"] == (2 if gain > 1.1 else 1)
-    assert crewed_run.stays == (judged["workers"] == 2)
-    assert crewed_run.records("worker", state="lost") == []
+    assert two_worker_run.stays == (judged["workers"] == 2)
+    assert two_worker_run.records("worker", state="lost") == []
 
 
-def test_whoever_came_and_went_each_lease_trains_once(crewed_run):
-    leases = [lease for lease, *_ in crewed_run.ledger()]
+def test_each_lease_trains_once_while_workers_come_and_go(two_worker_run):
+    leases = [lease for lease, *_ in two_worker_run.ledger()]
     assert leases == list(range(len(leases)))
-    crewed_run.assert_told_without_gap()
-    crewed_run.assert_nothing_left()
+    two_worker_run.assert_no_gap_in_records()
+    two_worker_run.assert_nothing_left()
 
 
 @pytest.mark.slow
-def test_on_policy_a_run_is_the_same_to_the_bit_whoever_came_and_went(crewed_run, make_run):
-    """Guests leave as one that is sent home does, in the middle of a batch; no two runs have the same company."""
+def test_on_policy_a_run_is_the_same_to_the_bit_while_workers_come_and_go(two_worker_run, make_run):
+    """Guests leave in the middle of a batch, as a stopped worker does; the two runs have different workers."""
     run = make_run(**SETTINGS | {"workers": 1})
-    run.environment["OPENBLAS_NUM_THREADS"] = "1"  # for guests what the supervisor gives its own
+    run.environment["OPENBLAS_NUM_THREADS"] = "1"  # guests get what the supervisor gives its own workers
     run.start()
     run.wait_for_update(1)
     for number in range(3):
@@ -106,25 +106,25 @@ def test_on_policy_a_run_is_the_same_to_the_bit_whoever_came_and_went(crewed_run
         wait_until(lambda name=name: any(worker == name for *_, worker in run.ledger()), f"{name} delivers")
         kill(guest.pid, signal.SIGTERM)
         run.wait_for("worker", worker=name, state="left")
-    run.wait_for_update(crewed_run.updates())
+    run.wait_for_update(two_worker_run.updates())
     run.signal(signal.SIGINT)
     assert run.end() == 0
-    updates = crewed_run.updates()
-    assert run.curve()[:updates] == crewed_run.curve()[:updates]
+    updates = two_worker_run.updates()
+    assert run.curve()[:updates] == two_worker_run.curve()[:updates]
 
 
-def test_a_continued_run_begins_with_the_number_that_was_kept_and_one_that_dies_stays_away(crewed_run):
-    (crewed_run.folder / "workers.json").write_text('{"kept": 2}')
-    crewed_run.start()
-    kill(crewed_run.child("rollout-1"))
-    wait_until(lambda: "rollout workers: 2 → 1" in crewed_run.stderr, "its death is told")
-    crewed_run.wait_for_update(crewed_run.updates() + 1)
-    crewed_run.signal(signal.SIGINT)
-    assert crewed_run.end() == 0
-    said = [line for line in crewed_run.stderr.splitlines() if line.startswith("rollout")]
-    assert said == [
+def test_a_continued_run_begins_with_the_number_that_was_kept_and_one_that_dies_stays_away(two_worker_run):
+    (two_worker_run.folder / "workers.json").write_text('{"kept": 2}')
+    two_worker_run.start()
+    kill(two_worker_run.child("rollout-1"))
+    wait_until(lambda: "rollout workers: 2 → 1" in two_worker_run.stderr, "its death is reported")
+    two_worker_run.wait_for_update(two_worker_run.updates() + 1)
+    two_worker_run.signal(signal.SIGINT)
+    assert two_worker_run.end() == 0
+    lines = [line for line in two_worker_run.stderr.splitlines() if line.startswith("rollout")]
+    assert lines == [
         "rollout workers: 2 to begin with, at most 2 (GRPO_ACTORS_MOST_WORKERS says so)",
         "rollout workers: 2 → 1 (a worker was ended by signal 9)",
     ]
-    assert settled_on(crewed_run.folder) == 1
-    assert crewed_run.records("headcount")[-1]["reason"] == "a worker was ended by signal 9"
+    assert settled_on(two_worker_run.folder) == 1
+    assert two_worker_run.records("headcount")[-1]["reason"] == "a worker was ended by signal 9"

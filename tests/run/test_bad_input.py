@@ -1,4 +1,4 @@
-"""What cannot run ends in one clear line and exit code 2, before anything starts and with nothing left."""
+"""Bad input ends in one clear line and exit code 2, before any process starts, and leaves nothing behind."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def run():
 
 
 def assert_refused(run: Run, *arguments: str) -> str:
-    """Its one line; nothing has started, nothing is left."""
+    """Return the one line of the refusal; assert that nothing was started and nothing is left."""
     before = set(run.folder.parent.iterdir())
     assert run.run(*arguments) == 2, run.stderr
     (line,) = run.stderr.splitlines()
@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_is_said_so(run):
 
 
 def test_weights_that_only_the_learner_can_find_unreadable_are_one_line_too(run):
-    """Also one line in all: the other actors go without a word."""
+    """It is one line in all: the other actors leave silently."""
     folder = run.folder.parent / "model"
     shutil.copytree(EMBEDDED, folder)
     (folder / "model.safetensors").write_bytes(b"not safetensors")

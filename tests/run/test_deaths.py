@@ -1,4 +1,4 @@
-"""Processes that die or hang in the middle of a run, by real signals."""
+"""Processes that are killed or stopped in the middle of a run, by real signals."""
 
 import signal
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from runs import Run, kill, new_run, wait_until
 
 
 def nth(run: Run, count: int, **fields) -> dict:
-    """The worker's record of that kind, once it is there."""
-    told = wait_until(
+    """Wait for the `count`-th record of the worker with these fields; return it."""
+    found = wait_until(
         lambda: run.records("worker", worker="rollout-0", **fields)[count - 1 :], f"{count} × {fields}"
     )
-    return told[0]
+    return found[0]
 
 
 @pytest.fixture(scope="module")
-def bereaved_run() -> Iterator[Run]:
-    """The only worker is killed twice, the evaluator once; the run goes on to its end."""
+def run_with_deaths() -> Iterator[Run]:
+    """Kill the only worker twice and the evaluator once; let the run go on to its end."""
     with new_run(max_updates=12, workers=1, eval_every_updates=4, save_steps=0) as run:
         run.start()
         run.killed_at, run.lost = [], []
@@ -32,40 +32,40 @@ def bereaved_run() -> Iterator[Run]:
         yield run
 
 
-def test_a_killed_worker_is_missed_within_a_second(bereaved_run):
-    for killed_at, lost in zip(bereaved_run.killed_at, bereaved_run.lost, strict=True):
+def test_a_killed_worker_is_missed_within_a_second(run_with_deaths):
+    for killed_at, lost in zip(run_with_deaths.killed_at, run_with_deaths.lost, strict=True):
         print(f"missed after {lost['time'] - killed_at:.3f} s")
         assert lost["why"] == "its process ended"
         assert lost["time"] - killed_at < 1.0
 
 
-def test_it_is_started_again_with_a_pause_that_doubles(bereaved_run):
-    said = [
+def test_it_is_started_again_with_a_pause_that_doubles(run_with_deaths):
+    lines = [
         line
-        for line in bereaved_run.stderr.splitlines()
+        for line in run_with_deaths.stderr.splitlines()
         if line.startswith("rollout-0 was ended by signal 9")
     ]
-    assert [line.rpartition("; ")[2] for line in said] == ["starts again in 1 s", "starts again in 2 s"]
+    assert [line.rpartition("; ")[2] for line in lines] == ["starts again in 1 s", "starts again in 2 s"]
 
 
-def test_nothing_is_lost_and_nothing_trains_twice(bereaved_run):
-    assert [lease for lease, *_ in bereaved_run.ledger()] == list(range(24))
-    bereaved_run.assert_told_without_gap()
+def test_nothing_is_lost_and_nothing_trains_twice(run_with_deaths):
+    assert [lease for lease, *_ in run_with_deaths.ledger()] == list(range(24))
+    run_with_deaths.assert_no_gap_in_records()
 
 
-def test_no_problem_is_set_aside_for_the_deaths_of_two_workers(bereaved_run):
-    assert bereaved_run.records("alarm") == []
+def test_no_problem_is_set_aside_for_the_deaths_of_two_workers(run_with_deaths):
+    assert run_with_deaths.records("alarm") == []
 
 
-def test_a_killed_evaluator_is_started_again_and_scores_every_checkpoint(bereaved_run):
+def test_a_killed_evaluator_is_started_again_and_scores_every_checkpoint(run_with_deaths):
     assert any(
-        line.startswith("evaluator was ended by signal 9") for line in bereaved_run.stderr.splitlines()
+        line.startswith("evaluator was ended by signal 9") for line in run_with_deaths.stderr.splitlines()
     )
-    assert sorted(record["update"] for record in bereaved_run.records("eval")) == [0, 4, 8, 12]
+    assert sorted(record["update"] for record in run_with_deaths.records("eval")) == [0, 4, 8, 12]
 
 
-def test_a_run_with_deaths_leaves_nothing(bereaved_run):
-    bereaved_run.assert_nothing_left()
+def test_a_run_with_deaths_leaves_nothing(run_with_deaths):
+    run_with_deaths.assert_nothing_left()
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_a_worker_that_hangs_is_missed_and_its_late_result_does_no_harm(make_run
     run = make_run(max_updates=100_000, workers=2, eval_every_updates=0, save_steps=0)
     run.environment["GRPO_ACTORS_LOST_S"] = "3"
     run.start("--set", "reward_timeout_s=0.1")
-    # A peer that has never beaten is loading, and has longer.
+    # A peer that has sent no beat yet is loading its model, and has more time.
     wait_until(lambda: any(worker == "rollout-0" for *_, worker in run.ledger()), "it delivers")
     hung = run.child("rollout-0")
     kill(hung, signal.SIGSTOP)
@@ -100,7 +100,7 @@ def test_many_deaths_lose_nothing(make_run):
     run.start()
     run.wait_for_update(1)
     for number in range(6):
-        # Attached ones: no back-off stands between two deaths.
+        # Attached workers: no pause between two deaths.
         worker = run.attach("--attach", str(run.folder), "--name", f"mortal-{number}")
         name = f"mortal-{number}"
         wait_until(lambda n=name: any(w == n for *_, w in run.ledger()), f"{name} delivers")

@@ -1,4 +1,4 @@
-"""A finished run's policy taken out of it, by the command that a user types."""
+"""The export of a finished run's policy, by the command that a user types."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from grpo_actors.process import run_command
 
 @pytest.fixture
 def export(tmp_path):
-    """Runs the tool without a token, except one given; answers with the ended process."""
+    """Return a function that runs the tool, without a token unless one is given, and returns the finished process."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
     }
@@ -44,7 +44,7 @@ def lora_run():
 
 
 def refusal(done) -> str:
-    """Its one line."""
+    """Return the one line of the refusal."""
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -73,7 +73,7 @@ def test_its_card_states_base_data_objective_metrics_and_what_made_it(export, on
     assert export(on_policy_run.folder, "--fuse", "model", "--checkpoint", 12).returncode == 0
     card = (tmp_path / "model" / "README.md").read_text()
     assert "library_name: mlx" in front_matter(card)
-    assert "base_model" not in front_matter(card)  # none that the hub knows
+    assert "base_model" not in front_matter(card)  # the hub has no such model
     assert (
         "tiny, trained with reinforcement learning (GRPO) on arithmetic: 12 updates of 2 problems × 4" in card
     )
@@ -98,11 +98,11 @@ def test_an_adapter_leaves_alone_or_as_part_of_its_base(export, lora_run, tmp_pa
     assert export(lora_run.folder, "--adapter", "adapter").returncode == 0
     assert export(lora_run.folder, "--fuse", "model", "--dtype", "float32").returncode == 0
     described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    beside, _ = mlx_lm.load(described["model"], adapter_path=str(tmp_path / "adapter"))
+    adapted, _ = mlx_lm.load(described["model"], adapter_path=str(tmp_path / "adapter"))
     fused, _ = mlx_lm.load(str(tmp_path / "model"))
     ids = mx.array([[2, 21, 22, 15, 23]])
-    difference = mx.abs(beside(ids).astype(mx.float32) - fused(ids))
-    # In bfloat16, as the base is stored, the one sum is rounded and the other one not: 2^-8 of a logit of some 20.
+    difference = mx.abs(adapted(ids).astype(mx.float32) - fused(ids))
+    # In bfloat16, as the base is stored, one sum is rounded and the other is not: 2^-8 of a logit of some 20.
     assert difference.max().item() < 0.5
     assert "It has not been evaluated." in (tmp_path / "adapter" / "README.md").read_text()
 
@@ -118,7 +118,9 @@ def test_an_upload_sends_all_files_in_one_commit_and_leaves_nothing_here(export,
     assert done.stdout.splitlines()[-1] == f"sent    {address}/owner/model"
     sent = repositories["owner/model"]
     assert {"config.json", "tokenizer.json", "model.safetensors", "README.md", "LICENSE"} <= sent.keys()
-    assert "model-00001-of-00002.safetensors" not in sent  # mlx_lm.load would take it for a part of this one
+    assert (
+        "model-00001-of-00002.safetensors" not in sent
+    )  # mlx_lm.load would take it for a part of this model
     assert b"# owner/model" in sent["README.md"]
     assert [path.name for path in tmp_path.iterdir() if path.name != "hf"] == []
 
@@ -145,7 +147,7 @@ def test_an_upload_with_a_wrong_token_writes_nothing(export, on_policy_run, tmp_
 
 @pytest.fixture
 def refused_here(on_policy_run, tmp_path, monkeypatch, capsys):
-    """The tool in this process and an empty folder; its one line."""
+    """Return a function that runs the tool in this process and in an empty folder, and returns its one line."""
     monkeypatch.chdir(tmp_path)
 
     def line(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""A nanochat model from its checkpoint to its last update: converted, trained and reloaded by the real commands."""
+"""A nanochat model, converted, trained and reloaded by the real commands."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from nanochat_files import Tiny, write
 from runs import ROOT, new_run
 
-#: Random weights answer nothing; but some completions are shorter than others, and that can be learnt from.
+#: Random weights answer nothing, but some completions are shorter than others: a signal to learn from.
 OWN_REWARD = """
 def short(prompts, completions, answer, **columns):
     return [1.0 / (1 + len(chat[-1]["content"])) for chat in completions]
@@ -36,7 +36,7 @@ def test_a_converted_model_trains_on_arithmetic_and_its_checkpoint_is_a_model_fo
         metrics = run.records("metrics")
         assert len(metrics) == 4
         assert all(record["grad_norm"] > 0 for record in metrics)
-        # Versions 0 to 4, each of other weights.
+        # Versions 0 to 4, each with different weights.
         assert len({record["digest"] for record in run.records("policy")}) == 5
         # The worker decodes with a cache, the learner shares prompts: a lost cap or a wrong position shows here.
         assert all(record["logprob_gap_max"] < 1e-3 for record in metrics)
@@ -44,7 +44,7 @@ def test_a_converted_model_trains_on_arithmetic_and_its_checkpoint_is_a_model_fo
 
 
 def assert_usable(checkpoint: Path, base: Path, kind: str) -> None:
-    """mlx_lm.load reads it, with tokenizer, stops and chat template."""
+    """Assert that mlx_lm.load reads the checkpoint, with tokenizer, stop tokens and chat template."""
     if kind == "full":
         _, tokenizer = mlx_lm.load(str(checkpoint))
     else:

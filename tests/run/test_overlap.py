@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from runs import Run, kill, new_run
 
-#: A hot policy never ends its answers, so that sampling is the slower half: versions come while groups are under way.
+#: A hot policy never ends its answers, so sampling is the bottleneck: versions arrive while groups are under way.
 SETTINGS = {
     "in_flight_updates": True,
     "max_staleness": 2,
@@ -31,36 +31,36 @@ def versions(group: dict[str, Any]) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
-def flown(request: pytest.FixtureRequest) -> Iterator[Run]:
+def in_flight_run(request: pytest.FixtureRequest) -> Iterator[Run]:
     with new_run(**SETTINGS, fine_tune_type=request.param) as run:
         assert run.run() == 0, run.stderr
         yield run
 
 
-def test_every_token_is_within_the_bound_and_versions_only_rise(flown):
-    for group in groups(flown):
-        # Update u is made by version u - 1.
+def test_every_token_is_within_the_bound_and_versions_only_rise(in_flight_run):
+    for group in groups(in_flight_run):
+        # Update u trains version u - 1.
         for of_completion in versions(group):
             assert all(0 <= group["update"] - 1 - version <= 2 for version in of_completion)
             assert of_completion == sorted(of_completion)
 
 
-def test_completions_of_several_versions_train(flown):
+def test_completions_of_several_versions_train(in_flight_run):
     changes = [
         after - before
-        for group in groups(flown)
+        for group in groups(in_flight_run)
         for of_completion in versions(group)
         for before, after in pairwise(of_completion)
         if after != before
     ]
     assert changes
-    assert flown.updates() == 8
+    assert in_flight_run.updates() == 8
 
 
-def test_every_lease_is_consumed_once_and_in_order(flown):
-    flown.assert_told_without_gap()
-    assert [lease for lease, *_ in flown.ledger()] == list(range(16))
-    flown.assert_nothing_left()
+def test_every_lease_is_consumed_once_and_in_order(in_flight_run):
+    in_flight_run.assert_no_gap_in_records()
+    assert [lease for lease, *_ in in_flight_run.ledger()] == list(range(16))
+    in_flight_run.assert_nothing_left()
 
 
 def test_a_run_whose_learner_was_killed_goes_on(make_run):
@@ -70,7 +70,7 @@ def test_a_run_whose_learner_was_killed_goes_on(make_run):
     kill(run.child("learner"))
     run.end()
     assert run.run() == 0, run.stderr
-    run.assert_told_without_gap()
+    run.assert_no_gap_in_records()
     assert [lease for lease, *_ in run.ledger()] == list(range(16))
     assert [group["update"] for group in groups(run)] == [1 + at // 2 for at in range(16)]
 

@@ -1,4 +1,4 @@
-"""Training on recorded groups, without any worker: the recorded run again, to the bit, or another objective."""
+"""Training on recorded groups without a worker: the recorded run again, to the bit, or another objective."""
 
 import json
 import shutil
@@ -20,20 +20,20 @@ from grpo_actors.supervisor.preflight import check
 
 
 def start(run: Run, source: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """The learner as a user starts it, with the BLAS threads that it had beside one worker: more round otherwise."""
+    """Start the learner as a user does, with the BLAS threads that it had next to one worker: more round differently."""
     own = run.environment | equal_share(Machine.here(asks_gpu=False), 2).environment
     command = [sys.executable, "-m", "grpo_actors.learner", str(run.folder), "--replay", str(source)]
     return subprocess.Popen([*command, *arguments], cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True)
 
 
 def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Exit code and standard error."""
-    _, said = process.communicate(timeout=120)
-    return process.returncode, said
+    """Wait for the process; return exit code and standard error."""
+    _, stderr = process.communicate(timeout=120)
+    return process.returncode, stderr
 
 
 def here(run: Run, source: Path, *overrides: str) -> int:
-    """The same within this process, where an error is raised."""
+    """Replay in this process, where an error is raised."""
     with open_replay(run.folder, source, None, overrides, StopRequest()) as opened:
         return train(opened)
 
@@ -44,7 +44,7 @@ def groups_of(run: Run) -> list[str]:
 
 @pytest.fixture
 def recording(on_policy_run, tmp_path):
-    """Write some lines of the recorded run, with its settings beside them."""
+    """Return a function that writes lines of the recorded run, with its settings next to them."""
     (tmp_path / "config.json").write_bytes((on_policy_run.folder / "config.json").read_bytes())
 
     def write(lines):
@@ -67,20 +67,20 @@ def test_every_group_that_trained_is_recorded_in_the_order_of_consumption(on_pol
 
 def test_a_replay_repeats_the_run_to_the_bit(on_policy_run, make_run):
     run = make_run()
-    code, said = end(start(run, on_policy_run.folder))
-    assert code == 0, said
+    code, stderr = end(start(run, on_policy_run.folder))
+    assert code == 0, stderr
     assert run.curve() == on_policy_run.curve()
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert run.tensors(12, name) == on_policy_run.tensors(12, name)
     assert run.ledger() == on_policy_run.ledger()
-    run.assert_told_without_gap()
-    assert "update 12/12" in said
-    assert said.splitlines()[-1] == "run ended: all updates done"
+    run.assert_no_gap_in_records()
+    assert "update 12/12" in stderr
+    assert stderr.splitlines()[-1] == "run ended: all updates done"
     assert run.checkpoints() == [8, 10, 12]  # save_steps = 2, keep_checkpoints = 3
     assert not (run.folder / "endpoints.json").exists()
-    again, said = end(start(run, on_policy_run.folder))
+    again, stderr = end(start(run, on_policy_run.folder))
     assert again == 0
-    assert "complete, all 12 updates are done" in said
+    assert "complete, all 12 updates are done" in stderr
 
 
 def test_its_metrics_have_the_fields_of_a_live_run(on_policy_run, make_run):
@@ -88,7 +88,7 @@ def test_its_metrics_have_the_fields_of_a_live_run(on_policy_run, make_run):
     assert end(start(run, on_policy_run.folder, "--set", "max_updates=1"))[0] == 0
     (replayed,), live = run.records("metrics"), on_policy_run.records("metrics")[0]
     assert replayed.keys() == live.keys()
-    # A replay samples nothing anew.
+    # A replay samples nothing.
     its_own = {
         "seq",
         "time",
@@ -110,24 +110,24 @@ def test_an_interrupted_replay_goes_on_at_the_right_group(on_policy_run, make_ru
     process = start(run, on_policy_run.folder)
     wait_until(lambda: run.updates() >= 3 or process.poll() is not None, "three updates")
     process.send_signal(signal.SIGINT)
-    code, said = end(process)
-    assert code == 0, said
+    code, stderr = end(process)
+    assert code == 0, stderr
     stopped_at = run.updates()
     assert 3 <= stopped_at < 12
     assert run.records("stop")[0]["reason"] == f"asked to stop after update {stopped_at}"
     assert run.checkpoints()[-1] == stopped_at
 
-    code, said = end(start(run, on_policy_run.folder))
-    assert code == 0, said
+    code, stderr = end(start(run, on_policy_run.folder))
+    assert code == 0, stderr
     assert run.curve() == on_policy_run.curve()
-    run.assert_told_without_gap()
+    run.assert_no_gap_in_records()
 
 
 def test_another_objective_trains_on_the_same_groups(on_policy_run, make_run):
     run = make_run()
-    code, said = end(start(run, on_policy_run.folder / "groups.jsonl", "--set", "algorithm=gspo"))
-    assert code == 0, said
-    assert "update 12/12" in said
+    code, stderr = end(start(run, on_policy_run.folder / "groups.jsonl", "--set", "algorithm=gspo"))
+    assert code == 0, stderr
+    assert "update 12/12" in stderr
     objective = run.records("start")[0]["config"]["objective"]
     assert (objective["loss"], objective["clip_eps"]) == ("gspo", 3e-4)
     assert run.ledger() == on_policy_run.ledger()
@@ -136,7 +136,7 @@ def test_another_objective_trains_on_the_same_groups(on_policy_run, make_run):
 
 def test_updates_of_another_size_share_the_groups_out_anew(on_policy_run, make_run):
     run = make_run()
-    # 24 groups in updates of 5: four, and 4 groups are left over; the schedule ends with them.
+    # 24 groups in updates of 5: four updates, and 4 groups left over; the schedule ends there.
     assert here(run, on_policy_run.folder, "batch_size=5", "max_updates=0", "functions={correctness=1}") == 0
     assert [len(record["ledger"]) for record in run.records("metrics")] == [5] * 4
     assert {record["total_updates"] for record in run.records("metrics")} == {4}
@@ -151,14 +151,14 @@ def test_a_recording_that_ends_early_ends_the_replay_with_a_checkpoint(recording
     assert run.checkpoints() == [1]
 
 
-# --- what cannot be -------------------------------------------------------------------------------
+# --- refusals ------------------------------------------------------------------------------------
 
 
 def test_a_missing_file_is_one_line_and_exit_code_2(make_run):
     run = make_run()
-    code, said = end(start(run, run.folder.parent / "nowhere"))
+    code, stderr = end(start(run, run.folder.parent / "nowhere"))
     assert code == 2
-    (line,) = said.splitlines()
+    (line,) = stderr.splitlines()
     assert line.startswith(f"error: {(run.folder.parent / 'nowhere').resolve()}: cannot be read")
     assert not run.folder.exists()
 
@@ -171,7 +171,7 @@ def test_settings_without_replay_are_a_usage_error(make_run):
     assert "--config and --set need --replay" in done.stderr
 
 
-def test_no_settings_beside_the_groups(recording, on_policy_run, make_run, tmp_path):
+def test_no_settings_next_to_the_groups(recording, on_policy_run, make_run, tmp_path):
     path = recording(groups_of(on_policy_run))
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"config.json: no such file; name the settings .* --config FILE"):
@@ -188,9 +188,9 @@ def test_a_broken_line_stops_there_with_the_records_of_what_trained(recording, o
     run = make_run()
     lines = groups_of(on_policy_run)
     lines[4] = lines[4][:100]
-    code, said = end(start(run, recording(lines)))
+    code, stderr = end(start(run, recording(lines)))
     assert code != 0
-    assert "groups.jsonl:5: not a recorded group: Invalid JSON" in said
+    assert "groups.jsonl:5: not a recorded group: Invalid JSON" in stderr
     assert run.curve() == on_policy_run.curve()[:2]
 
 

@@ -10,7 +10,7 @@ from runs import Run, children, kill, living, new_run, wait_until
 
 @pytest.fixture(scope="module")
 def interrupted_run(on_policy_run) -> Iterator[Run]:
-    """The settings of `on_policy_run`; Ctrl-C, then its learner is killed, then its supervisor."""
+    """Run with the settings of `on_policy_run`; stop it by Ctrl-C, kill its learner, then its supervisor."""
     with new_run(**on_policy_run.settings | {"output_dir": ""}) as run:
         run.settings["output_dir"] = str(run.folder)
         run.start()
@@ -18,13 +18,13 @@ def interrupted_run(on_policy_run) -> Iterator[Run]:
         run.signal(signal.SIGINT)
         run.stopped_exit = run.end()
         run.stopped_at = run.updates()
-        run.stopped_said = run.stderr
+        run.stopped_stderr = run.stderr
 
         run.start()
         run.wait_for_update(5)
         kill(run.child("learner"))
         run.learner_killed_exit = run.end()
-        run.learner_killed_said = run.stderr
+        run.learner_killed_stderr = run.stderr
         run.after_learner_killed = list(run.temporary.iterdir())
 
         run.start()
@@ -39,15 +39,15 @@ def interrupted_run(on_policy_run) -> Iterator[Run]:
 
 def test_ctrl_c_saves_and_exits_with_0(interrupted_run):
     assert interrupted_run.stopped_exit == 0
-    assert "finishing the step and writing a checkpoint" in interrupted_run.stopped_said
-    assert interrupted_run.stopped_said.splitlines()[-1].startswith(
+    assert "finishing the step and writing a checkpoint" in interrupted_run.stopped_stderr
+    assert interrupted_run.stopped_stderr.splitlines()[-1].startswith(
         ("best checkpoint: ", "last checkpoint: ")
     )
 
 
 def test_a_killed_learner_ends_the_run_and_says_that_the_same_command_continues_it(interrupted_run):
     assert interrupted_run.learner_killed_exit == 128 + signal.SIGKILL
-    last = interrupted_run.learner_killed_said.splitlines()[-1]
+    last = interrupted_run.learner_killed_stderr.splitlines()[-1]
     assert last.startswith(
         "the learner was ended by signal 9; the same command continues the run after update "
     )
@@ -80,11 +80,11 @@ def test_the_recorded_groups_equal_those_of_the_uninterrupted_run(interrupted_ru
 
 
 def test_records_of_a_continued_run_have_neither_gap_nor_repeat(interrupted_run):
-    interrupted_run.assert_told_without_gap()
+    interrupted_run.assert_no_gap_in_records()
     for topic in ("eval", "checkpoint"):
         updates = [record["update"] for record in interrupted_run.records(topic)]
         assert len(updates) == len(set(updates)), topic
-    # Each start says from where it went on, and the last one is the resumed run's.
+    # Each start says from which update it continued; the last start is that of the resumed run.
     starts = [record["update"] for record in interrupted_run.records("start")]
     assert starts == sorted(starts)
     assert starts[0] == 0
@@ -116,7 +116,7 @@ def test_a_complete_run_trains_on_when_max_updates_is_raised(make_run):
     assert run.run() == 0
     run.settings["max_updates"] = 7
     assert run.run() == 0
-    run.assert_told_without_gap()
+    run.assert_no_gap_in_records()
     assert run.updates() == 7
     assert [lease for lease, *_ in run.ledger()] == list(range(14))
 
@@ -149,7 +149,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_loudly(make_run):
     assert run.run() == 0
     assert f"alarm: checkpoint damaged: {weights}: not the file that was written" in run.stderr
     assert run.curve() == curve
-    run.assert_told_without_gap()
+    run.assert_no_gap_in_records()
     assert (run.folder / "checkpoint-6.damaged").is_dir()
     assert {0, 6} <= {record["update"] for record in run.records("eval")}
 

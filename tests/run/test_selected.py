@@ -1,4 +1,4 @@
-"""Runs that choose what they train on: full updates of groups that teach, a task without a signal, a resume."""
+"""Runs with a selection: full updates of groups that teach, a task without a signal, a resume."""
 
 import json
 
@@ -7,7 +7,7 @@ from runs import kill
 
 
 def flat_reward(run) -> str:
-    """The setting that names a reward of 1 for everything."""
+    """Return the setting that names an own reward function which is always 1."""
     (run.folder.parent / "flat.py").write_text(
         "def flat(prompts, completions, answer, **columns):\n    return [1.0] * len(completions)\n"
     )
@@ -17,19 +17,19 @@ def flat_reward(run) -> str:
 def test_every_update_has_as_many_groups_as_asked_for_and_all_of_them_teach(make_run):
     run = make_run(dynamic_sampling=True, oversampling=1.5, eval_every_updates=0)
     assert run.run() == 0, run.stderr
-    told = run.records("metrics")
-    assert [record["groups"] for record in told] == [2] * 6
-    assert [record["zero_variance_share"] for record in told] == [0.0] * 6
-    assert sum(sum(record["groups_passed_over"].values()) for record in told) > 0
+    records = run.records("metrics")
+    assert [record["groups"] for record in records] == [2] * 6
+    assert [record["zero_variance_share"] for record in records] == [0.0] * 6
+    assert sum(sum(record["groups_passed_over"].values()) for record in records) > 0
     leases = [lease for lease, *_ in run.ledger()]
     assert leases == sorted(set(leases))
     # Everything before the cursor either trained or was passed over.
-    passed_over = sum(sum(record["groups_passed_over"].values()) for record in told)
+    passed_over = sum(sum(record["groups_passed_over"].values()) for record in records)
     state = json.loads((run.folder / "checkpoint-6" / "state.json").read_text())
     assert leases[-1] + 1 == 12 + passed_over <= state["cursor"]["position"]
 
 
-def test_a_task_without_a_signal_is_told_and_trained_to_its_end(make_run):
+def test_a_task_without_a_signal_is_reported_and_trained_to_its_end(make_run):
     run = make_run(dynamic_sampling=True, refill_limit=2, max_updates=3, eval_every_updates=0)
     assert run.run(flat_reward(run)) == 0, run.stderr
     assert [record["groups_passed_over"] for record in run.records("metrics")] == [{"no_signal": 4}] * 3
@@ -40,7 +40,7 @@ def test_a_task_without_a_signal_is_told_and_trained_to_its_end(make_run):
     assert [lease for lease, *_ in run.ledger()] == [4, 5, 10, 11, 16, 17]
 
 
-def test_a_task_without_a_signal_ends_the_run_where_an_alarm_is_to_end_it(make_run):
+def test_a_task_without_a_signal_ends_the_run_with_on_alarm_stop(make_run):
     run = make_run(dynamic_sampling=True, refill_limit=2, on_alarm="stop", eval_every_updates=0)
     assert run.run(flat_reward(run)) == 1, run.stderr
     (alarm,) = run.records("alarm")
@@ -51,7 +51,7 @@ def test_a_task_without_a_signal_ends_the_run_where_an_alarm_is_to_end_it(make_r
 
 
 @pytest.mark.slow
-def test_a_killed_run_that_selects_goes_on_bit_by_bit(make_run):
+def test_a_killed_run_that_selects_continues_bit_by_bit(make_run):
     # Twelve problems: the curriculum meets them again from the third update on.
     settings = {
         "max_staleness": 0,
@@ -73,12 +73,12 @@ def test_a_killed_run_that_selects_goes_on_bit_by_bit(make_run):
         kill(cut.child("learner"))
         cut.end()
     assert cut.run() == 0, cut.stderr
-    cut.assert_told_without_gap()
+    cut.assert_no_gap_in_records()
     assert cut.curve() == whole.curve()
     assert cut.ledger() == whole.ledger()
     for key in ("groups_passed_over", "problems_skipped"):
-        told, expected = ([record[key] for record in run.records("metrics")] for run in (cut, whole))
-        assert told == expected
+        continued, expected = ([record[key] for record in run.records("metrics")] for run in (cut, whole))
+        assert continued == expected
         assert any(expected)
     states = [json.loads((r.folder / "checkpoint-14" / "state.json").read_text()) for r in (cut, whole)]
     assert states[0]["cursor"] == states[1]["cursor"]

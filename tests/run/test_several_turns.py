@@ -1,4 +1,4 @@
-"""Whole runs whose completions have several turns: curves, masks, resume, replay, and weights that come in between."""
+"""Whole runs whose completions have several turns: curves, masks, resume, replay, and weights adopted between turns."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from runs import Run, new_run
 
 ENVIRONMENT = '''
 def asks_again(messages, answer, **columns):
-    """Every first answer is questioned, by a text that depends on it."""
+    """Reply to every first answer, with a text that depends on it."""
     if sum(message["role"] == "assistant" for message in messages) > 1:
         return None
     return f"{len(messages[-1]['content'])}?"
@@ -57,7 +57,7 @@ def test_completions_have_two_turns_with_the_environments_tokens_marked_between(
         assert (int(length), last) == (len(first), c["last_turn"])
 
 
-def test_metrics_tell_of_turns_and_of_a_worker_that_agrees_with_the_learner(whole):
+def test_metrics_report_turns_and_a_worker_that_agrees_with_the_learner(whole):
     for record in whole.records("metrics"):
         assert 1.0 < record["turns_mean"] <= 2.0
         assert record["logprob_gap_max"] < 1e-3
@@ -66,15 +66,15 @@ def test_metrics_tell_of_turns_and_of_a_worker_that_agrees_with_the_learner(whol
 
 
 def test_the_rate_of_rollout_is_that_of_sampled_tokens(whole):
-    told = whole.records("metrics")
-    # On-policy, so that what has come in by the last update is what has trained.
-    came_in = sum(record["rollout_tokens_per_s"] * record["update_s"] for record in told)
+    records = whole.records("metrics")
+    # On-policy, so all groups that arrived by the last update have trained.
+    arrived = sum(record["rollout_tokens_per_s"] * record["update_s"] for record in records)
     sampled = sum(
         len(c["tokens"]) - sum(c["inserted"][1::2]) + sum(c["inserted"][::2])
         for group in groups(whole)
         for c in group["completions"]
     )
-    assert came_in == pytest.approx(sampled) == pytest.approx(sum(record["tokens"] for record in told))
+    assert arrived == pytest.approx(sampled) == pytest.approx(sum(record["tokens"] for record in records))
 
 
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(whole):
@@ -97,7 +97,7 @@ def test_weights_that_are_taken_in_between_go_with_turns():
         assert max(record["logprob_gap_max"] for record in run.records("metrics")) < 1.0
 
 
-def test_an_environment_that_is_not_there_is_refused_before_anything_starts():
+def test_a_missing_environment_is_refused_before_anything_starts():
     with turns_run(environment="calculater") as run:
         assert run.run() == 2
         [line] = run.stderr.splitlines()

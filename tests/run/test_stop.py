@@ -1,4 +1,4 @@
-"""Stopping: the first signal saves, the second ends at once, whatever the run is doing."""
+"""Stopping at any time: the first signal saves, the second ends the run at once."""
 
 import signal
 import time
@@ -20,23 +20,23 @@ def test_sigterm_saves_and_exits_with_0_within_half_a_minute(make_run):
     assert run.checkpoints() == [run.updates()]
     (stop,) = run.records("stop")
     assert stop["reason"] == f"asked to stop after update {run.updates()}"
-    run.assert_told_without_gap()
+    run.assert_no_gap_in_records()
     run.assert_nothing_left()
 
 
 def test_a_second_ctrl_c_ends_everything_at_once(make_run):
-    # A learner that is busy for long: one update of 512 completions.
+    # A long update: 512 completions keep the learner busy.
     run = make_run(**LONG | {"num_generations": 128, "batch_size": 4, "max_new_tokens": 64})
     run.start()
     run.wait_for("worker", state="waiting")
     family = [pid for pid, _ in children(run.launched.pid)]
     run.signal(signal.SIGINT)
-    wait_until(lambda: "finishing the step" in run.stderr, "the first is heeded")
+    wait_until(lambda: "finishing the step" in run.stderr, "the first is handled")
     run.signal(signal.SIGINT)
     start_s = time.monotonic()
     code = run.end(deadline_s=5)
     assert not living(family)
-    # Its learner may just have finished by itself.
+    # The learner may just have finished by itself.
     assert code in (0, 128 + signal.SIGKILL)
     assert time.monotonic() - start_s < 2
     run.assert_nothing_left()
@@ -66,4 +66,4 @@ def test_ctrl_c_while_evaluations_are_waited_for_leaves_them_to_the_next_start(m
     assert run.run() == 0
     assert len(run.records("eval", update=2)) == 1
     assert run.updates() == 2
-    run.assert_told_without_gap()
+    run.assert_no_gap_in_records()

@@ -1,4 +1,4 @@
-"""Trackers beside a real run: told all of it, started again when they die, and never the end of it."""
+"""Trackers of a real run: they get every record, are started again when they die, and never end the run."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ def curve(run, tag):
 
 
 def tracker(run):
-    """Its process id, once it is there."""
+    """Wait for the tracker; return its process id."""
 
     def found():
         return [pid for pid, command in children(run.launched.pid) if "grpo_actors.trackers" in command]
@@ -51,8 +51,8 @@ def test_a_tracker_that_cannot_write_is_a_line_and_the_run_goes_on(make_run):
     (run.folder / "trackers").write_text("in the way")
     assert run.run() == 0, run.stderr
     assert run.updates() == 6
-    (said,) = {line for line in run.stderr.splitlines() if line.startswith("tensorboard: ")}
-    assert "NotADirectoryError" in said or "FileExistsError" in said
+    (error,) = {line for line in run.stderr.splitlines() if line.startswith("tensorboard: ")}
+    assert "NotADirectoryError" in error or "FileExistsError" in error
 
 
 def test_an_unknown_tracker_is_refused_with_the_list(make_run):

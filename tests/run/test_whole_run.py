@@ -1,4 +1,4 @@
-"""A run from its first to its last process: what it must have done, told and left when it exits with 0."""
+"""A whole run: what it must have done, recorded and left when it exits with 0."""
 
 import json
 from collections import Counter
@@ -21,7 +21,7 @@ PROBLEMS = [{"ask": f"What is {n} + {n}?", "right": 2 * n, "topic": "sum"} for n
 
 @pytest.fixture(scope="module")
 def own_run() -> Iterator[Run]:
-    """Two workers, data and reward of one's own, one version behind, and a reader on the events all along."""
+    """Two workers, own data and own reward, max_staleness = 1, and a reader of the events from start to end."""
     settings = {
         "workers": 2,
         "max_staleness": 1,
@@ -47,7 +47,7 @@ def own_run() -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def small_run() -> Iterator[Run]:
-    """Everything in the learner's process over tcp: an adapter, the KL term, several passes over a batch."""
+    """A run in the learner's process only, over tcp: an adapter, the KL term, several passes over a batch."""
     settings = {
         "workers": 0,
         "fine_tune_type": "lora",
@@ -68,7 +68,7 @@ def any_run(request: pytest.FixtureRequest) -> Run:
 
 
 def test_records_are_numbered_without_a_gap_and_end_with_the_stop(any_run):
-    any_run.assert_told_without_gap()
+    any_run.assert_no_gap_in_records()
     last = any_run.records()[-1]
     assert (last["topic"], last["reason"], last["exit_code"]) == ("stop", "all updates done", 0)
     assert any_run.updates() == any_run.settings["max_updates"]
@@ -83,7 +83,7 @@ def test_every_lease_is_consumed_once_and_in_order(any_run):
 def test_the_ledger_names_the_problems_of_the_order_epoch_after_epoch(own_run):
     problems = [problem for _, epoch, problem, _ in own_run.ledger()]
     epochs = [epoch for _, epoch, _, _ in own_run.ledger()]
-    # A tenth of 30 is held out: what trains is a permutation of the rest, once an epoch.
+    # A tenth of 30 is held out; each epoch trains on a permutation of the rest.
     assert epochs == sorted(epochs)
     assert max(Counter(zip(epochs, problems, strict=True)).values()) == 1
     assert len(problems) == 20
@@ -107,16 +107,16 @@ def test_no_group_is_staler_than_allowed(any_run):
     assert max(behind) <= bound
 
 
-def test_both_halves_tell_how_long_they_waited(any_run):
-    told = any_run.records("metrics")
-    assert all(0 <= record["learner_wait_share"] <= 1 for record in told)
-    shares = [record["rollout_wait_share"] for record in told if record["rollout_wait_share"] is not None]
+def test_learner_and_workers_report_how_long_they_waited(any_run):
+    records = any_run.records("metrics")
+    assert all(0 <= record["learner_wait_share"] <= 1 for record in records)
+    shares = [record["rollout_wait_share"] for record in records if record["rollout_wait_share"] is not None]
     assert shares
     assert all(0 <= share <= 1 for share in shares)
 
 
 def measured(run, name):
-    """Of the updates in which a completion had an advantage; there must be one."""
+    """Return the metric `name` of the updates in which a completion had an advantage; there must be one."""
     values = [record[name] for record in run.records("metrics") if record[name] is not None]
     assert values
     return values
@@ -142,7 +142,7 @@ def test_the_best_checkpoint_is_marked_and_still_there(any_run):
 
 def test_the_newest_checkpoints_are_kept(any_run):
     assert any_run.checkpoints()[-1] == any_run.updates()
-    # Three and the best.
+    # The newest three, and the best.
     assert len(any_run.checkpoints()) <= 4
 
 
@@ -185,7 +185,7 @@ def test_an_adapter_checkpoint_is_one_that_mlx_lm_loads(small_run):
 
 def test_the_kl_term_sees_the_policy_leave_its_reference(small_run):
     kl = [record["kl"] for record in small_run.records("metrics")]
-    # Of the last pass over a batch: after the first optimizer step the policy is no longer the reference.
+    # Measured in the last pass over a batch: after the first optimizer step the policy is not the reference.
     assert all(value >= 0 for value in kl)
     assert kl[-1] > 0
 
@@ -212,7 +212,7 @@ def test_samples_hold_the_texts_that_were_scored(own_run):
     assert len(samples) == own_run.updates()
     for sample in samples:
         for completion in sample["completions"]:
-            # The reward's own formula on the text beside it.
+            # The formula of the reward, applied to the text in the same record.
             assert completion["rewards"]["own.py:short"] == pytest.approx(1 / (1 + len(completion["text"])))
 
 
@@ -220,6 +220,6 @@ def test_samples_hold_the_texts_that_were_scored(own_run):
 def test_workers_with_quantised_weights_train(make_run):
     run = make_run(quantize_for_rollouts=True, workers=1)
     assert run.run() == 0, run.stderr
-    run.assert_told_without_gap()
-    # Four bits are another policy, and the record says how far it is off.
+    run.assert_no_gap_in_records()
+    # With four bits the worker samples from another policy; the record says how far it is off.
     assert min(measured(run, "logprob_gap_mean")) > 1e-4

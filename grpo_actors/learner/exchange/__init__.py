@@ -1,1 +1,1 @@
-"""The learner's second thread: sockets, schedule and records, so that the first one only computes."""
+"""The exchange: the learner's second thread, with sockets, schedule and records; the first thread only computes."""

@@ -1,21 +1,21 @@
-"""The evaluator's scores on their way to the learner: each update's once, none of an update to come."""
+"""The evaluator's scores on their way to the learner: one for each update, none for an update still to come."""
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.wire.messages import Evaluation
 
 
 class Evaluations:
-    """Scores that came in."""
+    """The scores that arrived, kept until the learner takes them."""
 
     def __init__(self) -> None:
         self._known: set[int] = set()
         self._fresh: list[Evaluation] = []
 
     def add(self, evaluation: Evaluation, newest_version: int) -> None:
-        """Keep a score, unless its update has one.
+        """Keep a score, unless its update already has one.
 
         Raises:
-            ProtocolError: there is no such update yet.
+            ProtocolError: the update is newer than `newest_version`.
         """
         if evaluation.update > newest_version:
             raise ProtocolError(
@@ -26,6 +26,6 @@ class Evaluations:
             self._fresh.append(evaluation)
 
     def take(self) -> list[Evaluation]:
-        """Those that came in since the last call."""
+        """Return the scores that arrived since the last call."""
         fresh, self._fresh = self._fresh, []
         return fresh

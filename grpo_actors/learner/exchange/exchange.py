@@ -1,8 +1,8 @@
-"""The learner's other half: a thread that owns every socket, the schedule and the journal.
+"""The exchange: a thread that owns every socket, the schedule and the journal while the learner computes.
 
-It grants leases, takes groups in, serves weights and publishes events while the learner computes
-(`dispatcher`). This file is the border between the two threads: the learner's calls hand a piece of
-work to the thread, or take a batch from it, so nothing on either side needs a lock.
+The thread grants leases, accepts groups, serves weights and publishes events (`dispatcher`). This module is the
+border between the two threads: a call of the learner queues work for the thread, or takes a batch from it, so
+neither side needs a lock.
 """
 
 import contextlib
@@ -34,15 +34,15 @@ __all__ = ["BEAT_S", "LOST_S", "Exchange", "Selection", "Supply"]
 
 T = TypeVar("T")
 
-#: Time that dismissed peers have to say Bye before the sockets close over them: an unread message
-#: dies with its connection, and a peer that never read its dismissal would wait for ever.
+#: Seconds that dismissed peers have to say Bye before the sockets close. An unread message is lost with its
+#: connection, and a peer that never read its dismissal would wait for ever.
 FAREWELL_S = 2.0
-#: An answer that takes longer makes the learner look whether the thread still lives.
+#: Seconds to wait for an answer before checking again that the thread is alive.
 ANSWER_S = 0.5
 
 
 class Exchange:
-    """Start it, take batches, publish versions, record events, finish."""
+    """The learner's handle on the exchange thread. Call `start` first and `close` last."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Exchange:
         lost_s: float = LOST_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is bound yet. `lost_s`: the longest silence of a peer that works, in seconds."""
+        """Keep the parts; bind nothing yet. `lost_s`: longest silence of a peer that has sent a beat, in seconds."""
         self._lost_s = lost_s
         self._endpoints = endpoints
         self._table = table
@@ -65,7 +65,7 @@ class Exchange:
         self._welcome = welcome
         self._open_journal = open_journal
         self._clock = clock
-        #: Work for the thread, which passes its dispatcher.
+        #: Work for the thread, which calls each function with its dispatcher.
         self._commands: queue.SimpleQueue[Callable[[Dispatcher], None]] = queue.SimpleQueue()
         self._batches: queue.SimpleQueue[list[SampledGroup] | None] = queue.SimpleQueue()
         self._waiter = Waiter()
@@ -77,23 +77,23 @@ class Exchange:
     # --- the learner's side -----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Bind and run; an address that is taken is a `RunError` here."""
+        """Bind the sockets and start the thread. Raises `RunError` if an address is taken."""
         self._thread.start()
         self._bound.result()
 
     def consume(self, leases: Sequence[int]) -> None:
-        """The groups of these leases have made the next version."""
+        """Consume these leases: their groups produced the next version."""
         self._post(lambda dispatcher: dispatcher.consume(leases))
 
     def publish(self, manifest: Manifest, data: memoryview) -> None:
-        """Workers may fetch this version; may be called on any thread."""
+        """Serve this version to the workers. May be called on any thread."""
         self._post(lambda dispatcher: dispatcher.publish(manifest, data))
 
     def next_batch(self, timeout_s: float) -> list[SampledGroup] | None:
-        """The groups of the next update, or None after `timeout_s`.
+        """Return the groups of the next update, or None after `timeout_s`.
 
         Raises:
-            BaseException: whatever the thread died of.
+            BaseException: the error that ended the thread.
         """
         try:
             batch = self._batches.get(timeout=timeout_s) if timeout_s > 0 else self._batches.get_nowait()
@@ -101,7 +101,7 @@ class Exchange:
             return None
         if batch is None:
             self._batches.put(None)  # for the next call
-            raise self._cause_of_death()
+            raise self._thread_error()
         return batch
 
     def record(self, topic: str, **fields: Any) -> None:
@@ -109,37 +109,37 @@ class Exchange:
         self._post(lambda dispatcher: dispatcher.record(topic, fields))
 
     def snapshot(self) -> Snapshot:
-        """What to go on from, after everything said so far has taken effect."""
+        """Return the state that a resumed run continues from; all earlier calls have taken effect in it."""
         return self._ask(Dispatcher.snapshot)
 
     def take_evaluations(self) -> list[Evaluation]:
-        """Evaluations that came in since the last call."""
+        """Return the evaluations that arrived since the last call."""
         return self._ask(Dispatcher.take_evaluations)
 
     def take_tokens(self) -> int:
-        """Tokens that workers sampled, of the groups that came in since the last call."""
+        """Return the number of sampled tokens in the groups that arrived since the last call."""
         return self._ask(Dispatcher.take_tokens)
 
     def selection_alarm(self) -> str | None:
-        """What was told of the last update's groups as an alarm, if anything was."""
+        """Return the alarm text that the selection recorded for the last update; None if there was no alarm."""
         return self._ask(lambda _: self._selection.alarm)
 
     def evaluator_present(self) -> bool:
-        """Whether an evaluator takes part."""
+        """Return whether an evaluator takes part."""
         return self._ask(Dispatcher.evaluator_present)
 
     def dismiss(self, role: str, reason: str) -> None:
-        """Send all peers of a role home."""
+        """Make all peers of a role leave, and any that joins later."""
         self._post(lambda dispatcher: dispatcher.dismiss(role, reason))
 
     def wait_for_goodbyes(self) -> None:
-        """Until all peers that were sent home have said that they go, for `FAREWELL_S` at most."""
+        """Wait until all dismissed peers have said Bye, for at most `FAREWELL_S`."""
         deadline_s = time.monotonic() + FAREWELL_S
         while time.monotonic() < deadline_s and self._ask(Dispatcher.awaits_goodbyes):
             time.sleep(0.02)
 
     def close(self) -> None:
-        """Stop the thread once all that was said before has been done; may be called twice."""
+        """Stop the thread after it has done all earlier calls. May be called twice."""
         if self._thread.is_alive():
             self._post(lambda _: self._begin_to_close())
             self._thread.join()
@@ -153,16 +153,16 @@ class Exchange:
         answer: Future[T] = Future()
         self._post(lambda dispatcher: answer.set_result(question(dispatcher)))
         while True:
-            # Looked at before the wait: a thread that ended in between may have answered.
+            # Check before the wait: a thread that ends after this line may have answered.
             alive = self._thread.is_alive()
             try:
                 return answer.result(timeout=ANSWER_S if alive else 0)
             except TimeoutError:
                 if not alive:
-                    raise self._cause_of_death() from None
+                    raise self._thread_error() from None
 
-    def _cause_of_death(self) -> BaseException:
-        return self._failure or TrainingError("the exchange was closed; no more can be asked of it")
+    def _thread_error(self) -> BaseException:
+        return self._failure or TrainingError("the exchange was closed and answers no more calls")
 
     # --- the thread -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Who takes part in a run: names, signs of life, offences. No socket; time comes in as an argument."""
+"""The peers of a run: names, signs of life, offences. No socket; time is an argument."""
 
 import os
 import socket
@@ -9,66 +9,66 @@ from typing import Any
 
 from grpo_actors.wire.messages import PROTOCOL_VERSION, Beat, Hello
 
-#: A peer that is silent for this time is sent something: should its process or its host be gone, the
-#: connection is, at once or when ZeroMQ's heartbeats fail, within 12 s in all.
+#: A peer that is silent for this many seconds is sent a probe. If its process or its host is gone, the connection
+#: turns out closed, at once or when ZeroMQ's heartbeats fail: within 12 s in all.
 PROBE_S = 2.0
-#: Peers beat this often; one that is silent for LOST_S is taken for hung, and its leases go out again.
-#: A first step on a GPU may compile for a minute. GRPO_ACTORS_LOST_S overrides it.
+#: Peers send a beat every BEAT_S seconds. One that is silent for LOST_S is considered hung, and its leases go out
+#: again. LOST_S is long because a first step on a GPU may compile for a minute; GRPO_ACTORS_LOST_S overrides it.
 BEAT_S = 1.0
 LOST_S = float(os.environ.get("GRPO_ACTORS_LOST_S", "120"))
-#: A peer that has not beaten yet loads its model, perhaps from the hub; it holds no lease.
+#: The same limit for a peer that has sent no beat yet: it loads its model, perhaps from the hub, and holds no lease.
 LOADING_S = 600.0
-#: A lost peer that is still silent after this time is forgotten; should it wake, it says Hello anew.
+#: A lost peer that is still silent after this many seconds is forgotten; if it wakes up, it says Hello again.
 FORGET_S = 600.0
-#: A peer that sends this many messages against the protocol is not listened to any more.
+#: A peer that has sent this many messages against the protocol is banned: its messages are ignored.
 MAX_OFFENCES = 10
-#: Offenders that are remembered: a stranger has as many identities as it likes.
+#: Number of offenders remembered. It is bounded because a stranger can use any number of identities.
 MAX_OFFENDERS = 1024
-#: Shortest time over which a rate is taken.
+#: Shortest time over which a token rate is measured, in seconds.
 RATE_S = 2.0
 
 
 @dataclass(slots=True)
 class Peer:
-    """A worker or an evaluator, as its own messages describe it."""
+    """A worker or an evaluator, as its messages describe it."""
 
     identity: bytes
     name: str
     role: str
     host: str
     pid: int
-    #: Its process can be seen from here.
+    #: Whether its process is on this host, so that its end can be noticed.
     local: bool
     last_seen_s: float
     probed_s: float = 0.0
     state: str = "joined"
-    beaten: bool = False
+    has_beaten: bool = False
     credits: int = 0
     version: int = -1
     groups: int = 0
     tokens: int = 0
     tokens_per_s: float = 0.0
-    #: Seconds since `Roster.take_wait_share` was last called, as far as its beats have told.
+    #: Seconds spent since the last `Roster.take_wait_share`, according to its beats.
     working_s: float = 0.0
     waiting_s: float = 0.0
     _rate_since: tuple[float, int] | None = None
     _last_beat: Beat | None = None
 
     @property
-    def inside(self) -> bool:
-        """It lives in this very process (``rollout.workers = 0``), and is silent while the learner computes."""
+    def in_this_process(self) -> bool:
+        """Whether it is the local worker (``rollout.workers = 0``), which is silent while the learner computes."""
         return self.local and self.pid == os.getpid()
 
     @property
-    def works(self) -> bool:
-        """It may hold leases."""
+    def may_hold_leases(self) -> bool:
+        """Whether it is a worker that is not lost."""
         return self.role == "rollout" and self.state != "lost"
 
-    def count(self, beat: Beat, now_s: float) -> None:
-        """Take over what a beat says."""
-        self.beaten = True
+    def record_beat(self, beat: Beat, now_s: float) -> None:
+        """Update the peer from a beat."""
+        self.has_beaten = True
         self.version, self.credits, self.tokens = beat.version, beat.credits, beat.tokens
-        # A process that was started again counts from 0, and is another peer: its first beat is where to count from.
+        # Beats count from the start of a process. A restarted process is a new peer: its first beat is the baseline.
         last = self._last_beat or beat
         self.working_s += max(0.0, beat.working_s - last.working_s)
         self.waiting_s += max(0.0, beat.waiting_s - last.waiting_s)
@@ -80,7 +80,7 @@ class Peer:
             self._rate_since = (now_s, beat.tokens)
 
     def describe(self) -> dict[str, Any]:
-        """The fields of a `worker` record."""
+        """Return the fields of a `worker` record."""
         return {
             "worker": self.name,
             "role": self.role,
@@ -92,25 +92,25 @@ class Peer:
 
 
 class Roster:
-    """All peers, by identity."""
+    """All peers of a run, by socket identity."""
 
     def __init__(self, run_id: str, lost_s: float = LOST_S) -> None:
-        """`lost_s`: the longest silence of a peer that works, in seconds."""
+        """Make an empty roster. `lost_s`: longest silence of a peer that has sent a beat, in seconds."""
         self._run_id = run_id
         self._lost_s = lost_s
         self._peers: dict[bytes, Peer] = {}
         self._offences: dict[bytes, int] = {}
 
     def __iter__(self) -> Iterator[Peer]:
-        """Over a copy: peers may leave meanwhile."""
+        """Iterate over a copy: peers may be removed meanwhile."""
         return iter(list(self._peers.values()))
 
     def present(self, role: str) -> Iterator[Peer]:
-        """Peers of a role that are not lost."""
+        """Return the peers of a role that are not lost."""
         return (peer for peer in self if peer.role == role and peer.state != "lost")
 
     def take_wait_share(self) -> float | None:
-        """Share of all workers' time since the last call in which they had nothing to sample; None: nobody told."""
+        """Return the share of all workers' time since the last call with nothing to sample; None if no beat came."""
         working_s = waiting_s = 0.0
         for peer in self:
             working_s, waiting_s = working_s + peer.working_s, waiting_s + peer.waiting_s
@@ -118,11 +118,11 @@ class Roster:
         return waiting_s / (working_s + waiting_s) if working_s + waiting_s else None
 
     def get(self, identity: bytes) -> Peer | None:
-        """The peer that said Hello under this identity."""
+        """Return the peer that said Hello with this identity; None if there is none."""
         return self._peers.get(identity)
 
     def refusal(self, identity: bytes, hello: Hello) -> str | None:
-        """Why this Hello is refused, in words for who started the peer; None: welcome."""
+        """Return why this Hello is refused, as text for the user who started the peer; None: accept it."""
         if hello.protocol != PROTOCOL_VERSION:
             return f"protocol {hello.protocol} there, {PROTOCOL_VERSION} here: install the same version"
         if hello.run_id and hello.run_id != self._run_id:
@@ -132,60 +132,61 @@ class Roster:
         return None
 
     def admit(self, identity: bytes, hello: Hello, now_s: float) -> Peer:
-        """Enter a peer. One of the same name is replaced: its process was started again, or its link cut."""
+        """Add a peer. It replaces one of the same name: that process was restarted, or its connection was cut."""
         former = self._peers.get(identity)
         if former is None or (former.host, former.pid) != (hello.host, hello.pid):
             self._offences.pop(identity, None)
-        # Two hosts may have one name: a process that cannot be seen now is not watched later.
+        # Two hosts may have the same name, so a process that is not visible here now is never watched.
         local = hello.host == socket.gethostname() and process_lives(hello.pid)
         peer = Peer(identity, hello.name, hello.role, hello.host, hello.pid, local, now_s)
         self._peers[identity] = peer
         return peer
 
     def remove(self, peer: Peer) -> None:
-        """Forget a peer."""
+        """Remove a peer."""
         self._peers.pop(peer.identity, None)
 
-    def offend(self, identity: bytes) -> bool:
-        """Count a message against the protocol; True: it was the last that is borne."""
+    def count_offence(self, identity: bytes) -> bool:
+        """Count a message against the protocol; return whether the identity is now banned."""
         self._offences[identity] = self._offences.pop(identity, 0) + 1
         if len(self._offences) > MAX_OFFENDERS:
             del self._offences[next(iter(self._offences))]
         return self.banned(identity)
 
     def banned(self, identity: bytes) -> bool:
-        """Whether this identity is not listened to any more."""
+        """Return whether messages of this identity are ignored."""
         return self._offences.get(identity, 0) >= MAX_OFFENCES
 
-    def silent(self, now_s: float) -> Iterator[Peer]:
-        """Peers whose connection is to be tried now."""
+    def to_probe(self, now_s: float) -> Iterator[Peer]:
+        """Yield the peers whose connection must be probed now, and note the probe."""
         for peer in self:
-            heard_s = max(peer.last_seen_s, peer.probed_s)
-            if peer.state != "lost" and not peer.inside and now_s - heard_s > PROBE_S:
+            last_contact_s = max(peer.last_seen_s, peer.probed_s)
+            if peer.state != "lost" and not peer.in_this_process and now_s - last_contact_s > PROBE_S:
                 peer.probed_s = now_s
                 yield peer
 
-    def gone(self, now_s: float) -> Iterator[tuple[Peer, str]]:
-        """Peers that must be taken for lost, and why."""
+    def find_lost(self, now_s: float) -> Iterator[tuple[Peer, str]]:
+        """Yield the peers that are newly lost, and why; remove dead local ones and those silent for `FORGET_S`."""
         for peer in self:
-            if peer.inside:
+            if peer.in_this_process:
                 continue
             silent_s = now_s - peer.last_seen_s
             if peer.local and not process_lives(peer.pid):
                 self.remove(peer)
                 if peer.state != "lost":
                     yield peer, "its process ended"
-            elif peer.state != "lost" and silent_s > (self._lost_s if peer.beaten else LOADING_S):
+            elif peer.state != "lost" and silent_s > (self._lost_s if peer.has_beaten else LOADING_S):
                 yield peer, f"silent for {silent_s:.0f} s"
             elif peer.state == "lost" and silent_s > FORGET_S:
                 self.remove(peer)
 
 
 def process_lives(pid: int) -> bool:
-    """Whether a process of this number runs on this host."""
+    """Return whether a process with this id runs on this host."""
     try:
         os.kill(pid, 0)
-        # One that was killed answers until its parent, perhaps a busy shell, has taken note. No such file: no Linux.
+        # A killed process answers the signal until its parent, perhaps a busy shell, reaps it: a zombie, state Z.
+        # Without the file this is not Linux.
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     except ProcessLookupError:
         return False

@@ -1,6 +1,6 @@
-"""What section [selection] does in a run: appraises groups, holds problems back, counts, and says if it is in vain.
+"""Section [selection] at work: filters groups, skips problems, counts both, and raises an alarm at the refill limit.
 
-What becomes of a lease is decided by `schedule`; which facts of a group matter is told by the learner. No socket.
+`schedule` decides what happens to a lease; `learner.group_filter` extracts the facts of a group. No socket.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
 from grpo_actors.schedule.lease import Consumption, Settled
 from grpo_actors.tasks.task import Problem
 
-#: Below this share of right completions none is said to be right, above one minus it all.
+#: A mean share of right completions below FEW is reported as none right, one above 1 − FEW as all right.
 FEW = 0.05
 
 
@@ -23,51 +23,51 @@ FEW = 0.05
 class Selection:
     """The selection of one run."""
 
-    #: (epoch, problem) at a position of the order.
+    #: Position in the order -> (epoch, problem).
     problem: Callable[[int], tuple[int, Problem]]
-    #: None: all groups train.
+    #: Returns the filter result of a group; None: all groups train.
     group_filter: Callable[[SampledGroup], FilterResult] | None = None
-    #: None: all problems are posed.
+    #: Chooses the problems to pose; None: all problems are posed.
     curriculum: Curriculum | None = None
-    #: That the last update's refills were in vain, and why; None: they were not, or that was told before.
+    #: Alarm text if the last update hit `refill_limit`; None if not, or if already reported.
     alarm: str | None = field(init=False, default=None)
-    _last: Consumption = field(init=False, default=Consumption())
-    _in_vain: bool = field(init=False, default=False)
+    _last_consumption: Consumption = field(init=False, default=Consumption())
+    _at_limit: bool = field(init=False, default=False)
 
     def skips(self, position: int) -> bool:
-        """Whether the problem at a position is not posed, by what is known after the last update."""
+        """Return whether the curriculum skips the problem at a position, by its success rate up to the last update."""
         if self.curriculum is None:
             return False
         epoch, problem = self.problem(position)
         return not self.curriculum.poses(epoch, problem.id)
 
     def filter_group(self, group: SampledGroup) -> FilterResult:
-        """What the schedule must know of a group."""
+        """Return the filter result of a group, for the schedule."""
         return NOT_FILTERED if self.group_filter is None else self.group_filter(group)
 
     def settle(self, consumption: Consumption) -> str | None:
-        """Learn from an update; returns the text of an alarm if its refills came to their limit, once in a row."""
-        self._last = consumption
+        """Learn from an update; return an alarm text if it hit `refill_limit` and the update before it did not."""
+        self._last_consumption = consumption
         for settled in consumption.settled:
             if self.curriculum is not None and settled.filter_result.success is not None:
                 _, problem = self.problem(settled.position)
                 self.curriculum.learn(problem.id, settled.filter_result.success)
         flawed = [settled for settled in consumption.settled if settled.filter_result.flaw]
-        before, self._in_vain = self._in_vain, any(settled.trained for settled in flawed)
-        self.alarm = _alarm_text(flawed) if self._in_vain and not before else None
+        before, self._at_limit = self._at_limit, any(settled.trained for settled in flawed)
+        self.alarm = _alarm_text(flawed) if self._at_limit and not before else None
         return self.alarm
 
     def metrics(self) -> dict[str, Any]:
-        """Of the last update; None where no group is looked at, or no problem held back."""
-        flaws = Counter(s.filter_result.flaw for s in self._last.settled if not s.trained)
+        """Return the metrics of the last update; a value is None if its feature (filter, curriculum) is off."""
+        flaws = Counter(s.filter_result.flaw for s in self._last_consumption.settled if not s.trained)
         return {
             "groups_passed_over": None if self.group_filter is None else dict(sorted(flaws.items())),
-            "groups_resampled": self._last.outdated,
-            "problems_skipped": None if self.curriculum is None else self._last.skipped,
+            "groups_resampled": self._last_consumption.outdated,
+            "problems_skipped": None if self.curriculum is None else self._last_consumption.skipped,
         }
 
     def success_rates(self) -> Mapping[str, float]:
-        """Problem id -> success rate, as a checkpoint keeps them."""
+        """Return {problem id: success rate}, for a checkpoint."""
         return {} if self.curriculum is None else dict(self.curriculum.rates)
 
 
@@ -80,13 +80,15 @@ def _alarm_text(flawed: Sequence[Settled]) -> str:
 
 
 def likely_cause(flawed: Sequence[FilterResult]) -> str:
-    """Why so many groups teach nothing, from their shares of right completions."""
+    """Return why so many groups teach nothing, judging by their shares of right completions."""
     shares = [filter_result.success or 0.0 for filter_result in flawed]
     if fmean(shares) < FEW:
         return "no completion is right: too hard for this model, cut by rollout.max_new_tokens, or in another form"
     if fmean(shares) > 1 - FEW:
         return "all completions are right: the problems are too easy, or learnt"
-    mixed = [0 < share < 1 and a.flaw == "no_signal" for share, a in zip(shares, flawed, strict=True)]
+    mixed = [
+        0 < share < 1 and result.flaw == "no_signal" for share, result in zip(shares, flawed, strict=True)
+    ]
     if any(mixed):
         return "right and wrong completions are worth the same: see reward.functions"
     return "problems are solved nearly always or nearly never: see rollout.num_generations and selection.min_success"

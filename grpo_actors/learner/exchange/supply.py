@@ -1,7 +1,7 @@
-"""The problems of a run as leases, and what comes back as groups: data in, messages out. No socket.
+"""The supply of problems: makes lease messages from problems, and groups from the answers. No socket.
 
-Knows what a group of this run must look like, so that nothing reaches the learner's arithmetic that
-would break it: a token id outside the vocabulary, a version from the future, an unknown reward.
+Checks that a group fits the run, so that nothing reaches the update that would break it: a token id outside the
+vocabulary, a version from the future, an unknown reward.
 """
 
 import json
@@ -16,8 +16,8 @@ from grpo_actors.schedule.order import ProblemOrder, sample_seeds
 from grpo_actors.tasks.task import Problem
 from grpo_actors.wire.messages import Completion, Group, Lease, ints
 
-#: Tokenised prompts that are kept, for the lease to the group: more than are open at a time.
-PROMPTS_HELD = 1024
+#: Tokenised prompts kept in the cache from lease to group: more than the leases open at a time.
+CACHED_PROMPTS = 1024
 
 
 @dataclass
@@ -30,48 +30,50 @@ class Supply:
     num_generations: int
     max_prompt_length: int
     max_new_tokens: int
-    #: Token ids are below it.
+    #: Size of the vocabulary: token ids are below it.
     vocab_size: int
-    #: Names of the reward functions; every completion has a value, or None, for each.
+    #: Names of the reward functions; every completion has a value or None for each.
     rewards: frozenset[str]
     #: Messages -> token ids.
     encode_chat: Callable[[Sequence[Mapping[str, str]]], list[int]]
     _encoded: Callable[[int], list[int]] = field(init=False)
-    _left_out_in_a_row: int = field(init=False, default=0)
+    _excluded_in_a_row: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self._encoded = lru_cache(PROMPTS_HELD)(lambda index: self.encode_chat(self.problems[index].messages))
+        self._encoded = lru_cache(CACHED_PROMPTS)(
+            lambda index: self.encode_chat(self.problems[index].messages)
+        )
 
     def problem(self, position: int) -> tuple[int, Problem]:
-        """(epoch, problem) at a position of the order."""
-        place = self.order.at(position)
-        return place.epoch, self.problems[place.index]
+        """Return (epoch, problem) at a position of the order."""
+        entry = self.order.at(position)
+        return entry.epoch, self.problems[entry.index]
 
     def prompt(self, position: int) -> list[int]:
-        """Token ids of the prompt at a position of the order."""
+        """Return the token ids of the prompt at a position of the order."""
         return self._encoded(self.order.at(position).index)
 
-    def too_long(self, position: int) -> str | None:
-        """Why the problem at a position is left out; None: it is not.
+    def exclusion_reason(self, position: int) -> str | None:
+        """Return why the problem at a position is left out: its prompt is too long; None: it is not left out.
 
         Raises:
-            DataError: a whole epoch is left out.
+            DataError: all problems of an epoch are left out.
         """
         length = len(self.prompt(position))
         if length <= self.max_prompt_length:
-            self._left_out_in_a_row = 0
+            self._excluded_in_a_row = 0
             return None
-        self._left_out_in_a_row += 1
-        # Positions are asked for in order: twice as many hold one whole epoch, wherever they began.
-        if self._left_out_in_a_row > 2 * len(self.problems):
+        self._excluded_in_a_row += 1
+        # Positions come in order: twice as many as there are problems contain a whole epoch, wherever they start.
+        if self._excluded_in_a_row > 2 * len(self.problems):
             raise DataError(
                 f"data.max_prompt_length: no problem has a prompt of at most {self.max_prompt_length} tokens; raise it"
             )
         _, problem = self.problem(position)
         return f"{problem.id} left out: {length} prompt tokens, data.max_prompt_length is {self.max_prompt_length}"
 
-    def lease(self, granted: Granted) -> Lease:
-        """The message for one grant."""
+    def lease_message(self, granted: Granted) -> Lease:
+        """Return the lease message for one grant."""
         epoch, problem = self.problem(granted.lease)
         return Lease(
             lease=granted.lease,
@@ -85,11 +87,11 @@ class Supply:
             columns=json.dumps(dict(problem.columns)),  # type: ignore[arg-type]  # pydantic reads the text
         )
 
-    def group(self, message: Group, worker: str, newest_version: int) -> SampledGroup:
-        """A group as the learner sees it.
+    def read_group(self, message: Group, worker: str, newest_version: int) -> SampledGroup:
+        """Read a group from its message, and check that it fits this run.
 
         Raises:
-            ProtocolError: it is none of this run's; the text says why.
+            ProtocolError: it does not fit; the text says why.
         """
         if len(message.completions) != self.num_generations:
             raise ProtocolError(
@@ -120,5 +122,5 @@ class Supply:
 
 
 def oldest_version(message: Group) -> int:
-    """The oldest policy version that sampled a token of the group."""
+    """Return the oldest policy version that sampled a token of the group."""
     return min(min(memoryview(completion.versions).cast("i")) for completion in message.completions)

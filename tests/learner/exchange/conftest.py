@@ -14,7 +14,8 @@ from grpo_actors.transport.sockets import zmq_context
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    # Until their contexts are gone: a socket that is collected open would warn instead of closing, and those would wait.
+    # Keep the runs until their contexts are closed: an open socket that is garbage-collected warns instead of closing,
+    # and its context would wait for it.
     runs: list[Run] = []
     with contextlib.ExitStack() as stack:
 

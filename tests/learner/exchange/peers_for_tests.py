@@ -1,4 +1,4 @@
-"""An exchange and small real peers for it: DEALERs that say what a test tells them."""
+"""An exchange and small real peers for it: DEALER sockets that send what a test wants."""
 
 import json
 import os
@@ -28,7 +28,7 @@ PROBLEMS = [
 
 
 class Clock:
-    """The real one, which a test may put forward."""
+    """The real clock, which a test can put forward."""
 
     ahead_s = 0.0
 
@@ -43,21 +43,21 @@ class Peer:
         self, run: "Run", name: str, role: str = "rollout", host: str = "elsewhere", pid: int = 7
     ) -> None:
         self.run, self.name, self.role, self.host, self.pid = run, name, role, host, pid
-        self.unheard: list[wire.Message] = []
+        self.unread: list[wire.Message] = []
         self.control = ControlClient(run.context, run.endpoints.control, name)
 
-    def say(self, message: "wire.Message | bytes") -> None:
+    def send(self, message: "wire.Message | bytes") -> None:
         data = message if isinstance(message, bytes) else wire.encode(message)
         deadline = time.monotonic() + DEADLINE_S
         while not self.control.send(data):
             assert time.monotonic() < deadline, "never connected"
             self.control.socket.poll(10)
 
-    def hear(self, kind: type[Any]) -> Any:
-        """The next message of a kind; others are kept, but for announcements, which come at any time."""
-        for message in self.unheard:
+    def receive(self, kind: type[Any]) -> Any:
+        """Return the next message of a kind. Others are kept, except announcements, which come at any time."""
+        for message in self.unread:
             if isinstance(message, kind):
-                self.unheard.remove(message)
+                self.unread.remove(message)
                 return message
         deadline = time.monotonic() + DEADLINE_S
         while (data := self.control.receive(max(0.0, deadline - time.monotonic()))) is not None:
@@ -65,49 +65,51 @@ class Peer:
             if isinstance(message, kind):
                 return message
             if not isinstance(message, wire.Announcement):
-                self.unheard.append(message)
-        raise AssertionError(f"{self.name} heard no {kind.__name__}, but {self.unheard}")
+                self.unread.append(message)
+        raise AssertionError(f"{self.name} received no {kind.__name__}, but {self.unread}")
 
     def hello(self, **changes: Any) -> wire.Hello:
-        told = {
+        fields = {
             "protocol": wire.PROTOCOL_VERSION,
             "role": self.role,
             "name": self.name,
             "host": self.host,
             "pid": self.pid,
         }
-        return wire.Hello.model_validate(told | changes)
+        return wire.Hello.model_validate(fields | changes)
 
     def join(self) -> "Peer":
-        self.say(self.hello())
-        self.hear(wire.Welcome)
+        self.send(self.hello())
+        self.receive(wire.Welcome)
         return self
 
-    def beat(self, room: int, holding: Sequence[int] = (), version: int = 0, state: str = "waiting") -> None:
-        told = {"state": state, "credits": room, "holding": list(holding), "version": version}
-        self.say(wire.Beat.model_validate(told))
+    def beat(
+        self, capacity: int, holding: Sequence[int] = (), version: int = 0, state: str = "waiting"
+    ) -> None:
+        fields = {"state": state, "credits": capacity, "holding": list(holding), "version": version}
+        self.send(wire.Beat.model_validate(fields))
 
-    def is_seen(self) -> None:
-        """Returns once the learner has counted a beat of this peer, sent now."""
+    def wait_until_seen(self) -> None:
+        """Send a beat, and wait until the learner has counted it."""
         while self.control.receive(0.0) is not None:
             pass
-        self.beat(room=0)
-        self.hear(wire.Announcement)
+        self.beat(capacity=0)
+        self.receive(wire.Announcement)
 
-    def take(self, room: int = 2, runs: int = 1) -> list[wire.Lease]:
-        """Ask for leases, and hear of them."""
-        self.beat(room)
-        return [lease for _ in range(runs) for lease in self.hear(wire.Grant).leases]
+    def take(self, capacity: int = 2, runs: int = 1) -> list[wire.Lease]:
+        """Ask for leases, and return those of the next grants."""
+        self.beat(capacity)
+        return [lease for _ in range(runs) for lease in self.receive(wire.Grant).leases]
 
     def deliver(self, lease: wire.Lease, version: int = 0, **changes: Any) -> wire.Ack:
-        self.say(group(lease, version, **changes))
-        ack = self.hear(wire.Ack)
+        self.send(group(lease, version, **changes))
+        ack = self.receive(wire.Ack)
         assert (ack.lease, ack.attempt) == (lease.lease, lease.attempt)
         return ack
 
 
 def completion(seed: int, version: int, **changes: Any) -> dict[str, Any]:
-    told = {
+    fields = {
         "tokens": wire.ints([seed % 100, 1]),
         "logprobs": wire.floats([-0.5, -0.25]),
         "versions": wire.ints([version, version]),
@@ -115,17 +117,17 @@ def completion(seed: int, version: int, **changes: Any) -> dict[str, Any]:
         "text": "x",
         "rewards": {"correct": 1.0},
     }
-    return told | changes
+    return fields | changes
 
 
 def group(lease: wire.Lease, version: int = 0, completions: Any = None, **changes: Any) -> wire.Group:
-    told = {"lease": lease.lease, "attempt": lease.attempt, "sampling_s": 0.1, "scoring_s": 0.1}
+    fields = {"lease": lease.lease, "attempt": lease.attempt, "sampling_s": 0.1, "scoring_s": 0.1}
     sampled = [completion(seed, version) for seed in lease.seeds] if completions is None else completions
-    return wire.Group.model_validate(told | {"completions": sampled} | changes)
+    return wire.Group.model_validate(fields | {"completions": sampled} | changes)
 
 
 class Run:
-    """An exchange, its folder, and the peers that a test makes."""
+    """An exchange, its run folder, and the peers that a test makes."""
 
     def __init__(self, folder: Path, sockets: str, context: Context, **settings: Any) -> None:
         self.folder, self.context, self.clock = folder, context, Clock()

@@ -1,4 +1,4 @@
-"""What the learner gets from its other half: versions served, evaluations, snapshots, an orderly end."""
+"""What the learner gets from the exchange: versions served, evaluations, snapshots, an orderly end."""
 
 import socket
 import tempfile
@@ -21,7 +21,7 @@ from grpo_actors.wire import messages as wire
 
 
 def fetch(run: Run) -> tuple[int, bytes] | None:
-    """The newest version, as a worker takes it."""
+    """Fetch the newest version, as a worker does."""
     client = WeightsClient(run.context, run.endpoints.weights, fetching)  # type: ignore[attr-defined]
     try:
         answer = client.manifest()
@@ -76,52 +76,52 @@ def test_an_evaluation_counts_once(start):
     run = start(version=4)
     evaluator = run.peer("evaluator", role="evaluator").join()
     for update, accuracy in ((0, 0.5), (4, 0.6), (0, 0.7), (5, 0.9)):  # one twice, one of the future
-        evaluator.say(evaluation(update, accuracy))
+        evaluator.send(evaluation(update, accuracy))
     wait_until(lambda: run.records("log"))
     assert [(e.update, e.accuracy) for e in run.exchange.take_evaluations()] == [(0, 0.5), (4, 0.6)]
     assert run.exchange.take_evaluations() == []
     assert run.exchange.evaluator_present()
 
 
-def test_a_snapshot_holds_all_that_was_said_before_it(run):
+def test_a_snapshot_holds_all_that_was_recorded_before_it(run):
     peer = run.peer("w").join()
-    for lease in peer.take(room=4, runs=2):
+    for lease in peer.take(capacity=4, runs=2):
         peer.deliver(lease)
     batch = run.exchange.next_batch(DEADLINE_S)
     run.publish(1, [group.lease for group in batch])
     run.exchange.record("metrics", update=1)
     snapshot = run.exchange.snapshot()
     assert snapshot.cursor == Cursor(2, ())
-    told = run.records()
-    assert [record["seq"] for record in told] == list(range(1, len(told) + 1))
-    assert snapshot.records == len(told)
-    assert [record["topic"] for record in told[-2:]] == [
+    records = run.records()
+    assert [record["seq"] for record in records] == list(range(1, len(records) + 1))
+    assert snapshot.records == len(records)
+    assert [record["topic"] for record in records[-2:]] == [
         "worker",
         "metrics",
-    ]  # the metrics bring the workers along
+    ]  # the workers' states come before the metrics
 
 
-def test_a_resumed_run_goes_on_at_its_cursor(start):
+def test_a_resumed_run_continues_at_its_cursor(start):
     run = start(version=1, cursor=Cursor(2, (3,)))
-    leases = run.peer("w").join().take(room=4, runs=3)
+    leases = run.peer("w").join().take(capacity=4, runs=3)
     assert [lease.lease for lease in leases] == [2, 4, 5, 6][: len(leases)]
 
 
 # --- the end -----------------------------------------------------------------------------------------
 
 
-def test_closing_waits_for_the_goodbyes_of_those_who_were_sent_home(run):
+def test_closing_waits_for_the_goodbyes_of_dismissed_peers(run):
     peer = run.peer("w").join()
     run.exchange.dismiss("rollout", "the run is over")
-    assert peer.hear(wire.Bye).reason == "the run is over"
-    peer.say(wire.Bye(reason="dismissed"))
+    assert peer.receive(wire.Bye).reason == "the run is over"
+    peer.send(wire.Bye(reason="dismissed"))
     began = time.monotonic()
     run.exchange.close()
     assert time.monotonic() - began < FAREWELL_S
     assert run.states("w")[-1] == "left"
 
 
-def test_closing_waits_no_longer_than_a_farewell(run):
+def test_closing_waits_for_at_most_farewell_s(run):
     run.peer("deaf").join()
     run.exchange.dismiss("rollout", "the run is over")
     began = time.monotonic()
@@ -129,27 +129,27 @@ def test_closing_waits_no_longer_than_a_farewell(run):
     assert FAREWELL_S - 0.5 < time.monotonic() - began < FAREWELL_S + 2.0
 
 
-def test_who_comes_after_the_dismissal_is_sent_home_too(run):
+def test_a_peer_that_joins_after_the_dismissal_is_dismissed_too(run):
     early = run.peer("early").join()
     run.exchange.dismiss("rollout", "the run is over")
     run.exchange.snapshot()  # it has taken effect
     late = run.peer("late")
-    late.say(late.hello())
+    late.send(late.hello())
     # Not a refusal: a worker that is refused ends with exit code 2, one that is not needed with 0.
-    assert late.hear(wire.Bye) == wire.Bye(reason="the run is over", dismissed=True)
-    early.say(wire.Bye())
+    assert late.receive(wire.Bye) == wire.Bye(reason="the run is over", dismissed=True)
+    early.send(wire.Bye())
 
 
-def test_a_dismissal_that_was_lost_is_said_again_at_the_next_beat(run):
+def test_a_lost_dismissal_is_sent_again_at_the_next_beat(run):
     peer = run.peer("w").join()
     run.exchange.dismiss("rollout", "the run is over")
     for _ in range(2):
-        peer.beat(room=2)
-        assert peer.hear(wire.Bye).reason == "the run is over"
-    peer.say(wire.Bye())
+        peer.beat(capacity=2)
+        assert peer.receive(wire.Bye).reason == "the run is over"
+    peer.send(wire.Bye())
 
 
-def test_what_kills_the_thread_is_raised_to_the_learner(tmp_path, start):
+def test_an_error_that_ends_the_thread_is_raised_in_the_learner(tmp_path, start):
     run = start()
 
     def full_disk(topic: str, line: bytes) -> None:

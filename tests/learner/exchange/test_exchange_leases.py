@@ -1,4 +1,4 @@
-"""Who takes part, and the way of a lease: granted, sampled, taken in."""
+"""How a peer joins, and the way of a lease: granted, sampled, accepted."""
 
 import pytest
 from peers_for_tests import DEADLINE_S, PROBLEMS, completion, wait_until
@@ -14,8 +14,8 @@ from grpo_actors.wire.messages import PROTOCOL_VERSION
 
 def test_a_hello_is_answered_with_what_a_peer_needs(run):
     peer = run.peer("w")
-    peer.say(peer.hello(run_id="run-1"))
-    welcome = peer.hear(wire.Welcome)
+    peer.send(peer.hello(run_id="run-1"))
+    welcome = peer.receive(wire.Welcome)
     assert (welcome.run_id, welcome.weights_endpoint, welcome.beat_s) == ("run-1", run.endpoints.weights, 1.0)
     wait_until(lambda: run.states("w") == ["joined"])
 
@@ -31,27 +31,27 @@ def test_a_hello_is_answered_with_what_a_peer_needs(run):
 )
 def test_a_hello_that_does_not_fit_is_refused_with_the_reason(run, changes, reason):
     peer = run.peer("w")
-    peer.say(peer.hello(**changes))
-    bye = peer.hear(wire.Bye)
+    peer.send(peer.hello(**changes))
+    bye = peer.receive(wire.Bye)
     assert (bye.reason, bye.again) == (reason, False)
     assert run.states("w") == []
 
 
-def test_who_has_not_said_hello_is_asked_to(run):
+def test_an_unknown_peer_is_asked_to_say_hello(run):
     peer = run.peer("stranger")
-    peer.beat(room=2)
-    assert peer.hear(wire.Bye).again
+    peer.beat(capacity=2)
+    assert peer.receive(wire.Bye).again
     assert peer.join().take()
 
 
 def test_every_beat_is_answered_with_the_newest_version(run):
     peer = run.peer("w").join()
-    peer.beat(room=0)
-    assert peer.hear(wire.Announcement).version == 0
+    peer.beat(capacity=0)
+    assert peer.receive(wire.Announcement).version == 0
     run.publish(1)
-    assert peer.hear(wire.Announcement).version == 1  # at once
-    peer.beat(room=0)
-    assert peer.hear(wire.Announcement).version == 1  # and again, should the first have been lost
+    assert peer.receive(wire.Announcement).version == 1  # at once
+    peer.beat(capacity=0)
+    assert peer.receive(wire.Announcement).version == 1  # and again, should the first have been lost
 
 
 # --- leases and groups -------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_a_lease_carries_all_that_a_worker_needs(run):
 
 def test_groups_become_batches_in_the_order_of_their_leases(run):
     peer = run.peer("w").join()
-    leases = peer.take(room=4, runs=2)
+    leases = peer.take(capacity=4, runs=2)
     for lease in reversed(leases):
         assert peer.deliver(lease).accepted
     batch = run.exchange.next_batch(DEADLINE_S)
@@ -100,7 +100,7 @@ def test_a_duplicate_is_acknowledged_and_counted_once(run):
     assert run.exchange.take_tokens() == 0
 
 
-def test_tokens_that_came_in_are_those_that_were_sampled(run):
+def test_only_sampled_tokens_are_counted(run):
     peer = run.peer("w").join()
     lease = peer.take()[0]
     of_two_turns = {
@@ -118,8 +118,8 @@ def test_tokens_that_came_in_are_those_that_were_sampled(run):
 def test_a_result_of_an_attempt_that_was_given_up_is_refused(run):
     slow, quick = run.peer("slow").join(), run.peer("quick").join()
     old = slow.take()[0]
-    run.clock.ahead_s += 61  # the lease's deadline, for which the worker beat in vain
-    slow.beat(room=0, holding=[0, 1])
+    run.clock.ahead_s += 61  # past the lease's deadline, which beats do not extend
+    slow.beat(capacity=0, holding=[0, 1])
     new = quick.take()[0]
     assert (new.lease, new.attempt, new.seeds) == (old.lease, 2, old.seeds)
     ack = slow.deliver(old)
@@ -134,9 +134,9 @@ def test_a_group_that_is_too_old_is_refused_and_sampled_again(start):
     assert lease.min_version == 5
     ack = peer.deliver(lease, version=4)
     assert (ack.accepted, ack.reason) == (False, "lease 0 was sampled with version 4, needs 5")
-    peer.beat(room=2, holding=[1])
-    peer.beat(room=3, holding=[1])
-    assert [(again.lease, again.attempt) for again in peer.hear(wire.Grant).leases] == [(0, 2)]
+    peer.beat(capacity=2, holding=[1])
+    peer.beat(capacity=3, holding=[1])
+    assert [(again.lease, again.attempt) for again in peer.receive(wire.Grant).leases] == [(0, 2)]
 
 
 @pytest.mark.parametrize(
@@ -165,26 +165,26 @@ def test_a_group_that_would_harm_the_learner_is_refused_and_its_lease_goes_out_a
     ack = peer.deliver(lease, **changes)
     assert not ack.accepted
     assert complaint in ack.reason
-    peer.beat(room=3, holding=[1])
-    assert [(again.lease, again.attempt) for again in peer.hear(wire.Grant).leases] == [(0, 2)]
+    peer.beat(capacity=3, holding=[1])
+    assert [(again.lease, again.attempt) for again in peer.receive(wire.Grant).leases] == [(0, 2)]
 
 
 def test_leases_are_shared_among_the_workers_that_have_room(start):
     run = start(max_staleness=0, batch_groups=1)  # two leases may be out
     first, second = run.peer("first").join(), run.peer("second").join()
     for peer in (first, second):
-        peer.is_seen()
+        peer.wait_until_seen()
     # Both ask before the thread looks at leases again, or the first takes one and then the other.
-    second.beat(room=1)
-    first.beat(room=1)
-    assert {peer.hear(wire.Grant).leases[0].lease for peer in (first, second)} == {0, 1}
+    second.beat(capacity=1)
+    first.beat(capacity=1)
+    assert {peer.receive(wire.Grant).leases[0].lease for peer in (first, second)} == {0, 1}
 
 
-def test_problems_whose_prompt_is_too_long_are_left_out_and_told(start):
+def test_problems_whose_prompt_is_too_long_are_left_out_and_logged(start):
     long = Problem("long", ({"role": "user", "content": "x" * 51},), "0")
     run = start(problems=[PROBLEMS[0], long, PROBLEMS[1]], batch_groups=1)
     peer = run.peer("w").join()
-    assert [lease.problem_id for lease in peer.take(room=4, runs=4)] == ["p0", "p1", "p0", "p1"]
+    assert [lease.problem_id for lease in peer.take(capacity=4, runs=4)] == ["p0", "p1", "p0", "p1"]
     logs = [record["text"] for record in run.records("log")]
     assert logs == ["long left out: 51 prompt tokens, data.max_prompt_length is 50"] * 2
 
@@ -192,6 +192,6 @@ def test_problems_whose_prompt_is_too_long_are_left_out_and_told(start):
 def test_a_data_set_without_a_short_prompt_ends_the_run_with_the_cure(start):
     run = start(max_prompt_length=3)
     peer = run.peer("w")
-    peer.say(peer.hello())  # found out when the first leases are made, which is for the first worker
+    peer.send(peer.hello())  # found out when the first leases are made, which is for the first worker
     with pytest.raises(DataError, match=r"no problem has a prompt of at most 3 tokens; raise it"):
         wait_until(lambda: run.exchange.next_batch(0.1))

@@ -1,4 +1,4 @@
-"""Peers that die, hang, come back, or do not keep to the protocol."""
+"""Peers that die, hang, come back, or break the protocol."""
 
 import os
 import socket
@@ -29,8 +29,8 @@ def test_a_silent_peers_leases_go_out_again_with_the_same_seeds(run):
     old = hung.take()
     alive.take()
     run.clock.ahead_s += LOST_S + 1
-    alive.beat(room=4, holding=[2, 3])
-    new = alive.hear(wire.Grant).leases
+    alive.beat(capacity=4, holding=[2, 3])
+    new = alive.receive(wire.Grant).leases
     assert [(lease.lease, lease.attempt, lease.seeds) for lease in new] == [
         (lease.lease, 2, lease.seeds) for lease in old
     ]
@@ -47,8 +47,8 @@ def test_a_peer_on_another_host_whose_connection_is_closed_is_lost_after_a_silen
     alive.take()
     killed.control.socket.close(linger=0)  # what the kernel does for a process that was killed
     run.clock.ahead_s += PROBE_S + 0.1
-    alive.beat(room=4, holding=[2, 3])
-    assert [(lease.lease, lease.attempt) for lease in alive.hear(wire.Grant).leases] == [(0, 2), (1, 2)]
+    alive.beat(capacity=4, holding=[2, 3])
+    assert [(lease.lease, lease.attempt) for lease in alive.receive(wire.Grant).leases] == [(0, 2), (1, 2)]
     assert old[0].lease == 0
     lost = next(record for record in run.records("worker") if record["state"] == "lost")
     assert (lost["worker"], lost["why"]) == ("killed", "its connection is closed")
@@ -58,18 +58,18 @@ def test_a_peer_that_loads_its_model_may_be_silent_for_long(run):
     run.peer("loading").join()
     evaluator = run.peer("evaluator", role="evaluator").join()
     run.clock.ahead_s += LOADING_S - 5
-    evaluator.beat(room=0)
+    evaluator.beat(capacity=0)
     wait_until(run.exchange.evaluator_present)
     assert run.states("loading") == ["joined"]
     run.clock.ahead_s += 10
     wait_until(lambda: run.states("loading") == ["joined", "lost"])
 
 
-def test_a_peer_inside_the_learners_own_process_is_never_taken_for_silent(run):
+def test_a_peer_in_the_learners_own_process_is_never_lost_for_its_silence(run):
     inside = run.peer("local", host=socket.gethostname(), pid=os.getpid()).join()
     outside = run.peer("w").join()
     inside.take()
-    outside.is_seen()
+    outside.wait_until_seen()
     run.clock.ahead_s += LOST_S + 1
     wait_until(lambda: "lost" in run.states("w"))
     assert "lost" not in run.states("local")
@@ -81,11 +81,14 @@ def test_a_killed_local_process_is_seen_within_a_second_and_its_leases_are_out_a
         victim.take()
         other = run.peer("other").join()
         other.take()
-        other.beat(room=4, holding=[2, 3])
+        other.beat(capacity=4, holding=[2, 3])
         process.kill()
         process.wait()
         died_s = time.monotonic()
-        assert [(lease.lease, lease.attempt) for lease in other.hear(wire.Grant).leases] == [(0, 2), (1, 2)]
+        assert [(lease.lease, lease.attempt) for lease in other.receive(wire.Grant).leases] == [
+            (0, 2),
+            (1, 2),
+        ]
         assert time.monotonic() - died_s < 1.0
     lost = next(record for record in run.records("worker") if record["state"] == "lost")
     assert (lost["worker"], lost["why"]) == ("victim", "its process ended")
@@ -96,8 +99,8 @@ def test_a_process_of_another_host_that_has_the_same_name_is_not_watched(run):
     twin = run.peer("twin", host=socket.gethostname(), pid=2**31 - 1).join()
     assert twin.take()
     run.clock.ahead_s += 1.0
-    twin.beat(room=2, holding=[0, 1])
-    twin.hear(wire.Announcement)
+    twin.beat(capacity=2, holding=[0, 1])
+    twin.receive(wire.Announcement)
     assert "lost" not in run.states("twin")
 
 
@@ -118,9 +121,9 @@ def test_leaving_gives_leases_back_at_once(run):
     leaver, stayer = run.peer("leaver").join(), run.peer("stayer").join()
     leaver.take()
     stayer.take()
-    leaver.say(wire.Bye(reason="asked to leave"))
-    stayer.beat(room=4, holding=[2, 3])
-    assert [lease.lease for lease in stayer.hear(wire.Grant).leases] == [0, 1]
+    leaver.send(wire.Bye(reason="asked to leave"))
+    stayer.beat(capacity=4, holding=[2, 3])
+    assert [lease.lease for lease in stayer.receive(wire.Grant).leases] == [0, 1]
     assert run.states("leaver")[-1] == "left"
 
 
@@ -128,37 +131,37 @@ def test_a_grant_that_never_reached_its_worker_goes_out_again(run):
     peer = run.peer("w").join()
     peer.take()
     run.clock.ahead_s += GRACE_S + 1
-    peer.beat(room=2, holding=[])  # it does not know of the grant
-    assert [(lease.lease, lease.attempt) for lease in peer.hear(wire.Grant).leases] == [(0, 2), (1, 2)]
+    peer.beat(capacity=2, holding=[])  # it does not know of the grant
+    assert [(lease.lease, lease.attempt) for lease in peer.receive(wire.Grant).leases] == [(0, 2), (1, 2)]
 
 
 def test_a_problem_that_kills_three_workers_is_set_aside_with_an_alarm(start):
     run = start(batch_groups=1)
     for number in range(3):
         victim = run.peer(f"victim-{number}").join()
-        assert [lease.lease for lease in victim.take(room=1)] == [0]
+        assert [lease.lease for lease in victim.take(capacity=1)] == [0]
         run.clock.ahead_s += LOST_S + 1
         wait_until(lambda victim=victim: "lost" in run.states(victim.name))
     wait_until(lambda: run.records("alarm"))
     (alarm,) = run.records("alarm")
     assert alarm["text"] == "p0: three workers died or timed out on it; it is left out (lease 0)"
-    assert [lease.lease for lease in run.peer("w").join().take(room=1)] == [1]
+    assert [lease.lease for lease in run.peer("w").join().take(capacity=1)] == [1]
 
 
 def test_a_lost_peer_is_forgotten_in_the_end(run):
-    run.peer("gone").join().is_seen()
+    run.peer("gone").join().wait_until_seen()
     run.clock.ahead_s += LOST_S + 1
     wait_until(lambda: "lost" in run.states("gone"))
     run.exchange.record("metrics", update=1)
     wait_until(lambda: run.states("gone")[-2:] == ["lost", "lost"])
     run.clock.ahead_s += FORGET_S
-    told = len(run.states("gone"))
+    recorded = len(run.states("gone"))
     another = run.peer("another").join()  # by now a tick has passed
     run.clock.ahead_s += 1.0
-    another.is_seen()
+    another.wait_until_seen()
     run.exchange.record("metrics", update=2)
     wait_until(lambda: run.records("metrics")[-1]["update"] == 2)
-    assert len(run.states("gone")) == told
+    assert len(run.states("gone")) == recorded
 
 
 # --- offences ----------------------------------------------------------------------------------------
@@ -173,37 +176,37 @@ def test_after_ten_offences_a_peer_is_dropped_and_its_leases_go_out_again(run, d
     offender, other = run.peer("offender").join(), run.peer("other").join()
     offender.take()
     for _ in range(MAX_OFFENCES):
-        offender.say(data)
-    assert offender.hear(wire.Bye).reason == "10 messages against the protocol"
-    other.beat(room=2)
-    assert [lease.lease for lease in other.hear(wire.Grant).leases] == [0, 1]
-    offender.say(offender.hello())
-    other.beat(room=2, holding=[0, 1])
-    other.hear(wire.Announcement)
+        offender.send(data)
+    assert offender.receive(wire.Bye).reason == "10 messages against the protocol"
+    other.beat(capacity=2)
+    assert [lease.lease for lease in other.receive(wire.Grant).leases] == [0, 1]
+    offender.send(offender.hello())
+    other.beat(capacity=2, holding=[0, 1])
+    other.receive(wire.Announcement)
     assert run.states("offender")[-1] == "lost"  # its Hello came before the other's beat, to no effect
     assert len(run.records("log")) == MAX_OFFENCES
 
 
-def test_nine_offences_are_borne(run):
+def test_nine_offences_are_tolerated(run):
     peer = run.peer("clumsy").join()
     for _ in range(MAX_OFFENCES - 1):
-        peer.say(b"\xc1")
+        peer.send(b"\xc1")
     assert len(peer.take()) == 2
 
 
 def test_a_stranger_with_many_identities_fills_no_memory(run):
     roster = Roster("run-1")
     for number in range(3 * MAX_OFFENDERS):
-        roster.offend(b"%d" % number)
+        roster.count_offence(b"%d" % number)
     assert len(roster._offences) == MAX_OFFENDERS
 
 
-def test_what_only_the_other_role_may_say_is_an_offence(run):
+def test_a_message_of_the_other_role_is_an_offence(run):
     worker = run.peer("w").join()
     evaluator = run.peer("evaluator", role="evaluator").join()
     lease = worker.take()[0]
-    worker.say(evaluation(0))
-    evaluator.say(group(lease))
+    worker.send(evaluation(0))
+    evaluator.send(group(lease))
     wait_until(lambda: len(run.records("log")) == 2)
     assert [record["text"] for record in run.records("log")] == [
         "w: Evaluation from a peer whose role is rollout",
@@ -216,15 +219,15 @@ def test_what_only_the_other_role_may_say_is_an_offence(run):
 
 
 def spend(peer, working_s, waiting_s):
-    peer.count(wire.Beat(state="waiting", working_s=working_s, waiting_s=waiting_s), now_s=0.0)
+    peer.record_beat(wire.Beat(state="waiting", working_s=working_s, waiting_s=waiting_s), now_s=0.0)
 
 
 def test_the_share_of_waiting_is_that_of_all_workers_since_it_was_last_taken():
     roster = Roster("run-1")
 
     def joins(name):
-        told = {"protocol": wire.PROTOCOL_VERSION, "role": "rollout", "name": name, "host": "h", "pid": 7}
-        return roster.admit(name.encode(), wire.Hello.model_validate(told), now_s=0.0)
+        fields = {"protocol": wire.PROTOCOL_VERSION, "role": "rollout", "name": name, "host": "h", "pid": 7}
+        return roster.admit(name.encode(), wire.Hello.model_validate(fields), now_s=0.0)
 
     one, other = joins("one"), joins("other")
     assert roster.take_wait_share() is None

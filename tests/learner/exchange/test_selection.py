@@ -1,4 +1,4 @@
-"""What the selection counts, learns and says."""
+"""What the selection counts, learns and reports."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_without_dynamic_sampling_a_missing_signal_is_no_flaw():
     assert criteria.filter_group(0.5, signal=False) == FilterResult(0.5, "")
 
 
-def test_what_is_not_asked_for_is_not_measured():
+def test_features_that_are_off_are_not_measured():
     assert selection().metrics() == {
         "groups_passed_over": None,
         "groups_resampled": 0,
@@ -65,7 +65,7 @@ def test_the_curriculum_learns_from_what_trained_and_from_what_was_passed_over()
     assert chosen.success_rates() == {"p0": 0.0, "p1": 0.5}
 
 
-def test_the_limit_is_told_once_in_a_row():
+def test_the_alarm_at_the_refill_limit_is_given_once_in_a_row():
     chosen = selection()
     at_limit = Consumption([Settled(0, WRONG, False), Settled(1, WRONG, True)])
     assert chosen.settle(at_limit) == (

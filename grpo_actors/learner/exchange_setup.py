@@ -1,4 +1,4 @@
-"""The exchange of a run, built from the run's settings: its lease table, its problems, its selection."""
+"""Building the exchange of a run from its settings: its lease table, supply of problems and selection."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ from grpo_actors.transport.sockets import Endpoints
 from grpo_actors.wire.messages import Welcome
 
 
-def welcome_of(config: Config, run_id: str, identity: Identity, endpoints: Endpoints) -> Welcome:
-    """What everyone who joins is told; `identity` is that of the base model."""
+def build_welcome(config: Config, run_id: str, identity: Identity, endpoints: Endpoints) -> Welcome:
+    """Build the answer to every peer that joins; `identity` is that of the base model."""
     return Welcome(
         run_id=run_id,
         config=config.model_dump_json(),
@@ -35,7 +35,7 @@ def welcome_of(config: Config, run_id: str, identity: Identity, endpoints: Endpo
     )
 
 
-def open_exchange(
+def build_exchange(
     config: Config,
     task: Task,
     grpo: Grpo,
@@ -45,17 +45,17 @@ def open_exchange(
     endpoints: Endpoints,
     welcome: Welcome,
 ) -> Exchange:
-    """The exchange of a run that goes on from its archive; not started yet."""
-    supply = supply_of(config, task.problems("train"), grpo.policy)
+    """Build the exchange of a run that continues from its archive; it is not started yet."""
+    supply = build_supply(config, task.problems("train"), grpo.policy)
     return Exchange(
         endpoints=endpoints,
-        table=lease_table(
+        table=build_lease_table(
             config, version=grpo.version, total_updates=grpo.total_updates, cursor=archive.cursor
         ),
         supply=supply,
-        selection=selection_of(config, task, supply, archive.success_rates),
+        selection=build_selection(config, task, supply, archive.success_rates),
         welcome=welcome,
-        # A reward that may take long keeps its worker silent for as long.
+        # A worker sends no beat while a reward function runs, so the limit allows for a slow one.
         lost_s=max(LOST_S, config.reward.reward_timeout_s + 10 * BEAT_S),
         open_journal=lambda publisher: Journal(
             run_dir, seq=archive.records, log_jsonl=config.metrics.log_jsonl, publish=publisher.publish
@@ -63,20 +63,20 @@ def open_exchange(
     )
 
 
-def lease_table(
+def build_lease_table(
     config: Config, *, version: int, total_updates: int, cursor: Cursor
 ) -> LeaseTable[SampledGroup]:
-    """The ledger of a run that has done `version` of its updates."""
+    """Build the lease table of a run that has done `version` of its updates."""
     groups, selection = config.groups_per_update, config.selection
     replaces = selection.replaces_groups
     return LeaseTable(
         groups_per_update=groups,
         max_staleness=config.rollout.max_staleness,
         batch_groups=config.rollout.batch_groups,
-        # The clock runs from the grant, and a run waits for as many as its worker holds besides.
+        # The clock starts at the grant, and a run of leases waits for the other runs that its worker holds.
         lease_timeout_s=config.rollout.lease_timeout_s * (config.rollout.runs_held - 1),
         version=version,
-        # Problems that are set aside are made up for by later ones: only versions end the run.
+        # Later problems replace those that are set aside, so the version ends the run, not the position.
         last_version=total_updates,
         cursor=cursor,
         refill_limit=selection.refill_limit * groups if replaces else 0,
@@ -84,8 +84,8 @@ def lease_table(
     )
 
 
-def supply_of(config: Config, problems: Sequence[Problem], policy: Policy) -> Supply:
-    """The problems of a run, as the policy's tokens."""
+def build_supply(config: Config, problems: Sequence[Problem], policy: Policy) -> Supply:
+    """Build the supply of problems, which encodes them as the policy's tokens."""
     return Supply(
         problems=problems,
         order=ProblemOrder(len(problems), config.run.seed, config.data.shuffle),
@@ -99,8 +99,10 @@ def supply_of(config: Config, problems: Sequence[Problem], policy: Policy) -> Su
     )
 
 
-def selection_of(config: Config, task: Task, supply: Supply, success_rates: Mapping[str, float]) -> Selection:
-    """Section [selection]; `success_rates` are those of the checkpoint."""
+def build_selection(
+    config: Config, task: Task, supply: Supply, success_rates: Mapping[str, float]
+) -> Selection:
+    """Build the selection of section [selection]; `success_rates` are those of the checkpoint."""
     selection = config.selection
     curriculum = Curriculum(config.run.seed, selection.curriculum_floor, dict(success_rates))
     return Selection(supply.problem, group_filter(config, task), curriculum if selection.curriculum else None)

@@ -1,4 +1,4 @@
-"""The worker of ``rollout.workers = 0``: in the learner's own thread, with the learner's own policy."""
+"""The worker of ``rollout.workers = 0``: it runs in the learner's thread and samples with the learner's policy."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from grpo_actors.wire.messages import Welcome
 
 
 @contextlib.contextmanager
-def local_worker(
+def open_local_worker(
     config: Config, grpo: Grpo, endpoints: Endpoints, welcome: Welcome, stop: StopRequest
 ) -> Iterator[RolloutWorker]:
-    """Open a worker and let it join the run over its socket, as every other does."""
+    """Open a worker that joins the run through its socket, as every other worker does."""
     with (
         zmq_context() as context,
         open_scorer(config.reward.functions, config.reward) as scorer,
@@ -28,7 +28,8 @@ def local_worker(
         control = ControlClient(context, endpoints.control, "local")
         yield RolloutWorker(
             control,
-            introduce(control, "rollout", stop, patience_s=10) or welcome,  # None: asked to stop meanwhile
+            introduce(control, "rollout", stop, patience_s=10)
+            or welcome,  # `introduce` returns None if asked to stop
             config,
             grpo.policy,
             scorer,
