@@ -17,7 +17,7 @@ from grpo_actors.config import Config
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
-from grpo_actors.rundir.decisions import Decision, keep, settled_on
+from grpo_actors.rundir.decisions import Decision, append_decision, kept_workers
 from grpo_actors.rundir.folder import WORKERS_FILE
 from grpo_actors.supervisor.children import Actor, how_it_ended
 from grpo_actors.supervisor.headcount import Headcount, Measurement
@@ -52,7 +52,7 @@ class WorkerPool:
         if wanted == "auto":
             room = room_of(self.config, self.machine)
             self._share = worker_share(self.machine, others, room.workers)
-            workers = min(settled_on(self.run_dir), room.workers)
+            workers = min(kept_workers(self.run_dir), room.workers)
             self.headcount = Headcount(workers)
             self._said.append(f"rollout workers: {workers} to begin with, {room}")
         else:
@@ -150,7 +150,7 @@ class WorkerPool:
         """Of use to a continued run and to the records only: a full disk is told, and the run goes on."""
         assert self.headcount is not None
         try:
-            keep(self.run_dir, decision, update=self._update, kept=self.headcount.kept)
+            append_decision(self.run_dir, decision, update=self._update, kept=self.headcount.kept)
         except OSError as error:
             path = self.run_dir / WORKERS_FILE
             self._said.append(f"{path} cannot be written ({error.strerror})")

@@ -7,7 +7,7 @@ import pytest
 from grpo_actors.config import load_config
 from grpo_actors.observe.records import make_record
 from grpo_actors.rundir.claim import claimed
-from grpo_actors.rundir.decisions import settled_on
+from grpo_actors.rundir.decisions import kept_workers
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.worker_pool import WorkerPool
 
@@ -76,7 +76,7 @@ def test_the_trial_begins_with_the_newcomers_first_group(told):
     told.updates(WINDOW, rollout_tokens_per_s=1050.0)
     assert told.reasons[1:] == ["one worker more gave 1.05 times the rate"]
     assert told.names == ["rollout-0"]
-    assert settled_on(told.folder) == 1
+    assert kept_workers(told.folder) == 1
 
 
 def test_an_attached_worker_restarts_the_window_and_is_not_counted(told):
@@ -97,13 +97,13 @@ def test_an_evaluator_that_joins_changes_nothing(told):
 
 def test_a_worker_on_trial_does_not_count_as_kept(told):
     told.updates(WINDOW)
-    assert settled_on(told.folder) == 1
+    assert kept_workers(told.folder) == 1
 
 
 @pytest.mark.parametrize("kept", ["", "[2]", "{}", '{"kept": "2"}', '{"kept": 0}'])
 def test_what_is_kept_and_makes_no_sense_is_as_good_as_nothing(tmp_path, kept):
     (tmp_path / "workers.json").write_text(kept)
-    assert settled_on(tmp_path) == 1
+    assert kept_workers(tmp_path) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_the_run_goes_on(told):
