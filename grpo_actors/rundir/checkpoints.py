@@ -67,14 +67,14 @@ def checkpoint_at(path: Path) -> Checkpoint | None:
 
 
 def newest_sound(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint that verifies, and one line about each newer one that does not."""
-    complaints: list[str] = []
+    """Return the newest checkpoint that verifies, and a line about the fault of each newer one."""
+    faults: list[str] = []
     for checkpoint in reversed(find_checkpoints(run_dir)):
-        complaint = verify(checkpoint)
-        if complaint is None:
-            return checkpoint, complaints
-        complaints.append(complaint)
-    return None, complaints
+        fault = verify(checkpoint)
+        if fault is None:
+            return checkpoint, faults
+        faults.append(fault)
+    return None, faults
 
 
 def verify(checkpoint: Checkpoint) -> str | None:

@@ -48,13 +48,13 @@ def resolve(name: str) -> str:
     marked = best(folder)
     if marked is not None:
         checkpoint = Checkpoint(folder / marked["checkpoint"], marked["update"])
-        complaint = verify(checkpoint)
-        if complaint is not None:
-            raise ModelError(f"{complaint}; it is the run's best checkpoint, name another one")
+        fault = verify(checkpoint)
+        if fault is not None:
+            raise ModelError(f"{fault}; it is the run's best checkpoint, name another one")
         return str(checkpoint.path)
-    newest, complaints = newest_sound(folder)
+    newest, faults = newest_sound(folder)
     if newest is None:
-        raise ModelError(complaints[0])
+        raise ModelError(faults[0])
     return str(newest.path)
 
 

@@ -38,9 +38,9 @@ def test_checkpoints_are_found_in_the_order_of_their_numbers(run_dir):
     for stray in ("checkpoint-3.tmp", "checkpoint-x", "checkpoint-7", "other-5"):  # 7 has no manifest
         (run_dir / stray).mkdir()
     assert updates(run_dir) == [9, 10, 100]
-    newest, complaints = newest_sound(run_dir)
+    newest, faults = newest_sound(run_dir)
     assert newest is not None
-    assert (read_state(newest), complaints) == ({"update": 100}, [])
+    assert (read_state(newest), faults) == ({"update": 100}, [])
     assert newest.bytes == sum(path.stat().st_size for path in newest.path.iterdir())
 
 
@@ -54,10 +54,10 @@ def test_each_damaged_checkpoint_is_reported_and_the_next_older_one_is_used(run_
         write(run_dir, update)
     (run_dir / "checkpoint-3/weights").unlink()
     (run_dir / "checkpoint-2/weights").write_bytes(bytes(256))
-    newest, complaints = newest_sound(run_dir)
+    newest, faults = newest_sound(run_dir)
     assert newest is not None
     assert newest.update == 1
-    assert ["checkpoint-3" in complaints[0], "checkpoint-2/weights" in complaints[1]] == [True, True]
+    assert ["checkpoint-3" in faults[0], "checkpoint-2/weights" in faults[1]] == [True, True]
 
 
 @pytest.mark.parametrize(
