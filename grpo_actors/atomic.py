@@ -1,4 +1,4 @@
-"""Make files and folders that are whole or absent: each gets its name when it is finished.
+"""Make files and folders that are complete or absent: each gets its name only when it is finished.
 
 Until then a file or folder NAME is written as ``NAME.tmp``. A reader never sees half of one, and a process that is
 killed leaves the old content.
@@ -12,24 +12,24 @@ from pathlib import Path
 
 from grpo_actors.errors import ModelError
 
-#: Ends the name of what is being written or removed.
+#: Suffix of a file or folder that is being written or removed.
 UNFINISHED = ".tmp"
 
-#: `new_folder` replaces only a folder with one of these.
+#: File names: `new_folder` replaces only a folder that has one of them.
 _MARKS = ("config.json", "adapter_config.json")
 
 
 def draft_of(target: Path) -> Path:
-    """Return the name under which `target` is written."""
+    """Return the temporary path under which `target` is written."""
     return target.with_name(f"{target.name}{UNFINISHED}")
 
 
 @contextmanager
 def whole_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yield the path of a draft that replaces `target` if the block ends well and is removed if not.
+    """Yield the path of a draft that replaces `target` if the block succeeds and is removed if it raises.
 
     Args:
-        target: The file to make or to replace.
+        target: The file to create or to replace.
         durable: Whether the content must survive a power failure.
     """
     draft = draft_of(target)
@@ -39,7 +39,7 @@ def whole_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
             _sync(draft)
         draft.replace(target)
     finally:
-        if draft.is_file():  # after a success it is gone already
+        if draft.is_file():  # after a success it was renamed
             draft.unlink()
 
 
@@ -50,7 +50,7 @@ def write_whole(target: Path, text: str, *, durable: bool = False) -> None:
 
 
 def seal_folder(draft: Path, target: Path) -> None:
-    """Make the finished folder `draft` durable and rename it to `target`; an old `target` is discarded."""
+    """Make the finished folder `draft` durable and rename it to `target`; discard an old `target` first."""
     for path in (*draft.iterdir(), draft):
         _sync(path)
     if target.exists():
@@ -60,19 +60,19 @@ def seal_folder(draft: Path, target: Path) -> None:
 
 
 def discard_folder(folder: Path) -> None:
-    """Remove a folder. It loses its name first: a kill in the middle leaves none that looks whole."""
-    nameless = draft_of(_old(folder))
-    shutil.rmtree(nameless, ignore_errors=True)
-    folder.rename(nameless)
-    shutil.rmtree(nameless, ignore_errors=True)
+    """Remove a folder. Rename it first, so that a kill in the middle leaves no folder that looks complete."""
+    renamed = draft_of(_old(folder))
+    shutil.rmtree(renamed, ignore_errors=True)
+    folder.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 @contextmanager
 def new_file(target: Path, *, overwrite: bool, option: str) -> Iterator[Path]:
-    """Yield the draft of a file that a user asked for by `option`; see `whole_file`.
+    """Yield the draft of the file that a user requested by the command line's `option`; see `whole_file`.
 
     Raises:
-        ModelError: `target` is in the way, or the disk refuses.
+        ModelError: `target` exists and may not be replaced, or cannot be written.
     """
     if target.is_dir():
         raise ModelError(f"{target}: {option} must be a file, got a folder")
@@ -88,16 +88,16 @@ def new_file(target: Path, *, overwrite: bool, option: str) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(target: Path, *, overwrite: bool, option: str, precious: Sequence[str]) -> Iterator[Path]:
-    """Yield an empty draft folder that becomes `target` if the block ends well and is removed if not.
+    """Yield an empty draft folder that becomes `target` if the block succeeds and is removed if it raises.
 
     Args:
-        target: Where the folder shall be.
-        overwrite: Whether a model or an adapter that is there may be replaced.
-        option: The command line's option that named it.
-        precious: Patterns of file names; a folder that has such a file is never replaced.
+        target: The folder to create.
+        overwrite: Whether an existing model or adapter folder may be replaced.
+        option: The command line's option that named `target`.
+        precious: File name patterns; a folder that has a matching file is never replaced.
 
     Raises:
-        ModelError: `target` is in the way, or the disk refuses.
+        ModelError: `target` exists and may not be replaced, or cannot be written.
     """
     _refuse_occupied(target, option, precious, overwrite=overwrite)
     draft = draft_of(target)
@@ -115,7 +115,7 @@ def new_folder(target: Path, *, overwrite: bool, option: str, precious: Sequence
     except OSError as error:
         raise ModelError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
-        # After a success it is gone already.
+        # After a success the draft was renamed, and nothing is left to remove.
         shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -128,7 +128,7 @@ def _refuse_occupied(target: Path, option: str, precious: Sequence[str], *, over
         return
     if not overwrite:
         raise ModelError(f"{target}: the folder is not empty; add --overwrite or choose another {option}")
-    # A slip of the hand must not delete somebody's home, or a run.
+    # A typing error must not delete a home folder or a run.
     if not any((target / name).is_file() for name in _MARKS):
         raise ModelError(
             f"{target}: --overwrite replaces model folders only, and this one has no config.json"
@@ -143,7 +143,7 @@ def _refuse_occupied(target: Path, option: str, precious: Sequence[str], *, over
 
 
 def _publish(draft: Path, target: Path) -> None:
-    """Put `draft` in the place of `target`; the old folder is deleted when the new one has its name."""
+    """Rename `draft` to `target`; delete the old folder only after the new one has its name."""
     if not target.exists() or not any(target.iterdir()):
         draft.replace(target)
         return

@@ -1,7 +1,7 @@
-"""How a process of this package starts and ends.
+"""Set up a process of this package, and end it.
 
-Start: follow the parent, take signals, bound the memory, hide the warnings of other packages. End: what an exception
-becomes for a user. Imports nothing heavy, so that ``--help`` stays instant.
+Setup: follow the parent, handle signals, bound the memory, hide the warnings of other packages. End: turn an exception
+into one line and an exit code. Imports nothing heavy, so that ``--help`` stays instant.
 """
 
 import contextlib
@@ -18,13 +18,15 @@ from typing import Any, NoReturn
 
 from grpo_actors.errors import GrpoActorsError
 
-#: The supervisor puts the read end of a pipe here; it closes when the supervisor dies, however it dies.
+#: Environment variable with the descriptor of a pipe's read end. The supervisor holds the write end, so the pipe closes
+#: when the supervisor dies, for whatever reason.
 LIFELINE = "GRPO_ACTORS_LIFELINE"
-#: Bytes that MLX may use in this process: the supervisor divides the machine among its children.
+#: Environment variable: bytes that MLX may use in this process. The supervisor divides the memory among its children.
 MEMORY_LIMIT = "GRPO_ACTORS_MEMORY_LIMIT"
 
+#: Exit code for unusable input.
 EXIT_USAGE = 2
-#: What a shell reports for a process that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
+#: Exit codes that a shell reports for a process ended by a signal: 128 + SIGINT, 128 + SIGPIPE.
 EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141
 
@@ -33,7 +35,7 @@ _show_any = warnings.showwarning
 
 
 class StopRequest:
-    """Set by the first signal; the loop that makes progress looks at it. A second signal ends at once."""
+    """A flag that the first signal sets and that a process's main loop checks. A second signal ends the process at once."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -47,41 +49,41 @@ class StopRequest:
 
 
 def is_supervised() -> bool:
-    """Whether launch.py started this process."""
+    """Return whether the supervisor (launch.py) started this process."""
     return LIFELINE in os.environ
 
 
 def enter_process() -> StopRequest:
-    """Call first in an actor's main, before anything slow is imported: returns what the signals set.
+    """Follow the parent and install the signal handlers; return the request that the signals set.
 
-    A supervised process ignores Ctrl-C: the supervisor decides, and sends SIGTERM. A process started by
-    hand heeds both.
+    Call this first in an actor's main, before anything slow is imported. A supervised process ignores Ctrl-C: the
+    supervisor decides, and sends SIGTERM. A process started by hand handles both.
     """
     stop = StopRequest()
 
-    def heed(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         del frame
         if stop:
             os._exit(128 + number)
         stop.set()
 
     follow_parent()
-    signal.signal(signal.SIGTERM, heed)
-    signal.signal(signal.SIGINT, signal.SIG_IGN if is_supervised() else heed)
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if is_supervised() else handle)
     return stop
 
 
 def follow_parent() -> None:
-    """End with the supervisor, if there is one; may be called twice."""
+    """Make this process end when its supervisor ends, if it has one. May be called twice."""
     if is_supervised() and not any(thread.name == LIFELINE for thread in threading.enumerate()):
         lifeline = int(os.environ[LIFELINE])
         threading.Thread(target=_end_with_parent, args=(lifeline,), name=LIFELINE, daemon=True).start()
 
 
 def bound_memory() -> None:
-    """Keep MLX within this process's share: several processes that each wire most of a Mac panic it.
+    """Limit MLX to this process's share of memory: a Mac panics if several processes each wire most of its memory.
 
-    Not on CUDA: the share is one of the machine's memory, which says nothing about the GPU's own.
+    On CUDA there is no limit: the share is one of the machine's memory, not of the GPU's.
     """
     limit = int(os.environ.get(MEMORY_LIMIT, "0"))
     if not limit:
@@ -105,11 +107,11 @@ def _end_with_parent(lifeline: int) -> None:
 
 
 def hide_warnings_of_others() -> None:
-    """Show only the warnings of this package and of the user's own files; may be called twice.
+    """Show only the warnings of this package and of the user's own files. May be called twice.
 
-    Other packages' warnings, which a user cannot act on, would bury a command's own lines. That includes the
-    SyntaxWarnings of a file that Python compiles: each time, if it keeps no bytecode. If the user asks for warnings,
-    by -W, PYTHONWARNINGS or -X dev, all are shown as asked, and by the child processes too.
+    A user cannot act on other packages' warnings, and they would bury a command's own lines. This includes the
+    SyntaxWarnings of a file that Python compiles, which come at every start if Python keeps no bytecode. If the user
+    asks for warnings with -W, PYTHONWARNINGS or -X dev, this process and its children show them as asked.
     """
     if sys.warnoptions:
         os.environ["PYTHONWARNINGS"] = ",".join(sys.warnoptions)  # children do not inherit -W
@@ -120,39 +122,40 @@ def hide_warnings_of_others() -> None:
 def _show_own(
     message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any
 ) -> None:
-    """Take the place of `warnings.showwarning`, which Python calls with a warning that no filter stopped."""
+    """Replace `warnings.showwarning`, which Python calls with each warning that passed the filters."""
     path = Path(filename)
     installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-    generated = filename.startswith("<")  # by a library: sympy compiles what it reads
+    generated = filename.startswith("<")  # code that a library generated: sympy compiles the text it parses
     if path.is_relative_to(_PACKAGE) or not (installed or generated):
         _show_any(message, category, filename, *rest, **named)
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
-    """Run a tool and leave the process with its exit code.
+    """Run a command and leave the process with its exit code.
 
-    An error that this package raises on purpose becomes one line on stderr and exit code 2, Ctrl-C a
-    quiet 130, a closed standard output (``| head``) a quiet 141. Any other exception is a defect and keeps its traceback.
+    An error that this package raises on purpose becomes one line on stderr and exit code 2. Ctrl-C becomes exit code
+    130, and a closed standard output (``| head``) 141, both without output. Any other exception is a defect and keeps
+    its traceback.
     """
     hide_warnings_of_others()
     try:
         code = main()
-        sys.stdout.flush()  # here, where a closed pipe can still be answered
+        sys.stdout.flush()  # here, where a closed pipe can still be handled
     except GrpoActorsError as error:
-        # The message may quote a user's text; a line break in it would make two lines.
+        # The message may quote a user's text, and a line break in it would make two lines.
         print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
         code = EXIT_USAGE
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
         if not _output_is_closed():
-            raise  # some other pipe of the tool broke
+            raise  # another pipe of the command broke
         code = EXIT_NO_READER
     sys.exit(code)
 
 
 def _output_is_closed() -> bool:
-    """Whether nobody reads standard output any more; if so, the interpreter's last flush goes to nowhere."""
+    """Return whether standard output has lost its reader. If so, send the interpreter's last flush to the null device."""
     poller = select.poll()
     poller.register(sys.stdout.fileno(), 0)  # errors and hang-ups are always reported
     closed = bool(poller.poll(0))

@@ -1,12 +1,12 @@
-"""Shared by all tests: the BLAS that must be loaded before MLX, and the policy that ships with the package."""
+"""Fixtures of all tests: policies from the embedded model, and a run folder. Loads the BLAS that must come before MLX."""
 
 import os
 from pathlib import Path
 
-# Before the BLAS loads. Its threads wait by spinning: on two busy cores a second one makes the products of these small
-# models four times slower. Runs that tests start divide the cores themselves.
+# Set before the BLAS loads. Its threads wait by spinning: on two busy cores a second thread makes the products of these
+# small models four times slower. Runs that tests start divide the cores themselves.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Before MLX first uses a GPU: products of float32 are of float32 there too, and tests may compare to its precision.
+# Set before MLX first uses a GPU: with it, float32 products have float32 precision there too, as the tests require.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 import pytest

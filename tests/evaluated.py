@@ -1,10 +1,10 @@
-"""The settings of a run whose checkpoints the tests have scored."""
+"""Settings of a run whose checkpoints the tests score."""
 
 from grpo_actors.config import Config
 
 
 def config(**sections) -> Config:
-    """A short evaluation of the embedded model; `sections` replace whole ones."""
+    """Return the settings of a short evaluation of the embedded model; `sections` replace whole sections."""
     return Config.model_validate(
         {
             "model": {"dtype": "float32"},

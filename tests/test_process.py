@@ -21,7 +21,7 @@ def raising(error):
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])
-def test_a_tools_exit_code_is_the_processs(code):
+def test_a_commands_exit_code_is_that_of_the_process(code):
     with pytest.raises(SystemExit) as left:
         run_command(lambda: code)
     assert left.value.code == code
@@ -66,9 +66,9 @@ def test_a_reader_that_leaves_early_is_no_error(lines, unbuffered):
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-#: Warns when it is compiled, and when it runs.
+#: A module that warns when it is compiled and when it runs.
 NOISY = "import warnings\nSAME = 'a' is 'a'\nwarnings.warn('at run time', UserWarning)\n"
-#: A command of ours that imports it, and starts a child process that imports it too.
+#: A command of this package that imports the module and starts a child process that imports it too.
 COMMAND = """
 import subprocess, sys
 from grpo_actors.process import run_command
@@ -82,7 +82,7 @@ run_command(main)
 
 
 def warned(folder, flags=(), asked=""):
-    """What a command says whose process and child import `NOISY` from `folder`."""
+    """Run `COMMAND` with `NOISY` in `folder`; return the counts of SyntaxWarnings, UserWarnings and lines on stderr."""
     folder.mkdir()
     (folder / "noisy.py").write_text(NOISY)
     environment = {
@@ -93,7 +93,7 @@ def warned(folder, flags=(), asked=""):
     }
     command = [sys.executable, *flags, "-c", COMMAND]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
-    return [done.stderr.count(said) for said in (": SyntaxWarning:", ": UserWarning:", "\n")]
+    return [done.stderr.count(text) for text in (": SyntaxWarning:", ": UserWarning:", "\n")]
 
 
 @pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
@@ -104,7 +104,7 @@ def test_warnings_of_other_packages_do_not_reach_the_terminal(tmp_path, folder):
 @pytest.mark.parametrize(
     ("flags", "asked"), [(("-W", "default"), ""), (("-X", "dev"), ""), ((), "default::SyntaxWarning")]
 )
-def test_who_asks_for_warnings_gets_those_of_all_processes(tmp_path, flags, asked):
+def test_a_user_who_asks_for_warnings_gets_those_of_all_processes(tmp_path, flags, asked):
     # One of each kind from the command's own process, and one of each from its child.
     assert warned(tmp_path / "site-packages", flags, asked)[:2] == [2, 2]
 

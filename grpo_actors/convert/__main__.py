@@ -16,7 +16,7 @@ from grpo_actors.atomic import new_folder
 from grpo_actors.errors import ModelError, RunError
 from grpo_actors.policy.plan import BITS, DEFAULT_BITS, DTYPES, GROUP_SIZE, GROUP_SIZES, Plan
 from grpo_actors.process import run_command
-from grpo_actors.rundir.folder import OF_A_RUN
+from grpo_actors.rundir.folder import RUN_PATTERNS
 
 #: Fills the folder, returns what the summary says of the source: one line, and more that are labelled.
 Source = Callable[[argparse.Namespace, Path], str]
@@ -155,7 +155,7 @@ def convert(options: argparse.Namespace) -> str:
     source = next(make for name, make in SOURCES.items() if getattr(options, name) is not None)
     plan = _plan(options)
     with new_folder(
-        options.output_dir, overwrite=options.overwrite, option="--output-dir", precious=OF_A_RUN
+        options.output_dir, overwrite=options.overwrite, option="--output-dir", precious=RUN_PATTERNS
     ) as folder:
         lines = [f"from    {source(options, folder)}"]
         if options.eos_token is not None:

@@ -1,1 +1,1 @@
-"""Score checkpoints on held-out problems: one run as it trains, or any number of checkpoints afterwards."""
+"""Score checkpoints on held-out problems: those of a run while it trains, or any number of them afterwards."""

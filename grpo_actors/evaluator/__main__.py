@@ -1,22 +1,22 @@
-"""ACTOR: scores checkpoints on held-out problems, always the same ones, so that curves compare.
+"""ACTOR: scores checkpoints on held-out problems, always the same ones, so that scores are comparable.
 
     python -m grpo_actors.evaluator CHECKPOINT … [--k 8] [--compare A B] [--plot FILE] [--answers FILE]
 
-By hand it scores any number of checkpoints (`comparison.compare`). launch.py starts it with ``--follow``: then it scores the
-checkpoints of that run as they appear (`following`).
+Started by hand, it scores any number of checkpoints (`comparison.compare`). Started by launch.py with ``--follow``, it
+scores the checkpoints of a run as they appear (`following`).
 """
 
 import argparse
 from pathlib import Path
 
 from grpo_actors.backend import submit_long_graphs
-from grpo_actors.evaluator.comparison.compare import Options, evaluate_alone
+from grpo_actors.evaluator.comparison.compare import Options, evaluate_checkpoints
 from grpo_actors.evaluator.following import follow_run
 from grpo_actors.process import bound_memory, enter_process, run_command
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the evaluator alone; ``--follow`` is launch.py's."""
+    """Build the command line. Its help hides ``--follow``, which only launch.py uses."""
     command = argparse.ArgumentParser(
         prog="python -m grpo_actors.evaluator", description=(__doc__ or "").splitlines()[0]
     )
@@ -27,24 +27,29 @@ def parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="a checkpoint, a run folder (its base model and all its checkpoints), a model folder or a hub id",
     )
-    add("--config", metavar="FILE", help="TOML settings, as for launch.py; not given: those of the run")
+    add("--config", metavar="FILE", help="TOML settings, as for launch.py (default: those of the run)")
     add("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for launch.py")
-    add("--samples", type=int, metavar="N", help="held-out problems to score; 0: all")
-    add("--k", type=int, metavar="N", help="also N samples a problem: avg@N, maj@N, pass@1, 2, 4, … N")
-    add("--temperature", type=float, metavar="T", help="of these samples (default: eval_temperature)")
+    add("--samples", type=int, metavar="N", help="number of held-out problems to score; 0: all")
+    add("--k", type=int, metavar="N", help="also draw N samples per problem: avg@N, maj@N, pass@1, 2, 4, … N")
+    add(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="temperature of the samples of --k (default: eval_temperature)",
+    )
     add(
         "--compare",
         nargs=2,
         metavar=("A", "B"),
-        help="two of the checkpoints, or two more, problem by problem: base, checkpoint-44, best, or a path",
+        help="compare two checkpoints problem by problem, listed or not: base, checkpoint-44, best, or a path",
     )
     add(
         "--answers",
         type=Path,
         metavar="FILE.jsonl",
-        help="keep every completion, a line a problem, in a new file",
+        help="write every completion to a new file, one line per problem",
     )
-    add("--plot", type=Path, metavar="FILE.png|svg", help="draw accuracy over updates")
+    add("--plot", type=Path, metavar="FILE.png|svg", help="plot accuracy over updates")
     add("--json", action="store_true", help="print one JSON object")
     add("--follow", metavar="ENDPOINT", help=argparse.SUPPRESS)
     return command
@@ -59,7 +64,7 @@ def main() -> int:
     bound_memory()
     if endpoint:
         return follow_run(Path(given["checkpoints"][0]), endpoint, stop)
-    return evaluate_alone(Options(**given), stop)
+    return evaluate_checkpoints(Options(**given), stop)
 
 
 if __name__ == "__main__":

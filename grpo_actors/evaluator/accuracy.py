@@ -1,7 +1,7 @@
-"""The statistics of right and wrong: how sure an accuracy is, what k samples are worth, whether two policies differ.
+"""Compute the statistics of accuracy: confidence intervals, figures of k samples, tests of two policies.
 
-Pure: counts and shares in, numbers out. It knows no model and no task. Every interval is a two-sided one of 95 %,
-over the problems: what it says is how the figure would move with other problems of the same kind.
+Pure: counts and shares in, numbers out. It depends on no model and no task. Every interval is two-sided with 95 %
+confidence, over the problems: it shows how the figure would vary with other problems of the same kind.
 """
 
 import math
@@ -13,9 +13,9 @@ import numpy as np
 
 #: The two-sided 95 % quantile of the normal distribution.
 Z95 = 1.959964
-#: Resamples of a bootstrap: enough that another seed moves the ends of the interval by a hundredth of its width.
+#: Resamples of a bootstrap. With this number, another seed moves the ends of the interval by a hundredth of its width.
 RESAMPLES = 10_000
-#: Resamples drawn at a time: bounds the memory to a few megabytes a thousand problems.
+#: Resamples drawn at a time, which limits the memory to a few megabytes per thousand problems.
 _RESAMPLES_AT_ONCE = 500
 
 
@@ -29,53 +29,56 @@ class Estimate:
 
 
 def wilson_interval(right: float, total: int) -> tuple[float, float]:
-    """95 % interval of the share right / total (Wilson, 1927): honest at 0 and at 1, where the usual one has no width."""
+    """Return the 95 % interval of the share right / total (Wilson, 1927).
+
+    At shares of 0 and 1 it has a sensible width, where the usual interval has none.
+    """
     share, z2 = right / total, Z95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    # It holds the share, but at 0 and 1 the last bit may say otherwise.
+    # The interval contains the share, but at 0 and 1 rounding may exclude it by the last bit.
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Probability that at least one of k samples is right: 1 − C(n−c, k) / C(n, k).
+    """Estimate the probability that at least one of k samples is right: 1 − C(n−c, k) / C(n, k).
 
-    The share of all subsets of k of the n samples that hold a right one, which is unbiased (Chen et al. 2021,
-    arXiv:2107.03374, equation 1); 1 − (1 − c/n)^k is not.
+    This is the share of all subsets of k of the n samples that contain a right one. It is unbiased (Chen et al. 2021,
+    arXiv:2107.03374, equation 1); 1 − (1 − c/n)^k is biased.
 
     Args:
         samples: n, at least k.
-        right: c, how many of them are right.
+        right: c, the number of right samples.
         k: At least 1.
     """
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def majority(answers: Sequence[str], right: Sequence[bool]) -> float:
-    """Whether the answer that most samples give is right: 0 or 1, and between them where answers tie.
+    """Return 1 if the most frequent answer of the samples is right, else 0.
 
-    Of several answers with the most votes one is drawn: what is returned is the share of them that is right. An
-    empty answer is no vote; where nobody votes, it is wrong.
+    For a tie, return the share of the tied answers that are right: the expected value if one of them is drawn. An empty
+    answer is no vote; if all answers are empty, the majority is wrong.
 
     Args:
-        answers: What each sample answers, equal where they agree.
-        right: Of each sample.
+        answers: The answer of each sample; samples that agree have equal answers.
+        right: Whether each sample is right.
     """
     votes = Counter(answer for answer in answers if answer)
     if not votes:
         return 0.0
     most = max(votes.values())
-    judged = dict(zip(answers, right, strict=True))
-    tied = [judged[answer] for answer, count in votes.items() if count == most]
+    is_right = dict(zip(answers, right, strict=True))
+    tied = [is_right[answer] for answer, count in votes.items() if count == most]
     return sum(tied) / len(tied)
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Mean over problems of what each is worth, from 0 to 1.
+    """Return the mean over problems of values from 0 to 1, with its interval.
 
-    Where every problem counts 0 or 1 the interval is Wilson's. Else it is the percentile bootstrap's (Efron, 1979):
-    problems are drawn with replacement, with the same seed every time. Where all problems have one value a bootstrap
-    has no width, and Wilson's stands, which is then too wide rather than too narrow.
+    If every value is 0 or 1, the interval is Wilson's. Otherwise it is that of the percentile bootstrap (Efron, 1979):
+    problems are drawn with replacement, with the same seed every time. If all problems have the same value, a bootstrap
+    has no width, so Wilson's interval is used; it is then too wide rather than too narrow.
     """
     mean = math.fsum(values) / len(values)
     if set(values) <= {0, 1} or len(set(values)) == 1:
@@ -84,15 +87,16 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
 
 
 def mean_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Mean over the same problems of second − first, with the interval of a bootstrap that keeps the pairs together."""
+    """Return the mean of second − first over the same problems, with the interval of a bootstrap over pairs."""
     differences = [b - a for a, b in zip(first, second, strict=True)]
     return Estimate(math.fsum(differences) / len(differences), *_bootstrap_interval(differences))
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
-    """Two-sided p of McNemar's exact test: were both equally good, each problem that only one solves is a fair coin.
+    """Return the two-sided p-value of McNemar's exact test.
 
-    Problems on which the two agree say nothing about which is better, and do not count (McNemar, 1947).
+    If both policies were equally good, each problem that only one of them solves would be a fair coin toss. Problems
+    on which the two agree carry no information about which is better and do not count (McNemar, 1947).
     """
     discordant = only_first + only_second
     tail = sum(math.comb(discordant, i) for i in range(min(only_first, only_second) + 1))
@@ -101,10 +105,10 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
 
 
 def paired_difference(only_first: int, only_second: int, total: int) -> Estimate:
-    """Second's accuracy − first's on the same `total` problems, with the interval of Bonett and Price (2012).
+    """Return second's accuracy − first's on the same `total` problems, with the interval of Bonett and Price (2012).
 
-    That is Wald's for paired shares with one added to each of the two counts, without which it is too narrow for few
-    discordant pairs (doi:10.3102/1076998611411915).
+    It is Wald's interval for paired shares with one added to each of the two counts. Without that, it would be too
+    narrow for few discordant pairs (doi:10.3102/1076998611411915).
     """
     first, second = (only_first + 1) / (total + 2), (only_second + 1) / (total + 2)
     centre = second - first

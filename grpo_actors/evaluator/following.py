@@ -1,6 +1,6 @@
-"""The evaluator of a run: it scores the base model, then every checkpoint as it appears, and reports to the learner.
+"""Evaluate a run while it trains: score the base model, then every checkpoint as it appears; report to the learner.
 
-A score that was computed once is kept in a file of the checkpoint and never computed again.
+A score is saved in a file of the checkpoint and never computed again.
 """
 
 import json
@@ -34,16 +34,16 @@ from grpo_actors.transport.sockets import zmq_context
 from grpo_actors.wire.handshake import hello, introduce
 from grpo_actors.wire.messages import Beat, Bye, Evaluation, decode, encode, from_learner
 
-#: Seconds of the longest wait for a message before the run folder is checked again.
+#: Seconds to wait for a message before the run folder is checked again.
 POLL_S = 0.2
 
 
-class Leaving(Exception):  # noqa: N818 - not an error: the way out of a computation
-    """Raised within an evaluation when the process is asked to stop."""
+class EvaluationStopped(Exception):  # noqa: N818 - not an error: it only leaves the computation
+    """Raised during an evaluation when the process is asked to stop."""
 
 
 class RunEvaluator:
-    """Scores what appears in a run folder and reports it to the learner."""
+    """The evaluator of one run folder. It scores the base model and each checkpoint, and reports to the learner."""
 
     def __init__(
         self, run_dir: Path, control: ControlClient, config: Config, stop: StopRequest, beat_s: float
@@ -54,12 +54,13 @@ class RunEvaluator:
         self._stop = stop
         self._beat_s = beat_s
         self._next_beat_s = 0.0
-        self._dismissed = False
-        #: Update, and when its manifest was written, of each checkpoint looked at.
+        #: Whether the learner has sent Bye.
+        self._run_ended = False
+        #: Update and time of the manifest, in nanoseconds, of each checkpoint that was handled.
         self._seen: set[tuple[int, int]] = set()
 
     def run(self) -> None:
-        """Until dismissed or asked to stop."""
+        """Score checkpoints until the learner sends Bye or the process is asked to stop."""
         config = self._config
         task = load_task(config.data, seed=config.run.seed)
         policy = load_policy(config.model, seed=config.run.seed)
@@ -71,52 +72,53 @@ class RunEvaluator:
                 return evaluate(policy, task, problems, config, scorer, episodes=turns, on_step=self._on_step)
 
             self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
-            while not self._stop and not self._dismissed:
+            while not self._stop and not self._run_ended:
                 checkpoint = self._next_checkpoint()
                 if checkpoint is None:
-                    self._hear(POLL_S)
+                    self._handle_message(POLL_S)
                 else:
                     self._report_checkpoint(checkpoint, policy, score)
 
     def _next_checkpoint(self) -> Checkpoint | None:
-        """The oldest one not looked at yet; one that a resumed run wrote again is a new one."""
+        """Return the oldest checkpoint not handled yet, or None. One that a resumed run wrote again counts as new."""
         for checkpoint in find_checkpoints(self._run_dir):
             try:
-                sealed = (checkpoint.update, (checkpoint.path / MANIFEST).stat().st_mtime_ns)
+                version = (checkpoint.update, (checkpoint.path / MANIFEST).stat().st_mtime_ns)
             except FileNotFoundError:  # pruned since it was listed
                 continue
-            if sealed not in self._seen:
-                self._seen.add(sealed)
+            if version not in self._seen:
+                self._seen.add(version)
                 return checkpoint
         return None
 
     def _report_checkpoint(self, checkpoint: Checkpoint, policy: Policy, score: Callable[[], Score]) -> None:
-        kept = checkpoint.path / EVALUATION_FILE
-        complaint = None if kept.is_file() else verify(checkpoint)
-        if complaint is not None:
-            # Damaged, or pruned meanwhile. The learner goes past it too, and writes it again.
-            print(f"evaluator: not scored: {complaint}", file=sys.stderr)
+        score_file = checkpoint.path / EVALUATION_FILE
+        fault = None if score_file.is_file() else verify(checkpoint)
+        if fault is not None:
+            # Damaged, or pruned meanwhile. A resumed learner skips a damaged checkpoint too, and writes it again.
+            print(f"evaluator: not scored: {fault}", file=sys.stderr)
             return
 
         def load_and_score() -> Score:
             load_weights(checkpoint.path, policy)
             return score()
 
-        self._report(checkpoint.update, checkpoint.path.name, kept, load_and_score)
+        self._report(checkpoint.update, checkpoint.path.name, score_file, load_and_score)
 
-    def _report(self, update: int, name: str, kept: Path, score: Callable[[], Score]) -> None:
-        """Tell the learner a score: the one kept from before, or a new one, which is kept."""
-        if kept.is_file():
-            result = Score(**json.loads(kept.read_text()))
+    def _report(self, update: int, name: str, score_file: Path, score: Callable[[], Score]) -> None:
+        """Send the learner the score saved in `score_file`, or compute and save it first."""
+        if score_file.is_file():
+            result = Score(**json.loads(score_file.read_text()))
         else:
             result = score()
-            with whole_file(kept) as draft:
+            with whole_file(score_file) as draft:
                 write_json(draft, asdict(result))
         message = encode(Evaluation(update=update, checkpoint=name, **asdict(result)))
         while not self._control.send(message) and not self._stop:
-            self._hear(POLL_S)
+            self._handle_message(POLL_S)
 
-    def _hear(self, wait_s: float) -> None:
+    def _handle_message(self, wait_s: float) -> None:
+        """Wait up to `wait_s` for a message of the learner and handle it."""
         self._beat("waiting")
         data = self._control.receive(wait_s)
         if data is None:
@@ -125,13 +127,13 @@ class RunEvaluator:
         if isinstance(message, Bye) and message.again:
             self._control.send(encode(hello("evaluator", self._control.name)))
         elif isinstance(message, Bye):
-            self._dismissed = True
+            self._run_ended = True
 
     def _on_step(self, new_tokens: int) -> None:
         del new_tokens
         self._beat("evaluating")
         if self._stop:
-            raise Leaving
+            raise EvaluationStopped
 
     def _beat(self, state: str) -> None:
         now_s = time.monotonic()
@@ -141,14 +143,14 @@ class RunEvaluator:
 
 
 def follow_run(run_dir: Path, endpoint: str, stop: StopRequest) -> int:
-    """The evaluator of a run, for as long as the run lives."""
+    """Evaluate a run until it ends; return the exit code."""
     with zmq_context() as context:
         control = ControlClient(context, endpoint, "evaluator")
         welcome = introduce(control, "evaluator", stop, patience_s=120)
         if welcome is None:
             return 0
         config = Config.model_validate_json(welcome.config)
-        with suppress(Leaving):
+        with suppress(EvaluationStopped):
             RunEvaluator(run_dir, control, config, stop, welcome.beat_s).run()
         control.send(encode(Bye(reason="done")))
     return 0

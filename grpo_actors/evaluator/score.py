@@ -1,6 +1,6 @@
-"""How good a policy is on held-out problems: always the same ones with the same draws, so that scores compare.
+"""Score a policy on held-out problems: always the same ones with the same draws, so that scores are comparable.
 
-Knows one policy and one task; refuses to know checkpoints, runs and who asks.
+Depends on one policy and one task, not on checkpoints, runs or the caller.
 """
 
 import logging
@@ -26,16 +26,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one policy achieves on the held-out problems."""
+    """The result of one policy on the held-out problems."""
 
+    #: Number of problems.
     samples: int
-    #: Share of greedy completions that are right.
+    #: Share of greedy completions that are right, and its 95 % interval.
     accuracy: float
     accuracy_low: float
     accuracy_high: float
-    #: The same at the evaluator's temperature; None: not asked for.
+    #: Share of completions sampled at the evaluator's temperature that are right; None if not requested.
     sampled_accuracy: float | None
-    #: Unweighted mean of each reward over the greedy completions that it judged.
+    #: Unweighted mean of each reward function over the greedy completions to which it applies.
     rewards: dict[str, float]
     completion_length_mean: float
     truncated_share: float
@@ -47,18 +48,18 @@ class Answer:
     """One completion of a problem, judged by its last turn."""
 
     text: str
-    #: As the task reads it from the text; empty: it finds none.
+    #: The answer that the task extracts from the text; empty if it finds none.
     answer: str
     correct: bool
-    #: What the policy sampled, in all turns.
+    #: Number of tokens that the policy sampled in all turns.
     tokens: int
     truncated: bool
-    #: Unweighted; None: not applicable, or the reward failed.
+    #: Unweighted value of each reward function; None if it does not apply or failed.
     rewards: dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredProblem:
     """A problem with all completions of one policy at one temperature."""
 
     problem: Problem
@@ -66,17 +67,19 @@ class Answered:
 
 
 def held_out(task: Task, config: Config, policy: Policy, samples: int | None = None) -> list[Problem]:
-    """The problems to score: a subset of the held-out split that depends on nothing but the two sizes.
+    """Choose the problems to score: a subset of the held-out split, which depends only on the two sizes.
+
+    Problems with a prompt longer than data.max_prompt_length are left out.
 
     Args:
         task: Its split "eval" is used.
         config: Sections [evaluator] and [data].
-        policy: Its tokenizer says which prompts are short enough.
-        samples: Instead of evaluator.eval_subset_size; 0: all.
+        policy: Its tokenizer gives the lengths of the prompts.
+        samples: Number of problems, instead of evaluator.eval_subset_size; 0: all.
 
     Raises:
         ConfigError: `samples` is negative.
-        DataError: there is no held-out problem with a prompt short enough.
+        DataError: No held-out problem has a prompt that is short enough.
     """
     if samples is not None and samples < 0:
         raise ConfigError(f"--samples must be ≥ 0 (0: all), got {samples}")
@@ -104,11 +107,11 @@ def evaluate(
     episodes: Episodes | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Score:
-    """Score a policy: greedy, and sampled too if the configuration asks for it; arguments as for `answer`."""
+    """Score a policy greedily, and also sampled with evaluator.eval_sampled; for the arguments see `answer_problems`."""
     started_s = time.monotonic()
 
     def first_answers(judge: Scorer | None, temperature: float) -> list[Answer]:
-        answered = answer(
+        answered = answer_problems(
             *(policy, task, problems, config, judge),
             temperature=temperature,
             episodes=episodes,
@@ -119,8 +122,8 @@ def evaluate(
     greedy = first_answers(scorer, 0.0)
     sampled = None
     if config.evaluator.eval_sampled:
-        sampled = fmean(one.correct for one in first_answers(None, config.evaluator.eval_temperature))
-    right = sum(one.correct for one in greedy)
+        sampled = fmean(answer.correct for answer in first_answers(None, config.evaluator.eval_temperature))
+    right = sum(answer.correct for answer in greedy)
     low, high = wilson_interval(right, len(problems))
     return Score(
         samples=len(problems),
@@ -128,14 +131,14 @@ def evaluate(
         accuracy_low=low,
         accuracy_high=high,
         sampled_accuracy=sampled,
-        rewards=reward_means(one.rewards for one in greedy),
-        completion_length_mean=fmean(one.tokens for one in greedy),
-        truncated_share=fmean(one.truncated for one in greedy),
+        rewards=reward_means(answer.rewards for answer in greedy),
+        completion_length_mean=fmean(answer.tokens for answer in greedy),
+        truncated_share=fmean(answer.truncated for answer in greedy),
         seconds=time.monotonic() - started_s,
     )
 
 
-def answer(
+def answer_problems(
     policy: Policy,
     task: Task,
     problems: Sequence[Problem],
@@ -146,19 +149,21 @@ def answer(
     count: int = 1,
     episodes: Episodes | None = None,
     on_step: Callable[[int], None] | None = None,
-) -> Iterator[Answered]:
-    """`count` completions of each problem, judged, in the order of the problems.
+) -> Iterator[AnsweredProblem]:
+    """Sample `count` completions of each problem and judge them; yield them in the order of the problems.
+
+    The batches have about evaluator.eval_batch_size completions. All completions of a problem are in one batch.
 
     Args:
-        policy: Who answers.
+        policy: The policy that answers.
         task: Judges the answers.
-        problems: In batches of about evaluator.eval_batch_size completions; one problem's are always together.
-        config: Sections [evaluator] and [rollout]; run.seed with a problem's id gives the draws.
-        scorer: Its rewards are noted with each completion; None: no rewards.
-        temperature: 0: greedy.
-        count: Completions a problem.
-        episodes: How a completion goes on after a turn; the last turn is judged. None: it has one.
-        on_step: As for `sample_groups`.
+        problems: The problems to answer.
+        config: Sections [evaluator] and [rollout]; run.seed and a problem's id give the draws.
+        scorer: Computes the rewards of each completion; None: no rewards.
+        temperature: Sampling temperature; 0: greedy.
+        count: Number of completions per problem.
+        episodes: Continues a completion after a turn; the last turn is judged. None: a completion has one turn.
+        on_step: Called with the number of tokens that each decoding step adds; may raise to stop.
     """
     params = SamplingParams(
         max_new_tokens=max_answer_tokens(config),
@@ -170,20 +175,20 @@ def answer(
     for first in range(0, len(problems), size):
         batch = problems[first : first + size]
         prompts = [policy.encode_chat(problem.messages) for problem in batch]
-        # The same draws for every checkpoint: two of them differ by their weights only.
+        # The same draws for every checkpoint, so that two checkpoints differ by their weights only.
         seeds = [sample_seeds(config.run.seed, 0, f"evaluation/{problem.id}", count) for problem in batch]
         responds = [episodes.of(problem) for problem in batch] if episodes else None
         groups = sample_groups(policy, prompts, seeds, params, on_step, responds=responds)
         for problem, group in zip(batch, groups, strict=True):
-            yield Answered(problem, _judged(policy, task, problem, group, scorer))
+            yield AnsweredProblem(problem, _judge(policy, task, problem, group, scorer))
 
 
 def max_answer_tokens(config: Config) -> int:
-    """Tokens after which an answer is cut."""
+    """Return the number of tokens after which an answer is cut."""
     return config.evaluator.eval_max_new_tokens or config.rollout.max_new_tokens
 
 
-def _judged(
+def _judge(
     policy: Policy, task: Task, problem: Problem, group: Sequence[Sample], scorer: Scorer | None
 ) -> list[Answer]:
     chats = [chat_of(policy, sample) for sample in group]

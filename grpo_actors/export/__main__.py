@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from grpo_actors.atomic import new_file, new_folder
 from grpo_actors.errors import ConfigError
 from grpo_actors.process import run_command
-from grpo_actors.rundir.folder import OF_A_RUN
+from grpo_actors.rundir.folder import RUN_PATTERNS
 
 if TYPE_CHECKING:
     from grpo_actors.export.forms import Exported
@@ -92,13 +92,13 @@ def _make(exported: "Exported", options: argparse.Namespace, temporary: Path) ->
         return Path(options.gguf)
     if options.adapter:
         with new_folder(
-            options.adapter, overwrite=options.overwrite, option="--adapter", precious=OF_A_RUN
+            options.adapter, overwrite=options.overwrite, option="--adapter", precious=RUN_PATTERNS
         ) as folder:
             exported.write_adapter(folder, _title(options), for_others=bool(options.upload))
         return Path(options.adapter)
     if options.fuse:
         with new_folder(
-            options.fuse, overwrite=options.overwrite, option="--fuse", precious=OF_A_RUN
+            options.fuse, overwrite=options.overwrite, option="--fuse", precious=RUN_PATTERNS
         ) as folder:
             _write_model(exported, folder, options)
         return Path(options.fuse)

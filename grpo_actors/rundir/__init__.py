@@ -1,1 +1,1 @@
-"""A run on disk: the names of its files, its lock, and whether given settings may continue it."""
+"""A run on disk: file names, lock, checkpoints, worker decisions, and the check that settings may continue a run."""

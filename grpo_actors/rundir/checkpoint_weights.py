@@ -1,12 +1,12 @@
-"""Write checkpoints, whole or not at all, and restore them.
+"""Write a policy and its training state as a checkpoint, and load them back.
 
-A checkpoint is written under a temporary name, made durable file by file, and renamed: a kill at any moment leaves
-the previous checkpoint or this one, never half of one.
+A checkpoint is written under a temporary name, made durable file by file, and then renamed. A kill at any
+moment leaves the previous checkpoint or the new one, never half of one.
 
     RUN/checkpoint-40/   model.safetensors, config.json, tokenizer files   (full: mlx_lm.load reads it)
                          adapters.safetensors, adapter_config.json         (adapter: mlx_lm.load's adapter_path)
                          optimizer.safetensors, state.json, manifest.json
-                         reference.safetensors                             (if the reference has followed the policy)
+                         reference.safetensors                             (if the reference was refreshed)
 """
 
 import json
@@ -34,8 +34,8 @@ REFERENCE = "reference.safetensors"
 ADAPTER = "adapters.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
-#: Files that a model folder needs besides its weights, copied from the source of the model.
-_COMPANIONS = ("generation_config.json", "*.py", "LICENSE*")
+#: Files copied from the source model, next to weights, config and tokenizer: generation defaults, code, licence.
+_COPIED_FILES = ("generation_config.json", "*.py", "LICENSE*")
 
 
 def write_checkpoint(
@@ -52,13 +52,13 @@ def write_checkpoint(
     Args:
         run_dir: The run folder.
         update: Number of updates done.
-        policy: The policy, of which the trainable weights are saved: the whole model in full fine-tuning.
-        training: The training, of which the state arrays are saved.
-        state: JSON: the cursor, the count of records, the configuration's fingerprint.
+        policy: Its trainable weights are saved; with full fine-tuning these are the whole model.
+        training: Its state arrays are saved.
+        state: JSON content of state.json: the run's id, its `Snapshot` and the number of skipped steps.
         reference: Arrays that `restore` returns; None if loading the model gives them again.
 
     Raises:
-        RunError: the disk is full, or the folder is not writable; no partial checkpoint is left.
+        RunError: The disk is full or the folder is not writable. Nothing half-written is left.
     """
     final = run_dir / f"checkpoint-{update}"
     temporary = draft_of(final)
@@ -84,10 +84,10 @@ def write_checkpoint(
 
 
 def restore(checkpoint: Checkpoint, policy: Policy, training: Training) -> dict[str, mx.array] | None:
-    """Load a checkpoint's weights and optimizer state; return its reference, if it has one.
+    """Load a checkpoint's weights and optimizer state; return its reference, or None if it has none.
 
     Raises:
-        ModelError: they belong to another model.
+        ModelError: The checkpoint belongs to another model.
     """
     load_weights(checkpoint.path, policy)
     training.load_state(_read_arrays(checkpoint.path / OPTIMIZER))
@@ -96,7 +96,7 @@ def restore(checkpoint: Checkpoint, policy: Policy, training: Training) -> dict[
 
 
 def is_adapter(folder: Path) -> bool:
-    """Return whether the checkpoint `folder` holds an adapter, not a whole model."""
+    """Return whether the folder holds an adapter, whose weights are applied on top of a base model."""
     return (folder / ADAPTER).is_file()
 
 
@@ -104,7 +104,7 @@ def load_weights(path: Path, policy: Policy) -> None:
     """Load the weights of the checkpoint folder `path` into a policy of the same kind.
 
     Raises:
-        ModelError: there are no weights, or they belong to another model.
+        ModelError: The folder has no weights, or those of another model.
     """
     files = [path / ADAPTER] if is_adapter(path) else sorted(path.glob("model*.safetensors"))
     if not files:
@@ -117,15 +117,15 @@ def load_weights(path: Path, policy: Policy) -> None:
 
 
 def check_adapter(path: Path, config: ModelConfig) -> None:
-    """Check that the settings describe the adapter in the folder `path`; with other settings its effect would differ.
+    """Check that the settings describe the adapter in the folder `path`; with others its weights mean something else.
 
     Raises:
-        ModelError: the adapter's description is missing or unreadable.
-        ConfigError: its kind, its scale or the bits of its base differ. (With another size it does not load at all.)
+        ModelError: The adapter's description is missing or unreadable.
+        ConfigError: Its kind, its scale or the bits of its base differ. (An adapter of another size fails to load.)
     """
     file = path / ADAPTER_CONFIG
     if not file.is_file():
-        raise ModelError(f"{path}: {ADAPTER_CONFIG} is missing beside {ADAPTER}")
+        raise ModelError(f"{path}: {ADAPTER_CONFIG} is missing next to {ADAPTER}")
     try:
         described = json.loads(file.read_text())
         trained = {
@@ -144,17 +144,17 @@ def check_adapter(path: Path, config: ModelConfig) -> None:
 
 
 def write_model(folder: Path, policy: Policy) -> None:
-    """Write a model that has no adapter: weights, config, tokenizer, and the source's companion files."""
+    """Write a model without an adapter: weights, config, tokenizer, and the `_COPIED_FILES` of its source."""
     mlx_lm.utils.save_model(folder, policy.model)
     mlx_lm.utils.save_config(_architecture(policy), folder / "config.json")
     policy.tokenizer.save_pretrained(str(folder))
-    for pattern in _COMPANIONS:
+    for pattern in _COPIED_FILES:
         for path in policy.source.glob(pattern):
             shutil.copy(path, folder)
 
 
 def _architecture(policy: Policy) -> dict[str, Any]:
-    """Return config.json with the weights' present type: transformers would cast them to the source's."""
+    """Return config.json with the dtype that the weights have now: transformers casts them to the dtype given there."""
     architecture = dict(policy.architecture)
     floats = (array.dtype for _, array in tree_flatten(policy.model.parameters()) if _is_float(array))
     name = str(next(floats)).removeprefix("mlx.core.")
@@ -169,7 +169,7 @@ def _is_float(array: mx.array) -> bool:
 
 
 def adapter_config(policy: Policy) -> dict[str, Any]:
-    """Return what mlx-lm needs to load the adapter onto its base, and the name of the base.
+    """Return what mlx-lm needs to load the adapter onto its base, and the name of that base.
 
     With base_bits, no file holds the quantised base; ``convert -q --bits N`` of ``model`` makes it.
     """

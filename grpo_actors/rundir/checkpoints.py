@@ -1,7 +1,7 @@
-"""Checkpoints as files: found, verified, marked, pruned. No model, no MLX: the supervisor reads them too.
+"""Find, verify, mark and prune checkpoints as files. Loads no model and no MLX, because the supervisor reads them too.
 
-A checkpoint is a folder that was renamed into place when it was whole; its manifest holds the size and
-sha256 of every file. The newest one whose manifest verifies is the one to go on from.
+A checkpoint is a folder that was renamed into place when it was complete. Its manifest holds the size and
+sha256 of every file. A run continues from the newest checkpoint that verifies.
 """
 
 import hashlib
@@ -19,66 +19,66 @@ from grpo_actors.schedule.lease import Cursor
 MANIFEST = "manifest.json"
 STATE = "state.json"
 BEST = "best.json"
-#: A checkpoint's score, put beside it by the evaluator when it has one.
+#: A checkpoint's score, which the evaluator adds to the folder later. The manifest does not list it.
 EVALUATION_FILE = "evaluation.json"
 
-#: Before the number of updates in a checkpoint's name.
+#: A checkpoint's name is this prefix and its number of updates.
 _PREFIX = "checkpoint-"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One folder that was renamed into place, sound or not."""
+    """A checkpoint folder that was renamed into place. Its files may be damaged; see `verify`."""
 
     path: Path
-    #: Updates behind it.
+    #: Number of updates done when it was written.
     update: int
 
     @property
     def bytes(self) -> int:
-        """Size of all its files."""
+        """Total size of its files."""
         return sum(path.stat().st_size for path in self.path.iterdir())
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a checkpoint stores besides weights and optimizer."""
+    """The part of a run's state that a checkpoint stores besides weights and optimizer."""
 
     cursor: Cursor
-    #: Records told so far.
+    #: Number of records published so far.
     records: int
-    #: The recording that is replayed; empty: workers sample.
+    #: Path of the recording that is replayed; empty if workers sample.
     recording: str = ""
-    #: Problem id -> success rate, where there is a curriculum.
+    #: Problem id -> success rate; empty without a curriculum.
     success_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """All whole-looking checkpoints of a run (renamed into place), oldest first."""
+    """Return all checkpoints of a run that were renamed into place, oldest first. None is verified."""
     found = filter(None, map(checkpoint_at, run_dir.glob(f"{_PREFIX}*")))
     return sorted(found, key=lambda checkpoint: checkpoint.update)
 
 
 def checkpoint_at(path: Path) -> Checkpoint | None:
-    """The folder as a checkpoint; None where it is none, or is being written."""
+    """Return the folder as a checkpoint; None if it is no checkpoint or is still being written."""
     number = path.name.removeprefix(_PREFIX)
     whole = path.name.startswith(_PREFIX) and number.isdigit() and (path / MANIFEST).is_file()
     return Checkpoint(path, int(number)) if whole else None
 
 
 def newest_sound(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and a line on each newer one that does not."""
-    complaints: list[str] = []
+    """Return the newest checkpoint that verifies, and a line about the fault of each newer one."""
+    faults: list[str] = []
     for checkpoint in reversed(find_checkpoints(run_dir)):
-        complaint = verify(checkpoint)
-        if complaint is None:
-            return checkpoint, complaints
-        complaints.append(complaint)
-    return None, complaints
+        fault = verify(checkpoint)
+        if fault is None:
+            return checkpoint, faults
+        faults.append(fault)
+    return None, faults
 
 
 def verify(checkpoint: Checkpoint) -> str | None:
-    """None if every file has the size and digest of the manifest; else what is wrong."""
+    """Return None if every file has the size and digest of the manifest, else a line that says what is wrong."""
     try:
         files = json.loads((checkpoint.path / MANIFEST).read_text())["files"]
         if STATE not in files:
@@ -87,28 +87,28 @@ def verify(checkpoint: Checkpoint) -> str | None:
             if _describe(checkpoint.path / name) != expected:
                 return f"{checkpoint.path / name}: not the file that was written (size or sha256 differs)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        # The last two: the manifest is JSON of another shape, which a flipped bit can make it.
+        # TypeError and AttributeError: the manifest is JSON of another shape, for example after a flipped bit.
         return f"{checkpoint.path}: unreadable ({error!r})"
     return None
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The state.json of a checkpoint."""
+    """Return the content of a checkpoint's state.json."""
     state: dict[str, Any] = json.loads((checkpoint.path / STATE).read_text())
     return state
 
 
 def mark_best(run_dir: Path, update: int, accuracy: float) -> None:
-    """Remember which checkpoint scored best; `prune` keeps it."""
+    """Record which checkpoint scored best; `prune` keeps it."""
     with whole_file(run_dir / BEST, durable=True) as draft:
         write_json(draft, {"checkpoint": f"checkpoint-{update}", "update": update, "accuracy": accuracy})
 
 
 def best(run_dir: Path) -> dict[str, Any] | None:
-    """{"checkpoint", "update", "accuracy"} of the best one; None before the first evaluation.
+    """Return {"checkpoint", "update", "accuracy"} of the best checkpoint; None before the first evaluation.
 
     Raises:
-        RunError: the mark is unreadable, so that nobody knows which checkpoint must be kept.
+        RunError: best.json is unreadable, so it is unknown which checkpoint must be kept.
     """
     path = run_dir / BEST
     try:
@@ -123,9 +123,10 @@ def best(run_dir: Path) -> dict[str, Any] | None:
 
 
 def prune(run_dir: Path, keep: int, protected: frozenset[int]) -> None:
-    """Remove all but the newest `keep` (at least 1), the best, and those in `protected` (not yet evaluated).
+    """Remove all checkpoints but the newest `keep` (at least 1), the best, and those in `protected` (not yet evaluated).
 
-    What a kill during a write or a removal left behind goes too: only the writer of checkpoints may call this.
+    Also remove what a kill during a write or a removal left behind. Therefore only the process that writes the
+    checkpoints may call this.
     """
     marked = best(run_dir)
     spared = protected | ({int(marked["update"])} if marked else set())
@@ -137,9 +138,9 @@ def prune(run_dir: Path, keep: int, protected: frozenset[int]) -> None:
 
 
 def seal(temporary: Path, final: Path) -> None:
-    """Make a finished folder durable and give it its name: after this it is whole, before it is absent."""
+    """Add the manifest to a finished folder, make it durable and rename it: until then the checkpoint does not exist."""
     write_json(temporary / MANIFEST, {"files": {p.name: _describe(p) for p in sorted(temporary.iterdir())}})
-    seal_folder(temporary, final)  # discards an unreadable one, which `newest_sound` went past
+    seal_folder(temporary, final)  # replaces a damaged checkpoint of that name, which `newest_sound` skipped
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Claim a run folder: check that these settings may go on in it, lock it, write its config.json."""
+"""Claim a run folder: check that these settings may continue its run, lock it, write its config.json."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from grpo_actors.tasks.task import Task
 
 @contextlib.contextmanager
 def claimed(config: Config) -> Iterator[tuple[Path, int]]:
-    """The run folder, locked, with config.json in it, and the lock's descriptor."""
+    """Lock the run folder and write its config.json; yield the folder and the lock's descriptor."""
     run_dir = Path(config.run.output_dir)
     with contextlib.ExitStack() as stack:
         try:
@@ -31,21 +31,24 @@ def claimed(config: Config) -> Iterator[tuple[Path, int]]:
 
 
 def _clear(run_dir: Path) -> None:
-    """Remove what a killed run left, and from a new run what a former one found out, which had another model."""
+    """Remove the endpoints that a killed run left. Without a checkpoint to continue from, remove old results too.
+
+    Such results (base evaluation, best mark, worker decisions) belong to an earlier run, perhaps of another model.
+    """
     (run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
     if not find_checkpoints(run_dir):
-        for kept in (BASE_EVALUATION_FILE, BEST, WORKERS_FILE):
-            (run_dir / kept).unlink(missing_ok=True)
+        for name in (BASE_EVALUATION_FILE, BEST, WORKERS_FILE):
+            (run_dir / name).unlink(missing_ok=True)
 
 
 def with_rewards(config: Config, task: Task) -> Config:
-    """The settings with the task's own rewards where they name none."""
+    """Return the settings, with the task's default rewards if they name none."""
     rewards = {"functions": chosen_rewards(config.reward.functions, task)}
     return config.model_copy(update={"reward": config.reward.model_copy(update=rewards)})
 
 
 def total_updates(config: Config, problems: int) -> int:
-    """Updates that will really happen: max_updates, or what the epochs give."""
+    """Return the number of updates of the whole run: max_updates, or what the epochs give."""
     if config.learner.max_updates:
         return config.learner.max_updates
     updates = config.learner.num_epochs * problems // config.groups_per_update
@@ -58,12 +61,15 @@ def total_updates(config: Config, problems: int) -> int:
 
 
 def check_resume(config: Config, run_dir: Path, *, recording: str = "") -> None:
-    """Refuse to go on in a folder whose run was another one, or against run.resume. `RunError` says why.
+    """Check that the settings may continue the run in this folder, and that run.resume permits it.
 
     Args:
         config: The settings.
         run_dir: The folder.
-        recording: What is replayed; empty: workers sample.
+        recording: Path of the recording that is replayed; empty if workers sample.
+
+    Raises:
+        RunError: They may not; the text says why.
     """
     checkpoints = find_checkpoints(run_dir)
     if not checkpoints:
@@ -93,15 +99,15 @@ def check_resume(config: Config, run_dir: Path, *, recording: str = "") -> None:
 
 
 def _recording_of(checkpoints: Sequence[Checkpoint]) -> str | None:
-    """What the run of these checkpoints replays, "" for a live one; None: not one is readable."""
+    """Return the recording that the run of these checkpoints replays, "" for a live run; None if none is readable."""
     for checkpoint in reversed(checkpoints):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: the learner goes past it
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: the learner skips it too
             return str(read_state(checkpoint).get("recording", ""))
     return None
 
 
 def _difference(key: str, saved: Config, wanted: Config) -> str:
-    """``run.seed was 0, is 1``."""
+    """Describe a changed setting: ``run.seed was 0, is 1``."""
     section, leaf = key.split(".")
     was, now = (json.dumps(getattr(getattr(config, section), leaf)) for config in (saved, wanted))
     return f"{key} was {was}, is {now}"

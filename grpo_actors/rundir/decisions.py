@@ -1,7 +1,7 @@
-"""``workers.json``: what was decided about a run's own workers, and the number that a continued run begins with.
+"""Read and write ``workers.json``: the decisions about a run's own workers, and how many a continued run starts with.
 
-The supervisor writes it, the learner puts what is new in it among the run's records. Nothing waits for a decision, so that
-a file which is replaced whole is enough between the two. Knows no process; `headcount` decides what pays.
+The supervisor writes the file. The learner copies new decisions into the run's records. Nothing waits for a decision,
+so a file that is replaced atomically is enough between the two. `supervisor.headcount` makes the decisions.
 """
 
 import json
@@ -17,46 +17,56 @@ from grpo_actors.rundir.folder import WORKERS_FILE
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The number of workers from now on, and in one line what led to it."""
+    """A change of the number of workers, or that it is final (`before` equals `workers`), and the reason in one line."""
 
     before: int
+    #: Number of workers from now on.
     workers: int
     reason: str
 
 
-def keep(run_dir: Path, decision: Decision, *, update: int, kept: int) -> None:
-    """One decision more, taken after `update`; `kept` workers are known to pay. `OSError`: the disk refuses."""
-    told = {"time": time.time(), "update": update, **asdict(decision)}
-    content = {"kept": kept, "decisions": [*_decisions(run_dir), told]}
+def append_decision(run_dir: Path, decision: Decision, *, update: int, kept: int) -> None:
+    """Add a decision to the file.
+
+    Args:
+        run_dir: The run folder.
+        decision: The decision.
+        update: Number of updates done when it was taken.
+        kept: Number of workers that are known to pay, without the one on trial.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    entry = {"time": time.time(), "update": update, **asdict(decision)}
+    content = {"kept": kept, "decisions": [*_entries(run_dir), entry]}
     write_whole(run_dir / WORKERS_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def settled_on(run_dir: Path) -> int:
-    """The number of workers that the run in this folder last knew to pay; 1 where it knew of none."""
+def kept_workers(run_dir: Path) -> int:
+    """Return the last number of workers that were known to pay in this run; 1 if the file has none."""
     kept = _read(run_dir).get("kept")
     return max(1, kept) if isinstance(kept, int) else 1
 
 
 def decisions(run_dir: Path) -> list[dict[str, Any]]:
-    """All of the run, oldest first, each as the fields of a `headcount` record."""
-    return [as_record(one) for one in _decisions(run_dir)]
+    """Return all decisions of the run, oldest first, each with the fields of a `headcount` record."""
+    return [as_record(entry) for entry in _entries(run_dir)]
 
 
 def as_record(decision: Mapping[str, Any]) -> dict[str, Any]:
-    """A decision without what else its file or its record says."""
+    """Return only the fields of a `headcount` record; drop the others that the file or the record has."""
     return {name: decision.get(name) for name in ("update", *(field.name for field in fields(Decision)))}
 
 
-def _decisions(run_dir: Path) -> list[dict[str, Any]]:
-    """As they are kept."""
-    kept = _read(run_dir).get("decisions", [])
-    return [one for one in kept if isinstance(one, dict)] if isinstance(kept, list) else []
+def _entries(run_dir: Path) -> list[dict[str, Any]]:
+    entries = _read(run_dir).get("decisions", [])
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def _read(run_dir: Path) -> dict[str, Any]:
-    """What is kept there; nothing where someone else has put something else: no run ends for that."""
+    """Return the file's content; empty if it is missing or is not what this module writes: no run stops for that."""
     try:
-        kept = json.loads((run_dir / WORKERS_FILE).read_text())
+        content = json.loads((run_dir / WORKERS_FILE).read_text())
     except (OSError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""The names of a run folder's files, and its lock. Imports nothing heavy: every part may ask for a name."""
+"""The names of a run folder's files, and its lock. Imports nothing heavy, so every process may use it."""
 
 import fcntl
 import os
@@ -10,38 +10,40 @@ from grpo_actors.errors import RunError
 
 #: The resolved settings.
 CONFIG_FILE = "config.json"
-#: All records, one a line.
+#: All records, one per line.
 METRICS_FILE = "metrics.jsonl"
-#: The texts of the sampled completions, under the numbers of their records.
+#: The texts of the sampled completions, with the numbers of their records.
 COMPLETIONS_FILE = "completions.jsonl"
-#: Every group that trained, with ``metrics.record_groups``.
+#: Every group that trained; only with ``metrics.record_groups``.
 GROUPS_FILE = "groups.jsonl"
-#: The base model's score, kept over a resume.
+#: The base model's score; a resumed run keeps it.
 BASE_EVALUATION_FILE = "evaluation-base.json"
-#: With ``rollout.workers = "auto"``: their number, and the decisions that led to it.
+#: Only with ``rollout.workers = "auto"``: the number of workers and the decisions that led to it.
 WORKERS_FILE = "workers.json"
-#: Addresses of the sockets while the run lives.
+#: Addresses of the sockets; exists while the run lives.
 ENDPOINTS_FILE = "endpoints.json"
-#: The position of each tracker, and what those that write files write.
+#: The position of each tracker in the records, and the output of trackers that write files.
 TRACKERS_FOLDER = "trackers"
 LOCK_FILE = "lock"
 
-#: Patterns of names: a folder with one of these is a run's, or a checkpoint, and no tool may replace it.
-OF_A_RUN = (METRICS_FILE, "best.json", "manifest.json", "checkpoint-*")
+#: File name patterns: a folder with one of these is a run folder or a checkpoint, and no tool may replace it.
+RUN_PATTERNS = (METRICS_FILE, "best.json", "manifest.json", "checkpoint-*")
 
-#: Environment variable: descriptor of the run folder's lock, lent by the supervisor and held until both are gone.
+#: Environment variable with the descriptor of the run folder's lock, which a supervised learner inherits from the
+#: supervisor. The lock is held until both processes have ended.
 LOCK = "GRPO_ACTORS_LOCK"
 
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[int]:
-    """Hold the run folder: a second ipc bind on one path would steal it silently.
+    """Lock the run folder and yield the lock's descriptor.
 
-    Yields the lock's descriptor. A process that inherits it holds the folder too, so a supervised
-    learner, whose supervisor lent it, has nothing left to do.
+    Without the lock, a second run's ipc bind on the same path would silently steal the socket.
+    A process that inherits the descriptor holds the lock too. A supervised learner inherits it from the supervisor, so
+    nothing is left to do there.
 
     Raises:
-        RunError: a live run holds it.
+        RunError: A live run holds the lock.
     """
     if LOCK in os.environ:
         yield int(os.environ[LOCK])

@@ -1,6 +1,6 @@
-"""What a user may name as a model: a hub id, a model folder, a checkpoint, an adapter, a whole run.
+"""Load what a user names as a model: a hub id, a model folder, a checkpoint, an adapter, or a whole run.
 
-Knows where weights lie and what they are; refuses to know what the policy is wanted for.
+Depends on where weights are stored and what they are, not on what the policy is used for.
 """
 
 import json
@@ -20,10 +20,10 @@ from grpo_actors.rundir.folder import METRICS_FILE
 
 
 def checkpoints_of(folder: Path) -> list[Checkpoint]:
-    """Those of a run, oldest first; none: the folder is no run's.
+    """Return the checkpoints of a run, oldest first; an empty list if the folder is no run folder.
 
     Raises:
-        ModelError: it is a run's, and has none yet.
+        ModelError: It is a run folder without a checkpoint.
     """
     found = find_checkpoints(folder)
     if not found and (folder / METRICS_FILE).is_file():
@@ -32,11 +32,13 @@ def checkpoints_of(folder: Path) -> list[Checkpoint]:
 
 
 def resolve(name: str) -> str:
-    """A hub id as it is, a folder by its path from the root; of a run its best checkpoint, before any score its newest.
+    """Return a hub id unchanged, a folder's absolute path, or the path of a run's best checkpoint.
+
+    Before the first score, the newest checkpoint that verifies stands for the run.
 
     Raises:
-        ModelError: the run has no sound checkpoint.
-        RunError: its best.json is unreadable.
+        ModelError: The run has no checkpoint that verifies, or its best one is damaged.
+        RunError: The run's best.json is unreadable.
     """
     if not Path(name).expanduser().is_dir():
         return name
@@ -46,26 +48,26 @@ def resolve(name: str) -> str:
     marked = best(folder)
     if marked is not None:
         checkpoint = Checkpoint(folder / marked["checkpoint"], marked["update"])
-        complaint = verify(checkpoint)
-        if complaint is not None:
-            raise ModelError(f"{complaint}; it is the run's best checkpoint, name another one")
+        fault = verify(checkpoint)
+        if fault is not None:
+            raise ModelError(f"{fault}; it is the run's best checkpoint, name another one")
         return str(checkpoint.path)
-    newest, complaints = newest_sound(folder)
+    newest, faults = newest_sound(folder)
     if newest is None:
-        raise ModelError(complaints[0])
+        raise ModelError(faults[0])
     return str(newest.path)
 
 
 def open_policy(model: str | None, adapter: str | None = None) -> Policy:
-    """The policy of a model, of an adapter on the base that it names, or of `adapter` on the base `model`.
+    """Load a model, an adapter on the base that it names, or `adapter` on the base `model`.
 
     Args:
-        model: As `resolve` returns it; may be None beside an adapter.
+        model: A name as returned by `resolve`; may be None if `adapter` is given.
         adapter: A folder in mlx-lm's format.
 
     Raises:
-        ModelError: there is nothing usable.
-        ConfigError: the adapter does not fit its base.
+        ModelError: The name or folder holds nothing usable.
+        ConfigError: The adapter does not fit its base.
     """
     if adapter is None:
         assert model is not None
@@ -81,7 +83,7 @@ def open_policy(model: str | None, adapter: str | None = None) -> Policy:
 
 
 def weights_digest(policy: Policy) -> str:
-    """Of the base, as workers compare it, and of every value of an adapter."""
+    """Return a digest of the base (the one that workers compare) and of every value of an adapter."""
     digest = xxhash.xxh3_64(policy.identity.weights.encode())
     if policy.has_adapter:
         for name, array in sorted(policy.trainable().items()):
@@ -91,10 +93,10 @@ def weights_digest(policy: Policy) -> str:
 
 
 def adapter_settings(folder: Path, base: str | None) -> ModelConfig:
-    """Section [model] as an adapter's own description gives it, on another `base` if one is named.
+    """Build section [model] from an adapter's own description, with another `base` if one is named.
 
     Raises:
-        ModelError: it is no adapter, or nothing says how it is to be put on.
+        ModelError: The folder is no adapter, or its description is missing or unusable.
     """
     for file in (ADAPTER, ADAPTER_CONFIG):
         if not (folder / file).is_file():

@@ -13,12 +13,12 @@ _GIT_S = 10.0
 
 
 def versions() -> dict[str, str]:
-    """Return package -> version."""
+    """Return the versions of this package and of `_LIBRARIES`, by package name."""
     return {"grpo-actors": __version__} | {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def commit() -> str | None:
-    """Return the git commit of the package's checkout, with ``-dirty`` if files differ; None: no checkout."""
+    """Return the git commit of the package's checkout, with ``-dirty`` if files differ; None if there is no checkout."""
     # Check for .git here: an installed package may lie inside another project's checkout.
     if not (_CHECKOUT / ".git").exists():
         return None

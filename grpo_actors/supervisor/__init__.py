@@ -1,1 +1,1 @@
-"""What the supervisor starts and how it holds it. No MLX, no model."""
+"""Start, watch, restart and stop the processes of a run. No MLX, no model."""

@@ -1,7 +1,7 @@
-"""A child process as the supervisor holds it: started, heard, started again later each time it dies young.
+"""Run a child process of the supervisor: start it, read its output, restart it after a growing pause if it crashes.
 
-What a child prints comes through a pipe, so that it reaches the terminal above the progress display and
-not through it. Knows no socket and no model.
+A child's output comes through a pipe, so that the terminal shows it above the progress display. Knows no socket and
+no model.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 from grpo_actors.process import EXIT_USAGE, LIFELINE
 
-#: First pause before a dead actor is started again; doubled each time, back to the first after a
-#: life of HEALTHY_S.
+#: Seconds before a crashed child is started again for the first time. The pause doubles with each crash, up to
+#: LONGEST_BACKOFF_S, and starts again from BACKOFF_S after the child has lived for HEALTHY_S.
 BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
 HEALTHY_S = 60.0
-#: A line longer than this is cut: a child that prints without end shall not fill this process.
+#: A longer line is cut, so that a child that prints without end cannot fill this process's memory.
 MAX_LINE_BYTES = 2**16
 
 
@@ -31,17 +31,22 @@ class Actor:
     command: list[str]
     environment: Mapping[str, str]
     respawns: bool
-    #: Descriptors that it inherits, the lifeline aside.
-    lent: tuple[int, ...] = ()
+    #: Descriptors that the child inherits besides the lifeline.
+    inherited: tuple[int, ...] = ()
     process: "subprocess.Popen[bytes] | None" = None
+    #: Monotonic time of the last start.
     _started_s: float = 0.0
+    #: Seconds of the next pause.
     _backoff_s: float = BACKOFF_S
+    #: Monotonic time at which the pause ends; None if there is no pause.
     _start_after_s: float | None = None
-    _printed: bytes = field(default=b"")
-    _told: bool = False
+    #: Output after the last line break.
+    _partial_line: bytes = field(default=b"")
+    #: Whether `revive` has reported that the child is not started again.
+    _reported: bool = False
 
     def start(self, lifeline: int) -> None:
-        """Start it; `lifeline` is the read end of a pipe that closes when this process ends."""
+        """Start the child; `lifeline` is the read end of a pipe that closes when this process ends."""
         self._close_output()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "grpo_actors.supervisor.entry", *self.command],
@@ -49,8 +54,8 @@ class Actor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=[lifeline, *self.lent],
-            # A group of its own: Ctrl-C reaches the supervisor only, also while the child still imports.
+            pass_fds=[lifeline, *self.inherited],
+            # In a separate process group, Ctrl-C reaches the supervisor only, even while the child still imports.
             process_group=0,
         )
         assert self.process.stdout is not None
@@ -58,36 +63,36 @@ class Actor:
         self._started_s = time.monotonic()
 
     def send(self, number: int) -> None:
-        """Send a signal, if it lives."""
+        """Send a signal if the child is alive."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs; reaps it when it has ended."""
+        """Whether the process runs. Reaps the process if it has ended."""
         return self.process is not None and self.process.poll() is None
 
     @property
     def returncode(self) -> int | None:
-        """Of its last process; None: it runs, or was never started."""
+        """Exit code of the last process; None while it runs and before the first start."""
         return None if self.process is None else self.process.poll()
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether it ended with the exit code of unusable input, after one line that says why."""
+        """Whether the child ended with the exit code of unusable input. It has printed one line that says why."""
         return self.returncode == EXIT_USAGE
 
     def revive(self, lifeline: int) -> str | None:
-        """Start it again if it died and its pause is over. Returns a line when it is found dead.
+        """Start the child again if it crashed and its pause is over; return a line when the crash is first noticed.
 
-        What left of its own accord (exit 0) stays away, and so does what said that it cannot do its
-        work as things are (exit 2): it would say so again for ever.
+        A child that left by itself (exit code 0) is not started again. Nor is one that reported unusable input (exit
+        code 2): it would fail again each time.
         """
         if not self.respawns or not self.returncode:
             return None
         if self.is_hopeless:
-            told, self._told = self._told, True
-            return None if told else f"{self.name} cannot do its work and is not started again"
+            reported, self._reported = self._reported, True
+            return None if reported else f"{self.name} cannot do its work and is not started again"
         now_s = time.monotonic()
         if self._start_after_s is None:
             if now_s - self._started_s > HEALTHY_S:
@@ -102,16 +107,16 @@ class Actor:
         return None
 
     def printed(self) -> Iterator[str]:
-        """Whole lines that it has printed since the last call; does not wait.
+        """Yield the complete lines printed since the last call, without waiting.
 
-        A progress bar, which returns to the line's start without ending it, leaves its last state only.
+        Of a progress bar, which returns to the start of the line without ending it, only the last state is kept.
         """
         if self.process is None or self.process.stdout is None or self.process.stdout.closed:
             return
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.process.stdout.fileno(), 2**16):
-                *lines, rest = (self._printed + data).split(b"\n")
-                self._printed = rest[-MAX_LINE_BYTES:]
+                *lines, rest = (self._partial_line + data).split(b"\n")
+                self._partial_line = rest[-MAX_LINE_BYTES:]
                 for line in lines:
                     if text := line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace").rstrip():
                         yield text
@@ -119,10 +124,10 @@ class Actor:
     def _close_output(self) -> None:
         if self.process is not None and self.process.stdout is not None:
             self.process.stdout.close()
-        self._printed = b""
+        self._partial_line = b""
 
     def end(self, deadline_s: float) -> None:
-        """Wait for it until `deadline_s` of the monotonic clock, then kill it; closes its output."""
+        """Wait for the child until the monotonic time `deadline_s`, then kill it, and close its output."""
         if self.process is None:
             return
         try:
@@ -134,5 +139,5 @@ class Actor:
 
 
 def how_it_ended(code: int) -> str:
-    """``was ended by signal 9`` or ``ended with 1``."""
+    """Describe an exit code: ``was ended by signal 9`` or ``ended with 1``."""
     return f"was ended by signal {-code}" if code < 0 else f"ended with {code}"

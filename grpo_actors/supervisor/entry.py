@@ -1,7 +1,7 @@
-"""The door of a supervised process: ``python -m grpo_actors.supervisor.entry MODULE ARGUMENTS…``, then as ``python -m MODULE``.
+"""Start a supervised process: ``python -m grpo_actors.supervisor.entry MODULE ARGUMENTS…`` runs ``python -m MODULE ARGUMENTS…``.
 
-An actor imports for seconds. Should the supervisor die meanwhile, nothing would tell the actor: so the
-door follows the parent before it opens.
+An actor imports for seconds. It must end if the supervisor dies in that time, so this module follows the parent first
+and imports the actor then.
 """
 
 import runpy

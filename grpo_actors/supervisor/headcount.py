@@ -1,14 +1,19 @@
-"""How many rollout workers pay, decided by measurement: updates in, decisions out.
+"""Decide by measurement how many rollout workers pay: updates in, decisions out.
 
-One climbs: measure a window of updates; if the learner waits and there is room, add a worker; measure again;
-keep it if the rate rose, else send it home and settle for good. A number is judged once, so nothing can
-oscillate. Knows no clock, no socket and no process.
+The search only climbs. Measure a window of updates. If the learner waits and there is room, add a worker on trial and
+measure again. Keep the worker if the rate rose by a tenth; otherwise stop it and decide nothing more:
 
-The rate is that of sampled tokens, which longer completions and replaced groups change less than the time of
-an update. A window is three blocks, and its rate the median of theirs: one block with a pause in it (an
-evaluation beside it, a compilation) decides nothing. Within a block it is the mean, not the median: n workers
-whose batches end together make n updates at once, one long and n - 1 short, whose median says nothing. A
-block is therefore a multiple of n updates.
+    1 worker:   100 tokens/s, the learner waits 60 %  → add one
+    2 workers:  180 tokens/s, the learner waits 40 %  → keep it, add one
+    3 workers:  185 tokens/s                          → stop it, settled at 2
+
+Each number is tried once, so the number cannot oscillate. Knows no clock, no socket and no process.
+
+The rate counts sampled tokens, because longer completions and replaced groups change it less than they change the time
+of an update. A window has three blocks, and its rate is the median of the blocks' rates. So one block with a pause in
+it (an evaluation at the same time, a compilation) decides nothing. Within a block the rate is the mean, not the median:
+n workers whose batches end together make n updates at once, one long and n - 1 short, so the median of single updates
+is meaningless. Therefore a block is a multiple of n updates.
 """
 
 from collections.abc import Callable
@@ -17,32 +22,33 @@ from statistics import median
 
 from grpo_actors.rundir.decisions import Decision
 
-#: A learner that waits less than this share of its time has workers enough.
+#: A learner that waits for at most this share of its time has enough workers.
 WAIT_SHARE = 0.1
-#: A worker stays if the rate with it is at least so many times the rate without.
+#: A worker is kept if the rate with it is at least this many times the rate without it.
 KEEP_GAIN = 1.1
-#: Updates that are not measured, at the start (the first ones compile) and whenever a worker came or went.
+#: Number of updates that are not measured at the start (the first ones compile) and after a worker joined or left.
 SKIPPED_UPDATES = 2
+#: Number of blocks in a window.
 BLOCKS = 3
-#: A block's least number of updates, and its least duration in seconds.
+#: Minimum number of updates in a block, and its minimum duration in seconds.
 BLOCK_UPDATES = 4
 BLOCK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One update."""
+    """The figures of one update."""
 
     update_s: float
-    #: Share of it in which the learner waited for groups.
+    #: Share of that time in which the learner waited for groups.
     wait_share: float
-    #: Sampled tokens that came in, of all workers together.
+    #: Sampled tokens per second that arrived from all workers together.
     tokens_per_s: float
 
 
 @dataclass(slots=True)
 class _Sums:
-    """Consecutive updates, added up."""
+    """Sums over the consecutive updates of one block."""
 
     updates: int = 0
     seconds: float = 0.0
@@ -55,38 +61,46 @@ class _Sums:
         self.waited_s += update.wait_share * update.update_s
         self.tokens += update.tokens_per_s * update.update_s
 
-    def is_whole(self, period: int) -> bool:
+    def is_complete(self, period: int) -> bool:
         return self.updates >= BLOCK_UPDATES and self.updates % period == 0 and self.seconds >= BLOCK_S
 
 
 @dataclass(slots=True)
 class Headcount:
-    """The supervisor's own workers; those that were attached by hand change the rates, and are not counted."""
+    """The number of the supervisor's own workers. Workers attached by hand change the rates but are not counted."""
 
     workers: int
-    #: Nothing is decided any more.
+    #: True when nothing is decided any more.
     settled: bool = False
-    #: The worker on trial has not delivered yet: it loads its model.
+    #: True while the worker on trial has not delivered a group yet, because it loads its model.
     loading: bool = False
-    #: Rate without the worker that is on trial; None: none is.
+    #: Rate without the worker on trial, in tokens/s; None if no worker is on trial.
     _before: float | None = None
+    #: Number of updates still to skip.
     _to_skip: int = SKIPPED_UPDATES
+    #: The blocks of the current window; the last one is being filled.
     _blocks: list[_Sums] = field(default_factory=lambda: [_Sums()])
 
     @property
     def kept(self) -> int:
-        """Workers that are known to pay: without the one on trial."""
+        """Number of workers that are known to pay, without the one on trial."""
         return self.workers - (self._before is not None)
 
-    def measured(self, update: Measurement, *, at_work: int, room: Callable[[], int]) -> Decision | None:
-        """One update was done, by `at_work` workers, attached ones included; there is room for `room()` of ours."""
+    def record_update(self, update: Measurement, *, active: int, room: Callable[[], int]) -> Decision | None:
+        """Record one update; return a decision at the end of a window.
+
+        Args:
+            update: Its figures.
+            active: Number of workers that deliver groups, attached ones included.
+            room: Returns the most workers of the supervisor's own that there is room for.
+        """
         if self.settled or self.loading:
             return None
         if self._to_skip:
             self._to_skip -= 1
             return None
         self._blocks[-1].add(update)
-        if not self._blocks[-1].is_whole(max(1, at_work)):
+        if not self._blocks[-1].is_complete(max(1, active)):
             return None
         if len(self._blocks) < BLOCKS:
             self._blocks.append(_Sums())
@@ -95,23 +109,23 @@ class Headcount:
         self._restart(skip=0)
         return self._decide(blocks, room)
 
-    def arrived(self) -> None:
-        """The worker on trial has delivered its first group."""
+    def trial_started(self) -> None:
+        """Start to measure: the worker on trial has delivered its first group."""
         self.loading = False
         self._restart()
 
-    def disturbed(self) -> Decision | None:
-        """Another worker came or went, so rates before and after cannot be compared.
+    def workers_changed(self) -> Decision | None:
+        """Start a new window: another worker joined or left, so rates before and after cannot be compared.
 
-        A worker on trial goes home, unjudged, and the climb goes on from what is measured now.
+        A worker on trial is stopped without a verdict. The search continues with the next measurements.
         """
         self._restart()
         if self._before is None or self.settled:
             return None
-        return self._remove_worker("others came or went during its trial; it is measured again")
+        return self._remove_worker("other workers joined or left during its trial; a new trial follows")
 
-    def died(self, how: str) -> Decision:
-        """One of several workers died, perhaps for lack of memory: the rest is the most that there is room for."""
+    def worker_died(self, how: str) -> Decision:
+        """Settle at one worker less: one of several died, perhaps for lack of memory."""
         self.settled = True
         return self._remove_worker(f"a worker {how}")
 
@@ -119,20 +133,20 @@ class Headcount:
         rate = median(block.tokens / block.seconds for block in blocks)
         updates, seconds = sum(block.updates for block in blocks), sum(block.seconds for block in blocks)
         waits = sum(block.waited_s for block in blocks) / seconds
-        said = f"the learner waits {waits:.0%} of an update of {seconds / updates:.2f} s"
+        reason = f"the learner waits {waits:.0%} of an update of {seconds / updates:.2f} s"
         if self._before is not None:
             gain = f"one worker more gave {rate / self._before:.2f} times the rate"
             if rate < KEEP_GAIN * self._before:
                 self.settled = True
                 return self._remove_worker(gain)
-            said, self._before = f"{gain}; {said}", None
+            reason, self._before = f"{gain}; {reason}", None
         if waits > WAIT_SHARE and rate > 0 and self.workers < room():
             self._before, self.loading = rate, True
             self.workers += 1
-            return Decision(self.workers - 1, self.workers, said)
+            return Decision(self.workers - 1, self.workers, reason)
         self.settled = True
         full = ", and there is room for no more" if waits > WAIT_SHARE else ""
-        return Decision(self.workers, self.workers, said + full)
+        return Decision(self.workers, self.workers, reason + full)
 
     def _remove_worker(self, reason: str) -> Decision:
         self.workers -= 1

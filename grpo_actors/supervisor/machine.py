@@ -1,7 +1,7 @@
-"""What this machine has: cores, memory, a GPU's memory; and each process's share of it. Loads no MLX.
+"""Find this machine's cores, memory and GPU memory, and divide them among the processes of a run. Loads no MLX.
 
-Threads are divided: two processes with two BLAS threads each on two cores spend their time waiting for
-each other. Memory is divided too: several processes that wire most of a Mac each panic it.
+Threads are divided because two processes with two BLAS threads each on two cores spend their time waiting for each
+other. Memory is divided because a Mac panics if several processes each wire most of its memory.
 """
 
 import importlib.metadata
@@ -13,26 +13,27 @@ from typing import Literal
 
 from grpo_actors.process import MEMORY_LIMIT
 
-#: Share of a memory that all actors together may use.
+#: Share of the memory (the machine's or the GPU's) that all actors together may use.
 MEMORY_SHARE = 0.75
-#: The distributions that hold MLX for CUDA; the one for a CPU is another, and never beside them.
+#: Distributions of MLX for CUDA. The one for CPUs has another name and is never installed together with them.
 _CUDA_DISTRIBUTIONS = ("mlx-cuda-12", "mlx-cuda-13")
+#: Seconds to wait for nvidia-smi.
 _NVIDIA_SMI_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the processes of a run divide."""
+    """The resources that the processes of a run share."""
 
     back_end: Literal["cpu", "cuda", "metal"]
     cores: int
     memory_bytes: int
-    #: Of the GPU that MLX uses. Metal's is the machine's own; None: not known, or there is none.
+    #: Memory of the GPU that MLX uses; on Metal it is the machine's memory. None if unknown or without a GPU.
     gpu_bytes: int | None = None
 
     @classmethod
     def here(cls, *, asks_gpu: bool) -> "Machine":
-        """This one; how much memory a CUDA GPU has is another program's to say, and may take it a second."""
+        """Describe this machine; with `asks_gpu`, run nvidia-smi for a CUDA GPU's memory, which may take a second."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if sys.platform == "darwin":
@@ -44,20 +45,20 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one process may use."""
+    """The threads and memory that one process may use."""
 
     threads: int
     memory_bytes: int
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that hold a process to it."""
+        """Environment variables that limit a process to this share."""
         return {
             "OPENBLAS_NUM_THREADS": str(self.threads),
             "OMP_NUM_THREADS": str(self.threads),
             MEMORY_LIMIT: str(self.memory_bytes),
             "TOKENIZERS_PARALLELISM": "false",
-            # A library's bars and advice would be lines of noise between the run's own.
+            # Progress bars and advice of libraries would be noise between the run's own lines.
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
             "TRANSFORMERS_VERBOSITY": "error",
@@ -66,16 +67,16 @@ class Share:
 
 
 def equal_share(machine: Machine, processes: int) -> Share:
-    """The share of each of so many processes."""
+    """Return the share of each of `processes` equal processes."""
     return Share(max(1, machine.cores // processes), int(machine.memory_bytes * MEMORY_SHARE / processes))
 
 
 def worker_share(machine: Machine, others: int, workers: int) -> Share:
-    """The share of each of up to `workers`, where the `others` have what they would have beside one worker.
+    """Return the share of each of up to `workers` workers; each of the `others` keeps its share with one worker.
 
-    It is fixed when the run starts, before it is known how many will come: a process cannot give back threads,
-    and their number changes the last bits of what a CPU computes. So the learner is never slower for workers
-    that never come, and the first worker has less than alone only where more may come.
+    The share is fixed when the run starts, before the number of workers is known: a process cannot give back threads,
+    and their number changes the last bits of what a CPU computes. So workers that are never started do not slow down
+    the learner, and the first worker gets less than a single one only if more may follow.
     """
     alone = equal_share(machine, others + 1)
     left = max(1, machine.cores - others * alone.threads)
@@ -91,11 +92,11 @@ def _is_installed(distribution: str) -> bool:
 
 
 def cuda_bytes() -> int | None:
-    """Memory of the first GPU that is visible, which is MLX's; None where nobody tells."""
+    """Return the memory of the first visible GPU, which is the one MLX uses; None if nvidia-smi does not report it."""
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
     command = ["nvidia-smi", f"--id={device}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_NVIDIA_SMI_S)
-        return int(told.stdout.split()[0]) * 2**20  # it tells MiB
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_NVIDIA_SMI_S)
+        return int(done.stdout.split()[0]) * 2**20  # nvidia-smi prints MiB
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None

@@ -1,8 +1,7 @@
-"""How much memory each process of a run will hold, estimated from a model's files before anything loads.
+"""Estimate the memory of each process of a run from the model's files, before anything is loaded.
 
-What can be counted is counted (weights, gradients, optimizer, KV cache). The activations of the learner
-are not: they depend on the architecture, grow with a micro-batch's tokens, and shrink with
-learner.gradient_checkpointing.
+The estimate covers weights, gradients, optimizer and KV cache. It does not cover the learner's activations: they
+depend on the architecture, grow with a micro-batch's tokens, and shrink with learner.gradient_checkpointing.
 """
 
 import json
@@ -16,34 +15,40 @@ from grpo_actors.config import Config
 from grpo_actors.policy.locate import locate
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: Quantised weights that share a scale and an offset, both of the model's type.
+#: Number of quantised weights that share a scale and an offset, both of the model's dtype.
 _GROUP_SIZE = 64
-#: Gradients and all that moves weights is float32.
+#: Bytes of a gradient: gradients and optimizer state are float32.
 _GRADIENT_BYTES = 4
-#: Running means of a weight's gradient and of its square. Adafactor keeps of these a row and a column only.
+#: Bytes per weight for the running means of its gradient and of the gradient's square. Adafactor keeps only a row and
+#: a column of these, counted as 0.
 _STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "adafactor": 0, "muon": 4}
-#: Those that one product can take the place of.
+#: Projections that one joined matrix product can replace.
 _JOINED = re.compile(r"\b(q|k|v|gate|up)_proj\.weight$")
-#: The layer's number and the module's name within it.
+#: A weight in a layer; the groups are the layer's number and the module's name within the layer.
 _IN_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of the model's files, with the shape that it has unpacked."""
+    """One tensor of the model's files. A quantised tensor has the shape of the unpacked weights."""
 
     name: str
     shape: tuple[int, ...]
-    #: Bits of an element in the file if it is quantised there, else 0.
+    #: Bits per element if the tensor is quantised in the file, else 0.
     bits: int = 0
 
     @property
     def size(self) -> int:
-        """Its elements."""
+        """Number of elements."""
         return prod(self.shape)
 
     def bytes(self, width: int, bits: int) -> float:
-        """In a process whose floats have `width` bytes and that quantises what is not yet so to `bits`; 0: nothing."""
+        """Return its bytes in a process.
+
+        Args:
+            width: Bytes of a float in that process.
+            bits: Bits to which the process quantises tensors that are not quantised yet; 0: it does not.
+        """
         divides = len(self.shape) >= 2 and self.shape[-1] % _GROUP_SIZE == 0
         bits = self.bits or (bits if divides else 0)
         return self.size * (bits / 8 + 2 * width / _GROUP_SIZE) if bits else self.size * width
@@ -51,24 +56,25 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Bytes that each process holds, as far as they can be counted."""
+    """Estimated bytes of each process."""
 
     parameters: int
     float_bytes: int
     learner: float
-    #: Of one worker, without its cache.
+    #: Bytes of one worker without its KV cache.
     worker: float
+    #: Bytes of a worker's KV cache at most.
     cache: float
     evaluator: float
-    #: Of those of the weights that are copied to sample on CUDA (`policy.decoding.blocks`): none that are packed.
+    #: Bytes of the weights that are copied for sampling on CUDA (`policy.decoding.blocks`); 0 if they are quantised.
     joined: float = 0.0
 
 
 def memory_plan(config: Config) -> str:
-    """A line for each process; a single line where the model's files are not on this machine yet."""
+    """Format the estimate, one line per process; a single line if the model's files are not on this machine yet."""
     folder = locate(config.model.model_name)
     if not isinstance(folder, Path):
-        return f"{folder} is on the hub: its size is known once it was downloaded"
+        return f"{folder} is on the hub: its size is known once it is downloaded"
     plan = plan_of(folder, config)
     lines = [f"{plan.parameters / 1e6:,.1f} M parameters, floats of {plan.float_bytes} bytes"]
     lines.append(f"learner    {_gb(plan.learner)} and activations")
@@ -83,7 +89,7 @@ def memory_plan(config: Config) -> str:
 
 
 def plan_of(folder: Path, config: Config) -> Plan:
-    """What a run of the model in `folder` holds."""
+    """Estimate the memory of a run of the model in `folder`."""
     architecture = json.loads((folder / "config.json").read_text())
     tensors = read_tensors(folder, architecture.get("quantization", {}))
     width = _BYTES.get(config.model.dtype, 0) or _BYTES.get(str(architecture.get("torch_dtype")), 4)
@@ -106,11 +112,12 @@ def plan_of(folder: Path, config: Config) -> Plan:
 
 
 def read_tensors(folder: Path, quantization: dict[str, Any]) -> list[Tensor]:
-    """All tensors, from the headers of the safetensors files: nothing is loaded.
+    """List all tensors from the headers of the safetensors files, without loading weights.
 
     Args:
-        folder: Of the model.
-        quantization: That entry of its config.json: ``bits`` of most modules, and settings of single ones by name.
+        folder: The model folder.
+        quantization: The entry of that name in its config.json: the default ``bits``, and settings of single modules
+            by name.
     """
     header: dict[str, Any] = {}
     for path in folder.glob("model*.safetensors"):
@@ -137,8 +144,8 @@ def _joined_bytes(tensors: list[Tensor], width: int) -> float:
 
 
 def _full_bytes(config: Config, tensors: list[Tensor], width: int) -> float:
-    """What training all weights adds to them."""
-    # Half-precision weights are moved in float32, or small steps would be lost.
+    """Return the bytes that training all weights adds to the weights themselves."""
+    # Half-precision weights are updated as float32 copies, or small steps would be lost.
     masters = 4 if width < 4 else 0
     reference = width if config.objective.kl_coeff else 0
     optimizer = config.learner.optimizer
@@ -151,15 +158,15 @@ def _full_bytes(config: Config, tensors: list[Tensor], width: int) -> float:
 
 
 def _adapter_bytes(config: Config, tensors: list[Tensor], layers: int) -> float:
-    """An adapter, which is float32 whatever its base is, and its training."""
+    """Return the bytes of an adapter, which is always float32, and of its training."""
     model = config.model
     first = 0 if model.lora_layers < 0 else layers - model.lora_layers
     size = 0
     for tensor in tensors:
-        place = _IN_LAYER.search(tensor.name)
-        if place is None or len(tensor.shape) < 2 or int(place[1]) < first:
+        match = _IN_LAYER.search(tensor.name)
+        if match is None or len(tensor.shape) < 2 or int(match[1]) < first:
             continue
-        if not model.lora_keys or place[2] in model.lora_keys:
+        if not model.lora_keys or match[2] in model.lora_keys:
             *stack, rows, columns = tensor.shape
             magnitudes = rows if model.fine_tune_type == "dora" else 0
             size += prod(stack) * (model.lora_rank * (rows + columns) + magnitudes)
@@ -168,7 +175,7 @@ def _adapter_bytes(config: Config, tensors: list[Tensor], layers: int) -> float:
 
 
 def _cache_bytes(architecture: dict[str, Any], config: Config, width: int) -> int:
-    """Keys and values of one batch at its longest; 0 where config.json does not tell the shape."""
+    """Return the bytes of keys and values of one batch at its longest; 0 if config.json lacks the shape."""
     try:
         heads = architecture["num_attention_heads"]
         size = architecture.get("head_dim") or architecture["hidden_size"] // heads
@@ -179,10 +186,10 @@ def _cache_bytes(architecture: dict[str, Any], config: Config, width: int) -> in
         return 0
     rollout = config.rollout
     tokens = config.data.max_prompt_length + rollout.max_new_tokens
-    places = rollout.batch_groups * rollout.num_generations
+    rows = rollout.batch_groups * rollout.num_generations
     if rollout.max_kv_tokens:
-        places = min(places, max(1, rollout.max_kv_tokens // tokens))
-    return int(per_token * width * tokens * places)
+        rows = min(rows, max(1, rollout.max_kv_tokens // tokens))
+    return int(per_token * width * tokens * rows)
 
 
 def _gb(count: float) -> str:

@@ -1,7 +1,7 @@
-"""Before anything starts: whatever can be known to be wrong with a run is said now, in one line.
+"""Check a run before anything starts, and report the first problem in one line.
 
-Knows files, ports and the user's rewards; loads no MLX. What only a loaded model can tell is left to the
-learner, which says it in one line too.
+The checks cover files, ports and the user's rewards, and load no MLX. The learner makes the checks that need a loaded
+model, and reports a problem in one line too.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from grpo_actors.transport.sockets import check_ports
 
 
 def check(config: Config) -> None:
-    """Refuse what cannot run; changes nothing, so that ``--dry-run`` asks the same questions.
+    """Check that the run can start. Changes nothing, so ``--dry-run`` makes the same checks.
 
     Raises:
-        GrpoActorsError: one line that says what and the way out.
+        GrpoActorsError: It cannot; one line that names the problem and the cure.
     """
     run_dir = Path(config.run.output_dir)
     if (run_dir / LOCK_FILE).exists():
@@ -34,7 +34,7 @@ def check(config: Config) -> None:
         check_ports(config.transport.host, config.transport.port)
     check_installed(config.metrics.trackers)
     locate(config.model.model_name)
-    if config.data.path or config.data.task != "gsm8k":  # the hub is asked once, by the learner
+    if config.data.path or config.data.task != "gsm8k":  # gsm8k: only the learner asks the hub
         total_updates(config, len(load_task(config.data, seed=config.run.seed).problems("train")))
     open_scorer(config.reward.functions, config.reward).close()
     if config.data.environment:
@@ -43,7 +43,7 @@ def check(config: Config) -> None:
 
 @contextlib.contextmanager
 def prepared(config: Config) -> Iterator[tuple[Path, int]]:
-    """The checked run folder, locked, with config.json in it, and the lock's descriptor."""
+    """Check the run, lock its folder and write config.json; yield the folder and the lock's descriptor."""
     check(config)
     with claimed(config) as claim:
         yield claim

@@ -1,14 +1,14 @@
-"""The supervisor: starts the actors, watches them, starts them again, stops them in order.
+"""Run the actors as child processes: start them, watch them, restart them, stop them in order.
 
-It imports neither MLX nor a model: the machine (cores, memory) is divided among processes that do.
+The supervisor imports neither MLX nor a model. It divides cores and memory among the processes that do.
 
-Who may die: a worker or the evaluator is started again, later each time it dies young (which workers are
-wanted, `worker_pool` knows). The learner is the run: with it everything ends, and its exit code is the
-run's; the same command continues the run.
+Crashes: a worker, the evaluator or a tracker is started again, after a pause that grows if it keeps crashing
+(`worker_pool` decides how many workers run). If the learner ends, the run ends with its exit code; the same command
+continues the run.
 
-How it ends: the first Ctrl-C asks the learner to finish its step and write a checkpoint, and the others
-to leave; the second kills. Should the supervisor itself be killed, every child sees the pipe that it
-inherited close, and ends.
+Stopping: the first Ctrl-C asks the learner to finish its step and write a checkpoint; then the others stop too. The
+second Ctrl-C kills all. If the supervisor itself is killed, the pipe that every child inherits closes, and the
+children end.
 """
 
 import contextlib
@@ -36,26 +36,26 @@ from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
 from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
 
-#: Time the others have to leave once the learner is gone, before they are killed.
+#: Seconds that the other processes have to stop after the learner has ended, before they are killed.
 LEAVE_S = 5.0
-#: Time the trackers have to bring the last records to where they go.
+#: Seconds that the trackers have to send the last records.
 FLUSH_S = 30.0
-#: After the first Ctrl-C: how often it is said that the step still runs. A step of a large model takes
-#: minutes, and is not thrown away; the user, who may press again, decides.
+#: Seconds between the notes that the step still runs, after the first Ctrl-C. A step of a large model takes minutes and
+#: is not thrown away; the user decides, and may press Ctrl-C again.
 DRAIN_NOTE_S = 30.0
-#: Between two looks at the children.
+#: Seconds between two checks of the children.
 TICK_S = 0.1
 
 
 @dataclass
 class Signals:
-    """SIGINT and SIGTERM, which are only counted: the loop acts on them, where nothing can be torn apart."""
+    """The number of SIGINT and SIGTERM received. The handlers only count; the loop acts, where no work is cut in half."""
 
     count: int = 0
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """Count them here, then restore the former handlers."""
+        """Count signals within the block, then restore the former handlers."""
 
         def count(number: int, frame: FrameType | None) -> None:
             del number, frame
@@ -71,93 +71,97 @@ class Signals:
 
 @dataclass
 class Supervisor:
-    """The processes of one run, from the first to the last."""
+    """The child processes of one run, from start to end."""
 
     run_dir: Path
     config: Config
     endpoints: Endpoints
     learner: Actor
-    #: Evaluator and trackers: a run goes on without them.
-    aides: Sequence[Actor]
+    #: The evaluator and the trackers. A run continues without them.
+    observers: Sequence[Actor]
     pool: WorkerPool
     status: StatusLine
     signals: Signals
-    #: The read end of a pipe, which every child inherits and sees close with this process.
+    #: Read end of a pipe that every child inherits. It closes when this process ends.
     lifeline: int
-    #: Closes what the follower of the run's records has opened.
-    listening: ExitStack
+    #: Closes the follower of the run's records and its socket.
+    follower_stack: ExitStack
+    #: None until the learner has written its endpoints.
     _follower: Follower | None = None
-    #: Unix seconds.
+    #: Unix time of the start, in seconds.
     _since: float = field(default_factory=time.time)
+    #: Monotonic time at which the first Ctrl-C was handled; None before.
     _draining_since_s: float | None = None
+    #: Number of notes that the step still runs.
     _drain_notes: int = 0
-    _without_workers: bool = False
+    #: Whether the run stops because no worker can work.
+    _all_workers_failed: bool = False
 
     def run(self) -> None:
-        """Start all children and look after them until the learner has ended."""
-        self._say_where()
-        while self._watch():
+        """Start all children and watch them until the learner has ended."""
+        self._show_commands()
+        while self._tick():
             pass
-        self._show(wait_s=0.05)
+        self._show_output(wait_s=0.05)
 
     @property
     def _children(self) -> list[Actor]:
-        """All of them, workers that were sent home too."""
-        return [self.learner, *self.pool.actors, *self.aides]
+        """All children, including stopped workers."""
+        return [self.learner, *self.pool.actors, *self.observers]
 
-    def _watch(self) -> bool:
-        """One look at everything; False: the learner is gone."""
-        self._start_those_due()
-        self._show(wait_s=TICK_S)
+    def _tick(self) -> bool:
+        """Check all children once; return False if the learner has ended."""
+        self._start_children()
+        self._show_output(wait_s=TICK_S)
         if not self.learner.alive:
             return False
         if self.signals.count:
-            self._press_on()
+            self._handle_signals()
             return True
-        for aide in self.aides:
-            if note := aide.revive(self.lifeline):
+        for observer in self.observers:
+            if note := observer.revive(self.lifeline):
                 self.status.say(note, "yellow")
-        for text, style in self.pool.look_after(self.lifeline):
+        for text, style in self.pool.revive(self.lifeline):
             self.status.say(text, style)
-        if self.pool.is_hopeless and not self._without_workers:
-            self._without_workers = True
+        if self.pool.is_hopeless and not self._all_workers_failed:
+            self._all_workers_failed = True
             self.status.say("no worker is left; the learner stops, with a checkpoint of what was done", "red")
             self.learner.send(signal.SIGTERM)
         return True
 
-    def _start_those_due(self) -> None:
-        """All at once, but for evaluator and trackers: they wait until the learner listens.
+    def _start_children(self) -> None:
+        """Start all children that were not started yet. Evaluator and trackers wait until the learner listens.
 
-        On two cores their imports would only make the first update later, and a tracker shall not read what a
+        On two cores their imports would only delay the first update. And a tracker must not read the records that a
         resumed learner has yet to cut off.
         """
         if self._follower is None and (self.run_dir / ENDPOINTS_FILE).exists():
-            # Not earlier: a subscriber that has knocked in vain for long comes back later and later.
-            events = self.listening.enter_context(EventSubscriber(self.endpoints.events))
-            self._follower = self.listening.enter_context(Follower(events, self.run_dir))
+            # Not earlier: a subscriber that cannot connect retries after longer and longer pauses.
+            events = self.follower_stack.enter_context(EventSubscriber(self.endpoints.events))
+            self._follower = self.follower_stack.enter_context(Follower(events, self.run_dir))
         for child in self._children:
-            waits = child in self.aides and self._follower is None
+            waits = child in self.observers and self._follower is None
             if child.process is None and not self.signals.count and not waits:
                 child.start(self.lifeline)
 
-    def _show(self, wait_s: float) -> None:
-        """Records and what the children printed, as they come."""
+    def _show_output(self, wait_s: float) -> None:
+        """Show new records and the lines that the children printed; wait up to `wait_s` for the first record."""
         if self._follower is None:
             time.sleep(wait_s)
         while self._follower is not None and (record := self._follower.receive(wait_s)) is not None:
-            if record["time"] >= self._since:  # before that: what a resumed run has told already
-                if record["topic"] != "headcount":  # its own decisions: said when they were taken
+            if record["time"] >= self._since:  # older records: a resumed run has shown them before
+                if record["topic"] != "headcount":  # the pool's decisions were shown when they were taken
                     self.status.show(record)
                 if not self.signals.count:
-                    self.pool.take_in(record)
+                    self.pool.handle_record(record)
             wait_s = 0.0
         for child in self._children:
             for line in child.printed():
-                # The learner's own words are the run's; of others it must be said whose they are.
+                # The learner's lines are the run's; the lines of others need a name.
                 self.status.say(line if child.name == "learner" else f"{child.name}: {line}")
 
-    def _press_on(self) -> None:
-        """Carry out what Ctrl-C asked for."""
+    def _handle_signals(self) -> None:
+        """Drain after the first Ctrl-C, kill after the second."""
         now_s = time.monotonic()
         if self.signals.count > 1:
             for child in self._children:
@@ -172,52 +176,53 @@ class Supervisor:
             self.status.say(f"the step still runs after {waited_s:.0f} s; Ctrl-C again gives it up")
 
     def end(self) -> None:
-        """The learner is gone, or an error is on its way up: let the others leave, then kill them."""
+        """Stop all children, when the learner has ended or an error is being raised: first ask, then kill."""
         for child in self._children:
             child.send(signal.SIGTERM)
         self._wait_for(self._children, LEAVE_S)
-        trackers = [aide for aide in self.aides if aide.name in self.config.metrics.trackers and aide.alive]
+        names = self.config.metrics.trackers
+        trackers = [observer for observer in self.observers if observer.name in names and observer.alive]
         if trackers:
-            names = " and ".join(tracker.name for tracker in trackers)
-            self.status.say(f"{names}: bringing the last records home, for up to {FLUSH_S:.0f} s")
+            waiting = " and ".join(tracker.name for tracker in trackers)
+            self.status.say(f"{waiting}: sending the last records, for up to {FLUSH_S:.0f} s")
             self._wait_for(trackers, FLUSH_S)
-        self._show(wait_s=0.0)
+        self._show_output(wait_s=0.0)
         for child in self._children:
             child.end(deadline_s=0.0)
 
     def _wait_for(self, children: Sequence[Actor], patience_s: float) -> None:
-        """Until all have ended, the time is up or the user has had enough."""
+        """Wait until all have ended, `patience_s` have passed, or the user has pressed Ctrl-C twice."""
         deadline_s = time.monotonic() + patience_s
         while any(child.alive for child in children) and time.monotonic() < deadline_s:
             if self.signals.count > 1:
                 break
-            self._show(wait_s=0.02)
+            self._show_output(wait_s=0.02)
 
-    def _say_where(self) -> None:
+    def _show_commands(self) -> None:
         self.status.say(
             f"run folder {self.run_dir}\n"
             f"  watch it:      python -m grpo_actors.tail {self.run_dir}\n"
             f"  add a worker:  python -m grpo_actors.rollout --attach {self.run_dir}"
         )
 
-    def conclude(self) -> int:
-        """Say how the run stands; returns the exit code, which is the learner's."""
+    def report_outcome(self) -> int:
+        """Print the result of the run; return the run's exit code, which is the learner's."""
         code = self.learner.returncode
         if code is None or (code == -signal.SIGTERM and self.signals.count):
-            code = 0  # asked to stop before it was there or could listen: there was nothing to save
-        if code == 0 and self._without_workers:
+            code = 0  # stopped before the learner had started or handled signals: there was nothing to save
+        if code == 0 and self._all_workers_failed:
             return EXIT_USAGE
         if code == 0:
             print(summary(self.run_dir), file=sys.stderr)
         elif code < 0 or code == 1:
             kept = find_checkpoints(self.run_dir)
-            goes_on = f"continues the run after update {kept[-1].update}" if kept else "starts it again"
-            print(f"the learner {how_it_ended(code)}; the same command {goes_on}", file=sys.stderr)
+            effect = f"continues the run after update {kept[-1].update}" if kept else "starts it again"
+            print(f"the learner {how_it_ended(code)}; the same command {effect}", file=sys.stderr)
         return code if code >= 0 else 128 - code
 
 
 def summary(run_dir: Path) -> str:
-    """Two lines: what training changed, and where the result lies."""
+    """Return two lines: the change of accuracy, and the folder of the best checkpoint."""
     marked, base = best(run_dir), run_dir / BASE_EVALUATION_FILE
     if marked is None:
         kept = find_checkpoints(run_dir)
@@ -233,14 +238,14 @@ def summary(run_dir: Path) -> str:
 
 
 def run(config: Config) -> int:
-    """Train: what launch.py calls. Returns the learner's exit code."""
+    """Run a whole training, for launch.py; return the exit code."""
     with prepared(config) as (run_dir, lock):
         transport = config.transport
         endpoints = plan_endpoints(run_dir, transport.scheme, transport.host, transport.port)
         with ExitStack() as stack:
             supervisor = _open(stack, run_dir, config, endpoints, lock)
             supervisor.run()
-        return supervisor.conclude()
+        return supervisor.report_outcome()
 
 
 def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints, lock: int) -> Supervisor:
@@ -250,10 +255,10 @@ def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints,
     stack.callback(os.close, write_end)
     signals = Signals()
     stack.enter_context(signals.counted())
-    stack.callback(remove_endpoints, run_dir, endpoints)  # what a killed learner could not remove
+    stack.callback(remove_endpoints, run_dir, endpoints)  # a killed learner could not remove them
     every_updates = config.metrics.logging_steps
     status = stack.enter_context(StatusLine(config.learner.max_updates or None, every_updates=every_updates))
-    listening = stack.enter_context(ExitStack())
+    follower_stack = stack.enter_context(ExitStack())
     machine = Machine.here(asks_gpu=config.rollout.workers == "auto")
     pool = WorkerPool(run_dir, config, machine, endpoints.control)
     shares = pool.environment_of_others
@@ -262,20 +267,20 @@ def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints,
         ["grpo_actors.learner", str(run_dir), "--endpoints", json.dumps(asdict(endpoints))],
         shares | {LOCK: str(lock)},
         respawns=False,
-        lent=(lock,),
+        inherited=(lock,),
     )
-    aides = _aides(run_dir, config, endpoints, shares)
+    observers = _observers(run_dir, config, endpoints, shares)
     supervisor = Supervisor(
-        run_dir, config, endpoints, learner, aides, pool, status, signals, lifeline, listening
+        run_dir, config, endpoints, learner, observers, pool, status, signals, lifeline, follower_stack
     )
     stack.callback(supervisor.end)
     return supervisor
 
 
-def _aides(
+def _observers(
     run_dir: Path, config: Config, endpoints: Endpoints, environment: Mapping[str, str]
 ) -> list[Actor]:
-    """The evaluator and the trackers, as far as the settings ask for them."""
+    """Build the evaluator and the trackers that the settings name."""
     commands: dict[str, list[str]] = {}
     if config.evaluator.eval_every_updates:
         commands["evaluator"] = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control]

@@ -1,11 +1,11 @@
-"""The rollout workers that the supervisor holds: a fixed number, or with ``"auto"`` as many as pay.
+"""Start and stop the rollout workers of the supervisor: a fixed number, or with ``"auto"`` as many as pay.
 
-Reads the run's records, asks `headcount`, starts workers and sends them home. One that is sent home gets
-SIGTERM and leaves in order: what it samples goes back, a whole batch, and is sampled again with the same seeds
-by another, so that with max_staleness = 0 nothing that trains depends on who came or went.
+The pool reads the run's records, asks `headcount` for decisions, and starts and stops workers. A stopped worker gets
+SIGTERM and leaves in order: its leases go back, and another worker samples the whole batch again with the same seeds.
+So with max_staleness = 0 the training data do not depend on which workers joined or left.
 
-Each decision is kept (`decisions`), and a resumed run goes on from there. Workers attached by hand are not
-held here; that they come or go is heeded, for it changes the rates.
+Each decision is saved (`rundir.decisions`), and a resumed run starts from the saved number. Workers attached by hand do
+not belong to the pool. But the pool takes into account when they join or leave, because that changes the rates.
 """
 
 import signal
@@ -17,98 +17,101 @@ from grpo_actors.config import Config
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
-from grpo_actors.rundir.decisions import Decision, keep, settled_on
+from grpo_actors.rundir.decisions import Decision, append_decision, kept_workers
 from grpo_actors.rundir.folder import WORKERS_FILE
 from grpo_actors.supervisor.children import Actor, how_it_ended
 from grpo_actors.supervisor.headcount import Headcount, Measurement
 from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
-from grpo_actors.supervisor.room import others_of, room_of
+from grpo_actors.supervisor.room import other_processes, room_of
 
 
 @dataclass
 class WorkerPool:
-    """Start it, show it the records, let it look after its own."""
+    """The supervisor's own workers. It reacts to the run's records and to crashed workers."""
 
     run_dir: Path
     config: Config
     machine: Machine
-    #: The learner's control socket.
+    #: Address of the learner's control socket.
     control: str
-    #: All that were ever started, also those that were sent home: what they print is still to be read.
+    #: All workers ever started. Stopped ones stay in the list, because their last output is still to be read.
     actors: list[Actor] = field(default_factory=list)
-    #: Those that are wanted.
-    members: list[Actor] = field(default_factory=list)
+    #: The workers that should run.
+    workers: list[Actor] = field(default_factory=list)
+    #: Decides the number of workers; None if it is fixed.
     headcount: Headcount | None = None
-    #: Of each worker.
+    #: Share of each worker.
     _share: Share = field(init=False)
-    #: Names of all workers, attached ones too, that have delivered and are there.
-    _at_work: set[str] = field(default_factory=set)
+    #: Names of all workers, attached ones too, that have delivered a group and have not left.
+    _active: set[str] = field(default_factory=set)
     _update: int = 0
+    #: Measured peak of the learner; 0 before the first update.
     _learner_bytes: float = 0.0
-    _said: list[str] = field(default_factory=list)
+    #: Lines to be shown.
+    _notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        others, wanted = others_of(self.config), self.config.rollout.workers
+        others, wanted = other_processes(self.config), self.config.rollout.workers
         if wanted == "auto":
             room = room_of(self.config, self.machine)
             self._share = worker_share(self.machine, others, room.workers)
-            workers = min(settled_on(self.run_dir), room.workers)
-            self.headcount = Headcount(workers)
-            self._said.append(f"rollout workers: {workers} to begin with, {room}")
+            count = min(kept_workers(self.run_dir), room.workers)
+            self.headcount = Headcount(count)
+            self._notes.append(f"rollout workers: {count} to begin with, {room}")
         else:
-            workers = wanted
-            self._share = equal_share(self.machine, others + workers)
-        while len(self.members) < workers:
+            count = wanted
+            self._share = equal_share(self.machine, others + count)
+        while len(self.workers) < count:
             self._start_worker()
 
     @property
     def environment_of_others(self) -> dict[str, str]:
-        """For the learner and the evaluator: with "auto" as beside one worker."""
+        """Environment of the learner and the evaluator. With "auto" it is the same as with one worker."""
         fixed = self.config.rollout.workers
-        workers = 1 if fixed == "auto" else fixed
-        return equal_share(self.machine, others_of(self.config) + workers).environment
+        count = 1 if fixed == "auto" else fixed
+        return equal_share(self.machine, other_processes(self.config) + count).environment
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether all that are wanted have said that they cannot work."""
-        return bool(self.members) and all(member.is_hopeless for member in self.members)
+        """Whether all workers have reported that they cannot work."""
+        return bool(self.workers) and all(worker.is_hopeless for worker in self.workers)
 
-    def take_in(self, record: Record) -> None:
-        """Take in one record of the run; decisions are carried out at once."""
+    def handle_record(self, record: Record) -> None:
+        """Handle one record of the run; apply a decision that follows from it at once."""
         if self.headcount is None or self.headcount.settled:
             return
         if record["topic"] == "worker" and record.get("role") == "rollout":
-            self._heed_worker(self.headcount, record)
+            self._handle_worker(self.headcount, record)
         elif record["topic"] == "metrics":
-            self._heed_update(self.headcount, record)
+            self._handle_update(self.headcount, record)
 
-    def look_after(self, lifeline: int) -> Iterator[tuple[str, str]]:
-        """Start again who died, as far as they are wanted; yields what is to be told, with its style."""
-        for member in list(self.members):
-            if self.headcount is not None and len(self.members) > 1 and member.returncode:
-                self.members.remove(member)
-                self._carry_out(self.headcount.died(how_it_ended(member.returncode)))
-            elif note := member.revive(lifeline):
+    def revive(self, lifeline: int) -> Iterator[tuple[str, str]]:
+        """Start crashed workers again, or with "auto" do without them; yield the lines to show, with their styles."""
+        for worker in list(self.workers):
+            if self.headcount is not None and len(self.workers) > 1 and worker.returncode:
+                self.workers.remove(worker)
+                self._apply(self.headcount.worker_died(how_it_ended(worker.returncode)))
+            elif note := worker.revive(lifeline):
                 yield note, "yellow"
-        said, self._said = self._said, []
-        yield from ((text, "") for text in said)
+        notes, self._notes = self._notes, []
+        yield from ((text, "") for text in notes)
 
-    def _heed_worker(self, headcount: Headcount, record: Record) -> None:
+    def _handle_worker(self, headcount: Headcount, record: Record) -> None:
         name = str(record.get("worker"))
-        is_there = record.get("state") not in GONE and bool(number(record, "groups"))
-        if is_there == (name in self._at_work):
+        is_active = record.get("state") not in GONE and bool(number(record, "groups"))
+        if is_active == (name in self._active):
             return
-        self._at_work ^= {name}
-        if headcount.loading and name == self.members[-1].name:
-            headcount.arrived()
+        self._active ^= {name}
+        if headcount.loading and name == self.workers[-1].name:
+            headcount.trial_started()
         else:
-            self._carry_out(headcount.disturbed())
+            self._apply(headcount.workers_changed())
 
-    def _heed_update(self, headcount: Headcount, record: Record) -> None:
+    def _handle_update(self, headcount: Headcount, record: Record) -> None:
         self._update = int(number(record, "update") or 0)
         self._learner_bytes = 1e9 * (number(record, "memory_gb") or 0.0)
         if self._update == number(record, "total_updates"):
-            headcount.settled = True  # those who leave now leave with the run
+            headcount.settled = True  # workers that leave from now on leave because the run ends
         update_s, tokens_per_s = number(record, "update_s"), number(record, "rollout_tokens_per_s")
         if not update_s or tokens_per_s is None:
             return
@@ -116,41 +119,41 @@ class WorkerPool:
         if waits is None:
             waits = (number(record, "wait_s") or 0.0) / update_s
         measured = Measurement(update_s, waits, tokens_per_s)
-        self._carry_out(headcount.measured(measured, at_work=len(self._at_work), room=self._room))
+        self._apply(headcount.record_update(measured, active=len(self._active), room=self._room))
 
     def _room(self) -> int:
         return room_of(self.config, self.machine, self._learner_bytes).workers
 
-    def _carry_out(self, decision: Decision | None) -> None:
-        """Make it so, tell it, keep it."""
+    def _apply(self, decision: Decision | None) -> None:
+        """Start or stop workers as decided, note the decision for the terminal, and save it."""
         if decision is None:
             return
-        while len(self.members) < decision.workers:
+        while len(self.workers) < decision.workers:
             self._start_worker()
-        while len(self.members) > decision.workers:
+        while len(self.workers) > decision.workers:
             self._stop_worker()
-        self._said.append(headcount_line(asdict(decision)))
-        self._keep(decision)
+        self._notes.append(headcount_line(asdict(decision)))
+        self._save(decision)
 
     def _start_worker(self) -> None:
-        """One more, which the supervisor starts with all that were not started yet."""
-        # A number is never given twice: who was sent home under it may not be gone yet.
+        """Add a worker. The supervisor starts its process, as for all children that were not started yet."""
+        # A number is never used twice: the stopped worker that had it may not have ended yet.
         name = f"rollout-{len(self.actors)}"
         command = ["grpo_actors.rollout", "--connect", self.control, "--name", name, "--patience", "600"]
         actor = Actor(name, command, self._share.environment, respawns=True)
         self.actors.append(actor)
-        self.members.append(actor)
+        self.workers.append(actor)
 
     def _stop_worker(self) -> None:
-        actor = self.members.pop()
+        actor = self.workers.pop()
         actor.respawns = False
         actor.send(signal.SIGTERM)
 
-    def _keep(self, decision: Decision) -> None:
-        """Of use to a continued run and to the records only: a full disk is told, and the run goes on."""
+    def _save(self, decision: Decision) -> None:
+        """Save a decision. Only records and a resumed run need it, so after a write error the run continues with a note."""
         assert self.headcount is not None
         try:
-            keep(self.run_dir, decision, update=self._update, kept=self.headcount.kept)
+            append_decision(self.run_dir, decision, update=self._update, kept=self.headcount.kept)
         except OSError as error:
             path = self.run_dir / WORKERS_FILE
-            self._said.append(f"{path} cannot be written ({error.strerror})")
+            self._notes.append(f"{path} cannot be written ({error.strerror})")

@@ -34,7 +34,7 @@ def test_the_interval_is_wilsons(right, total, low, high):
     assert wilson_interval(right, total) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_the_interval_holds_the_share_and_narrows_with_the_number():
+def test_the_interval_contains_the_share_and_narrows_with_the_number():
     widths = []
     for total in (10, 100, 1000):
         low, high = wilson_interval(3 * total // 10, total)
@@ -63,7 +63,7 @@ def test_pass_at_1_is_the_mean_and_pass_at_n_is_whether_any_is_right():
 
 
 def test_pass_at_k_is_unbiased_whatever_the_number_of_samples():
-    """Over all outcomes of n samples, each right with probability p, its mean is 1 − (1 − p)^k."""
+    """If each of n samples is right with probability p, its mean over all outcomes is 1 − (1 − p)^k."""
     p, k = 0.3, 3
     for n in (3, 4, 7):
         mean = sum(comb(n, c) * p**c * (1 - p) ** (n - c) * pass_at_k(n, c, k) for c in range(n + 1))
@@ -81,7 +81,7 @@ def test_pass_at_k_is_unbiased_whatever_the_number_of_samples():
         (["", ""], 0.0),
     ],
 )
-def test_the_majority_is_right_by_votes_and_ties_by_their_share(answers, share):
+def test_the_majority_is_decided_by_votes_and_a_tie_counts_its_share_of_right_answers(answers, share):
     assert majority(answers, [answer == "4" for answer in answers]) == pytest.approx(share)
 
 
@@ -94,14 +94,14 @@ def test_zeros_and_ones_have_wilsons_interval():
     assert (estimate.low, estimate.high) == wilson_interval(15, 148)
 
 
-def test_equal_values_do_not_pretend_to_be_certain():
+def test_equal_values_have_an_interval_of_some_width():
     estimate = mean_estimate([0.5] * 20)
     assert estimate.value == 0.5
     assert estimate.low < 0.4
     assert estimate.high > 0.6
 
 
-def test_the_bootstrap_agrees_with_the_normal_interval_where_that_is_right():
+def test_the_bootstrap_agrees_with_the_normal_interval_where_it_applies():
     # 400 values, uniform on {0, 1/4, 1/2, 3/4, 1}: variance 1/8, so a standard error of sqrt(1/8/400) = 0.01768.
     estimate = mean_estimate([i % 5 / 4 for i in range(400)])
     assert estimate.value == pytest.approx(0.5)
@@ -111,15 +111,15 @@ def test_the_bootstrap_agrees_with_the_normal_interval_where_that_is_right():
     assert estimate == mean_estimate([i % 5 / 4 for i in range(400)]), "the same every time"
 
 
-def test_a_paired_difference_of_means_knows_that_the_pairs_belong_together():
-    # Problems differ widely, the two policies hardly: apart their intervals overlap, together they do not.
+def test_a_paired_difference_of_means_uses_the_pairs():
+    # Problems differ a lot, the two policies little: the separate intervals overlap, but the paired one excludes 0.
     first = [i % 8 / 8 for i in range(80)]
     second = [value + (0.125 if i % 2 else 0.0) for i, value in enumerate(first)]
-    apart = mean_estimate(first), mean_estimate(second)
-    assert apart[0].high > apart[1].low
-    together = mean_difference(first, second)
-    assert together.value == pytest.approx(0.0625)
-    assert 0.04 < together.low < 0.0625 < together.high < 0.08
+    separate = mean_estimate(first), mean_estimate(second)
+    assert separate[0].high > separate[1].low
+    paired = mean_difference(first, second)
+    assert paired.value == pytest.approx(0.0625)
+    assert 0.04 < paired.low < 0.0625 < paired.high < 0.08
 
 
 # --- two policies ---------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_a_paired_difference_of_means_knows_that_the_pairs_belong_together():
         (0, 5, 2 / 32),
         (5, 0, 2 / 32),
         (1, 5, 2 * (1 + 6) / 64),
-        (3, 3, 1.0),  # both tails hold the middle: 84/64, which no probability is
+        (3, 3, 1.0),  # both tails contain the middle: 84/64, capped at 1
     ],
 )
 def test_mcnemars_p_is_twice_the_smaller_tail_of_fair_coins(only_first, only_second, p):
@@ -148,7 +148,7 @@ def test_mcnemars_p_is_the_share_of_all_sign_flips_as_far_from_the_middle():
             assert mcnemar_p(only_first, discordant - only_first) == pytest.approx(extreme / 2**discordant)
 
 
-def test_mcnemars_p_has_no_bound_on_the_counts():
+def test_mcnemars_p_works_for_large_counts():
     assert 0 < mcnemar_p(400, 600) < 1e-9
     assert mcnemar_p(0, 3000) == 0.0
 
@@ -160,12 +160,12 @@ def test_the_difference_has_bonett_and_prices_interval():
     assert (estimate.low, estimate.high) == pytest.approx((0.02020, 0.29980), abs=5e-5)
 
 
-def test_the_other_way_round_the_difference_has_the_other_sign():
+def test_swapping_the_policies_changes_the_sign_of_the_difference():
     there, back = paired_difference(2, 10, 48), paired_difference(10, 2, 48)
     assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low))
 
 
-def test_two_that_never_differ_may_still_differ_elsewhere():
+def test_two_policies_that_never_differ_still_have_an_interval_of_some_width():
     estimate = paired_difference(0, 0, 20)
     assert estimate.value == 0
     assert estimate.low < -0.05
@@ -173,8 +173,8 @@ def test_two_that_never_differ_may_still_differ_elsewhere():
 
 
 @pytest.mark.parametrize(("b", "c"), [(0.05, 0.05), (0.05, 0.2), (0.1, 0.4), (0.3, 0.3)])
-def test_the_interval_holds_the_true_difference_about_19_times_in_20(b, c):
-    """Exactly, over every table that 40 problems can give; b and c: probabilities of the discordant outcomes."""
+def test_the_interval_contains_the_true_difference_about_19_times_in_20(b, c):
+    """Compute the coverage exactly, over every table of 40 problems; b and c are the discordant probabilities."""
     n, covered = 40, 0.0
     for i in range(n + 1):
         for j in range(n + 1 - i):
@@ -184,7 +184,7 @@ def test_the_interval_holds_the_true_difference_about_19_times_in_20(b, c):
     assert 0.94 < covered < 0.985
 
 
-def test_the_bootstrap_holds_the_true_mean_about_19_times_in_20():
+def test_the_bootstrap_contains_the_true_mean_about_19_times_in_20():
     # 200 sets of 60 problems whose shares are 0, 1/4, …, 1 with mean 0.5.
     draws = random.Random(0)
     sets = [[draws.randrange(5) / 4 for _ in range(60)] for _ in range(200)]

@@ -8,7 +8,7 @@ from evaluated import config
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.evaluator.following import RunEvaluator
-from grpo_actors.evaluator.score import answer, evaluate, held_out
+from grpo_actors.evaluator.score import answer_problems, evaluate, held_out
 from grpo_actors.policy.training import Training
 from grpo_actors.process import StopRequest
 from grpo_actors.rundir.checkpoint_weights import write_checkpoint
@@ -31,7 +31,7 @@ def scored(policy, settings):
 # --- the problems ---------------------------------------------------------------------------------
 
 
-def test_every_checkpoint_meets_the_same_problems_and_none_of_them_trains(tiny, tiny_lora):
+def test_every_checkpoint_is_scored_on_the_same_problems_and_none_of_them_trains(tiny, tiny_lora):
     task = load_task(config().data, seed=0)
     chosen = [held_out(load_task(config().data, seed=0), config(), policy) for policy in (tiny, tiny_lora)]
     assert chosen[0] == chosen[1]
@@ -40,7 +40,7 @@ def test_every_checkpoint_meets_the_same_problems_and_none_of_them_trains(tiny, 
     assert not training & {problem.messages[-1]["content"] for problem in chosen[0]}
 
 
-def test_the_number_of_problems_is_as_asked_and_zero_means_all(tiny):
+def test_the_number_of_problems_is_as_requested_and_zero_means_all(tiny):
     task = load_task(config().data, seed=0)
     everything = len(task.problems("eval"))
     assert [len(held_out(task, config(), tiny, n)) for n in (1, 8, 0, 10**9)] == [
@@ -74,27 +74,27 @@ def test_a_score_is_the_same_every_time_and_for_every_batch_size(tiny):
     assert wide.rewards
 
 
-def test_of_several_samples_each_problem_gets_its_own_and_the_first_is_that_of_one_sample(tiny):
+def test_several_samples_differ_and_the_first_is_the_same_as_with_one_sample(tiny):
     settings = config()
     task = load_task(settings.data, seed=0)
     problems = held_out(task, settings, tiny, 5)
 
     def texts(count, **evaluator):
-        asked = config(evaluator=evaluator) if evaluator else settings
-        answered = answer(tiny, task, problems, asked, None, temperature=1.0, count=count)
+        changed = config(evaluator=evaluator) if evaluator else settings
+        answered = answer_problems(tiny, task, problems, changed, None, temperature=1.0, count=count)
         return [[one.text for one in problem.answers] for problem in answered]
 
     eight, one = texts(8), texts(1)
     assert [len(group) for group in eight] == [8] * 5
     assert [group[:1] for group in eight] == one
     assert len({text for group in eight for text in group}) > 20
-    assert texts(8, eval_batch_size=3) == eight, "fewer places than samples of a problem"
+    assert texts(8, eval_batch_size=3) == eight, "smaller batches than samples of a problem"
 
 
 def test_an_answer_is_judged_as_the_task_judges_it(tiny):
     settings = config()
     task = load_task(settings.data, seed=0)
-    [answered] = answer(
+    [answered] = answer_problems(
         tiny, task, held_out(task, settings, tiny, 1), settings, None, temperature=1.0, count=16
     )
     for one in answered.answers:
@@ -112,8 +112,8 @@ def test_the_learner_can_receive_every_score(tiny):
 # --- in a run -------------------------------------------------------------------------------------
 
 
-class Post:
-    """The evaluator's end of a connection that keeps what is sent, and asks to stop when nothing is left to do."""
+class FakeControl:
+    """The evaluator's end of a connection. It collects what is sent, and requests a stop when the evaluator waits."""
 
     name = "evaluator"
 
@@ -133,9 +133,9 @@ class Post:
 
 def follow(run_dir):
     stop = StopRequest()
-    post = Post(stop)
-    RunEvaluator(run_dir, post, config(), stop, beat_s=1e9).run()
-    return [(e.update, e.checkpoint) for e in post.evaluations], post.evaluations
+    control = FakeControl(stop)
+    RunEvaluator(run_dir, control, config(), stop, beat_s=1e9).run()
+    return [(e.update, e.checkpoint) for e in control.evaluations], control.evaluations
 
 
 def test_in_a_run_the_base_and_every_checkpoint_are_scored_once(run_dir, tiny):
@@ -143,12 +143,12 @@ def test_in_a_run_the_base_and_every_checkpoint_are_scored_once(run_dir, tiny):
     write_checkpoint(run_dir, 5, tiny, training, {})
     tiny.load_trainable({name: array * 0 for name, array in tiny.trainable().items()})
     write_checkpoint(run_dir, 10, tiny, training, {})
-    told, scores = follow(run_dir)
-    assert told == [(0, "base"), (5, "checkpoint-5"), (10, "checkpoint-10")]
+    reported, scores = follow(run_dir)
+    assert reported == [(0, "base"), (5, "checkpoint-5"), (10, "checkpoint-10")]
     assert scores[0].accuracy == scores[1].accuracy, "checkpoint-5 is the base"
-    assert scores[2].accuracy == 0.0, "a model of zeros knows nothing"
+    assert scores[2].accuracy == 0.0, "a model of zeros solves nothing"
     again, same = follow(run_dir)
-    assert (again, same) == (told, scores), "kept beside the checkpoints, seconds and all"
+    assert (again, same) == (reported, scores), "read from the saved files, including the seconds"
 
 
 def test_a_damaged_checkpoint_is_not_scored_until_it_is_written_again(run_dir, tiny, capsys):
@@ -156,8 +156,7 @@ def test_a_damaged_checkpoint_is_not_scored_until_it_is_written_again(run_dir, t
     folder = write_checkpoint(run_dir, 5, tiny, training, {}).path
     (folder / "model.safetensors").write_bytes(b"")
     stop = StopRequest()
-    post = Post(stop)
-    evaluator = RunEvaluator(run_dir, post, config(), stop, beat_s=1e9)
+    evaluator = RunEvaluator(run_dir, FakeControl(stop), config(), stop, beat_s=1e9)
     [damaged] = [evaluator._next_checkpoint()]
     evaluator._report_checkpoint(damaged, tiny, lambda: pytest.fail("scored"))
     assert "model.safetensors" in capsys.readouterr().err

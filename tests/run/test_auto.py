@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from runs import Run, kill, living, new_run, wait_until
 
-from grpo_actors.rundir.decisions import settled_on
+from grpo_actors.rundir.decisions import kept_workers
 
 #: Endless, on-policy and without an evaluator: the learner waits for each group that is sampled.
 SETTINGS = {
@@ -79,7 +79,7 @@ def test_each_decision_is_among_the_records(two_worker_run):
 def test_it_stays_where_the_rate_rose_by_a_tenth_and_is_stopped_otherwise(two_worker_run):
     judged = decisions(two_worker_run)[1]
     gain = float(re.search(r"one worker more gave (\d\.\d\d) times the rate", judged["reason"])[1])
-    assert judged["workers"] == settled_on(two_worker_run.folder)
+    assert judged["workers"] == kept_workers(two_worker_run.folder)
     if gain != 1.1:  # rounded
         assert judged["workers"] == (2 if gain > 1.1 else 1)
     assert two_worker_run.stays == (judged["workers"] == 2)
@@ -126,5 +126,5 @@ def test_a_continued_run_begins_with_the_number_that_was_kept_and_one_that_dies_
         "rollout workers: 2 to begin with, at most 2 (GRPO_ACTORS_MOST_WORKERS says so)",
         "rollout workers: 2 → 1 (a worker was ended by signal 9)",
     ]
-    assert settled_on(two_worker_run.folder) == 1
+    assert kept_workers(two_worker_run.folder) == 1
     assert two_worker_run.records("headcount")[-1]["reason"] == "a worker was ended by signal 9"

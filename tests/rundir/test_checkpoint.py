@@ -54,11 +54,11 @@ def policy(request):
     return load_policy(ModelConfig(dtype="float32", fine_tune_type=request.param, lora_rank=4), seed=0)
 
 
-def test_mlx_lm_loads_a_checkpoint_and_says_what_the_policy_says(policy, run_dir):
+def test_mlx_lm_loads_a_checkpoint_and_generates_what_the_policy_generates(policy, run_dir):
     before = greedy(policy)
     checkpoint = write_checkpoint(run_dir, 3, policy, trained(policy), {})
     expected = greedy(policy)
-    assert expected != before, "the training must show, or this shows nothing"
+    assert expected != before, "the training must change the output, or this test shows nothing"
     if policy.has_adapter:
         model, tokenizer = mlx_lm.load(str(EMBEDDED), adapter_path=str(checkpoint.path))
         model.set_dtype(mx.float32)
@@ -69,7 +69,7 @@ def test_mlx_lm_loads_a_checkpoint_and_says_what_the_policy_says(policy, run_dir
     assert tokenizer.chat_template == policy.tokenizer.chat_template
 
 
-def test_a_full_checkpoint_is_a_model_folder_of_its_own(tiny, run_dir):
+def test_a_full_checkpoint_is_a_complete_model_folder(tiny, run_dir):
     checkpoint = write_checkpoint(run_dir, 1, tiny, trained(tiny), {})
     names = {path.name for path in checkpoint.path.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
@@ -79,7 +79,7 @@ def test_a_full_checkpoint_is_a_model_folder_of_its_own(tiny, run_dir):
     assert json.loads((checkpoint.path / "config.json").read_text())["torch_dtype"] == "float32"
 
 
-def test_restored_weights_and_optimizer_go_on_bit_for_bit(policy, run_dir):
+def test_training_continues_bit_for_bit_from_restored_weights_and_optimizer(policy, run_dir):
     training = trained(policy)
     checkpoint = write_checkpoint(run_dir, 3, policy, training, {"cursor": 7})
     advance(training, 3)
@@ -98,7 +98,7 @@ def test_restored_weights_and_optimizer_go_on_bit_for_bit(policy, run_dir):
 
 @pytest.mark.parametrize("optimizer", ["muon", "lion", "adafactor"])
 @pytest.mark.parametrize("bits", [0, 4])
-def test_every_optimizer_goes_on_bit_for_bit(optimizer, bits, run_dir):
+def test_every_optimizer_continues_bit_for_bit(optimizer, bits, run_dir):
     settings = LearnerConfig(optimizer=optimizer, weight_decay=0.1)
     kind = "lora" if bits else "full"
     model = ModelConfig(dtype="float32", fine_tune_type=kind, base_bits=bits)
@@ -114,7 +114,7 @@ def test_every_optimizer_goes_on_bit_for_bit(optimizer, bits, run_dir):
         assert mx.array_equal(array, (other.trainable() | resumed.state())[name]), name
 
 
-def test_a_half_precision_run_resumes_with_the_weights_below_its_precision(run_dir):
+def test_a_half_precision_run_resumes_with_its_float32_weights(run_dir):
     settings = ModelConfig(dtype="bfloat16")
     policy, other = load_policy(settings, seed=0), load_policy(settings, seed=0)
     training = trained(policy)
@@ -126,7 +126,7 @@ def test_a_half_precision_run_resumes_with_the_weights_below_its_precision(run_d
     assert any(name.startswith("weights.") for name in training.state())
 
 
-def test_an_adapter_on_the_last_layers_alone_is_restored(run_dir):
+def test_an_adapter_on_the_last_layers_only_is_restored(run_dir):
     settings = ModelConfig(dtype="float32", fine_tune_type="lora", lora_layers=1)
     policy, other = load_policy(settings, seed=0), load_policy(settings, seed=5)
     checkpoint = write_checkpoint(run_dir, 3, policy, trained(policy), {})
@@ -140,7 +140,7 @@ def test_an_adapter_on_the_last_layers_alone_is_restored(run_dir):
     )
 
 
-def test_the_evaluators_policy_takes_one_checkpoint_after_another(policy, run_dir):
+def test_one_policy_loads_several_checkpoints_one_after_another(policy, run_dir):
     training = trained(policy)
     first = write_checkpoint(run_dir, 1, policy, training, {})
     expected_first = greedy(policy)

@@ -36,7 +36,7 @@ def start_writer(run_dir, *arguments):
 
 
 def is_what_was_written(checkpoint):
-    """All weights are the number of the checkpoint, and so is its state."""
+    """Return whether all weights and the state equal the checkpoint's number."""
     arrays = mx.load(str(checkpoint.path / "model.safetensors"))
     return read_state(checkpoint)["value"] == checkpoint.update and all(
         mx.all(array == checkpoint.update) for array in arrays.values()
@@ -58,8 +58,8 @@ def test_a_kill_at_any_moment_leaves_a_sound_checkpoint_and_no_false_one(run_dir
         for checkpoint in find_checkpoints(run_dir):
             assert verify(checkpoint) is None
             assert is_what_was_written(checkpoint)
-        newest, complaints = newest_sound(run_dir)
-        assert complaints == []
+        newest, faults = newest_sound(run_dir)
+        assert faults == []
         survivors.append(newest.update if newest else 0)
     assert survivors == sorted(survivors), "no kill took back what had been written"
     assert survivors[-1] >= kills / 2, "the writer was killed too early to show anything"
@@ -72,14 +72,14 @@ def assert_nothing_half_written(run_dir):
 
 
 @pytest.mark.parametrize("limit", [100_000, 3_000_000])
-def test_a_file_that_cannot_be_finished_is_one_error_and_leaves_nothing_behind(run_dir, limit):
+def test_a_file_that_cannot_be_completed_is_one_error_and_leaves_nothing_behind(run_dir, limit):
     # In float32 the weights take 2.8 MB and the optimizer's state 5.6 MB: each of the two fails once.
     writer = start_writer(run_dir, str(limit))
-    _, complaint = writer.communicate(timeout=60)
+    _, fault = writer.communicate(timeout=60)
     assert writer.returncode == 2
-    assert complaint.startswith("error: ")
-    assert "checkpoint-1: cannot be written" in complaint
-    assert complaint.count("\n") == 1
+    assert fault.startswith("error: ")
+    assert "checkpoint-1: cannot be written" in fault
+    assert fault.count("\n") == 1
     assert list(run_dir.iterdir()) == []
 
 
@@ -98,26 +98,26 @@ def small_disk(folder, megabytes):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_error_and_the_last_checkpoint_stays(run_dir, tiny):
+def test_a_full_disk_is_one_error_and_keeps_the_last_checkpoint(run_dir, tiny):
     training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
     with small_disk(run_dir, 12):  # one checkpoint is 8.4 MB
         write_checkpoint(run_dir, 1, tiny, training, {"value": 1})
         with pytest.raises(RunError, match=r"checkpoint-2: cannot be written.*free space"):
             write_checkpoint(run_dir, 2, tiny, training, {"value": 2})
         assert_nothing_half_written(run_dir)
-        newest, complaints = newest_sound(run_dir)
+        newest, faults = newest_sound(run_dir)
         assert newest is not None
-        assert (newest.update, complaints) == (1, [])
+        assert (newest.update, faults) == (1, [])
 
 
-def test_a_folder_that_forbids_writing_is_one_error(run_dir, tiny):
+def test_a_folder_that_cannot_be_written_is_one_error(run_dir, tiny):
     training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
     (run_dir / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         write_checkpoint(run_dir / "file", 1, tiny, training, {})
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_with_a_complaint(run_dir, tiny):
+def test_a_damaged_newest_checkpoint_is_skipped_with_one_line(run_dir, tiny):
     training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
     good = write_checkpoint(run_dir, 1, tiny, training, {"value": 1})
     for name in ("model.safetensors", "optimizer.safetensors", STATE, "config.json", "manifest.json"):
@@ -131,10 +131,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_complaint(run_dir, ti
                 (newest.path / name).write_bytes(content)
             else:
                 (newest.path / name).unlink()
-            found, complaints = newest_sound(run_dir)
+            found, faults = newest_sound(run_dir)
             assert found == good, (name, damage)
             if (name, damage) == ("manifest.json", "gone"):
-                assert complaints == []  # a folder without one is no checkpoint at all
+                assert faults == []  # a folder without one is no checkpoint at all
             else:
-                assert len(complaints) == 1, (name, damage)
-                assert "checkpoint-2" in complaints[0]
+                assert len(faults) == 1, (name, damage)
+                assert "checkpoint-2" in faults[0]

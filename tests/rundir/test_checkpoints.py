@@ -38,9 +38,9 @@ def test_checkpoints_are_found_in_the_order_of_their_numbers(run_dir):
     for stray in ("checkpoint-3.tmp", "checkpoint-x", "checkpoint-7", "other-5"):  # 7 has no manifest
         (run_dir / stray).mkdir()
     assert updates(run_dir) == [9, 10, 100]
-    newest, complaints = newest_sound(run_dir)
+    newest, faults = newest_sound(run_dir)
     assert newest is not None
-    assert (read_state(newest), complaints) == ({"update": 100}, [])
+    assert (read_state(newest), faults) == ({"update": 100}, [])
     assert newest.bytes == sum(path.stat().st_size for path in newest.path.iterdir())
 
 
@@ -49,15 +49,15 @@ def test_an_empty_run_folder_has_none(run_dir):
     assert newest_sound(run_dir / "absent") == (None, [])
 
 
-def test_each_damaged_one_is_complained_about_and_the_next_older_is_taken(run_dir):
+def test_each_damaged_checkpoint_is_reported_and_the_next_older_one_is_used(run_dir):
     for update in (1, 2, 3):
         write(run_dir, update)
     (run_dir / "checkpoint-3/weights").unlink()
     (run_dir / "checkpoint-2/weights").write_bytes(bytes(256))
-    newest, complaints = newest_sound(run_dir)
+    newest, faults = newest_sound(run_dir)
     assert newest is not None
     assert newest.update == 1
-    assert ["checkpoint-3" in complaints[0], "checkpoint-2/weights" in complaints[1]] == [True, True]
+    assert ["checkpoint-3" in faults[0], "checkpoint-2/weights" in faults[1]] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_each_damaged_one_is_complained_about_and_the_next_older_is_taken(run_di
         '{"files": {"state.json": {}, "../x": 1}}',
     ],
 )
-def test_a_manifest_of_any_other_shape_verifies_nothing(run_dir, manifest):
+def test_a_manifest_of_any_other_shape_does_not_verify(run_dir, manifest):
     write(run_dir, 1)
     (run_dir / "checkpoint-1" / MANIFEST).write_bytes(manifest.encode(errors="surrogateescape"))
     assert verify(find_checkpoints(run_dir)[0]) is not None
@@ -100,7 +100,7 @@ def test_prune_keeps_the_newest_the_best_and_those_not_yet_evaluated(run_dir):
     assert updates(run_dir) == [7, 8]
 
 
-def test_prune_clears_away_what_a_kill_left_half_done(run_dir):
+def test_prune_removes_what_a_kill_left_unfinished(run_dir):
     write(run_dir, 1)
     for name in ("checkpoint-2.tmp", "checkpoint-0.old.tmp"):
         (run_dir / name).mkdir()
@@ -109,7 +109,7 @@ def test_prune_clears_away_what_a_kill_left_half_done(run_dir):
     assert [path.name for path in run_dir.iterdir()] == ["checkpoint-1"]
 
 
-def test_the_best_is_remembered_and_nothing_is_best_before(run_dir):
+def test_the_best_is_recorded_and_there_is_none_before(run_dir):
     assert best(run_dir) is None
     mark_best(run_dir, 4, 0.25)
     assert best(run_dir) == {"checkpoint": "checkpoint-4", "update": 4, "accuracy": 0.25}

@@ -27,15 +27,15 @@ def moved(policy, by):
     return policy
 
 
-def test_a_run_is_its_best_checkpoint_and_before_any_score_its_newest(run_dir, tiny):
+def test_a_run_stands_for_its_best_checkpoint_or_before_any_score_for_its_newest(run_dir, tiny):
     first, second = write(run_dir, 1, tiny), write(run_dir, 2, tiny)
     assert resolve(str(run_dir)) == str(second)
     mark_best(run_dir, 1, 0.5)
     assert resolve(str(run_dir)) == str(first)
-    assert resolve(str(second)) == str(second), "a checkpoint is itself"
+    assert resolve(str(second)) == str(second), "a checkpoint stands for itself"
 
 
-def test_a_run_whose_best_checkpoint_is_damaged_or_that_has_none_is_refused(run_dir, tiny):
+def test_a_run_without_a_checkpoint_or_with_a_damaged_best_one_is_refused(run_dir, tiny):
     (run_dir / "metrics.jsonl").touch()
     with pytest.raises(ModelError, match="without a checkpoint yet"):
         resolve(str(run_dir))
@@ -48,7 +48,7 @@ def test_a_run_whose_best_checkpoint_is_damaged_or_that_has_none_is_refused(run_
         resolve(str(run_dir))
 
 
-def test_a_model_folder_beside_checkpoints_of_another_tool_is_a_model(tmp_path):
+def test_a_model_folder_with_checkpoints_of_another_tool_is_a_model(tmp_path):
     folder = shutil.copytree(EMBEDDED, tmp_path / "trained")
     shutil.copytree(EMBEDDED, folder / "checkpoint-500")
     assert resolve(str(folder)) == str(folder)
@@ -61,13 +61,13 @@ def test_other_names_are_left_to_the_loader():
 
 
 @pytest.mark.parametrize("named", ["model", "adapter"])
-def test_an_adapter_is_put_on_the_base_that_it_names(named, run_dir, tiny_lora):
+def test_an_adapter_is_loaded_onto_the_base_that_it_names(named, run_dir, tiny_lora):
     folder = str(write(run_dir, 1, moved(tiny_lora, 0.01)))
     policy = open_policy(folder) if named == "model" else open_policy(None, folder)
     assert mx.array_equal(policy.model(TOKENS), tiny_lora.model(TOKENS))
 
 
-def test_an_adapter_is_put_on_another_base_where_one_is_named(run_dir, tiny, tiny_lora, tmp_path):
+def test_an_adapter_is_loaded_onto_another_base_if_one_is_named(run_dir, tiny, tiny_lora, tmp_path):
     folder = str(write(run_dir, 1, moved(tiny_lora, 0.01)))
     other = str(write(tmp_path, 7, moved(tiny, 0.5)))
     policy = open_policy(other, folder)
@@ -95,12 +95,12 @@ def test_an_adapter_that_is_badly_described_is_refused_in_one_line(change, rule,
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_an_adapter_is_none(tmp_path):
+def test_a_folder_without_an_adapter_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"no adapter folder \(adapters.safetensors not found\)"):
         open_policy("tiny", str(tmp_path))
 
 
-def test_the_digest_is_of_the_base_and_of_the_adapter(run_dir, tiny, tiny_lora, tmp_path):
+def test_the_digest_covers_the_base_and_the_adapter(run_dir, tiny, tiny_lora, tmp_path):
     plain = weights_digest(open_policy("tiny"))
     one = weights_digest(open_policy(str(write(run_dir, 1, moved(tiny_lora, 0.01)))))
     two = weights_digest(open_policy(str(write(run_dir, 2, moved(tiny_lora, 0.01)))))

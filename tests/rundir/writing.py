@@ -1,8 +1,8 @@
-"""Child of the fault tests: writes checkpoints of ever new weights until it is killed or fails.
+"""Write checkpoints of changing weights until killed or failing: a child process of the fault tests.
 
     python writing.py RUN_DIR [MAX_FILE_BYTES]
 
-The weights of checkpoint-N are all N, so that a reader can tell a whole one from a mixture.
+All weights of checkpoint-N equal N, so that a reader can distinguish a whole checkpoint from a mixture.
 """
 
 import resource

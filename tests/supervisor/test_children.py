@@ -1,4 +1,4 @@
-"""When a child is started again, and when not: real processes."""
+"""Test when a child is started again and when not, with real processes."""
 
 import os
 import time
@@ -24,7 +24,7 @@ def ended(actor: Actor) -> int:
     return actor.returncode
 
 
-def test_a_child_that_cannot_do_its_work_is_told_of_once_and_stays_away(lifeline, tmp_path):
+def test_a_child_that_cannot_do_its_work_is_reported_once_and_not_started_again(lifeline, tmp_path):
     actor = Actor("rollout-0", ["grpo_actors.tail", str(tmp_path / "no-run")], {}, respawns=True)
     actor.start(lifeline)
     assert ended(actor) == 2

@@ -1,4 +1,4 @@
-"""The memory plan counts what can be counted, from files alone."""
+"""Test the memory plan, which is computed from the model's files only."""
 
 import mlx_lm.utils
 import pytest
@@ -21,7 +21,7 @@ def test_the_embedded_models_parameters_are_counted_from_its_header():
     assert plan().parameters == PARAMETERS
 
 
-def test_what_one_product_can_take_the_place_of_is_counted_too():
+def test_projections_that_one_product_can_replace_are_counted_too():
     # Four layers' q, k and v of 128 × 128, gate and up of 256 × 128, in bfloat16.
     assert plan("dtype=bfloat16").joined == 4 * (3 * 128 + 2 * 256) * 128 * 2
 
@@ -32,7 +32,7 @@ def test_full_fine_tuning_in_float32_holds_sixteen_bytes_a_parameter():
     assert lines[0] == "0.7 M parameters, floats of 4 bytes"
     # Weights, gradient and two means, 4 bytes each: 16 · 697,472 = 11.2 MB.
     assert lines[1] == "learner    0.01 GB and activations"
-    # 2 · 4 layers · 128 numbers of 4 bytes, (512 + 256) tokens, 8 completions: 25.2 MB beside 2.8 MB of weights.
+    # 2 · 4 layers · 128 numbers of 4 bytes, (512 + 256) tokens, 8 completions: 25.2 MB, and 2.8 MB of weights.
     assert lines[2] == "rollout-0  0.03 GB, of it 0.03 GB KV cache at most"
 
 
@@ -49,7 +49,7 @@ def test_an_optimizer_holds_its_means(optimizer, state):
     held = plan(f"optimizer={optimizer}", "kl_coeff=0")
     assert held.learner == 8 * PARAMETERS + state  # weights and gradient
     half = plan(f"optimizer={optimizer}", "kl_coeff=0.1", "dtype=bfloat16")
-    assert half.learner == (2 + 4 + 4 + 2) * PARAMETERS + state  # and float32 weights, and the reference
+    assert half.learner == (2 + 4 + 4 + 2) * PARAMETERS + state  # also float32 weights and the reference
 
 
 def test_a_quantised_base_and_its_adapter_are_small_in_every_process():
@@ -84,7 +84,7 @@ def test_a_model_on_the_hub_has_no_plan_yet():
 
 
 @pytest.mark.parametrize(("bound", "completions"), [(0, 16), (5 * 768 + 700, 5), (10, 1)])
-def test_a_bound_on_cached_tokens_bounds_the_cache(bound, completions):
+def test_a_limit_on_cached_tokens_limits_the_cache(bound, completions):
     # 2 · 4 layers · 128 numbers of 4 bytes for each of 512 + 256 tokens of a completion; 2 groups of 8 without a bound.
     held = plan("batch_groups=2", f"max_kv_tokens={bound}")
     assert held.cache == completions * 768 * 2 * 4 * 128 * 4

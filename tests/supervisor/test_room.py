@@ -1,4 +1,4 @@
-"""How many workers may come, on machines that are not here, and how they divide what is there."""
+"""Test how many workers there is room for on various machines, and how the workers divide the machine."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from grpo_actors.supervisor.memory_plan import plan_of
 from grpo_actors.supervisor.room import CUDA_CONTEXT_BYTES, room_of
 
 GB = 10**9
-#: 16 groups an update in batches of one, one update ahead: 32 batches are open, which bounds nothing.
+#: 16 groups per update in batches of one, one update ahead: 32 batches are open, which limits nothing.
 MANY = (
     "task=arithmetic",
     "model_name=tiny",
@@ -34,7 +34,7 @@ def cuda(gpu_bytes: float | None, cores: int = 16) -> Machine:
 
 # With an evaluator three processes divide the cores: 2 // 3 → 1 each, 8 // 3 = 2 each, 40 // 3 = 13 each.
 @pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 4), (40, 8)])
-def test_on_a_cpu_workers_have_the_cores_that_learner_and_evaluator_leave(cores, workers):
+def test_on_a_cpu_workers_get_the_cores_that_learner_and_evaluator_leave(cores, workers):
     assert room_of(config(), cpu(cores)).workers == workers
 
 
@@ -47,7 +47,7 @@ def test_a_mac_has_room_for_two():
     assert room_of(config(), Machine("metal", 16, 64 * GB, 64 * GB)).workers == 2
 
 
-def test_nobody_is_added_who_would_never_hold_a_lease():
+def test_no_worker_is_added_that_would_never_hold_a_lease():
     # (1 + 1) updates × 16 groups in batches of 16: two batches. On-policy: one.
     assert str(room_of(config("batch_groups=16"), cuda(80e9))) == (
         "at most 2 (2 batches of groups can be sampled at a time)"
@@ -55,17 +55,17 @@ def test_nobody_is_added_who_would_never_hold_a_lease():
     assert room_of(config("batch_groups=16", "max_staleness=0"), cuda(80e9)).workers == 1
 
 
-def test_a_gpus_memory_bounds_workers_by_plan_and_by_the_learners_measured_peak():
+def test_a_gpus_memory_limits_workers_by_plan_and_by_the_learners_measured_peak():
     plan = plan_of(EMBEDDED, config("dtype=float32"))
     each = plan.worker + plan.joined + plan.cache + CUDA_CONTEXT_BYTES
-    beside = plan.learner + plan.evaluator + plan.joined + plan.cache + 2 * CUDA_CONTEXT_BYTES
-    gpu = cuda((beside + 3.5 * each) / 0.75)
+    others = plan.learner + plan.evaluator + plan.joined + plan.cache + 2 * CUDA_CONTEXT_BYTES
+    gpu = cuda((others + 3.5 * each) / 0.75)
     assert room_of(config("dtype=float32"), gpu).workers == 3
-    # Activations for two workers' memory: one is left.
+    # The activations take the memory of two workers: one worker is left.
     assert room_of(config("dtype=float32"), gpu, plan.learner + 2 * each).workers == 1
 
 
-def test_the_copy_of_weights_that_a_worker_may_make_on_cuda_counts_if_it_may_make_it(monkeypatch):
+def test_a_workers_copy_of_weights_on_cuda_counts_only_if_it_may_be_made(monkeypatch):
     monkeypatch.setattr(room, "CUDA_CONTEXT_BYTES", 0)
     small = (
         "eval_every_updates=0",
@@ -77,32 +77,32 @@ def test_the_copy_of_weights_that_a_worker_may_make_on_cuda_counts_if_it_may_mak
     settings = config("dtype=float32", "fine_tune_type=lora", "lora_rank=1", *small)
     plan = plan_of(EMBEDDED, settings)
     each = plan.worker + plan.cache
-    # The learner and two workers fit to the byte; plan.joined is more than an eighth of that: nobody copies.
+    # The learner and two workers fit to the byte; plan.joined is more than an eighth of that, so no worker copies.
     memory = (plan.learner + 2 * each) / 0.75
     assert plan.joined > memory / 8
     assert room_of(settings, cuda(memory + 1)).workers == 2
-    # In that of seven workers each of them may: there is room for that many with their copies.
+    # In the memory of seven workers each worker may copy; fewer workers with their copies fit.
     memory = (plan.learner + 7 * each) / 0.75
     assert plan.joined < memory / 8
     assert room_of(settings, cuda(memory + 1)).workers == int(7 * each / (each + plan.joined)) == 4
 
 
-def test_of_a_model_on_the_hub_a_worker_is_taken_for_as_large_as_the_learner():
+def test_with_a_model_on_the_hub_a_worker_counts_as_large_as_the_learner():
     unknown = config("model_name=owner/name", "eval_every_updates=0")
-    assert room_of(unknown, cuda(80e9)).workers == 8  # asked again once that is measured
+    assert room_of(unknown, cuda(80e9)).workers == 8  # computed again with the learner's measured peak
     # 0.75 × 80 = 60 GB: the learner's 10.6, and four workers of 10.6.
     assert room_of(unknown, cuda(80e9), 10 * GB).workers == 4
     assert room_of(unknown, cpu(16), 10 * GB).workers == 1
 
 
-def test_where_a_gpus_memory_is_not_known_nobody_is_added():
+def test_no_worker_is_added_if_a_gpus_memory_is_unknown():
     nobody = room_of(config(), cuda(None))
     assert (nobody.workers, nobody.reason) == (1, "nvidia-smi does not tell how much memory the GPU has")
 
 
-def test_memory_bounds_workers_on_a_cpu_too():
+def test_memory_limits_workers_on_a_cpu_too():
     plan = plan_of(EMBEDDED, config())
-    # One of three equal shares of three quarters: a quarter. It has room for two and a half.
+    # All workers get one of three equal shares of three quarters: a quarter. It has room for two and a half.
     machine = Machine("cpu", 64, int(4 * 2.5 * (plan.worker + plan.cache)))
     assert room_of(config(), machine).workers == 2
 
@@ -110,7 +110,7 @@ def test_memory_bounds_workers_on_a_cpu_too():
 @pytest.mark.parametrize(
     ("program", "gpu_bytes"), [("echo 81559", 81559 * 2**20), ("echo '[N/A]'", None), ("exit 9", None)]
 )
-def test_a_gpus_memory_is_what_nvidia_smi_says_in_mebibytes(program, gpu_bytes, tmp_path, monkeypatch):
+def test_a_gpus_memory_is_what_nvidia_smi_prints_in_mebibytes(program, gpu_bytes, tmp_path, monkeypatch):
     path = tmp_path / "nvidia-smi"
     path.write_text(f"#!/bin/sh\n{program}\n")
     path.chmod(0o755)
@@ -118,17 +118,17 @@ def test_a_gpus_memory_is_what_nvidia_smi_says_in_mebibytes(program, gpu_bytes, 
     assert cuda_bytes() == gpu_bytes
 
 
-def test_where_there_is_no_nvidia_smi_a_gpus_memory_is_not_known(tmp_path, monkeypatch):
+def test_without_nvidia_smi_a_gpus_memory_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cuda_bytes() is None
 
 
-def test_learner_and_evaluator_have_what_they_have_beside_one_worker_and_workers_divide_the_rest():
+def test_learner_and_evaluator_keep_their_share_with_one_worker_and_workers_divide_the_rest():
     machine = cpu(8, memory_gb=32)
-    # 8 // 3 cores and a third of 24 GB each; four workers have the other 8 - 2 × 2 cores and the last third.
+    # 8 // 3 cores and a third of 24 GB each; four workers divide the other 8 - 2 × 2 cores and the last third.
     assert equal_share(machine, 3) == Share(2, 8 * GB)
     assert worker_share(machine, others=2, workers=4) == Share(1, 2 * GB)
 
 
-def test_room_for_one_on_two_cores_is_the_share_of_a_fixed_worker():
+def test_with_room_for_one_on_two_cores_the_share_is_that_of_a_fixed_worker():
     assert worker_share(cpu(2), others=2, workers=1) == equal_share(cpu(2), 3)

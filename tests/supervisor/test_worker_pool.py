@@ -1,4 +1,4 @@
-"""The pool by its records alone: real ones in their form, and workers that nobody starts."""
+"""Test the pool by its records only. The records have the real format; the workers are never started."""
 
 import json
 
@@ -7,16 +7,16 @@ import pytest
 from grpo_actors.config import load_config
 from grpo_actors.observe.records import make_record
 from grpo_actors.rundir.claim import claimed
-from grpo_actors.rundir.decisions import settled_on
+from grpo_actors.rundir.decisions import kept_workers
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.worker_pool import WorkerPool
 
-#: 2 skipped and 3 blocks of 4 updates, each of 1 s.
+#: Updates of a window: 2 skipped and 3 blocks of 4, each update of 1 s.
 WINDOW = 14
 
 
-class Told:
-    """A pool on a machine with room for eight, and the records that it is shown."""
+class RecordedPool:
+    """A pool on a machine with room for eight workers, with methods that give it records."""
 
     def __init__(self, folder, workers="auto"):
         settings = [f"workers={workers}", "task=arithmetic", "batch_size=16"]
@@ -27,7 +27,7 @@ class Told:
         self.update = 0
 
     def record(self, topic, **fields):
-        self.pool.take_in(make_record(1, 0.0, topic, fields))
+        self.pool.handle_record(make_record(1, 0.0, topic, fields))
 
     def worker(self, name, state="sampling", groups=1, role="rollout"):
         self.record("worker", worker=name, state=state, groups=groups, role=role)
@@ -35,8 +35,8 @@ class Told:
     def updates(self, count, total=1000, **fields):
         for _ in range(count):
             self.update += 1
-            told = {"update": self.update, "total_updates": total, "update_s": 1.0, "wait_s": 0.6}
-            self.record("metrics", **told | {"rollout_tokens_per_s": 1000.0} | fields)
+            usual = {"update": self.update, "total_updates": total, "update_s": 1.0, "wait_s": 0.6}
+            self.record("metrics", **usual | {"rollout_tokens_per_s": 1000.0} | fields)
 
     @property
     def reasons(self):
@@ -46,93 +46,92 @@ class Told:
 
     @property
     def names(self):
-        return [member.name for member in self.pool.members]
+        return [worker.name for worker in self.pool.workers]
 
 
 @pytest.fixture
-def told(tmp_path):
-    told = Told(tmp_path)
-    told.worker("rollout-0")
-    return told
+def pool(tmp_path):
+    pool = RecordedPool(tmp_path)
+    pool.worker("rollout-0")
+    return pool
 
 
-def test_the_learners_own_share_is_taken_and_wait_s_where_there_is_none(told, tmp_path):
-    told.updates(WINDOW, learner_wait_share=0.3)
-    assert told.reasons == ["the learner waits 30% of an update of 1.00 s"]
+def test_the_share_of_waiting_is_the_learners_figure_or_else_computed_from_wait_s(pool, tmp_path):
+    pool.updates(WINDOW, learner_wait_share=0.3)
+    assert pool.reasons == ["the learner waits 30% of an update of 1.00 s"]
     (tmp_path / "other").mkdir()
-    other = Told(tmp_path / "other")
+    other = RecordedPool(tmp_path / "other")
     other.worker("rollout-0")
     other.updates(WINDOW)
     assert other.reasons == ["the learner waits 60% of an update of 1.00 s"]
 
 
-def test_the_trial_begins_with_the_newcomers_first_group(told):
-    told.updates(WINDOW)
-    assert told.names == ["rollout-0", "rollout-1"]
-    told.worker("rollout-1", "joined", groups=0)
-    told.updates(WINDOW)
-    assert len(told.reasons) == 1
-    told.worker("rollout-1")
-    told.updates(WINDOW, rollout_tokens_per_s=1050.0)
-    assert told.reasons[1:] == ["one worker more gave 1.05 times the rate"]
-    assert told.names == ["rollout-0"]
-    assert settled_on(told.folder) == 1
+def test_the_trial_starts_with_the_new_workers_first_group(pool):
+    pool.updates(WINDOW)
+    assert pool.names == ["rollout-0", "rollout-1"]
+    pool.worker("rollout-1", "joined", groups=0)
+    pool.updates(WINDOW)
+    assert len(pool.reasons) == 1
+    pool.worker("rollout-1")
+    pool.updates(WINDOW, rollout_tokens_per_s=1050.0)
+    assert pool.reasons[1:] == ["one worker more gave 1.05 times the rate"]
+    assert pool.names == ["rollout-0"]
+    assert kept_workers(pool.folder) == 1
 
 
-def test_an_attached_worker_restarts_the_window_and_is_not_counted(told):
-    told.updates(WINDOW - 1)
-    told.worker("attached-host-1")
-    told.updates(WINDOW - 1)
-    assert told.reasons == []
-    told.updates(1)
-    assert told.names == ["rollout-0", "rollout-1"]
+def test_an_attached_worker_restarts_the_window_and_is_not_counted(pool):
+    pool.updates(WINDOW - 1)
+    pool.worker("attached-host-1")
+    pool.updates(WINDOW - 1)
+    assert pool.reasons == []
+    pool.updates(1)
+    assert pool.names == ["rollout-0", "rollout-1"]
 
 
-def test_an_evaluator_that_joins_changes_nothing(told):
-    told.updates(WINDOW - 1)
-    told.worker("evaluator", role="evaluator")
-    told.updates(1)
-    assert len(told.reasons) == 1
+def test_an_evaluator_that_joins_changes_nothing(pool):
+    pool.updates(WINDOW - 1)
+    pool.worker("evaluator", role="evaluator")
+    pool.updates(1)
+    assert len(pool.reasons) == 1
 
 
-def test_a_worker_on_trial_does_not_count_as_kept(told):
-    told.updates(WINDOW)
-    assert settled_on(told.folder) == 1
+def test_a_worker_on_trial_does_not_count_as_kept(pool):
+    pool.updates(WINDOW)
+    assert kept_workers(pool.folder) == 1
 
 
 @pytest.mark.parametrize("kept", ["", "[2]", "{}", '{"kept": "2"}', '{"kept": 0}'])
-def test_what_is_kept_and_makes_no_sense_is_as_good_as_nothing(tmp_path, kept):
+def test_an_unusable_file_counts_as_no_file(tmp_path, kept):
     (tmp_path / "workers.json").write_text(kept)
-    assert settled_on(tmp_path) == 1
+    assert kept_workers(tmp_path) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_told_and_the_run_goes_on(told):
-    (told.folder / "workers.json.tmp").mkdir()
-    told.updates(WINDOW)
-    assert told.names == ["rollout-0", "rollout-1"]
-    said = [text for text, _ in told.pool.look_after(lifeline=-1)]
-    assert said[-1] == f"{told.folder / 'workers.json'} cannot be written (Is a directory)"
+def test_a_folder_that_cannot_be_written_is_reported_and_the_run_continues(pool):
+    (pool.folder / "workers.json.tmp").mkdir()
+    pool.updates(WINDOW)
+    assert pool.names == ["rollout-0", "rollout-1"]
+    notes = [text for text, _ in pool.pool.revive(lifeline=-1)]
+    assert notes[-1] == f"{pool.folder / 'workers.json'} cannot be written (Is a directory)"
 
 
-def test_when_all_updates_are_done_nobody_comes_or_goes_any_more(told):
-    told.updates(WINDOW)
-    told.worker("rollout-1")
-    told.updates(1, total=told.update + 1)
-    told.worker("rollout-0", "left")
-    assert len(told.reasons) == 1
+def test_after_the_last_update_no_worker_is_started_or_stopped(pool):
+    pool.updates(WINDOW)
+    pool.worker("rollout-1")
+    pool.updates(1, total=pool.update + 1)
+    pool.worker("rollout-0", "left")
+    assert len(pool.reasons) == 1
 
 
-def test_a_new_run_in_an_old_folder_begins_with_one(tmp_path):
+def test_a_new_run_in_an_old_folder_starts_with_one_worker(tmp_path):
     (tmp_path / "workers.json").write_text('{"kept": 3}')
-    assert Told(tmp_path).names == ["rollout-0", "rollout-1", "rollout-2"]
-    with claimed(
-        load_config(None, [f"output_dir={tmp_path}"]).config
-    ):  # there is no checkpoint to go on from
-        assert Told(tmp_path).names == ["rollout-0"]
+    assert RecordedPool(tmp_path).names == ["rollout-0", "rollout-1", "rollout-2"]
+    # The folder has no checkpoint to continue from.
+    with claimed(load_config(None, [f"output_dir={tmp_path}"]).config):
+        assert RecordedPool(tmp_path).names == ["rollout-0"]
 
 
-def test_a_fixed_number_stays_as_it_is(tmp_path):
-    told = Told(tmp_path, workers=2)
-    told.worker("rollout-0")
-    told.updates(10 * WINDOW)
-    assert (told.names, told.reasons) == (["rollout-0", "rollout-1"], [])
+def test_a_fixed_number_does_not_change(tmp_path):
+    pool = RecordedPool(tmp_path, workers=2)
+    pool.worker("rollout-0")
+    pool.updates(10 * WINDOW)
+    assert (pool.names, pool.reasons) == (["rollout-0", "rollout-1"], [])

@@ -1,1 +1,1 @@
-"""Any number of checkpoints on the same problems: answers, statistics, a table, a picture. No live run, no socket."""
+"""Compare any number of checkpoints on the same problems: answers, statistics, table, plot. No live run, no socket."""

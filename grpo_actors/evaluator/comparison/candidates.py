@@ -1,6 +1,6 @@
-"""What is compared: the folders, runs and hub ids that a user names, and how each is loaded.
+"""Find and load the candidates: the policies behind the folders, runs and hub ids that a user names.
 
-Knows which policies a run has; what a folder is, `folders` decides. Refuses to know what is asked of the policies.
+`rundir.naming` decides what a folder is. This module does not depend on how the policies are evaluated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,57 +16,59 @@ from grpo_actors.rundir.checkpoints import best, checkpoint_at, verify
 from grpo_actors.rundir.folder import CONFIG_FILE
 from grpo_actors.rundir.naming import checkpoints_of, open_policy
 
-#: Ends the name of the model that a run began with.
+#: Last part of the name of a run's base model.
 BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One policy to examine."""
+    """One policy to evaluate."""
 
-    #: As it is shown: its path or hub id; ``RUN/base``.
+    #: The name shown to the user: path, hub id, or ``RUN/base``.
     name: str
-    #: Its folder; None: a hub id, "tiny", or the base model of a run.
+    #: Its folder; None for a hub id, "tiny", or the base model of a run.
     folder: Path | None = None
-    #: Updates behind it, of its run; None: it belongs to no run.
+    #: Number of updates that its run had done; None if it belongs to no run.
     update: int | None = None
-    #: The folder of its run.
+    #: The folder of its run; None if it belongs to no run.
     run: Path | None = None
 
     @property
     def key(self) -> Path | str:
-        """The same for two ways to name one policy."""
+        """Identity of the policy, equal for two names of the same folder."""
         return self.name if self.folder is None else self.folder.resolve()
 
     @property
     def has_settings(self) -> bool:
-        """Whether its run's settings are there."""
+        """Whether its run has a settings file."""
         return _config_file(self) is not None
 
     @property
     def is_base(self) -> bool:
-        """Whether it is what its run began with."""
+        """Whether it is the base model of its run."""
         return self.run is not None and self.folder is None
 
 
 def find_candidates(names: Sequence[str]) -> list[Candidate]:
-    """The policies that the names stand for, each once; a run's folder stands for its base model and all checkpoints.
+    """Return the policies that the names stand for, each once. A run folder stands for its base and all checkpoints.
 
     Raises:
-        ModelError: there is nothing usable under a name, or a checkpoint is damaged.
+        ModelError: A name stands for nothing usable, or a checkpoint is damaged.
     """
     found: dict[Path | str, Candidate] = {}
     for name in names:
-        for candidate in _named(name):
+        for candidate in _candidates_of(name):
             found.setdefault(candidate.key, candidate)
     return list(found.values())
 
 
 def pick(name: str, candidates: Sequence[Candidate]) -> Candidate | None:
-    """The candidate that `name` means: its full name, the end of one, or ``best`` of the only run; None: no such one.
+    """Return the candidate that `name` means; None if there is none.
+
+    `name` is a full name, the last part of one, or ``best`` if all checkpoints belong to one run.
 
     Raises:
-        ConfigError: several have that name.
+        ConfigError: Several candidates have that name.
     """
     runs = {candidate.run for candidate in candidates if candidate.run is not None}
     if name == "best" and len(runs) == 1:
@@ -76,27 +78,29 @@ def pick(name: str, candidates: Sequence[Candidate]) -> Candidate | None:
     meant = exact or [candidate for candidate in candidates if Path(candidate.name).name == name]
     if len(meant) > 1:
         raise ConfigError(
-            f"--compare: {name} is {' and '.join(s.name for s in meant)}; write the one you mean"
+            f"--compare: {name} is {' and '.join(c.name for c in meant)}; write the one you mean"
         )
     return meant[0] if meant else None
 
 
 def settings_of(candidates: Sequence[Candidate], file: str | None, overrides: Sequence[str]) -> Config:
-    """What all are asked, and how: by the file given, else by the first run among them, else by the defaults.
+    """Load the settings of the evaluation: from `file`, else from the first candidate's run that has some, else defaults.
 
     Raises:
-        ConfigError: a file, a name or a value is unusable.
+        ConfigError: A file, a name or a value is unusable.
     """
     runs = (_config_file(candidate) for candidate in candidates)
     return load_config(file or next(filter(None, runs), None), overrides).config
 
 
 def load_candidate(candidate: Candidate, config: Config) -> Policy:
-    """Its policy: a model as it is; a run's base, or an adapter on its base, as the settings describe that.
+    """Load the policy of a candidate.
+
+    A run's base, and an adapter on its base, are loaded as the settings describe. Any other model is loaded unchanged.
 
     Raises:
-        ModelError: there is nothing usable in it.
-        ConfigError: it holds an adapter of another kind or base than that of the settings.
+        ModelError: The candidate has no usable model.
+        ConfigError: It has an adapter of another kind or base than the settings.
     """
     if candidate.is_base:
         return load_base(config.model)
@@ -107,13 +111,13 @@ def load_candidate(candidate: Candidate, config: Config) -> Policy:
         policy = load_policy(config.model, seed=config.run.seed)
         load_weights(candidate.folder, policy)
         return policy
-    # As it is: what it was trained from, and how, is no matter.
+    # A complete model: its base and the kind of its training do not matter.
     location = candidate.name if candidate.folder is None else str(candidate.folder.resolve())
     plain = {"model_name": location, "fine_tune_type": "full", "base_bits": 0}
     return load_base(config.model.model_copy(update=plain))
 
 
-def _named(name: str) -> Iterator[Candidate]:
+def _candidates_of(name: str) -> Iterator[Candidate]:
     path = Path(name).expanduser()
     checkpoints = checkpoints_of(path)
     if checkpoints:
@@ -123,7 +127,7 @@ def _named(name: str) -> Iterator[Candidate]:
     elif is_adapter(path):
         yield _folder(path)
     else:
-        locate(name)  # refuses what is no model
+        locate(name)  # raises if it is no model
         yield _folder(path) if path.is_dir() else Candidate(name)
 
 
@@ -131,13 +135,13 @@ def _folder(path: Path) -> Candidate:
     checkpoint = checkpoint_at(path)
     if checkpoint is None:
         return Candidate(str(path), path)
-    complaint = verify(checkpoint)
-    if complaint is not None:
-        raise ModelError(f"{complaint}; leave this checkpoint out")
+    fault = verify(checkpoint)
+    if fault is not None:
+        raise ModelError(f"{fault}; leave this checkpoint out")
     return Candidate(str(path), path, checkpoint.update, path.parent)
 
 
 def _config_file(candidate: Candidate) -> Path | None:
-    """The settings of its run, where there are any."""
+    """Return the settings file of its run; None if there is none."""
     file = candidate.run / CONFIG_FILE if candidate.run is not None else None
     return file if file is not None and file.is_file() else None

@@ -1,4 +1,4 @@
-"""The evaluator alone: what the command line asks for is examined, shown, drawn and written down."""
+"""Evaluate the checkpoints that the command line names; print, plot and save the results."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,14 @@ from grpo_actors.evaluator.comparison.candidates import (
     settings_of,
 )
 from grpo_actors.evaluator.comparison.exam import Exam
-from grpo_actors.evaluator.comparison.files import append_answers, chosen_file, refuse_to_replace, writing
+from grpo_actors.evaluator.comparison.files import (
+    append_answers,
+    as_config_error,
+    chosen_file,
+    refuse_to_replace,
+)
 from grpo_actors.evaluator.comparison.picture import check_picture, draw
-from grpo_actors.evaluator.comparison.result import Pair, Result, Sheet, compare
+from grpo_actors.evaluator.comparison.result import Answers, Pair, Result, compare
 from grpo_actors.evaluator.comparison.table import as_sentence, as_table
 from grpo_actors.evaluator.score import max_answer_tokens
 from grpo_actors.policy.model import Policy
@@ -29,18 +34,21 @@ from grpo_actors.tasks.scoring import open_scorer
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line; None: not given."""
+    """The options of the command line; None if not given."""
 
     checkpoints: Sequence[str]
     config: str | None = None
     overrides: Sequence[str] = ()
-    #: Problems; 0: all.
+    #: Number of problems; 0: all.
     samples: int | None = None
-    #: Samples a problem.
+    #: Number of samples per problem.
     k: int | None = None
+    #: Temperature of these samples.
     temperature: float | None = None
     compare: tuple[str, str] | None = None
+    #: File for the answers.
     answers: Path | None = None
+    #: File for the plot.
     plot: Path | None = None
     json: bool = False
 
@@ -49,93 +57,95 @@ class Options:
             raise ConfigError("name a checkpoint, a run folder or a model, or two of them after --compare")
         if self.k is not None and self.k < 1:
             raise ConfigError(
-                f"--k: must be ≥ 1 (samples a problem; leave it out for greedy alone), got {self.k}"
+                f"--k: must be ≥ 1 (samples per problem; leave it out for greedy answers only), got {self.k}"
             )
         if self.temperature is not None and self.k is None:
-            raise ConfigError("--temperature: is that of the samples of --k, which is not given; add --k N")
+            raise ConfigError("--temperature: applies to the samples of --k, which is not given; add --k N")
         if self.temperature is not None and not self.temperature > 0:
             raise ConfigError(f"--temperature: must be > 0 (greedy is always scored), got {self.temperature}")
         if self.plot is not None:
-            check_picture(self.plot)  # one that is there is drawn anew: it shows what the table says
+            check_picture(self.plot)  # an existing plot is replaced: it only shows what the table says
         if self.answers is not None:
             refuse_to_replace(self.answers, "--answers")
 
     @property
     def settings(self) -> list[str]:
-        """The overrides, what the command line has an option for among them."""
+        """The overrides, including those that the command line has an option for."""
         own = [] if self.temperature is None else [f"evaluator.eval_temperature={self.temperature}"]
         return [*self.overrides, *own]
 
 
-def evaluate_alone(options: Options, stop: StopRequest) -> int:
-    """Examine what the options name and print what came out; returns the exit code.
+def evaluate_checkpoints(options: Options, stop: StopRequest) -> int:
+    """Evaluate the checkpoints that the options name and print the results; return the exit code.
 
     Raises:
-        GrpoActorsError: one line that says what is unusable. Then no file is written.
+        GrpoActorsError: Something is unusable; one line says what. No file is written then.
     """
     candidates = find_candidates(options.checkpoints)
-    pair = None if options.compare is None else _compared(options.compare, candidates)
+    pair = None if options.compare is None else _find_pair(options.compare, candidates)
     config = settings_of(candidates, options.config, options.settings)
     with ExitStack() as files:
-        answers = options.answers and files.enter_context(chosen_file(options.answers, "--answers"))
-        picture = options.plot and files.enter_context(chosen_file(options.plot, "--plot"))
-        results, sheets = _examine(options, candidates, config, pair=pair, answers=answers, stop=stop)
-        comparison = _compare(pair, sheets) if pair else None
-        # Before anything that a full disk could spoil.
+        answers_file = options.answers and files.enter_context(chosen_file(options.answers, "--answers"))
+        plot_file = options.plot and files.enter_context(chosen_file(options.plot, "--plot"))
+        results, answers = _evaluate(
+            options, candidates, config, pair=pair, answers_file=answers_file, stop=stop
+        )
+        comparison = _compare(pair, answers) if pair else None
+        # Print first: a full disk may make the plot fail.
         print((_as_json if options.json else _as_text)(results, comparison, config), flush=True)
-        if picture and options.plot:
-            with writing(options.plot, "--plot"):
-                draw(results, picture, options.plot.suffix)
+        if plot_file and options.plot:
+            with as_config_error(options.plot, "--plot"):
+                draw(results, plot_file, options.plot.suffix)
     return 0
 
 
-def _examine(
+def _evaluate(
     options: Options,
     candidates: Sequence[Candidate],
     config: Config,
     *,
     pair: tuple[Candidate, Candidate] | None,
-    answers: Path | None,
+    answers_file: Path | None,
     stop: StopRequest,
-) -> tuple[list[Result], dict[Candidate, Sheet]]:
-    """A result for each candidate, and all that the two of the pair answered; everybody's answers go to the file."""
+) -> tuple[list[Result], dict[Candidate, Answers]]:
+    """Return a result for each candidate, and the answers of the two in `pair`; write all answers to the file."""
     task = load_task(config.data, seed=config.run.seed)
     k = int(config.evaluator.eval_sampled) if options.k is None else options.k
     rewards = chosen_rewards(config.reward.functions, task)
     results: list[Result] = []
-    sheets: dict[Candidate, Sheet] = {}
+    answers_of_pair: dict[Candidate, Answers] = {}
 
     def load(candidate: Candidate) -> Policy:
-        # Its own run says what it is, whatever --config says of what all are asked.
+        # A candidate is loaded by its own run's settings, even if --config gives the settings of the evaluation.
         file = None if candidate.has_settings else options.config
         return load_candidate(candidate, settings_of([candidate], file, options.settings))
 
     with open_scorer(rewards, config.reward) as scorer:
         exam = Exam(task, config, scorer, options.samples, k, stop)
-        for candidate, sheet, result in exam.take(candidates, load):
+        for candidate, answers, result in exam.run(candidates, load):
             results.append(result)
-            if answers:
-                append_answers(answers, candidate, sheet)
+            if answers_file:
+                append_answers(answers_file, candidate, answers)
             if pair and candidate in pair:
-                sheets[candidate] = sheet
-    return results, sheets
+                answers_of_pair[candidate] = answers
+    return results, answers_of_pair
 
 
-def _compared(names: tuple[str, str], candidates: list[Candidate]) -> tuple[Candidate, Candidate]:
-    """The two that ``--compare`` means; one that is not in `candidates` yet is added."""
-    first, second = (_one(name, candidates) for name in names)
+def _find_pair(names: tuple[str, str], candidates: list[Candidate]) -> tuple[Candidate, Candidate]:
+    """Return the two candidates of ``--compare``; add those that are not in `candidates` yet."""
+    first, second = (_find_or_add(name, candidates) for name in names)
     if first == second:
         raise ConfigError(f"--compare: must name two different checkpoints, got {first.name} twice")
     return first, second
 
 
-def _one(name: str, candidates: list[Candidate]) -> Candidate:
+def _find_or_add(name: str, candidates: list[Candidate]) -> Candidate:
     known = pick(name, candidates)
     if known is not None:
         return known
     if candidates and not Path(name).exists() and "/" not in name:
         raise ConfigError(
-            f"--compare: {name} is none of {', '.join(s.name for s in candidates)}, and no folder"
+            f"--compare: {name} is none of {', '.join(c.name for c in candidates)}, and no folder"
         )
     found = find_candidates([name])
     if len(found) > 1:
@@ -147,9 +157,9 @@ def _one(name: str, candidates: list[Candidate]) -> Candidate:
     return found[0]
 
 
-def _compare(pair: tuple[Candidate, Candidate], sheets: Mapping[Candidate, Sheet]) -> Pair:
+def _compare(pair: tuple[Candidate, Candidate], answers: Mapping[Candidate, Answers]) -> Pair:
     first, second = pair
-    return compare((first.name, second.name), sheets[first], sheets[second])
+    return compare((first.name, second.name), answers[first], answers[second])
 
 
 def _as_text(results: Sequence[Result], comparison: Pair | None, config: Config) -> str:

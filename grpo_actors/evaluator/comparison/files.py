@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind as files: each whole, or not there at all."""
+"""Write the files of an evaluation, each complete or not at all."""
 
 import json
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from pathlib import Path
 from grpo_actors.atomic import whole_file
 from grpo_actors.errors import ConfigError
 from grpo_actors.evaluator.comparison.candidates import Candidate
-from grpo_actors.evaluator.comparison.result import Sheet
+from grpo_actors.evaluator.comparison.result import Answers
 
 
 def refuse_to_replace(path: Path, option: str) -> None:
-    """Refuse, before anything is computed, a file that holds something: it may have taken hours to sample.
+    """Refuse, before anything is computed, a file that is not empty: its answers may have taken hours to sample.
 
     Raises:
-        ConfigError: it does; names the command line's `option`.
+        ConfigError: The file is not empty. The text names the command line's `option`.
     """
     if path.is_file() and path.stat().st_size:
         raise ConfigError(
@@ -29,27 +29,28 @@ def chosen_file(path: Path, option: str) -> Iterator[Path]:
     """Yield an empty draft of the file that `option` names; see `atomic.whole_file`.
 
     Raises:
-        ConfigError: it cannot be written there; names the `option`.
+        ConfigError: The file cannot be written. The text names the `option`.
     """
     if not path.name or path.is_dir():
         raise ConfigError(f"{option}: must be a file, got the folder {path}")
     with ExitStack() as stack:
         draft = stack.enter_context(whole_file(path))
-        with writing(path, option):
-            draft.write_bytes(b"")  # now, not after hours of sampling; and a killed run may have left one
+        with as_config_error(path, option):
+            # Fail now, not after hours of sampling. And empty a draft that a killed process left.
+            draft.write_bytes(b"")
         yield draft
-        with writing(path, option):
+        with as_config_error(path, option):
             stack.close()
 
 
-def append_answers(file: Path, candidate: Candidate, sheet: Sheet) -> None:
-    """One JSON line a problem: what was asked, the true answer, and every completion as it was judged.
+def append_answers(file: Path, candidate: Candidate, answers: Answers) -> None:
+    """Append one JSON line per problem: the prompt, the true answer, and every completion with its judgement.
 
     Raises:
-        ConfigError: there is no room.
+        ConfigError: The file cannot be written.
     """
-    with writing(file, "--answers"), file.open("a", encoding="utf-8") as lines:
-        for i, greedy in enumerate(sheet.greedy):
+    with as_config_error(file, "--answers"), file.open("a", encoding="utf-8") as lines:
+        for i, greedy in enumerate(answers.greedy):
             problem = greedy.problem
             line = {
                 "checkpoint": candidate.name,
@@ -58,14 +59,14 @@ def append_answers(file: Path, candidate: Candidate, sheet: Sheet) -> None:
                 "prompt": problem.messages[-1]["content"],
                 "answer": problem.answer,
                 "greedy": asdict(greedy.answers[0]),
-                "samples": [asdict(one) for one in sheet.sampled[i].answers] if sheet.sampled else [],
+                "samples": [asdict(one) for one in answers.sampled[i].answers] if answers.sampled else [],
             }
             lines.write(json.dumps(line) + "\n")
 
 
 @contextmanager
-def writing(path: Path, option: str) -> Iterator[None]:
-    """ConfigError, naming the command line's `option`, where `path` cannot be written within."""
+def as_config_error(path: Path, option: str) -> Iterator[None]:
+    """Turn an OSError in the block into a ConfigError that names the command line's `option` and `path`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Accuracy over updates as a picture, each figure with its 95 % interval. By matplotlib, which is an extra."""
+"""Plot accuracy over updates, each figure with its 95 % interval. Needs matplotlib, which is an optional extra."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".svg")
-#: One for each run, over and over.
+#: Line styles of the runs, repeated if there are more runs.
 LINES = ("-", "--", ":", "-.")
 
 
 def check_picture(path: Path) -> None:
-    """Refuse, before anything is computed, what could not be drawn.
+    """Check, before anything is computed, that the plot can be drawn.
 
     Raises:
-        ConfigError: another kind of file than `SUFFIXES`, or no matplotlib.
+        ConfigError: The file's suffix is not in `SUFFIXES`, or matplotlib is not installed.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--plot: must end in {' or '.join(SUFFIXES)}, got {path}")
@@ -30,26 +30,32 @@ def check_picture(path: Path) -> None:
 
 
 def draw(results: Sequence[Result], file: Path, suffix: str) -> None:
-    """Write the picture: a curve over updates for each run and figure; what is of no run is a level line.
+    """Draw the plot and write it to `file`.
 
-    Where nothing is of a run, one place a checkpoint. `suffix` is one of `SUFFIXES`.
+    Each run has a curve over updates for each figure. A candidate that belongs to no run is a horizontal line. If no
+    candidate belongs to a run, the x axis has one position per candidate instead.
+
+    Args:
+        results: The results of all candidates.
+        file: The file to write.
+        suffix: The file format, one of `SUFFIXES`.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and half a second
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra, and takes half a second to import
 
-    # Not pyplot: it would choose a back end with windows.
+    # Not pyplot, which would choose a back end with windows.
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     runs = list(dict.fromkeys(result.run for result in results if result.run is not None))
     for line, run in zip(LINES * len(runs), runs, strict=False):
         _draw_run([result for result in results if result.run == run], axes, line, run if runs[1:] else "")
-    of_none = [result for result in results if result.run is None]
+    without_run = [result for result in results if result.run is None]
     if runs:
-        for result in of_none:
+        for result in without_run:
             level = axes.axhline(100 * result.accuracy.value, color="grey", linewidth=1)
             level.set_label(f"greedy, {result.checkpoint}")
         axes.set_xlabel("update")
     else:
-        _draw_places(of_none, axes)
+        _draw_points(without_run, axes)
     axes.set_ylabel("held-out accuracy, %")
     axes.set_title(f"{results[0].problems} problems, 95 % intervals", fontsize="medium")
     axes.grid(alpha=0.3)
@@ -69,7 +75,7 @@ def _draw_run(results: Sequence[Result], axes: "Axes", line: str, run: str) -> N
         axes.fill_between(updates, low, high, color=f"C{colour}", alpha=0.15, linewidth=0)
 
 
-def _draw_places(results: Sequence[Result], axes: "Axes") -> None:
+def _draw_points(results: Sequence[Result], axes: "Axes") -> None:
     for name, estimates in _figures(results):
         values = [100 * e.value for e in estimates]
         below = [100 * (e.value - e.low) for e in estimates]
@@ -79,12 +85,12 @@ def _draw_places(results: Sequence[Result], axes: "Axes") -> None:
 
 
 def _figures(results: Sequence[Result]) -> Iterator[tuple[str, list[Estimate]]]:
-    """Name and values of what is drawn, in the order of the colours."""
+    """Yield the name and the values of each figure, in the order of the colours."""
     yield "greedy", [result.accuracy for result in results]
-    drawn = [result.sampled for result in results if result.sampled is not None]
-    if drawn:
-        k = drawn[0].k
-        yield f"avg@{k}", [sampled.avg for sampled in drawn]
+    samples = [result.sampled for result in results if result.sampled is not None]
+    if samples:
+        k = samples[0].k
+        yield f"avg@{k}", [sampled.avg for sampled in samples]
         if k > 1:
-            yield f"maj@{k}", [sampled.maj for sampled in drawn]
-            yield f"pass@{k}", [sampled.passed[k] for sampled in drawn]
+            yield f"maj@{k}", [sampled.maj for sampled in samples]
+            yield f"pass@{k}", [sampled.passed[k] for sampled in samples]

@@ -1,4 +1,4 @@
-"""How far an evaluation is, on a terminal; nothing elsewhere."""
+"""Show the progress of an evaluation on a terminal; show nothing if stderr is no terminal."""
 
 import sys
 import time
@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-#: A screen is read by a person, and not faster than this.
+#: Seconds between two updates of the bar; a person reads no faster.
 REDRAW_PERIOD_S = 0.1
 
 
 class Progress:
-    """A bar of completions, and the tokens decoded so far. Gone when it is left."""
+    """A progress bar of completions, with the tokens decoded so far. It disappears when its block ends."""
 
     def __init__(self) -> None:
         self._bar = Bar(
@@ -42,22 +42,22 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def expect(self, completions: int) -> None:
-        """So many completions in all."""
+    def set_total(self, completions: int) -> None:
+        """Set the number of completions in all."""
         self._bar.update(self._task, total=completions)
 
-    def name(self, text: str) -> None:
-        """Who is answering."""
+    def set_name(self, text: str) -> None:
+        """Set the name of the current candidate."""
         self._bar.update(self._task, description=text)
 
-    def decoded(self, tokens: int) -> None:
-        """So many more tokens."""
+    def add_tokens(self, tokens: int) -> None:
+        """Add to the number of decoded tokens."""
         self._tokens += tokens
         now_s = time.monotonic()
         if now_s - self._drawn_s >= REDRAW_PERIOD_S:
             self._drawn_s = now_s
             self._bar.update(self._task, tokens=self._tokens, refresh=True)
 
-    def finished(self, completions: int) -> None:
-        """So many more completions."""
+    def add_completions(self, completions: int) -> None:
+        """Add to the number of finished completions."""
         self._bar.advance(self._task, completions)

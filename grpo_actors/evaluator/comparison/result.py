@@ -1,4 +1,4 @@
-"""What came out: of one policy, and of two on the same problems. Pure: answers in, figures out."""
+"""Compute the result of one policy, and the comparison of two on the same problems. Pure: answers in, figures out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from grpo_actors.evaluator.accuracy import (
     paired_difference,
     pass_at_k,
 )
-from grpo_actors.evaluator.score import Answer, Answered
+from grpo_actors.evaluator.score import AnsweredProblem
 from grpo_actors.tasks.scoring import reward_means
 
 
 @dataclass(frozen=True, slots=True)
 class Completions:
-    """How long the completions of a policy are."""
+    """Lengths and rewards of a policy's completions."""
 
-    #: In tokens.
+    #: Mean length in tokens.
     length_mean: float
     truncated_share: float
-    #: Unweighted mean of each reward over the completions that it judged.
+    #: Unweighted mean of each reward function over the completions to which it applies.
     rewards: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What k samples of each problem show."""
+    """The figures of k samples of each problem."""
 
     k: int
     temperature: float
@@ -38,31 +38,35 @@ class Sampled:
     avg: Estimate
     #: Accuracy of a majority vote among the k.
     maj: Estimate
-    #: i -> share of problems that at least one of i samples solves, for i = 1, 2, 4, … and k.
+    #: pass@i: i -> share of problems that at least one of i samples solves, for i = 1, 2, 4, … and k.
     passed: dict[int, Estimate]
     completions: Completions
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One policy on all problems."""
+    """The result of one candidate on all problems."""
 
+    #: Name of the candidate.
     checkpoint: str
-    #: Folder of its run, and updates behind it; None: of no run.
+    #: Folder of its run and its number of updates; None if it belongs to no run.
     run: str | None
     update: int | None
+    #: Number of problems.
     problems: int
-    #: Of greedy completions.
+    #: Accuracy of the greedy completions.
     accuracy: Estimate
+    #: Lengths and rewards of the greedy completions.
     completions: Completions
-    #: None: not asked for.
+    #: None if no samples were requested.
     sampled: Sampled | None
+    #: Time of loading and answering.
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two policies on the same problems: greedy, the 2 × 2 table of who is right."""
+    """The comparison of two candidates on the same problems: the 2 × 2 table of right and wrong greedy answers."""
 
     first: str
     second: str
@@ -72,61 +76,63 @@ class Pair:
     both_wrong: int
     #: Second's accuracy − first's.
     difference: Estimate
-    #: McNemar's exact test, two-sided.
+    #: Two-sided p-value of McNemar's exact test.
     p_value: float
-    #: The same difference of avg@k; None: no samples.
+    #: Second's avg@k − first's; None without samples.
     sampled_difference: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
-    """All that one policy answered."""
+class Answers:
+    """All answers of one candidate."""
 
-    greedy: Sequence[Answered]
-    #: k samples of each problem; empty: none were asked for.
-    sampled: Sequence[Answered]
+    greedy: Sequence[AnsweredProblem]
+    #: k samples of each problem; empty if none were requested.
+    sampled: Sequence[AnsweredProblem]
 
 
 def powers_of_two(k: int) -> list[int]:
-    """1, 2, 4, … up to k, and k itself."""
+    """Return 1, 2, 4, … up to k, and k itself."""
     return sorted({2**i for i in range(k.bit_length())} | {k})
 
 
-def completions_of(answered: Sequence[Answered]) -> Completions:
-    """Lengths and rewards of all completions together."""
-    answers: list[Answer] = [one for problem in answered for one in problem.answers]
+def completions_of(answered: Sequence[AnsweredProblem]) -> Completions:
+    """Return the lengths and rewards of all completions together."""
+    answers = [answer for problem in answered for answer in problem.answers]
     return Completions(
-        length_mean=fmean(one.tokens for one in answers),
-        truncated_share=fmean(one.truncated for one in answers),
-        rewards=reward_means(one.rewards for one in answers),
+        length_mean=fmean(answer.tokens for answer in answers),
+        truncated_share=fmean(answer.truncated for answer in answers),
+        rewards=reward_means(answer.rewards for answer in answers),
     )
 
 
-def accuracy_of(answered: Sequence[Answered]) -> Estimate:
-    """Share of completions that are right."""
+def accuracy_of(answered: Sequence[AnsweredProblem]) -> Estimate:
+    """Return the share of completions that are right."""
     return mean_estimate(_shares(answered))
 
 
-def sampled_of(answered: Sequence[Answered], temperature: float) -> Sampled:
-    """The figures of k samples a problem, k ≥ 1."""
+def sampled_of(answered: Sequence[AnsweredProblem], temperature: float) -> Sampled:
+    """Return the figures of k samples per problem, k ≥ 1."""
     k = len(answered[0].answers)
-    right = [sum(one.correct for one in problem.answers) for problem in answered]
-    votes = [
-        majority([one.answer for one in problem.answers], [one.correct for one in problem.answers])
+    right = [sum(answer.correct for answer in problem.answers) for problem in answered]
+    majorities = [
+        majority(
+            [answer.answer for answer in problem.answers], [answer.correct for answer in problem.answers]
+        )
         for problem in answered
     ]
     return Sampled(
         k=k,
         temperature=temperature,
         avg=accuracy_of(answered),
-        maj=mean_estimate(votes),
+        maj=mean_estimate(majorities),
         passed={i: mean_estimate([pass_at_k(k, c, i) for c in right]) for i in powers_of_two(k)},
         completions=completions_of(answered),
     )
 
 
-def compare(names: tuple[str, str], first: Sheet, second: Sheet) -> Pair:
-    """Both on the same problems, in the same order."""
+def compare(names: tuple[str, str], first: Answers, second: Answers) -> Pair:
+    """Compare the answers of two candidates to the same problems in the same order."""
     outcomes = [
         (a.answers[0].correct, b.answers[0].correct) for a, b in zip(first.greedy, second.greedy, strict=True)
     ]
@@ -146,5 +152,6 @@ def compare(names: tuple[str, str], first: Sheet, second: Sheet) -> Pair:
     )
 
 
-def _shares(answered: Sequence[Answered]) -> list[float]:
-    return [fmean(one.correct for one in problem.answers) for problem in answered]
+def _shares(answered: Sequence[AnsweredProblem]) -> list[float]:
+    """Return the share of right completions of each problem."""
+    return [fmean(answer.correct for answer in problem.answers) for problem in answered]

@@ -1,4 +1,4 @@
-"""The figures for a reader: a table, and two policies in a sentence."""
+"""Format the results for a reader: a table, and the comparison of two policies in a few sentences."""
 
 from collections.abc import Sequence
 
@@ -6,26 +6,26 @@ from grpo_actors.evaluator.accuracy import Estimate
 from grpo_actors.evaluator.comparison.result import Completions, Pair, Result, Sampled
 from grpo_actors.observe.text import aligned
 
-#: Below it a difference is taken for one: the counterpart of a 95 % interval.
+#: A difference with a smaller p-value counts as significant. It matches the 95 % intervals.
 SIGNIFICANT = 0.05
 
 
 def as_table(results: Sequence[Result], task: str, max_new_tokens: int) -> str:
-    """Greedy answers, a line a checkpoint; under it the same of samples, where there are any."""
+    """Format the greedy results, one line per checkpoint, and below them those of the samples, if there are any."""
     parts = [
         f"{results[0].problems} held-out problems of {task}, answered greedily in at most {max_new_tokens} tokens",
         *aligned(_greedy_rows(results)),
     ]
-    drawn = results[0].sampled
-    if drawn is not None:
-        count = f"{drawn.k} samples" if drawn.k > 1 else "one sample"
-        parts += ["", f"{count} of each problem at temperature {drawn.temperature:g}"]
-        parts += aligned(_sampled_rows(results, drawn))
+    samples = results[0].sampled
+    if samples is not None:
+        count = f"{samples.k} samples" if samples.k > 1 else "one sample"
+        parts += ["", f"{count} of each problem at temperature {samples.temperature:g}"]
+        parts += aligned(_sampled_rows(results, samples))
     return "\n".join(parts)
 
 
 def as_sentence(pair: Pair) -> str:
-    """Which of the two is better, by how much, and whether the problems tell."""
+    """Describe which of the two is better, by how much, and whether the difference is significant."""
     total = pair.both_right + pair.both_wrong + pair.only_first + pair.only_second
     counts = (
         f"Of {total} problems both solve {pair.both_right} and neither {pair.both_wrong}; "
@@ -66,9 +66,9 @@ def _greedy_rows(results: Sequence[Result]) -> list[list[str]]:
     ]
 
 
-def _sampled_rows(results: Sequence[Result], drawn: Sampled) -> list[list[str]]:
-    k = drawn.k
-    between = [i for i in drawn.passed if 1 < i < k]
+def _sampled_rows(results: Sequence[Result], samples: Sampled) -> list[list[str]]:
+    k = samples.k
+    between = [i for i in samples.passed if 1 < i < k]
     head = ["checkpoint", "update", f"avg@{k}", "95 %"]
     if k > 1:
         head += [f"maj@{k}", "95 %", *(f"pass@{i}" for i in between), f"pass@{k}", "95 %"]

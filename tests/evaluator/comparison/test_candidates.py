@@ -40,14 +40,14 @@ def test_a_run_stands_for_its_base_and_its_checkpoints_in_order_and_nothing_come
     assert [candidate.is_base for candidate in found] == [False, True, False, False]
 
 
-def test_a_hub_id_is_taken_as_it_is_and_what_is_neither_is_refused(run_dir):
+def test_a_hub_id_is_accepted_and_a_missing_folder_is_refused(run_dir):
     assert find_candidates(["owner/name"])[0].name == "owner/name"
     for missing in (str(run_dir / "checkpoint-2"), "checkpoint-2", str(run_dir)):
         with pytest.raises(ModelError, match=missing):
             find_candidates([missing])
 
 
-def test_a_run_without_a_checkpoint_is_called_that(run_dir):
+def test_a_run_without_a_checkpoint_is_an_error_that_says_so(run_dir):
     save_settings(run_dir)
     (run_dir / "metrics.jsonl").touch()
     with pytest.raises(ModelError, match=f"^{run_dir}: a run without a checkpoint yet$"):
@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(run_dir, tiny
         find_candidates([str(run_dir)])
 
 
-def test_a_name_is_picked_by_its_end_where_that_is_clear(run_dir, tmp_path, tiny):
+def test_a_candidate_is_picked_by_the_end_of_its_name_if_only_one_has_it(run_dir, tmp_path, tiny):
     write(run_dir, 1, tiny)
     write(run_dir, 2, tiny)
     mark_best(run_dir, 1, 0.5)
@@ -92,15 +92,13 @@ def test_a_checkpoint_is_scored_by_the_settings_of_its_run(run_dir, tiny):
     assert settings(checkpoint, None, []) == config(run={"seed": 7})
     changed = settings(checkpoint, None, ["max_new_tokens=9", "evaluator.eval_sampled=false"])
     assert (changed.rollout.max_new_tokens, changed.evaluator.eval_sampled, changed.run.seed) == (9, False, 7)
-    assert settings(checkpoint, "smoke_test.toml", []).run.seed == 0, (
-        "a file given takes the place of the run's"
-    )
+    assert settings(checkpoint, "smoke_test.toml", []).run.seed == 0, "a given file replaces that of the run"
     assert settings(EMBEDDED, None, ["task=arithmetic"]) == Config.model_validate(
         {"data": {"task": "arithmetic"}}
     )
 
 
-def test_all_are_asked_as_the_first_run_among_them_asked(run_dir, tmp_path, tiny):
+def test_all_candidates_are_evaluated_with_the_settings_of_the_first_run_among_them(run_dir, tmp_path, tiny):
     other = tmp_path / "other"
     other.mkdir()
     for folder, seed in ((run_dir, 7), (other, 8)):
@@ -109,7 +107,7 @@ def test_all_are_asked_as_the_first_run_among_them_asked(run_dir, tmp_path, tiny
     assert settings_of(find_candidates(["tiny", str(other), str(run_dir)]), None, []).run.seed == 8
 
 
-def test_what_is_overridden_is_checked_together_with_the_settings_of_the_run(run_dir, tiny):
+def test_overrides_are_checked_together_with_the_settings_of_the_run(run_dir, tiny):
     save_settings(run_dir, model={"fine_tune_type": "lora"})
     checkpoint = write(run_dir, 1, tiny)
     assert settings(checkpoint, None, ["base_bits=8"]).model.base_bits == 8
@@ -137,7 +135,7 @@ def test_an_adapter_is_loaded_onto_its_runs_base_and_the_base_is_without_it(run_
         load_candidate(adapter, config())
 
 
-def test_a_full_checkpoint_is_a_model_whatever_the_settings_say_of_adapters(run_dir, tiny):
+def test_a_full_checkpoint_is_loaded_as_a_model_even_if_the_settings_name_an_adapter(run_dir, tiny):
     save_settings(run_dir, model={"dtype": "float32", "fine_tune_type": "lora"})
     [checkpoint] = find_candidates([str(write(run_dir, 1, tiny))])
     assert not load_candidate(checkpoint, settings_of([checkpoint], None, [])).has_adapter

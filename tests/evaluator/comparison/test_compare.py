@@ -10,7 +10,7 @@ import pytest
 
 from grpo_actors.config import Config, LearnerConfig
 from grpo_actors.errors import ConfigError, DataError
-from grpo_actors.evaluator.comparison.compare import Options, evaluate_alone
+from grpo_actors.evaluator.comparison.compare import Options, evaluate_checkpoints
 from grpo_actors.evaluator.comparison.files import chosen_file
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.training import Training
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(run_dir, tiny):
-    """A run whose checkpoint-5 is its base, and whose checkpoint-10 knows nothing."""
+    """Make a run whose checkpoint-5 equals its base model and whose checkpoint-10 has only zeros as weights."""
     settings = {
         "model": {"dtype": "float32"},
         "data": {"task": "arithmetic"},
@@ -37,13 +37,13 @@ def run(run_dir, tiny):
     return run_dir
 
 
-def alone(capsys, *checkpoints, **options):
-    assert evaluate_alone(Options(list(map(str, checkpoints)), **options), StopRequest()) == 0
+def evaluate(capsys, *checkpoints, **options):
+    assert evaluate_checkpoints(Options(list(map(str, checkpoints)), **options), StopRequest()) == 0
     return capsys.readouterr().out
 
 
-def test_a_run_is_a_table_with_a_line_a_checkpoint(run, capsys):
-    title, head, base, five, ten = alone(capsys, run).splitlines()
+def test_a_run_is_shown_as_a_table_with_a_line_per_checkpoint(run, capsys):
+    title, head, base, five, ten = evaluate(capsys, run).splitlines()
     assert title == "16 held-out problems of arithmetic, answered greedily in at most 30 tokens"
     assert head.split() == [
         *("checkpoint", "update", "accuracy", "95", "%", "length", "truncated"),
@@ -58,14 +58,14 @@ def test_a_run_is_a_table_with_a_line_a_checkpoint(run, capsys):
     assert ten.split()[2:5] == ["0.0", "%", "0.0–19.4"], "Wilson's interval of 0 of 16: 3.8415/(16 + 3.8415)"
 
 
-def test_k_samples_of_each_problem_have_a_table_of_their_own(run, capsys):
-    head = alone(capsys, run / "checkpoint-5", k=4, samples=3).splitlines()[5]
+def test_k_samples_of_each_problem_have_a_separate_table(run, capsys):
+    head = evaluate(capsys, run / "checkpoint-5", k=4, samples=3).splitlines()[5]
     assert [word for word in head.split() if "@" in word] == ["avg@4", "maj@4", "pass@2", "pass@4"]
 
 
 def test_the_json_has_every_figure_with_its_interval(run, capsys):
     document = json.loads(
-        alone(capsys, run, k=4, temperature=0.5, samples=8, compare=("base", "checkpoint-10"), json=True)
+        evaluate(capsys, run, k=4, temperature=0.5, samples=8, compare=("base", "checkpoint-10"), json=True)
     )
     assert (document["task"], document["max_new_tokens"]) == ("arithmetic", 30)
     base, five, ten = document["checkpoints"]
@@ -80,18 +80,18 @@ def test_the_json_has_every_figure_with_its_interval(run, capsys):
     assert pair["sampled_difference"]["value"] == pytest.approx(-base["sampled"]["avg"]["value"])
 
 
-def test_two_to_compare_need_no_list_and_one_that_is_in_it_is_asked_once(run, capsys):
+def test_compared_checkpoints_need_not_be_listed_and_a_listed_one_is_evaluated_once(run, capsys):
     pair = (str(run / "checkpoint-5"), str(run / "checkpoint-10"))
-    lines = alone(capsys, compare=pair, samples=4).splitlines()
+    lines = evaluate(capsys, compare=pair, samples=4).splitlines()
     assert len(lines) == 4 + 1 + 3
-    listed = alone(capsys, run / "checkpoint-10", compare=pair, samples=4).splitlines()
+    listed = evaluate(capsys, run / "checkpoint-10", compare=pair, samples=4).splitlines()
     assert sorted(listed[2:4]) == sorted(lines[2:4])
     assert listed[4:] == lines[4:]
 
 
-def test_every_answer_is_kept_with_its_judgement(run, capsys, tmp_path):
+def test_every_answer_is_written_with_its_judgement(run, capsys, tmp_path):
     file = tmp_path / "answers.jsonl"
-    document = json.loads(alone(capsys, run / "checkpoint-5", k=2, samples=8, answers=file, json=True))
+    document = json.loads(evaluate(capsys, run / "checkpoint-5", k=2, samples=8, answers=file, json=True))
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len({line["problem"] for line in lines}) == 8
     [result] = document["checkpoints"]
@@ -107,13 +107,13 @@ def test_every_answer_is_kept_with_its_judgement(run, capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
 
 
-def test_answers_that_are_there_are_not_replaced_and_an_empty_file_is(run, capsys, tmp_path):
+def test_existing_answers_are_not_replaced_but_an_empty_file_is(run, capsys, tmp_path):
     file = tmp_path / "answers.jsonl"
     file.touch()
-    alone(capsys, run / "checkpoint-5", samples=2, answers=file)
+    evaluate(capsys, run / "checkpoint-5", samples=2, answers=file)
     kept = file.read_bytes()
     assert kept.count(b"\n") == 2
-    # Before anything is looked at: nor is the model there.
+    # The file is checked first: the model does not exist either.
     done = run_evaluator(tmp_path / "nowhere", "--answers", file)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
@@ -123,15 +123,15 @@ def test_answers_that_are_there_are_not_replaced_and_an_empty_file_is(run, capsy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "run"]
 
 
-def test_a_picture_that_is_there_is_drawn_anew(capsys, tmp_path):
+def test_an_existing_plot_is_replaced(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     file = tmp_path / "curve.svg"
     file.write_text("before")
-    alone(capsys, "tiny", samples=2, plot=file, overrides=["task=arithmetic", "max_new_tokens=40"])
+    evaluate(capsys, "tiny", samples=2, plot=file, overrides=["task=arithmetic", "max_new_tokens=40"])
     assert file.read_bytes().startswith(b"<?xml")
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+def test_a_file_is_written_completely_or_not_at_all(tmp_path):
     file = tmp_path / "answers.jsonl"
     file.write_text("before")
 
@@ -155,23 +155,23 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
-def test_the_curve_becomes_a_picture(run, capsys, tmp_path, suffix, start):
+def test_the_curve_is_plotted_as_png_and_svg(run, capsys, tmp_path, suffix, start):
     pytest.importorskip("matplotlib")
     file = tmp_path / f"curve.{suffix}"
-    alone(capsys, run, "tiny", k=2, samples=2, plot=file)
+    evaluate(capsys, run, "tiny", k=2, samples=2, plot=file)
     assert file.read_bytes().startswith(start)
 
 
-def test_without_a_run_the_picture_has_a_place_for_each_checkpoint(capsys, tmp_path):
+def test_without_a_run_the_plot_has_a_point_for_each_checkpoint(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     file = tmp_path / "models.svg"
     overrides = ["task=arithmetic", "max_new_tokens=40"]
-    alone(capsys, "tiny", EMBEDDED, samples=2, plot=file, overrides=overrides)
+    evaluate(capsys, "tiny", EMBEDDED, samples=2, plot=file, overrides=overrides)
     assert file.stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "fault"),
     [
         ({"checkpoints": []}, "name a checkpoint"),
         ({"k": 0}, "--k: must be ≥ 1 .*got 0"),
@@ -181,13 +181,13 @@ def test_without_a_run_the_picture_has_a_place_for_each_checkpoint(capsys, tmp_p
         ({"plot": Path("curve.gif")}, r"--plot: must end in \.png or \.svg, got curve\.gif"),
     ],
 )
-def test_an_option_without_meaning_is_refused(options, complaint):
-    with pytest.raises(ConfigError, match=complaint):
+def test_a_meaningless_option_is_refused(options, fault):
+    with pytest.raises(ConfigError, match=fault):
         Options(**{"checkpoints": ["tiny"]} | options)
 
 
 @pytest.mark.parametrize(
-    ("pair", "complaint"),
+    ("pair", "fault"),
     [
         (("base", "checkpoint-7"), "--compare: checkpoint-7 is none of .*base, .*and no folder"),
         (("base", "{run}/base"), "--compare: must name two different checkpoints, got .*base twice"),
@@ -197,20 +197,20 @@ def test_an_option_without_meaning_is_refused(options, complaint):
         ),
     ],
 )
-def test_a_comparison_needs_two_checkpoints(run, capsys, pair, complaint):
-    with pytest.raises(ConfigError, match=complaint):
-        alone(capsys, run, compare=tuple(name.format(run=run) for name in pair))
+def test_a_comparison_needs_two_checkpoints(run, capsys, pair, fault):
+    with pytest.raises(ConfigError, match=fault):
+        evaluate(capsys, run, compare=tuple(name.format(run=run) for name in pair))
 
 
-def test_problems_that_are_not_the_same_for_all_are_refused(run, capsys, tmp_path):
-    # The embedded model with a chat template that says more: fewer prompts are short enough.
+def test_candidates_with_different_problems_are_refused(run, capsys, tmp_path):
+    # The embedded model with a longer chat template: fewer prompts are short enough.
     other = tmp_path / "other"
     shutil.copytree(EMBEDDED, other)
     tokenizer = json.loads((other / "tokenizer_config.json").read_text())
     tokenizer["chat_template"] = "How many, then? " + tokenizer["chat_template"]
     (other / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     with pytest.raises(DataError, match="other: its tokenizer"):
-        alone(capsys, run / "checkpoint-5", other, overrides=["max_prompt_length=40"])
+        evaluate(capsys, run / "checkpoint-5", other, overrides=["max_prompt_length=40"])
 
 
 def run_evaluator(*arguments):

@@ -1,14 +1,20 @@
 import pytest
 
-from grpo_actors.evaluator.comparison.result import Sheet, compare, completions_of, powers_of_two, sampled_of
+from grpo_actors.evaluator.comparison.result import (
+    Answers,
+    compare,
+    completions_of,
+    powers_of_two,
+    sampled_of,
+)
 from grpo_actors.evaluator.comparison.table import as_sentence
-from grpo_actors.evaluator.score import Answer, Answered
+from grpo_actors.evaluator.score import Answer, AnsweredProblem
 from grpo_actors.tasks.task import Problem
 
 
 def answered(number, *answers, true="4"):
-    """A problem whose completions answer so; one more token for each problem, cut where nothing is answered."""
-    return Answered(
+    """Make problem `number` with these answers. Each completion has `number` tokens, and is truncated if empty."""
+    return AnsweredProblem(
         Problem(f"p{number}", ({"role": "user", "content": "2+2?"},), true),
         [
             Answer(
@@ -25,18 +31,18 @@ def answered(number, *answers, true="4"):
 
 
 def greedy(outcomes):
-    return Sheet([answered(i, "4" if right == "x" else "5") for i, right in enumerate(outcomes)], [])
+    return Answers([answered(i, "4" if right == "x" else "5") for i, right in enumerate(outcomes)], [])
 
 
 @pytest.mark.parametrize(
     ("k", "powers"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 8, 9])]
 )
-def test_k_goes_up_by_powers_of_two_and_ends_at_the_number_of_samples(k, powers):
+def test_k_grows_by_powers_of_two_and_ends_at_the_number_of_samples(k, powers):
     assert powers_of_two(k) == powers
 
 
 def test_the_figures_of_four_samples_of_two_problems():
-    # c = 1 and 3 of 4. pass@2: 1 − C(3,2)/C(4,2) = 1/2 and 1 − 0 = 1. Majority: 5 by two votes of three; 4.
+    # c = 1 and 3 of 4. pass@2: 1 − C(3,2)/C(4,2) = 1/2 and 1 − 0 = 1. Majority: 5 with two of three votes; 4.
     sampled = sampled_of([answered(0, "4", "5", "5", ""), answered(1, "4", "4", "4", "5")], 0.7)
     assert (sampled.k, sampled.temperature) == (4, 0.7)
     assert sampled.avg.value == (1 / 4 + 3 / 4) / 2
@@ -63,15 +69,15 @@ def test_two_policies_are_compared_problem_by_problem():
     ]
 
 
-def test_the_sentence_names_the_better_one_whichever_stands_first():
+def test_the_sentence_names_the_better_policy_in_either_order():
     worse, better = greedy("." * 10), greedy("x" * 10)
     for pair in (compare(("worse", "better"), worse, better), compare(("better", "worse"), better, worse)):
         assert "; better is better, and chance" in as_sentence(pair)
 
 
 def test_samples_are_compared_by_their_share_of_each_problem():
-    first = Sheet(greedy("xx").greedy, [answered(0, "4", "5"), answered(1, "5", "5")])
-    second = Sheet(greedy("xx").greedy, [answered(0, "4", "4"), answered(1, "4", "5")])
+    first = Answers(greedy("xx").greedy, [answered(0, "4", "5"), answered(1, "5", "5")])
+    second = Answers(greedy("xx").greedy, [answered(0, "4", "4"), answered(1, "4", "5")])
     pair = compare(("a", "b"), first, second)
     assert pair.sampled_difference is not None
     assert pair.sampled_difference.value == 0.5
