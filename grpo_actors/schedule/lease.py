@@ -1,4 +1,12 @@
-"""One lease: its state, and the records that the lease table returns about it. The table is in `leases`."""
+"""One lease: its state, and the records that the lease table returns about it. The table is in `leases`.
+
+Every grant raises the attempt number of the lease, and the table takes only a group of the last attempt (fencing).
+A lease whose worker dies is granted again unchanged, with the same seeds::
+
+    grant("a") -> lease 7, attempt 1     worker "a" falls silent: release("a")
+    grant("b") -> lease 7, attempt 2
+    judge(7, attempt=1) -> refused       the late group of "a"; the group of attempt 2 is accepted
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

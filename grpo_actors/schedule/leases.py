@@ -4,13 +4,6 @@
 are consumed in the order of their positions, `groups_per_update` at a time. So the groups of an update do not
 depend on which worker was faster; taking the first that arrive would favour short completions.
 
-**Fencing.** Every grant raises the lease's attempt number, and only a group of the last attempt is taken.
-A lease whose worker dies is granted again unchanged, with the same seeds::
-
-    grant("a") -> lease 7, attempt 1     worker "a" falls silent: release("a")
-    grant("b") -> lease 7, attempt 2
-    judge(7, attempt=1) -> refused       the late group of "a"; attempt 2 is accepted
-
 **Staleness.** The bound is hard: the table holds no group that is more than S versions old. `judge` refuses such
 a group, and `consume` takes back a group that has become too old, with or without a flaw. The *slot* of a lease is
 the number of open leases before it that may still train. It gives the oldest policy that may sample the lease::
@@ -24,14 +17,11 @@ an update lowers them by `groups_per_update` while the version rises by one. Onl
 (S + 1) × `groups_per_update` on may be wasted: those opened ahead of refills.
 
 **Refills.** A group with a flaw is passed over, and the next position takes its slot. An update passes over at most
-`refill_limit` groups; after that, groups train with their flaws::
+`refill_limit` groups; later ones train with their flaws. It is not the first ones that train, so that a group once
+passed over never returns to an update that has grown behind it::
 
     groups_per_update = 2, refill_limit = 1; 0 and 1 have a flaw
-    0: passed over
-    1 and 2: train, because the limit is reached
-
-The last flawed groups train and not the first, so that a group once passed over never returns to an update that has
-grown behind it.
+    0 is passed over; 1 and 2 train, because the limit is reached
 
 **Resume.** With S = 0 an update is a function of the cursor, however often the run is resumed. After `consume` no
 group is held and no lease is open, as in a fresh table, and positions are decided anew. During one update the version
@@ -103,10 +93,8 @@ class LeaseTable(Generic[G]):
 
     @property
     def _whole_runs(self) -> bool:
-        """Return whether a run is sampled whole even if not all of it is needed; otherwise it ends with its update.
-
-        With refills the end of an update moves as groups come in. With S = 0 nothing may depend on when they come in.
-        """
+        """Return whether a run is sampled whole even if not all of it is needed; otherwise it ends with its update."""
+        # With refills the end of an update moves as groups come in; with S = 0 nothing may depend on their timing.
         return self.refill_limit > 0 and self.max_staleness == 0
 
     def _slots(self) -> Iterator[tuple[int, int, State[G], bool]]:
@@ -119,8 +107,6 @@ class LeaseTable(Generic[G]):
             slot += not over
             if not over and slot % self.groups_per_update == 0:
                 passed_over = 0  # the next update has its own limit
-
-    # --- granting ---------------------------------------------------------------------------------
 
     def grant(self, worker: str, capacity: int, now_s: float) -> list[Granted]:
         """Grant the next leases to a worker that holds at most `capacity` at a time; [] if none may go out.
@@ -178,20 +164,12 @@ class LeaseTable(Generic[G]):
         return True
 
     def _min_version(self, slot: int) -> int:
-        """Return the oldest policy that may sample the lease at `slot`.
-
-        The lease trains in update `slot // groups_per_update` from now, or sooner.
-        """
+        """Return the oldest policy that may sample the lease at `slot`, which trains after `later` updates at most."""
         later = min(slot // self.groups_per_update, self.max_staleness)
         return max(0, self.version + later - self.max_staleness)
 
-    # --- results ----------------------------------------------------------------------------------
-
     def judge(self, lease: int, attempt: int, oldest_version: int) -> Verdict:
-        """Decide whether a group is taken, without changing the table.
-
-        The caller then calls `accept` if the verdict is `new`, or `refuse` if the group is not accepted.
-        """
+        """Decide on a group, without a change. Call `accept` if the verdict is `new`, `refuse` if not `accepted`."""
         return Verdict(lease, attempt, oldest_version, *self._judge(lease, attempt, oldest_version))
 
     def _judge(self, lease: int, attempt: int, oldest_version: int) -> tuple[bool, str]:
@@ -267,8 +245,6 @@ class LeaseTable(Generic[G]):
         self._set_aside.update(poisoned)
         return poisoned
 
-    # --- consumption ------------------------------------------------------------------------------
-
     def next_batch(self) -> list[tuple[int, G]] | None:
         """Return the groups of the next update in order; None until they and all groups before them are there."""
         batch: list[tuple[int, G]] = []
@@ -310,10 +286,7 @@ class LeaseTable(Generic[G]):
         return len(outdated)
 
     def _close_unsampled(self, last: int) -> None:
-        """Close the waiting leases at the end, down to the last one that is out or done, or to `last`.
-
-        Whether a closed position becomes a lease is decided anew when it is opened again.
-        """
+        """Close the waiting leases after the last one that is out or done: they are decided anew when reopened."""
         for position in reversed(list(self._states)):
             if not self._states[position].waiting:
                 break
