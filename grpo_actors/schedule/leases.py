@@ -17,7 +17,7 @@ an update lowers them by `groups_per_update` while the version rises by one. Onl
 (S + 1) × `groups_per_update` on may be wasted: those opened ahead of refills.
 
 **Refills.** A group with a flaw is passed over, and the next position takes its slot. An update passes over at most
-`refill_limit` groups; later ones train with their flaws. It is not the first ones that train, so that a group once
+`refill_limit` groups; later ones train with their flaws. The last ones train and not the first, so that a group once
 passed over never returns to an update that has grown behind it::
 
     groups_per_update = 2, refill_limit = 1; 0 and 1 have a flaw
