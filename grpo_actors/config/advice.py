@@ -1,4 +1,4 @@
-"""Remarks on settings that are allowed but do nothing here, or are probably slips."""
+"""Find settings that are allowed but have no effect, or are probably mistakes."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def advice(config: "Config") -> Iterator[tuple[str, str]]:
-    """Dotted key and remark: settings that are allowed but do nothing here, or are probably slips.
+    """Yield (dotted key, remark) for settings that have no effect or are probably mistakes.
 
-    The caller shows a remark only where the user set the key.
+    The caller shows a remark only if the user set the key.
     """
     yield from ((key, f"has no effect: {reason}") for key, reason in _without_effect(config))
     objective = config.objective
@@ -25,18 +25,22 @@ def advice(config: "Config") -> Iterator[tuple[str, str]]:
             f"= {objective.clip_eps_high} lies below clip_eps = {objective.clip_eps}: {reason}",
         )
     if config.rollout.quantize_for_rollouts and objective.ratio == "recorded":
-        reason = (
-            "workers that quantise are another policy than the learner's, and its ratios do not start at 1"
-        )
+        reason = "the quantised policy of the workers differs from the learner's, so ratios do not start at 1"
         yield "objective.ratio", f'= "recorded": {reason}'
 
 
 def _without_effect(config: "Config") -> Iterator[tuple[str, str]]:
-    for part in (_idle_model, _idle_selection, _idle_objective, _idle_surroundings, _idle_data):
+    for part in (
+        _unused_in_model,
+        _unused_in_selection,
+        _unused_in_objective,
+        _unused_in_transport_and_evaluator,
+        _unused_in_data,
+    ):
         yield from part(config)
 
 
-def _idle_model(config: "Config") -> Iterator[tuple[str, str]]:
+def _unused_in_model(config: "Config") -> Iterator[tuple[str, str]]:
     if config.model.fine_tune_type == "full":
         for leaf in ("rank", "scale", "dropout", "layers", "keys"):
             yield f"model.lora_{leaf}", 'fine_tune_type is "full"'
@@ -49,7 +53,7 @@ def _idle_model(config: "Config") -> Iterator[tuple[str, str]]:
             yield f"learner.{leaf}", f'optimizer is "{config.learner.optimizer}"'
 
 
-def _idle_selection(config: "Config") -> Iterator[tuple[str, str]]:
+def _unused_in_selection(config: "Config") -> Iterator[tuple[str, str]]:
     selection = config.selection
     if not selection.replaces_groups:
         for leaf in ("refill_limit", "oversampling"):
@@ -58,7 +62,7 @@ def _idle_selection(config: "Config") -> Iterator[tuple[str, str]]:
         yield "selection.curriculum_floor", "curriculum is false"
 
 
-def _idle_objective(config: "Config") -> Iterator[tuple[str, str]]:
+def _unused_in_objective(config: "Config") -> Iterator[tuple[str, str]]:
     objective = config.objective
     for number in frozenset().union(*(loss.reads for loss in LOSSES.values())) - _numbers_read(objective):
         yield f"objective.{number}", f'loss is "{objective.loss}"'
@@ -75,7 +79,7 @@ def _idle_objective(config: "Config") -> Iterator[tuple[str, str]]:
 
 
 def _numbers_read(objective: "ObjectiveConfig") -> frozenset[str]:
-    """Those that the loss reads, and those that they follow where they are not set."""
+    """Return the numbers that the loss reads, and those from which numbers that are not set are derived."""
     read = LOSSES[objective.loss].reads
     if "cispo_cap" in read and objective.cispo_cap is None:
         read |= {"clip_eps_high"}
@@ -84,7 +88,7 @@ def _numbers_read(objective: "ObjectiveConfig") -> frozenset[str]:
     return read
 
 
-def _idle_surroundings(config: "Config") -> Iterator[tuple[str, str]]:
+def _unused_in_transport_and_evaluator(config: "Config") -> Iterator[tuple[str, str]]:
     if config.transport.scheme == "ipc":
         for leaf in ("host", "port", "insecure"):
             yield f"transport.{leaf}", 'scheme is "ipc"'
@@ -92,7 +96,7 @@ def _idle_surroundings(config: "Config") -> Iterator[tuple[str, str]]:
         yield "evaluator.eval_temperature", "eval_sampled is false"
 
 
-def _idle_data(config: "Config") -> Iterator[tuple[str, str]]:
+def _unused_in_data(config: "Config") -> Iterator[tuple[str, str]]:
     if config.data.task != "jsonl":
         for leaf in ("prompt_column", "answer_column", "eval_fraction"):
             yield f"data.{leaf}", f'task is "{config.data.task}"'

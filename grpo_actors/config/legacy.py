@@ -1,6 +1,6 @@
-"""Names that MLX-GRPO's flat files use and this program replaced, and what they mean here.
+"""Translate names of MLX-GRPO's flat files that this program has replaced.
 
-Flat keys need no table of their own: a leaf's name is unique, so `names.leaf_of` finds its section.
+Flat keys need no table: the name of a leaf is unique, so `names.leaf_of` finds its section.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from grpo_actors.config.wording import brief
 from grpo_actors.errors import ConfigError
 
-#: A file may hold its flat keys under this table.
+#: A file may have its flat keys in this table.
 FLAT_TABLE = "mlx_grpo"
 
 #: Older name -> the leaf that replaced it.
@@ -23,15 +23,15 @@ OLDER_NAMES = {
 def modernise(
     values: Mapping[str, Any], *, where: str, gradient_accumulation_steps: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """Replace older names by today's; where both are given, today's wins.
+    """Replace older names by the present ones; if both are given, the present one wins.
 
     Args:
-        values: leaf name -> value, of one source.
-        where: the source's name, for notes and errors.
-        gradient_accumulation_steps: micro-steps in one update, as resolved over all sources.
+        values: Leaf name -> value, of one source.
+        where: Name of the source, for notes and errors.
+        gradient_accumulation_steps: Micro-steps in one update, resolved over all sources.
 
     Returns:
-        The values under today's names, and a note on each decision.
+        The values under present names, and a note on each decision.
     """
     result = dict(values)
     notes = []
@@ -55,7 +55,7 @@ def modernise(
 
 
 def _updates_between_evaluations(eval_steps: Any, gradient_accumulation_steps: int, where: str) -> int:
-    """MLX-GRPO counts evaluations in micro-steps; 0 stays 0, which is off."""
+    """Convert `eval_steps`, which MLX-GRPO counts in micro-steps; 0 stays 0, which is off."""
     if type(eval_steps) is not int or eval_steps < 0:
         raise ConfigError(f"{where}: eval_steps must be a whole number ≥ 0, got {brief(eval_steps)}")
     return max(1, eval_steps // gradient_accumulation_steps) if eval_steps else 0

@@ -1,7 +1,7 @@
-"""Defaults < file < ``--set``, with the origin of every value; an algorithm's name stands for several.
+"""Resolve a configuration: defaults < file < ``--set``, with the origin of every value.
 
-Nothing starts on an unusable setting: each error is one line with the source, the dotted key, the
-rule and the value got.
+The name of an algorithm stands for several settings. Nothing starts with an unusable setting: each error is one line
+with the source, the dotted key, the rule and the value got.
 """
 
 import json
@@ -24,28 +24,28 @@ from grpo_actors.errors import ConfigError, nearest
 DEFAULT = "default"
 OVERRIDE = "--set"
 
-#: The files that come with the program.
+#: The folder of configurations that ship with the program.
 SHIPPED_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A resolved configuration and how it came about."""
+    """A resolved configuration, with the origin of each value."""
 
     config: Config
-    #: Dotted key -> ``default``, the file's path, or ``--set``; every key of `config` is in it.
+    #: Dotted key -> ``default``, the file's path, or ``--set``; contains every key of `config`.
     origins: Mapping[str, str]
-    #: Decisions that the user should see: older names, settings without effect.
+    #: Notes that the user should see: on older names, and on settings without effect.
     notes: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One source's values by leaf name."""
+    """The values of one source by leaf name."""
 
     where: str
     values: Mapping[str, Any]
-    #: Not written by the user: another setting stands for it, or a run has saved all that it had.
+    #: Whether the user did not write the values: another setting implies them, or a run saved all its settings.
     implied: bool = False
 
 
@@ -53,18 +53,18 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
     """Resolve a configuration.
 
     Args:
-        path: a TOML file, looked up as given, then in ``configs/``, then among the shipped ones; or a run folder's
-            config.json; None: defaults only.
-        overrides: ``key=value`` each, the key dotted or bare, the value in TOML or bare text. The last one wins.
+        path: A TOML file, looked up as given, then in ``configs/``, then among the shipped ones; or the config.json
+            of a run folder; None: defaults only.
+        overrides: Items ``key=value``, with a dotted or bare key, and a value in TOML or bare text. The last wins.
 
     Raises:
-        ConfigError: the file, a name, a value or a combination of values is unusable.
+        ConfigError: The file, a name, a value or a combination of values is unusable.
     """
     layers: list[_Layer] = []
     notes: list[str] = []
     if path is not None:
         file = find_config(path)
-        where = _shown(file)
+        where = _display_name(file)
         saved = file.suffix == ".json"
         values, flat = leaves((_read_json if saved else _read_toml)(file, where), where)
         layers.append(_Layer(where, values, implied=saved))
@@ -82,10 +82,10 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
 
 
 def read_config(path: Path) -> Config:
-    """The resolved configuration that a run folder keeps as JSON (``Config.model_dump_json``).
+    """Read the resolved configuration that a run folder keeps as JSON (``Config.model_dump_json``).
 
     Raises:
-        ConfigError: the file cannot be read or does not hold a valid configuration.
+        ConfigError: The file cannot be read or does not hold a valid configuration.
     """
     try:
         return Config.model_validate_json(path.read_bytes())
@@ -99,10 +99,10 @@ def read_config(path: Path) -> Config:
 
 
 def find_config(path: Path | str) -> Path:
-    """The file that ``--config`` means.
+    """Return the file that ``--config`` names.
 
     Raises:
-        ConfigError: there is none; lists those that there are.
+        ConfigError: There is no such file; the message lists the files that exist.
     """
     folders = [Path("configs"), SHIPPED_CONFIGS]
     for candidate in (Path(path), *(folder / path for folder in folders)):
@@ -113,15 +113,15 @@ def find_config(path: Path | str) -> Path:
     raise ConfigError(f"{path}: no such file{nearest(Path(path).name, known)}{listing}")
 
 
-def _shown(file: Path) -> str:
-    """A short name of the file: relative where it lies below the working folder."""
+def _display_name(file: Path) -> str:
+    """Return a short name of the file: relative if it is below the working folder."""
     absolute = file.absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def _read_text(file: Path, where: str) -> str:
     try:
-        # utf-8-sig: Windows editors put a byte order mark first, which TOML does not know.
+        # utf-8-sig: Windows editors write a byte order mark first, which TOML does not allow.
         return file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
@@ -130,7 +130,7 @@ def _read_text(file: Path, where: str) -> str:
 
 
 def _read_json(file: Path, where: str) -> dict[str, Any]:
-    """The sections of a saved configuration; null, as what is not set is saved, is left out."""
+    """Read the sections of a saved configuration, without settings that are null (not set)."""
     try:
         document = json.loads(_read_text(file, where))
     except ValueError as error:
@@ -163,12 +163,12 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _parse_value(leaf: str, text: str) -> Any:
-    """A TOML value, or the text as it stands: a shell has often eaten the quotes."""
+    """Parse a TOML value; if it is none, return the text, because a shell often removes the quotes."""
     try:
         document = tomli.loads(f"value = {text}")
     except tomli.TOMLDecodeError:
         return text
-    # Text with a line break could spell further keys.
+    # Text with a line break could define further keys.
     value = document["value"] if len(document) == 1 else text
     # run_name=42 and path=2024-01-01 are meant as text.
     return text if _holds_text(leaf) and not isinstance(value, str) else value
@@ -185,7 +185,7 @@ def _modernised(layers: Sequence[_Layer]) -> tuple[list[_Layer], list[str]]:
     accumulation = Config().learner.gradient_accumulation_steps
     for layer in layers:
         given = layer.values.get("gradient_accumulation_steps")
-        # A value out of bounds is refused later, by the schema.
+        # The schema rejects a value out of bounds later.
         accumulation = given if type(given) is int and given >= 1 else accumulation
     result: list[_Layer] = []
     notes: list[str] = []
@@ -199,18 +199,22 @@ def _modernised(layers: Sequence[_Layer]) -> tuple[list[_Layer], list[str]]:
 
 
 def _expanded(layers: Sequence[_Layer]) -> Iterator[_Layer]:
-    """The layers, each with what its settings stand for right below it.
+    """Yield the layers, each preceded by a layer of the settings that it implies.
 
-    So a preset yields to what its own layer and later ones set by hand, and wins over earlier layers:
-    ``--set algorithm=gspo`` has its own clip, whatever the file says for another loss. Of two algorithms
-    only the last one counts.
+    So a preset yields to values set by hand in its own layer and in later ones, and wins over earlier layers::
+
+        file:   loss = "clip", clip_eps = 0.3
+        --set algorithm=gspo              -> clip_eps = 0.0003, from the preset
+        --set algorithm=gspo clip_eps=0.1 -> clip_eps = 0.1, set by hand
+
+    If several layers name an algorithm, only the last one counts.
     """
     given = {leaf: value for layer in layers for leaf, value in layer.values.items()}
     for layer in layers:
         if layer.values.get("quantize_for_rollouts") is True:
             yield _Layer("quantize_for_rollouts", QUANTISED_ROLLOUT, implied=True)
         algorithm = layer.values.get("algorithm")
-        # An unknown name is refused later, by the schema.
+        # The schema rejects an unknown name later.
         if isinstance(algorithm, str) and algorithm == given["algorithm"] and algorithm in PRESETS:
             yield _Layer(f'algorithm "{algorithm}"', PRESETS[algorithm], implied=True)
         yield layer
@@ -225,7 +229,7 @@ def _merge(layers: Sequence[_Layer]) -> tuple[Config, dict[str, str]]:
             origins[f"{OWNER[leaf]}.{leaf}"] = layer.where
 
     def where(keys: Sequence[str]) -> str:
-        """Where the first of the keys was set: by hand if any was, else by what another setting stands for."""
+        """Return the source that set the first of the keys; sources written by hand come before implied ones."""
         given = [origins[key] for key in keys if origins[key] != DEFAULT]
         sources = {layer.where for layer in layers if not layer.implied}
         return next((origin for origin in given if origin in sources), given[0] if given else DEFAULT)

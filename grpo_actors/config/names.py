@@ -1,6 +1,6 @@
-"""From what a user wrote to the setting that is meant: sections, bare names, MLX-GRPO's flat keys.
+"""Find the setting that a user's name refers to: in a section, bare, or as a flat key of MLX-GRPO.
 
-Knows names only; values pass through untouched.
+Handles names only; values pass through unchanged.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from grpo_actors.errors import ConfigError, nearest
 
 
 def leaf_of(name: str, where: str) -> str:
-    """The leaf that a name means: ``rollout.num_generations``, ``num_generations`` or ``mlx_grpo.num_generations``.
+    """Return the leaf of ``rollout.num_generations``, ``num_generations`` or ``mlx_grpo.num_generations``.
 
     Raises:
-        ConfigError: no setting has this name; says which one is near.
+        ConfigError: No setting has this name; the message suggests the nearest one.
     """
     section, dot, leaf = name.rpartition(".")
     if name in SECTIONS:
@@ -38,10 +38,10 @@ def leaves(document: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
     """Flatten a TOML document.
 
     Returns:
-        Leaf name -> value, with older names kept as they are; and which keys stood outside the sections.
+        Leaf name -> value, with older names kept; and the leaves that were given outside the sections.
 
     Raises:
-        ConfigError: an unknown name, or one setting given twice.
+        ConfigError: A name is unknown, or a setting is given twice.
     """
     spelled: dict[str, str] = {}
     values: dict[str, Any] = {}

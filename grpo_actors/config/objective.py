@@ -1,8 +1,8 @@
-"""[objective]: what the learner minimises, and which papers' names stand for which settings.
+"""[objective]: the loss that the learner minimises, and the settings behind the names of papers.
 
-The formulas are in `grpo_actors.objective`; here are only names and numbers, so that a configuration can be read
-and refused without MLX. A loss is one row of `LOSSES` and its function in `objective/losses.py`; an algorithm is one
-row of `PRESETS`.
+The formulas are in `grpo_actors.objective`. This module has only names and numbers, so that a configuration can be
+read and rejected without MLX. A loss is one row of `LOSSES` and its function in `objective/losses.py`. An algorithm
+is one row of `PRESETS`.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ class Loss:
 
     #: Name in `objective/losses.py`: ``f(log_ratio [N, C], advantages [N], *, …) -> L_t [N, C]``.
     function: str
-    #: The settings that it reads; the others do nothing under it.
+    #: Settings that the function reads; the others have no effect with this loss.
     reads: frozenset[str]
-    #: The log-ratio that it gets: a key of `objective.ratio.LOG_RATIOS`.
+    #: Log-ratio that the function gets: a key of `objective.ratio.LOG_RATIOS`.
     ratio: Literal["token", "sequence", "sequence_token"] = "token"
-    #: Name of the function in the same file that gives the ratios outside of which a token counts as clipped.
+    #: Name of the function in the same file that returns the ratios outside of which a token counts as clipped.
     bounds: str = "interval_bounds"
-    #: The setting above which a ratio has no gradient even where A < 0; None: the loss has no such bound.
+    #: Setting above which a ratio has no gradient even where A < 0; None if the loss has no such bound.
     second_bound: str | None = None
 
 
@@ -41,19 +41,19 @@ LOSSES: dict[str, Loss] = {
     "sapo": Loss("sapo_loss", frozenset({"sapo_tau_positive", "sapo_tau_negative"}), bounds="no_bounds"),
 }
 
-#: The interval of the clip in most of the papers, as PPO has it.
+#: The clip interval of PPO, used by most of the papers.
 _CLIP: dict[str, Any] = {"clip_eps": 0.2, "clip_eps_high": 0.2}
 
-#: Algorithm -> the settings that make it, by leaf name, every number that its loss reads among them: a file's
-#: number for another loss must not reach it. What it leaves out keeps its default. kl_coeff is in none of
-#: them: a paper's value belongs to its model and its data.
+#: Algorithm -> its settings, by leaf name. They include every number that its loss reads, so that a number given in
+#: a file for another loss does not reach it. Other settings keep their defaults. No preset sets kl_coeff: the value
+#: in a paper belongs to its model and its data.
 PRESETS: dict[str, dict[str, Any]] = {
     # DeepSeekMath, 2402.03300: the mean over a completion's tokens, then over completions.
     "grpo": {"advantage": "group", "loss": "clip", "aggregation": "grpo", **_CLIP},
-    # 2503.20783: neither the deviation nor the length divides.
+    # 2503.20783: no division by the deviation or by the length.
     "dr_grpo": {"advantage": "none", "loss": "clip", "aggregation": "dr_grpo", **_CLIP},
-    # 2503.14476: clip-higher, token-level loss, dynamic sampling. Its overlong punishment depends on your
-    # limit: overlong_tokens, there a fifth of max_new_tokens.
+    # 2503.14476: clip-higher, token-level loss, dynamic sampling. The overlong penalty is not set, because it depends
+    # on your limit: overlong_tokens, in the paper a fifth of max_new_tokens.
     "dapo": {
         "advantage": "group",
         "loss": "clip",
@@ -62,7 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip_eps_high": 0.28,
         "dynamic_sampling": True,
     },
-    # 2507.18071, section 5.1: a sequence's ratio moves far less than a token's.
+    # 2507.18071, section 5.1: the ratio of a sequence moves far less than that of a token.
     "gspo": {
         "advantage": "group",
         "loss": "gspo",
@@ -70,7 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip_eps": 3e-4,
         "clip_eps_high": 4e-4,
     },
-    # MiniMax-M1, 2506.13585; the cap is ScaleRL's (2510.13786).
+    # MiniMax-M1, 2506.13585; the cap is that of ScaleRL (2510.13786).
     "cispo": {"advantage": "group", "loss": "cispo", "aggregation": "dapo", "cispo_cap": 5.0},
     # 2511.20347.
     "sapo": {
@@ -80,12 +80,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sapo_tau_positive": 1.0,
         "sapo_tau_negative": 1.05,
     },
-    # 2402.14740: REINFORCE of whole completions; dr_grpo's constant makes it their sum, up to a factor. On the
-    # policy that sampled nothing is clipped.
+    # 2402.14740: REINFORCE on whole completions; the constant of dr_grpo makes the loss their sum, up to a factor.
+    # On policy, nothing is clipped.
     "rloo": {"advantage": "rloo", "loss": "clip", "aggregation": "dr_grpo", **_CLIP},
-    # 2601.05242: every reward function normalised by itself.
+    # 2601.05242: every reward function is normalised separately.
     "gdpo": {"advantage": "gdpo", "loss": "clip", "aggregation": "grpo", **_CLIP},
-    # 2505.07291: a second bound, for negative advantages; groups without a signal are sampled anew.
+    # 2505.07291: a second bound, for negative advantages; groups without a signal are replaced.
     "intellect2": {
         "advantage": "group",
         "loss": "two_sided",
@@ -94,8 +94,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dynamic_sampling": True,
         **_CLIP,
     },
-    # 2505.24298, decoupled PPO: the learner's own policy is the proximal one, the worker's the behaviour. As in
-    # its authors' code, a token whose weight is beyond the cap leaves the loss.
+    # 2505.24298, decoupled PPO: the proximal policy is the learner's, the behaviour policy the worker's. As in
+    # its authors' code, a token whose weight is above the cap is left out of the loss.
     "areal": {
         "loss": "clip",
         "ratio": "recomputed",
@@ -106,10 +106,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: What a quantised worker needs: it is another policy than the learner's, and its ratio would not start at 1.
+#: Settings for quantised workers: their policy differs from the learner's, so recorded ratios would not start at 1.
 QUANTISED_ROLLOUT: dict[str, Any] = {"ratio": "recomputed", "correction": "token_truncate"}
 
-if TYPE_CHECKING:  # a type checker cannot know the keys of a table
+if TYPE_CHECKING:  # a type checker cannot read the keys of a table
     _Algorithm = str
     _Loss = str
 else:
@@ -118,68 +118,74 @@ else:
 
 
 class ObjectiveConfig(Section):
-    """[objective]: what the learner minimises. The names are rows of tables, here or in `objective/`."""
+    """[objective]: the loss that the learner minimises. The names are rows of tables, here or in `objective/`."""
 
     algorithm: _Algorithm | None = Field(
-        None, description="a paper's choice of the settings below (`presets`); those set by hand win"
+        None, description="a paper's choice of the settings below; settings given by hand win"
     )
     advantage: Literal["group", "none", "batch", "rloo", "gdpo"] = Field(
         "group",
-        description="reward minus the group's mean, divided by the deviation of the group, by nothing, or of the batch; "
-        "minus the mean of the others; or normalised reward by reward",
+        description="reward minus the group's mean, divided by the deviation of the group (group), by nothing (none) or "
+        "by the deviation of the batch (batch); minus the mean of the others (rloo); or normalised for each reward (gdpo)",
     )
     loss: _Loss = Field("clip", description="the loss of one token")
     aggregation: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field(
         "dapo",
-        description="the sum over tokens is divided by: completion length (grpo), max_new_tokens (dr_grpo), or the "
-        "update's tokens (dapo, bnpo)",
+        description="divisor of the sum over tokens: completion length (grpo), max_new_tokens (dr_grpo), or the tokens "
+        "of the update (dapo, bnpo)",
     )
     clip_eps: float = Field(0.2, gt=0, lt=1, description="importance ratios are clipped below 1 - clip_eps")
     clip_eps_high: float | None = Field(
-        None, gt=0, description="and above 1 + clip_eps_high; not set: the same as clip_eps"
+        None, gt=0, description="importance ratios are clipped above 1 + clip_eps_high; not set: clip_eps"
     )
     clip_delta: float = Field(4.0, gt=1, description="two_sided: largest ratio that still has a gradient")
-    dual_clip: float = Field(3.0, gt=1, description="dual_clip: the same bound, as a factor on the loss")
+    dual_clip: float = Field(
+        3.0, gt=1, description="dual_clip: largest ratio that still has a gradient where A < 0"
+    )
     cispo_cap: float | None = Field(
         None, ge=1, description="cispo: largest weight of a token; not set: 1 + clip_eps_high"
     )
     sapo_tau_positive: float = Field(1.0, gt=0, description="sapo: sharpness of the gate where A > 0")
-    sapo_tau_negative: float = Field(1.05, gt=0, description="sapo: and where A < 0")
+    sapo_tau_negative: float = Field(1.05, gt=0, description="sapo: sharpness of the gate where A < 0")
     kl_coeff: float = Field(
         0.0, ge=0, description="weight of the KL to the reference; 0: no reference is kept"
     )
-    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="how the KL of a token is estimated")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="estimator of a token's KL")
     reference_refresh_updates: NotNegative = Field(
-        0, description="updates between two moves of the reference towards the policy; 0: it stays"
+        0, description="updates between two moves of the reference towards the policy; 0: it never moves"
     )
     reference_refresh_alpha: float = Field(
         0.6, gt=0, le=1, description="share of the policy in such a move; 1: the policy becomes the reference"
     )
     ratio: Literal["recorded", "recomputed"] = Field(
         "recorded",
-        description="importance ratios against the worker's log-probs, or against the learner's own at the start of "
-        "the update",
+        description="importance ratios against the log-probs of the worker (recorded), or against those of the learner "
+        "at the start of the update (recomputed)",
     )
     correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
         "none",
-        description="recomputed: weight for what lies between the learner's log-probs and the worker's",
+        description="with ratio = recomputed: weight that corrects for the gap between learner and worker log-probs",
     )
-    correction_floor: float = Field(0.0, ge=0, le=1, description="masks: smaller weights leave the loss")
+    correction_floor: float = Field(
+        0.0, ge=0, le=1, description="masks: tokens of smaller weight are left out of the loss"
+    )
     correction_cap: float = Field(
-        3.0, ge=1, description="larger weights are cut down to it (truncate) or leave the loss (mask)"
+        3.0,
+        ge=1,
+        description="larger weights are cut to this value (truncate) or left out of the loss (mask)",
     )
     mask_truncated: bool = Field(default=False, description="leave truncated completions out of the loss")
     overlong_tokens: NotNegative = Field(
-        0, description="the last so many tokens before max_new_tokens cost up to 1 of reward (DAPO); 0: off"
+        0, description="this many last tokens before max_new_tokens cost up to 1 of reward (DAPO); 0: off"
     )
     entropy_coeff: float = Field(0.0, description="weight of the entropy bonus; 0: off")
     top_entropy_share: float = Field(
-        1.0, gt=0, le=1, description="share of the tokens that train: those of highest entropy; 1: all"
+        1.0, gt=0, le=1, description="share of tokens that train, those of highest entropy; 1: all"
     )
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """Every setting by name, with those that are not set derived from others."""
+        """Return every setting by name; those that are not set are derived from others."""
         numbers = dict(self)
         if self.clip_eps_high is None:
             numbers["clip_eps_high"] = self.clip_eps

@@ -1,9 +1,9 @@
-"""Which settings a resumed run must share with the run it continues."""
+"""Decide whether a run can be resumed under other settings."""
 
 from grpo_actors.config.schema import OWNER, Config
 
 #: Settings that change the order of the data, the model or the optimizer's state: a checkpoint written
-#: under one value says nothing under another. All others, such as learning_rate, max_updates, workers or
+#: under one value is not valid under another. All others, such as learning_rate, max_updates, workers or
 #: logging_steps, may change between a run and its resumption.
 MATTERS_FOR_RESUME = frozenset(
     {
@@ -25,7 +25,7 @@ MATTERS_FOR_RESUME = frozenset(
         "data.gym_task",
         "data.gym_settings",
         "data.gym_size",
-        "data.gym_eval_size",  # what is held out is not trained on
+        "data.gym_eval_size",  # problems that are held out are not trained on
         "data.system_prompt",
         "data.num_shots",
         "data.max_train_samples",
@@ -41,7 +41,7 @@ MATTERS_FOR_RESUME = frozenset(
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """Dotted keys whose values differ, in the schema's order."""
+    """Return the dotted keys whose values differ, in the order of the schema."""
     return [
         f"{section}.{leaf}"
         for leaf, section in OWNER.items()
@@ -50,9 +50,9 @@ def differences(a: Config, b: Config) -> list[str]:
 
 
 def resume_conflicts(saved: Config, wanted: Config) -> list[str]:
-    """The differences that forbid to continue `saved` under `wanted`; empty: it may go on.
+    """Return the differences that prevent `saved` from continuing under `wanted`; empty if it may continue.
 
-    An update may be cut into micro-batches in another way (to fit in memory), as long as it has as many groups.
+    An update may be cut into micro-batches in another way (to fit in memory) if its number of groups stays the same.
     """
     conflicts = [key for key in differences(saved, wanted) if key in MATTERS_FOR_RESUME]
     if saved.groups_per_update == wanted.groups_per_update:

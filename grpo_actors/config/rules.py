@@ -1,6 +1,6 @@
-"""Settings that are fine alone and contradict each other, each with its reason and the way out.
+"""Find settings that are valid alone but contradict each other, each with the reason and the cure.
 
-Knows no file: it names the keys involved, and `load` finds out where they were set.
+Does not know where settings come from: it names the keys involved, and `load` finds their sources.
 """
 
 import ipaddress
@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticCustomError
 
+from grpo_actors.config.objective import LOSSES
+
 if TYPE_CHECKING:
     from grpo_actors.config.schema import Config
 
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """One broken rule. `keys[0]` is the setting to blame, the others take part."""
+    """One broken rule. `keys[0]` is the setting at fault; the others are involved."""
 
     keys: tuple[str, ...]
     rule: str
@@ -24,10 +26,10 @@ class Contradiction:
 
 
 def check(config: "Config") -> None:
-    """Refuse the first contradiction.
+    """Raise on the first contradiction.
 
     Raises:
-        PydanticCustomError: type ``contradiction``; its context is a `Contradiction`'s fields.
+        PydanticCustomError: Type ``contradiction``; its context has the fields of a `Contradiction`.
     """
     for broken in contradictions(config):
         raise PydanticCustomError(
@@ -38,19 +40,19 @@ def check(config: "Config") -> None:
 
 
 def contradictions(config: "Config") -> Iterator[Contradiction]:
-    """All broken rules of a configuration whose single values are in bounds."""
-    yield from _of_groups(config)
-    yield from _of_model(config)
-    yield from _of_objective(config)
-    yield from _of_selection(config)
-    yield from _of_task(config)
-    yield from _of_transport(config)
-    yield from _of_trackers(config)
+    """Yield all broken rules of a configuration whose single values are in bounds."""
+    yield from _check_groups(config)
+    yield from _check_model(config)
+    yield from _check_objective(config)
+    yield from _check_selection(config)
+    yield from _check_task(config)
+    yield from _check_transport(config)
+    yield from _check_trackers(config)
 
 
-def _of_groups(config: "Config") -> Iterator[Contradiction]:
+def _check_groups(config: "Config") -> Iterator[Contradiction]:
     rollout, groups = config.rollout, config.groups_per_update
-    # Without the division by the deviation a group of one still has reward - mean = 0: no signal either.
+    # Even without the division by the deviation, a group of one has reward - mean = 0: no signal.
     if rollout.num_generations < 2:
         yield Contradiction(
             ("rollout.num_generations", "objective.advantage"),
@@ -85,7 +87,7 @@ def _of_groups(config: "Config") -> Iterator[Contradiction]:
         )
 
 
-def _of_model(config: "Config") -> Iterator[Contradiction]:
+def _check_model(config: "Config") -> Iterator[Contradiction]:
     if config.model.lora_layers == 0:
         yield Contradiction(
             ("model.lora_layers",),
@@ -106,16 +108,15 @@ def _of_model(config: "Config") -> Iterator[Contradiction]:
         )
 
 
-def _of_objective(config: "Config") -> Iterator[Contradiction]:
+def _check_objective(config: "Config") -> Iterator[Contradiction]:
     objective, numbers = config.objective, config.objective.numbers
-    high = 1.0 + numbers["clip_eps_high"]
-    for loss, bound in (("two_sided", "clip_delta"), ("dual_clip", "dual_clip")):
-        if objective.loss == loss and numbers[bound] <= high:
-            yield Contradiction(
-                (f"objective.{bound}", "objective.clip_eps_high", "objective.clip_eps", "objective.loss"),
-                f"must be > 1 + clip_eps_high = {high:g} (below it the first clip has already acted)",
-                numbers[bound],
-            )
+    high, bound = 1.0 + numbers["clip_eps_high"], LOSSES[objective.loss].second_bound
+    if bound is not None and numbers[bound] <= high:
+        yield Contradiction(
+            (f"objective.{bound}", "objective.clip_eps_high", "objective.clip_eps", "objective.loss"),
+            f"must be > 1 + clip_eps_high = {high:g} (below it the first clip has already acted)",
+            numbers[bound],
+        )
     if objective.correction != "none" and objective.ratio == "recorded":
         yield Contradiction(
             ("objective.correction", "objective.ratio"),
@@ -137,7 +138,7 @@ def _of_objective(config: "Config") -> Iterator[Contradiction]:
         )
 
 
-def _of_selection(config: "Config") -> Iterator[Contradiction]:
+def _check_selection(config: "Config") -> Iterator[Contradiction]:
     selection = config.selection
     if selection.min_success > selection.max_success:
         yield Contradiction(
@@ -147,7 +148,7 @@ def _of_selection(config: "Config") -> Iterator[Contradiction]:
         )
 
 
-def _of_task(config: "Config") -> Iterator[Contradiction]:
+def _check_task(config: "Config") -> Iterator[Contradiction]:
     data, weights = config.data, config.reward.functions
     if data.task == "jsonl" and not data.path:
         yield Contradiction(("data.path", "data.task"), 'must name a .jsonl file when task is "jsonl"', "")
@@ -190,7 +191,7 @@ def _of_task(config: "Config") -> Iterator[Contradiction]:
         )
 
 
-def _of_transport(config: "Config") -> Iterator[Contradiction]:
+def _check_transport(config: "Config") -> Iterator[Contradiction]:
     transport = config.transport
     if transport.scheme == "tcp" and not transport.insecure and not _is_loopback(transport.host):
         yield Contradiction(
@@ -202,7 +203,7 @@ def _of_transport(config: "Config") -> Iterator[Contradiction]:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether only this host reaches the address. A name other than localhost may resolve to anything."""
+    """Return whether only this host can reach the address. A name other than localhost may resolve to any address."""
     if host == "localhost":
         return True
     try:
@@ -211,7 +212,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _of_trackers(config: "Config") -> Iterator[Contradiction]:
+def _check_trackers(config: "Config") -> Iterator[Contradiction]:
     metrics = config.metrics
     if metrics.trackers and not metrics.log_jsonl:
         yield Contradiction(

@@ -1,9 +1,8 @@
-"""Every setting: its name, type, bounds, default and one line on what it does.
+"""The settings of all sections: name, type, bounds, default and a one-line description.
 
-With `data`, `objective` and `health`, whose sections have files of their own, the only place with a default. The
-model knows no file and no command line (`load` does), and nothing that needs MLX or a socket. Types are
-strict: text is never read as a number; a whole number is a number. Contradictions between settings are in
-`rules`.
+Defaults exist only here and in `data`, `objective` and `thresholds`, which define their own sections. The model does
+not know files or the command line (`load` does), and nothing here needs MLX or a socket. Types are strict: text is
+never read as a number; a whole number is also a number. Contradictions between settings are in `rules`.
 """
 
 from typing import Annotated, Literal
@@ -28,44 +27,46 @@ class RunConfig(Section):
 
     run_name: Text = Field("grpo", description="name of the run in logs and dashboards")
     output_dir: Text = Field(
-        "outputs/grpo", description="the run folder: checkpoints, metrics, completions, sockets' addresses"
+        "outputs/grpo", description="the run folder: checkpoints, metrics, completions, socket addresses"
     )
     seed: int = Field(
         0, ge=0, lt=2**63, description="seed of the data order, of every sample and of new weights"
     )
     resume: Literal["auto", "never", "must"] = Field(
         "auto",
-        description="continue from the run folder's newest checkpoint: if there is one, never, or fail without one",
+        description="continue from the newest checkpoint of the run folder: if there is one (auto), never, or fail "
+        "without one (must)",
     )
     save_steps: NotNegative = Field(100, description="updates between checkpoints; 0: only at the end")
-    keep_checkpoints: Positive = Field(3, description="newest checkpoints kept; the best is kept besides")
+    keep_checkpoints: Positive = Field(
+        3, description="newest checkpoints to keep; the best one is always kept"
+    )
 
 
 class ModelConfig(Section):
-    """[model]: the policy, and which of its weights are trained."""
+    """[model]: the policy, and the weights of it that are trained."""
 
     model_name: Text = Field(
         "tiny", description='"tiny" (ships with the package), a model folder, or a hub id'
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of the weights; auto: float32 on CPU, elsewhere the model's own"
+        "auto", description="type of the weights; auto: float32 on CPU, elsewhere that of the model"
     )
     fine_tune_type: Literal["full", "lora", "dora"] = Field(
         "full", description="train all weights, or a LoRA or DoRA adapter on the frozen base"
     )
     base_bits: Literal[0, 4, 8] = Field(
-        0, description="quantise the frozen base under an adapter to so many bits (QLoRA); 0: as it is stored"
+        0, description="bits to which the frozen base of an adapter is quantised (QLoRA); 0: as stored"
     )
     lora_rank: int = Field(8, ge=1, description="rank of the adapter's matrices")
     lora_scale: float = Field(20.0, gt=0, description="factor on the adapter's output")
     lora_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the adapter's inputs dropped in training"
     )
-    lora_layers: int = Field(
-        -1, ge=-1, description="layers with an adapter, counted from the last; -1: all of them"
-    )
+    lora_layers: int = Field(-1, ge=-1, description="layers with an adapter, counted from the last; -1: all")
     lora_keys: Texts = Field(
-        (), description="modules of a layer with an adapter, such as self_attn.q_proj; empty: mlx-lm's choice"
+        (),
+        description="modules of a layer with an adapter, such as self_attn.q_proj; empty: mlx-lm's default",
     )
     trust_remote_code: bool = Field(
         default=False, description="let a model or tokenizer folder run its own Python code"
@@ -73,19 +74,19 @@ class ModelConfig(Section):
 
 
 class RolloutConfig(Section):
-    """[rollout]: how completions are sampled, and by whom."""
+    """[rollout]: the workers, and how they sample completions."""
 
     workers: NotNegativeOrAuto = Field(
         1,
-        description="rollout processes; auto: as many as are measured to pay; 0: sample inside the learner's process",
+        description="rollout processes; auto: as many as measurably help; 0: sample inside the learner's process",
     )
     num_generations: Positive = Field(8, description="completions of one problem, which form a group")
     max_new_tokens: Positive = Field(
         256,
-        description="tokens, an environment's included; a longer completion is cut and counted as truncated",
+        description="tokens, including those of an environment; a longer completion is cut and counts as truncated",
     )
     max_turns: Positive = Field(
-        8, description="turns of the policy in one completion, with data.environment; the last one ends it"
+        8, description="with data.environment: turns of the policy after which a completion ends"
     )
     temperature: float = Field(
         1.0,
@@ -94,57 +95,59 @@ class RolloutConfig(Section):
         json_schema_extra={"why": "greedy completions of one problem are all the same"},
     )
     top_p: float = Field(
-        1.0, gt=0, le=1, description="sample from the likeliest tokens of this total probability"
+        1.0, gt=0, le=1, description="sample from the likeliest tokens with this total probability"
     )
-    top_k: NotNegative = Field(0, description="sample from so many likeliest tokens; 0: off")
+    top_k: NotNegative = Field(0, description="sample from this many likeliest tokens; 0: off")
     min_p: float = Field(
         0.0, ge=0, lt=1, description="drop tokens below this share of the likeliest token's probability"
     )
     repetition_penalty: float = Field(1.0, gt=0, description="divisor of repeated tokens' logits; 1: off")
-    stop: Texts = Field((), description="texts that end a completion, besides the model's end token")
-    batch_groups: Positive = Field(1, description="groups a worker samples in one batch")
+    stop: Texts = Field((), description="texts that end a completion, in addition to the model's end token")
+    batch_groups: Positive = Field(1, description="groups that a worker samples in one batch")
     max_kv_tokens: NotNegative = Field(
         0,
-        description="bounds a batch: completions side by side × (longest prompt + max_new_tokens); 0: no bound",
+        description="bound on a batch: completions at a time × (longest prompt + max_new_tokens); 0: no bound",
     )
     max_staleness: NotNegative = Field(
-        1, description="updates that a group's policy may lie behind; 0: strictly on-policy"
+        1, description="updates by which a group's policy may lag behind; 0: strictly on-policy"
     )
     in_flight_updates: bool = Field(
         default=False,
-        description="workers take new weights between two tokens, and the next groups as places get free",
+        description="workers take new weights between two tokens, and new groups as rows become free",
     )
     quantize_for_rollouts: bool = Field(
         default=False, description="workers sample with quantised weights: less memory, a less exact policy"
     )
     rollout_bits: Literal[4, 8] = Field(4, description="bits of a weight with quantize_for_rollouts")
     lease_timeout_s: float = Field(
-        600.0, gt=0, description="seconds a worker has for one group before another worker gets it"
+        600.0, gt=0, description="seconds that a worker has for one group before another worker gets it"
     )
 
     @property
     def runs_held(self) -> int:
-        """Runs of `batch_groups` leases that a worker holds at a time.
+        """Return how many runs of `batch_groups` leases a worker holds at a time.
 
-        One is sampled and one waits, so that no round trip is waited for; without batches that end together, the
-        completions of one have places, and those of two wait for one to get free.
+        Two: one is sampled and one waits, so that the worker never waits for a round trip. With in-flight updates
+        there are no batches that end together; one run has rows, and two wait until rows become free.
         """
         return 3 if self.in_flight_updates else 2
 
 
 class SelectionConfig(Section):
-    """[selection]: which problems are posed, and which of the sampled groups train."""
+    """[selection]: which problems are posed, and which sampled groups train."""
 
     dynamic_sampling: bool = Field(
-        default=False, description="replace groups whose completions are all worth the same (DAPO)"
+        default=False, description="replace groups whose completions all have the same reward (DAPO)"
     )
     min_success: float = Field(
         0.0, ge=0, le=1, description="replace groups with a smaller share of right completions"
     )
-    max_success: float = Field(1.0, ge=0, le=1, description="replace groups with a larger one")
+    max_success: float = Field(
+        1.0, ge=0, le=1, description="replace groups with a larger share of right completions"
+    )
     refill_limit: Positive = Field(
         10,
-        description="groups replaced in one update, in multiples of its size; then the rest trains as it is",
+        description="groups that one update may replace, in multiples of its size; after that, all groups train",
     )
     oversampling: float = Field(
         1.0, ge=1, le=8, description="groups sampled ahead for an update, in multiples of its size"
@@ -154,55 +157,55 @@ class SelectionConfig(Section):
         description="pose problems that are solved about half of the time more often than others",
     )
     curriculum_floor: float = Field(
-        0.25, gt=0, le=1, description="least chance of a problem to be posed when it is its turn"
+        0.25, gt=0, le=1, description="lowest probability that a problem is posed in its turn"
     )
 
     @property
     def replaces_groups(self) -> bool:
-        """Whether any group can be passed over."""
+        """Return whether any group can be passed over."""
         return self.dynamic_sampling or self.min_success > 0 or self.max_success < 1
 
 
 class LearnerConfig(Section):
     """[learner]: the batch and the optimizer."""
 
-    learning_rate: float = Field(1e-6, ge=0, description="peak of the schedule")
+    learning_rate: float = Field(1e-6, ge=0, description="learning rate at the peak of the schedule")
     num_epochs: Positive = Field(1, description="passes over the training problems")
-    max_updates: NotNegative = Field(0, description="stop after so many updates; 0: what the epochs give")
-    batch_size: Positive = Field(1, description="groups in one micro-batch: what has to fit in memory")
+    max_updates: NotNegative = Field(0, description="stop after this many updates; 0: after num_epochs")
+    batch_size: Positive = Field(1, description="groups in one micro-batch, which has to fit in memory")
     gradient_accumulation_steps: Positive = Field(4, description="micro-batches in one update")
     num_iterations: Positive = Field(1, description="optimizer steps on the same groups")
     optimizer: Literal["adamw", "adam", "muon", "lion", "adafactor"] = Field(
         "adamw",
-        description="MLX's optimizer; muon moves matrices, and leaves embeddings and vectors to adamw",
+        description="optimizer of MLX; muon updates matrices, and adamw then updates embeddings and vectors",
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="the learning rate's way after the warm-up: down to 0, or constant"
+        "cosine", description="learning rate after the warm-up: falls to 0 (cosine, linear), or constant"
     )
     warmup_ratio: float = Field(
-        0.1, ge=0, lt=1, description="share of all updates in which the rate rises to its peak"
+        0.1, ge=0, lt=1, description="share of all updates in which the learning rate rises to its peak"
     )
     max_grad_norm: float = Field(
-        1.0, ge=0, description="longer gradients are scaled down to this norm; 0: off"
+        1.0, ge=0, description="larger gradients are scaled down to this norm; 0: off"
     )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradients' running mean")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradients' running mean")
     weight_decay: float = Field(
         0.0,
         ge=0,
-        description="decoupled decay of matrices, in multiples of the rate; norms and biases have none",
+        description="decoupled decay of matrices, in multiples of the learning rate; norms and biases have none",
     )
     use_compile: bool = Field(
         default=True,
-        description="on a GPU compile the training step, and on CUDA that of decoding; off: slower, easier to debug",
+        description="compile the training step on a GPU, and the decoding step on CUDA; off: slower, easier to debug",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory, slower"
     )
     skip_zero_advantage: bool = Field(
         default=True,
-        description="without a KL or an entropy term, and with top_entropy_share = 1, do not compute completions of "
-        "advantage 0, which have no gradient; off: they count in entropy, clip_share and their like",
+        description="if there is no KL or entropy term and top_entropy_share = 1, do not compute completions of "
+        "advantage 0, which have no gradient; off: they count in entropy, clip_share and similar metrics",
     )
 
 
@@ -212,18 +215,18 @@ class EvaluatorConfig(Section):
     eval_every_updates: NotNegative = Field(25, description="updates between evaluations; 0: off")
     eval_subset_size: NotNegative = Field(200, description="held-out problems scored; 0: all")
     eval_max_new_tokens: NotNegative = Field(0, description="tokens of an answer; 0: max_new_tokens")
-    eval_batch_size: Positive = Field(32, description="answers sampled side by side")
-    eval_temperature: float = Field(
-        1.0, gt=0, description="temperature of the sampled score; greedy is always scored"
+    eval_batch_size: Positive = Field(32, description="answers sampled at a time")
+    eval_temperature: float = Field(1.0, gt=0, description="temperature of the sampled score")
+    eval_sampled: bool = Field(
+        default=False, description="also score one sampled answer for each problem; greedy is always scored"
     )
-    eval_sampled: bool = Field(default=False, description="score one sampled answer a problem, too")
 
 
 class TransportConfig(Section):
     """[transport]: how the processes reach each other."""
 
     scheme: Literal["ipc", "tcp"] = Field(
-        "ipc", description="sockets in the file system, or TCP for other hosts"
+        "ipc", description="sockets in the file system (ipc), or TCP for other hosts (tcp)"
     )
     host: Text = Field("127.0.0.1", description="tcp: address to listen on")
     port: int = Field(
@@ -235,9 +238,9 @@ class TransportConfig(Section):
 
 
 class MetricsConfig(Section):
-    """[metrics]: what is written down."""
+    """[metrics]: what is logged, and where."""
 
-    logging_steps: Positive = Field(1, description="updates between two metrics lines on the terminal")
+    logging_steps: Positive = Field(1, description="updates between two lines of metrics on the terminal")
     log_jsonl: bool = Field(
         default=True, description="write metrics.jsonl and completions.jsonl to the run folder"
     )
@@ -245,10 +248,10 @@ class MetricsConfig(Section):
         default=False, description="write every group that trains to groups.jsonl, for learner --replay"
     )
     log_completions: NotNegative = Field(
-        1, description="groups an update whose completions are written; 0: none"
+        1, description="groups of an update whose completions are written; 0: none"
     )
     trackers: Trackers = Field(
-        (), description="pages to keep the run's curves on; each needs the extra of its name"
+        (), description="trackers that get the run's curves; each needs the extra of its name"
     )
 
 
@@ -270,7 +273,7 @@ class Config(Section):
 
     @property
     def groups_per_update(self) -> int:
-        """Groups that one update consumes: batch_size × gradient_accumulation_steps."""
+        """Return the number of groups that one update consumes: batch_size × gradient_accumulation_steps."""
         return self.learner.batch_size * self.learner.gradient_accumulation_steps
 
     @model_validator(mode="after")
@@ -286,5 +289,5 @@ SECTIONS: dict[str, type[Section]] = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
 
-#: Leaf name -> the section that owns it. Unique names are what makes a bare key enough.
+#: Leaf name -> its section. Leaf names are unique, so a bare key is enough.
 OWNER: dict[str, str] = {leaf: name for name, section in SECTIONS.items() for leaf in section.model_fields}

@@ -1,4 +1,4 @@
-"""What all sections of the configuration share: strict types, and what a number or a text may be."""
+"""The base of all sections of the configuration, and the types of their settings."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,19 +18,19 @@ Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 
 
-def _one_complaint(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """Pydantic complains once for each type of a union; a setting is wrong once."""
+def _single_error(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Raise one error for a wrong value; pydantic alone would report one for each type of a union."""
     try:
         return validate(value)
     except ValidationError:
         raise ValueError("neither") from None
 
 
-NotNegativeOrAuto = Annotated[NotNegative | Literal["auto"], WrapValidator(_one_complaint)]
+NotNegativeOrAuto = Annotated[NotNegative | Literal["auto"], WrapValidator(_single_error)]
 
 
 class Section(BaseModel):
-    """What all sections share: strict, frozen, finite, no unknown keys."""
+    """The base of all sections: strict types, frozen, finite numbers, no unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()

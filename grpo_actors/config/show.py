@@ -1,6 +1,6 @@
-"""What ``--dry-run`` prints: the resolved settings as a TOML file that says where each value came from.
+"""Format the output of ``--dry-run``: the resolved settings in TOML, with the origin of each value.
 
-The text loads back to the same configuration.
+Loading the text again gives the same configuration.
 """
 
 import json
@@ -10,12 +10,12 @@ from grpo_actors.config.load import LoadedConfig
 from grpo_actors.config.schema import SECTIONS
 from grpo_actors.config.wording import toml_value
 
-#: Longer settings push their remark to the right.
+#: Width of a setting in characters; a longer one pushes its remark to the right.
 SETTING_COLUMNS = 44
 
 
 def as_text(loaded: LoadedConfig, *, memory_plan: str | None = None) -> str:
-    """The settings in TOML, each with its origin and description, then notes and the memory plan as comments."""
+    """Format the settings in TOML, each with its origin and description; notes and memory plan follow as comments."""
     lines: list[str] = []
     for section in SECTIONS:
         lines += [f"[{section}]", *_settings(loaded, section), ""]
@@ -25,7 +25,7 @@ def as_text(loaded: LoadedConfig, *, memory_plan: str | None = None) -> str:
 
 
 def as_json(loaded: LoadedConfig, *, memory_plan: str | None = None) -> str:
-    """The same for programs: config, origins, notes and memory_plan in one object."""
+    """Format the same for programs: one JSON object with config, origins, notes and memory_plan."""
     text = json.dumps(
         {
             "config": loaded.config.model_dump(mode="json"),

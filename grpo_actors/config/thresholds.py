@@ -1,6 +1,6 @@
-"""[health]: when a run is told that something is probably wrong with it, and whether it then ends.
+"""[health]: the thresholds at which a run raises an alarm, and whether an alarm ends the run.
 
-The rules are in `grpo_actors.observe.alarms`; here are only their thresholds.
+The rules are in `grpo_actors.observe.symptoms`; this module has only their thresholds.
 """
 
 from typing import Literal
@@ -15,10 +15,11 @@ class HealthConfig(Section):
 
     on_alarm: Literal["warn", "stop"] = Field(
         "warn",
-        description="an alarm that an update raises is told, or ends the run in order: a checkpoint, the evaluations, exit code 1",
+        description="an alarm raised by an update is logged (warn), or also ends the run properly with a checkpoint, the "
+        "evaluations and exit code 1 (stop)",
     )
     patience_updates: Positive = Field(
-        10, description="updates in a row after which what may pass by itself becomes an alarm"
+        10, description="updates in a row after which a symptom that may pass by itself becomes an alarm"
     )
     max_kl: float = Field(1.0, gt=0, description="KL to the reference, nats per token")
     max_ratio: float = Field(100.0, gt=1, description="an update's largest importance ratio")
@@ -30,9 +31,11 @@ class HealthConfig(Section):
     )
     min_entropy: float = Field(0.005, ge=0, description="entropy of the policy, nats per token")
     max_length_growth: float = Field(
-        4.0, gt=1, description="mean completion length, in multiples of what it was at first"
+        4.0, gt=1, description="mean completion length, in multiples of its initial value"
     )
-    max_truncated_share: float = Field(0.8, gt=0, le=1, description="completions cut by max_new_tokens")
+    max_truncated_share: float = Field(
+        0.8, gt=0, le=1, description="share of completions cut by max_new_tokens"
+    )
     max_skipped_steps: Positive = Field(
         3, description="steps without a finite gradient, within patience_updates"
     )

@@ -1,6 +1,6 @@
-"""How a value, a setting's rule and a broken rule are put in words, in TOML's spelling.
+"""Describe a value, the rule of a setting and a broken rule in words, with values in TOML's notation.
 
-The rule is read off the schema, so that an error and the bounds that raised it cannot disagree.
+The rule is derived from the schema, so that an error message always agrees with the bounds that were checked.
 """
 
 import json
@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from grpo_actors.config.schema import SECTIONS
 from grpo_actors.errors import nearest
 
-#: Longer values are cut in error messages, which have one line.
+#: Characters of a value in an error message, which has one line; a longer value is cut.
 SHOWN_CHARACTERS = 80
 
 _KINDS: dict[Any, str] = {
@@ -32,13 +32,13 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML spells it; tables inline. `None` has no spelling in TOML: the caller leaves it out."""
+    """Return a value in TOML's notation, with inline tables. TOML has no `None`: the caller must leave it out."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # inf and nan, as in TOML
     if isinstance(value, str):
-        # JSON's escapes are TOML's, but JSON leaves the control character DEL as it is.
+        # JSON and TOML have the same escapes, but JSON does not escape the control character DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
@@ -49,25 +49,25 @@ def toml_value(value: Any) -> str:
 
 
 def brief(value: Any) -> str:
-    """`toml_value` for an error message."""
+    """Return `toml_value`, cut to the length of an error message."""
     text = toml_value(value)
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"
 
 
 def kind_of(field: FieldInfo) -> Any:
-    """A setting's type without ``| None``, the first where there are several."""
+    """Return the type of a setting without ``| None``; the first one if there are several."""
     return _kinds_of(field)[0]
 
 
 def rule_of(field: FieldInfo) -> str:
-    """What a setting must be, such as ``a whole number ≥ 1``, with the reason where the schema gives one."""
+    """Describe what a setting must be, such as ``a whole number ≥ 1``, with the reason if the schema gives one."""
     rule = " or ".join(_rule(kind, field.metadata) for kind in _kinds_of(field))
     extra = field.json_schema_extra
     return f"{rule} ({extra['why']})" if isinstance(extra, dict) and "why" in extra else rule
 
 
 def _kinds_of(field: FieldInfo) -> list[Any]:
-    """A setting's types without ``None``, of which nearly all have one."""
+    """Return the types of a setting without ``None``; nearly all settings have one."""
     kind = field.annotation
     choices = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     return [choice for choice in choices if choice is not type(None)]
@@ -96,11 +96,11 @@ def _rule(kind: Any, metadata: Iterable[Any]) -> str:
 
 
 def broken_rule(error: ValidationError, where: Callable[[tuple[str, ...]], str]) -> str:
-    """The first of pydantic's complaints as one line.
+    """Describe the first of pydantic's errors in one line.
 
     Args:
-        error: what validating `Config` raised.
-        where: from dotted keys to the place where they were set.
+        error: The error from validating `Config`.
+        where: Maps dotted keys to the source that set them.
     """
     problems = error.errors(include_url=False)
     first = problems[0]
@@ -114,7 +114,7 @@ def broken_rule(error: ValidationError, where: Callable[[tuple[str, ...]], str])
         return f"{where((key,))}: {key} is not a setting{more}"
     if len(location) == 1:
         return f"{where((key,))}: {key} must be a table, got {value}{more}"
-    # Deeper locations are an item of a list or of a table.
+    # A deeper location is an item of a list or of a table.
     item = f"[{brief(first['loc'][2])}]" if len(location) > 2 else ""
     field = SECTIONS[location[0]].model_fields[location[1]]
     at = f" at {item}" if item else ""

@@ -1,8 +1,8 @@
-"""From rewards to advantages, in float64 on the host: how much better a completion was than its group.
+"""Compute advantages from rewards, in float64 on the host: how much better a completion was than its group.
 
-Knows rewards and groups; refuses to know tokens, masks and log-probs. Departures from the papers:
-a completion without a valid reward is left out of every mean and deviation, and rewards that are
-equal but for rounding give exactly 0, so that a group without a signal cannot move a weight.
+Depends on rewards and groups only, not on tokens, masks and log-probs. Departures from the papers: a completion
+without a valid reward is left out of every mean and deviation. Rewards that differ only by rounding give exactly
+0, so that a group without a signal cannot move a weight.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Added to a standard deviation before dividing by it (TRL's value).
 STD_EPSILON = 1e-4
-#: A reward beyond this is its function's mistake and counts as none: its square must stay finite
-#: in float64 and its advantage in float32.
+#: A larger absolute reward is an error of its function and counts as no reward: its square must stay finite
+#: in float64, and its advantage in float32.
 REWARD_LIMIT = 1e30
 
 
 class Group(NamedTuple):
-    """The valid completions of one problem; n of them may be fewer than were sampled, or none."""
+    """The n valid completions of one problem: n may be smaller than the number sampled, or 0."""
 
     rewards: Array  # [n] float64, weighted sum over the reward functions
     by_function: Array  # [n, K] float64, NaN where a function gave no reward
@@ -28,7 +28,7 @@ class Group(NamedTuple):
 
 
 class Advantages(NamedTuple):
-    """What the learner keeps of one group of G completions."""
+    """The advantages of one group of G completions."""
 
     values: Array  # [G] float32, 0 where invalid
     valid: Array  # [G] bool; an invalid completion is masked out of the loss
@@ -42,14 +42,14 @@ def compute_advantages(
     *,
     penalties: Sequence[Array] | None = None,
 ) -> list[Advantages]:
-    """Advantages of all groups of one update.
+    """Return the advantages of all groups of one update.
 
     Args:
         name: A key of `ADVANTAGES`.
         groups: Rewards of each group, [G, K] for K reward functions; G may differ from group to group.
             NaN (or infinity) means that the function gave no valid reward.
-        weights: [K]. A function of weight 0 is only watched: it makes no completion valid.
-        penalties: For each group [G], such as `shaping.overlong_penalty`: one more reward function of
+        weights: [K]. A function of weight 0 is only logged: its value does not make a completion valid.
+        penalties: For each group [G], such as `shaping.overlong_penalty`: a further reward function of
             weight 1, which does not make a completion valid by itself.
 
     Returns:
@@ -73,35 +73,35 @@ def compute_advantages(
 
 
 def group_advantages(groups: Sequence[Group]) -> list[Array]:
-    """(R − mean) / (std + 1e-4) in each group, with the sample deviation (n − 1). DeepSeekMath, 2402.03300."""
+    """Return (R − mean) / (std + 1e-4) in each group, with the sample deviation (n − 1). DeepSeekMath, 2402.03300."""
     return [_centred(g.rewards) / (_std(g.rewards) + STD_EPSILON) for g in groups]
 
 
 def centred_advantages(groups: Sequence[Group]) -> list[Array]:
-    """R − mean of its group: no bias towards questions of little variance. Dr. GRPO, 2503.20783."""
+    """Return R − mean of its group: no bias towards questions of small variance. Dr. GRPO, 2503.20783."""
     return [_centred(g.rewards) for g in groups]
 
 
 def batch_advantages(groups: Sequence[Group]) -> list[Array]:
-    """(R − mean of its group) / (std of the whole update's rewards + 1e-4). TRL's `scale_rewards="batch"`."""
+    """Return (R − mean of its group) / (std of all rewards of the update + 1e-4). TRL's `scale_rewards="batch"`."""
     std = _std(np.concatenate([np.zeros(0), *(g.rewards for g in groups)]))
     return [_centred(g.rewards) / (std + STD_EPSILON) for g in groups]
 
 
 def rloo_advantages(groups: Sequence[Group]) -> list[Array]:
-    """R_i − mean of the group's others, which is n / (n − 1) · (R_i − mean of all). RLOO, 2402.14740."""
+    """Return R_i − mean of the others in the group, which is n / (n − 1) · (R_i − mean of all). RLOO, 2402.14740."""
     return [_centred(g.rewards) * (len(g.rewards) / max(len(g.rewards) - 1, 1)) for g in groups]
 
 
 def gdpo_advantages(groups: Sequence[Group]) -> list[Array]:
-    """Each function normalised in its group, then their weighted sum over the whole update. GDPO, 2601.05242.
+    """Normalise each function in its group, then their weighted sum over the whole update. GDPO, 2601.05242.
 
-    Two rewards of unlike scale then both count, where a sum normalised afterwards hides the smaller.
+    So two rewards of different scale both count. A sum that is normalised afterwards hides the smaller one.
     """
     sums = [_sum_of_normalised(g) for g in groups]
     flat = np.concatenate([np.zeros(0), *sums])
     mean = flat.mean() if flat.size else 0.0
-    # A group without any variance sums to 0 and stays there: the mean is 0 but for rounding.
+    # A group without variance sums to 0 and stays 0: the mean differs from 0 by rounding only.
     return [(s - mean) / (_std(flat) + STD_EPSILON) if np.any(s) else s for s in sums]
 
 
@@ -115,14 +115,14 @@ ADVANTAGES: dict[str, Callable[[Sequence[Group]], list[Array]]] = {
 
 
 def _centred(x: Array) -> Array:
-    """Deviations from the mean, exactly 0 where all are equal but for rounding."""
+    """Return deviations from the mean; exactly 0 if the values differ only by rounding."""
     if not x.size or np.ptp(x) <= 1e-12 * np.abs(x).max():
         return np.zeros_like(x)
     return np.asarray(x - x.mean())
 
 
 def _std(x: Array) -> float:
-    """Sample standard deviation; 0 for fewer than two."""
+    """Return the sample standard deviation; 0 for fewer than two values."""
     return float(np.std(x, ddof=1)) if x.size > 1 else 0.0
 
 

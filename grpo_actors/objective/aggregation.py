@@ -1,10 +1,10 @@
-"""What the loss of one token weighs in the sum over an update: all that the aggregations' names differ in.
+"""Compute the weight of each token's loss in the sum over an update; the aggregations differ in nothing else.
 
-Knows lengths; refuses to know losses and micro-batches. loss = Σ weight · L_t over all tokens of the
-update, with the denominators of the WHOLE update, so that neither the split into micro-batches nor
-padding nor the number of ranks reaches the gradient. TRL's ``bnpo`` divides by each micro-batch's own tokens, so it
-changes with the split; its ``dr_grpo`` averages over micro-batches, which changes nothing if all have equally many
-completions. TRL and verl count masked completions in ``grpo``'s denominator; here they leave it.
+Depends on lengths only, not on losses or micro-batches. loss = Σ weight · L_t over all tokens of the update, with
+the denominators of the WHOLE update. So the split into micro-batches, padding and the number of ranks do not affect
+the gradient. Differences from others: TRL's ``bnpo`` divides by the tokens of each micro-batch, so it changes with
+the split. TRL's ``dr_grpo`` averages over micro-batches, which makes no difference if all have the same number of
+completions. TRL and verl count masked completions in the denominator of ``grpo``; here they are left out.
 """
 
 from collections.abc import Callable
@@ -16,27 +16,27 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def grpo_weights(lengths: Array, max_new_tokens: int) -> Array:  # noqa: ARG001 - the table's signature
-    """Mean over a completion's tokens, then over completions: 1 / (length · active completions). 2402.03300.
+    """Average over a completion's tokens, then over completions: 1 / (length · active completions). 2402.03300.
 
-    A token of a long completion weighs less. Masked completions leave the mean.
+    A token of a long completion weighs less. Masked completions are left out of the mean.
     """
     active = np.count_nonzero(lengths)
     return _reciprocal(lengths * active)
 
 
 def dapo_weights(lengths: Array, max_new_tokens: int) -> Array:  # noqa: ARG001 - the table's signature
-    """Mean over all active tokens of the update: 1 / Σ lengths. DAPO, 2503.14476.
+    """Average over all active tokens of the update: 1 / Σ lengths. DAPO, 2503.14476.
 
-    Also ``bnpo`` (TRL's name, "batch-normalised"): the two differ only in whose tokens are counted, a
-    micro-batch's or the update's, and here the update's are always.
+    ``bnpo`` (TRL's name, "batch-normalised") is the same here. The two differ only in which tokens are counted,
+    those of a micro-batch or those of the update, and here it is always those of the update.
     """
     return np.where(lengths > 0, _reciprocal(np.full(lengths.shape, lengths.sum())), 0.0)
 
 
 def dr_grpo_weights(lengths: Array, max_new_tokens: int) -> Array:
-    """Sum over tokens divided by completions · max_new_tokens: no length bias. Dr. GRPO, 2503.20783.
+    """Divide the sum over tokens by completions · max_new_tokens: no length bias. Dr. GRPO, 2503.20783.
 
-    Masked completions keep their place in the denominator: a constant of the settings, not of the data.
+    Masked completions still count in the denominator: it is a constant of the settings, not of the data.
     """
     return np.where(lengths > 0, _reciprocal(np.full(lengths.shape, lengths.size * max_new_tokens)), 0.0)
 
@@ -50,12 +50,12 @@ AGGREGATIONS: dict[str, Callable[[Array, int], Array]] = {
 
 
 def token_weights(name: str, lengths: Array, *, max_new_tokens: int) -> Array:
-    """Weight of each token, the same for all tokens of a completion.
+    """Return the weight of a token of each completion: all tokens of a completion weigh the same.
 
     Args:
         name: A key of `AGGREGATIONS`.
         lengths: [N] active tokens of every completion of the update; 0 for a masked one.
-        max_new_tokens: L_max, tokens; read by ``dr_grpo`` alone.
+        max_new_tokens: L_max, tokens; only ``dr_grpo`` reads it.
 
     Returns:
         [N] float64; 0 for a masked completion, and everywhere if all are masked.

@@ -1,7 +1,7 @@
-"""The objective of a run: the loss that the names and numbers of section [objective] make.
+"""Compute the loss of a run from the names and numbers of section [objective].
 
-Knows log-probs and one packed micro-batch; refuses to know the model that gave them and the optimizer that
-takes the gradient. Pure, and so composable under `mx.compile` and `mx.value_and_grad`.
+Depends on log-probs and one packed micro-batch, not on the model or the optimizer. Pure, so it can be used under
+`mx.compile` and `mx.value_and_grad`.
 """
 
 import inspect
@@ -28,19 +28,19 @@ def objective_loss(
     entropies: mx.array | None = None,
     entropy_mask: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """The part of the update's loss that lies in one micro-batch: Σ weight · (w L_t + β KL_t − c H_t).
+    """Return the share of one micro-batch in the update's loss: Σ weight · (w L_t + β KL_t − c H_t).
 
     Args:
-        logprobs: log π of the targets, [N, C], of the temperature that was sampled at; differentiated.
-        batch: `MicroBatch.arrays()`: mask, advantages, behaviour_logprobs and token_weights are read.
-        objective: What to compute.
-        reference_logprobs: log π_ref, [N, C]; needed if kl_coeff > 0, only reported if not.
-        old_logprobs: log π_old, [N, C], by the learner at the start of the update; needed if ratio is
-            "recomputed". Without it the gap to the sampler is that of `logprobs`.
+        logprobs: log π of the targets, [N, C], at the sampling temperature; differentiated.
+        batch: `MicroBatch.arrays()`; reads mask, advantages, behaviour_logprobs and token_weights.
+        objective: The settings of the loss.
+        reference_logprobs: log π_ref, [N, C]; needed if kl_coeff > 0, otherwise only reported.
+        old_logprobs: log π_old, [N, C], computed by the learner at the start of the update; needed if ratio is
+            "recomputed". Without it the gap to the sampler is measured from `logprobs`.
         entropies: H of each token's distribution, nats, [N, C]; needed for the entropy bonus, which
             differentiates it.
-        entropy_mask: [N, C] bool of `shaping.top_entropy_masks`: other tokens lose L_t, but not their place in
-            the denominators, nor KL and entropy.
+        entropy_mask: [N, C] bool of `shaping.top_entropy_masks`. The other tokens have no L_t, but they still count
+            in the denominators and keep their KL and entropy terms.
 
     Returns:
         The loss, a float32 scalar whose gradients add up over the micro-batches of an update, and a vector of
@@ -52,7 +52,7 @@ def objective_loss(
     mask, weights = batch["mask"], batch["token_weights"]
     given = {"reference_logprobs": reference_logprobs, "old_logprobs": old_logprobs, "entropies": entropies}
     _check_arrays(logprobs, batch, objective, given, entropy_mask)
-    # Padding may hold anything, infinities too: it is cut off before it meets arithmetic, forward and backward.
+    # Padding may hold anything, even infinities: remove it before any arithmetic, forward and backward.
     logprobs = _active(mask, logprobs)
     behaviour = mx.stop_gradient(_active(mask, batch["behaviour_logprobs"]))
     old = behaviour if old_logprobs is None else mx.stop_gradient(_active(mask, old_logprobs))
@@ -84,7 +84,7 @@ def objective_loss(
 def _corrected(
     L: mx.array, objective: ObjectiveConfig, old: mx.array, behaviour: mx.array, mask: mx.array
 ) -> tuple[mx.array, mx.array | None]:
-    """L_t times the correction's weight, and where that was cut."""
+    """Return L_t times the correction's weight, and where that weight was cut."""
     if objective.correction == "none":
         return L, None
     bounds = {"floor": objective.correction_floor, "cap": objective.correction_cap}
@@ -99,7 +99,7 @@ def _with_terms(
     reference: mx.array | None,
     entropies: mx.array | None,
 ) -> tuple[mx.array, mx.array | None]:
-    """L_t + β KL_t − c H_t, and KL_t. A term whose coefficient is 0 is not added: no gradient flows there."""
+    """Return L_t + β KL_t − c H_t, and KL_t. A term with coefficient 0 is not added, so that it has no gradient."""
     kl = None if reference is None else token_kl(objective.kl_estimator, logprobs, reference)
     if kl is not None and objective.kl_coeff != 0:
         L = L + objective.kl_coeff * kl
@@ -109,7 +109,7 @@ def _with_terms(
 
 
 def _call(name: str, inputs: Mapping[str, Any], *arguments: mx.array) -> Any:
-    """What a row's function gives; it gets the inputs that its keyword-only parameters name."""
+    """Call a function of a `LOSSES` row with the inputs that its keyword-only parameters name."""
     function = getattr(losses, name)
     parameters = inspect.signature(function).parameters.values()
     return function(*arguments, **{p.name: inputs[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY})

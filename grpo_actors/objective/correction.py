@@ -1,10 +1,11 @@
-"""Weights that undo the difference between the sampler and the learner's own old policy.
+"""Compute weights that correct for the difference between the sampler and the learner's own old policy.
 
-Knows log-probs of both; refuses to know the loss it multiplies. A worker may sample with other kernels,
-another dtype or quantised weights: its μ is then not π_old though both are "the same" policy. w ≈ π_old/μ
-corrects the expectation, and the cap bounds the variance. With the token mask, "recomputed" ratios are the decoupled
-PPO of AReaL (2505.24298): proximal policy π_old, behaviour policy μ. Token weights: TIS and IcePop's mask. A
-sequence's weight is the product over its tokens, as in TRL and verl; AReaL's is their geometric mean.
+Depends on the log-probs of both, not on the loss that the weights multiply. A worker may sample with other kernels,
+another dtype or quantised weights. Its policy μ then differs from π_old, though both are "the same" policy.
+w ≈ π_old/μ corrects the expectation, and the cap bounds the variance. With the token mask, "recomputed" ratios are
+the decoupled PPO of AReaL (2505.24298): proximal policy π_old, behaviour policy μ. The weights of tokens are TIS and
+IcePop's mask. The weight of a sequence is the product over its tokens, as in TRL and verl; AReaL takes their
+geometric mean.
 """
 
 from collections.abc import Callable
@@ -13,21 +14,21 @@ import mlx.core as mx
 
 from grpo_actors.objective.ratio import exp_clamped
 
-# f(w before any cut [N, C], C_min, C) -> w
+# f(uncut w [N, C], C_min, C) -> w
 Cut = Callable[[mx.array, float, float], mx.array]
 
 
 def truncate(w: mx.array, floor: float, cap: float) -> mx.array:  # noqa: ARG001 - the table's signature
-    """The lesser of w and C."""
+    """Return the smaller of w and C."""
     return mx.minimum(w, cap)
 
 
 def reject(w: mx.array, floor: float, cap: float) -> mx.array:
-    """The weight itself, but 0 outside [C_min, C]: what is too far off teaches nothing. The denominators stay."""
+    """Return w, but 0 outside [C_min, C]: a token that is too far off teaches nothing. The denominators stay."""
     return mx.where((w >= floor) & (w <= cap), w, 0.0)
 
 
-#: Name -> (is the weight that of the whole completion, what is done beyond the bounds).
+#: Name -> (whether the weight is that of the whole completion, the function that handles weights out of bounds).
 CORRECTIONS: dict[str, tuple[bool, Cut]] = {
     "token_truncate": (False, truncate),
     "token_mask": (False, reject),
@@ -45,19 +46,19 @@ def correction_weights(
     floor: float,
     cap: float,
 ) -> tuple[mx.array, mx.array]:
-    """Weight of each token, without gradient, and where it was cut.
+    """Return the weight of each token, without gradient, and where it was cut.
 
     Args:
         name: A key of `CORRECTIONS`.
-        old_logprobs: log π_old, [N, C], by the learner at the start of the update.
+        old_logprobs: log π_old, [N, C], computed by the learner at the start of the update.
         behaviour_logprobs: log μ, [N, C], as recorded by the worker.
         mask: [N, C] bool.
-        floor: C_min, read by the two masks alone.
+        floor: C_min; only the two masks read it.
         cap: C.
 
     Returns:
         w [N, C], and [N, C] bool: where w is not the plain ratio. A sequence's weight is the product over
-        its tokens, repeated on each.
+        its tokens, repeated for each token.
     """
     whole, cut = CORRECTIONS[name]
     log_weight = mx.where(mask, old_logprobs - behaviour_logprobs, 0.0)

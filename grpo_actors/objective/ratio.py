@@ -1,7 +1,7 @@
-"""The importance ratio of a token, in logarithms: π over the policy that it is measured against.
+"""Compute the logarithm of a token's importance ratio: π over the policy that it is compared with (the anchor).
 
-Knows log-probs and masks; refuses to know advantages. Each function gives [N, C], so that a loss reads
-the same whether its ratio is a token's or its sequence's.
+Depends on log-probs and masks, not on advantages. Each function returns [N, C], so that a loss has the same form
+for the ratio of a token and of its sequence.
 """
 
 from collections.abc import Callable
@@ -13,19 +13,19 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def exp_clamped(log_ratio: mx.array) -> mx.array:
-    """Exp of a log-ratio clamped to ±20; beyond the clamp the gradient is 0."""
+    """Return exp of a log-ratio clamped to ±20; beyond the clamp the gradient is 0."""
     return mx.exp(mx.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
 
 
 def token_log_ratio(logprobs: mx.array, anchor: mx.array, mask: mx.array) -> mx.array:  # noqa: ARG001
-    """A token's own: log π − log π_old, [N, C]. PPO, 1707.06347."""
+    """Return each token's own log π − log π_old, [N, C]. PPO, 1707.06347."""
     return logprobs - anchor
 
 
 def sequence_log_ratio(logprobs: mx.array, anchor: mx.array, mask: mx.array) -> mx.array:
-    """Mean over the completion's tokens of the token log-ratio, repeated to [N, C]. GSPO, 2507.18071, eq. 7.
+    """Return the mean of a completion's token log-ratios, repeated to [N, C]. GSPO, 2507.18071, eq. 7.
 
-    Its gradient reaches every token of the completion with 1 / length.
+    Its gradient reaches every token of the completion with weight 1 / length.
     """
     log_ratio = mx.where(mask, logprobs - anchor, 0.0)
     length = mx.maximum(mask.sum(axis=1, keepdims=True), 1)
@@ -33,9 +33,9 @@ def sequence_log_ratio(logprobs: mx.array, anchor: mx.array, mask: mx.array) -> 
 
 
 def sequence_token_log_ratio(logprobs: mx.array, anchor: mx.array, mask: mx.array) -> mx.array:
-    """Value of the sequence's log-ratio, gradient of the token's own: sg[s] · π / sg[π]. GSPO-token, eq. 14.
+    """Combine the value of the sequence's log-ratio with the gradient of the token's: sg[s] · π / sg[π].
 
-    With one advantage for the whole completion its gradient is GSPO's.
+    GSPO-token, eq. 14. With one advantage for the whole completion its gradient is that of GSPO.
     """
     sequence = sequence_log_ratio(logprobs, anchor, mask)
     return mx.stop_gradient(sequence) + (logprobs - mx.stop_gradient(logprobs))

@@ -1,6 +1,6 @@
-"""What lengths and entropies change: the overlong penalty, and which tokens are uncertain enough to learn from.
+"""Compute the overlong penalty from lengths, and select the tokens of highest entropy.
 
-Knows lengths and entropies, on the host; refuses to know rewards and losses.
+Depends on lengths and entropies on the host, not on rewards and losses.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def overlong_penalty(lengths: Array, *, max_new_tokens: int, overlong_tokens: int) -> Array:
-    """Soft punishment of length: 0 up to L_max − L_c tokens, then linear to −1 at L_max. DAPO, 2503.14476, eq. 13.
+    """Return a soft penalty on length: 0 up to L_max − L_c tokens, then linear to −1 at L_max.
+
+    DAPO, 2503.14476, eq. 13.
 
     Args:
         lengths: [G] tokens of each completion.
@@ -20,7 +22,7 @@ def overlong_penalty(lengths: Array, *, max_new_tokens: int, overlong_tokens: in
         overlong_tokens: L_c, the width of the slope in tokens; 0 turns the penalty off.
 
     Returns:
-        [G] float64 in [−1, 0], to hand to `compute_advantages` as a penalty.
+        [G] float64 in [−1, 0], a penalty for `compute_advantages`.
 
     Raises:
         ValueError: L_c is negative or above L_max.
@@ -36,7 +38,9 @@ def overlong_penalty(lengths: Array, *, max_new_tokens: int, overlong_tokens: in
 
 
 def top_entropy_masks(entropies: Sequence[Array], masks: Sequence[Array], *, share: float) -> list[Array]:
-    """The `share` of tokens of highest entropy, over the WHOLE update. 2506.01939; TRL's `top_entropy_quantile`, per micro-batch.
+    """Select the `share` of tokens with the highest entropy, over the WHOLE update. 2506.01939.
+
+    TRL's `top_entropy_quantile` does the same, but for each micro-batch.
 
     Args:
         entropies: Nats, [N, C] for each micro-batch, under the policy at the start of the update.
@@ -44,8 +48,8 @@ def top_entropy_masks(entropies: Sequence[Array], masks: Sequence[Array], *, sha
         share: In (0, 1]; 0.2 in the paper. 1 keeps all.
 
     Returns:
-        [N, C] bool for each micro-batch: tokens whose entropy reaches the quantile 1 − share (ties stay). One
-        threshold for all, so that the split into micro-batches does not show.
+        [N, C] bool for each micro-batch: tokens whose entropy reaches the quantile 1 − share (ties are kept). All
+        micro-batches have one threshold, so that the split has no effect.
 
     Raises:
         ValueError: share is out of range, or a micro-batch's entropies and mask differ in shape.

@@ -1,7 +1,7 @@
-"""What the loss tells about itself: sums over tokens, which add up over micro-batches, ranks and iterations.
+"""Compute statistics of the loss: sums over tokens, which add up over micro-batches, ranks and iterations.
 
-Knows arrays of one micro-batch; refuses to know which weight a token has in the loss: every mean here but
-the loss itself is over active tokens, one as much as another.
+Depends on the arrays of one micro-batch, not on the weights of tokens in the loss: except for the loss itself, every
+mean here is over active tokens of equal weight.
 """
 
 import mlx.core as mx
@@ -10,7 +10,7 @@ import numpy as np
 from grpo_actors.objective.kl import k3
 from grpo_actors.objective.ratio import LOG_RATIO_LIMIT
 
-#: What the leading elements of the vector are, and the last ones.
+#: The leading elements of the vector, and the last ones.
 SUMS = (
     "loss",
     "tokens",
@@ -40,23 +40,23 @@ def token_statistics(
     cut: mx.array | None,
     entropies: mx.array | None,
 ) -> mx.array:
-    """`SUMS` then `MAXIMA` over the active tokens of one micro-batch: one float32 vector.
+    """Return `SUMS`, then `MAXIMA`, over the active tokens of one micro-batch as one float32 vector.
 
-    One vector and not a dictionary of scalars, because it crosses to the host at once and because
-    MLX 0.32 fails to compile a value-and-grad two of whose outputs are equal (``_Map_base::at``), as any two
-    statistics that are off would be.
+    It is one vector and not a dictionary of scalars for two reasons. It is copied to the host at once. And MLX 0.32
+    fails to compile a value-and-grad with two equal outputs (``_Map_base::at``), which any two statistics that are
+    off would be.
 
     Args:
-        loss: The micro-batch's part of the loss, a scalar.
+        loss: The micro-batch's share of the loss, a scalar.
         mask: [N, C] bool.
-        ratio: r, [N, C], the one that the loss used.
-        bounds: Ratios outside of which the loss has no gradient, if A pushes outwards.
-        second_bound: Ratio above which the loss has no gradient even if A < 0 pulls back, or None without one.
+        ratio: r, [N, C], as used by the loss.
+        bounds: Ratios outside of which the loss has no gradient if A pushes outwards.
+        second_bound: Ratio above which the loss has no gradient even if A < 0 pulls back; None if there is none.
         advantages: [N].
-        kl: KL to the reference, [N, C], or None without one.
-        log_mismatch: log π_old − log μ, [N, C]. k3 of it estimates KL(μ‖π_old), since μ is who sampled.
-        cut: [N, C] bool, where a correction's weight was cut, or None without one.
-        entropies: Nats, [N, C], or None if unknown.
+        kl: KL to the reference, [N, C]; None without a reference.
+        log_mismatch: log π_old − log μ, [N, C]. Its k3 estimates KL(μ‖π_old), because μ sampled the tokens.
+        cut: [N, C] bool, where a correction's weight was cut; None without a correction.
+        entropies: Nats, [N, C]; None if unknown.
     """
     A = advantages[:, None]
     gap = mx.abs(log_mismatch)
@@ -79,7 +79,7 @@ def token_statistics(
 
 
 def add_statistics(total: mx.array | None, more: mx.array) -> mx.array:
-    """Statistics of two parts as one; `total` None to begin with. Lazy: nothing is evaluated."""
+    """Combine the statistics of two parts; `total` is None at first. Lazy: nothing is evaluated."""
     if total is None:
         return more
     n = len(SUMS)
@@ -87,11 +87,11 @@ def add_statistics(total: mx.array | None, more: mx.array) -> mx.array:
 
 
 def summary(total: mx.array | None) -> dict[str, float | None]:
-    """Means by the names that the metrics use; the one place here that waits for the device.
+    """Return means under the names of the metrics. The only function here that waits for the device.
 
-    ``clip_share`` is that of both sides, ``clip_delta_share`` that of tokens beyond the second bound, which
-    ``clip_share`` leaves out, ``correction_share`` that of tokens whose weight was cut,
-    ``loss`` the sum of what was added. Of no active token (`total` None too) means and maxima are None: not measured.
+    ``clip_share`` counts tokens clipped on either side, ``clip_delta_share`` tokens beyond the second bound, which
+    ``clip_share`` leaves out, and ``correction_share`` tokens whose weight was cut. ``loss`` is a sum, not a mean.
+    Without active tokens (or with `total` None), means and maxima are None: not measured.
     """
     values = np.zeros(len(SUMS + MAXIMA)) if total is None else np.array(total, np.float64)
     of = dict(zip(SUMS + MAXIMA, values.tolist(), strict=True))

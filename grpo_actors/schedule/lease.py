@@ -1,4 +1,12 @@
-"""One lease: its states, and what is said about it. The table of all of them is `leases`."""
+"""One lease: its state, and the records that the lease table returns about it. The table is in `leases`.
+
+Every grant raises the attempt number of the lease, and the table takes only a group of the last attempt (fencing).
+A lease whose worker dies is granted again unchanged, with the same seeds::
+
+    grant("a") -> lease 7, attempt 1     worker "a" falls silent: release("a")
+    grant("b") -> lease 7, attempt 2
+    judge(7, attempt=1) -> refused       the late group of "a"; the group of attempt 2 is accepted
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +16,13 @@ from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
 
 G = TypeVar("G")
 
-#: A lease that lost this many workers is set aside with its problem: it may be what kills them.
+#: A lease that lost this many workers is set aside: its problem may be what kills them.
 MAX_LOSSES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What a worker is told to sample."""
+    """One lease granted to a worker: the worker samples its group with a policy of at least `min_version`."""
 
     lease: int
     attempt: int
@@ -23,59 +31,62 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of the group of one attempt at a lease; an accepted one with a reason was taken before."""
+    """The decision about the group of one attempt. Accepted with a reason: a repeat of a group already taken."""
 
     lease: int
     attempt: int
-    #: That sampled a token of the group.
+    #: Oldest policy version that sampled a token of the group.
     oldest_version: int
     accepted: bool
     reason: str = ""
 
     @property
     def new(self) -> bool:
-        """The group is to be kept: it is the first for its lease."""
+        """Return whether the group is to be kept: it is the first for its lease."""
         return self.accepted and not self.reason
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """What a resumed run needs: everything before `position` was consumed, passed over, set aside or left out."""
+    """The point from which a resumed run continues.
+
+    Every position before `position` was consumed, passed over, set aside, left out or skipped.
+    """
 
     position: int = 0
-    #: Positions at or after `position` that killed their workers, and must not be sampled again.
+    #: Positions at or after `position` that killed their workers; they must not be sampled again.
     set_aside: tuple[int, ...] = ()
 
 
-#: Of a new run.
+#: The cursor of a new run.
 START = Cursor()
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A group that will not be looked at again."""
+    """A group with a final outcome: it was trained or passed over."""
 
     position: int
     filter_result: FilterResult
-    #: False: it was passed over.
+    #: False if the group was passed over.
     trained: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Consumption:
-    """What one update did to the table."""
+    """The effect of one update on the table."""
 
-    #: In the order of their positions.
+    #: Groups that were trained or passed over, in the order of their positions.
     settled: Sequence[Settled] = ()
-    #: Positions whose problem was not posed.
+    #: Number of positions whose problem was not posed.
     skipped: int = 0
-    #: Groups, sampled or under way, that have become too old and are sampled again.
+    #: Number of groups, sampled or being sampled, that became too old and are sampled again.
     outdated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Out:
-    """A lease is at a worker."""
+    """The worker that holds a lease, and its deadline."""
 
     worker: str
     since_s: float
@@ -84,28 +95,34 @@ class Out:
 
 @dataclass(slots=True)
 class State(Generic[G]):
-    """Where an open lease stands: it waits, is out, or has its group."""
+    """The state of an open lease: it waits, is out at a worker, or has its group."""
 
     attempt: int = 0
     losses: int = 0
     out: Out | None = None
     group: G | None = None
-    #: Of the group; of one that is out, the oldest version that may sample it.
+    #: Oldest version that sampled the group; while the lease is out, the oldest version that may sample it.
     oldest_version: int = 0
     filter_result: FilterResult = NOT_FILTERED
 
     @property
     def waiting(self) -> bool:
-        """Nobody has it, and it has no group."""
+        """Return whether no worker holds the lease and it has no group."""
         return self.out is None and self.group is None
 
     @property
     def suspect(self) -> bool:
-        """One loss is bad luck; after two the lease travels alone, so that no other dies with it."""
+        """Return whether the lease must be granted alone.
+
+        One loss is bad luck. After two, the lease may kill its worker, and no other lease should be lost with it.
+        """
         return self.losses == MAX_LOSSES - 1
 
     def take_back(self) -> None:
-        """Its group, had or expected, is of no use: sample it again, and refuse what is still on its way."""
+        """Discard the group, present or expected, so that the lease is sampled again.
+
+        The new attempt number makes the table refuse a group of the old attempt that is still on its way.
+        """
         self.attempt += 1
         self.out = self.group = None
         self.filter_result = NOT_FILTERED

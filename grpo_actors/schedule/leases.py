@@ -1,27 +1,36 @@
-"""Leases: who samples what, and which groups make the next update.
+"""The lease table: decides which worker samples which problem, and which groups form the next update.
 
-A lease is a position in the order of problems. It waits, is out at a worker, or is done; done leases
-are consumed in the order of their positions, `groups_per_update` at a time, so the groups of an
-update do not depend on which worker was faster (taking the first that arrive would favour short
-completions). A lease whose worker dies goes back as it is, with the same seeds.
+**Lease.** A lease is a position in the order of problems. It waits, is out at a worker, or is done. Done leases
+are consumed in the order of their positions, `groups_per_update` at a time. So the groups of an update do not
+depend on which worker was faster; taking the first that arrive would favour short completions.
 
-A group with a flaw is passed over, and the next position takes its place: `refill_limit` times an update
-at most, after which groups count as they are. The last ones count, not the first: then a group that
-is passed over never comes back into an update that has grown behind it.
+**Staleness.** The bound is hard: the table holds no group that is more than S versions old. `judge` refuses such
+a group, and `consume` takes back a group that has become too old, with or without a flaw. The *slot* of a lease is
+the number of open leases before it that may still train. It gives the oldest policy that may sample the lease::
 
-The staleness bound is hard: no group is held that is older than S versions. `judge` refuses it, and
-`consume` takes back what has become so, with a flaw or without. Next to nothing is taken back, because a lease
-is granted to a policy young enough for its place: the open leases before it that may still train. A group passed
-over only lowers the places behind it, and an update lowers them by groups_per_update while the version rises by
-one. Only leases beyond (S + 1) × groups_per_update places may be in vain: those opened ahead of refills.
+    groups_per_update = 2, S = 1, version = 5
+    slots 0, 1: train at version 5, so version 4 may sample them
+    slots 2, 3: train at version 6, so it takes version 5
 
-With S = 0 an update is a function of the cursor, however often the run is resumed: after `consume` no group is
-held and no lease open, as in a fresh table, and positions are decided anew. Within an update version and `skips`
-stand still, runs are opened whole and sampled whole, and which groups it takes follows from those at the
-positions before them; leases opened beyond them change nothing. (A lost worker changes who shares a batch.)
+Few groups become too old, because slots only go down: a group that is passed over lowers the slots behind it, and
+an update lowers them by `groups_per_update` while the version rises by one. Only leases at slots from
+(S + 1) × `groups_per_update` on may be wasted: those opened ahead of refills.
 
-Time comes in as an argument, in seconds of any monotonic clock. Everything costs a few passes over
-the open leases, and holds no more memory than they do.
+**Refills.** A group with a flaw is passed over, and the next position takes its slot. An update passes over at most
+`refill_limit` groups; later ones train with their flaws. The last ones train and not the first, so that a group once
+passed over never returns to an update that has grown behind it::
+
+    groups_per_update = 2, refill_limit = 1; 0 and 1 have a flaw
+    0 is passed over; 1 and 2 train, because the limit is reached
+
+**Resume.** With S = 0 an update is a function of the cursor, however often the run is resumed. After `consume` no
+group is held and no lease is open, as in a fresh table, and positions are decided anew. During one update the version
+and `skips` do not change, runs of positions are opened and sampled whole, and the groups taken depend only on the
+groups at earlier positions; leases opened beyond them change nothing. (A lost worker does change which problems
+share a batch.)
+
+Time is an argument, in seconds of any monotonic clock. Each operation costs a few passes over the open leases, and
+the table needs no more memory than they do.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -43,36 +52,36 @@ from grpo_actors.schedule.lease import (
 
 G = TypeVar("G")
 
-#: How long a grant may take to show up in a worker's list of what it holds.
+#: Seconds that a grant may take to appear in its worker's list of held leases.
 GRACE_S = 5.0
 
 
 @dataclass
 class LeaseTable(Generic[G]):
-    """The ledger of one run. Events in, decisions out."""
+    """The lease table of one run: events go in, decisions come out."""
 
     groups_per_update: int
     max_staleness: int
-    #: Leases granted together, as one batch; divides groups_per_update.
+    #: Leases granted together and sampled as one batch; divides groups_per_update.
     batch_groups: int
     lease_timeout_s: float
-    #: The version that ends the run: no lease is granted that would only be trained after it.
+    #: The version that ends the run: no lease is granted that would train only after it.
     last_version: int
     version: int = 0
     cursor: Cursor = START
-    #: Whether the problem at a position can not be sampled at all, always the same. Asked before its
-    #: neighbours are granted, so that it never changes who shares a batch or an update.
+    #: Whether the problem at a position cannot be sampled at all; the answer never changes. Called before the
+    #: neighbours of the position are granted, so that it never changes which leases share a batch or an update.
     leaves_out: Callable[[int], bool] = lambda position: False  # noqa: ARG005
-    #: Whether the problem at a position is not posed as things stand; they may change with each `consume`.
+    #: Whether the problem at a position is not posed at present; the answer may change with each `consume`.
     skips: Callable[[int], bool] = lambda position: False  # noqa: ARG005
-    #: Groups that one update may pass over; 0: flawed ones train like all others.
+    #: Groups that one update may pass over; 0: flawed groups train like all others.
     refill_limit: int = 0
     #: Groups opened for each update, at least groups_per_update: refills are sampled before they are needed.
     ahead: int = 0
     _next: int = field(init=False)
-    #: The open leases. Positions only ever grow, so the dict's own order is theirs.
+    #: The open leases by position. Positions only grow, so the dict is in their order.
     _states: dict[int, State[G]] = field(init=False, default_factory=dict)
-    #: Closed until their turn comes again: what was tried and lost still counts.
+    #: Leases closed until their turn comes again. Their attempts and losses still count.
     _closed: dict[int, State[G]] = field(init=False, default_factory=dict)
     _set_aside: set[int] = field(init=False)
     _skipped: list[int] = field(init=False, default_factory=list)
@@ -84,64 +93,60 @@ class LeaseTable(Generic[G]):
 
     @property
     def _whole_runs(self) -> bool:
-        """Whether a run is sampled whole even if not all of it is needed; else it ends where its update does.
-
-        With refills the ends of updates move as groups come in; with S = 0 nothing may depend on when they do.
-        """
+        """Return whether a run is sampled whole even if not all of it is needed; otherwise it ends with its update."""
+        # With refills the end of an update moves as groups come in; with S = 0 nothing may depend on their timing.
         return self.refill_limit > 0 and self.max_staleness == 0
 
-    def _places(self) -> Iterator[tuple[int, int, State[G], bool]]:
-        """(place, position, state, whether it is passed over) of each open lease."""
-        place = passed_over = 0
+    def _slots(self) -> Iterator[tuple[int, int, State[G], bool]]:
+        """Yield (slot, position, state, whether it is passed over) of each open lease."""
+        slot = passed_over = 0
         for position, state in self._states.items():
             over = bool(state.filter_result.flaw) and passed_over < self.refill_limit
-            yield place, position, state, over
+            yield slot, position, state, over
             passed_over += over
-            place += not over
-            if not over and place % self.groups_per_update == 0:
-                passed_over = 0  # the next update's
-
-    # --- granting ---------------------------------------------------------------------------------
+            slot += not over
+            if not over and slot % self.groups_per_update == 0:
+                passed_over = 0  # the next update has its own limit
 
     def grant(self, worker: str, capacity: int, now_s: float) -> list[Granted]:
-        """The next leases for a worker that would hold `capacity` at a time; [] if none may go out.
+        """Grant the next leases to a worker that holds at most `capacity` at a time; [] if none may go out.
 
-        They are one aligned run of positions, all of one update, to be sampled as one batch: which
-        problems share a batch (and so the last bits of their log-probs) depends neither on timing
-        nor on a resume, only on losses; with refills, this holds for S = 0.
+        They are one aligned run of positions, all of one update, to be sampled as one batch. So which problems
+        share a batch (and with it the last bits of their log-probs) depends neither on timing nor on a resume,
+        only on lost workers. With refills, this holds for S = 0 only.
         """
         self._open_window()
         run = list(self._next_run())
         if not run or len(run) > capacity - self.held_by(worker):
             return []
         if run[0][0] // self.groups_per_update > self.max_staleness and self.next_batch() is not None:
-            return []  # the batch is whole, and what this policy samples now would be too old for those to come
+            return []  # the batch is complete; a group of this policy would be too old for the updates after it
         granted = []
-        for place, position in run:
+        for slot, position in run:
             state = self._states[position]
             state.attempt += 1
             state.out = Out(worker, now_s, now_s + self.lease_timeout_s)
-            state.oldest_version = self._min_version(place)
+            state.oldest_version = self._min_version(slot)
             granted.append(Granted(position, state.attempt, state.oldest_version))
         return granted
 
     def _next_run(self) -> Iterator[tuple[int, int]]:
-        """(place among the open leases, position) of the first that wait and belong together."""
+        """Yield (slot, position) of the first waiting leases that belong together."""
         begun: tuple[int, int] | None = None
-        for place, position, state, _ in self._places():
-            update = 0 if self._whole_runs else place // self.groups_per_update
+        for slot, position, state, _ in self._slots():
+            update = 0 if self._whole_runs else slot // self.groups_per_update
             batch = (position // self.batch_groups, update)
             if begun is not None and (batch != begun or state.suspect):
                 return
             if state.waiting:
-                yield place, position
+                yield slot, position
                 if state.suspect:
                     return
                 begun = batch
 
     def _open_window(self) -> None:
         updates = min(self.max_staleness + 1, self.last_version - self.version)
-        missing = updates * self.ahead - sum(not over for *_, over in self._places())
+        missing = updates * self.ahead - sum(not over for *_, over in self._slots())
         if missing <= 0:
             return
         while missing > 0 or (self._whole_runs and self._next % self.batch_groups):
@@ -149,7 +154,7 @@ class LeaseTable(Generic[G]):
             self._next += 1
 
     def _open(self, position: int) -> bool:
-        """Whether the next position becomes a lease."""
+        """Open the next position as a lease; return False if it is set aside, left out or skipped."""
         if position in self._set_aside or self.leaves_out(position):
             return False
         if self.skips(position):
@@ -158,15 +163,13 @@ class LeaseTable(Generic[G]):
         self._states[position] = self._closed.pop(position, State())
         return True
 
-    def _min_version(self, place: int) -> int:
-        """The oldest policy that may sample the open lease at `place`: it trains once all before it have, or sooner."""
-        later = min(place // self.groups_per_update, self.max_staleness)
+    def _min_version(self, slot: int) -> int:
+        """Return the oldest policy that may sample the lease at `slot`, which trains after `later` updates at most."""
+        later = min(slot // self.groups_per_update, self.max_staleness)
         return max(0, self.version + later - self.max_staleness)
 
-    # --- what comes back --------------------------------------------------------------------------
-
     def judge(self, lease: int, attempt: int, oldest_version: int) -> Verdict:
-        """Whether a group is taken; changes nothing. `accept` follows if the verdict is `new`, `refuse` if it is no."""
+        """Decide on a group, without a change. Call `accept` if the verdict is `new`, `refuse` if not `accepted`."""
         return Verdict(lease, attempt, oldest_version, *self._judge(lease, attempt, oldest_version))
 
     def _judge(self, lease: int, attempt: int, oldest_version: int) -> tuple[bool, str]:
@@ -180,13 +183,13 @@ class LeaseTable(Generic[G]):
             return False, f"attempt {attempt} of lease {lease} was given up; {state.attempt} is the last"
         if state.group is not None:
             return True, "had it"
-        needed = self._min_version(next(place for place, position, *_ in self._places() if position == lease))
+        needed = self._min_version(next(slot for slot, position, *_ in self._slots() if position == lease))
         if oldest_version < needed:
             return False, f"lease {lease} was sampled with version {oldest_version}, needs {needed}"
         return True, ""
 
     def accept(self, verdict: Verdict, group: G, filter_result: FilterResult = NOT_FILTERED) -> None:
-        """Take the group of a verdict that is `new`; nothing happens in between."""
+        """Take the group of a verdict that is `new`. The table must not have changed since the verdict."""
         assert verdict.new, verdict
         state = self._states[verdict.lease]
         assert (state.attempt, state.group) == (verdict.attempt, None), (
@@ -196,31 +199,31 @@ class LeaseTable(Generic[G]):
         state.oldest_version = verdict.oldest_version
 
     def refuse(self, lease: int, attempt: int) -> None:
-        """This attempt's result is of no use: the lease waits again, and nothing is held against it."""
+        """Discard the result of this attempt: the lease waits again, and this does not count as a loss."""
         state = self._states.get(lease)
         if state is not None and state.attempt == attempt:
             assert state.group is None, f"the group of lease {lease} was accepted"
             state.out = None
 
     def release(self, worker: str) -> list[int]:
-        """A worker died: its leases go back. Returns those that are set aside for good."""
+        """Take back a dead worker's leases, counting a loss for each; return those now set aside for good."""
         return self._give_up(lambda out: out.worker == worker)
 
     def expire(self, now_s: float) -> list[int]:
-        """Leases past their deadline go back. Returns those that are set aside for good."""
+        """Take back leases past their deadline, counting a loss for each; return those now set aside for good."""
         return self._give_up(lambda out: out.deadline_s <= now_s)
 
     def hand_back(self, worker: str) -> None:
-        """A worker leaves politely: its leases go back, and nothing is held against them."""
+        """Take back the leases of a worker that leaves properly; this does not count as a loss."""
         for state in self._states.values():
             if state.out and state.out.worker == worker:
                 state.out = None
 
     def reconcile(self, worker: str, holding: Collection[int], now_s: float) -> None:
-        """A worker says what it holds: a lease it was granted but does not know goes back."""
+        """Take back leases that were granted to a worker but are missing from its list of held leases."""
         held = frozenset(holding)
         for position, state in self._states.items():
-            # A grant, or the list itself, may still be on its way.
+            # The grant, or the list itself, may still be on its way: wait for GRACE_S.
             if (
                 state.out
                 and state.out.worker == worker
@@ -242,12 +245,10 @@ class LeaseTable(Generic[G]):
         self._set_aside.update(poisoned)
         return poisoned
 
-    # --- consumption ------------------------------------------------------------------------------
-
     def next_batch(self) -> list[tuple[int, G]] | None:
-        """The groups of the next update, in order; None until all of them, and those before them, are there."""
+        """Return the groups of the next update in order; None until they and all groups before them are there."""
         batch: list[tuple[int, G]] = []
-        for _, position, state, over in self._places():
+        for _, position, state, over in self._slots():
             if state.group is None:
                 return None
             if not over:
@@ -257,7 +258,7 @@ class LeaseTable(Generic[G]):
         return None
 
     def consume(self, batch: Iterable[int]) -> Consumption:
-        """The batch that `next_batch` gave has gone into an update, whose result is the next version."""
+        """Record that the batch of `next_batch` went into an update, and advance to the version it produced."""
         trained = frozenset(batch)
         last = max(trained)
         settled = [
@@ -277,7 +278,7 @@ class LeaseTable(Generic[G]):
         return Consumption(settled, skipped, outdated)
 
     def _take_back_outdated(self) -> int:
-        """Groups, had or expected, of policies that may not train any more; returns how many."""
+        """Take back groups, present or expected, of policies that are too old to train; return how many."""
         oldest = self.version - self.max_staleness
         outdated = [s for s in self._states.values() if not s.waiting and s.oldest_version < oldest]
         for state in outdated:
@@ -285,7 +286,7 @@ class LeaseTable(Generic[G]):
         return len(outdated)
 
     def _close_unsampled(self, last: int) -> None:
-        """Close the leases behind all that is out or done, up to `last`: they are decided anew when opened."""
+        """Close the waiting leases after the last one that is out or done: they are decided anew when reopened."""
         for position in reversed(list(self._states)):
             if not self._states[position].waiting:
                 break
@@ -294,5 +295,5 @@ class LeaseTable(Generic[G]):
         self._skipped = [position for position in self._skipped if position < self._next]
 
     def held_by(self, worker: str) -> int:
-        """Leases that are out at a worker."""
+        """Return the number of leases that are out at a worker."""
         return sum(1 for state in self._states.values() if state.out and state.out.worker == worker)

@@ -1,1 +1,1 @@
-"""Problems and their rewards: no MLX, no ZeroMQ."""
+"""Problems, rewards and environments, without MLX and ZeroMQ."""

@@ -1,12 +1,12 @@
-"""The built-in task: six kinds of short word problem with integer answers, made on the spot.
+"""The built-in task: six kinds of short word problem with integer answers, generated on demand.
 
 It needs no file and no network, and it is the same on every machine: operands come from BLAKE2, never
-from Python's `hash` or `random`. It knows the right way to solve each kind (`Kind.steps`), which the
-answer and the careless teacher of the embedded model are both derived from; it knows no model.
+from Python's `hash` or `random`. Each kind has its worked solution (`Kind.steps`). The answer and the careless
+teacher of the embedded model are both derived from it. The task does not depend on a model.
 
-What is held out: one operand tuple in ten of each kind, whatever the seed and whatever the wording.
-Where the first two operands commute, both orders fall on the same side. A *step* of a held-out
-problem may occur inside a training problem of another kind: 21+41 ends the problem 7*3+41.
+One operand tuple in ten of each kind is held out, for every seed and every wording. If the first two operands
+commute, both orders are in the same split. A *step* of a held-out problem may still occur inside a training problem
+of another kind: 21+41 ends the problem 7*3+41.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +18,10 @@ from typing import Literal, overload
 from grpo_actors.tasks.task import Problem, Split, Task
 
 Operator = Literal["+", "-", "*"]
-#: ``left operator right``; each side names an operand (``a`` … ``d``) or, as ``_``, the result before.
+#: ``left operator right``; each side names an operand (``a`` … ``d``) or, as ``_``, the previous result.
 Step = tuple[str, Operator, str]
 
-#: The smallest operand space (a difference, 4,851 pairs) still yields this many without repeating.
+#: The smallest operand space (a difference, 4,851 pairs) still gives this many problems without a repeat.
 MAX_TRAIN_SIZE = 24_000
 MAX_EVAL_SIZE = 1_800
 
@@ -31,17 +31,17 @@ class Kind:
     """One kind of problem: its operands, its worked solution, its wordings."""
 
     name: str
-    #: Lowest and highest value of operands a, b, …; both included.
+    #: Lowest and highest value of operands a, b, …, both included.
     ranges: tuple[tuple[int, int], ...]
-    #: The worked solution; no intermediate result may be negative.
+    #: Worked solution; no intermediate result may be negative.
     steps: tuple[Step, ...]
-    #: Texts with ``{a}``, ``{b}``, … in place of the operands; which is used depends on the operands.
+    #: Texts with ``{a}``, ``{b}``, … in place of the operands; the operands decide which one is used.
     wordings: tuple[str, ...]
     #: Whether a and b may be exchanged without changing the problem.
     commutes: bool = False
 
     def results(self, operands: Sequence[int]) -> list[int]:
-        """The result of each step; the last one is the answer."""
+        """Return the result of each step; the last one is the answer."""
         values = dict(zip("abcd", operands, strict=False))
         results = []
         for left, operator, right in self.steps:
@@ -51,7 +51,7 @@ class Kind:
 
 
 def apply(left: int, operator: Operator, right: int) -> int:
-    """`left operator right` as a person would compute it."""
+    """Return the value of `left operator right`."""
     match operator:
         case "+":
             return left + right
@@ -112,10 +112,10 @@ KINDS: tuple[Kind, ...] = (
 
 
 class Arithmetic(Task):
-    """Six kinds of problem in equal shares; no system prompt, one user turn.
+    """Six kinds of problem in equal shares, each with one user turn and no system prompt.
 
-    The train split depends on `seed`; the eval split does not, so that accuracies of different runs
-    are about the same problems. No problem occurs twice in a split.
+    The train split depends on `seed`. The eval split does not, so that accuracies of different runs refer to the
+    same problems. No problem occurs twice in a split.
     """
 
     default_rewards: Mapping[str, float] = {"correctness": 1.0, "strict_format": 0.2}
@@ -134,7 +134,7 @@ class Arithmetic(Task):
 
 
 class ArithmeticProblems(Sequence[Problem]):
-    """One split: operands are drawn at the first access, a problem is worded when it is asked for."""
+    """One split: operands are drawn at the first access, and each problem is worded when it is accessed."""
 
     def __init__(self, split: Split, stream: str, size: int) -> None:
         self._split: Split = split
@@ -157,13 +157,13 @@ class ArithmeticProblems(Sequence[Problem]):
 
     @cached_property
     def _operands(self) -> list[list[tuple[int, ...]]]:
-        """Per kind, the operand tuples in order. About 0.2 s for 20,000 problems."""
+        """The operand tuples of each kind, in order. They take about 0.2 s for 20,000 problems."""
         turns = -(-self._size // len(KINDS))
         return [_first(turns, kind, self._split, self._stream) for kind in KINDS]
 
 
 def pose(kind: Kind, operands: Sequence[int]) -> Problem:
-    """The problem of `kind` with these operands: a pure function of both, as is its id."""
+    """Return the problem of `kind` with these operands. The problem and its id depend on nothing else."""
     wording = kind.wordings[_hash(f"wording/{kind.name}/{operands}") % len(kind.wordings)]
     text = wording.format(**dict(zip("abcd", operands, strict=False)))
     return Problem(
@@ -175,14 +175,14 @@ def pose(kind: Kind, operands: Sequence[int]) -> Problem:
 
 
 def split_of(kind: Kind, operands: Sequence[int]) -> Split:
-    """Which split these operands belong to, in every run: one tuple in ten is held out."""
+    """Return the split of these operands, which is the same in every run: one tuple in ten is held out."""
     first_two = sorted(operands[:2]) if kind.commutes else operands[:2]
     key = ",".join(map(str, [*first_two, *operands[2:]]))
     return "eval" if _hash(f"split/{kind.name}/{key}") % 10 == 0 else "train"
 
 
 def draws(kind: Kind, stream: str) -> Iterator[tuple[int, ...]]:
-    """Endless operand tuples of a kind, with repeats, whose results are never negative."""
+    """Yield operand tuples of a kind without end and with repeats, such that no result is negative."""
     number = 0
     while True:
         rest = _hash(f"draw/{stream}/{kind.name}/{number}")
@@ -196,8 +196,8 @@ def draws(kind: Kind, stream: str) -> Iterator[tuple[int, ...]]:
 
 
 def _first(count: int, kind: Kind, split: Split, stream: str) -> list[tuple[int, ...]]:
-    """The first `count` different operand tuples of a split. Ends because of the MAX_…_SIZE bounds."""
-    kept: dict[tuple[int, ...], None] = {}  # a set that remembers the order
+    """Return the first `count` different operand tuples of a split. The MAX_…_SIZE bounds make sure that it ends."""
+    kept: dict[tuple[int, ...], None] = {}  # an ordered set
     for operands in draws(kind, stream):
         if len(kept) == count:
             break
@@ -207,5 +207,5 @@ def _first(count: int, kind: Kind, split: Split, stream: str) -> list[tuple[int,
 
 
 def _hash(text: str) -> int:
-    """128 bits of the text, the same on every machine."""
+    """Return a hash of the text with 128 bits, the same on every machine."""
     return int.from_bytes(blake2b(text.encode(), digest_size=16).digest(), "big")

@@ -1,7 +1,7 @@
 """A calculator as an environment: the policy writes ``<tool>12*7</tool>``, the reply is ``84``.
 
-Knows numbers, + − * / and parentheses. Nothing is executed: the text is parsed, and each node of the tree is looked
-up here; what is not in the table is an error, which the policy gets to read.
+It supports numbers, + − * / and parentheses. Nothing is executed: the text is parsed, and each node of the tree is
+looked up in a table. A node that is not in the table is an error, and the policy reads the error as the reply.
 """
 
 import ast
@@ -13,9 +13,9 @@ from typing import Any
 
 from grpo_actors.tasks.task import Message
 
-#: Characters of an expression: bounds the depth of its tree and the digits of its numbers.
+#: Most characters of an expression; this also bounds the depth of its tree and the digits of its numbers.
 MAX_CHARACTERS = 200
-#: A larger result, by its absolute value, is not written out.
+#: A result with a larger absolute value is not written out.
 MAX_VALUE = 10**15
 
 _CALL = re.compile(r"<tool>([^<]*)</tool>")
@@ -34,14 +34,14 @@ _UNARY: Mapping[type[ast.unaryop], Callable[[Fraction], Fraction]] = {
 
 
 def calculator(messages: Sequence[Message], answer: str, **columns: Any) -> str | None:
-    """The value of the last expression in tool tags that the last turn holds; None: it holds none."""
+    """Return the value of the last expression in tool tags in the last turn; None if there is none."""
     del answer, columns
     calls = _CALL.findall(messages[-1]["content"])
     return calculate(calls[-1]) if calls else None
 
 
 def calculate(expression: str) -> str:
-    """Its value, exact where it is whole and else to ten digits, or ``error: `` and what is wrong with it."""
+    """Return the value, exact if it is whole and else to ten digits; or ``error: `` and the reason."""
     if len(expression) > MAX_CHARACTERS:
         return f"error: longer than {MAX_CHARACTERS} characters"
     if not _CHARACTERS.fullmatch(expression):

@@ -1,8 +1,8 @@
 """The reward ``code_tests``: the share of a problem's tests that the Python program of a completion passes.
 
-It runs what a model wrote. Each program gets a process of its own (`code_program`) with limits, an empty
-folder, an empty environment and no open file, and is killed when its time is over. That keeps
-accidents from the run. It is no wall against a program that means harm: docs/tasks.md says what is missing.
+It runs programs that a model wrote. Each program gets its own process (`code_program`) with limits, an empty folder,
+an empty environment and no open file, and is killed when its time is over. That protects the run from accidents. It
+does not protect against a malicious program: docs/tasks.md says what is missing.
 """
 
 import json
@@ -29,30 +29,30 @@ from grpo_actors.tasks.rewards import Chat, text
 #: The reward's name in a configuration.
 CODE_TESTS = "code_tests"
 
-#: The column of the data with a problem's tests: one text, or a list of them.
+#: Column of the data with the tests of a problem: one text or a list of texts.
 TESTS_COLUMN = "tests"
 
 _PROGRAM = Path(__file__).with_name("code_program.py")
-# A fence with its language, and what it holds. Linear: only the last opening fence can lack a closing one.
+# A fence with its language, and its content. Linear: only the last opening fence can lack a closing one.
 _FENCE = re.compile(r"```([^\n`]*)\n(.*?)```", re.DOTALL)
 _PYTHON = ("", "python", "python3", "py")
 
-#: What a child may say in all: a program that floods the channel is not read for longer.
+#: Most bytes read from a child in total, so that a program that floods the channel is not read any further.
 MAX_REPLY_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class CodeLimits:
-    """What each program may use."""
+    """The resources that each program may use."""
 
-    #: Wall time, and CPU time rounded up to whole seconds; for loading the program and all of its tests.
+    #: Wall time, and CPU time rounded up to whole seconds, for loading the program and for all its tests.
     seconds: float
     #: Address space.
     memory_bytes: int
 
 
 class CodeTests:
-    """The reward, with its limits. The programs of a group run side by side, one for each core."""
+    """The reward, with its limits. The programs of a group run in parallel, one on each core."""
 
     def __init__(self, limits: CodeLimits) -> None:
         self._limits = limits
@@ -60,9 +60,9 @@ class CodeTests:
     def __call__(
         self, prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
     ) -> list[float | None]:
-        """For each completion the share of its tests that raise nothing; 0 where there is no program.
+        """Return for each completion the share of tests that do not raise; 0 if there is no program.
 
-        Raises RewardError where the problem has no tests.
+        Raises RewardError if the problem has no tests.
         """
         del prompts, answer
         given = columns.get(TESTS_COLUMN) or [None]
@@ -73,12 +73,12 @@ class CodeTests:
 
 
 def _cores() -> int:
-    """Those of this process: programs that wait for one run into their time limit."""
+    """Return the number of cores of this process. With more programs than cores, waiting ones would time out."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def program_of(written: str) -> str:
-    """The last fenced block of Python, in the answer if there is one; without a fence, the answer itself."""
+    """Return the last fenced block of Python, from the answer if there is one; without a fence, the answer itself."""
     answer = extract_answer(written)
     fenced = _FENCE.findall(answer or written)
     blocks = [block for language, block in fenced if language.strip().lower() in _PYTHON]
@@ -86,7 +86,7 @@ def program_of(written: str) -> str:
 
 
 def passed_share(program: str, tests: Sequence[str], limits: CodeLimits) -> float:
-    """Run one program against its tests, within the limits."""
+    """Run one program and its tests within the limits; return the share of tests that passed."""
     if not program.strip():
         return 0.0
     ours, theirs = socket.socketpair()
@@ -94,9 +94,9 @@ def passed_share(program: str, tests: Sequence[str], limits: CodeLimits) -> floa
         with theirs:
             child = _start(theirs, folder)
         try:
-            passed = _converse(_Channel(ours, limits.seconds), program, tests, limits)
+            passed = _run_tests(_Channel(ours, limits.seconds), program, tests, limits)
         finally:
-            # The whole group, before its folder is removed. macOS answers PermissionError for a zombie's.
+            # Kill the whole process group before its folder is removed. macOS raises PermissionError for a zombie.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -105,7 +105,7 @@ def passed_share(program: str, tests: Sequence[str], limits: CodeLimits) -> floa
 
 @contextmanager
 def _folder() -> Iterator[str]:
-    """An empty folder, removed afterwards with what is in it."""
+    """Provide an empty folder, and remove it afterwards with its content."""
     folder = mkdtemp(prefix="code_tests_")
     try:
         yield folder
@@ -133,7 +133,7 @@ def _start(channel: socket.socket, folder: str) -> subprocess.Popen[bytes]:
             stderr=subprocess.DEVNULL,
             pass_fds=[channel.fileno()],
             cwd=folder,
-            # Libraries of linear algebra would start threads, which are not allowed.
+            # Linear algebra libraries would start threads, which are not allowed.
             env={"HOME": folder, "TMPDIR": folder, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
@@ -141,24 +141,24 @@ def _start(channel: socket.socket, folder: str) -> subprocess.Popen[bytes]:
         raise RewardError(f"a process could not be started: {error}") from error
 
 
-def _converse(channel: "_Channel", program: str, tests: Sequence[str], limits: CodeLimits) -> set[int]:
-    """Hand over the program, then the tests; returns the tests that are said, with the token, to have passed."""
+def _run_tests(channel: "_Channel", program: str, tests: Sequence[str], limits: CodeLimits) -> set[int]:
+    """Send the program, then the tests; return the tests reported, with the token, as passed."""
     passed: set[int] = set()
     token = secrets.token_hex(16)
-    with suppress(OSError, EOFError):  # it is gone, or its time is over: what was said until then counts
+    with suppress(OSError, EOFError):  # it is gone or its time is over: the reports so far count
         channel.send({"program": program, "seconds": limits.seconds, "memory_bytes": limits.memory_bytes})
         while channel.receive() != {"ready": True}:
             pass
         channel.send({"token": token, "tests": list(tests)})
         while True:
-            said = channel.receive()
-            if said.get("token") == token and said.get("test") in range(len(tests)):
-                passed.add(said["test"])
+            report = channel.receive()
+            if report.get("token") == token and report.get("test") in range(len(tests)):
+                passed.add(report["test"])
     return passed
 
 
 class _Channel:
-    """Lines of JSON to and from a process that may write anything, for so many seconds."""
+    """Lines of JSON to and from a process that may write anything, until `seconds` from now."""
 
     def __init__(self, channel: socket.socket, seconds: float) -> None:
         self._channel = channel
@@ -167,12 +167,12 @@ class _Channel:
         self._left_bytes = MAX_REPLY_BYTES
 
     def send(self, message: dict[str, Any]) -> None:
-        """One line. Raises TimeoutError or OSError."""
+        """Send one line. Raises TimeoutError or OSError."""
         self._channel.settimeout(max(self._deadline_s - time.monotonic(), 0.01))
         self._channel.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> dict[str, Any]:
-        """The next line, empty where it is no JSON object. Raises TimeoutError, OSError or EOFError."""
+        """Return the next line; empty if it is not a JSON object. Raises TimeoutError, OSError or EOFError."""
         while b"\n" not in self._read:
             remaining_s = self._deadline_s - time.monotonic()
             if remaining_s <= 0:
@@ -185,7 +185,7 @@ class _Channel:
             self._read += part
         line, _, self._read = self._read.partition(b"\n")
         try:
-            said = json.loads(line)
+            message = json.loads(line)
         except (ValueError, RecursionError):
             return {}
-        return said if isinstance(said, dict) else {}
+        return message if isinstance(message, dict) else {}

@@ -1,16 +1,16 @@
-"""What an environment is, and the built-in one.
+"""The interface of environments, and the built-in ones.
 
-An environment is a function that is asked at the end of each turn of a completion, by keyword:
+An environment is a function that is called with keywords at the end of each turn of a completion:
 
-    environment(messages, answer, **columns) -> the next message, or None: the completion ends
+    environment(messages, answer, **columns) -> the next message, or None to end the completion
 
-``messages`` is the whole chat so far: the prompt's turns, then the policy's and the replies between them, the
-turn that has just ended last. ``answer`` is the true answer, and every further column of the data set comes by its
-name. The message is a text, which becomes a turn of the user's, or a turn ``{"role": …, "content": …}`` of a role that
-the model's chat template knows.
+``messages`` is the whole chat so far: the turns of the prompt, then the turns of the policy with the replies between
+them. The turn that has just ended is the last. ``answer`` is the true answer, and every further column of the data
+set is passed under its name. The message is a text, which becomes a turn of the user, or a turn
+``{"role": …, "content": …}`` with a role of the model's chat template.
 
-It must be a function of its arguments and nothing else: a lease that is given out again, or a run that is resumed, has
-to give the same completions. What it would remember it can read in ``messages``.
+An environment must depend on its arguments only: a lease that is granted again, or a run that is resumed, has to give
+the same completions. It needs no memory, because ``messages`` has the whole chat.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ class Environment(Protocol):
     """A built-in environment, or a user's own."""
 
     def __call__(self, messages: Sequence[Message], answer: str, **columns: Any) -> str | Message | None:
-        """The next message, or None where there is no more to say."""
+        """Return the next message, or None to end the completion."""
         ...
 
 
-#: Every built-in environment by the name that a configuration uses.
+#: The built-in environments by their names in a configuration.
 ENVIRONMENTS: Mapping[str, Environment] = {"calculator": calculator}
 
 
 def built_in(name: str) -> Environment:
-    """The built-in environment of that name; RewardError, with the nearest name, where there is none."""
+    """Return the built-in environment of that name; raise RewardError with the nearest name if there is none."""
     if name in ENVIRONMENTS:
         return ENVIRONMENTS[name]
     cure = nearest(name, ENVIRONMENTS, show=repr, otherwise=f"; known: {', '.join(ENVIRONMENTS)}")
@@ -45,7 +45,7 @@ def built_in(name: str) -> Environment:
 
 
 def checked_reply(reply: object) -> Message | None:
-    """What an environment returned, as a message; RewardError says what is wrong with it."""
+    """Return the reply of an environment as a message; raise RewardError with the reason if it is none."""
     if reply is None:
         return None
     if isinstance(reply, str):

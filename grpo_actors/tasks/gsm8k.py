@@ -1,7 +1,7 @@
 """GSM8K: grade-school word problems (Cobbe et al. 2021, arXiv:2110.14168), 7,473 to train and 1,319 to test.
 
-Knows the data set's layout on disk and on the hub, its prompt and its rewards. Evaluation is always on
-the test split, never on problems that were trained on.
+This module has the data set's layout on disk and on the hub, its prompt and its rewards. Evaluation is always on
+the test split, never on training problems.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +16,8 @@ from grpo_actors.tasks.task import Message, Problem, Task
 HUB_ID, HUB_CONFIG = "openai/gsm8k", "main"
 
 
-#: (question, answer) shown as turns of the conversation before a problem. Of our own making: none of them
-#: is in the data set. A small base model that was never asked for tags does not write any without one.
+#: (question, answer) pairs, shown as turns of the chat before a problem. None of them is in the data set. A small
+#: base model that was not trained to write tags writes none without an example.
 EXAMPLES: Sequence[tuple[str, str]] = (
     (
         "Tom has 3 bags with 4 apples each and 2 more apples. How many apples does he have?",
@@ -38,11 +38,11 @@ EXAMPLES: Sequence[tuple[str, str]] = (
 
 
 class Gsm8k(Task):
-    """The problems of a local copy, or of the hub where `path` is empty.
+    """The problems of a local copy, or of the hub if `path` is empty.
 
-    `path` is a folder with ``train.jsonl`` and ``test.jsonl``, or a file of training problems; then
-    `eval_path` names the file to evaluate on, which it also does for a folder. Raises DataError where
-    the data cannot be had or a row is not GSM8K's. `num_shots` of `EXAMPLES` come before each problem.
+    `path` is a folder with ``train.jsonl`` and ``test.jsonl``, or a file of training problems. `eval_path` names the
+    file to evaluate on: required for a file, optional for a folder. `num_shots` of `EXAMPLES` come before each
+    problem. Raises DataError if the data cannot be read or a row is not a row of GSM8K.
     """
 
     default_rewards: Mapping[str, float] = {
@@ -58,7 +58,7 @@ class Gsm8k(Task):
         super().__init__(_problems("train", train, num_shots), _problems("test", test, num_shots))
 
 
-#: A row with the place to name in an error, such as ``train.jsonl:17``.
+#: A row with its location for errors, such as ``train.jsonl:17``.
 _Row = tuple[str, Mapping[str, Any]]
 
 
@@ -86,13 +86,13 @@ def _hub_rows(eval_path: str) -> tuple[Iterable[_Row], Iterable[_Row]]:
             f"data.eval_path: may not be set without data.path, got {eval_path}; set both or neither"
         )
     try:
-        from datasets import load_dataset  # noqa: PLC0415 - seconds, and only the hub needs it
+        from datasets import load_dataset  # noqa: PLC0415 - takes seconds, and only the hub needs it
 
         splits = load_dataset(HUB_ID, HUB_CONFIG)
     except (ImportError, OSError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"{HUB_ID} could not be loaded from the hub ({type(error).__name__}: {said:.200}); "
+            f"{HUB_ID} could not be loaded from the hub ({type(error).__name__}: {reason:.200}); "
             "without a network set data.path to a folder with its train.jsonl and test.jsonl"
         ) from error
     return _split_rows("train", splits["train"]), _split_rows("test", splits["test"])

@@ -1,9 +1,9 @@
-"""The only place that calls the library reasoning-gym: ``python -m grpo_actors.tasks.gym_library`` makes problems.
+"""Call the library reasoning-gym; ``python -m grpo_actors.tasks.gym_library`` makes problems.
 
-It never runs in a process that samples or trains. Problems are made in a child of their own, because some
-of the library's generators follow the order of a set, which differs from process to process unless
-PYTHONHASHSEED is given. Answers are scored where a user's own rewards run, because some scorers evaluate the
-answer as an expression, and a completion is unchecked input.
+This is the only module that imports the library, and it never runs in a process that samples or trains. Problems are
+made in a separate child process, because some generators of the library depend on the order of a set, which differs
+between processes unless PYTHONHASHSEED is set. Answers are scored in the process of a user's own rewards, because
+some scorers evaluate the answer as an expression, and a completion is unchecked input.
 """
 
 import dataclasses
@@ -22,28 +22,28 @@ from grpo_actors.tasks.answers import extract_answer
 from grpo_actors.tasks.rewards import Chat, text
 from grpo_actors.tasks.time_limit import time_limit
 
-#: What the library raises where it is given what it did not expect: settings out of bounds, an answer in no form
-#: (the scorer of prime_factorization for one raises ValueError for any that is not all numbers).
-REFUSALS = (
+#: Errors that the library raises for unexpected input: settings out of bounds, or an answer in the wrong form
+#: (for example, the scorer of prime_factorization raises ValueError if an answer is not all numbers).
+LIBRARY_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(RuntimeError, SyntaxError, TypeError, ValueError),
 )
 
-#: Scoring an answer takes milliseconds; one that takes longer is worth nothing.
+#: Scoring an answer takes milliseconds; an answer that takes longer scores 0.
 ANSWER_S = 1.0
 
 
 def open_dataset(name: str, settings: Mapping[str, Any], *, seed: int, size: int) -> Any:
-    """The library's data set; DataError, in one line, for a name or a setting that it refuses."""
+    """Open a data set of the library; raise a DataError of one line for a name or a setting that it rejects."""
     _check_names(name, settings)
     given = dict(settings)
     try:
         if name == "composite":
             given["datasets"] = [DatasetSpec(**each) for each in given.get("datasets", [])]
         return create_dataset(name, **given, seed=seed, size=size)
-    except REFUSALS as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"data.gym_settings: {name!r} refuses them: {said:.300}; got {settings}") from error
+    except LIBRARY_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"data.gym_settings: {name!r} refuses them: {reason:.300}; got {settings}") from error
 
 
 def _check_names(name: str, settings: Mapping[str, Any]) -> None:
@@ -64,12 +64,12 @@ def _check_names(name: str, settings: Mapping[str, Any]) -> None:
 def reasoning_gym(
     completions: Sequence[Chat], gym: Sequence[Mapping[str, Any]], **columns: Any
 ) -> list[float | None]:
-    """The reward: the library's own score, 0 to 1, of the text in ``<answer>`` tags; 0 where there is none.
+    """Return the reward: the library's own score, 0 to 1, of the text in ``<answer>`` tags; 0 if there is none.
 
     Args:
-        completions: Of one problem.
-        gym: For each the problem as the task `ReasoningGym` hands it over: ``task``, ``settings``, ``entry``.
-        columns: Not looked at.
+        completions: Completions of one problem.
+        gym: For each completion the problem as given by the task `ReasoningGym`: ``task``, ``settings``, ``entry``.
+        columns: Not used.
     """
     del columns
     problem = gym[0]
@@ -84,7 +84,7 @@ def _score(dataset: Any, answer: str, entry: Mapping[str, Any]) -> float:
     try:
         with time_limit(ANSWER_S):
             return float(dataset.score_answer(answer, entry))
-    except (TimeoutError, *REFUSALS):
+    except (TimeoutError, *LIBRARY_ERRORS):
         return 0.0
 
 
@@ -94,7 +94,7 @@ def _scorer(name: str, settings: str) -> Any:
 
 
 def packed(value: Any) -> Any:
-    """`value` as JSON has it, with what JSON lacks marked: some scorers compare with a tuple, or look up a number."""
+    """Encode `value` for JSON, marking tuples and dicts: some scorers compare with a tuple or look up a number."""
     match value:
         case tuple():
             return {"tuple": [packed(item) for item in value]}
@@ -106,7 +106,7 @@ def packed(value: Any) -> Any:
 
 
 def unpacked(value: Any) -> Any:
-    """What `packed` was given."""
+    """Return the value that `packed` encoded."""
     match value:
         case {"tuple": items}:
             return tuple(unpacked(item) for item in items)
@@ -117,8 +117,8 @@ def unpacked(value: Any) -> Any:
     return value
 
 
-def _made(request: Mapping[str, Any]) -> dict[str, Any]:
-    """For each of the requested ``ranges``, a first seed and a size, the entries: question, answer and all, packed."""
+def _make_entries(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the entries of each requested range (first seed, size): question, answer and the whole entry, packed."""
     entries = []
     try:
         for seed, size in request["ranges"]:
@@ -133,10 +133,10 @@ def _made(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer one request, a line of JSON on standard input, by one on standard output."""
+    """Read one request, a line of JSON, from standard input, and write the reply to standard output."""
     reply = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a generator prints is for people
-    json.dump(_made(json.loads(sys.stdin.readline())), reply)
+    os.dup2(2, 1)  # output that a generator prints goes to the terminal
+    json.dump(_make_entries(json.loads(sys.stdin.readline())), reply)
     reply.close()
 
 

@@ -1,7 +1,7 @@
-"""Data of one's own: a JSON Lines file whose columns are mapped to prompts and answers.
+"""The task for a user's own data: a JSON Lines file with columns for prompts and answers.
 
-Knows how a row becomes a problem and how problems are held out; `rows` knows the file format. No
-prompt is ever on both sides of a split.
+This module turns rows into problems and holds problems out; `lines` reads the file format. No prompt is ever in both
+splits.
 """
 
 import json
@@ -19,20 +19,20 @@ from grpo_actors.tasks.task import Message, Problem, Task
 
 _log = logging.getLogger(__name__)
 
-#: A row may give its problem a name of its own here; it must then be unique in the file.
+#: Column in which a row may give its problem a name, which must be unique in the file.
 ID_COLUMN = "id"
 
 ROLES = ("system", "user", "assistant")
 
 
 class Jsonl(Task):
-    """The problems of `path`, and for evaluation those of `eval_path` or a share of `path` held out.
+    """The problems of `path`, and for evaluation those of `eval_path` or a held-out share of `path`.
 
-    A prompt is a text, asked after a system prompt that requests the answer's format, or a whole chat
-    (``[{"role": …, "content": …}, …]``, the user last), taken as it is. An answer is a text, a number or
-    a truth value. All other columns reach the rewards. What is held out depends on each prompt alone: it
-    stays held out when the file is reordered or, unless it is tiny, grows. A training prompt that `eval_path`
-    also has is left out, with a warning. Raises DataError, naming file and line.
+    A prompt is either a text, which follows a system prompt that requests the answer format, or a whole chat
+    (``[{"role": …, "content": …}, …]``, the user last), which is used unchanged. An answer is a text, a number or
+    a truth value. All other columns are passed to the rewards. Whether a problem is held out depends only on its
+    prompt: it stays held out when the file is reordered or grows, unless the file is tiny. A training prompt that is
+    also in `eval_path` is left out, with a warning. Raises DataError, naming file and line.
     """
 
     default_rewards: Mapping[str, float] = {"correctness": 2.0, "soft_format": 0.5, "xml_count": 0.5}
@@ -75,7 +75,7 @@ def _report_overlap(shared: int, count: int, path: str, eval_path: str) -> None:
 
 
 def _held_out(fingerprints: set[int], fraction: float, path: str) -> set[int]:
-    """The prompts to evaluate on: about `fraction` of all, at least one on either side."""
+    """Choose the prompts to evaluate on: about `fraction` of all, with at least one in each split."""
     if len(fingerprints) < 2:
         raise DataError(
             f"{path}: must have two different prompts, one to train and one to evaluate on, "
@@ -87,7 +87,7 @@ def _held_out(fingerprints: set[int], fraction: float, path: str) -> set[int]:
 
 
 def _fingerprint(problem: Problem) -> int:
-    """64 bits of the prompt, evenly spread and the same on every machine."""
+    """Return a hash of the prompt with 64 bits, evenly distributed and the same on every machine."""
     text = json.dumps(problem.messages, sort_keys=True)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
@@ -137,7 +137,7 @@ def _messages(prompt: object, column: str, where: str) -> tuple[Message, ...]:
 
 
 def is_chat(value: object) -> bool:
-    """Whether it is a list of messages that ends with the user's."""
+    """Return whether the value is a list of messages that ends with a message of the user."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -156,7 +156,7 @@ def _is_message(message: object) -> bool:
 
 
 def _scalar(value: object, column: str, where: str) -> str:
-    """A scalar as the text that a model would write for it: no exponent, JSON's true and false."""
+    """Return a scalar as the text that a model would write: no exponent, and true and false as in JSON."""
     match value:
         case str() if value.strip():
             return value.strip()

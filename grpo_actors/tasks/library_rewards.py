@@ -1,7 +1,7 @@
-"""Rewards that an optional library computes, by the names that a configuration uses.
+"""The rewards that optional libraries compute, by their names in a configuration.
 
-Knows where each is and which extra installs its library; imports none. They run where a user's own
-rewards do (`own_reward`): a library that reads a model's text may hang on it.
+The table gives the location of each reward and the extra that installs its library; nothing is imported here. The
+rewards run in the process of a user's own rewards (`own.functions`), because a library may hang on a model's text.
 """
 
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from importlib.util import find_spec
 
 @dataclass(frozen=True, slots=True)
 class LibraryReward:
-    """One reward, and what it needs."""
+    """One reward, with the library that it needs."""
 
     #: ``module:function``, as for a user's own reward.
     spec: str
-    #: What is imported, and what is installed.
+    #: Name to import, name of the package to install, and the extra that installs it.
     module: str
     package: str
     extra: str
 
     @property
     def cure(self) -> str:
-        """The end of an error's line where the library is missing."""
+        """Return the end of the error line for a missing library."""
         return f"needs the package {self.package}, which is not installed; pip install 'grpo-actors[{self.extra}]'"
 
 
@@ -37,5 +37,5 @@ LIBRARY_REWARDS: Mapping[str, LibraryReward] = {
 
 
 def is_installed(name: str) -> bool:
-    """Whether the library of a reward can be imported."""
+    """Return whether the library of a reward can be imported."""
     return find_spec(LIBRARY_REWARDS[name].module) is not None

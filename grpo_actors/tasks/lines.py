@@ -1,6 +1,6 @@
-"""Reading files of lines, JSON Lines above all: one object a line, and for every line that is not, the place, the rule, the cure.
+"""Read files of lines, mostly JSON Lines; an error on a line names its location, the rule and the cure.
 
-Knows the file format; what the columns mean is the task's business.
+This module handles the file format only; a task gives the columns their meaning.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from grpo_actors.errors import DataError
 
-#: A longer line is refused before it fills the memory: a file without line breaks is one line.
+#: A longer line is rejected before it fills the memory: a file without line breaks is one line.
 MAX_LINE_BYTES = 64 * 2**20
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -20,15 +20,15 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def read_rows(
     path: Path, *, setting: str = "data.path", example: str = '{"question": …, "answer": …}'
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every row of the file with its line number, from 1. Blank lines are skipped.
+    """Yield every row of the file with its line number, from 1. Blank lines are skipped.
 
     Args:
         path: The file.
-        setting: What named it, for whoever has to name another one.
-        example: A row as it should be.
+        setting: Setting that names the file, for errors.
+        example: A valid row, for errors.
 
     Raises:
-        DataError: a line, named with its file, is not a JSON object in UTF-8.
+        DataError: A line is not a JSON object in UTF-8; the message names file and line.
     """
     for number, line in read_lines(path, setting=setting):
         row = _json(line, f"{path}:{number}")
@@ -40,14 +40,14 @@ def read_rows(
 
 
 def read_lines(path: Path, *, setting: str) -> Iterator[tuple[int, str]]:
-    """Every line of the file that is not blank, stripped, with its number, from 1.
+    """Yield every line of the file that is not blank, stripped, with its number, from 1.
 
     Raises:
-        DataError: a line, named with its file, is too long or not UTF-8.
+        DataError: A line is too long or not UTF-8; the message names file and line.
     """
     try:
         with path.open("rb") as file:
-            # Bytes, not text: so the line number of invalid UTF-8 is known, and only \n ends a line.
+            # Read bytes and not text, so that the line number of invalid UTF-8 is known and only \n ends a line.
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
                 if len(line) > MAX_LINE_BYTES:
                     raise DataError(
@@ -73,7 +73,7 @@ def _decoded(line: bytes, where: str) -> str:
 def _json(line: str, where: str) -> Any:
     try:
         return json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:  # a deep nest of brackets ends in RecursionError
+    except (ValueError, RecursionError) as error:  # deeply nested brackets raise RecursionError
         raise DataError(
             f"{where}: must be one JSON object ({error}), got {excerpt(line)}; mend or delete the line"
         ) from None
@@ -91,6 +91,6 @@ def _finite(text: str) -> float:
 
 
 def excerpt(value: object) -> str:
-    """The value as it would be written, cut to fit an error's one line."""
+    """Return the repr of a value, cut to fit into the one line of an error."""
     shown = repr(value if not isinstance(value, str) else value[:100])
     return shown if len(shown) <= 80 else f"{shown[:79]}…"

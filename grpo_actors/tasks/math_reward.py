@@ -1,8 +1,8 @@
-r"""The reward ``math_verify``: whether an answer is mathematically the true one, by the library of that name.
+r"""The reward ``math_verify``: whether an answer is mathematically equal to the true one, by the library of that name.
 
-1/2, 0.5 and \frac{1}{2} are equal, so are 1,000 and 1000, 2x+1 and 1+2x. Reading an expression may take for
-ever, and a completion is unchecked input: this runs where a user's own rewards do, in the process that can be
-killed. The library's time-outs are off: they would take that process's timer away.
+1/2, 0.5 and \frac{1}{2} are equal, and so are 1,000 and 1000, or 2x+1 and 1+2x. Reading an expression may take
+forever, and a completion is unchecked input. So this runs in the process of a user's own rewards, which can be
+killed. The library's time-outs are off, because they would overwrite the timer of that process.
 """
 
 import logging
@@ -15,22 +15,22 @@ from grpo_actors.tasks.answers import extract_answer
 from grpo_actors.tasks.rewards import Chat, text
 from grpo_actors.tasks.time_limit import time_limit
 
-#: Reading and comparing an answer takes milliseconds; one that takes longer is wrong.
+#: Reading and comparing an answer takes milliseconds; an answer that takes longer is wrong.
 ANSWER_S = 1.0
 
-#: Of a completion without an answer in tags only the end is read: the library's patterns are slow.
+#: Number of last characters read of a completion without an answer in tags: the library's patterns are slow.
 MAX_CHARACTERS = 2000
 
-# It warns, once a process, that the time-outs are off.
+# The library warns once in each process that the time-outs are off.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def math_verify(
     prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """1 where the text in ``<answer>`` tags, or else the whole completion, holds an answer equal to the true one.
+    """Return 1 if the text in ``<answer>`` tags, or else the whole completion, has an answer equal to the true one.
 
-    None for all where the true answer itself cannot be read as mathematics.
+    Return None for all completions if the true answer itself cannot be read as mathematics.
     """
     del prompts, columns
     true = _read(_expression(answer[0]))
@@ -50,7 +50,7 @@ def _agrees(written: str, true: list[Any]) -> float:
 
 
 def _expression(answer: str) -> str:
-    """The answer as LaTeX between dollar signs, all of it: else the library takes the 2 of 2x+1 for the answer."""
+    """Return the whole answer as LaTeX between dollar signs; otherwise the library reads 2x+1 as 2."""
     marked = any(mark in answer for mark in ("$", r"\(", r"\[", r"\boxed"))
     return answer if marked else f"${answer}$"
 

@@ -1,7 +1,7 @@
-"""Problems of the library reasoning-gym: some hundred kinds, made on the spot by its generators, no download.
+"""The task for problems of the library reasoning-gym: about a hundred kinds, generated on demand, without a download.
 
-Knows how the two splits are drawn and how an answer is judged; `gym_library` knows the library, and both
-making problems and scoring answers happen in child processes.
+This module draws the two splits and judges answers; `gym_library` calls the library. Both making problems and scoring
+answers happen in child processes.
 """
 
 import json
@@ -25,23 +25,23 @@ _log = logging.getLogger(__name__)
 
 REWARD = "reasoning_gym"
 
-#: An answer with this score is right; some scorers come to 1 by sums of parts.
+#: An answer with at least this score is right; some scorers reach 1 as a sum of parts, with rounding.
 RIGHT = 0.99
 
-#: Problem i of a data set is made from seed + i. Those held out begin at 0 in every run, so that the accuracies of
-#: different runs are about the same problems; those to train on begin at or above this number.
+#: Problem i of a data set is made from seed + i. Held-out problems begin at seed 0 in every run, so that the
+#: accuracies of different runs refer to the same problems; training problems begin at or above this number.
 FIRST_TRAIN_SEED = 2**20
 
-#: A completion may take so long to be judged, the library's import included the first time.
+#: Seconds for judging a completion, including the import of the library the first time.
 JUDGE_TIMEOUT_S = 10.0
 
 
 class ReasoningGym(Task):
-    """`gym_size` problems of one of the library's tasks, and `gym_eval_size` that are held out.
+    """`gym_size` training problems and `gym_eval_size` held-out problems of one task of the library.
 
-    The train split depends on `seed`, the eval split does not. A problem that repeats another's question
-    is left out, and a training problem whose question is held out, so that there may be fewer. Raises DataError
-    where the library is missing or refuses the name or the settings.
+    The train split depends on `seed`, the eval split does not. There may be fewer problems: a problem that repeats
+    an earlier question is left out, and so is a training problem whose question is held out. Raises DataError if the
+    library is missing or rejects the name or the settings.
     """
 
     default_rewards: Mapping[str, float] = {REWARD: 2.0, "soft_format": 0.5, "xml_count": 0.5}
@@ -68,7 +68,7 @@ class ReasoningGym(Task):
         super().__init__(train, held_out)
 
     def is_correct(self, completion: str, problem: Problem) -> bool:
-        """Whether the library's own scorer gives the text in ``<answer>`` tags all of its points."""
+        """Return whether the library's own scorer gives full score to the text in ``<answer>`` tags."""
         arguments = {"completions": [[{"role": "assistant", "content": completion}]], **_listed(problem)}
         try:
             [score] = self._judge.call(0, arguments)
@@ -78,7 +78,7 @@ class ReasoningGym(Task):
         return score is not None and score >= RIGHT
 
     def answer_of(self, completion: str) -> str:
-        """The last ``<answer>…</answer>`` of the completion, as it is: what else is equal, only the scorer knows."""
+        """Return the last ``<answer>…</answer>`` unchanged, because only the scorer can compare answers."""
         return extract_answer(completion)
 
     @cached_property
@@ -93,14 +93,14 @@ def _listed(problem: Problem) -> dict[str, list[Any]]:
 
 
 def _spread(seed: int) -> int:
-    """30 bits of the run's seed: neighbouring runs share no problems, and numpy takes seeds of 32 bits."""
+    """Hash the run's seed to 30 bits: neighbouring seeds share no problems, and numpy takes seeds of 32 bits."""
     return int.from_bytes(blake2b(str(seed).encode(), digest_size=4).digest(), "big") >> 2
 
 
 def _make(
     name: str, settings: Mapping[str, Any], ranges: Sequence[tuple[int, int]]
 ) -> list[list[dict[str, Any]]]:
-    """Entries of the library for each (first seed, size), made in a child process."""
+    """Make entries of the library for each (first seed, size) in a child process."""
     request = json.dumps({"task": name, "settings": settings, "ranges": ranges}, default=str)
     done = subprocess.run(
         [sys.executable, "-m", "grpo_actors.tasks.gym_library"],
@@ -125,7 +125,7 @@ def _make(
 def _problems(
     prefix: str, entries: Sequence[Mapping[str, Any]], origin: Mapping[str, Any], seen: set[str]
 ) -> list[Problem]:
-    """The entries whose question is not in `seen`, which grows by them."""
+    """Return problems for the entries whose question is not in `seen`, and add their questions to `seen`."""
     problems = []
     for index, made in enumerate(entries):
         question = made["question"]
@@ -139,7 +139,7 @@ def _problems(
                 {"role": "system", "content": FORMAT_REQUEST},
                 {"role": "user", "content": question},
             ),
-            # Some tasks have many right answers and name none.
+            # Some tasks have many right answers and give none.
             answer="" if answer is None else str(answer),
             columns={"gym": {**origin, "entry": made["entry"]}},
         )

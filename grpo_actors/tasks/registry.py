@@ -1,6 +1,6 @@
-"""Opening the task that the settings name, and the settings that apply to all tasks alike.
+"""Open the task that the settings name, and apply the settings that all tasks share.
 
-The table of tasks is `config.data.TASKS`; `task.Task` says what a task has to have.
+The table of tasks is `config.data.TASKS`; `task.Task` is the interface of a task.
 """
 
 import inspect
@@ -14,9 +14,9 @@ from grpo_actors.tasks.task import Problem, Task
 
 
 def load_task(data: DataConfig, *, seed: int) -> Task:
-    """The task that the settings name, with its data read. Raises DataError where that is unusable.
+    """Open the task that the settings name, and read its data. Raises DataError if the data is unusable.
 
-    Equal settings and seed give equal problems, with equal ids, in every process.
+    Equal settings and seed give equal problems with equal ids in every process.
     """
     task_class = resolve_name(f"{__package__}.{TASKS[data.task]}")
     given = {**dict(data), "seed": seed}
@@ -32,12 +32,12 @@ def load_task(data: DataConfig, *, seed: int) -> Task:
 
 
 def chosen_rewards(given: Mapping[str, float], task: Task) -> dict[str, float]:
-    """Reward name -> weight: what the settings give, or the task's own where they give none."""
+    """Return reward name -> weight: those of the settings, or those of the task if the settings have none."""
     return dict(given or task.default_rewards)
 
 
 class _Problems(Sequence[Problem]):
-    """The first `count` problems of a source, with another system prompt; made when asked for."""
+    """The first `count` problems of a source, with another system prompt; each is made when it is accessed."""
 
     def __init__(self, source: Sequence[Problem], count: int, system_prompt: str | None) -> None:
         self._source = source

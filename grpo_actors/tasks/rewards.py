@@ -1,16 +1,17 @@
-"""What a reward is, and the five built-in ones.
+"""The interface of rewards, and the five built-in rewards.
 
-A reward is a function with the call signature of TRL and MLX-GRPO, called by keyword for the completions
-of one group:
+A reward is a function with the signature of TRL and MLX-GRPO. It is called with keywords for the completions of one
+group:
 
     reward(prompts, completions, answer, **columns) -> list of floats, one for each completion
 
-``prompts[i]`` is the chat before completion i, ``completions[i]`` is ``[{"role": "assistant", "content":
-text}]``, or with an environment all turns, the assistant's last one at the end; ``answer[i]`` is the true answer; every further column of the data set comes as such a list too.
-``None`` in place of a float says that the reward does not apply to that completion.
+``prompts[i]`` is the chat before completion i. ``completions[i]`` is ``[{"role": "assistant", "content": text}]``, or
+with an environment all turns, with the assistant's last turn at the end. ``answer[i]`` is the true answer. Every
+further column of the data set is passed as such a list too. ``None`` instead of a float means that the reward does not
+apply to that completion.
 
-The built-in ones are pure and return a share between 0 and 1; what a share is worth is the weight's
-business, which the configuration or the task's ``default_rewards`` sets. They judge the last turn.
+The built-in rewards are pure, judge the last turn and return a share between 0 and 1. The configuration or the task's
+``default_rewards`` set their weights.
 """
 
 import re
@@ -23,14 +24,14 @@ from grpo_actors.tasks.task import Message
 
 Chat = Sequence[Message]
 
-#: Larger values turn into infinity in the learner's float32 arrays.
+#: Larger values become infinity in the learner's float32 arrays.
 FLOAT32_MAX = 3.4028234663852886e38
 
-#: What a character after ``</answer>`` costs `xml_count`.
+#: Deduction of `xml_count` for each character after ``</answer>``.
 TRAILING_CHARACTER_COST = 0.002
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-# Possessive, so linear; a part holds no tag of either kind.
+# Possessive quantifiers make this linear; a part contains no tag of either kind.
 _PART = r"<{0}>[^<]*+(?:<(?!/?(?:reasoning|answer)>)[^<]*+)*+</{0}>"
 _STRICT = re.compile(_PART.format("reasoning") + r"\s*+" + _PART.format("answer"))
 
@@ -41,14 +42,14 @@ class Reward(Protocol):
     def __call__(
         self, prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
     ) -> list[float | None]:
-        """One value for each completion, or None where the reward does not apply."""
+        """Return one value for each completion, or None where the reward does not apply."""
         ...
 
 
 def correctness(
     prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """1 where the completion's answer is the true one, as a number or else as text."""
+    """Return 1 if the answer of the completion is the true one, as a number or else as text."""
     del prompts, columns
     return [
         float(same_answer(extract_answer(text(completion)), true))
@@ -59,7 +60,7 @@ def correctness(
 def integer(
     prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """1 where the completion's answer is written as a whole number, right or wrong."""
+    """Return 1 if the answer of the completion is written as a whole number, right or wrong."""
     del prompts, answer, columns
     answers = [extract_answer(text(completion)) for completion in completions]
     return [float("." not in given and read_number(given) is not None) for given in answers]
@@ -68,7 +69,7 @@ def integer(
 def strict_format(
     prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """1 where the completion is reasoning and answer, each in its tags, with only white space around them."""
+    """Return 1 if the completion is reasoning and answer, each in its tags, with only white space around them."""
     del prompts, answer, columns
     return [float(_STRICT.fullmatch(text(completion).strip()) is not None) for completion in completions]
 
@@ -76,7 +77,7 @@ def strict_format(
 def soft_format(
     prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """1 where the four tags occur in their order, whatever stands before, between and after them."""
+    """Return 1 if the four tags occur in order, with any text before, between and after them."""
     del prompts, answer, columns
     return [float(_in_order(text(completion))) for completion in completions]
 
@@ -84,17 +85,17 @@ def soft_format(
 def xml_count(
     prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """0.25 for each of the four tags that occurs exactly once, less a little for text after the answer.
+    """Return 0.25 for each of the four tags that occurs exactly once, minus a deduction for text after the answer.
 
-    A gradual version of `strict_format`. It costs `TRAILING_CHARACTER_COST` for each character after
-    ``</answer>``, surrounding white space not counted; the value never falls below 0.
+    This is a gradual version of `strict_format`. The deduction is `TRAILING_CHARACTER_COST` for each character after
+    ``</answer>``, without surrounding white space. The value never falls below 0.
     """
     del prompts, answer, columns
     return [_xml_share(text(completion)) for completion in completions]
 
 
 def text(completion: Chat) -> str:
-    """What the assistant wrote in its last turn."""
+    """Return the text of the assistant's last turn."""
     return completion[-1]["content"]
 
 
@@ -116,7 +117,7 @@ def _xml_share(written: str) -> float:
     return max(share, 0.0)
 
 
-#: Every built-in reward by the name that a configuration uses.
+#: The built-in rewards by their names in a configuration.
 REWARDS: Mapping[str, Reward] = {
     "correctness": correctness,
     "integer": integer,
@@ -127,7 +128,10 @@ REWARDS: Mapping[str, Reward] = {
 
 
 def built_in(name: str, others: Collection[str] = ()) -> Reward:
-    """The built-in reward of that name; RewardError, with the nearest of these and of `others`, where there is none."""
+    """Return the built-in reward of that name.
+
+    Raises RewardError with the nearest name, of these and of `others`, if there is none.
+    """
     if name in REWARDS:
         return REWARDS[name]
     known = [*REWARDS, *others]
@@ -139,10 +143,10 @@ def built_in(name: str, others: Collection[str] = ()) -> Reward:
 
 
 def checked_values(values: object, count: int) -> list[float | None]:
-    """`values` as a list of `count` floats or Nones; RewardError says what is wrong with it.
+    """Return `values` as a list of `count` floats or Nones; raise RewardError with the reason if they are not valid.
 
-    Arrays and numbers of NumPy, MLX or PyTorch are taken for what they hold. One bad value spoils the
-    whole list: a group in which only some completions have the reward would be judged unfairly.
+    Arrays and numbers of NumPy, MLX or PyTorch are converted. One bad value makes the whole list invalid: it would be
+    unfair if only some completions of a group had the reward.
     """
     values = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(values, list | tuple):

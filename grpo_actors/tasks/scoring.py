@@ -1,8 +1,8 @@
-"""Scoring the completions of a problem with every reward of a run.
+"""Score the completions of a problem with every reward of a run.
 
-Knows which rewards run here and which in a process that can be killed; knows nothing of weights beyond which
-names have one: values leave here unweighted, as facts. A reward that fails is reported and has no value
-for that group; it never ends the process that scores.
+This module decides which rewards run here and which in a process that can be killed. It does not apply weights: it
+uses only their names and returns unweighted values. A reward that fails is reported and has no value for that group;
+it never ends the process that scores.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,16 +22,16 @@ from grpo_actors.tasks.task import Problem
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What every reward said about the completions of one problem."""
+    """The values of every reward for the completions of one problem."""
 
-    #: Reward name -> one value for each completion; None: not applicable, or the reward failed.
+    #: Reward name -> one value for each completion; None if it does not apply or the reward failed.
     rewards: dict[str, list[float | None]]
-    #: One text for each reward that failed; its first line says where, what and why.
+    #: One text for each reward that failed; its first line gives the reward, the problem and the reason.
     failures: list[str]
 
 
 def reward_means(completions: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
-    """Return the unweighted mean of each reward over the completions that it judged; one that judged none is left out."""
+    """Return the unweighted mean of each reward over the completions with a value; a reward without any is left out."""
     values: dict[str, list[float]] = {}
     for rewards in completions:
         for name, value in rewards.items():
@@ -41,7 +41,7 @@ def reward_means(completions: Iterable[Mapping[str, float | None]]) -> dict[str,
 
 
 def open_scorer(weights: Mapping[str, float], settings: RewardConfig) -> "Scorer":
-    """The scorer of a run. Raises RewardError as `Scorer` does."""
+    """Open the scorer of a run. Raises RewardError as `Scorer` does."""
     limits = CodeLimits(settings.code_timeout_s, int(settings.code_memory_gb * 2**30))
     return Scorer(
         weights, timeout_s=settings.reward_timeout_s, code=limits if settings.allow_code_execution else None
@@ -49,13 +49,12 @@ def open_scorer(weights: Mapping[str, float], settings: RewardConfig) -> "Scorer
 
 
 class Scorer(UsesOwnFunctions):
-    """The rewards named in `weights`, ready to score. Not safe to share among threads.
+    """The rewards named in `weights`, ready to score. Threads must not share a scorer. Close it after use.
 
     Built-in rewards run here; `code_tests`, which needs the limits `code`, starts a process for each program.
     Own rewards (``file.py:function``, ``module:function``; a relative file is looked up from the current folder)
-    and those of libraries run in one child process and have `timeout_s` for each group.
-    Raises RewardError where a name is unknown, a function cannot be loaded, or its library is missing. Close it
-    after use.
+    and library rewards run in one child process and have `timeout_s` for each group.
+    Raises RewardError if a name is unknown, a function cannot be loaded, or its library is missing.
     """
 
     def __init__(
@@ -70,10 +69,10 @@ class Scorer(UsesOwnFunctions):
         self._own = OwnFunctions(list(specs.values()), "reward", timeout_s=timeout_s) if specs else None
 
     def score(self, problem: Problem, completions: Sequence[str | Chat]) -> Scores:
-        """Every reward's values for completions of one problem, in the order of `completions`.
+        """Return the values of every reward for completions of one problem, in the order of `completions`.
 
-        A completion is a chat that ends with the assistant's last turn; a text is that turn alone.
-        Each column of the problem reaches a reward as a list that repeats it for each completion.
+        A completion is a chat that ends with the assistant's last turn, or the text of that turn alone.
+        A reward gets each column of the problem as a list that repeats it for each completion.
         """
         arguments = _arguments(problem, completions)
         rewards: dict[str, list[float | None]] = {}
@@ -99,7 +98,7 @@ def _is_own(name: str) -> bool:
 
 
 def _spec(name: str) -> str:
-    """Where a reward's function is, for the child process."""
+    """Return the location of a reward's function for the child process."""
     if name not in LIBRARY_REWARDS:
         return name
     if not is_installed(name):
@@ -121,7 +120,7 @@ def _runs_here(name: str, code: CodeLimits | None) -> Reward:
 def _arguments(problem: Problem, completions: Sequence[str | Chat]) -> dict[str, Any]:
     count = len(completions)
     columns = {name: [value] * count for name, value in problem.columns.items()}
-    # Last, so that a column called "answer" or "prompts" cannot take the place of the real one.
+    # These come last, so that a column named "answer" or "prompts" cannot replace the real one.
     return columns | {
         "prompts": [list(problem.messages)] * count,
         "completions": [

@@ -1,6 +1,6 @@
-"""What a task is: problems to pose, and the rewards that judge an answer to them.
+"""The interface of a task: problems to pose, and the rewards that judge their answers.
 
-A task owns its prompt and its rewards together. It knows no model, no tokenizer, no socket.
+A task defines its prompts together with its rewards. It does not depend on a model, a tokenizer or a socket.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,41 +17,41 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 class Problem:
     """One problem, posed as a chat."""
 
-    #: Unique in its task and the same in every run: shuffling, resume and the ledger go by it.
+    #: Unique in its task and the same in every run: shuffling, resume and recorded groups refer to it.
     id: str
-    #: The conversation so far; ends with the user's turn.
+    #: The chat so far; it ends with the user's turn.
     messages: tuple[Message, ...]
-    #: The true answer, as text: what rewards receive as ``answer``.
+    #: The true answer as text, which rewards receive as ``answer``.
     answer: str
-    #: Further columns of the data set, handed to rewards as keyword arguments.
+    #: Further columns of the data set, passed to rewards as keyword arguments.
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task:
-    """A source of problems, and how an answer to one is judged. The two splits never share a problem.
+    """A source of problems that can judge their answers. The two splits never share a problem.
 
-    Each task is a subclass with a row in `config.data.TASKS`. The parameters of its constructor are named like the
-    settings of section [data] that it reads, and ``seed``: they are passed by name. It ends with ``super().__init__``.
-    Answers are read as the rewards read them, from ``<answer>…</answer>``, unless a subclass does it in another way.
+    Each task is a subclass with a row in `config.data.TASKS`. The parameters of its constructor are passed by name:
+    they are ``seed`` and the settings of section [data] that the task reads. The constructor ends with
+    ``super().__init__``. Answers are read from ``<answer>…</answer>``, as the rewards do, unless a subclass overrides it.
     """
 
-    #: Reward name -> weight, used where the configuration names no rewards.
+    #: Reward name -> weight, used if the configuration names no rewards.
     default_rewards: Mapping[str, float]
 
     def __init__(self, train: Sequence[Problem], held_out: Sequence[Problem]) -> None:
         self.splits: dict[Split, Sequence[Problem]] = {"train": train, "eval": held_out}
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        """All problems of a split, in the data's own order; cheap to index, `len` known."""
+        """Return all problems of a split in the order of the data; indexing and `len` are cheap."""
         return self.splits[split]
 
     def is_correct(self, completion: str, problem: Problem) -> bool:
-        """Whether the completion answers its problem right, as a number or as text: what the evaluator counts."""
+        """Return whether the completion's answer is right, as a number or as text. The evaluator counts this."""
         return same_answer(extract_answer(completion), problem.answer)
 
     def answer_of(self, completion: str) -> str:
-        """The answer that a completion gives, in the one form that all equal answers have; empty: none.
+        """Return the answer of a completion in the form that all equal answers share; empty if there is none.
 
-        What a majority vote counts.
+        A majority vote counts these.
         """
         return canonical_answer(extract_answer(completion))

@@ -1,7 +1,7 @@
-"""A limit on the time that one completion may take of a group's, in the process that runs the rewards of libraries.
+"""Limit the time for one completion of a group, in the process that runs library rewards.
 
-Knows that this process has a timer already (`own_reward_child`), which must go on. What holds the interpreter's
-lock, such as 9**9**9, is not ended by it but with the whole process, by `own_reward`.
+That process already has a timer for the whole group (`own.child`), which must continue afterwards. Code that holds the
+interpreter's lock, such as 9**9**9, is not ended by this limit: `own.functions` kills the whole process.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from types import FrameType
 
 
 class _OutOfTime(BaseException):
-    """No Exception: libraries catch those and go on."""
+    """The limit was reached. Not an Exception, because libraries catch those and continue."""
 
 
 def _expire(number: int, frame: FrameType | None) -> None:
@@ -22,7 +22,7 @@ def _expire(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Leave the block with TimeoutError after `seconds`. In the main thread only."""
+    """Leave the block with TimeoutError after `seconds`. Works in the main thread only."""
     started_s = time.monotonic()
     handler = signal.signal(signal.SIGALRM, _expire)
     remaining_s, _ = signal.setitimer(signal.ITIMER_REAL, seconds)

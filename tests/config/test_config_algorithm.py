@@ -25,7 +25,7 @@ def test_a_preset_sets_exactly_its_settings_and_says_so(algorithm):
 
 @pytest.mark.parametrize("algorithm", PRESETS)
 def test_a_preset_names_every_number_that_its_loss_reads(algorithm):
-    # Else a file's clip_eps_high = 0.28, meant for its own loss, would be part of "the paper's" one.
+    # Otherwise clip_eps_high = 0.28 in a file, meant for another loss, would become part of "the paper's" loss.
     preset = PRESETS[algorithm]
     assert LOSSES[preset["loss"]].reads <= preset.keys()
 
@@ -52,7 +52,7 @@ def test_a_later_source_decides_first_by_hand_then_by_its_preset(tmp_path, monke
     assert value(load_config("mine.toml"), "dynamic_sampling") is True
     assert value(load_config("mine.toml", ["clip_eps_high=0.4"]), "clip_eps_high") == 0.4
     other = load_config("mine.toml", ["algorithm=gspo"])
-    # gspo's own clip, and nothing of dapo: but what the file says beyond an algorithm stays.
+    # The clip of gspo and nothing of dapo; the other settings of the file stay.
     assert value(other, "clip_eps_high") == 4e-4
     assert value(other, "dynamic_sampling") is False
     assert value(other, "overlong_tokens") == 8
@@ -65,7 +65,7 @@ def test_a_contradiction_of_a_preset_is_blamed_on_what_was_set_by_hand():
         load_config(None, ["algorithm=intellect2", "clip_eps_high=3.5"])
 
 
-def test_a_quantised_rollout_recomputes_the_ratio_and_corrects_it_unless_told_otherwise():
+def test_a_quantised_rollout_recomputes_the_ratio_and_corrects_it_by_default():
     loaded = load_config(None, ["quantize_for_rollouts=true"])
     assert (value(loaded, "ratio"), value(loaded, "correction")) == ("recomputed", "token_truncate")
     assert loaded.origins["objective.ratio"] == "quantize_for_rollouts"

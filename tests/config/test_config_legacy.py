@@ -43,7 +43,7 @@ def load(tmp_path):
         path = tmp_path / "flat.toml"
         path.write_text(text)
         loaded = load_config(path, overrides)
-        # The first note only says that the file is a flat one.
+        # The first note only says that the file is flat.
         notes = [note.removeprefix(f"{path}: ") for note in loaded.notes if "flat keys" not in note]
         return loaded.config, notes
 
@@ -71,7 +71,7 @@ def test_flat_keys_and_sections_may_share_a_file(load):
     assert (config.run.seed, config.rollout.top_k, config.objective.clip_eps) == (3, 5, 0.1)
 
 
-def test_that_a_file_is_flat_is_noted(tmp_path):
+def test_a_note_says_that_a_file_is_flat(tmp_path):
     path = tmp_path / "flat.toml"
     path.write_text("seed = 3")
     (note,) = load_config(path).notes
@@ -131,7 +131,7 @@ def test_eval_subset_size_wins_over_its_older_name(load):
             25,
             "eval_steps = 50 (micro-steps, 2 in an update) is read as eval_every_updates = 25",
         ),
-        # 3 // 4 = 0 would be off: the most frequent that there is, instead
+        # 3 // 4 = 0 would mean off: evaluate after every update instead
         (
             "eval_steps = 3",
             [],

@@ -235,7 +235,7 @@ def test_a_missing_stored_configuration_is_refused(tmp_path):
 
 @pytest.fixture
 def save(write):
-    """A configuration as a run folder keeps it."""
+    """Save a configuration as a run folder keeps it."""
     return lambda *overrides: write(
         load_config(None, overrides).config.model_dump_json(indent=2), "config.json"
     )
@@ -253,7 +253,7 @@ def test_an_algorithm_that_is_set_beats_a_saved_configuration(save):
 
 
 def test_of_saved_settings_none_was_written_by_hand(save):
-    # Most settings have no effect under some other one; only what a user wrote is remarked on.
+    # Most settings have no effect under some other setting; only settings written by the user get a note.
     assert load_config(save()).notes == []
     (note,) = load_config(save(), ["lora_rank=4"]).notes
     assert note.startswith("model.lora_rank has no effect")

@@ -138,7 +138,7 @@ def test_contradictions_are_refused_with_their_reason(overrides, expected):
 
 
 def test_a_contradiction_names_the_source_that_made_it(tmp_path, monkeypatch):
-    # batch_groups itself comes from the file; the shrunken update from --set. The file's key is to blame.
+    # batch_groups comes from the file, the smaller update from --set. The key at fault is that of the file.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text("batch_groups = 4")
     with pytest.raises(ConfigError, match=r"^mine\.toml: rollout\.batch_groups must divide the 3 groups"):
@@ -146,7 +146,7 @@ def test_a_contradiction_names_the_source_that_made_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "*", "::", "192.168.1.5", "my-mac.local"])  # noqa: S104
-def test_tcp_beyond_this_host_needs_insecure_and_the_error_says_the_way_out(host):
+def test_tcp_beyond_this_host_needs_insecure_and_the_error_gives_the_cure(host):
     overrides = ["scheme=tcp", f"host={host}"]
     with pytest.raises(
         ConfigError, match=r"transport\.host must be 127\.0\.0\.1: .*ssh -L.*transport\.insecure = true"

@@ -15,7 +15,7 @@ def test_the_promised_files_are_there():
         "smoke_test.toml",
         "prod.toml",
         "smollm2.toml",
-        # The names that MLX-GRPO's users know, beside prod and smoke_test.
+        # The names from MLX-GRPO, in addition to prod and smoke_test.
         "medium.toml",
         "ultra_light.toml",
         "nanochat_test.toml",
@@ -56,6 +56,6 @@ def test_the_quickstart_is_the_run_that_was_tuned():
         1.0,
     )
     assert (config.objective.clip_eps, config.objective.clip_eps_high) == (0.2, 0.28)
-    # Five updates of warm-up, whether the learner rounds or cuts: 110 × 0.0455 = 5.005
+    # Five updates of warm-up, whether the learner rounds or truncates: 110 × 0.0455 = 5.005
     assert int(config.learner.max_updates * config.learner.warmup_ratio) == 5
     assert round(config.learner.max_updates * config.learner.warmup_ratio) == 5

@@ -6,7 +6,7 @@ from grpo_actors.config.show import as_json, as_text
 
 
 def test_the_dry_runs_text_loads_back_to_the_same_configuration(tmp_path):
-    # Text that is hard to spell: quotes, a backslash, a line break, a control character, umlauts.
+    # Text that is hard to escape: quotes, a backslash, a line break, a control character, umlauts.
     hard = 'say "ö"\\\n\x7f\t{}'
     loaded = load_config(
         None, ["stop=['a', '</b>']", "functions={'my.py:f' = 1, correct = 0.5}", "learning_rate=1e-9"]

@@ -29,7 +29,7 @@ def test_help_answers_in_under_300_ms():
         assert launch("--help").returncode == 0
         return time.perf_counter() - start
 
-    # The best of five: the others measure how busy the machine is.
+    # The best of five: the others also measure the load of the machine.
     assert min(seconds() for _ in range(5)) < 0.3
 
 

@@ -1,3 +1,3 @@
-"""Loads the package before any test module imports mlx.core, as the fast BLAS must come first."""
+"""Load the package before any test module imports mlx.core: the fast BLAS must come first."""
 
 import grpo_actors.objective  # noqa: F401

@@ -1,8 +1,8 @@
-"""The objective again, in plain Python floats over ragged lists, written apart from the package and its order.
+"""A second implementation of the objective, in plain Python floats over ragged lists, independent of the package.
 
-No padding, no masks, no micro-batches: a completion that does not train is skipped. Where a formula has a
-stop-gradient, the function takes the value to be frozen as an argument of its own, so that finite
-differences see what automatic differentiation sees.
+It has no padding, no masks and no micro-batches: a completion that does not train is skipped. Where a formula has a
+stop-gradient, the function takes the frozen value as a separate argument, so that finite differences match
+automatic differentiation.
 """
 
 import math
@@ -10,7 +10,7 @@ import statistics
 
 
 def rewards_of(group, weights):
-    """Weighted sums; None for a completion none of whose (weighted) functions gave a number."""
+    """Weighted sums; None for a completion to which no function of weight other than 0 gave a number."""
     totals = []
     for row in group:
         given = [w * r for r, w in zip(row, weights, strict=True) if r is not None and w != 0]
@@ -73,7 +73,7 @@ def ratio(log_ratio):
 
 
 def loss_of_token(name, A, r, numbers, *, logprob, frozen_ratio):
-    """By cases of the sign of A, where the papers write min and max."""
+    """The loss by cases of the sign of A, where the papers write min and max."""
     low, high = 1 - numbers["clip_eps"], 1 + numbers["clip_eps_high"]
     if name in {"clip", "gspo", "gspo_token"}:
         return -A * min(r, high) if A >= 0 else -A * max(r, low)
@@ -89,7 +89,7 @@ def loss_of_token(name, A, r, numbers, *, logprob, frozen_ratio):
 
 
 def ratios_of_completion(name, logprobs, frozen, anchor):
-    """r of each token; for gspo_token the sequence's ratio is frozen and the token's own moves."""
+    """r of each token; for gspo_token the sequence's ratio is frozen and the token's own varies."""
     if name == "gspo":
         mean = sum(a - b for a, b in zip(logprobs, anchor, strict=True)) / len(logprobs)
         return [ratio(mean)] * len(logprobs)

@@ -56,7 +56,7 @@ def test_batch_divides_by_the_deviation_of_all_rewards_and_not_of_the_centred_on
     )
 
 
-def test_gdpo_tells_apart_what_a_sum_of_rewards_makes_equal():
+def test_gdpo_separates_completions_that_a_sum_of_rewards_makes_equal():
     # Being right (one of four) is rarer than being formatted (two of four); both are worth 1. Normalised:
     # (1.5 −.5 −.5 −.5) and (−.866 .866 .866 −.866), sums .634 .366 .366 −1.366, of sample deviation .9194.
     group = [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]]
@@ -69,7 +69,7 @@ def test_gdpo_tells_apart_what_a_sum_of_rewards_makes_equal():
 @pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3, -7.0, 1e-30, 1e29])
 def test_equal_rewards_give_exactly_zero(name, reward):
     # Sums of 0.1 are off by a rounding: 0.1 + 0.1 + 0.1 ≠ 0.3, which 1e-4 in a denominator would not hide in `none`.
-    # The neighbour's deviations are unlike, so that the mean over the update is off by a rounding too.
+    # The other group's deviations differ, so that the mean over the update is off by a rounding too.
     assert values_of(name, [column(*[reward] * 3), column(0.1, 0.7, 0.2, 0.9, 0.3)])[0] == [0.0, 0.0, 0.0]
 
 

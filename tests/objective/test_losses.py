@@ -123,7 +123,7 @@ def test_gspo_token_has_the_loss_and_the_gradient_of_gspo(aggregation):
 
 
 def reinforce_loss(log_ratio, advantages, *, logprobs, clip_eps_high):
-    """−A log π, scaled so that it is seen to read a number."""
+    """−A log π, scaled by a number to show that the number is read."""
     return -clip_eps_high * advantages[:, None] * logprobs
 
 

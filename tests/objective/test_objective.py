@@ -98,7 +98,7 @@ def test_a_log_ratio_beyond_20_is_clamped_so_that_nothing_overflows():
 
 
 @pytest.mark.parametrize("junk", [np.inf, -np.inf, np.nan])
-def test_what_stands_in_padding_reaches_neither_loss_nor_gradient(junk):
+def test_the_content_of_padding_reaches_neither_loss_nor_gradient(junk):
     update = RandomUpdate(6)
     objective = ObjectiveConfig(
         ratio="recomputed", correction="token_truncate", kl_coeff=0.1, entropy_coeff=0.1
@@ -222,7 +222,7 @@ def test_the_second_bound_counts_the_tokens_whose_gradient_it_removed(loss, boun
 
 
 def names(setting):
-    """What section [objective] allows."""
+    """The names that section [objective] allows."""
     return set(get_args(ObjectiveConfig.model_fields[setting].annotation))
 
 

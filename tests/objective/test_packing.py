@@ -39,7 +39,7 @@ lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=2
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(lengths=lengths, rows=st.integers(1, 9), groups=st.integers(1, 5))
 def test_every_token_that_trains_is_packed_once_where_it_is_predicted(lengths, rows, groups):
-    # Every so-many-th completion has the same prompt.
+    # Every `groups`-th completion has the same prompt.
     completions = [
         Completion([7 + i % groups] * lengths[i % groups][0], range(100 * i, 100 * i + c), [-0.5] * c, 1.0)
         for i, (_, c) in enumerate(lengths)
@@ -76,18 +76,18 @@ def test_completions_are_dealt_by_length_longest_first_and_the_same_each_time():
     update = packed(completions, rows=3, row_multiple=3)
     assert [m.index.tolist() for m in update.micro_batches] == [[5, 1, 3], [2, 4, 0]]
     assert [m.inputs.shape for m in update.micro_batches] == [(3, 64), (3, 16)]
-    # A prompt of 32 places in each, and 3 · 64 + 3 · 16, hold 2 · 2 prompt tokens and 197 of completions.
+    # Positions: a prompt of 32 in each, and 3 · 64 + 3 · 16. Tokens: 2 · 2 of prompts and 197 of completions.
     assert update.padding_share == pytest.approx(1 - (2 * 2 + 197) / (2 * 32 + 240))
     assert update.tokens == 6 * 3 + 197
 
 
 def group(first, prompt, *lengths):
-    """Completions of one prompt that no other group has."""
+    """Completions of a prompt that no other group has."""
     return [Completion([first] * prompt, [1] * n, [-0.5] * n, 1.0) for n in lengths]
 
 
 def test_a_group_stays_together_where_its_prompt_is_long():
-    # Together: 2 · (64 + 2 · 64) = 384 places. By length: both prompts twice, 2 · 2 · 64 + 2 · 64 + 2 · 16 = 416.
+    # Together: 2 · (64 + 2 · 64) = 384 positions. By length: both prompts twice, 2 · 2 · 64 + 2 · 64 + 2 · 16 = 416.
     completions = group(1, 65, 64, 16) + group(2, 65, 63, 15)
     update = packed(completions, rows=2)
     assert [m.index.tolist() for m in update.micro_batches] == [[0, 1], [2, 3]]
@@ -95,7 +95,7 @@ def test_a_group_stays_together_where_its_prompt_is_long():
 
 
 def test_completions_of_one_length_stay_together_where_that_saves_more():
-    # Together: 2 · (32 + 2 · 64) = 320 places. By length: 2 · 2 · 32 + 2 · 64 + 2 · 16 = 288.
+    # Together: 2 · (32 + 2 · 64) = 320 positions. By length: 2 · 2 · 32 + 2 · 64 + 2 · 16 = 288.
     completions = group(1, 33, 64, 16) + group(2, 33, 63, 15)
     update = packed(completions, rows=2)
     assert [m.index.tolist() for m in update.micro_batches] == [[0, 2], [1, 3]]
@@ -106,7 +106,7 @@ def test_without_shared_prompts_each_completion_is_counted_with_its_own():
     completions = group(1, 65, 64, 16) + group(2, 65, 63, 15)
     update = packed(completions, rows=2, shared_prompts=False)
     assert [m.index.tolist() for m in update.micro_batches] == [[0, 2], [1, 3]]
-    # 2 · (64 + 64) + 2 · (64 + 16) places hold 4 · 64 prompt tokens and 158 of completions.
+    # 2 · (64 + 64) + 2 · (64 + 16) positions hold 4 · 64 tokens of prompts and 158 of completions.
     assert update.padding_share == pytest.approx(1 - (256 + 158) / 416)
 
 
@@ -151,11 +151,11 @@ def test_a_completion_that_does_not_fit_together_is_named():
         packed([Completion([], [2], [-1.0], 1.0)])
 
 
-# --- tokens that an environment inserted ----------------------------------------------------------
+# --- tokens of an environment ---------------------------------------------------------------------
 
 
-def test_inserted_tokens_are_inputs_and_count_in_no_length_and_no_denominator():
-    # 4 5 | 6 7 | 8 of which 6 7 were inserted, beside a completion of three: 3 tokens each.
+def test_environment_tokens_are_inputs_and_count_in_no_length_and_no_denominator():
+    # 4 5 | 6 7 | 8, where 6 7 come from an environment, and a completion of three: each has 3 sampled tokens.
     turns = Completion([1, 2], [4, 5, 6, 7, 8], [-0.5] * 5, 1.0, sampled=[True, True, False, False, True])
     plain = Completion([1, 2], [9, 9, 9], [-0.5] * 3, 1.0)
     for aggregation, weight in (("grpo", 1 / (3 * 2)), ("dapo", 1 / 6), ("dr_grpo", 1 / (2 * 32))):
@@ -174,7 +174,7 @@ def test_inserted_tokens_are_inputs_and_count_in_no_length_and_no_denominator():
 
 def test_a_completion_all_sampled_is_packed_to_the_same_bits_with_and_without_a_mask():
     some = [completion(length=n) for n in (4, 7, 2)]
-    told = [
+    masked = [
         Completion(
             c.prompt_ids,
             c.completion_ids,
@@ -184,7 +184,7 @@ def test_a_completion_all_sampled_is_packed_to_the_same_bits_with_and_without_a_
         )
         for c in some
     ]
-    (a,), (b,) = packed(some).micro_batches, packed(told).micro_batches
+    (a,), (b,) = packed(some).micro_batches, packed(masked).micro_batches
     for name in ("inputs", "targets", "mask", "behaviour_logprobs", "token_weights", "advantages", "index"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 

@@ -1,6 +1,6 @@
-"""The gradient of one update through a model, by however the update is cut, padded, ordered and compiled.
+"""The gradient of one update does not depend on how the update is cut, padded, ordered and compiled.
 
-The model is a table of logits by the last token (a bigram), large enough to reach every part of the packing.
+The model is a table of logits by the last token (a bigram), large enough to use every part of the packing.
 """
 
 import mlx.core as mx
@@ -25,7 +25,7 @@ def bigram_logprobs(table, batch):
 
 
 def gradient(update, objective, table, *, compiled=False, **packing):
-    """Σ over micro-batches of the gradient by the table, as the learner adds it up."""
+    """The gradient with respect to the table, summed over micro-batches as the learner does."""
 
     def part(table, batch, extra):
         logprobs, entropies = bigram_logprobs(table, batch)
@@ -104,7 +104,7 @@ def test_compiled_and_cut_at_once_is_still_the_same_gradient(update, table, obje
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.loss}-{o.aggregation}-{o.correction}")
 def test_every_objective_can_be_traced_by_the_compiler(update, objective):
-    # Without evaluation no kernel is built; what MLX cannot compile, it refuses here.
+    # Without evaluation no kernel is built; MLX already raises here for what it cannot compile.
     m = update.packed(objective).micro_batches[0]
     batch = m.arrays()
     extra = {k: v for k, v in inputs_of(update, m, objective).items() if v is not None}

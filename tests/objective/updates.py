@@ -1,4 +1,4 @@
-"""Random updates as ragged lists, and the way between those and packed micro-batches."""
+"""Random updates as ragged lists, and conversions between those and packed micro-batches."""
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +10,7 @@ from grpo_actors.objective.statistics import add_statistics
 
 
 class RandomUpdate:
-    """Groups of unlike size, completions of unlike length (one of them empty), some invalid, some truncated."""
+    """Groups of different sizes, completions of different lengths (one is empty), some invalid, some truncated."""
 
     def __init__(self, seed, *, groups=3, equal_lengths=None, max_new_tokens=12, vocabulary=11):
         rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ class RandomUpdate:
 
 
 def inputs_of(update, micro_batch, objective):
-    """Every further array that an objective may read, padded with what must not matter."""
+    """Every further array that an objective may read, padded with values that must not matter."""
     spread = {name: padded(micro_batch, getattr(update, name)) for name in ("old", "reference", "entropies")}
     mask = padded(micro_batch, update.uncertain).astype(bool)
     return {
@@ -90,7 +90,7 @@ def padded(micro_batch, ragged, fill=-7.5):
 
 
 def loss_and_gradient(update, objective, **packing):
-    """Loss, ragged gradient by log-probs, and statistics of a whole update through the package."""
+    """Loss, ragged gradient with respect to log-probs, and statistics of a whole update, by the package."""
     loss, total, gradient = 0.0, None, [[0.0] * len(row) for row in update.logprobs]
     for m in update.packed(objective, **packing).micro_batches:
         batch, extra = m.arrays(), inputs_of(update, m, objective)

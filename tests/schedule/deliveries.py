@@ -1,4 +1,4 @@
-"""A group on its way into the lease table, as the dispatcher brings it in."""
+"""Deliver a group to the lease table as the dispatcher does."""
 
 from typing import TypeVar
 

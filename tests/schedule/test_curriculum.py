@@ -1,4 +1,4 @@
-"""The curriculum: which problems are posed how often, and that the search for one ends."""
+"""The curriculum: how often each problem is posed, and that the search for one ends."""
 
 from math import ceil
 

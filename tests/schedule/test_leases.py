@@ -1,4 +1,4 @@
-"""Leases, rule by rule; `test_leases_property` lets hypothesis look for what these do not show."""
+"""The lease table, rule by rule; `test_leases_property` lets hypothesis search for further cases."""
 
 import pytest
 from deliveries import deliver
@@ -18,7 +18,7 @@ def leases(granted: list[Granted]) -> list[int]:
 
 
 def grant_all(table: LeaseTable[str], worker: str = "w", now_s: float = 0.0) -> list[Granted]:
-    """All that may go out, as one worker with room for everything takes it."""
+    """Grant all leases that may go out to one worker of unlimited capacity."""
     granted: list[Granted] = []
     while run := table.grant(worker, 10_000, now_s):
         granted += run
@@ -47,7 +47,7 @@ def test_leases_go_out_in_aligned_runs():
 def test_a_worker_holds_no_more_than_it_asked_for():
     table = make_table(groups=4, batch=2)
     assert leases(table.grant("w", 3, 0.0)) == [0, 1]
-    assert table.grant("w", 3, 0.0) == []  # a run of two beside the two that it holds
+    assert table.grant("w", 3, 0.0) == []  # a run of two would make four
     assert leases(table.grant("other", 2, 0.0)) == [2, 3]
 
 
@@ -132,7 +132,7 @@ def test_a_result_of_an_older_attempt_is_refused():
     assert (verdict.accepted, verdict.reason) == (False, "attempt 1 of lease 0 was given up; 2 is the last")
 
 
-def test_a_result_that_comes_after_all_is_taken_while_nobody_else_has_the_lease():
+def test_a_late_result_is_taken_while_no_other_worker_has_the_lease():
     table = make_table()
     table.grant("silent", 2, 0.0)
     table.release("silent")
@@ -163,7 +163,7 @@ def test_leases_expire_at_their_deadline():
     assert table.held_by("slow") == 0
 
 
-def test_a_lease_that_lost_two_workers_travels_alone_and_is_set_aside_after_the_third():
+def test_a_lease_that_lost_two_workers_is_granted_alone_and_set_aside_after_the_third():
     table = make_table(groups=2, batch=2)
     for _ in range(2):
         assert leases(table.grant("w", 2, 0.0)) == [0, 1]
@@ -171,12 +171,12 @@ def test_a_lease_that_lost_two_workers_travels_alone_and_is_set_aside_after_the_
     assert leases(table.grant("w", 2, 0.0)) == [0]
     assert table.release("w") == [0]
     assert leases(table.grant("w", 2, 0.0)) == [1]
-    # The update takes the next lease instead: 0 is gone, 1 and 2 make it whole.
+    # The update takes the next lease instead: 0 is gone, 1 and 2 complete it.
     accept(table, [Granted(1, 3, 0), *table.grant("w", 3, 0.0)])
     assert train(table) == [1, 2]
 
 
-def test_leaving_politely_is_not_held_against_a_lease():
+def test_a_worker_that_leaves_properly_costs_its_leases_nothing():
     table = make_table()
     for _ in range(10):
         assert leases(table.grant("w", 2, 0.0)) == [0, 1]
@@ -193,7 +193,7 @@ def test_a_grant_that_was_lost_on_its_way_goes_out_again_after_a_grace():
     assert table.grant("w", 2, 0.0) == [Granted(0, 2, 0)]
 
 
-def test_a_list_of_what_one_worker_holds_says_nothing_about_another():
+def test_one_workers_list_of_held_leases_does_not_affect_another_worker():
     table = make_table()
     table.grant("a", 2, 0.0)
     table.grant("b", 2, 0.0)
@@ -202,8 +202,8 @@ def test_a_list_of_what_one_worker_holds_says_nothing_about_another():
 
 
 def test_a_batch_does_not_straddle_two_updates():
-    # 1 is left out, so update 1 is 0, 2, 3, 4 and update 2 begins with 5: 4 and 5, a run otherwise,
-    # train at different times, and after a resume only one of them would be sampled.
+    # 1 is left out, so update 1 is 0, 2, 3, 4 and update 2 begins with 5. 4 and 5 would otherwise be one run, but
+    # they train at different times, and after a resume only one of them would be sampled.
     table = make_table(groups=4, batch=2, staleness=1, leaves_out=lambda position: position == 1)
     runs = []
     while run := table.grant("w", 100, 0.0):
@@ -211,7 +211,7 @@ def test_a_batch_does_not_straddle_two_updates():
     assert runs == [[0], [2, 3], [4], [5], [6, 7], [8]]
 
 
-def test_the_cursor_says_where_a_resumed_run_goes_on():
+def test_a_resumed_run_continues_from_the_cursor():
     table = make_table(groups=2, batch=1, leaves_out=lambda position: position == 1)
     for _ in range(3):  # 3 kills its workers; 0, 2 and 4 are done
         accept(table, [grant for grant in grant_all(table) if grant.lease != 3])

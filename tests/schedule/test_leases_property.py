@@ -1,4 +1,4 @@
-"""Leases under random events: nothing trains twice, nothing is lost, nothing is too old."""
+"""The lease table under random events: no group trains twice, is lost or is too old."""
 
 import random
 
@@ -18,7 +18,7 @@ workers = st.sampled_from(WORKERS)
 
 
 class Run(RuleBasedStateMachine):
-    """A run whose workers come, work, err and die, and whose learner is stopped and resumed."""
+    """A run whose workers join, work, fail and die, and whose learner is stopped and resumed."""
 
     @initialize(
         batch=st.integers(1, 3),
@@ -32,7 +32,7 @@ class Run(RuleBasedStateMachine):
     )
     def begin(self, batch: int, runs: int, staleness: int, limit: int, spare: int, **rates: int) -> None:
         self.batch, self.groups, self.staleness, self.limit = batch, batch * runs, staleness, limit
-        #: Every `long`-th problem has too long a prompt; one group in `flaws` has a flaw.
+        #: Every `long`-th problem has a prompt that is too long; one group in `flaws` has a flaw.
         self.long, self.flaws, self.skipping = rates["long"], rates["flaws"], rates["skipping"]
         self.ahead = self.groups + (spare if limit else 0)
         #: Whether leases are opened only as far as they are certain to train in time.
@@ -60,7 +60,7 @@ class Run(RuleBasedStateMachine):
             self.limit,
             self.ahead,
         )
-        #: Who holds which grant; what was ever granted; how often a lease lost its worker.
+        #: The grants that each worker holds; all grants so far; how often each lease lost its worker.
         self.held: dict[str, dict[int, Granted]] = {name: {} for name in WORKERS}
         self.granted: list[Granted] = []
         self.accepted: set[int] = set()
@@ -77,8 +77,8 @@ class Run(RuleBasedStateMachine):
         return FilterResult(0.0, "no_signal") if (position + version) % self.flaws == 0 else NOT_FILTERED
 
     def accept(self, grant: Granted, version: int) -> bool:
-        told = self.filter_result(grant.lease, version)
-        return deliver(self.table, grant, version, (grant.lease, version), told).new
+        result = self.filter_result(grant.lease, version)
+        return deliver(self.table, grant, version, (grant.lease, version), result).new
 
     # --- workers ---
 
@@ -103,8 +103,8 @@ class Run(RuleBasedStateMachine):
         grant = data.draw(st.sampled_from(list(self.held[worker].values())))
         version = data.draw(st.integers(grant.min_version, self.table.version + 1))
         del self.held[worker][grant.lease]
-        # A worker that waits until it has min_version is never refused for staleness, however late;
-        # but for groups that were opened for refills and came too early.
+        # A worker that waits until it has min_version is never refused for staleness, however late it is.
+        # The exception: groups that were opened for refills and came too early.
         version = min(version, self.table.version)
         if version < grant.min_version:
             self.table.hand_back(worker)
@@ -122,7 +122,7 @@ class Run(RuleBasedStateMachine):
         last = max(g.attempt for g in self.granted if g.lease == grant.lease)
         open_now = grant.lease not in self.accepted | self.set_aside and grant.attempt == last
         if open_now:
-            return  # `finish` and `finish_too_old` do that
+            return  # `finish` and `finish_too_old` cover this case
         verdict = deliver(self.table, grant, version, (grant.lease, -1))
         assert not verdict.new
 
@@ -131,8 +131,8 @@ class Run(RuleBasedStateMachine):
     def finish_too_old(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from([name for name in WORKERS if self.held[name]]))
         grant = data.draw(st.sampled_from(list(self.held[worker].values())))
-        place = next(place for place, position, *_ in self.table._places() if position == grant.lease)
-        needed = self.table.version + min(place // self.groups, self.staleness) - self.staleness
+        slot = next(slot for slot, position, *_ in self.table._slots() if position == grant.lease)
+        needed = self.table.version + min(slot // self.groups, self.staleness) - self.staleness
         if needed > 0:
             assert not deliver(self.table, grant, needed - 1, (grant.lease, -1)).accepted
             del self.held[worker][grant.lease]  # and it may be granted again
@@ -151,7 +151,7 @@ class Run(RuleBasedStateMachine):
 
     @rule(worker=workers)
     def work_undisturbed(self, worker: str) -> None:
-        """Much happens only after some updates, where a single event seldom leads."""
+        """Work through several leases and an update: random single events seldom get this far."""
         for _ in range(3):
             self.grant(worker, 100)
         for grant in list(self.held[worker].values()):
@@ -206,18 +206,18 @@ class Run(RuleBasedStateMachine):
     def settle(self, batch: list[int]) -> None:
         consumption = self.table.consume(batch)
         assert [settled.position for settled in consumption.settled if settled.trained] == batch
-        # The first `limit` with a flaw are passed over, and no other.
+        # The first `limit` groups with a flaw are passed over, and no others.
         flawed = [settled for settled in consumption.settled if settled.filter_result.flaw]
         assert [settled.trained for settled in flawed] == [at >= self.limit for at in range(len(flawed))]
         self.passed_over += [settled.position for settled in consumption.settled if not settled.trained]
         self.skipped += consumption.skipped
         if self.exact:
             assert consumption.outdated == 0
-        if self.staleness == 0:  # nothing is left that a fresh table would not have
+        if self.staleness == 0:  # the table is now like a fresh one
             assert self.table._states == {}
             assert self.table._next == self.table.cursor.position
             assert self.table._skipped == []
-        # What was taken back may be granted again, and is awaited from nobody.
+        # A lease that was taken back may be granted again; no worker holds it.
         states = self.table._states
         settled = {*self.consumed, *batch, *self.passed_over}
         self.accepted = {p for p in self.accepted if p in settled or (p in states and states[p].group)}
@@ -254,7 +254,7 @@ class Run(RuleBasedStateMachine):
     @invariant()
     def at_most_s_plus_one_updates_are_open_that_may_train(self) -> None:
         if hasattr(self, "table") and self.exact:
-            may_train = sum(not over for *_, over in self.table._places())
+            may_train = sum(not over for *_, over in self.table._slots())
             assert may_train <= (self.staleness + 1) * self.groups
 
     @invariant()
@@ -271,7 +271,7 @@ TestRun = Run.TestCase
 
 
 def batches(seed: int, long: frozenset[int], groups: int, batch: int, staleness: int) -> set[frozenset[int]]:
-    """Which leases were sampled together in a run of random timing, stopped and resumed at random."""
+    """Return which leases were sampled together in a run of random timing, stopped and resumed at random."""
     chance = random.Random(seed)
     cursor, version, together = Cursor(), 0, set()
     while version < 4:
@@ -309,13 +309,13 @@ def test_which_leases_share_a_batch_depends_neither_on_timing_nor_on_a_resume(
 
 
 def history(seed: int, problems: int, **settings: int) -> list[tuple[object, ...]]:
-    """What trained, what was passed over and how many were skipped in a run with S = 0 of random timing.
+    """Return what trained, was passed over and was skipped in each update of a run with S = 0 and random timing.
 
-    A group is told by its position, the version that sampled it and who shared its batch; whether it has a flaw,
-    and what the curriculum learns from it, depends on all three. The run is stopped and resumed at random.
+    A group is identified by its position, the version that sampled it and the leases in its batch. All three decide
+    whether it has a flaw and what the curriculum learns from it. The run is stopped and resumed at random.
     """
     chance = random.Random(seed)
-    cursor, version, told = Cursor(), 0, []
+    cursor, version, updates = Cursor(), 0, []
     rates: dict[str, float] = {}
     while version < 8:
         curriculum = Curriculum(7, 0.3, dict(rates))
@@ -336,7 +336,7 @@ def history(seed: int, problems: int, **settings: int) -> list[tuple[object, ...
             run = table.grant("w", 10_000, 0.0) if chance.random() < 0.6 else []
             out += [(grant, tuple(g.lease for g in run), table.version) for grant in run]
             if out and chance.random() < 0.8:
-                # Late or in time, and of the policy at the grant or of a newer one.
+                # In time or late, sampled by the policy at the grant or by a newer one.
                 grant, together, sampled = out.pop(chance.randrange(len(out)))
                 sampled = chance.choice([sampled, table.version])
                 group = (grant.lease, sampled, together)
@@ -350,9 +350,9 @@ def history(seed: int, problems: int, **settings: int) -> list[tuple[object, ...
                     assert settled.filter_result.success is not None
                     curriculum.learn(str(settled.position % problems), settled.filter_result.success)
                 passed_over = [settled.position for settled in consumption.settled if not settled.trained]
-                told.append((table.version, done, passed_over, consumption.skipped))
+                updates.append((table.version, done, passed_over, consumption.skipped))
                 cursor, version, rates = table.cursor, table.version, dict(curriculum.rates)
-    return told[:8]
+    return updates[:8]
 
 
 @given(

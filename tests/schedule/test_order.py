@@ -22,14 +22,14 @@ def test_the_seeds_are_the_same_on_every_machine_and_in_every_version():
 @given(count=st.integers(1, 200), seed=st.integers(0, 2**32), epoch=st.integers(0, 5), shuffle=st.booleans())
 def test_each_epoch_holds_every_problem_once(count, seed, epoch, shuffle):
     order = ProblemOrder(count, seed, shuffle)
-    places = [order.at(epoch * count + place) for place in range(count)]
-    assert {place.epoch for place in places} == {epoch}
-    assert sorted(place.index for place in places) == list(range(count))
+    positions = [order.at(epoch * count + offset) for offset in range(count)]
+    assert {position.epoch for position in positions} == {epoch}
+    assert sorted(position.index for position in positions) == list(range(count))
 
 
 def test_epochs_and_seeds_shuffle_differently():
     orders = {
-        tuple(ProblemOrder(50, seed).at(epoch * 50 + place).index for place in range(50))
+        tuple(ProblemOrder(50, seed).at(epoch * 50 + offset).index for offset in range(50))
         for seed in range(3)
         for epoch in range(3)
     }

@@ -1,4 +1,4 @@
-"""Leases of groups that teach nothing: passed over, refilled, up to a limit; and those that came too early."""
+"""Groups that teach nothing are passed over and refilled up to a limit; groups sampled too early are taken back."""
 
 from deliveries import deliver
 
@@ -14,12 +14,12 @@ def make_table(groups=2, staleness=1, batch=1, limit=4, **more) -> LeaseTable[st
 
 
 def sample(table: LeaseTable[str], *flawed: int) -> list[int]:
-    """Grant and accept all that may go out, once; those named have a flaw. Returns the leases."""
+    """Grant and accept all leases that may go out, once; the groups of `flawed` have a flaw. Returns the leases."""
     leases = []
     while run := table.grant("w", 10_000, 0.0):
         for grant in run:
-            told = FLAWED if grant.lease in flawed else NOT_FILTERED
-            assert deliver(table, grant, table.version, "group", told).new
+            result = FLAWED if grant.lease in flawed else NOT_FILTERED
+            assert deliver(table, grant, table.version, "group", result).new
             leases.append(grant.lease)
     return leases
 
@@ -48,12 +48,12 @@ def test_after_the_limit_groups_train_as_they_are():
     table = make_table(groups=2, staleness=0, limit=3)
     assert sample(table, *range(100)) == [0, 1, 2, 3, 4]
     assert [settled.trained for settled in train(table).settled] == [False, False, False, True, True]
-    # Each update has its own.
+    # Each update has its own limit.
     assert sample(table, *range(100)) == [5, 6, 7, 8, 9]
 
 
 def test_the_limit_is_that_of_the_update_a_group_would_be_in():
-    # 0 leaves update 1 to 1 and 2; so 3 is the first that update 2 passes over, and 4 and 5 make it whole.
+    # Update 1 passes over 0 and takes 1 and 2; so 3 is the first that update 2 passes over, and it takes 4 and 5.
     table = make_table(groups=2, staleness=1, limit=1)
     assert sample(table, 0, 3) == [0, 1, 2, 3, 4, 5]
 
@@ -74,7 +74,7 @@ def test_an_update_waits_for_what_lies_before_a_refill():
 
 
 def test_groups_sampled_ahead_serve_the_next_update_while_they_are_young_enough():
-    # ahead = 4 of 2 groups, S = 1: 8 leases; those at places 4 to 7 are of version 0 and train at 1 at most.
+    # ahead = 4 for 2 groups, S = 1: 8 leases; those at slots 4 to 7 are of version 0 and train at version 1 at most.
     table = make_table(groups=2, staleness=1, ahead=4)
     first = table.grant("w", 10, 0.0)
     assert [grant.lease for grant in first] == [0]
@@ -107,7 +107,7 @@ def test_on_policy_a_refill_opens_a_whole_run():
     table = make_table(groups=4, batch=4, staleness=0)
     assert sample(table, 1) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert train(table).outdated == 3
-    # What is left of the run is sampled again together, and what is missing with the whole of the next.
+    # The rest of the run is sampled again together; the missing group comes with the whole next run.
     assert [grant.lease for grant in table.grant("w", 10, 0.0)] == [5, 6, 7]
     assert [grant.lease for grant in table.grant("w", 10, 0.0)] == [8, 9, 10, 11]
 

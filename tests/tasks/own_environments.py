@@ -34,7 +34,7 @@ def exits(messages, answer, **columns):
 
 
 def fails_on_long_turns(messages, answer, **columns):
-    """A question that is asked once; some completions of a group fail and others do not."""
+    """Ask one question; fail on some completions of a group and not on others."""
     if sum(message["role"] == "assistant" for message in messages) > 1:
         return None
     if len(messages[-1]["content"]) % 2:

@@ -81,7 +81,7 @@ def hangs_deaf(completions, **columns):
 
 def hangs_in_a_regular_expression(completions, **columns):
     print("called", flush=True)
-    re.fullmatch(r"(a*)*b", "a" * 100)  # never lets another thread run
+    re.fullmatch(r"(a*)*b", "a" * 100)  # holds the interpreter's lock: no other thread can run
 
 
 def hangs_with_a_child(completions, **columns):
@@ -104,7 +104,7 @@ def eats_memory(completions, **columns):
     return [len(bytearray(2**62))]
 
 
-def tells_its_rank_for_the_out_of_memory_killer(completions, **columns):
+def returns_its_rank_for_the_out_of_memory_killer(completions, **columns):
     return [int(Path("/proc/self/oom_score_adj").read_text())] * len(completions)
 
 

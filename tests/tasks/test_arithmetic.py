@@ -23,7 +23,7 @@ FIRST_EVAL_IDS = [
 
 
 def read_and_solve(question: str) -> int:
-    """The answer, from the words alone: what a reader would compute, not what the task's steps say."""
+    """Compute the answer from the words alone, as a reader would, without the task's steps."""
     numbers = [int(word) for word in re.findall(r"\d+", question)]
     if "digits" in question:
         return sum(int(digit) for digit in str(numbers[0]))
@@ -62,7 +62,7 @@ def test_no_operands_of_the_eval_split_are_trained_on_under_any_seed():
         assert not held_out & trained
 
 
-def test_swapped_addends_fall_on_the_same_side():
+def test_swapped_addends_are_in_the_same_split():
     add = BY_NAME["add"]
     assert all(split_of(add, (a, b)) == split_of(add, (b, a)) for a in range(2, 50) for b in (3, 40))
 
@@ -70,7 +70,7 @@ def test_swapped_addends_fall_on_the_same_side():
 def test_one_operand_tuple_in_ten_is_held_out():
     digits = itertools.product(range(1, 10), range(10), range(10), range(10))
     held = sum(split_of(BY_NAME["digit_sum"], four) == "eval" for four in digits)
-    # 9,000 fair draws at 1/10: mean 900, standard deviation sqrt(9000 · 0.09) = 28.5; five of them either way
+    # 9,000 fair draws at 1/10: mean 900, standard deviation sqrt(9000 · 0.09) = 28.5; allow five deviations
     assert 757 < held < 1043
 
 

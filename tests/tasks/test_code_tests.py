@@ -1,4 +1,4 @@
-"""Programs that misbehave, each in a real process. None of these tests needs the program to be patient."""
+"""Programs that misbehave, each in a real process."""
 
 import os
 import socket
@@ -75,7 +75,7 @@ def test_the_value_is_the_share_of_tests_that_raise_nothing(program, share):
 @pytest.mark.parametrize(
     "attempt",
     [
-        # The words of a verdict, where a verdict is not looked for.
+        # A verdict in a place where none is read.
         'import sys\nprint(\'{"ready": true}\\n{"test": 0}\\n{"test": 1}\')\nsys.stdout.flush()\nraise SystemExit',
         # The same on every descriptor, without the token.
         """import os
@@ -85,7 +85,7 @@ for descriptor in range(64):
     except OSError:
         pass
 os._exit(0)""",
-        # All tests are said to have passed before they ran.
+        # Reports all tests as passed before they ran.
         "import builtins\nbuiltins.exec = lambda *arguments: None\nbuiltins.compile = lambda *arguments: None",
         "import builtins\nbuiltins.BaseException = ()",
         "import json, socket\njson.dumps = lambda *a, **k: 'null'\nsocket.socket.sendall = lambda *a: None",
@@ -227,7 +227,7 @@ def _is_alive(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    status = Path(f"/proc/{pid}/stat")  # nobody may reap an orphan in a container
+    status = Path(f"/proc/{pid}/stat")  # in a container, an orphan may stay a zombie
     return not (status.is_file() and status.read_text().rpartition(")")[2].split()[0] == "Z")
 
 

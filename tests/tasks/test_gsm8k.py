@@ -86,9 +86,9 @@ def test_an_empty_file_is_refused(tmp_path):
         Gsm8k(str(tmp_path))
 
 
-def test_a_hub_out_of_reach_is_one_line_that_tells_the_way_out(tmp_path):
+def test_a_hub_out_of_reach_is_one_line_with_the_cure(tmp_path):
     script = "from grpo_actors.tasks.gsm8k import Gsm8k\ntry: Gsm8k()\nexcept Exception as error: print(repr(error))"
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
@@ -96,9 +96,9 @@ def test_a_hub_out_of_reach_is_one_line_that_tells_the_way_out(tmp_path):
         text=True,
         check=True,
     ).stdout
-    assert told.startswith(("DataError('openai/gsm8k could not", 'DataError("openai/gsm8k could not'))
-    assert "set data.path to a folder" in told
-    assert len(told.splitlines()) == 1
+    assert output.startswith(("DataError('openai/gsm8k could not", 'DataError("openai/gsm8k could not'))
+    assert "set data.path to a folder" in output
+    assert len(output.splitlines()) == 1
 
 
 @pytest.mark.skipif("GSM8K_DIR" not in os.environ, reason="GSM8K_DIR names no folder with GSM8K")

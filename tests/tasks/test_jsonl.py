@@ -73,7 +73,7 @@ def test_a_chat_is_taken_as_it_is(file):
     ],
     ids=["plain", "no final newline", "Windows line ends", "byte-order mark", "blank lines"],
 )
-def test_files_of_all_habits_are_read(file, content):
+def test_files_with_any_line_ends_blank_lines_and_byte_order_marks_are_read(file, content):
     assert sorted(problem.answer for problem in every(Jsonl(file(content)))) == ["2", "4"]
 
 
@@ -153,7 +153,7 @@ def test_about_the_fraction_is_held_out_and_nothing_is_on_both_sides(file):
     assert len(train) + len(held_out) == 2000
 
 
-def test_what_is_held_out_stays_so_when_the_file_is_reordered_or_grows(file):
+def test_held_out_problems_stay_held_out_when_the_file_is_reordered_or_grows(file):
     before = {problem.answer for problem in Jsonl(file(rows(200))).problems("eval")}
     longer = rows(400)
     random.Random(1).shuffle(longer)

@@ -10,7 +10,7 @@ from grpo_actors.tasks.task import Problem
 
 @pytest.fixture(scope="module")
 def values():
-    """What the reward says about completions of a problem with this true answer."""
+    """Return the rewards of completions of a problem with a given true answer."""
     pytest.importorskip("math_verify")
     with Scorer({"math_verify": 1.0}, timeout_s=60) as scorer:
 
@@ -57,7 +57,7 @@ def test_the_answer_in_tags_decides_whatever_stands_before_it(values):
     assert values("7", "it is 7 <answer>8</answer>", "it is 8 <answer>7</answer>") == [0.0, 1.0]
 
 
-def test_an_answer_that_takes_for_ever_is_wrong_and_the_others_keep_their_values(values):
+def test_an_answer_that_takes_forever_is_wrong_and_the_others_keep_their_values(values):
     assert values("7", "<answer>9^{9^{9}}</answer>", "<answer>7</answer>") == [0.0, 1.0]
 
 
@@ -74,6 +74,6 @@ def test_without_the_library_there_is_one_line_with_the_cure(monkeypatch):
         Scorer({"math_verify": 1.0}, timeout_s=5)
 
 
-def test_its_name_is_offered_for_a_slip():
+def test_a_misspelled_name_is_answered_with_its_name():
     with pytest.raises(RewardError, match="did you mean 'math_verify'"):
         Scorer({"math_verfy": 1.0}, timeout_s=5)

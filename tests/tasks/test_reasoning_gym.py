@@ -29,13 +29,13 @@ def test_equal_seeds_make_equal_problems_and_another_seed_others_with_the_same_h
 
 
 def test_a_generator_that_follows_the_order_of_a_set_makes_the_same_problems_in_every_process():
-    # Left alone, it makes others under another PYTHONHASHSEED.
+    # Without a fixed PYTHONHASHSEED, it makes other problems in another process.
     script = (
         "from grpo_actors.tasks.reasoning_gym import ReasoningGym\n"
         "made = ReasoningGym('isomorphic_strings', {}, seed=0, gym_size=20, gym_eval_size=1).problems('train')\n"
         "print([problem.messages[-1]['content'] for problem in made])\n"
     )
-    told = {
+    made = {
         subprocess.run(
             [sys.executable, "-c", script],
             cwd=Path(__file__).parents[2],
@@ -46,7 +46,7 @@ def test_a_generator_that_follows_the_order_of_a_set_makes_the_same_problems_in_
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(told) == 1
+    assert len(made) == 1
 
 
 def test_no_question_is_posed_twice_or_on_both_sides():
@@ -85,7 +85,7 @@ def test_the_librarys_own_score_is_the_reward_and_all_of_it_is_right():
     "name",
     [
         "countdown",  # many right answers
-        "rearc",  # its scorer compares tuples, which JSON has not
+        "rearc",  # its scorer compares tuples, which JSON does not have
         "graph_color",  # names no answer
     ],
 )
@@ -97,7 +97,7 @@ def test_what_the_scorer_needs_travels_with_the_problem(name):
         assert one.is_correct(f"<answer>{problem.answer}</answer>", problem)
 
 
-def test_an_answer_that_is_evaluated_for_ever_is_wrong_and_ends_nothing():
+def test_an_answer_that_is_evaluated_forever_is_wrong_and_ends_nothing():
     # The scorer of countdown evaluates the answer as an expression.
     one = task("countdown", size=1, eval_size=1)
     problem = one.problems("train")[0]
@@ -148,7 +148,7 @@ def test_what_the_library_refuses_is_one_line(name, settings, rule):
     assert "\n" not in str(caught.value)
 
 
-def test_what_it_refuses_reaches_the_user():
+def test_an_error_of_the_library_reaches_the_user():
     with pytest.raises(DataError, match="has no task 'chain_sun'; did you mean chain_sum"):
         task("chain_sun")
 

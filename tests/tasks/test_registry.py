@@ -27,7 +27,7 @@ def path(tmp_path):
 
 @pytest.fixture(params=TASKS)
 def data(request, tmp_path, path):
-    """Settings of every task, small and offline."""
+    """The settings of each task, small and offline."""
     if request.param == "reasoning_gym":
         pytest.importorskip("reasoning_gym")
     row = json.dumps({"question": "1+1?", "answer": "1+1 = 2\n#### 2"}) + "\n"
@@ -113,11 +113,11 @@ def test_loading_a_local_task_imports_nothing_heavy(path):
         f"load_task(DataConfig(**{dict(settings(path=path))!r}), seed=0)\n"
         "print([name for name in ('mlx', 'mlx.core', 'zmq', 'datasets', 'numpy', 'transformers') if name in sys.modules])\n"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert told.stdout == "[]\n"
+    assert done.stdout == "[]\n"

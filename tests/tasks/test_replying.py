@@ -33,21 +33,21 @@ def replier():
         one.close()
 
 
-def test_the_built_in_one_replies_as_the_user_and_starts_no_process(replier):
+def test_the_built_in_environment_replies_as_the_user_and_starts_no_process(replier):
     calculator = replier("calculator")
     assert calculator.reply(PROBLEM, chat("<tool>12*7</tool>")) == {"role": "user", "content": "84"}
     assert calculator.reply(PROBLEM, chat("It is 84.")) is None
     assert calculator._own is None
 
 
-def test_an_own_one_gets_the_chat_the_answer_and_the_columns(replier):
+def test_an_own_environment_gets_the_chat_the_answer_and_the_columns(replier):
     environment = replier(own("asks_twice"))
     reply = environment.reply(PROBLEM, chat("well"))
     assert reply == {"role": "user", "content": "Once more, sums 2: well"}
     assert environment.reply(PROBLEM, chat("a", "b", "c")) is None
 
 
-def test_a_turn_of_another_role_is_handed_on(replier):
+def test_a_turn_of_another_role_is_passed_on(replier):
     assert replier(own("takes_messages_alone")).reply(PROBLEM, chat("a")) == {"role": "tool", "content": "2"}
 
 
@@ -61,7 +61,7 @@ def test_a_turn_of_another_role_is_handed_on(replier):
         ("exits", r"ended its process \(exit status 3\)"),
     ],
 )
-def test_one_that_fails_says_how_and_is_asked_again_next_time(replier, name, rule):
+def test_an_environment_that_fails_gives_the_reason_and_is_called_again_next_time(replier, name, rule):
     environment = replier(own(name), timeout_s=0.5)
     for _ in range(2):
         with pytest.raises(RewardError, match=rule):
@@ -83,7 +83,7 @@ def test_one_that_fails_says_how_and_is_asked_again_next_time(replier, name, rul
         ),
     ],
 )
-def test_one_that_cannot_be_used_is_refused_by_its_setting(replier, name, rule):
+def test_an_unusable_environment_is_refused_with_its_setting(replier, name, rule):
     with pytest.raises(RewardError, match=rule) as caught:
         replier(name)
     assert "\n" not in str(caught.value)

@@ -53,7 +53,7 @@ def test_integer_wants_a_whole_number_right_or_wrong(given, share):
         "<reasoning><reasoning>a</reasoning><answer>42</answer>",
     ],
 )
-def test_strict_format_allows_nothing_besides_where_soft_format_does(text):
+def test_strict_format_allows_no_text_around_the_format_and_soft_format_does(text):
     assert value("strict_format", text) == 0.0
     assert value("soft_format", text) == 1.0
 

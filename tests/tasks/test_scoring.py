@@ -205,7 +205,7 @@ def test_two_rewards_of_one_file_share_its_state(scorer, tmp_path):
     sys.platform != "linux", reason="Linux alone ranks processes for the time when memory runs out"
 )
 def test_when_memory_runs_out_the_reward_goes_before_the_training(scorer):
-    name = own("tells_its_rank_for_the_out_of_memory_killer")
+    name = own("returns_its_rank_for_the_out_of_memory_killer")
     assert scorer(name).score(PROBLEM, ["a"]).rewards[name] == [1000.0]
 
 

@@ -1,1 +1,1 @@
-"""A user's own rewards and environments, each run in a child process that may hang or crash."""
+"""A user's own rewards and environments, which run in child processes because they may hang or crash."""

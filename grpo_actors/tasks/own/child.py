@@ -1,13 +1,13 @@
-"""The process in which a user's own rewards, or own environment, run: ``python -m grpo_actors.tasks.own.child FD``.
+"""Run a user's own rewards or own environment in a process: ``python -m grpo_actors.tasks.own.child FD``.
 
-It may hang, exit, crash or eat memory: `own_reward.OwnFunctions` started it and ends it. It answers one
+The process may hang, exit, crash or use too much memory: `functions.OwnFunctions` starts and ends it. It answers one
 request at a time over the socket that it inherits as FD:
 
     {"load": spec, "kind": kind, "timeout_s": seconds}  ->  {"accepts": [name, …], or null for every name}
     {"call": index, "arguments": {name: value}}         ->  {"result": what the kind allows}
 
-or, to either, ``{"failure": one line, "traceback": text or ""}``. Its standard output is the parent's
-standard error, so that what a reward prints can be read and reaches nothing else.
+The reply to either may also be ``{"failure": one line, "traceback": text or ""}``. Its standard output is the
+parent's standard error, so that output of a reward can be read and is not mixed with anything else.
 """
 
 import importlib
@@ -30,7 +30,7 @@ from grpo_actors.errors import RewardError, nearest
 from grpo_actors.tasks.own.frames import receive, send
 from grpo_actors.tasks.own.kinds import KINDS, Kind
 
-#: How long after its time-out a call is ended by the kernel, should nobody be left to end it.
+#: Seconds after its time-out at which the kernel ends a call, in case the parent can no longer end it.
 BACKSTOP_S = 2.0
 
 #: A longer traceback loses its beginning.
@@ -38,14 +38,14 @@ MAX_TRACEBACK_CHARACTERS = 4000
 
 
 class Functions:
-    """The loaded functions, and the answers to requests about them."""
+    """The loaded functions, which answer requests."""
 
     def __init__(self) -> None:
         self._functions: list[tuple[Callable[..., Any], Kind]] = []
         self._timeout_s = 0.0
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The reply to a request; raises whatever the user's code raises."""
+        """Return the reply to a request; an error of the user's code passes through."""
         if "load" in request:
             self._timeout_s = request["timeout_s"]
             kind = KINDS[request["kind"]]
@@ -53,8 +53,8 @@ class Functions:
             self._functions.append((loaded, kind))
             return {"accepts": accepted_names(loaded)}
         arguments = request["arguments"]
-        # A regular expression that never ends holds the interpreter's lock, so the thread that watches
-        # for the parent's end cannot run: the kernel's timer then still can.
+        # A regular expression that never ends holds the interpreter's lock, so the thread that watches for the
+        # parent's end cannot run. The kernel's timer still can.
         signal.setitimer(signal.ITIMER_REAL, self._timeout_s + BACKSTOP_S)
         try:
             function, kind = self._functions[request["call"]]
@@ -64,7 +64,7 @@ class Functions:
 
 
 def load(spec: str, kind: Kind) -> Callable[..., Any]:
-    """The function that ``file.py:function`` or ``module:function`` names; RewardError if it cannot be one."""
+    """Load the function that ``file.py:function`` or ``module:function`` names; raise RewardError if it is unusable."""
     source, _, name = spec.rpartition(":")
     module = _load_file(Path(source).expanduser()) if source.endswith(".py") else _load_module(source)
     if not hasattr(module, name):
@@ -85,7 +85,7 @@ def load(spec: str, kind: Kind) -> Callable[..., Any]:
 
 
 def accepted_names(function: Callable[..., Any]) -> list[str] | None:
-    """The arguments that the function takes by name; None where it takes any."""
+    """Return the names of the arguments that the function takes; None if it takes any."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # some functions written in C have no signature
@@ -101,15 +101,15 @@ def _load_file(path: Path) -> ModuleType:
     module_name = f"own_reward_{path.stem}"
     known = sys.modules.get(module_name)
     if known is not None and known.__file__ == str(path):
-        return known  # two functions of one file share its state
+        return known  # so that two functions of one file share its state
     if not path.is_file():
         raise RewardError(f"there is no file {path}; a relative one is looked up from the current folder")
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # before it runs: its dataclasses look themselves up there
-    sys.path.insert(0, str(path.parent))  # as for a script, so that it may import its neighbours
+    sys.modules[module_name] = module  # before it runs, because its dataclasses look themselves up there
+    sys.path.insert(0, str(path.parent))  # as for a script, so that it can import other files of its folder
     spec.loader.exec_module(module)
     return module
 
@@ -119,29 +119,29 @@ def _load_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # found, but one of its own imports is missing
+            raise  # the module exists, but one of its own imports is missing
         raise RewardError(
             f"there is no module {name!r}; for a file write its path, such as {name}.py:function"
         ) from None
 
 
 def failure(error: Exception) -> dict[str, str]:
-    """What the user's code raised, as a reply: the type, message and place in one line, then all of it."""
+    """Return the reply for an error of the user's code: type, message and place in one line, then the traceback."""
     if isinstance(error, RewardError):
         return {"failure": str(error), "traceback": ""}
     whole = traceback.TracebackException.from_exception(error)
-    # A SyntaxError's indented source lines come before its message, notes come after.
+    # The indented source lines of a SyntaxError come before its message; notes come after it.
     message = next(part for part in whole.format_exception_only() if not part.startswith(" "))
-    said = " ".join(message.split())
+    reason = " ".join(message.split())
     place = f" ({whole.stack[-1].filename}:{whole.stack[-1].lineno})" if whole.stack else ""
     return {
-        "failure": f"raised {said:.500}{place}",
+        "failure": f"raised {reason:.500}{place}",
         "traceback": "".join(whole.format())[-MAX_TRACEBACK_CHARACTERS:],
     }
 
 
 def _read_requests(channel: socket.socket, requests: "queue.SimpleQueue[dict[str, Any]]") -> None:
-    """Queue what arrives, and end this process and all it started when the parent is gone."""
+    """Queue incoming requests; when the parent is gone, end this process and every process it started."""
     try:
         while True:
             requests.put(receive(channel))
@@ -150,8 +150,8 @@ def _read_requests(channel: socket.socket, requests: "queue.SimpleQueue[dict[str
 
 
 def _offer_to_out_of_memory_killer() -> None:
-    """Ask Linux to end this process, rather than the one that trains, should memory run out."""
-    with suppress(OSError):  # no such file on macOS, none that may be written in some containers
+    """Ask Linux to kill this process, rather than the one that trains, if memory runs out."""
+    with suppress(OSError):  # the file does not exist on macOS and is read-only in some containers
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
@@ -167,7 +167,7 @@ def main() -> None:
         request = requests.get()
         try:
             reply = functions.answer(request)
-        except Exception as error:  # noqa: BLE001 - the outermost frame: the parent gets it as text
+        except Exception as error:  # noqa: BLE001 - the outermost frame: the parent gets the error as text
             reply = failure(error)
         send(channel, reply)
 

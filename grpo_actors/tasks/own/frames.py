@@ -1,7 +1,7 @@
-"""Frames between a process and the child that runs a user's own rewards: a length, then JSON.
+"""Send and receive frames between a process and the child that runs a user's own rewards: a length, then JSON.
 
-JSON, and never pickle, because what a reward returns or raises is unchecked; every frame's length is
-bounded. Deadlines are `time.monotonic` seconds; without one a call blocks.
+The format is JSON and never pickle, because values and errors of a reward are unchecked. The length of a frame is
+bounded. Deadlines are `time.monotonic` seconds; without one, a call blocks.
 """
 
 import json
@@ -26,7 +26,7 @@ def send(channel: socket.socket, message: dict[str, Any], deadline_s: float | No
 
 
 def receive(channel: socket.socket, deadline_s: float | None = None) -> dict[str, Any]:
-    """The next message. Raises EOFError when the other side is gone, TimeoutError, OSError, ValueError."""
+    """Return the next message. Raises EOFError if the other side is gone, TimeoutError, OSError and ValueError."""
     [length] = _LENGTH.unpack(_exactly(channel, _LENGTH.size, deadline_s))
     if length > MAX_FRAME_BYTES:
         raise ValueError(f"a message may have {MAX_FRAME_BYTES:,} bytes, got {length:,}")
@@ -48,5 +48,5 @@ def _exactly(channel: socket.socket, count: int, deadline_s: float | None) -> by
 
 
 def _set_timeout(channel: socket.socket, deadline_s: float | None) -> None:
-    # Never 0: a process that was stopped beyond the deadline still finds the answer that lies ready.
+    # Never 0: a process that was suspended past the deadline can still read an answer that has already arrived.
     channel.settimeout(None if deadline_s is None else max(deadline_s - time.monotonic(), 0.01))

@@ -1,9 +1,9 @@
-"""A user's own rewards, or own environment, run in one child process that can be killed.
+"""Run a user's own rewards or own environment in one child process that can be killed.
 
-A thread or a pool with a time-out cannot end a function that hangs, and a crash would take the worker
-along. So all own rewards of a run share one child (`own_reward_child`), which is killed when a call takes
-too long, and replaced whenever it is gone: one call fails, the next one works. While nothing fails,
-a call costs about as much as sending its texts through a socket twice.
+A thread or a pool with a time-out cannot end a function that hangs, and a crash would end the worker too. So all own
+rewards of a run share one child (`own.child`). It is killed when a call takes too long, and replaced when it is gone:
+one call fails, the next one works. Without failures, a call costs about as much as sending its texts through a socket
+twice.
 """
 
 import os
@@ -22,21 +22,21 @@ from grpo_actors.errors import RewardError
 from grpo_actors.tasks.own.frames import receive, send
 from grpo_actors.tasks.own.kinds import KINDS
 
-#: Loading runs the imports of the user's file, and those of PyTorch alone can take 20 s on a cold disk.
+#: Loading runs the imports of the user's file; PyTorch alone can take 20 s on a cold disk.
 LOAD_TIMEOUT_S = 120.0
 
-#: A process whose socket is closed has exited or is about to; a core dump may hold it up.
+#: Seconds to wait for the exit of a process that has closed its socket; a core dump may delay it.
 EXIT_TIMEOUT_S = 2.0
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[3])
 
 
 class OwnFunctions:
-    """The functions of one kind (a key of `KINDS`) named by ``file.py:function`` or ``module:function``. Not safe to share among threads.
+    """The functions named by `specs` (``file.py:function`` or ``module:function``), of one kind (a key of `KINDS`).
 
-    Raises RewardError, in one line, where one cannot be loaded within `load_timeout_s`. The child leads
-    a process group of its own: Ctrl-C does not reach it, and what it starts ends with it. It ends when
-    this process does, however that ends.
+    Raises a RewardError of one line if a function cannot be loaded within `load_timeout_s`. The child leads its own
+    process group: Ctrl-C does not reach it, and processes that it starts end with it. It ends when this process ends,
+    for any reason. Threads must not share an object.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class OwnFunctions:
         self._load_timeout_s = load_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        #: Per loaded function the arguments that it takes, None for any.
+        #: Arguments that each loaded function takes; None for any.
         self._accepts: list[list[str] | None] = []
         for spec in specs:
             _check_form(spec, KINDS[kind].setting)
@@ -60,11 +60,11 @@ class OwnFunctions:
             raise
 
     def call(self, index: int, arguments: Mapping[str, Any]) -> Any:
-        """What `specs[index]` returns, as its kind checks it.
+        """Call the function `specs[index]` and return its result, checked by its kind.
 
-        Of `arguments` the function gets those that it takes by name. Raises RewardError where it raises,
-        hangs, crashes or returns what the kind does not allow; the message's first line says which,
-        and a traceback may follow.
+        The function gets those of `arguments` that it takes by name. Raises RewardError if it raises, hangs, crashes
+        or returns a value that the kind does not allow. The first line of the message gives the reason, and a
+        traceback may follow.
         """
         try:
             if self._child is None:
@@ -77,18 +77,18 @@ class OwnFunctions:
             reply = self._receive(deadline_s, f"took more than {self._timeout_s:g} s (reward_timeout_s)")
             return KINDS[self._kind].check(reply.get("result"), arguments)
         except RewardError:
-            if self._child is None:  # it loads while the next group is being sampled
+            if self._child is None:  # start a new child now: it loads while the next group is sampled
                 with suppress(RewardError):
                     self._start()
             raise
-        except BaseException:  # interrupted: the answer, still on its way, must not meet the next question
+        except BaseException:  # interrupted: the answer on its way must not be read as the next one
             self.close()
             raise
 
     def close(self) -> None:
-        """End the child and whatever it started, at once."""
+        """End the child and every process it started, at once."""
         if self._child is not None:
-            # macOS answers PermissionError where only a zombie is left in the group.
+            # macOS raises PermissionError if only a zombie is left in the group.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
@@ -113,7 +113,7 @@ class OwnFunctions:
                 self._child = subprocess.Popen(
                     [sys.executable, "-m", "grpo_actors.tasks.own.child", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
-                    stdout=2,  # what a reward prints is for people; the socket carries the results
+                    stdout=2,  # output that a reward prints goes to the terminal; the socket carries the results
                     pass_fds=[theirs.fileno()],
                     env=os.environ | {"PYTHONPATH": search_path()},
                     start_new_session=True,
@@ -132,7 +132,7 @@ class OwnFunctions:
             try:
                 reply = self._receive(deadline_s, f"took more than {self._load_timeout_s:g} s to load")
             except RewardError as error:
-                self.close()  # a child that lacks one reward is of no use for the others
+                self.close()  # the run needs all functions, so this child is useless
                 raise RewardError(
                     f"{KINDS[self._kind].setting}: {spec!r} cannot be loaded: {str(error).splitlines()[0]}"
                 ) from error
@@ -143,12 +143,12 @@ class OwnFunctions:
         try:
             send(self._channel, request, deadline_s)
         except (TypeError, ValueError) as error:  # nothing was sent
-            raise RewardError(f"a column of the data cannot be handed over as JSON: {error}") from error
+            raise RewardError(f"a column of the data cannot be passed as JSON: {error}") from error
         except OSError:
-            return  # it is gone or stuck: `_receive` finds out which
+            return  # the child is gone or stuck: `_receive` finds out which
 
     def _receive(self, deadline_s: float, too_late: str) -> dict[str, Any]:
-        """The child's next reply; RewardError, and no child any more, where none comes."""
+        """Return the child's next reply; if none comes, close the child and raise RewardError."""
         assert self._channel is not None
         try:
             reply = receive(self._channel, deadline_s)
@@ -156,16 +156,16 @@ class OwnFunctions:
             self.close()
             raise RewardError(f"{too_late}; its process was killed, the next call gets a new one") from None
         except (EOFError, OSError, ValueError):
-            raise RewardError(f"{self._bury()}; the next call gets a new one") from None
+            raise RewardError(f"{self._close_ended()}; the next call gets a new one") from None
         if "failure" in reply:
             raise RewardError("\n".join(filter(None, [reply["failure"], reply.get("traceback")])))
         return reply
 
-    def _bury(self) -> str:
-        """Close, and say how the child ended."""
+    def _close_ended(self) -> str:
+        """Close, and describe how the child ended."""
         child = self._child
         assert child is not None
-        # It closes its socket a little before it exits; killed in between, it would seem to be killed.
+        # The child closes its socket a little before it exits: wait, or `close` kills it and the signal hides its status.
         with suppress(subprocess.TimeoutExpired):
             child.wait(EXIT_TIMEOUT_S)
         self.close()
@@ -175,9 +175,9 @@ class OwnFunctions:
 
 
 class UsesOwnFunctions:
-    """What may have own functions to call: close it after use, or use it in a ``with`` block."""
+    """The base of objects that may call own functions: close them after use, or use them in a ``with`` block."""
 
-    #: None: none were named, and there is no child.
+    #: None if no own functions were named; there is then no child.
     _own: OwnFunctions | None
 
     def close(self) -> None:
@@ -199,6 +199,6 @@ def _check_form(spec: str, setting: str) -> None:
 
 
 def search_path() -> str:
-    """The child finds this package where this process found it, installed or not."""
+    """Return the PYTHONPATH with which a child imports this package from the same place, installed or not."""
     inherited = os.environ.get("PYTHONPATH")
     return f"{_PACKAGE_PARENT}{os.pathsep}{inherited}" if inherited else _PACKAGE_PARENT

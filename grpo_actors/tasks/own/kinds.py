@@ -1,4 +1,4 @@
-"""The two kinds of function that a user may write: both sides of the child's socket go by these rows."""
+"""The two kinds of function that a user may write; both sides of the child's socket use this table."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from grpo_actors.tasks.rewards import checked_values
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What is asked of a function."""
+    """The requirements on a function."""
 
-    #: The setting that names it.
+    #: Setting that names the function.
     setting: str
-    #: The argument that it has to take, and how its signature is written.
+    #: Argument that the function must take, and its whole signature for errors.
     argument: str
     signature: str
-    #: What it returned, and its arguments -> the same in JSON's types; RewardError where it is something else.
+    #: (returned value, arguments) -> the value in types of JSON; raises RewardError if the value is invalid.
     check: Callable[[object, Mapping[str, Any]], Any]
 
 
@@ -38,5 +38,5 @@ KINDS: Mapping[str, Kind] = {
 
 
 def is_own(name: str) -> bool:
-    """Whether a name in the settings is that of a user's own function: ``file.py:function``, ``module:function``."""
+    """Return whether a name in the settings is a user's own function: ``file.py:function``, ``module:function``."""
     return ":" in name or name.endswith(".py")

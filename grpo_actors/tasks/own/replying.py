@@ -1,6 +1,6 @@
-"""The environment of a run, ready to reply to the turns of completions.
+"""Reply to the turns of completions with the environment of a run.
 
-Built-in ones run here; a user's own runs in a child process that can be killed, as own rewards do.
+Built-in environments run here; a user's own runs in a child process that can be killed, like own rewards.
 """
 
 from typing import Any
@@ -12,9 +12,9 @@ from grpo_actors.tasks.task import Message, Problem
 
 
 class Replier(UsesOwnFunctions):
-    """The environment `name`, which has `timeout_s` for a turn. Not safe to share among threads.
+    """The environment `name`, with `timeout_s` for each turn of an own one. Close it after use.
 
-    Raises RewardError where the name is unknown or the function cannot be loaded. Close it after use.
+    Raises RewardError if the name is unknown or the function cannot be loaded. Threads must not share an object.
     """
 
     def __init__(self, name: str, *, timeout_s: float) -> None:
@@ -23,8 +23,8 @@ class Replier(UsesOwnFunctions):
         self._own = OwnFunctions([name], "environment", timeout_s=timeout_s) if is_own(name) else None
 
     def reply(self, problem: Problem, messages: list[Message]) -> Message | None:
-        """What follows the last of `messages`, which are the whole chat; None: nothing. RewardError: it failed."""
-        # Last, so that a column called "answer" or "messages" cannot take the place of the real one.
+        """Return the reply to `messages`, the whole chat; None ends the completion. Raises RewardError on failure."""
+        # "messages" and "answer" come last, so that a column of that name cannot replace the real one.
         arguments: dict[str, Any] = {**problem.columns, "messages": messages, "answer": problem.answer}
         if self._own is not None:
             reply: Message | None = self._own.call(0, arguments)
