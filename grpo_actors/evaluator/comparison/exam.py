@@ -14,7 +14,7 @@ from grpo_actors.evaluator.comparison.result import Result, Sheet, accuracy_of, 
 from grpo_actors.evaluator.score import Answered, answer, held_out
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
-from grpo_actors.rollout.episodes import episodes
+from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem, Task
 
@@ -78,7 +78,7 @@ class Exam:
                 progress.finished(count)
                 yield answered
 
-        with episodes(self.config, policy) as turns:
+        with open_episodes(self.config, policy) as turns:
             sampled = answers(self.config.evaluator.eval_temperature, self.k) if self.k else ()
             return Sheet(greedy=list(answers(0.0, 1)), sampled=list(sampled))
 
