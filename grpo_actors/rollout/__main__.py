@@ -38,7 +38,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
     from grpo_actors.rollout.worker import RolloutWorker  # noqa: PLC0415
     from grpo_actors.tasks.scoring import open_scorer  # noqa: PLC0415
     from grpo_actors.transport.control import ControlClient  # noqa: PLC0415
-    from grpo_actors.transport.sockets import beside, zmq_context  # noqa: PLC0415
+    from grpo_actors.transport.sockets import reachable_endpoint, zmq_context  # noqa: PLC0415
     from grpo_actors.transport.weights import WeightsClient  # noqa: PLC0415
     from grpo_actors.wire import fetching  # noqa: PLC0415
     from grpo_actors.wire.handshake import handshake  # noqa: PLC0415
@@ -55,7 +55,9 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
             open_scorer(config.reward.functions, config.reward) as scorer,
             open_episodes(config, policy) as turns,
         ):
-            weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint), fetching, pin)
+            weights = WeightsClient(
+                context, reachable_endpoint(welcome.weights_endpoint, endpoint), fetching, pin
+            )
             worker = RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop)
             _print_by_hand(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
             while not stop and worker.dismissed is None:

@@ -29,7 +29,7 @@ def fetch_weights(
         raise ProtocolError(f"weights: asked for a manifest, got {type(manifest).__name__}")
     addresses = tuple(manifest.path.split("\n"))
     version = Version(manifest.version, manifest.size, manifest.chunk_bytes, addresses)
-    arrived = client.take(version, on_chunk)
+    arrived = client.fetch(version, on_chunk)
     if arrived is None:
         return None
     arrays = unpack(manifest, arrived.data, of_this_host=arrived.of_this_host, pinned=arrived.pin)
