@@ -122,10 +122,9 @@ def remove_endpoints(run_dir: Path, endpoints: Endpoints) -> None:
 
 
 def reachable_endpoint(endpoint: str, reached: str) -> str:
-    """Return the address at which a peer reaches `endpoint`, given that it reaches another socket of the host at `reached`.
+    """Return the address of `endpoint` for a peer that reaches another socket of the same run at `reached`.
 
-    The learner may listen on every address (0.0.0.0) or behind a forwarded port, so only the peer knows the host name
-    that works.
+    The learner may listen on every address (0.0.0.0) or behind a forwarded port: only the peer knows a name that works.
     """
     if not (endpoint.startswith("tcp://") and reached.startswith("tcp://")):
         return endpoint
@@ -186,7 +185,7 @@ def _free_port(host: str) -> int:
 
 
 def _bind_port(stack: contextlib.ExitStack, host: str, port: int) -> int:
-    """Bind a port (0: any free one) until `stack` is closed, and return its number."""
+    """Bind a port (0: any) until `stack` is closed, and return its number."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     probe = stack.enter_context(socket.socket(family))
     # ZeroMQ binds the same way: a port whose last connection has just closed counts as free.
