@@ -16,7 +16,7 @@ from grpo_actors.config import Config
 from grpo_actors.evaluator.score import Score, evaluate, held_out
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import StopRequest
-from grpo_actors.rollout.episodes import episodes
+from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.rundir.checkpoint_weights import load_weights
 from grpo_actors.rundir.checkpoints import (
     EVALUATION_FILE,
@@ -31,7 +31,7 @@ from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import zmq_context
-from grpo_actors.wire.handshake import hello, introduce
+from grpo_actors.wire.handshake import handshake, hello
 from grpo_actors.wire.messages import Beat, Bye, Evaluation, decode, encode, from_learner
 
 #: Seconds to wait for a message before the run folder is checked again.
@@ -66,7 +66,7 @@ class RunEvaluator:
         policy = load_policy(config.model, seed=config.run.seed)
         problems = held_out(task, config, policy)
         rewards = chosen_rewards(config.reward.functions, task)
-        with open_scorer(rewards, config.reward) as scorer, episodes(config, policy) as turns:
+        with open_scorer(rewards, config.reward) as scorer, open_episodes(config, policy) as turns:
 
             def score() -> Score:
                 return evaluate(policy, task, problems, config, scorer, episodes=turns, on_step=self._on_step)
@@ -146,7 +146,7 @@ def follow_run(run_dir: Path, endpoint: str, stop: StopRequest) -> int:
     """Evaluate a run until it ends; return the exit code."""
     with zmq_context() as context:
         control = ControlClient(context, endpoint, "evaluator")
-        welcome = introduce(control, "evaluator", stop, patience_s=120)
+        welcome = handshake(control, "evaluator", stop, patience_s=120)
         if welcome is None:
             return 0
         config = Config.model_validate_json(welcome.config)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from grpo_actors.config import Config
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.process import StopRequest
-from grpo_actors.rollout.episodes import episodes
+from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.rollout.worker import RolloutWorker
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import Endpoints, zmq_context
-from grpo_actors.wire.handshake import introduce
+from grpo_actors.wire.handshake import handshake
 from grpo_actors.wire.messages import Welcome
 
 
@@ -23,13 +23,13 @@ def open_local_worker(
     with (
         zmq_context() as context,
         open_scorer(config.reward.functions, config.reward) as scorer,
-        episodes(config, grpo.policy) as turns,
+        open_episodes(config, grpo.policy) as turns,
     ):
         control = ControlClient(context, endpoints.control, "local")
         yield RolloutWorker(
             control,
-            introduce(control, "rollout", stop, patience_s=10)
-            or welcome,  # `introduce` returns None if asked to stop
+            # None if a stop is requested meanwhile.
+            handshake(control, "rollout", stop, patience_s=10) or welcome,
             config,
             grpo.policy,
             scorer,

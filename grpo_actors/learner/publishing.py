@@ -1,7 +1,7 @@
 """Publishing versions: copy the weights to where workers fetch them, while the learner starts its next update.
 
-Depends on arrays and outlets; does not know who fetches the versions. A separate thread copies one version at a time
-out of the device's memory. For a model of a gigabyte that takes a third of a second, during which the learner
+Depends on arrays and senders; does not know who fetches the versions. A separate thread copies one version at a time
+out of the memory of the device. For a model of a gigabyte that takes a third of a second, during which the learner
 would otherwise do nothing.
 """
 
@@ -14,7 +14,7 @@ import mlx.core as mx
 from grpo_actors.policy.pinned import pin
 from grpo_actors.policy.weights import Frozen, freeze, pack
 from grpo_actors.transport.sockets import CHUNK_BYTES
-from grpo_actors.transport.weights import Room, open_outlets
+from grpo_actors.transport.weights import Buffer, open_senders
 from grpo_actors.wire.messages import Manifest
 
 
@@ -23,7 +23,7 @@ class Publisher:
 
     def __init__(self, announce: Callable[[Manifest, memoryview], None]) -> None:
         self._announce = announce
-        self._outlets = open_outlets(pin)
+        self._senders = open_senders(pin)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
         self._under_way: Future[None] | None = None
 
@@ -47,15 +47,17 @@ class Publisher:
     def close(self) -> None:
         """Finish the version under way, and free the memory."""
         self._thread.shutdown()
-        for outlet in self._outlets:
-            outlet.close()
+        for sender in self._senders:
+            sender.close()
 
     def _publish(self, frozen: Frozen) -> None:
-        rooms = (outlet.room(frozen.version, frozen.size) for outlet in self._outlets)
-        room = next((room for room in rooms if room is not None), Room())
-        self._announce(*pack(frozen, CHUNK_BYTES, room.data, room.pin, partial(self._put, frozen.version)))
+        buffers = (sender.buffer(frozen.version, frozen.size) for sender in self._senders)
+        buffer = next((buffer for buffer in buffers if buffer is not None), Buffer())
+        self._announce(
+            *pack(frozen, CHUNK_BYTES, buffer.data, buffer.pin, partial(self._put, frozen.version))
+        )
 
     def _put(self, version: int, data: memoryview) -> str:
-        """Put a version into all outlets; return their addresses in the form that the manifest has."""
-        addresses = [outlet.put(version, data) for outlet in self._outlets]
+        """Give a version to all senders; return their addresses in the form that the manifest has."""
+        addresses = [sender.publish(version, data) for sender in self._senders]
         return "\n".join(filter(None, addresses))

@@ -1,7 +1,7 @@
-"""The policy: a model, its tokenizer, and what of it trains.
+"""The policy: a model, its tokenizer and its trainable arrays.
 
-Loads from the embedded default ("tiny"), a folder, or a hub id, through mlx-lm. The reference model is no
-second model: it is this one, holding the values that its trainable arrays had at the start.
+mlx-lm loads it from the embedded default ("tiny"), a folder or a hub id. The reference model is not a second model: it is
+this one, holding the values that its trainable arrays had at the start.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
 
-#: In place of a type: the weights keep what they have in their files.
+#: Passed as `dtype`: the weights keep the type that they have in their files.
 AS_STORED = "as stored"
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -36,9 +36,9 @@ class Policy:
     name: str
     model: nn.Module
     tokenizer: Any
-    #: The model's config.json.
+    #: Content of the model's config.json.
     architecture: dict[str, Any]
-    #: Where tokenizer and generation files come from.
+    #: Folder of the tokenizer and generation files.
     source: Path
     config: ModelConfig
 
@@ -53,14 +53,14 @@ class Policy:
         return frozenset(self.tokenizer.eos_token_ids)
 
     def trainable(self) -> dict[str, mx.array]:
-        """Name -> array of everything that the optimizer moves and the workers need."""
+        """Return name -> array of everything that the optimizer updates and the workers need."""
         return dict(tree_flatten(self.model.trainable_parameters()))
 
     def load_trainable(self, arrays: Mapping[str, mx.array]) -> None:
-        """Replace trainable arrays: all of them, checked by name and shape beforehand, or none.
+        """Replace all trainable arrays, or none: names and shapes are checked first.
 
         Raises:
-            ModelError: a name or a shape is another model's.
+            ModelError: a name or a shape belongs to another model.
         """
         if self._shapes.keys() != arrays.keys():
             odd = min(self._shapes.keys() ^ arrays.keys())
@@ -83,22 +83,22 @@ class Policy:
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the trainable arrays before any `quantize`."""
+        """Shapes of the trainable arrays before any `quantize`, by name."""
         return {name: array.shape for name, array in self.trainable().items()}
 
     def quantize(self, bits: int) -> None:
-        """Sample with fewer bits: less memory, and a policy that is no longer quite the learner's.
+        """Quantise the weights for sampling: less memory, but a policy that is no longer exactly the learner's.
 
-        Only for a policy that never trains; new weights are quantised as they arrive. What is quantised
-        already stays as it is.
+        Only for a policy that never trains; new weights are quantised as they arrive. Arrays that are already quantised
+        stay unchanged.
         """
-        assert self._shapes is not None  # taken now: the names and shapes that the learner will send
+        assert self._shapes is not None  # computed now: the names and shapes that the learner will send
         quantize(self.model, bits)
         mx.eval(self.model.parameters())
 
     @contextlib.contextmanager
     def holding(self, arrays: Mapping[str, mx.array]) -> Iterator[None]:
-        """Other values of the trainable arrays, such as the reference's, for as long as the block lasts."""
+        """Hold other values of the trainable arrays, such as the reference's, during the block."""
         own = self.trainable()
         self.model.update(tree_unflatten(list(arrays.items())))
         try:
@@ -107,7 +107,7 @@ class Policy:
             self.model.update(tree_unflatten(list(own.items())))
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant's turn begins.
+        """Return the token ids of a conversation, up to the beginning of the assistant's turn.
 
         Raises:
             ModelError: there is no chat template, or it refuses these turns.
@@ -133,44 +133,43 @@ class Policy:
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of a completion, without the stop token."""
+        """Return the text of a completion, without the stop token."""
         if tokens and tokens[-1] in self.stop_tokens:
             tokens = tokens[:-1]
         text: str = self.tokenizer.decode(list(tokens))
         return text
 
     def ends(self, tokens: list[int], stop: Sequence[str]) -> bool:
-        """Whether the last token ends a completion: a stop token, or one that completes a stop string."""
+        """Return whether the last token ends a completion: a stop token, or one that completes a stop string."""
         return tokens[-1] in self.stop_tokens or (bool(stop) and self.ends_with_stop(tokens, stop))
 
     def ends_with_stop(self, tokens: list[int], stop: Sequence[str]) -> bool:
-        """Whether the last token completes one of the stop strings.
+        """Return whether the last token completes one of the stop strings.
 
-        Only the tail is decoded. A token holds at least one byte, so that a stop string of n bytes lies in
-        the last n tokens; a few more, because a cut-off character at their start decodes to something else.
+        Only the tail is decoded. A token has at least one byte, so a stop string of n bytes lies within the last n tokens.
+        A few more are decoded, because a character that is cut off at the start decodes to something else.
         """
         tail = self.decode(tokens[-(max(len(text.encode()) for text in stop) + 4) :])
         return any(text in tail for text in stop)
 
     @cached_property
     def identity(self) -> Identity:
-        """Of the base model; taken before anything trains."""
+        """Identity of the base model; must first be read before anything trains."""
         architecture = str(self.architecture.get("model_type", "unknown"))
         return identify(self.name, architecture, self.model, self.tokenizer.get_vocab())
 
 
 def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> Policy:
-    """Load a model as the configuration describes it, adapter included, and ready to train.
+    """Load a model as the configuration describes it, including its adapter, ready to train.
 
     Args:
         config: Section [model].
-        seed: Initialises a new adapter.
+        seed: Seed of a new adapter's initial values.
         dtype: Overrides config.dtype.
 
     Raises:
-        ModelError: unusable folder, or the hub could not be reached.
-        ConfigError: an adapter setting that does not fit this model, or all weights are to be trained
-            and they are quantised.
+        ModelError: the folder is unusable, or the hub could not be reached.
+        ConfigError: an adapter setting does not fit this model, or all weights are to be trained but are quantised.
     """
     policy = load_base(config, dtype=dtype)
     if policy.has_adapter:
@@ -178,7 +177,7 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
     elif is_quantized(policy.model):
         raise ConfigError(
             f'model.fine_tune_type: {config.model_name} has quantised weights, so that "full" could train nothing but '
-            'its norms and biases; set fine_tune_type = "lora" (an adapter beside them), or name the unquantised model'
+            'its norms and biases; set fine_tune_type = "lora" (an adapter next to them), or name the unquantised model'
         )
     else:
         policy.model.unfreeze()
@@ -188,15 +187,15 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
 
 
 def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
-    """Load a model with nothing in it that trains, in base_bits if the configuration wants that.
+    """Load a model without trainable arrays, quantised to base_bits if that is set.
 
     Args:
         config: Section [model].
-        dtype: Overrides config.dtype; `AS_STORED`: none.
+        dtype: Overrides config.dtype; `AS_STORED` keeps the types in the files.
 
     Raises:
         ModelError: as `load_policy`.
-        ConfigError: base_bits for a model that is quantised already.
+        ConfigError: base_bits is set for a model that is already quantised.
     """
     location = locate(config.model_name)
     try:
@@ -207,7 +206,7 @@ def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
             tokenizer_config={"trust_remote_code": config.trust_remote_code},
             trust_remote_code=config.trust_remote_code,
         )
-        source = mlx_lm.utils._download(str(location))  # noqa: SLF001 - the one way to a hub model's folder
+        source = mlx_lm.utils._download(str(location))  # noqa: SLF001 - the only way to get a hub model's folder
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         # TypeError: a setting is missing in config.json. RuntimeError: mlx cannot read a weights file.
         raise ModelError(
@@ -218,8 +217,8 @@ def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
             raise ConfigError(
                 f"model.base_bits: must be 0 for {config.model_name}, which is quantised already, got {config.base_bits}"
             )
-        # Before the change of type: the base is then the same one under every model.dtype, and the one that
-        # mlx_lm.convert writes. Before anything is evaluated: the whole model is never in memory.
+        # Before the change of type, so that the base is the same under every model.dtype, and the same as
+        # mlx_lm.convert writes. Before anything is evaluated, so that the whole model is never in memory.
         quantize(model, config.base_bits)
     if dtype != AS_STORED:
         model.set_dtype(resolve_dtype(dtype or config.dtype, architecture))
@@ -230,7 +229,7 @@ def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
 
 
 def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:
-    """The type of the weights; "auto" is float32 on a CPU (half precision crawls there), else the file's own."""
+    """Return the type of the weights; "auto" is float32 on a CPU (half precision is slow there), else the file's type."""
     if name != "auto":
         return DTYPES[name]
     if mx.default_device().type == mx.DeviceType.cpu:
@@ -240,9 +239,10 @@ def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:
 
 
 def same_logits(one: mx.array, other: mx.array) -> bool:
-    """Whether two rows of logits differ by no more than rounding.
+    """Return whether two rows of logits differ by no more than rounding.
 
-    In half precision that is a few percent of their deviation; another text, or position, makes about all of it.
+    In half precision, rounding is a few percent of the logits' standard deviation; another text or position differs by
+    about all of it.
     """
     one, other = one.astype(mx.float32), other.astype(mx.float32)
     return bool(mx.abs(one - other).mean() < 0.2 * mx.std(other))

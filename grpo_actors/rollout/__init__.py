@@ -1,1 +1,1 @@
-"""Rollout workers: sample groups with the old policy, score them, send them to the learner."""
+"""Rollout workers, which sample groups with the old policy, score them and send them to the learner."""

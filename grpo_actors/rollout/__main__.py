@@ -1,11 +1,11 @@
-"""ACTOR: samples groups with the old policy and scores them.
+"""Rollout worker: samples groups with the old policy and scores them.
 
     python -m grpo_actors.rollout --attach RUN_DIR      join a live run on this machine
-    python -m grpo_actors.rollout --connect ENDPOINT    join one by the address of its control socket
+    python -m grpo_actors.rollout --connect ENDPOINT    join a run by the address of its control socket
 
-It needs nothing but the address: the learner tells it the configuration and the model, a lease carries
-the prompt's tokens, the seeds and what the rewards need. Ctrl-C makes it leave: what it has not finished
-goes to another worker.
+The address is all that a worker needs. The learner sends the configuration and the identity of the model; each lease
+carries the prompt's tokens, the seeds and the inputs of the reward functions. Ctrl-C makes the worker leave, and its
+unfinished leases go to another worker.
 """
 
 import argparse
@@ -20,59 +20,64 @@ from grpo_actors.backend import submit_long_graphs
 from grpo_actors.errors import RunError
 from grpo_actors.process import StopRequest, bound_memory, enter_process, is_supervised, run_command
 
-#: Longest wait for a message before the stop flag is looked at.
+#: Longest wait for a message before the stop flag is checked, in seconds.
 WAIT_S = 0.2
 
 
 def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
-    """A worker's whole life; 0: dismissed or asked to leave.
+    """Run a worker until it is dismissed or asked to leave, and return the exit code 0.
 
     Raises:
-        RunError: the learner refused it, or was not to be reached for `patience_s`.
+        RunError: the learner refused the worker, or could not be reached for `patience_s`.
     """
-    # Seconds of imports, after the signals are heeded.
+    # These imports take seconds, so they come after the signal handlers are in place.
     from grpo_actors.config import Config  # noqa: PLC0415
     from grpo_actors.policy.pinned import pin  # noqa: PLC0415
-    from grpo_actors.rollout.episodes import episodes  # noqa: PLC0415
+    from grpo_actors.rollout.episodes import open_episodes  # noqa: PLC0415
     from grpo_actors.rollout.joining import load_welcome_policy  # noqa: PLC0415
     from grpo_actors.rollout.worker import RolloutWorker  # noqa: PLC0415
     from grpo_actors.tasks.scoring import open_scorer  # noqa: PLC0415
     from grpo_actors.transport.control import ControlClient  # noqa: PLC0415
-    from grpo_actors.transport.sockets import beside, zmq_context  # noqa: PLC0415
+    from grpo_actors.transport.sockets import reachable_endpoint, zmq_context  # noqa: PLC0415
     from grpo_actors.transport.weights import WeightsClient  # noqa: PLC0415
     from grpo_actors.wire import fetching  # noqa: PLC0415
-    from grpo_actors.wire.handshake import introduce  # noqa: PLC0415
+    from grpo_actors.wire.handshake import handshake  # noqa: PLC0415
     from grpo_actors.wire.messages import Bye, encode  # noqa: PLC0415
 
     bound_memory()
     with zmq_context() as context, contextlib.closing(ControlClient(context, endpoint, name)) as control:
-        welcome = introduce(control, "rollout", stop, patience_s)
+        welcome = handshake(control, "rollout", stop, patience_s)
         if welcome is None:
             return 0
         config = Config.model_validate_json(welcome.config)
         policy = load_welcome_policy(welcome, config)
-        with open_scorer(config.reward.functions, config.reward) as scorer, episodes(config, policy) as turns:
-            weights = WeightsClient(context, beside(welcome.weights_endpoint, endpoint), fetching, pin)
+        with (
+            open_scorer(config.reward.functions, config.reward) as scorer,
+            open_episodes(config, policy) as turns,
+        ):
+            weights = WeightsClient(
+                context, reachable_endpoint(welcome.weights_endpoint, endpoint), fetching, pin
+            )
             worker = RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop)
-            _say(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
+            _print_by_hand(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
             while not stop and worker.dismissed is None:
                 worker.turn(WAIT_S)
                 if time.monotonic() - worker.connected_s > patience_s:
                     raise RunError(f"{endpoint}: the learner has been gone for {patience_s:g} s")
         reason = worker.dismissed or "asked to leave"
         control.send(encode(Bye(reason=reason)))
-        _say(f"left after {worker.delivered} groups: {reason}")
+        _print_by_hand(f"left after {worker.delivered} groups: {reason}")
     return 0
 
 
-def _say(text: str) -> None:
-    """A word to whoever started this by hand; in a run of launch.py the records say it."""
+def _print_by_hand(text: str) -> None:
+    """Print a line if a user started this worker by hand; a worker of launch.py leaves this to the records."""
     if not is_supervised():
         print(text, file=sys.stderr)
 
 
 def control_endpoint(run_dir: Path) -> str:
-    """Where the live run in `run_dir` takes workers.
+    """Return the address of the control socket of the live run in `run_dir`.
 
     Raises:
         RunError: no run is live there.
@@ -87,12 +92,12 @@ def control_endpoint(run_dir: Path) -> str:
             f"{run_dir}: no run is live here (its process {endpoints.pid} is gone); start it with launch.py"
         ) from None
     except PermissionError:
-        pass  # alive, and another user's
+        pass  # the process is alive and belongs to another user
     return endpoints.control
 
 
 def main() -> int:
-    """Parse the command line and work."""
+    """Parse the command line and run the worker."""
     parser = argparse.ArgumentParser(
         prog="python -m grpo_actors.rollout", description=(__doc__ or "").splitlines()[0]
     )

@@ -1,7 +1,8 @@
-"""Completions of several turns: what the policy says, and what an environment (`tasks.environments`) replies.
+"""Completions of several turns: the policy's turns and the replies of an environment (`tasks.environments`).
 
-Joins the two halves: an environment knows messages, the sampler (`policy.decoding.batching`) tokens. A completion whose
-environment fails ends there, and says so (`Sample.failure`): it is for its reader to count it as none.
+This module connects the two sides: an environment works on messages, the sampler (`policy.decoding.batching`) on tokens.
+If the environment fails, the completion ends there and `Sample.failure` holds the reason; its reader must not count it
+as a valid completion.
 """
 
 import contextlib
@@ -20,14 +21,14 @@ from grpo_actors.tasks.task import Message, Problem
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """How the completions of a run go on after a turn."""
+    """The environment of a run, which replies to the turns of its completions."""
 
     replier: Replier
     policy: Policy
     max_turns: int
 
     def of(self, problem: Problem) -> Respond:
-        """What answers the turns of a problem's completions."""
+        """Return the function that replies to the turns of a problem's completions."""
         return partial(self._respond, problem)
 
     def _respond(self, problem: Problem, sample: Sample) -> list[int] | None:
@@ -48,8 +49,8 @@ class Episodes:
 
 
 @contextlib.contextmanager
-def episodes(config: Config, policy: Policy) -> Iterator[Episodes | None]:
-    """Those of a run; None: its completions have one turn.
+def open_episodes(config: Config, policy: Policy) -> Iterator[Episodes | None]:
+    """Open the episodes of a run; None if its completions have one turn.
 
     Raises:
         RewardError: the environment cannot be loaded.
@@ -62,15 +63,15 @@ def episodes(config: Config, policy: Policy) -> Iterator[Episodes | None]:
 
 
 def chat_of(policy: Policy, sample: Sample) -> list[Message]:
-    """The turns of a completion: the policy's, with the replies between them."""
+    """Return the turns of a completion: the policy's turns, with the replies between them."""
     chat: list[Message] = []
     begin = 0
-    # A last reply that had no room is in no run of tokens, and was never read by the policy.
+    # The last reply may lack a span: it did not fit `max_new_tokens`, and the policy never read it.
     for reply, start, stop in zip(sample.replies, sample.spans[::2], sample.spans[1::2], strict=False):
-        chat += [_said(policy, sample.tokens[begin:start]), reply]
+        chat += [_assistant_message(policy, sample.tokens[begin:start]), reply]
         begin = stop
-    return [*chat, _said(policy, sample.tokens[begin:])]
+    return [*chat, _assistant_message(policy, sample.tokens[begin:])]
 
 
-def _said(policy: Policy, tokens: list[int]) -> Message:
+def _assistant_message(policy: Policy, tokens: list[int]) -> Message:
     return {"role": "assistant", "content": policy.decode(tokens)}

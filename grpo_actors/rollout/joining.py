@@ -1,4 +1,4 @@
-"""What a worker needs from the learner that it joined: the model, and each new version of the weights."""
+"""Get what a worker needs from its learner: the model, and each new version of the weights."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,10 @@ from grpo_actors.wire.messages import Manifest, Welcome, decode, weights_reply
 def fetch_weights(
     client: WeightsClient, on_chunk: Callable[[], None] = lambda: None
 ) -> tuple[int, dict[str, mx.array]] | None:
-    """The newest version and its arrays; None: it was replaced while under way, or nobody answered: try again."""
+    """Fetch the newest version and its arrays.
+
+    Returns None if the version was replaced during the transfer, or if there was no answer; try again later.
+    """
     answer = client.manifest()
     if answer is None:
         return None
@@ -26,7 +29,7 @@ def fetch_weights(
         raise ProtocolError(f"weights: asked for a manifest, got {type(manifest).__name__}")
     addresses = tuple(manifest.path.split("\n"))
     version = Version(manifest.version, manifest.size, manifest.chunk_bytes, addresses)
-    arrived = client.take(version, on_chunk)
+    arrived = client.fetch(version, on_chunk)
     if arrived is None:
         return None
     arrays = unpack(manifest, arrived.data, of_this_host=arrived.of_this_host, pinned=arrived.pin)
@@ -34,10 +37,10 @@ def fetch_weights(
 
 
 def load_welcome_policy(welcome: Welcome, config: Config) -> Policy:
-    """The model that the learner trains, from its path or hub id on this machine.
+    """Load the model that the learner trains, by its path or hub id on this machine.
 
     Raises:
-        ModelError: this machine holds another model under that name.
+        ModelError: this machine has another model under that name.
     """
     policy = load_policy(config.model, seed=config.run.seed)
     mismatch = policy.identity.mismatch(Identity(**json.loads(welcome.identity)))

@@ -1,4 +1,4 @@
-"""A lease's samples, scored, as the message that takes them to the learner."""
+"""Score the samples of a lease and build the `Group` message that goes to the learner."""
 
 import time
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from grpo_actors.wire.messages import Completion, Group, Lease, floats, ints
 
 
 def problem_of(lease: Lease) -> Problem:
-    """The problem that a lease carries."""
+    """Return the problem that a lease carries."""
     return Problem(lease.problem_id, tuple(lease.messages), lease.answer, lease.columns)
 
 
-def scored(
+def score_group(
     lease: Lease, samples: Sequence[Sample], policy: Policy, scorer: Scorer, *, sampling_s: float
 ) -> Group:
-    """The group of a lease.
+    """Score the samples of a lease and return them as its group.
 
-    A completion whose environment failed has no reward: it will not train.
+    A completion whose environment failed gets no reward, so that it does not train.
     """
     started_s = time.monotonic()
     chats = [chat_of(policy, sample) for sample in samples]

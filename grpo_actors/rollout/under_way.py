@@ -1,8 +1,9 @@
 """The leases that a worker is sampling, and the sampler that is open while there are any.
 
-A worker that drains samples one grant at a time, in a batch of its own size, and has its groups back together. With
-``rollout.in_flight_updates`` the leases of any number of grants share one sampler: each group is back as soon as it is
-whole, and its place is taken by the next. Knows no messages but leases; refuses to know when to begin.
+By default the worker drains: it samples one grant at a time, in a batch sized for that grant, and returns the groups
+together. With ``rollout.in_flight_updates`` the leases of any number of grants share one sampler: each group is returned
+as soon as it is whole, and the next one takes its rows. This module uses no message but `Lease`; the worker decides when
+to begin.
 """
 
 import time
@@ -19,45 +20,49 @@ from grpo_actors.wire.messages import Lease, read_ints
 
 
 @dataclass(slots=True)
-class Sampling:
-    """One lease. Its samples grow with each step."""
+class LeaseSamples:
+    """A lease that is being sampled. Its samples grow with each step."""
 
     lease: Lease
     samples: list[Sample]
     whole: bool = False
-    #: Its share of the steps since it began.
+    #: Seconds: its share of the steps since it began.
     sampling_s: float = 0.0
 
 
 @dataclass
-class UnderWay:
-    """While nothing has to be sampled the policy is as it trains, and neither caches nor copies of weights are held."""
+class LeaseSampler:
+    """Samples leases with one policy.
+
+    While there are no leases, the policy is in the state in which it trains, and neither caches nor copies of weights are
+    held.
+    """
 
     policy: Policy
     config: Config
     params: SamplingParams
-    #: Returns what answers the turns of a lease's completions; None: they have one turn.
+    #: Returns the function that replies to the turns of a lease's completions; None if they have one turn.
     respond: Callable[[Lease], Respond | None]
-    #: By number. A lease stays until it is dropped, also once it is whole.
-    leases: dict[int, Sampling] = field(default_factory=dict)
-    #: Open while one of them is not whole.
+    #: By lease number. A lease stays until it is dropped, even after it is whole.
+    leases: dict[int, LeaseSamples] = field(default_factory=dict)
+    #: Open while at least one lease is not whole.
     _sampler: Sampler | None = None
 
     def begin(self, leases: Sequence[Lease], version: int) -> None:
-        """Sample these too; `version` is the number of the weights that the policy holds."""
+        """Sample these leases too; `version` is the number of the weights that the policy holds."""
         prompts = [read_ints(lease.prompt) for lease in leases]
         if self._sampler is None:
-            places = self._places(leases, max(map(len, prompts)))
-            self._sampler = Sampler(self.policy, self.params, places, version)
+            max_rows = self._max_rows(leases, max(map(len, prompts)))
+            self._sampler = Sampler(self.policy, self.params, max_rows, version)
         for lease, prompt in zip(leases, prompts, strict=True):
             samples = self._sampler.submit(lease.lease, prompt, lease.seeds, self.respond(lease))
-            self.leases[lease.lease] = Sampling(lease, samples)
+            self.leases[lease.lease] = LeaseSamples(lease, samples)
 
-    def step(self) -> tuple[int, list[Sampling]]:
-        """Decode one token of every completion; there must be leases.
+    def step(self) -> tuple[int, list[LeaseSamples]]:
+        """Decode one token of every completion; there must be at least one lease.
 
         Returns:
-            How many tokens were read, and the leases that are ready to be sent, in the order in which they began.
+            The number of tokens read, and the leases that are ready to be sent, in the order in which they began.
         """
         started_s = time.monotonic()
         tokens, groups = self._sampler.step() if self._sampler is not None else (0, [])
@@ -72,7 +77,7 @@ class UnderWay:
         return tokens, [] if together and len(whole) < len(self.leases) else whole
 
     def drop(self, leases: Iterable[int]) -> None:
-        """Go on without these, whole or not; numbers of others are ignored."""
+        """Drop these leases, whole or not; unknown numbers are ignored."""
         for lease in self.leases.keys() & set(leases):
             del self.leases[lease]
             if self._sampler is not None:
@@ -80,10 +85,10 @@ class UnderWay:
         self._close_if_done()
 
     def adopt(self, version: int, arrays: Mapping[str, mx.array]) -> None:
-        """Put new weights in place, also between two steps of the same completions.
+        """Load new weights, possibly between two steps of the same completions.
 
         Raises:
-            ModelError: they are another model's.
+            ModelError: the weights belong to another model.
         """
         if self._sampler is None:
             self.policy.load_trainable(arrays)
@@ -95,8 +100,8 @@ class UnderWay:
             self._sampler.close()
             self._sampler = None
 
-    def _places(self, leases: Sequence[Lease], longest: int) -> int:
-        """How many completions are decoded side by side: of this batch, or of all batches to come."""
+    def _max_rows(self, leases: Sequence[Lease], longest: int) -> int:
+        """Return how many completions to decode side by side: in this batch, or with in-flight updates in every batch."""
         rollout, completions = self.config.rollout, sum(len(lease.seeds) for lease in leases)
         if rollout.in_flight_updates:
             completions = rollout.batch_groups * rollout.num_generations

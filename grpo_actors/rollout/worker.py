@@ -1,10 +1,13 @@
-"""A rollout worker: its leases, its policy, its results. Knows no process: two kinds of owner run it.
+"""A rollout worker: its leases, its policy and its results.
+
+The worker does not depend on the process that it runs in; there are two kinds (see `RolloutWorker`).
 
 It keeps every group until the learner has acknowledged it. By default it drains: it samples one run of leases at a time,
-sends the groups together, and takes new weights and the next run once all of them have ended. With
-``rollout.in_flight_updates`` it never drains: groups of the next runs take the places that get free, a version is adopted between
-two decoding steps as soon as it is there, and each group is sent as soon as it is whole. Every token keeps the number of
-the version that sampled it; as versions only rise, a group is as old as the first token of its first completion.
+sends the groups together, and adopts new weights and begins the next run only after all of them have ended. With
+``rollout.in_flight_updates`` it never drains: groups of the next runs take rows as they become free, a version is adopted
+between two decoding steps as soon as it is available, and each group is sent as soon as it is whole. Every token keeps
+the number of the version that sampled it. Versions only rise, so a group is as old as the first token of its first
+completion.
 """
 
 import time
@@ -21,8 +24,8 @@ from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
 from grpo_actors.rollout.episodes import Episodes
 from grpo_actors.rollout.joining import fetch_weights
-from grpo_actors.rollout.results import problem_of, scored
-from grpo_actors.rollout.under_way import Sampling, UnderWay
+from grpo_actors.rollout.results import problem_of, score_group
+from grpo_actors.rollout.under_way import LeaseSampler, LeaseSamples
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.weights import WeightsClient
@@ -42,13 +45,13 @@ from grpo_actors.wire.messages import (
     from_learner,
 )
 
-#: A group that was not acknowledged in this time is sent again.
+#: Seconds after which a group that is not acknowledged is sent again.
 RESEND_S = 5.0
 
 
 @dataclass(slots=True)
 class Unacknowledged:
-    """A group on its way, kept until the learner says that it has it."""
+    """A group that was sent, kept until the learner acknowledges it."""
 
     group: Group
     sent_s: float
@@ -56,11 +59,11 @@ class Unacknowledged:
 
 @dataclass
 class RolloutWorker:
-    """One worker: its leases, its policy, its results. `turn` is one step of its life.
+    """One worker: its leases, its policy and its results. Its owner calls `turn` in a loop.
 
-    The same object runs in a process of its own and, with ``rollout.workers = 0``, inside the
-    learner's, where it samples with the learner's own policy (`weights` is None: its owner sets
-    `version`). That owner changes the weights only while the worker is not `busy`; then the policy is as it trains.
+    It runs in a process of its own or, with ``rollout.workers = 0``, inside the learner's process. There it samples with
+    the learner's own policy: `weights` is None, and the learner sets `version`. The learner changes the weights only while
+    the worker is not `busy`; the policy is then in the state in which it trains.
     """
 
     control: ControlClient
@@ -69,13 +72,13 @@ class RolloutWorker:
     policy: Policy
     scorer: Scorer
     weights: WeightsClient | None = None
-    #: None: a completion is one turn.
+    #: None if a completion has one turn.
     episodes: Episodes | None = None
     stop: StopRequest = field(default_factory=StopRequest)
     version: int = -1
-    #: When the learner could last be reached, on the monotonic clock.
+    #: Monotonic time at which the learner was last reachable, in seconds.
     connected_s: float = field(default_factory=time.monotonic)
-    #: Groups that the learner acknowledged.
+    #: Number of groups that the learner accepted.
     delivered: int = 0
     _newest: int = 0
     _grants: deque[Grant] = field(default_factory=deque)
@@ -84,57 +87,61 @@ class RolloutWorker:
     _next_beat_s: float = 0.0
     _working_s: float = 0.0
     _waiting_s: float = 0.0
-    #: Up to when its time is counted (`_book`), and as what the time since then will be.
+    #: Time of the last `_book`; `_idle` says how the interval since then counts.
     _booked_s: float = field(default_factory=time.monotonic)
     _idle: bool = True
-    #: Why the learner sent it home; None: it did not.
+    #: Reason that the learner gave for dismissing this worker; None if it did not.
     dismissed: str | None = None
-    _under_way: UnderWay = field(init=False)
+    _lease_sampler: LeaseSampler = field(init=False)
 
     def __post_init__(self) -> None:
-        self._under_way = UnderWay(self.policy, self.config, sampling_params(self.config), self._respond)
+        self._lease_sampler = LeaseSampler(
+            self.policy, self.config, sampling_params(self.config), self._respond
+        )
 
     @property
     def busy(self) -> bool:
-        """Whether completions are under way."""
-        return bool(self._under_way.leases)
+        """Whether completions are being sampled."""
+        return bool(self._lease_sampler.leases)
 
     @property
-    def _is_open(self) -> bool:
-        """Whether new weights and the next run of leases may come now."""
+    def _may_begin(self) -> bool:
+        """Whether new weights may be adopted and the next run of leases may begin now."""
         return self.config.rollout.in_flight_updates or not self.busy
 
     def turn(self, wait_s: float) -> None:
-        """Hear what there is (waiting `wait_s` for it when idle), and decode one token of every completion.
+        """Handle the messages that have arrived, and decode one token of every completion.
 
-        Asked to stop or sent home, it gives up what is under way: that goes back with its leases.
+        An idle worker waits up to `wait_s` for a message. A worker that is asked to stop or is dismissed drops its leases
+        unfinished; they return to the learner.
         """
-        self._listen(wait_s)
+        self._before_step(wait_s)
         if self.stop or self.dismissed is not None:
-            self._under_way.drop(list(self._under_way.leases))
+            self._lease_sampler.drop(list(self._lease_sampler.leases))
             return
-        while self._is_open and self._can_sample():
-            self._under_way.begin(self._grants.popleft().leases, self.version)
+        while self._may_begin and self._can_sample():
+            self._lease_sampler.begin(self._grants.popleft().leases, self.version)
         if self.busy:
             self._step()
             self._book()
-            # Out of work: told at once.
+            # A worker that has run out of work reports it at once.
             self._beat("sampling" if self.busy else "waiting", force=not self.busy)
 
     def _step(self) -> None:
-        tokens, done = self._under_way.step()
+        tokens, done = self._lease_sampler.step()
         self._tokens += tokens
         for group in [self._score(sampling) for sampling in done]:
             self._deliver(group)
-        # Only now: a beat while they are scored must not say that nobody has the leases.
-        self._under_way.drop([sampling.lease.lease for sampling in done])
+        # Only now: a beat sent during scoring must still list these leases, or the learner takes them for lost.
+        self._lease_sampler.drop([sampling.lease.lease for sampling in done])
 
-    def _listen(self, wait_s: float) -> None:
-        """Do what comes before a step: messages, which may say that all grants are void, and new weights."""
+    def _before_step(self, wait_s: float) -> None:
+        """Handle messages first, because one may void all grants; then adopt new weights and resend groups."""
         self._booked_s, self._idle = time.monotonic(), not self._has_work()
         if self._idle:
-            self._beat("waiting")  # before the wait: nothing is granted to whoever has not beaten
-        self._hear(wait_s if self._idle else 0.0)
+            # Before the wait: the learner grants nothing to a worker that has not sent a beat.
+            self._beat("waiting")
+        self._receive(wait_s if self._idle else 0.0)
         self._adopt()
         self._resend()
         self._book()
@@ -144,7 +151,7 @@ class RolloutWorker:
         return self.busy or self._can_sample()
 
     def _book(self) -> None:
-        """Count the time since the last call as spent waiting or working."""
+        """Count the time since the last call as waiting or as working."""
         now_s = time.monotonic()
         spent_s, self._booked_s = now_s - self._booked_s, now_s
         self._waiting_s += spent_s if self._idle else 0.0
@@ -152,13 +159,13 @@ class RolloutWorker:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _hear(self, wait_s: float) -> None:
+    def _receive(self, wait_s: float) -> None:
         while (data := self.control.receive(wait_s)) is not None:
             wait_s = 0.0
             message = decode(from_learner, data)
             match message:
                 case Grant():
-                    self._drop_older(message)
+                    self._drop_superseded(message)
                     self._grants.append(message)
                 case Ack():
                     held = self._unacknowledged.get(message.lease)
@@ -168,8 +175,8 @@ class RolloutWorker:
                 case Announcement():
                     self._newest = max(self._newest, message.version)
                 case Bye(again=True):
-                    self._forget()
-                    self._say(hello("rollout", self.control.name, self.welcome.run_id))
+                    self._reset()
+                    self._send(hello("rollout", self.control.name, self.welcome.run_id))
                 case Bye():
                     self.dismissed = message.reason
                 case Welcome():
@@ -177,32 +184,32 @@ class RolloutWorker:
                 case _:
                     raise ProtocolError(f"{type(message).__name__} does not go this way")
 
-    def _drop_older(self, newer: Grant) -> None:
-        """A lease that is granted again was given up: nobody waits for what is left of its old grant."""
+    def _drop_superseded(self, newer: Grant) -> None:
+        """Drop earlier grants of the leases in `newer`: the learner gave those attempts up and refuses their results."""
         again = {lease.lease for lease in newer.leases}
         self._grants = deque(
             grant for grant in self._grants if again.isdisjoint(lease.lease for lease in grant.leases)
         )
-        self._under_way.drop(again)
+        self._lease_sampler.drop(again)
 
-    def _forget(self) -> None:
-        """The learner is a new process: what it granted before is void, and so are its versions.
+    def _reset(self) -> None:
+        """Drop all grants, groups and versions, because the learner is a new process.
 
-        A run that was resumed numbers on from its checkpoint: the version held here may have its
-        number again one day, with other weights.
+        A resumed run continues numbering from its checkpoint. So the number of the version held here may be used again,
+        for other weights.
         """
         self._grants.clear()
         self._unacknowledged.clear()
-        self._under_way.drop(list(self._under_way.leases))
+        self._lease_sampler.drop(list(self._lease_sampler.leases))
         if self.weights is not None:
             self.version, self._newest = -1, 0
 
     def _deliver(self, group: Group) -> None:
         self._unacknowledged[group.lease] = Unacknowledged(group, time.monotonic())
-        self._say(group)
+        self._send(group)
 
-    def _say(self, message: Message) -> None:
-        """Send if connected; whatever matters is said again until it had its effect."""
+    def _send(self, message: Message) -> None:
+        """Send if connected; a message that must have an effect is sent again until it has."""
         if self.control.send(encode(message)):
             self.connected_s = time.monotonic()
 
@@ -211,7 +218,7 @@ class RolloutWorker:
         for waiting in self._unacknowledged.values():
             if now_s - waiting.sent_s > RESEND_S:
                 waiting.sent_s = now_s
-                self._say(waiting.group)
+                self._send(waiting.group)
 
     def _beat(self, state: Literal["sampling", "scoring", "waiting"], *, force: bool = False) -> None:
         now_s = time.monotonic()
@@ -227,47 +234,47 @@ class RolloutWorker:
             working_s=self._working_s,
             waiting_s=self._waiting_s,
             credits=self.config.rollout.runs_held * self.config.rollout.batch_groups,
-            holding=[*held, *self._under_way.leases, *self._unacknowledged],
+            holding=[*held, *self._lease_sampler.leases, *self._unacknowledged],
         )
-        self._say(beat)
+        self._send(beat)
 
     # --- weights ----------------------------------------------------------------------------------
 
     def _adopt(self) -> None:
-        """Take the newest version, all of it or nothing."""
-        if self.weights is None or self.version >= self._newest or not self._is_open:
+        """Fetch and load the newest version, completely or not at all."""
+        if self.weights is None or self.version >= self._newest or not self._may_begin:
             return
-        # A large version over a slow network takes longer than a silent worker is believed.
+        # A large version over a slow network may take longer than the time after which a silent worker counts as lost.
         sign_of_life = partial(self._beat, "sampling" if self.busy else "waiting")
         fetched = fetch_weights(self.weights, on_chunk=sign_of_life)
         if fetched is None:
             return
         self.version, arrays = fetched
         self._newest = max(self._newest, self.version)
-        self._under_way.adopt(self.version, arrays)
+        self._lease_sampler.adopt(self.version, arrays)
 
     def _can_sample(self) -> bool:
-        """Whether there is a run of leases that the held version may sample."""
-        next_one = self._grants[0].leases if self._grants else []
-        return bool(next_one) and self.version >= max(lease.min_version for lease in next_one)
+        """Whether the next run of leases may be sampled with the version held."""
+        next_run = self._grants[0].leases if self._grants else []
+        return bool(next_run) and self.version >= max(lease.min_version for lease in next_run)
 
     # --- sampling and scoring ---------------------------------------------------------------------
 
     def _respond(self, lease: Lease) -> Respond | None:
-        """What answers the turns of its completions; None: they have one."""
+        """Return the function that replies to the turns of a lease's completions; None if they have one turn."""
         if self.episodes is None:
             return None
         respond = self.episodes.of(problem_of(lease))
 
         def answer(sample: Sample) -> Sequence[int] | None:
             reply = respond(sample)
-            self._beat("sampling")  # many rows may each wait for their environment within one step
+            self._beat("sampling")  # within one step, many rows may each wait for their environment
             return reply
 
         return answer
 
-    def _score(self, sampling: Sampling) -> Group:
-        group = scored(
+    def _score(self, sampling: LeaseSamples) -> Group:
+        group = score_group(
             *(sampling.lease, sampling.samples, self.policy, self.scorer), sampling_s=sampling.sampling_s
         )
         self._beat("scoring")
@@ -275,7 +282,7 @@ class RolloutWorker:
 
 
 def sampling_params(config: Config) -> SamplingParams:
-    """How section [rollout] wants completions sampled."""
+    """Return the sampling parameters that section [rollout] asks for."""
     rollout = config.rollout
     return SamplingParams(
         max_new_tokens=rollout.max_new_tokens,

@@ -1,1 +1,1 @@
-"""Sockets: the only place that imports zmq. Bytes in, bytes out; no arrays, no messages."""
+"""Sockets and weight transports. They carry bytes and do not depend on arrays or messages; only this part imports zmq."""

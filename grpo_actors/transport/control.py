@@ -1,12 +1,12 @@
 """The control sockets: ROUTER at the learner, DEALER at each peer.
 
-Why nothing is lost: neither socket is trusted to deliver. A message may die with a connection (in
-kernel buffers, in a killed process, unread in a queue); whoever needs an effect repeats the cause. A
-worker keeps each group until its Ack and sends it again after a silence; a lease whose worker is gone
-or silent is granted again; the schedule's ledger makes all repeats harmless.
+Why nothing is lost: no one relies on delivery. A message may be lost with its connection (in kernel buffers, in a
+killed process, unread in a queue), so a sender that needs an effect repeats its message. A worker keeps each group
+until its Ack and sends it again after a silence. A lease whose worker is gone or silent is granted again. The
+schedule's ledger makes all repeats harmless.
 
-Why nothing blocks: sends never wait. A peer whose queue is full or gone is reported to the caller,
-who treats it as lost.
+Why nothing blocks: a send never waits. If the peer is gone or its queue is full, the send returns False, and the caller
+treats the message as lost.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ import zmq
 from grpo_actors.errors import ProtocolError, RunError
 from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect
 
-#: Messages taken in before the caller may look at its other duties: nobody's flood keeps it from them.
-TAKEN_AT_ONCE = 64
-#: Bytes of a name: what ZeroMQ has room for.
+#: Messages per call of `receive`, so that a flood from one peer cannot keep the caller from its other duties.
+MAX_MESSAGES_PER_CALL = 64
+#: Longest name in bytes: ZeroMQ's limit for an identity.
 MAX_NAME_BYTES = 255
 
 
@@ -29,11 +29,11 @@ class ControlServer:
         self.socket = bind(context, zmq.ROUTER, endpoint, CONTROL_BYTES)
 
     def send(self, peer: bytes, data: bytes) -> bool:
-        """False: the peer is not connected, or reads so slowly that its queue is full."""
+        """Send; return False if the peer is not connected, or reads so slowly that its queue is full."""
         return self._try(peer, data) is None
 
     def reaches(self, peer: bytes, data: bytes) -> bool:
-        """Send, to learn whether the peer is connected at all: a full queue is a connection, too."""
+        """Send, and return whether the peer is connected; a peer whose queue is full is connected, too."""
         return self._try(peer, data) != zmq.EHOSTUNREACH
 
     def _try(self, peer: bytes, data: bytes) -> int | None:
@@ -47,8 +47,8 @@ class ControlServer:
         return None
 
     def receive(self) -> Iterator[tuple[bytes, bytes]]:
-        """Some of the (peer, data) that have arrived; does not wait. Frames of a foreign shape come as b""."""
-        for _ in range(TAKEN_AT_ONCE):
+        """Yield some of the (peer, data) that have arrived, without waiting; data is b"" for a wrong number of frames."""
+        for _ in range(MAX_MESSAGES_PER_CALL):
             try:
                 frames = self.socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
@@ -60,14 +60,14 @@ class ControlClient:
     """A worker's or an evaluator's end. Not thread-safe."""
 
     def __init__(self, context: Context, endpoint: str, name: str) -> None:
-        """`name` is the peer's identity: the same over reconnects, its own among all peers.
+        """Connect in the background. `name` is the peer's identity: unique among all peers, the same at every reconnect.
 
         Raises:
-            RunError: the name is no identity, or the endpoint no address.
+            RunError: `name` is not a valid identity, or `endpoint` not a valid address.
         """
         self.endpoint, self.name = endpoint, name
         identity = name.encode()
-        # ZeroMQ keeps identities that begin with a zero byte for itself.
+        # ZeroMQ reserves identities that begin with a zero byte.
         if not 0 < len(identity) <= MAX_NAME_BYTES or identity.startswith(b"\0"):
             raise RunError(
                 f"--name: must have 1 to {MAX_NAME_BYTES} bytes, got {len(identity)}: {name[:40]!r}"
@@ -75,7 +75,7 @@ class ControlClient:
         self.socket = connect(context, zmq.DEALER, endpoint, CONTROL_BYTES, [(zmq.IDENTITY, identity)])
 
     def send(self, data: bytes) -> bool:
-        """False: not connected now; say it again later."""
+        """Send; return False if there is no connection now, and the caller has to send again later."""
         _check_size(data)
         try:
             self.socket.send(data, zmq.DONTWAIT)
@@ -84,19 +84,19 @@ class ControlClient:
         return True
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """The next message, or None after `timeout_s` (0: do not wait)."""
+        """Return the next message, or None after `timeout_s` seconds (0: do not wait)."""
         if not self.socket.poll(int(timeout_s * 1000)):
             return None
         frames = self.socket.recv_multipart()
         return frames[-1]
 
     def close(self) -> None:
-        """Disconnect; what was sent last, a Bye, still has a second to leave."""
+        """Disconnect; messages sent before, such as a Bye, still have a second to leave."""
         self.socket.close(linger=1_000)
 
 
 def _check_size(data: bytes) -> None:
-    # The receiver would cut the link, and a repeat would cut it again, for ever.
+    # The receiver would cut the connection, and every repeat would cut it again.
     if len(data) > CONTROL_BYTES:
         raise ProtocolError(
             f"a message of {len(data)} bytes, at most {CONTROL_BYTES} can be sent; "

@@ -1,16 +1,15 @@
-"""The events socket: what a run says about itself, from the learner to whoever cares to listen.
+"""The events socket: the learner publishes a run's records to any number of subscribers.
 
-Knows topics and bytes; what stands in the bytes is the business of `grpo_actors.observe`.
+It carries topics and bytes; `grpo_actors.observe` defines the content.
 
-What is lost: PUB keeps the OLDEST `EVENTS_HELD` events for each slow subscriber and drops newer ones,
-silently; a subscriber that connects late has missed all that came before; an event of more than
-`MAX_EVENT_BYTES` is not published at all. What is not: order, and the wholeness of each event. Every
-record carries a gapless number and is written to the run folder before it is published, so a reader
-on this host sees each loss in the numbers and fills it from the file (`grpo_actors.observe.follow`).
-Nothing on which training depends goes this way.
+What may be lost: PUB keeps the OLDEST `EVENTS_HELD` events for each slow subscriber and silently drops newer ones; a
+subscriber that connects late has missed all earlier events; an event larger than `MAX_EVENT_BYTES` is not published at
+all. What always holds: events arrive in order, and each arrives whole. Every record has a gapless number and is written
+to the run folder before it is published, so a reader on this host detects each loss by the numbers and fills it from the
+file (`grpo_actors.observe.follow`). Training depends on nothing that is sent here.
 
-What never happens: the publisher waiting. A stopped, slow or absent reader costs it at most
-`EVENTS_HELD` × `MAX_EVENT_BYTES` = 16 MiB, and after `HEARTBEAT_TIMEOUT_S` of silence nothing.
+The publisher never waits. A stopped, slow or absent reader costs at most `EVENTS_HELD` × `MAX_EVENT_BYTES` = 16 MiB, and
+nothing after `HEARTBEAT_TIMEOUT_S` of silence.
 """
 
 import time
@@ -23,32 +22,36 @@ import zmq
 from grpo_actors.errors import RunError
 from grpo_actors.transport.sockets import Context, bind, connect
 
-#: Events kept for one slow subscriber. Several a step: a minute of pause at one step a second.
+#: Events kept for one slow subscriber. A step has several: enough for a pause of a minute at one step per second.
 EVENTS_HELD = 256
-#: The largest event: 16 completions of 1,000 tokens fit; see the module's bound on memory.
+#: Largest event: 16 completions of 1,000 tokens fit. The bound on memory above depends on it.
 MAX_EVENT_BYTES = 64 * 1024
-#: No single wait is longer, so that a signal handler which only sets a flag is heeded.
+#: Longest single wait in seconds, so that a flag set by a signal handler is seen soon.
 LONGEST_WAIT_S = 0.2
-#: What the last events of a run get to reach a reader that is not stopped.
+#: Seconds that the last events of a run have to reach a reader that is not stopped.
 FAREWELL_S = 0.3
 
 
 class EventPublisher:
-    """Binds `endpoint` and publishes events; belongs to the thread that made it."""
+    """A publisher of events at a bound endpoint. It belongs to the thread that created it."""
 
     def __init__(self, context: Context, endpoint: str) -> None:
-        """Bind; a `RunError` says why it cannot. The context stays the caller's to close."""
+        """Bind the socket. The caller closes the context.
+
+        Raises:
+            RunError: the endpoint cannot be bound.
+        """
         self._socket = bind(context, zmq.PUB, endpoint, MAX_EVENT_BYTES, [(zmq.SNDHWM, EVENTS_HELD)])
 
     @property
     def endpoint(self) -> str:
-        """The address to connect to, with the real port where ``tcp://…:*`` was asked for."""
+        """The address to connect to, with the chosen port if the endpoint was ``tcp://…:*``."""
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def publish(self, topic: str, event: bytes) -> bool:
-        """Hand an event to all subscribers of `topic` and return at once.
+        """Send an event to all subscribers of `topic` and return at once.
 
-        False: it is larger than `MAX_EVENT_BYTES` and went to nobody. True promises no arrival.
+        Returns False if the event is larger than `MAX_EVENT_BYTES` and was not sent. True does not guarantee arrival.
         """
         if len(event) > MAX_EVENT_BYTES:
             return False
@@ -56,12 +59,12 @@ class EventPublisher:
         return True
 
     def close(self) -> None:
-        """Unbind; what slow readers do not take within `FAREWELL_S` is dropped. May be called twice."""
+        """Unbind; events that slow readers do not take within `FAREWELL_S` are dropped. May be called twice."""
         if self._socket.closed:
             return
         endpoint = self.endpoint
         self._socket.close(linger=int(FAREWELL_S * 1000))
-        # ZeroMQ leaves the file of an ipc socket behind. "@" is Linux's name space without files.
+        # ZeroMQ leaves the file of an ipc socket behind. "@" is Linux's abstract namespace, which has no files.
         if endpoint.startswith("ipc://") and not endpoint.startswith("ipc://@"):
             Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
@@ -73,17 +76,25 @@ class EventPublisher:
 
 
 class EventSubscriber:
-    """Connects to a publisher, now or once it comes up, and again whenever the link is cut."""
+    """A subscriber that connects to a publisher as soon as it is up, and again after every lost connection."""
 
-    #: Messages that were not an event (wrong number of frames, topic not UTF-8) and were dropped.
+    #: Number of messages dropped because they were not events (wrong number of frames, topic not UTF-8).
     malformed: int = 0
 
     def __init__(self, endpoint: str, topics: Iterable[str] = ()) -> None:
-        """Connect in the background. `topics`: only these, by whole name; none given means all."""
+        """Connect in the background.
+
+        Args:
+            endpoint: The publisher's address.
+            topics: Whole names of the topics to receive; empty means all.
+
+        Raises:
+            RunError: `endpoint` is not a valid address.
+        """
         self.endpoint = endpoint
         self._topics = frozenset(topics)
         self._context: Context = zmq.Context()
-        # Subscribed before connecting: the link then carries events from its first moment on.
+        # Subscribe before connecting, so that the connection carries events from its first moment on.
         wanted = [(zmq.SUBSCRIBE, topic.encode()) for topic in self._topics or ("",)]
         try:
             self._socket = connect(
@@ -94,9 +105,9 @@ class EventSubscriber:
             raise
 
     def receive(self, timeout_s: float | None) -> tuple[str, bytes] | None:
-        """The next event as (topic, bytes), or None when `timeout_s` passed without one.
+        """Return the next event as (topic, bytes), or None if none arrives within `timeout_s` seconds.
 
-        0 takes only what is already here; None waits without end.
+        0 returns only an event that has already arrived; None waits without limit.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -109,7 +120,7 @@ class EventSubscriber:
                 return None
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
-        """Events without end; leave the loop to stop."""
+        """Yield events without end; leave the loop to stop."""
         while True:
             event = self.receive(None)
             if event is not None:
@@ -130,7 +141,7 @@ class EventSubscriber:
         try:
             topic_frame, event = frames
             topic = topic_frame.decode()
-        except ValueError:  # also what UnicodeDecodeError is
+        except ValueError:  # includes UnicodeDecodeError
             self.malformed += 1
             return None
         # ZeroMQ filters by prefix: "eval" would let "evaluation" through.

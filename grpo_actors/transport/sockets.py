@@ -1,14 +1,14 @@
-"""What every socket of a run has in common: where it listens, and its options.
+"""Addresses and options that all sockets of a run share.
 
-Measured with libzmq 4.3.5, and the reason for the options below:
+Measured with libzmq 4.3.5; these are the reasons for the options below:
 
-- An option set after ``connect`` or ``bind`` does nothing for that address, silently: all are set before.
-- Without IMMEDIATE a message to a dead peer seems sent. With it, messages that have arrived but were not
-  read are lost when the link is cut: whoever needs an effect repeats the cause.
-- A peer that takes over an identity (HANDOVER) leaves the old owner connected, deaf and dumb, with no
-  event: only an answer to its beats tells it that it is still heard.
-- A frame above MAXMSGSIZE ends the link. A binding socket lives on and its peer reconnects; a connecting
-  socket never comes back. So no sender may exceed the receiver's bound.
+- An option set after ``connect`` or ``bind`` silently has no effect on that address, so all are set before.
+- Without IMMEDIATE a message to a dead peer seems sent. With it, messages that have arrived but were not read are lost
+  when the connection is cut, so a sender that needs an effect repeats its message.
+- When a peer takes over an identity (HANDOVER), the old owner stays connected but can neither send nor receive, and gets
+  no event. Only the answers to its beats show a peer that it is still the owner.
+- A frame above MAXMSGSIZE ends the connection. A binding socket continues and its peer reconnects; a connecting socket
+  never comes back. So no sender may exceed the receiver's bound.
 - A second ipc bind on one path steals it; the lock on the run folder prevents that.
 """
 
@@ -34,24 +34,24 @@ from grpo_actors.rundir.folder import ENDPOINTS_FILE
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
-#: A control message holds one group: 64 MiB is far above any sane one.
+#: Largest control message in bytes. It holds one group, for which 64 MiB is far more than enough.
 CONTROL_BYTES = 64 * 2**20
-#: Bytes of a version that travel together: 1 to 4 MiB are the fastest.
+#: Bytes per chunk of a version: 1 to 4 MiB are the fastest.
 CHUNK_BYTES = 2**21
 
 HANDSHAKE_TIMEOUT_S = 5.0
-#: ZeroMQ's own heartbeats see a dead host; a hung Python loop they do not.
+#: ZeroMQ's own heartbeats detect a dead host, but not a hung Python loop.
 HEARTBEAT_S = 2.0
 HEARTBEAT_TIMEOUT_S = 10.0
 RECONNECT_FIRST_S = 0.1
-#: Workers knock before a learner has loaded its model: each second more is a second lost at the start.
+#: Workers try to connect before the learner has loaded its model: a longer interval would delay the start as much.
 RECONNECT_LONGEST_S = 1.0
-#: Messages a queue holds. Small, for the largest may have 64 MiB.
+#: Messages per queue; few, because the largest may have 64 MiB.
 QUEUED = 100
 
 PARTS = ("control", "weights", "events")
 
-#: Characters of a Unix socket's path: what the kernel's address structure has room for.
+#: Longest path of a Unix socket in bytes: the limit of the kernel's address structure.
 MAX_IPC_PATH = 103 if sys.platform == "darwin" else 107
 
 
@@ -60,7 +60,7 @@ MAX_IPC_PATH = 103 if sys.platform == "darwin" else 107
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where a run listens; RUN/endpoints.json holds them, so that `--attach RUN_DIR` needs no address."""
+    """Addresses at which a run listens. RUN/endpoints.json holds them, so that `--attach RUN_DIR` needs no address."""
 
     control: str
     weights: str
@@ -68,15 +68,15 @@ class Endpoints:
     pid: int
 
     def write(self, run_dir: Path) -> None:
-        """Leave them in the run folder, whole or not at all."""
+        """Write the file in the run folder, whole or not at all."""
         write_whole(run_dir / ENDPOINTS_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, run_dir: Path) -> "Endpoints":
-        """The endpoints of the run in `run_dir`.
+        """Read the endpoints of the run in `run_dir`.
 
         Raises:
-            RunError: no such run, or it is over.
+            RunError: there is no run, or it is over.
         """
         path = run_dir / ENDPOINTS_FILE
         try:
@@ -90,13 +90,13 @@ class Endpoints:
 
 
 def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int) -> Endpoints:
-    """Choose the three addresses of a run; nothing is bound yet.
+    """Choose the three addresses of a run, without binding them.
 
-    ipc sockets lie in a folder of mode 0700 under the system's temporary folder, named after the run
-    folder: run folders are deep, and the path of a Unix socket is short.
+    ipc sockets are in a folder of mode 0700 under the system's temporary folder, whose name is derived from the run
+    folder's path: that path itself may be longer than the path of a Unix socket can be.
 
     Raises:
-        RunError: no folder for the sockets can be had, or no port is free.
+        RunError: the folder for the sockets cannot be created, or no port is free.
     """
     if scheme == "ipc":
         folder = _private_folder(run_dir)
@@ -109,21 +109,22 @@ def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int) -> Endpoint
 
 
 def remove_endpoints(run_dir: Path, endpoints: Endpoints) -> None:
-    """Leave nothing behind: the endpoints file, the socket files, their folder."""
+    """Remove the endpoints file, the socket files and their folder."""
     (run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
     for endpoint in (endpoints.control, endpoints.weights, endpoints.events):
         if endpoint.startswith("ipc://"):
             path = Path(endpoint.removeprefix("ipc://"))
             path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # another run's leftovers, or already gone
+            with contextlib.suppress(
+                OSError
+            ):  # not empty because of another run's leftovers, or already gone
                 path.parent.rmdir()
 
 
-def beside(endpoint: str, reached: str) -> str:
-    """`endpoint`, as it is reached by someone who reaches its neighbour at `reached`.
+def reachable_endpoint(endpoint: str, reached: str) -> str:
+    """Return the address of `endpoint` for a peer that reaches another socket of the same run at `reached`.
 
-    The learner may listen on every address (0.0.0.0), or behind a forwarded port: only the peer
-    knows the name by which it got through.
+    The learner may listen on every address (0.0.0.0) or behind a forwarded port: only the peer knows a name that works.
     """
     if not (endpoint.startswith("tcp://") and reached.startswith("tcp://")):
         return endpoint
@@ -131,15 +132,15 @@ def beside(endpoint: str, reached: str) -> str:
 
 
 def check_ports(host: str, first: int) -> None:
-    """Refuse three consecutive ports of which one is taken.
+    """Check that three consecutive ports are free.
 
     Raises:
-        RunError: names the one.
+        RunError: one is not; the message names it.
     """
     with contextlib.ExitStack() as stack:
         for port in range(first, first + len(PARTS)):
             try:
-                _taken(stack, host, port)
+                _bind_port(stack, host, port)
             except OSError as error:
                 raise RunError(
                     f"transport.port: tcp://{host}:{port} cannot be bound ({error.strerror}); a run needs three ports "
@@ -158,7 +159,7 @@ def _private_folder(run_dir: Path) -> Path:
         )
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        # Not through a link: somebody else may have put one there.
+        # Do not follow a symbolic link: another user may have put one there.
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise RunError(f"{folder}: is no folder of this user's; remove it or set TMPDIR")
@@ -171,22 +172,23 @@ def _private_folder(run_dir: Path) -> Path:
 
 
 def _free_port(host: str) -> int:
-    """The first of three consecutive free ports."""
+    """Return the first of three consecutive free ports."""
     for _ in range(50):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
-            first = _taken(stack, host, 0)
+            first = _bind_port(stack, host, 0)
             for offset in range(1, len(PARTS)):
-                _taken(stack, host, first + offset)
+                _bind_port(stack, host, first + offset)
             return first
     raise RunError(
         f"transport: no three consecutive free ports on {host}; set transport.port or transport.host"
     )
 
 
-def _taken(stack: contextlib.ExitStack, host: str, port: int) -> int:
+def _bind_port(stack: contextlib.ExitStack, host: str, port: int) -> int:
+    """Bind a port (0: any) until `stack` is closed, and return its number."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     probe = stack.enter_context(socket.socket(family))
-    # As ZeroMQ binds: a port whose last connection has just closed is free.
+    # ZeroMQ binds the same way: a port whose last connection has just closed counts as free.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     probe.bind((host.strip("[]"), port))
     number: int = probe.getsockname()[1]
@@ -199,15 +201,15 @@ def _taken(stack: contextlib.ExitStack, host: str, port: int) -> int:
 def bind(
     context: Context, kind: int, endpoint: str, max_bytes: int, options: Iterable[tuple[int, int]] = ()
 ) -> Socket:
-    """A bound socket that takes frames of at most `max_bytes`.
+    """Bind a socket that accepts frames of at most `max_bytes`.
 
     Raises:
-        RunError: the address is taken, too long, or none.
+        RunError: the address is in use, too long or invalid.
     """
     bound = _open(context, kind, endpoint, max_bytes)
     if kind == zmq.ROUTER:
-        # MANDATORY: a send to a peer that left is an error, not silence. HANDOVER: a worker that
-        # reconnects under its own name replaces its dead connection.
+        # MANDATORY: a send to a peer that left is an error instead of silence. HANDOVER: a worker that reconnects under
+        # its name replaces its dead connection.
         bound.setsockopt(zmq.ROUTER_MANDATORY, 1)
         bound.setsockopt(zmq.ROUTER_HANDOVER, 1)
     for option, value in options:
@@ -227,16 +229,16 @@ def connect(
     max_bytes: int,
     options: Iterable[tuple[int, int | bytes]] = (),
 ) -> Socket:
-    """A connected socket, or one that will be once somebody listens; it reconnects by itself, for ever.
+    """Return a socket that connects as soon as `endpoint` is bound, and reconnects by itself without limit.
 
     Raises:
-        RunError: that is no address.
+        RunError: `endpoint` is not a valid address.
     """
     connected = _open(context, kind, endpoint, max_bytes)
     connected.setsockopt(zmq.RECONNECT_IVL, _ms(RECONNECT_FIRST_S))
     connected.setsockopt(zmq.RECONNECT_IVL_MAX, _ms(RECONNECT_LONGEST_S))
     if kind == zmq.DEALER:
-        # Queue only on a finished connection: otherwise a message to a dead learner seems sent.
+        # Queue only on an established connection; otherwise a message to a dead learner seems sent.
         connected.setsockopt(zmq.IMMEDIATE, 1)
     for option, value in options:
         connected.setsockopt(option, value)
@@ -269,7 +271,7 @@ def _open(context: Context, kind: int, endpoint: str, max_bytes: int) -> Socket:
 
 @contextlib.contextmanager
 def zmq_context() -> Iterator[Context]:
-    """A context of its own for one actor, destroyed with all its sockets."""
+    """Create a ZeroMQ context for one actor; destroy it with all its sockets at the end."""
     context: Context = zmq.Context()
     try:
         yield context
@@ -282,7 +284,7 @@ def _ms(seconds: float) -> int:
 
 
 def _bind_failure(endpoint: str, error: zmq.ZMQError) -> str:
-    """One line: the endpoint, what is wrong with it, and the way out."""
+    """Return one line: the endpoint, the problem and the cure."""
     cures = {
         errno.EADDRINUSE: "is in use; stop the other run or set transport.port to 0",
         errno.ENAMETOOLONG: f"is too long for an ipc path (at most {zmq.IPC_PATH_MAX_LEN} characters); "

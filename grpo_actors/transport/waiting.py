@@ -1,4 +1,4 @@
-"""One wait for several sockets and for a wake-up from other threads."""
+"""A wait for messages at several sockets or for a wake-up from another thread."""
 
 import contextlib
 import os
@@ -9,7 +9,10 @@ from grpo_actors.transport.sockets import Socket
 
 
 class Waiter:
-    """`wait` and `watch` belong to the thread that owns the sockets; `wake` may be called on any."""
+    """A wait that messages and other threads can end.
+
+    Only the thread that owns the sockets may call `wait` and `watch`; any thread may call `wake`.
+    """
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -23,19 +26,19 @@ class Waiter:
             self._poller.register(socket, zmq.POLLIN)
 
     def wait(self, timeout_s: float) -> None:
-        """Until a message can be read, somebody wakes this thread, or the time is over."""
+        """Wait until a message can be read, `wake` is called, or `timeout_s` has passed."""
         if self._read in dict(self._poller.poll(int(timeout_s * 1000))):
             os.read(self._read, 4096)
 
     def wake(self) -> None:
-        """End the present wait, or else the next one; nothing after `close`."""
+        """End the current wait, or else the next one. Does nothing after `close`."""
         if self._write < 0:
             return
-        with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
+        with contextlib.suppress(BlockingIOError):  # the pipe is already full of wake-ups
             os.write(self._write, b"!")
 
     def close(self) -> None:
-        """Close the pipe, once nobody waits; may be called twice."""
+        """Close the pipe; no thread may be waiting. May be called twice."""
         for descriptor in (self._read, self._write):
             if descriptor >= 0:
                 os.close(descriptor)

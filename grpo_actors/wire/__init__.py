@@ -1,1 +1,1 @@
-"""Everything that crosses a process border: typed messages, their bytes, and how a peer introduces itself."""
+"""Everything that crosses a process border: typed messages, their bytes, and the handshake."""

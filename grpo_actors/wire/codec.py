@@ -1,8 +1,8 @@
-"""Messages as bytes: MessagePack within bounds, and flat arrays.
+"""Encode messages as bytes and decode them: MessagePack within bounds, and flat arrays.
 
-What arrives may come from anyone. So a message is measured before it is unpacked: a length is a claim
-until as many bytes are there, and ten megabytes of empty maps would unpack to three quarters of a
-gigabyte. Nothing here is executable, and no reader raises anything but ProtocolError.
+Received bytes may come from anyone, so a message is measured before it is unpacked. A length is only a claim until that
+many bytes have arrived, and ten megabytes of empty maps would unpack to three quarters of a gigabyte. Nothing in a
+message is executable, and `decode` raises nothing but ProtocolError.
 """
 
 from array import array
@@ -20,17 +20,18 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 MAX_TEXT = 2**22
 #: Bytes of one array: a million int32.
 MAX_ARRAY_BYTES = 2**22
-#: Values in one message, those in lists and maps included: bounds what it unpacks to.
+#: Values in one message, including those in lists and maps: bounds the memory that it unpacks to.
 MAX_ITEMS = 200_000
-#: Levels of lists and maps in one another: what is deeper cannot even be shown in an error.
+#: Nesting depth of lists and maps: a deeper value cannot even be shown in an error.
 MAX_DEPTH = 16
-#: Entries of one map: bounds the list of complaints about unknown ones.
+#: Entries of one map: bounds the list of errors about unknown ones.
 MAX_ENTRIES = 128
-#: Characters of a complaint: the name of an unknown field may have millions.
-MAX_COMPLAINT = 300
+#: Characters of a part of an error text: the name of an unknown field may have millions.
+MAX_ERROR_CHARS = 300
 
-# MessagePack's first bytes: a value that is one byte, one of so many bytes, or the width of the length that
-# follows, for bytes and texts, lists, and maps. Extension types are not used here.
+# The first bytes of MessagePack values. _WHOLE: the value is this one byte. _SCALAR_BYTES: the number of bytes that
+# follow. The widths: bytes of the length field that follows, for bytes and texts, lists, and maps. Extension types are
+# not used here.
 _WHOLE = frozenset({0xC0, 0xC2, 0xC3, *range(0x80), *range(0xE0, 0x100)})
 _SCALAR_BYTES = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
 _RAW_WIDTH = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
@@ -39,16 +40,16 @@ _MAP_WIDTH = {0xDE: 2, 0xDF: 4}
 
 
 def encode(message: BaseModel) -> bytes:
-    """The wire form of a message."""
+    """Return the wire form of a message."""
     packed: bytes = msgpack.packb(message.model_dump(round_trip=True), use_bin_type=True)
     return packed
 
 
 def decode(adapter: TypeAdapter[M], data: bytes) -> M:
-    """Read one message.
+    """Decode and validate one message.
 
     Raises:
-        ProtocolError: not MessagePack, too large, or not a message of this direction.
+        ProtocolError: the data are not MessagePack, too large, or not a message of this direction.
     """
     try:
         _measure(data)
@@ -65,19 +66,19 @@ def decode(adapter: TypeAdapter[M], data: bytes) -> M:
         return adapter.validate_python(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))[:MAX_COMPLAINT]
-        raise ProtocolError(f"message refused: {where}: {first['msg'][:MAX_COMPLAINT]}") from None
+        where = ".".join(map(str, first["loc"]))[:MAX_ERROR_CHARS]
+        raise ProtocolError(f"message refused: {where}: {first['msg'][:MAX_ERROR_CHARS]}") from None
     except (ValueError, msgpack.UnpackException, TypeError, RecursionError) as error:
-        reason = str(error)[:MAX_COMPLAINT]
+        reason = str(error)[:MAX_ERROR_CHARS]
         raise ProtocolError(f"message refused: not MessagePack within the limits: {reason}") from None
 
 
 def _measure(data: bytes) -> None:
-    """Walk over the values without making any; a ValueError says why they may not be made."""
+    """Check sizes and nesting by walking over the values without creating any; raise ValueError beyond a bound."""
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"{len(data)} bytes, at most {MAX_MESSAGE_BYTES}")
     at, items = 0, 1
-    #: Values still to come, on each level.
+    # Values still to come, on each level.
     open_: list[int] = [1]
     while open_:
         if not open_[-1]:
@@ -95,11 +96,11 @@ def _measure(data: bytes) -> None:
         items += inside
         open_.append(inside)
         if items > MAX_ITEMS or len(open_) > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_ITEMS} values, or more than {MAX_DEPTH} in one another")
+            raise ValueError(f"more than {MAX_ITEMS} values, or nested deeper than {MAX_DEPTH}")
 
 
 def _extent(head: int, data: bytes, at: int) -> tuple[int, int]:
-    """(bytes of the value behind its first byte, values inside it) of the value whose first byte is `head`."""
+    """Return the extent of a value by its first byte, `head`: (bytes after that byte, values inside it)."""
     if head < 0x90:
         return 0, 2 * (head & 0x0F)
     if head < 0xA0:
@@ -116,20 +117,20 @@ def _extent(head: int, data: bytes, at: int) -> tuple[int, int]:
 
 
 def ints(values: list[int]) -> bytes:
-    """int32 bytes of `values`; little-endian, as every machine is that MLX runs on."""
+    """Return `values` as int32 bytes; little-endian, like every machine that MLX runs on."""
     return array("i", values).tobytes()
 
 
 def floats(values: list[float]) -> bytes:
-    """float32 bytes of `values`."""
+    """Return `values` as float32 bytes."""
     return array("f", values).tobytes()
 
 
 def read_ints(data: bytes) -> list[int]:
-    """Inverse of `ints`."""
+    """Read the bytes that `ints` wrote."""
     return array("i", data).tolist()
 
 
 def read_floats(data: bytes) -> list[float]:
-    """Inverse of `floats`."""
+    """Read the bytes that `floats` wrote."""
     return array("f", data).tolist()

@@ -1,32 +1,40 @@
-"""Requests for weights and their answers as bytes: the `Format` that `transport.weights` is given."""
+"""Encode requests for weights and their answers: the `Format` that `transport.weights` is given."""
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.wire import messages as wire
 
 
 def manifest_request() -> bytes:
-    """Asks for the newest version's manifest."""
+    """Return a request for the newest version's manifest."""
     return wire.encode(wire.FetchManifest())
 
 
 def chunk_request(version: int, index: int) -> bytes:
-    """Asks for one chunk of a version."""
+    """Return a request for one chunk of a version."""
     return wire.encode(wire.FetchChunk(version=version, index=index))
 
 
 def read_request(data: bytes) -> tuple[int, int] | None:
-    """(version, chunk index), or None for the manifest; a `ProtocolError` if it is no request."""
+    """Return (version, chunk index), or None if the manifest is requested.
+
+    Raises:
+        ProtocolError: the data are not a request.
+    """
     request = wire.decode(wire.weights_request, data)
     return None if isinstance(request, wire.FetchManifest) else (request.version, request.index)
 
 
 def chunk_header(version: int, index: int) -> bytes:
-    """What precedes a chunk in its answer."""
+    """Return the header that precedes a chunk in its answer."""
     return wire.encode(wire.Chunk(version=version, index=index))
 
 
 def chunk_index(header: bytes, version: int) -> int:
-    """The index in a chunk's header; a `ProtocolError` if it belongs to no chunk of this version."""
+    """Return the index in a chunk's header.
+
+    Raises:
+        ProtocolError: the header does not belong to a chunk of this version.
+    """
     chunk = wire.decode(wire.weights_reply, header)
     if not isinstance(chunk, wire.Chunk) or chunk.version != version:
         raise ProtocolError(f"weights: asked for a chunk of version {version}, got something else")

@@ -1,4 +1,4 @@
-"""How a peer joins a run: it says Hello until the learner answers with Welcome, or turns it away with Bye."""
+"""The handshake by which a peer joins a run: it sends Hello until the learner answers with Welcome or Bye."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ HELLO_S = 2.0
 
 
 def hello(role: Literal["rollout", "evaluator"], name: str, run_id: str = "") -> Hello:
-    """Return the introduction of this process; `run_id` is the run that it was in before, if any."""
+    """Return the Hello of this process; `run_id` is the run that it was part of before, if any."""
     return Hello(
         protocol=PROTOCOL_VERSION,
         role=role,
@@ -29,13 +29,15 @@ def hello(role: Literal["rollout", "evaluator"], name: str, run_id: str = "") ->
     )
 
 
-def introduce(
+def handshake(
     control: "ControlClient", role: Literal["rollout", "evaluator"], stop: StopRequest, patience_s: float
 ) -> Welcome | None:
-    """Send Hello until the learner answers; None if a stop is requested meanwhile, or the run needs no more peers.
+    """Send Hello until the learner answers, and return its Welcome.
+
+    Returns None if a stop is requested meanwhile, or if the run needs no more peers of this role.
 
     Raises:
-        RunError: refused, or no answer within `patience_s`.
+        RunError: the learner refused the peer, or did not answer within `patience_s`.
     """
     deadline_s = time.monotonic() + patience_s
     next_hello_s = 0.0

@@ -1,10 +1,10 @@
-"""Everything that crosses a process border, typed.
+"""The typed messages between processes.
 
-A message carries facts (token ids, log-probs, rewards, versions), never derivations (advantages):
-the algorithm then lives in one process, and a recorded stream of groups can be replayed through it.
+A message carries facts (token ids, log-probs, rewards, versions), never values derived from them (advantages). So the
+algorithm is in one process only, and a recorded stream of groups can be replayed through it.
 
-The wire format is MessagePack (`codec`), read into pydantic models that forbid extra fields, bound
-every length and refuse NaN and infinity. Arrays are raw little-endian bytes.
+The wire format is MessagePack (`codec`), read into pydantic models that forbid extra fields, bound every length and
+reject NaN and infinity. Arrays are raw little-endian bytes.
 """
 
 import math
@@ -24,7 +24,7 @@ from grpo_actors.wire.codec import (
 )
 from grpo_actors.wire.spans import check_spans
 
-# The codec is the other half of the wire format: whoever speaks it imports one module.
+# Re-exported, so that the users of the wire format import one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
 PROTOCOL_VERSION = 3
@@ -35,7 +35,7 @@ Name = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
-#: Of a process's life: less than a century.
+#: Seconds within the life of a process: less than a century.
 Seconds = Annotated[float, Field(ge=0, le=3e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
@@ -46,7 +46,7 @@ Floats = Annotated[bytes, Field(max_length=MAX_ARRAY_BYTES)]
 
 
 class Message(BaseModel):
-    """What all messages have in common: they are strict and do not change."""
+    """Base of all messages: strictly typed and immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -55,21 +55,21 @@ class Message(BaseModel):
 
 
 class Hello(Message):
-    """First message of a connection."""
+    """Peer -> learner: the first message of a connection."""
 
     kind: Literal["hello"] = "hello"
     protocol: Count
     role: Literal["rollout", "evaluator"]
-    #: The peer's own name, which is also its socket identity: stable over reconnects.
+    #: The peer's name, which is also its socket identity; the same after every reconnect.
     name: Name
     host: Name
     pid: Annotated[int, Field(ge=1, lt=2**31)]
-    #: The run it believes to join; empty: whichever answers.
+    #: The run that the peer expects to join; empty: any.
     run_id: Name = ""
 
 
 class Completion(Message):
-    """One sampled answer, of one turn or of several. The stop token of each turn and its log-prob are part of it."""
+    """One sampled completion of one or several turns. It includes the stop token of each turn, with its log-prob."""
 
     #: Token ids, int32 [T], T >= 1.
     tokens: Ints
@@ -77,16 +77,16 @@ class Completion(Message):
     logprobs: Floats
     #: The policy version that sampled each token, int32 [T].
     versions: Ints
-    #: False: it hit ``max_new_tokens``.
+    #: False if the completion was cut at ``max_new_tokens``.
     finished: bool
     #: All tokens as text.
     text: Text
-    #: Bounds of the runs of tokens that an environment put between two turns (`inserted`), int32 [2 R]: their log-probs
-    #: mean nothing. Empty: one turn, all sampled.
+    #: Bounds of the environment spans (`wire.spans`), int32 [2 S]; the log-probs of their tokens mean nothing. Empty if
+    #: the completion has one turn, all of it sampled.
     inserted: Ints = b""
-    #: What was sampled in the last turn, as text; None: there is but one turn.
+    #: Text that was sampled in the last turn; None if there is only one turn.
     last_turn: Text | None = None
-    #: Reward function -> unweighted value; None: no valid reward.
+    #: Reward function -> unweighted value; None if there is no valid reward.
     rewards: Annotated[dict[Name, float | None], Field(max_length=64)]
 
     @model_validator(mode="after")
@@ -94,7 +94,7 @@ class Completion(Message):
         if not self.tokens or len(self.tokens) % 4:
             raise ValueError(f"tokens must hold at least one int32, got {len(self.tokens)} bytes")
         if not len(self.tokens) == len(self.logprobs) == len(self.versions):
-            raise ValueError("tokens, logprobs and versions must be of one length")
+            raise ValueError("tokens, logprobs and versions must have the same length")
         if not all(map(math.isfinite, memoryview(self.logprobs).cast("f"))):
             raise ValueError("logprobs must be finite")
         if len(self.inserted) % 8:
@@ -110,46 +110,48 @@ class Group(Message):
     lease: Count
     attempt: Annotated[int, Field(ge=1, le=2**53)]
     completions: Annotated[list[Completion], Field(min_length=1, max_length=MAX_COMPLETIONS), FailFast()]
-    #: Seconds of sampling and of scoring, this group's share of its batch.
+    #: Seconds of sampling and of scoring: this group's share of its batch.
     sampling_s: NotNegative
     scoring_s: NotNegative
-    #: What went wrong in reward functions, in words.
+    #: Errors of reward functions and environments, as text.
     failures: Annotated[list[Text], Field(max_length=1000), FailFast()] = []
 
 
 class Beat(Message):
-    """Alive, and how things stand. Sent every second by the loop that makes progress: a hung loop
-    sends none, whatever its sockets do. Absolute, not a change: a lost one costs nothing.
+    """Sign of life and state of a peer.
+
+    The loop that makes progress sends it every second, so that a hung loop sends none even while its sockets still work.
+    Its values are absolute, not changes, so that a lost beat costs nothing.
     """
 
     kind: Literal["beat"] = "beat"
     state: Literal["sampling", "scoring", "waiting", "evaluating"]
-    #: The policy version that it holds; -1 before the first.
+    #: Policy version that the peer holds; -1 before the first.
     version: Annotated[int, Field(ge=-1)] = -1
-    #: Completion tokens decoded since the worker began: an environment's take a step each, as sampled ones do.
+    #: Completion tokens decoded since the worker began, those of environments included: each takes a step, too.
     tokens: Count = 0
-    #: Time since the worker began in which it sampled and scored, and in which it had nothing to sample.
+    #: Seconds since the worker began in which it sampled or scored, and in which it had nothing to sample.
     working_s: Seconds = 0.0
     waiting_s: Seconds = 0.0
-    #: Leases that it would hold at one time.
+    #: Number of leases that the worker is willing to hold at a time.
     credits: Count = 0
-    #: Leases that it holds, results not yet acknowledged included. One that was granted some time
-    #: ago and is missing here was lost on the way.
+    #: Leases that the worker holds, including those whose results are not yet acknowledged. A lease that was granted
+    #: some time ago and is missing here was lost in transit.
     holding: Annotated[list[Count], Field(max_length=10_000), FailFast()] = []
 
 
 class Evaluation(Message):
-    """The evaluator's verdict on one checkpoint."""
+    """The evaluator's scores of one checkpoint."""
 
     kind: Literal["evaluation"] = "evaluation"
     update: Count
     checkpoint: Name
     samples: Count
-    #: Share of greedy completions that are right, and its 95 % interval.
+    #: Share of greedy completions that are correct, and its 95 % interval.
     accuracy: Share
     accuracy_low: Share
     accuracy_high: Share
-    #: The same for completions sampled at the evaluator's temperature; None: not scored.
+    #: The same for completions sampled at the evaluator's temperature; None if these were not scored.
     sampled_accuracy: Share | None
     rewards: Annotated[dict[Name, float], Field(max_length=64)]
     completion_length_mean: NotNegative
@@ -158,13 +160,13 @@ class Evaluation(Message):
 
 
 class Bye(Message):
-    """Either side is leaving; leases held go back at once."""
+    """Either side is leaving. The leases that the peer holds can be granted again at once."""
 
     kind: Literal["bye"] = "bye"
     reason: Text = ""
-    #: From the learner: say Hello again, it does not know this peer (it was restarted).
+    #: From the learner: send Hello again, because the learner does not know this peer (it was restarted).
     again: bool = False
-    #: From the learner, answering Hello: nothing is wrong, but nobody of this role is needed any more.
+    #: From the learner, in answer to Hello: no error, but no more peers of this role are needed.
     dismissed: bool = False
 
 
@@ -172,7 +174,7 @@ class Bye(Message):
 
 
 class Welcome(Message):
-    """Answer to Hello: what the peer needs to take part."""
+    """Answer to Hello: everything that the peer needs to take part."""
 
     kind: Literal["welcome"] = "welcome"
     run_id: Name
@@ -180,41 +182,41 @@ class Welcome(Message):
     config: Text
     #: Name, architecture and digests of the base model (`policy.identity.Identity`), JSON.
     identity: Text
-    #: Endpoint of the weights socket, as the learner sees it.
+    #: Endpoint of the weights socket, as the learner bound it.
     weights_endpoint: Text
-    #: The peer should beat this often.
+    #: Seconds between two beats of the peer.
     beat_s: Annotated[float, Field(gt=0)]
 
 
 class Lease(Message):
-    """One problem to sample: everything the worker needs, so that it needs no data set."""
+    """One problem to sample, with everything that the worker needs: it needs no data set."""
 
-    #: Position in the order of problems; names the lease for ever.
+    #: Position in the order of problems; identifies the lease permanently.
     lease: Count
-    #: Fencing number: a result of an older attempt is refused.
+    #: Fencing token: the learner refuses a result of an older attempt.
     attempt: Count
     #: Sample with this version or a newer one.
     min_version: Count
     problem_id: Text
-    #: Prompt token ids, int32: never tokenised again.
+    #: Prompt token ids, int32; they are never tokenised again.
     prompt: Ints
-    #: One 64-bit seed a completion: the same tokens whichever worker samples them.
+    #: One 64-bit seed per completion, so that every worker samples the same tokens.
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=MAX_COMPLETIONS), FailFast()]
     messages: Annotated[list[dict[str, Text]], Field(max_length=1000), FailFast()]
     answer: Text
-    #: The problem's further columns; JSON on the wire, for a data set may hold numbers that MessagePack has not.
+    #: The problem's further columns; JSON on the wire, because a data set may hold numbers that MessagePack does not have.
     columns: Json[dict[str, Any]]
 
 
 class Grant(Message):
-    """Leases to be sampled together, in one batch: so their numbers do not depend on timing."""
+    """Leases to be sampled together in one batch, so that the numbers do not depend on timing."""
 
     kind: Literal["grant"] = "grant"
     leases: Annotated[list[Lease], Field(min_length=1, max_length=1024), FailFast()]
 
 
 class Ack(Message):
-    """The fate of one group. Refused work is not sent again."""
+    """Whether one group was accepted. The worker does not send a refused group again."""
 
     kind: Literal["ack"] = "ack"
     lease: Count
@@ -224,8 +226,10 @@ class Ack(Message):
 
 
 class Announcement(Message):
-    """A version can be fetched from the weights socket. Sent when it is published, and as the answer
-    to every Beat: one that was lost is made up for, and silence means that the learner is gone.
+    """A version that can be fetched from the weights socket.
+
+    Sent when the version is published and in answer to every Beat. So a lost announcement is made up for, and silence
+    means that the learner is gone.
     """
 
     kind: Literal["announcement"] = "announcement"
@@ -236,13 +240,13 @@ class Announcement(Message):
 
 
 class FetchManifest(Message):
-    """Worker -> learner: what is the newest version made of?"""
+    """Worker -> learner: request for the manifest of the newest version."""
 
     kind: Literal["fetch_manifest"] = "fetch_manifest"
 
 
 class TensorEntry(Message):
-    """Where one tensor lies in a version's bytes, and how they read."""
+    """Position and type of one tensor in a version's bytes."""
 
     name: Annotated[str, Field(max_length=500)]
     dtype: Literal["float32", "float16", "bfloat16", "uint32", "uint8"]
@@ -251,7 +255,7 @@ class TensorEntry(Message):
 
 
 class Manifest(Message):
-    """Learner -> worker: one version as a byte range; tensors lie in it one after the other."""
+    """Learner -> worker: one version as a range of bytes, in which its tensors follow one another."""
 
     kind: Literal["manifest"] = "manifest"
     version: Count
@@ -259,13 +263,13 @@ class Manifest(Message):
     #: xxh3-128 of all bytes, hexadecimal.
     digest: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     chunk_bytes: Annotated[int, Field(ge=1, le=MAX_ARRAY_BYTES)]
-    #: Addresses of the bytes, one a line, each of one outlet (`transport.weights`): a file of shared memory; empty: none.
+    #: Addresses of the bytes, one per line and sender (`transport.weights`), such as a file in shared memory; empty: none.
     path: Annotated[str, Field(max_length=4096)] = ""
     tensors: Annotated[list[TensorEntry], Field(max_length=10_000), FailFast()]
 
 
 class FetchChunk(Message):
-    """Worker -> learner: the bytes from index × chunk_bytes on."""
+    """Worker -> learner: request for the chunk that begins at byte index × chunk_bytes."""
 
     kind: Literal["fetch_chunk"] = "fetch_chunk"
     version: Count
@@ -273,7 +277,7 @@ class FetchChunk(Message):
 
 
 class Chunk(Message):
-    """Learner -> worker: header of a chunk; the bytes are the next frame. Empty frame: version gone."""
+    """Learner -> worker: header of a chunk, whose bytes are the next frame. That frame is empty if the version is gone."""
 
     kind: Literal["chunk"] = "chunk"
     version: Count

@@ -1,7 +1,7 @@
-"""Which tokens of a completion an environment put between two turns of the policy.
+"""Environment spans: the tokens of a completion that an environment inserted between two turns of the policy.
 
-They come in runs, each between two sampled tokens, and are told by their bounds in one flat list: [start, stop, start,
-stop, …), rising. A completion of one turn has none.
+Each span lies between two sampled tokens. All spans are described by one flat, rising list of bounds: [start, stop,
+start, stop, …], where each stop is exclusive. A completion of one turn has no spans.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from itertools import pairwise
 
 
 def check_spans(bounds: Sequence[int], length: int) -> None:
-    """Refuse bounds that no completion of `length` tokens has.
+    """Check that a completion of `length` tokens can have these spans.
 
     Raises:
-        ValueError: they are such.
+        ValueError: it cannot.
     """
     if not bounds:
         return
@@ -23,7 +23,7 @@ def check_spans(bounds: Sequence[int], length: int) -> None:
 
 
 def sampled_mask(bounds: Sequence[int], length: int) -> list[bool]:
-    """Of each of `length` tokens whether the policy sampled it."""
+    """Return for each of `length` tokens whether the policy sampled it."""
     mask = [True] * length
     for start, stop in zip(bounds[::2], bounds[1::2], strict=True):
         mask[start:stop] = [False] * (stop - start)

@@ -1,4 +1,4 @@
-"""Problems, environments and the sampler together: chats out of tokens, rewards of turns, failures that train nothing."""
+"""Problems, environments and the sampler together: chats from tokens, rewards of turns, and failures, which train nothing."""
 
 from pathlib import Path
 
@@ -7,22 +7,22 @@ from grpo_actors.evaluator.score import evaluate, held_out
 from grpo_actors.learner.exchange.supply import oldest_version
 from grpo_actors.learner.groups import SampledCompletion
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
-from grpo_actors.rollout.episodes import Episodes, chat_of, episodes
-from grpo_actors.rollout.results import problem_of, scored
+from grpo_actors.rollout.episodes import Episodes, chat_of, open_episodes
+from grpo_actors.rollout.results import problem_of, score_group
 from grpo_actors.tasks.own.replying import Replier
 from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.rewards import REWARDS
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.wire.messages import Lease, ints, read_floats
 
-OWN = Path(__file__).parent / "tasks" / "own_environments.py"
+OWN = Path(__file__).parents[1] / "tasks" / "own_environments.py"
 PARAMS = SamplingParams(120)
 SEEDS = list(range(8))
 
 
 def lease_of(policy, **columns):
     question = {"role": "user", "content": "There are 21 pears and 14 plums. How many are there in all?"}
-    told = {
+    fields = {
         "lease": 3,
         "attempt": 1,
         "min_version": 0,
@@ -32,11 +32,13 @@ def lease_of(policy, **columns):
     }
     prompt = ints(policy.encode_chat([question]))
     columns_json = '{"topic": "fruit"}'
-    return Lease.model_validate(told | {"prompt": prompt, "answer": "35", "columns": columns_json} | columns)
+    return Lease.model_validate(
+        fields | {"prompt": prompt, "answer": "35", "columns": columns_json} | columns
+    )
 
 
 def sampled(policy, environment, max_turns=8, timeout_s=10.0, params=PARAMS):
-    """The samples of one lease with an own environment."""
+    """Sample one lease with an environment of the tests."""
     lease = lease_of(policy)
     with Replier(f"{OWN}:{environment}", timeout_s=timeout_s) as replier:
         respond = Episodes(replier, policy, max_turns).of(problem_of(lease))
@@ -45,7 +47,7 @@ def sampled(policy, environment, max_turns=8, timeout_s=10.0, params=PARAMS):
     return lease, samples
 
 
-def test_the_chat_of_a_completion_is_what_the_environment_saw_and_said(tiny):
+def test_the_chat_of_a_completion_is_what_the_environment_received_and_replied(tiny):
     _, samples = sampled(tiny, "asks_twice")
     asked_twice = [sample for sample in samples if len(sample.spans) == 4]
     assert len(asked_twice) >= 4
@@ -54,7 +56,7 @@ def test_the_chat_of_a_completion_is_what_the_environment_saw_and_said(tiny):
         assert [turn["role"] for turn in (first, second, last)] == ["assistant"] * 3
         assert reply == {"role": "user", "content": f"Once more, fruit 35: {first['content']}"}
         assert other == {"role": "user", "content": f"Once more, fruit 35: {second['content']}"}
-        # All of it is in the tokens, in the template's words.
+        # The tokens hold all of it, as the template writes it.
         parts = [first, "<|user|>", reply, "<|assistant|>", second, "<|user|>", other, "<|assistant|>", last]
         text = "".join(part if isinstance(part, str) else part["content"] + "<|end|>" for part in parts)
         text = text.replace("<|end|><|end|>", "<|end|>").replace("<|user|><|end|>", "<|user|>")
@@ -77,7 +79,7 @@ def test_rewards_see_all_turns_and_the_built_in_ones_judge_the_last(tiny, monkey
 
     monkeypatch.setitem(REWARDS, "watch", watch)
     with Scorer({"watch": 1.0, "strict_format": 1.0}, timeout_s=1) as scorer:
-        group = scored(lease, samples, tiny, scorer, sampling_s=0.0)
+        group = score_group(lease, samples, tiny, scorer, sampling_s=0.0)
         last_alone = scorer.score(problem_of(lease), [tiny.decode(sample.turn) for sample in samples])
     assert seen[: len(samples)] == [chat_of(tiny, sample) for sample in samples]
     strict = [completion.rewards["strict_format"] for completion in group.completions]
@@ -85,10 +87,10 @@ def test_rewards_see_all_turns_and_the_built_in_ones_judge_the_last(tiny, monkey
     assert 1.0 in strict
 
 
-def test_a_group_tells_its_turns_as_facts(tiny):
+def test_a_group_message_describes_its_turns(tiny):
     lease, samples = sampled(tiny, "asks_twice", max_turns=2)
     with Scorer({"correctness": 1.0}, timeout_s=1) as scorer:
-        group = scored(lease, samples, tiny, scorer, sampling_s=0.0)
+        group = score_group(lease, samples, tiny, scorer, sampling_s=0.0)
     assert oldest_version(group) == 0
     for sample, completion in zip(samples, map(SampledCompletion.read, group.completions), strict=True):
         assert completion.inserted == sample.spans
@@ -102,20 +104,20 @@ def test_a_group_tells_its_turns_as_facts(tiny):
 def test_an_environment_that_fails_ends_its_completion_which_gets_no_reward_and_leaves_the_others(tiny):
     lease, samples = sampled(tiny, "fails_on_long_turns")
     with Scorer({"correctness": 1.0, "integer": 0.5}, timeout_s=1) as scorer:
-        group = scored(lease, samples, tiny, scorer, sampling_s=0.0)
+        group = score_group(lease, samples, tiny, scorer, sampling_s=0.0)
     failed = [sample.failure is not None for sample in samples]
     assert 0 < sum(failed) < len(failed)
     for completion, sample, bad in zip(group.completions, samples, failed, strict=True):
         assert bad == (not sample.spans)
         assert (None in completion.rewards.values()) == bad
         assert len(read_floats(completion.logprobs)) == len(sample.tokens)
-    [told] = group.failures
-    assert told.startswith(
+    [failure] = group.failures
+    assert failure.startswith(
         f"environment {OWN}:fails_on_long_turns, problem p3: raised ValueError: an odd turn"
     )
 
 
-def test_one_that_hangs_is_reported_and_the_sampler_goes_on(tiny):
+def test_an_environment_that_hangs_is_reported_and_the_sampler_continues(tiny):
     _, samples = sampled(tiny, "hangs", timeout_s=0.2, params=SamplingParams(40))
     ended = [sample for sample in samples if sample.finished]
     assert ended
@@ -143,7 +145,7 @@ def test_an_evaluation_has_the_turns_of_the_run_and_judges_the_last(tiny):
     )
     task = load_task(config.data, seed=0)
     problems = held_out(task, config, tiny)
-    with Scorer({"correctness": 1.0}, timeout_s=1) as scorer, episodes(config, tiny) as turns:
+    with Scorer({"correctness": 1.0}, timeout_s=1) as scorer, open_episodes(config, tiny) as turns:
         one = evaluate(tiny, task, problems, config, scorer)
         more = evaluate(tiny, task, problems, config, scorer, episodes=turns)
     assert more.rewards["correctness"] == more.accuracy  # both of the last turn
@@ -151,12 +153,12 @@ def test_an_evaluation_has_the_turns_of_the_run_and_judges_the_last(tiny):
 
 
 def test_settings_without_an_environment_have_no_episodes(tiny):
-    with episodes(Config(), tiny) as turns:
+    with open_episodes(Config(), tiny) as turns:
         assert turns is None
 
 
 def test_the_calculator_is_used_by_a_policy_that_calls_it(tiny):
-    """What the environment is asked and the next turn's prompt, with a call put into the policy's mouth."""
+    """Checks the environment's reply and the tokens of the next turn, with a call written in place of the policy's turn."""
     lease = lease_of(tiny)
     with Replier("calculator", timeout_s=1) as replier:
         respond = Episodes(replier, tiny, 2).of(problem_of(lease))
@@ -167,4 +169,4 @@ def test_the_calculator_is_used_by_a_policy_that_calls_it(tiny):
             "<|user|>35<|end|><|assistant|>", add_special_tokens=False
         )
         assert sample.replies == [{"role": "user", "content": "35"}]
-        assert respond(sample) is None  # two turns at most
+        assert respond(sample) is None  # at most two turns

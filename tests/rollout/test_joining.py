@@ -32,13 +32,13 @@ def bits_of(policy):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_worker_samples_with_as_many_bits_as_it_is_told(bits):
+def test_a_worker_samples_with_as_many_bits_as_the_settings_say(bits):
     settings = config(rollout={"quantize_for_rollouts": True, "rollout_bits": bits})
     identity = load_policy(settings.model, seed=0).identity
     assert bits_of(load_welcome_policy(welcome(settings, identity), settings)) == {bits}
 
 
-def test_a_workers_quantised_base_is_the_learners_or_it_does_not_work():
+def test_a_workers_quantised_base_must_be_the_learners():
     settings = config(fine_tune_type="dora", base_bits=4)
     identity = load_policy(settings.model, seed=0).identity
     assert bits_of(load_welcome_policy(welcome(settings, identity), settings)) == {4}

@@ -1,4 +1,4 @@
-"""A worker against a learner's sockets held by hand: it hears between two steps, and drains or does not."""
+"""A worker against a learner's sockets driven by hand: it handles messages between two steps, with and without draining."""
 
 import contextlib
 import tempfile
@@ -35,7 +35,7 @@ CONFIG = Config.model_validate(
         },
     }
 )
-#: Of the embedded model's prompt below: two completions have a place at a time.
+#: With the embedded model's prompt below, two completions have a row at a time.
 DRAINING = CONFIG.model_copy(
     update={
         "rollout": CONFIG.rollout.model_copy(
@@ -43,15 +43,15 @@ DRAINING = CONFIG.model_copy(
         )
     }
 )
-#: Far more turns than twelve tokens of a few groups take.
+#: Far more turns than a few groups of twelve tokens take.
 TURNS = 200
 
 
 class HandLearner:
-    """A learner that grants what a test tells it, and hears what comes. Its weights are served by a thread."""
+    """A learner that grants what a test asks for and keeps what it receives. A thread serves its weights."""
 
     def __init__(self, folder: str, context: Any, policy: Any, config: Config) -> None:
-        self.heard: list[wire.Message] = []
+        self.received: list[wire.Message] = []
         self._control = ControlServer(context, f"ipc://{folder}/c")
         self._weights = WeightsServer(context, f"ipc://{folder}/w", fetching)
         self._over = threading.Event()
@@ -61,33 +61,33 @@ class HandLearner:
         welcome = wire.Welcome(
             run_id="r", config="{}", identity="{}", weights_endpoint=f"ipc://{folder}/w", beat_s=1e-9
         )
-        policy.stop_tokens = frozenset()  # every completion has its twelve tokens
+        policy.stop_tokens = frozenset()  # every completion has all twelve tokens
         self.initial = policy.trainable()
         scorer = Scorer(config.reward.functions, timeout_s=1.0)
         weights = WeightsClient(context, f"ipc://{folder}/w", fetching)
         self.worker = RolloutWorker(client, welcome, config, policy, scorer, weights, version=0)
 
-    def say(self, message: wire.Message) -> None:
-        """Returns when the worker has it, so that its next turn hears it."""
+    def send(self, message: wire.Message) -> None:
+        """Send a message; return once it has arrived, so that the worker's next turn handles it."""
         while not self._control.send(NAME.encode(), wire.encode(message)):
-            self.turns(1)  # it connects
+            self.turns(1)  # the worker connects
         assert self.worker.control.socket.poll(10_000)
 
     def grant(self, *leases: int, attempt: int = 1, min_version: int = 0) -> None:
         granted = []
         for lease in leases:
-            told = {"lease": lease, "attempt": attempt, "min_version": min_version, "problem_id": f"p{lease}"}
+            base = {"lease": lease, "attempt": attempt, "min_version": min_version, "problem_id": f"p{lease}"}
             prompt = {"prompt": wire.ints([2, 21, 22, 3]), "messages": [], "answer": "1", "columns": "{}"}
             seeds = {"seeds": [2 * lease, 2 * lease + 1]}
-            granted.append(wire.Lease.model_validate(told | prompt | seeds))
-        self.say(wire.Grant(leases=granted))
+            granted.append(wire.Lease.model_validate(base | prompt | seeds))
+        self.send(wire.Grant(leases=granted))
 
     def publish(self, version: int) -> None:
         arrays = {name: array + 0.01 * version for name, array in self.initial.items()}
         mx.eval(arrays)
         manifest, data = pack(freeze(version, arrays), 2**20)
         self._weights.publish(version, wire.encode(manifest), data, manifest.chunk_bytes)
-        self.say(wire.Announcement(version=version))
+        self.send(wire.Announcement(version=version))
 
     def _serve(self) -> None:
         while not self._over.is_set():
@@ -97,13 +97,13 @@ class HandLearner:
     def turns(self, count: int) -> None:
         for _ in range(count):
             self.worker.turn(wait_s=0.001)
-            self.heard += [wire.decode(wire.from_peer, data) for _, data in self._control.receive()]
+            self.received += [wire.decode(wire.from_peer, data) for _, data in self._control.receive()]
 
     def groups(self) -> list[wire.Group]:
-        return [message for message in self.heard if isinstance(message, wire.Group)]
+        return [message for message in self.received if isinstance(message, wire.Group)]
 
     def last_beat(self) -> wire.Beat:
-        return [message for message in self.heard if isinstance(message, wire.Beat)][-1]
+        return [message for message in self.received if isinstance(message, wire.Beat)][-1]
 
     def close(self) -> None:
         self._over.set()
@@ -132,7 +132,7 @@ def learner(tiny) -> Iterator[HandLearner]:
 
 @pytest.fixture
 def draining(tiny_lora) -> Iterator[HandLearner]:
-    """Of a worker whose policy has an adapter."""
+    """A learner whose worker drains, with a policy that has an adapter."""
     with hand_learner(tiny_lora, DRAINING) as made:
         yield made
 
@@ -140,20 +140,20 @@ def draining(tiny_lora) -> Iterator[HandLearner]:
 # --- in flight ------------------------------------------------------------------------------------
 
 
-def test_a_version_that_comes_in_mid_completion_has_all_tokens_from_the_next_step_on(learner):
+def test_a_version_that_arrives_in_mid_completion_samples_all_tokens_from_the_next_step_on(learner):
     learner.grant(0)
     learner.turns(5)
     learner.publish(1)
     learner.turns(TURNS)
     [group] = learner.groups()
-    # Five turns, of which the first may have been one of connecting, and the step after the adoption.
+    # The first of the five turns may have gone into connecting, so the step of the adoption is not exact.
     [one, other] = versions(group)
     assert one == other == sorted(one)
     assert set(one) == {0, 1}
     assert len(one) == 12
 
 
-def test_a_grant_waits_for_its_version_and_the_places_of_the_others(learner):
+def test_a_grant_waits_for_its_version(learner):
     learner.grant(0)
     learner.grant(1, min_version=1)
     learner.turns(TURNS)
@@ -174,7 +174,7 @@ def test_groups_of_several_grants_are_under_way_and_each_is_sent_as_soon_as_it_i
     assert sorted(learner.last_beat().holding) == [0, 1, 2]
     assert learner.last_beat().credits == 3  # runs of one group
     learner.turns(12)
-    assert [group.lease for group in learner.groups()] == [0]  # two places: one group after the other
+    assert [group.lease for group in learner.groups()] == [0]  # two rows: one group after the other
     learner.turns(TURNS)
     assert [group.lease for group in learner.groups()] == [0, 1, 2]
 
@@ -190,13 +190,13 @@ def test_a_lease_that_is_granted_again_comes_back_once_under_its_new_attempt(lea
     assert learner.last_beat().holding == [0]
 
 
-def test_a_learner_that_was_restarted_gets_nothing_of_what_another_granted(learner):
+def test_a_restarted_learner_gets_no_group_that_its_predecessor_granted(learner):
     learner.grant(0)
     learner.turns(5)
-    learner.say(wire.Bye(again=True))
+    learner.send(wire.Bye(again=True))
     learner.turns(TURNS)
     assert learner.groups() == []
-    assert any(isinstance(message, wire.Hello) for message in learner.heard)
+    assert any(isinstance(message, wire.Hello) for message in learner.received)
     assert learner.last_beat().holding == []
     assert learner.last_beat().version == -1
     learner.grant(0)
@@ -206,10 +206,10 @@ def test_a_learner_that_was_restarted_gets_nothing_of_what_another_granted(learn
     assert versions(group) == [[3] * 12] * 2
 
 
-def test_a_dismissal_is_heard_with_completions_under_way(learner):
+def test_a_dismissal_takes_effect_while_completions_are_under_way(learner):
     learner.grant(0)
     learner.turns(3)
-    learner.say(wire.Bye(reason="the run is over"))
+    learner.send(wire.Bye(reason="the run is over"))
     learner.turns(1)
     assert learner.worker.dismissed == "the run is over"
     assert learner.groups() == []
@@ -219,24 +219,24 @@ def test_time_counts_as_waiting_where_there_is_nothing_to_sample(learner):
     learner.turns(TURNS)
     idle = learner.last_beat()
     assert idle.working_s < idle.waiting_s
-    # From here on it beats only when it runs out of work.
+    # From here on the worker sends a beat only when it runs out of work.
     learner.worker.welcome = learner.worker.welcome.model_copy(update={"beat_s": 1e6})
     learner.grant(0)
     started_s = time.monotonic()
     while not learner.groups():
         learner.turns(1)
-    took_s, told = time.monotonic() - started_s, learner.last_beat()
-    assert told.state == "waiting"
-    assert 0.5 * took_s < told.working_s - idle.working_s < took_s  # the rest is the test's own
+    took_s, beat = time.monotonic() - started_s, learner.last_beat()
+    assert beat.state == "waiting"
+    assert 0.5 * took_s < beat.working_s - idle.working_s < took_s  # the rest is the test's own
 
 
 # --- draining -------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_sent_together_and_the_next_one_begins_once_it_is(draining):
+def test_a_batch_is_sent_together_before_the_next_one_begins(draining):
     draining.grant(1, 0)
     draining.grant(2)
-    draining.turns(18)  # two places: the first group is whole, the second is not
+    draining.turns(18)  # two rows: the first group is whole, the second is not
     assert draining.groups() == []
     assert draining.last_beat().state == "sampling"
     assert sorted(draining.last_beat().holding) == [0, 1, 2]
@@ -249,7 +249,7 @@ def test_a_batch_is_sent_together_and_the_next_one_begins_once_it_is(draining):
     assert [group.lease for group in draining.groups()] == [1, 0, 2]
 
 
-def test_a_version_that_comes_in_mid_batch_waits_for_its_end(draining):
+def test_a_version_that_arrives_in_mid_batch_waits_for_the_end_of_the_batch(draining):
     draining.grant(0, 1)
     draining.turns(5)
     draining.publish(1)
@@ -261,7 +261,7 @@ def test_a_version_that_comes_in_mid_batch_waits_for_its_end(draining):
 @pytest.mark.parametrize("dropped", [0, 1])
 def test_a_lease_that_is_granted_again_comes_back_once_and_after_its_old_batch(draining, dropped):
     draining.grant(0, 1)
-    draining.turns(18)  # lease 0 is whole, and waits for the other
+    draining.turns(18)  # lease 0 is whole and waits for the other one
     draining.grant(dropped, attempt=2)
     draining.turns(TURNS)
     came = [(group.lease, group.attempt) for group in draining.groups()]
@@ -269,14 +269,14 @@ def test_a_lease_that_is_granted_again_comes_back_once_and_after_its_old_batch(d
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_what_is_under_way_is_given_up_and_the_policy_given_back_with_its_adapter(draining, again):
+def test_open_completions_are_dropped_and_the_policy_is_restored_with_its_adapter(draining, again):
     draining.turns(5)
     draining.grant(0, 1)
     draining.turns(5)
     worker = draining.worker
     assert worker.busy
     assert worker.policy.trainable().keys() != draining.initial.keys()  # the adapter is part of the weights
-    draining.say(wire.Bye(reason="the run is over", again=again))
+    draining.send(wire.Bye(reason="the run is over", again=again))
     draining.turns(1)
     assert not worker.busy
     assert worker.policy.trainable().keys() == draining.initial.keys()

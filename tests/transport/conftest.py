@@ -11,7 +11,7 @@ from grpo_actors.transport.sockets import Context
 
 @pytest.fixture
 def zmq_sockets() -> Iterator[Context]:
-    """A context whose sockets are closed when the test is over."""
+    """A context whose sockets are closed at the end of the test."""
     context = KeepingContext()
     yield context
     context.destroy(linger=0)
@@ -20,6 +20,6 @@ def zmq_sockets() -> Iterator[Context]:
 
 @pytest.fixture
 def ipc_address() -> Iterator[str]:
-    """An ipc address: not in tmp_path, which on macOS is longer than one may be."""
+    """An ipc address, not in tmp_path: on macOS that is longer than an ipc path may be."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield f"ipc://{folder}/s"

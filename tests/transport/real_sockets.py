@@ -1,4 +1,4 @@
-"""What the tests of this folder need of real sockets: a context that keeps them, and patience with an end."""
+"""Helpers for tests with real sockets: a context that keeps its sockets, and a wait with a deadline."""
 
 import time
 from collections.abc import Callable
@@ -10,9 +10,9 @@ DEADLINE_S = 10.0
 
 
 class KeepingContext(zmq.Context["zmq.Socket[bytes]"]):
-    """Keeps its sockets until the test is over, so that a test may drop what it does not read again."""
+    """A context that keeps its sockets until the end of the test, so that a test may drop sockets that it no longer reads."""
 
-    kept: list[Any] = []  # noqa: RUF012 - zmq contexts take no attributes of their own
+    kept: list[Any] = []  # noqa: RUF012 - zmq contexts accept no instance attributes
 
     def socket(self, *args: Any, **kwargs: Any) -> Any:
         made = super().socket(*args, **kwargs)
@@ -21,7 +21,7 @@ class KeepingContext(zmq.Context["zmq.Socket[bytes]"]):
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """Poll until it holds; the condition does its own waiting."""
+    """Poll until the condition holds; the condition itself has to wait."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"

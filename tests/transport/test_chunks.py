@@ -1,4 +1,4 @@
-"""Chunks over real sockets, with a format of their own: two numbers."""
+"""Transport in chunks over real sockets, with a simple wire format: two numbers."""
 
 import threading
 import time
@@ -12,13 +12,13 @@ from real_sockets import DEADLINE_S
 from grpo_actors.errors import ProtocolError
 from grpo_actors.transport.sockets import Context, connect
 from grpo_actors.transport.weights import Version, WeightsClient, WeightsServer
-from grpo_actors.transport.weights.chunks import ANSWERED_AT_ONCE, WINDOW
+from grpo_actors.transport.weights.chunks import MAX_REQUESTS_PER_CALL, WINDOW
 
 CHUNK = 1000
 
 
 class Numbers:
-    """The format; a test may change what it says."""
+    """The wire format; a test may override its methods."""
 
     def manifest_request(self) -> bytes:
         return b"manifest"
@@ -50,7 +50,7 @@ def contents(version: int, size: int) -> bytes:
 
 
 class Learner(Numbers):
-    """Serves in a thread of its own; `publish` and `pause` are done between two requests."""
+    """Serves in a thread; `publish` takes effect between two requests."""
 
     def __init__(self, context: Context, address: str) -> None:
         self.server = WeightsServer(context, address, self)
@@ -105,7 +105,7 @@ def client_of(context: Context, address: str, wire: Numbers | None = None) -> We
 
 
 def fetch(client: WeightsClient, version: int, size: int, **more: Any) -> bytearray | memoryview | None:
-    arrived = client.take(Version(version, size, CHUNK), **more)
+    arrived = client.fetch(Version(version, size, CHUNK), **more)
     return None if arrived is None else arrived.data
 
 
@@ -121,7 +121,7 @@ def test_before_the_first_version_there_is_nothing_to_fetch(zmq_sockets, ipc_add
     assert client_of(zmq_sockets, ipc_address).manifest() is None
 
 
-def test_a_version_that_is_replaced_in_mid_fetch_is_given_up_and_the_new_one_fetched(
+def test_a_version_that_is_replaced_in_mid_fetch_is_dropped_and_the_new_one_fetched(
     zmq_sockets, ipc_address, learner
 ):
     learner.publish(1, 50 * CHUNK)
@@ -144,14 +144,14 @@ def test_several_fetch_at_once(zmq_sockets, ipc_address, learner):
     assert results == [contents(1, 200 * CHUNK)] * 4
 
 
-def test_each_chunk_is_told(zmq_sockets, ipc_address, learner):
+def test_on_chunk_is_called_for_each_chunk(zmq_sockets, ipc_address, learner):
     learner.publish(1, 5 * CHUNK)
-    told: list[None] = []
-    fetch(client_of(zmq_sockets, ipc_address), 1, 5 * CHUNK, on_chunk=lambda: told.append(None))
-    assert len(told) == 5
+    calls: list[None] = []
+    fetch(client_of(zmq_sockets, ipc_address), 1, 5 * CHUNK, on_chunk=lambda: calls.append(None))
+    assert len(calls) == 5
 
 
-def test_a_silent_server_is_borne_for_the_timeout_and_no_longer(zmq_sockets, ipc_address):
+def test_a_fetch_from_a_silent_server_ends_with_the_timeout(zmq_sockets, ipc_address):
     client = client_of(zmq_sockets, ipc_address)
     began = time.monotonic()
     client.socket.timeout_s = 0.2
@@ -185,11 +185,13 @@ def test_a_chunk_that_was_not_asked_for_is_refused(zmq_sockets, ipc_address, lea
     # The server's fourth chunk is longer than this client believes.
     version = Version(1, 3 * CHUNK + 1, CHUNK // 2 if lie == b"1 0" else CHUNK)
     with pytest.raises(ProtocolError, match="was not asked for"):
-        client.take(version)
+        client.fetch(version)
 
 
 @pytest.mark.parametrize("request_", [b"", b"x", b"1 x", b"9 0", b"1 99999999999999999", b"1 -1"])
-def test_odd_requests_get_nothing_and_disturb_nobody(zmq_sockets, ipc_address, learner, request_):
+def test_invalid_requests_get_no_data_and_disturb_no_other_client(
+    zmq_sockets, ipc_address, learner, request_
+):
     learner.publish(1, 2 * CHUNK)
     stranger = connect(zmq_sockets, zmq.DEALER, ipc_address, 10**6)
     stranger.poll(1000, zmq.POLLOUT)
@@ -210,9 +212,9 @@ def test_a_flood_of_requests_is_answered_in_portions(zmq_sockets, ipc_address):
     server = WeightsServer(zmq_sockets, ipc_address, Counting())
     server.publish(1, b"m", memoryview(bytes(CHUNK)), CHUNK)
     stranger = connect(zmq_sockets, zmq.DEALER, ipc_address, 10**6)
-    for _ in range(ANSWERED_AT_ONCE + 10):
+    for _ in range(MAX_REQUESTS_PER_CALL + 10):
         assert stranger.poll(int(DEADLINE_S * 1000), zmq.POLLOUT)
         stranger.send(b"1 0")
     server.socket.poll(int(DEADLINE_S * 1000))
     server.serve()
-    assert 0 < len(served) <= ANSWERED_AT_ONCE
+    assert 0 < len(served) <= MAX_REQUESTS_PER_CALL

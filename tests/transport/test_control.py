@@ -1,4 +1,4 @@
-"""The control sockets, over real ones."""
+"""The control sockets, with real ZeroMQ sockets."""
 
 import time
 
@@ -7,11 +7,11 @@ import zmq
 from real_sockets import DEADLINE_S, wait_until
 
 from grpo_actors.errors import ProtocolError, RunError
-from grpo_actors.transport.control import TAKEN_AT_ONCE, ControlClient, ControlServer
+from grpo_actors.transport.control import MAX_MESSAGES_PER_CALL, ControlClient, ControlServer
 from grpo_actors.transport.sockets import CONTROL_BYTES, QUEUED, Context, zmq_context
 
 
-def heard(server: ControlServer, count: int = 1) -> list[tuple[bytes, bytes]]:
+def received(server: ControlServer, count: int = 1) -> list[tuple[bytes, bytes]]:
     got: list[tuple[bytes, bytes]] = []
 
     def enough() -> bool:
@@ -23,47 +23,47 @@ def heard(server: ControlServer, count: int = 1) -> list[tuple[bytes, bytes]]:
     return got
 
 
-def joined(context: Context, server: ControlServer, address: str, name: str) -> ControlClient:
-    """A client whose connection is up."""
+def connected(context: Context, server: ControlServer, address: str, name: str) -> ControlClient:
+    """Return a client whose connection is established."""
     client = ControlClient(context, address, name)
     wait_until(lambda: client.send(b"hello"))
-    assert heard(server) == [(name.encode(), b"hello")]
+    assert received(server) == [(name.encode(), b"hello")]
     return client
 
 
 def test_messages_go_both_ways_under_the_peers_name(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
-    client = joined(zmq_sockets, server, ipc_address, "worker-0")
+    client = connected(zmq_sockets, server, ipc_address, "worker-0")
     assert server.send(b"worker-0", b"welcome")
     assert client.receive(DEADLINE_S) == b"welcome"
     assert client.receive(0.0) is None
 
 
-def test_a_send_before_the_connection_is_up_says_so(zmq_sockets, ipc_address):
+def test_a_send_before_the_connection_is_up_returns_false(zmq_sockets, ipc_address):
     assert not ControlClient(zmq_sockets, ipc_address, "early").send(b"hello")
 
 
-def test_a_send_to_a_stranger_says_so(zmq_sockets, ipc_address):
+def test_a_send_to_an_unknown_peer_returns_false(zmq_sockets, ipc_address):
     assert not ControlServer(zmq_sockets, ipc_address).send(b"nobody", b"x")
 
 
-def test_a_send_to_a_peer_that_has_gone_says_so_within_a_second(zmq_sockets, ipc_address):
+def test_a_send_to_a_peer_that_has_left_returns_false_within_a_second(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
-    client = joined(zmq_sockets, server, ipc_address, "leaver")
+    client = connected(zmq_sockets, server, ipc_address, "leaver")
     client.close()
     began = time.monotonic()
     wait_until(lambda: not server.send(b"leaver", b"x"))
     assert time.monotonic() - began < 1.0
 
 
-def test_a_peer_that_reads_nothing_fills_its_own_queue_and_blocks_nobody(zmq_sockets, ipc_address):
+def test_a_peer_that_reads_nothing_fills_its_own_queue_and_blocks_no_other_peer(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
-    joined(zmq_sockets, server, ipc_address, "deaf")
-    reader = joined(zmq_sockets, server, ipc_address, "reader")
+    connected(zmq_sockets, server, ipc_address, "deaf")
+    reader = connected(zmq_sockets, server, ipc_address, "reader")
     sent, began = 0, time.monotonic()
     while server.send(b"deaf", bytes(100_000)):
         sent += 1
-    # Both queues, and what the kernel holds: far fewer than would fill the memory.
+    # Both queues and the kernel's buffers: far fewer messages than would fill the memory.
     assert QUEUED <= sent < 4 * QUEUED
     assert time.monotonic() - began < DEADLINE_S
     assert server.send(b"reader", b"still served")
@@ -72,45 +72,47 @@ def test_a_peer_that_reads_nothing_fills_its_own_queue_and_blocks_nobody(zmq_soc
 
 def test_a_new_connection_of_a_name_replaces_the_old_one(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
-    joined(zmq_sockets, server, ipc_address, "w")
-    second = joined(zmq_sockets, server, ipc_address, "w")
+    connected(zmq_sockets, server, ipc_address, "w")
+    second = connected(zmq_sockets, server, ipc_address, "w")
     assert server.send(b"w", b"for the second")
     assert second.receive(DEADLINE_S) == b"for the second"
 
 
 def test_a_client_comes_back_by_itself_when_the_learner_is_started_again(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
-    client = joined(zmq_sockets, server, ipc_address, "w")
+    client = connected(zmq_sockets, server, ipc_address, "w")
     server.socket.close(linger=0)
     wait_until(lambda: not client.send(b"into the void"))
     again = ControlServer(zmq_sockets, ipc_address)
     wait_until(lambda: client.send(b"hello again"))
-    assert (b"w", b"hello again") in heard(again)
+    assert (b"w", b"hello again") in received(again)
 
 
-def test_a_flood_is_taken_in_portions(zmq_sockets, ipc_address):
+def test_a_flood_is_received_in_portions(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
-    client = joined(zmq_sockets, server, ipc_address, "flood")
-    for number in range(TAKEN_AT_ONCE + 10):
+    client = connected(zmq_sockets, server, ipc_address, "flood")
+    for number in range(MAX_MESSAGES_PER_CALL + 10):
         wait_until(lambda number=number: client.send(b"%d" % number))
     server.socket.poll(1000)
     first = list(server.receive())
-    assert 0 < len(first) <= TAKEN_AT_ONCE
-    rest = heard(server, TAKEN_AT_ONCE + 10 - len(first))
-    assert [data for _, data in first + rest] == [b"%d" % number for number in range(TAKEN_AT_ONCE + 10)]
+    assert 0 < len(first) <= MAX_MESSAGES_PER_CALL
+    rest = received(server, MAX_MESSAGES_PER_CALL + 10 - len(first))
+    assert [data for _, data in first + rest] == [
+        b"%d" % number for number in range(MAX_MESSAGES_PER_CALL + 10)
+    ]
 
 
-def test_frames_of_a_foreign_shape_come_as_nothing(zmq_sockets, ipc_address):
+def test_a_message_with_a_wrong_number_of_frames_is_received_as_empty(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
-    client = joined(zmq_sockets, server, ipc_address, "odd")
+    client = connected(zmq_sockets, server, ipc_address, "odd")
     client.socket.send_multipart([b"a", b"b"])
     client.socket.send(b"")
-    assert heard(server, 2) == [(b"odd", b""), (b"odd", b"")]
+    assert received(server, 2) == [(b"odd", b""), (b"odd", b"")]
 
 
-def test_a_message_that_the_other_side_would_not_take_is_not_sent(zmq_sockets, ipc_address):
+def test_a_message_that_is_too_large_for_the_receiver_is_not_sent(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
-    client = joined(zmq_sockets, server, ipc_address, "w")
+    client = connected(zmq_sockets, server, ipc_address, "w")
     huge = bytes(CONTROL_BYTES + 1)
     with pytest.raises(ProtocolError, match=r"lower rollout\.num_generations"):
         client.send(huge)
@@ -118,13 +120,13 @@ def test_a_message_that_the_other_side_would_not_take_is_not_sent(zmq_sockets, i
         server.send(b"w", huge)
 
 
-def test_the_last_word_of_a_client_arrives(zmq_sockets, ipc_address):
+def test_the_last_message_of_a_client_arrives(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
     with zmq_context() as own:
-        client = joined(own, server, ipc_address, "w")
+        client = connected(own, server, ipc_address, "w")
         client.send(b"bye")
         client.close()
-    assert heard(server) == [(b"w", b"bye")]
+    assert received(server) == [(b"w", b"bye")]
 
 
 @pytest.mark.parametrize("name", ["", "\0w", "é" * 128])  # é is two bytes: 256
@@ -138,5 +140,5 @@ def test_an_identity_is_the_name_in_full(zmq_sockets, ipc_address):
     name = "é" * 127
     client = ControlClient(zmq_sockets, ipc_address, name)
     wait_until(lambda: client.send(b"hello"))
-    assert heard(server) == [(name.encode(), b"hello")]
+    assert received(server) == [(name.encode(), b"hello")]
     assert client.socket.getsockopt(zmq.IMMEDIATE) == 1

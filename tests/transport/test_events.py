@@ -31,8 +31,8 @@ def address() -> Iterator[str]:
         yield f"ipc://{folder}/e"
 
 
-def publish_until_heard(publisher: EventPublisher, subscriber: EventSubscriber) -> None:
-    """A late joiner misses what came before: say hello until it is heard, then drain the hellos."""
+def publish_until_received(publisher: EventPublisher, subscriber: EventSubscriber) -> None:
+    """Publish hellos until the subscriber receives one, because a late one misses earlier events; then drain the hellos."""
     deadline = time.monotonic() + DEADLINE_S
     while subscriber.receive(0.05) is None:
         assert time.monotonic() < deadline, "the subscriber never connected"
@@ -50,19 +50,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_events_arrive_whole_and_in_order(context, address):
     with EventPublisher(context, address) as publisher, EventSubscriber(address) as subscriber:
-        publish_until_heard(publisher, subscriber)
+        publish_until_received(publisher, subscriber)
         for number in range(100):
             assert publisher.publish("metrics", b"%d" % number)
         got = [subscriber.receive(DEADLINE_S) for _ in range(100)]
     assert got == [("metrics", b"%d" % number) for number in range(100)]
 
 
-def test_a_subscriber_takes_its_topics_by_whole_name_and_not_by_prefix(context, address):
+def test_a_subscriber_matches_its_topics_by_whole_name_and_not_by_prefix(context, address):
     with (
         EventPublisher(context, address) as publisher,
         EventSubscriber(address, ["eval", "hello", "ready"]) as reader,
     ):
-        publish_until_heard(publisher, reader)
+        publish_until_received(publisher, reader)
         for topic in ("metrics", "evaluation", "eval"):
             publisher.publish(topic, topic.encode())
         assert reader.receive(DEADLINE_S) == ("eval", b"eval")
@@ -78,7 +78,7 @@ def test_receive_returns_none_after_its_timeout(address):
 
 def test_iterating_yields_events(context, address):
     with EventPublisher(context, address) as publisher, EventSubscriber(address) as subscriber:
-        publish_until_heard(publisher, subscriber)
+        publish_until_received(publisher, subscriber)
         publisher.publish("stop", b"{}")
         assert next(iter(subscriber)) == ("stop", b"{}")
 
@@ -86,14 +86,16 @@ def test_iterating_yields_events(context, address):
 def test_a_subscriber_may_come_first_and_survives_a_restart_of_the_publisher(context, address):
     with EventSubscriber(address) as subscriber:
         with EventPublisher(context, address) as first:
-            publish_until_heard(first, subscriber)
+            publish_until_received(first, subscriber)
         with EventPublisher(context, address) as second:
-            publish_until_heard(second, subscriber)
+            publish_until_received(second, subscriber)
 
 
-def test_a_subscriber_that_takes_nothing_never_blocks_the_publisher_and_keeps_the_oldest(context, address):
+def test_a_subscriber_that_reads_nothing_never_blocks_the_publisher_and_keeps_the_oldest_events(
+    context, address
+):
     with EventPublisher(context, address) as publisher, EventSubscriber(address) as lazy:
-        publish_until_heard(publisher, lazy)
+        publish_until_received(publisher, lazy)
         began = time.monotonic()
         # Far beyond both high-water marks and the kernel's buffers: 8,000 × 32 KiB = 250 MiB.
         for number in range(8_000):
@@ -102,7 +104,7 @@ def test_a_subscriber_that_takes_nothing_never_blocks_the_publisher_and_keeps_th
         got = []
         while (event := lazy.receive(0.5)) is not None:
             got.append(int(event[1]))
-    # The hellos before may have used up half of the queue: ZeroMQ returns room in halves.
+    # The hellos before may have used up half of the queue: ZeroMQ frees it in halves.
     assert got[: EVENTS_HELD // 2] == list(range(EVENTS_HELD // 2))
     assert len(got) < 8_000
 
@@ -117,7 +119,7 @@ with EventSubscriber(sys.argv[1]) as subscriber:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_stopped_process_costs_no_time_and_a_bounded_memory(context, address):
+def test_a_stopped_subscriber_costs_no_time_and_bounded_memory(context, address):
     command = [sys.executable, "-c", STOPPED_READER, address]
     with (
         EventPublisher(context, address) as publisher,
@@ -135,7 +137,7 @@ def test_a_stopped_process_costs_no_time_and_a_bounded_memory(context, address):
         grown = resident_mib() - before
         reader.kill()
     assert elapsed < 5.0
-    assert grown < 20.0  # 16 MiB by the module's own sum; 4 × 16 were published
+    assert grown < 20.0  # MiB; 16 by the module's bound, and 4 × 16 were published
 
 
 def resident_mib() -> float:
@@ -143,15 +145,15 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def test_an_event_that_is_too_large_goes_to_nobody_and_says_so(context, address):
+def test_an_event_that_is_too_large_is_not_sent_and_publish_returns_false(context, address):
     with EventPublisher(context, address) as publisher, EventSubscriber(address) as subscriber:
-        publish_until_heard(publisher, subscriber)
+        publish_until_received(publisher, subscriber)
         assert not publisher.publish("sample", bytes(MAX_EVENT_BYTES + 1))
         assert publisher.publish("sample", bytes(MAX_EVENT_BYTES))
         assert subscriber.receive(DEADLINE_S) == ("sample", bytes(MAX_EVENT_BYTES))
 
 
-def test_what_is_not_an_event_is_dropped_and_counted(context, address):
+def test_a_message_that_is_not_an_event_is_dropped_and_counted(context, address):
     with context.socket(zmq.PUB) as stranger, EventSubscriber(address) as subscriber:
         stranger.bind(address)
         wait_until(
@@ -172,7 +174,7 @@ def test_the_publisher_names_the_port_it_was_given(context):
     with EventPublisher(context, "tcp://127.0.0.1:*") as publisher:
         assert publisher.endpoint.removeprefix("tcp://127.0.0.1:").isdecimal()
         with EventSubscriber(publisher.endpoint) as subscriber:
-            publish_until_heard(publisher, subscriber)
+            publish_until_received(publisher, subscriber)
 
 
 def test_a_port_in_use_is_refused_with_the_cure(context):
@@ -188,7 +190,7 @@ def test_an_ipc_path_that_is_too_long_is_refused_with_the_cure(context):
         EventPublisher(context, f"ipc:///tmp/{'x' * 120}")
 
 
-def test_an_address_that_is_none_is_refused():
+def test_an_invalid_address_is_refused():
     with pytest.raises(RunError, match=r"no address to connect to .*ipc:///path"):
         EventSubscriber("nonsense")
 

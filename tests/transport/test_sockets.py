@@ -1,4 +1,4 @@
-"""Addresses and options: where a run listens, and what its sockets do when things go wrong."""
+"""Addresses and options: where a run listens, and how its sockets behave on errors."""
 
 import contextlib
 import json
@@ -17,11 +17,11 @@ from grpo_actors.errors import RunError
 from grpo_actors.transport.sockets import (
     MAX_IPC_PATH,
     Endpoints,
-    beside,
     bind,
     check_ports,
     connect,
     plan_endpoints,
+    reachable_endpoint,
     remove_endpoints,
     zmq_context,
 )
@@ -31,7 +31,7 @@ DEADLINE_MS = 10_000
 
 @pytest.fixture
 def short_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    # Not tmp_path: on macOS it is longer than an ipc path may be.
+    # Not tmp_path: on macOS that is longer than an ipc path may be.
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
@@ -40,7 +40,7 @@ def short_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 # --- addresses ------------------------------------------------------------------------------------
 
 
-def test_ipc_sockets_lie_in_a_folder_that_nobody_else_may_enter(short_tmp, tmp_path):
+def test_ipc_sockets_are_in_a_folder_that_no_other_user_may_enter(short_tmp, tmp_path):
     endpoints = plan_endpoints(tmp_path, "ipc", "", 0)
     folder = Path(endpoints.control.removeprefix("ipc://")).parent
     assert folder.parent == short_tmp
@@ -86,7 +86,7 @@ def test_a_temporary_folder_that_is_too_deep_for_sockets_is_refused_with_the_cur
 
 def test_the_longest_path_that_is_planned_can_be_bound(zmq_sockets, tmp_path, monkeypatch):
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
-        # The longest name, and a folder as long as it lets it be.
+        # The longest socket name, and the longest folder that still fits with it.
         room = MAX_IPC_PATH - len(f"{short}//grpo-{os.getuid()}-{'0' * 12}/control")
         monkeypatch.setattr(tempfile, "tempdir", f"{short}/{'x' * room}")
         Path(tempfile.tempdir or "").mkdir()
@@ -113,7 +113,7 @@ def test_free_tcp_ports_are_three_in_a_row(tmp_path, host):
     check_ports(host, first)
 
 
-def test_a_port_that_was_asked_for_is_taken_as_it_is(tmp_path):
+def test_a_port_that_was_asked_for_is_used(tmp_path):
     assert plan_endpoints(tmp_path, "tcp", "127.0.0.1", 7000).events == "tcp://127.0.0.1:7002"
 
 
@@ -130,10 +130,10 @@ def test_an_ipv6_address_is_written_in_brackets_and_can_be_bound(zmq_sockets, tm
 
 def test_an_address_of_another_host_has_no_free_ports(tmp_path):
     with pytest.raises(RunError, match=r"no three consecutive free ports on 192.0.2.1; set transport.port"):
-        plan_endpoints(tmp_path, "tcp", "192.0.2.1", 0)  # an address kept for documentation
+        plan_endpoints(tmp_path, "tcp", "192.0.2.1", 0)  # an address reserved for documentation
 
 
-def test_a_port_that_is_taken_is_named():
+def test_a_port_in_use_is_named():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -152,7 +152,7 @@ def test_a_port_that_is_taken_is_named():
     ],
 )
 def test_a_peer_finds_the_other_sockets_where_it_found_the_first(endpoint, reached, expected):
-    assert beside(endpoint, reached) == expected
+    assert reachable_endpoint(endpoint, reached) == expected
 
 
 def test_endpoints_are_read_as_they_were_written(tmp_path):
@@ -168,13 +168,13 @@ def test_a_folder_without_a_live_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"control": "x"}), json.dumps({"surprise": 1})])
-def test_an_endpoints_file_of_another_kind_is_refused(tmp_path, text):
+def test_an_invalid_endpoints_file_is_refused(tmp_path, text):
     (tmp_path / "endpoints.json").write_text(text)
     with pytest.raises(RunError, match="unreadable"):
         Endpoints.read(tmp_path)
 
 
-def test_nothing_is_left_behind(zmq_sockets, short_tmp, tmp_path):
+def test_remove_endpoints_leaves_no_file_and_may_be_called_twice(zmq_sockets, short_tmp, tmp_path):
     endpoints = plan_endpoints(tmp_path, "ipc", "", 0)
     endpoints.write(tmp_path)
     bind(zmq_sockets, zmq.ROUTER, endpoints.control, 100)
@@ -186,13 +186,13 @@ def test_nothing_is_left_behind(zmq_sockets, short_tmp, tmp_path):
 # --- options --------------------------------------------------------------------------------------
 
 
-def test_a_frame_above_the_bound_cuts_the_link_and_the_peer_comes_back(zmq_sockets, ipc_address):
+def test_a_frame_above_the_bound_cuts_the_connection_and_the_peer_reconnects(zmq_sockets, ipc_address):
     server = bind(zmq_sockets, zmq.ROUTER, ipc_address, 1000)
     peer = connect(zmq_sockets, zmq.DEALER, ipc_address, 1000, [(zmq.IDENTITY, b"p")])
     peer.send(bytes(1001))
 
     def comes_back() -> bool:
-        # What is sent before the cut is seen is lost with the link: said until it is heard.
+        # A message sent before the cut is detected is lost with the connection, so it is repeated.
         with contextlib.suppress(zmq.Again):
             peer.send(b"small", zmq.DONTWAIT)
         return bool(server.poll(50))
@@ -201,13 +201,13 @@ def test_a_frame_above_the_bound_cuts_the_link_and_the_peer_comes_back(zmq_socke
     assert server.recv_multipart() == [b"p", b"small"]
 
 
-def test_a_message_to_nobody_is_not_taken_for_sent(zmq_sockets, ipc_address):
+def test_a_message_without_a_connection_is_not_reported_as_sent(zmq_sockets, ipc_address):
     peer = connect(zmq_sockets, zmq.DEALER, ipc_address, 1000)
     with pytest.raises(zmq.Again):
         peer.send(b"hello", zmq.DONTWAIT)
 
 
-def test_an_address_that_is_none_is_refused():
+def test_an_invalid_address_is_refused():
     with zmq_context() as context:
         with pytest.raises(RunError, match=r"no address to connect to .*ipc:///path"):
             connect(context, zmq.DEALER, "nonsense", 1000)

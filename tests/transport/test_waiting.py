@@ -1,4 +1,4 @@
-"""A wait that a message or another thread ends."""
+"""A wait that a message or another thread can end."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ def waited_s(waiter, timeout_s):
     return time.monotonic() - began
 
 
-def test_a_wait_ends_with_its_time(waiter):
+def test_a_wait_ends_with_its_timeout(waiter):
     assert 0.05 <= waited_s(waiter, 0.06) < DEADLINE_S
 
 
@@ -42,7 +42,7 @@ def test_wake_ups_before_a_wait_end_it_once_however_many_there_were(waiter):
     assert waited_s(waiter, 0.06) >= 0.05
 
 
-def test_a_flood_of_wake_ups_blocks_nobody(waiter):
+def test_a_flood_of_wake_ups_does_not_block(waiter):
     for _ in range(200_000):  # more than a pipe holds
         waiter.wake()
 

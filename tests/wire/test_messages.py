@@ -1,4 +1,4 @@
-"""Messages and their bytes: round trips, bounds, and what a hostile or broken peer may send."""
+"""Messages and their bytes: round trips, bounds, and the input of hostile or broken peers."""
 
 import json
 import random
@@ -20,7 +20,7 @@ ADAPTERS = (wire.from_peer, wire.from_learner, wire.weights_request, wire.weight
 
 
 def short(value: object) -> str:
-    """A test's name from its parameter."""
+    """Return a test's name made from its parameter."""
     return str(value)[:40]
 
 
@@ -58,7 +58,7 @@ LEASE = {
     "seeds": [0, 2**64 - 1],
     "messages": [{"role": "user", "content": "2+2?"}],
     "answer": "4",
-    # Numbers that MessagePack has not, and a depth that needs no bound of its own.
+    # A number that MessagePack does not have, and nested values: a JSON text needs no bound on depth here.
     "columns": json.dumps({"level": 10**30, "tags": ["a", None, {"b": 0.5}]}),
 }
 HELLO = {
@@ -131,9 +131,9 @@ def test_every_message_survives_the_wire(adapter, example):
 
 
 @pytest.mark.parametrize("bounds", [[], [1, 2]])
-def test_a_completion_tells_which_tokens_were_inserted(bounds):
-    told = group(completions=[completion(inserted=wire.ints(bounds), last_turn="x" if bounds else None)])
-    received = wire.decode(wire.from_peer, wire.encode(wire.from_peer.validate_python(told)))
+def test_a_completion_carries_its_environment_spans(bounds):
+    sent = group(completions=[completion(inserted=wire.ints(bounds), last_turn="x" if bounds else None)])
+    received = wire.decode(wire.from_peer, wire.encode(wire.from_peer.validate_python(sent)))
     assert wire.read_ints(received.completions[0].inserted) == bounds
 
 
@@ -142,10 +142,10 @@ def test_a_completion_tells_which_tokens_were_inserted(bounds):
     # Before the first turn, to the end, empty, backwards, outside, touching, half a pair.
     [[0, 1], [1, 3], [1, 1], [2, 1], [-1, 2], [1, 9], [1, 2, 2, 3], [1]],
 )
-def test_runs_of_inserted_tokens_that_no_completion_has_are_refused(bounds):
-    told = group(completions=[completion(inserted=wire.ints(bounds))])
+def test_impossible_environment_spans_are_refused(bounds):
+    sent = group(completions=[completion(inserted=wire.ints(bounds))])
     with pytest.raises(ProtocolError, match="inserted must"):
-        wire.decode(wire.from_peer, msgpack.packb(told))
+        wire.decode(wire.from_peer, msgpack.packb(sent))
 
 
 @pytest.mark.parametrize(("adapter", "example"), EXAMPLES, ids=KINDS)
@@ -223,7 +223,7 @@ def test_a_group_out_of_bounds_is_refused(changes):
     ],
     ids=short,
 )
-def test_what_is_out_of_bounds_is_refused(adapter, example, changes):
+def test_a_value_out_of_bounds_is_refused(adapter, example, changes):
     with pytest.raises(ProtocolError):
         wire.decode(adapter, msgpack.packb({**example, **changes}))
 
@@ -248,7 +248,7 @@ def test_arrays_are_little_endian_32_bit_values():
 
 
 def peak_mib(data: bytes) -> float:
-    """Most memory that refusing `data` takes, beyond the data."""
+    """Return the peak memory that refusing `data` takes, beyond the data, in MiB."""
     tracemalloc.start()
     try:
         with pytest.raises(ProtocolError):
@@ -295,7 +295,7 @@ def test_a_message_above_64_mib_is_refused_unread():
     assert peak_mib(bytes(codec.MAX_MESSAGE_BYTES + 1)) < 1
 
 
-def test_a_complaint_is_one_short_line():
+def test_an_error_is_one_short_line():
     with pytest.raises(ProtocolError) as refused:
         wire.decode(wire.from_peer, BOMBS["a field name of 4 MB"])
     assert len(str(refused.value)) < 1000
@@ -322,7 +322,7 @@ VALUES += [[], {}, [[]] * 50, {"kind": "hello"}, [None] * 300]
 
 
 def mutated(chance: random.Random) -> bytes:
-    """A message with something wrong, in its bytes or in its values."""
+    """Return a message with a change in its bytes or in its values."""
     data = bytearray(chance.choice(SEEDS))
     match chance.randrange(8):
         case 0:
@@ -361,7 +361,7 @@ def mutated(chance: random.Random) -> bytes:
 
 
 def _spoil(value: Any, chance: random.Random) -> None:
-    """Change one entry, somewhere in maps and lists."""
+    """Change one random entry in nested maps and lists."""
     while True:
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
         key = chance.choice([*keys, "extra"] if isinstance(value, dict) else keys)
@@ -377,9 +377,9 @@ def _spoil(value: Any, chance: random.Random) -> None:
 
 
 def fuzz(count: int, seed: int) -> tuple[int, int]:
-    """(messages taken, messages refused); anything but ProtocolError is a failure."""
+    """Return (messages accepted, messages refused); any other error than ProtocolError fails the test."""
     chance = random.Random(seed)
-    taken = refused = 0
+    accepted = refused = 0
     for _ in range(count):
         data = mutated(chance)
         for adapter in ADAPTERS:
@@ -388,17 +388,17 @@ def fuzz(count: int, seed: int) -> tuple[int, int]:
             except ProtocolError:
                 refused += 1
             else:
-                # What was taken obeys the schema: it can be said again.
+                # An accepted message fits the schema, so it can be encoded again.
                 assert wire.decode(adapter, wire.encode(message)) == message
-                taken += 1
-    return taken, refused
+                accepted += 1
+    return accepted, refused
 
 
-def test_mutated_messages_are_taken_whole_or_refused():
-    taken, refused = fuzz(3_000, seed=1)
+def test_mutated_messages_are_accepted_whole_or_refused():
+    accepted, refused = fuzz(3_000, seed=1)
     # Most are broken, and some mutations (a changed digit, a flipped bit of a text) are not.
     assert refused > 10_000
-    assert taken > 20
+    assert accepted > 20
 
 
 @pytest.mark.slow
@@ -410,6 +410,6 @@ def test_a_hundred_thousand_mutated_messages_take_no_more_than_50_mib():
 
 
 def most_mib() -> float:
-    """The most memory that this process ever had, that of compiled libraries included."""
+    """Return the peak memory of this process, compiled libraries included, in MiB."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (2**20 if sys.platform == "darwin" else 2**10)

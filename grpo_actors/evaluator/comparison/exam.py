@@ -20,7 +20,7 @@ from grpo_actors.evaluator.comparison.result import (
 from grpo_actors.evaluator.score import AnsweredProblem, answer_problems, held_out
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
-from grpo_actors.rollout.episodes import episodes
+from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem, Task
 
@@ -84,7 +84,7 @@ class Exam:
                 progress.add_completions(count)
                 yield answered
 
-        with episodes(self.config, policy) as turns:
+        with open_episodes(self.config, policy) as turns:
             sampled = answer_all(self.config.evaluator.eval_temperature, self.k) if self.k else ()
             return Answers(greedy=list(answer_all(0.0, 1)), sampled=list(sampled))
 

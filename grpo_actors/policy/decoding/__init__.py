@@ -1,4 +1,4 @@
-"""Prompts in, tokens out: the sampler (`batching`) gives completions a place, and `step` decodes one token of each.
+"""Decoding: prompts in, tokens out. The sampler (`batching`) assigns completions to rows, `step` decodes a token of each.
 
-`sampling`, one folder up, is how others ask for it.
+`sampling` is the interface for the other parts of the package.
 """

@@ -1,20 +1,20 @@
 """The sampler: completions of many groups in one batch.
 
-With continuous batching a place that gets free is taken again, while the others go on. Models whose layers cache something else
-than the keys and values of every position (`fixed_batch`) cannot do that: the rows of a batch begin together, and the
-next groups wait until all of them have ended.
+With continuous batching, a row that becomes free is used again while the other rows continue. This is not possible for
+models whose layers cache something else than the keys and values of every position (`fixed_batch`): the rows of a batch
+begin together, and the next groups wait until all rows have ended.
 
-A group's prompt runs through the model once; its keys and values are copied to every place that one of its
-completions gets. Sampling, the chosen token's log-prob and the stop test's input stay on the device; a step
-brings two numbers a row to the host, and the next step is under way before they are read.
+A group's prompt runs through the model once, and its keys and values are copied to the row of each of its completions.
+Sampling, the log-prob of the sampled token and the input of the stop test stay on the device. A step brings two numbers
+per row to the host, and the next step is already under way when they are read.
 
-Where an environment replies to a turn (`Respond`), its tokens take the place of those that are drawn in the following
-steps: one step each, as if the policy had sampled them. The draw of a token goes by its place in the completion, so
-that here too nothing depends on who shares the batch.
+If an environment replies to a turn (`Respond`), its tokens replace those that are drawn in the following steps: one step
+each, as if the policy had sampled them. The random number of a token depends on its position in the completion, so that
+here too the result does not depend on which completions share the batch.
 
-The weights may change between two steps (`Sampler.adopt`; PipelineRL, 2509.19128): the step that is under way is the old
-ones' work, and recorded as such. Keys and values of what has a place stay as they are, so that each token is computed on
-those of its own version and of those before it; prompts that are kept for later are run again.
+The weights may change between two steps (`Sampler.adopt`; PipelineRL, 2509.19128). The step that is under way belongs to
+the old version and is recorded as such. The keys and values of rows in use are kept, so that each token is computed from
+those of its own version and of earlier ones. Prompts that were prefilled for later are run again.
 """
 
 from collections import deque
@@ -35,53 +35,56 @@ from grpo_actors.policy.decoding.window import Window
 from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.model import Policy
 
-#: A share of the places, one in so many, that has to be free before any is filled.
+#: Rows are filled once at least one in this many is free.
 FILLED_AT_ONCE = 16
-#: Share of the rows of a window in use at which to go on without the others.
+#: A window drops its free rows once at most this share of its rows is in use.
 WORTH_SHRINKING = 0.75
-#: Prompts that run through the model together.
+#: Prompts that run through the model together, if that many are waiting.
 PREFILLED = 16
 
 
 class Sampler:
-    """Groups in, groups out: `submit` any number at any time, `step` until `idle`.
+    """A sampler of groups: `submit` any number at any time, and `step` until `idle`.
 
-    While it is open, adapters are part of the policy's weights (`adapter.fused`, `dora.fixed_norms`), and the policy must
-    not train. `close` gives it back as it was.
+    While it is open, adapters are fused into the policy's weights (`adapter.fused`, `dora.fixed_norms`), and the policy
+    must not train. `close` restores the policy.
     """
 
-    def __init__(self, policy: Policy, params: SamplingParams, places: int, version: int = 0) -> None:
+    def __init__(self, policy: Policy, params: SamplingParams, max_rows: int, version: int = 0) -> None:
         """Prepare the policy to sample.
 
         Args:
             policy: The model that samples; set to evaluation mode by its owner.
-            params: The same for all groups.
-            places: Completions that are decoded at a time, at most. Where the rows of a batch begin together, a larger
-                group is not divided.
-            version: Number of the weights that the policy holds, recorded with every token that they sample.
+            params: Sampling parameters of all groups.
+            max_rows: Most completions that are decoded at a time. If the rows of a batch begin together, a larger group is
+                not divided.
+            version: Number of the weights that the policy holds, recorded with every token sampled with them.
         """
-        self.policy, self.params, self.places, self.version = policy, params, places, version
+        self.policy, self.params, self.max_rows, self.version = policy, params, max_rows, version
         self._prepared = ExitStack()
         self._waiting: deque[Group] = deque()
         self._flight: Step | None = None
-        #: Prompts that are not in `_seen` yet.
+        #: (row index, prompt) of new rows whose prompts are not in `_seen` yet.
         self._unseen: list[tuple[int, Sequence[int]]] = []
         self._prepare()
-        self._begin(0)
+        self._reset_rows(0)
 
     def submit(
         self, key: int, prompt: Sequence[int], seeds: Sequence[int], respond: Respond | None = None
     ) -> list[Sample]:
-        """One more group: `len(seeds)` completions of `prompt`, handed back under `key`; returned at once, to be watched."""
+        """Add a group: `len(seeds)` completions of `prompt`, which `step` returns under `key`.
+
+        Returns the samples at once, so that the caller can watch them grow.
+        """
         samples = [Sample() for _ in seeds]
         self._waiting.append(Group(key, prompt, seeds, samples, respond))
         return samples
 
     def adopt(self, version: int, arrays: Mapping[str, mx.array]) -> None:
-        """Go on with these weights: all steps from the next one on are theirs.
+        """Load new weights and use them from the next step on.
 
         Raises:
-            ModelError: they are another model's.
+            ModelError: the weights belong to another model.
         """
         self.close()
         self.policy.load_trainable(arrays)
@@ -91,12 +94,12 @@ class Sampler:
             group.prompts = None
 
     def close(self) -> None:
-        """Give the policy back as it trains, and hold no copy of its weights; may be called twice."""
+        """Restore the policy for training, and drop all copies of its weights; may be called twice."""
         self._prepared.close()
         self._decoder.forget_weights()
 
     def drop(self, key: int) -> None:
-        """Nobody wants this group any more: its places are free, and it is not handed back."""
+        """Drop a group: its rows become free, and `step` does not return it."""
         self._waiting = deque(group for group in self._waiting if group.key != key)
         for row in self._rows:
             if row is not None and row.group.key == key:
@@ -104,11 +107,11 @@ class Sampler:
 
     @property
     def idle(self) -> bool:
-        """Nothing is under way, and nothing waits."""
+        """Whether nothing is under way and nothing waits."""
         return self._flight is None and not self._waiting and not any(self._rows)
 
     def step(self) -> tuple[int, list[tuple[int, list[Sample]]]]:
-        """Decode one token of every row; returns how many were read, and the groups that they completed."""
+        """Decode one token of every row; return how many tokens were read, and the groups that they completed."""
         self._fit()
         if self._waiting:
             self._fill()
@@ -119,41 +122,42 @@ class Sampler:
     def _prepare(self) -> None:
         self._prepared.enter_context(fused(self.policy.model))
         self._prepared.enter_context(fixed_norms(self.policy.model))
-        # Afterwards: it may hold copies of the weights.
+        # After the two lines above, because it may copy the weights.
         self._decoder = Decoder(self.policy, self.params)
 
-    # --- places -----------------------------------------------------------------------------------
+    # --- rows -------------------------------------------------------------------------------------
 
     def _fit(self) -> None:
-        """As many rows as there is work for; fewer once enough of them are of no use."""
-        live = [place for place, row in enumerate(self._rows) if row is not None]
+        """Adapt the number of rows to the work: add rows for waiting completions, drop rows once enough of them are free."""
+        live = [index for index, row in enumerate(self._rows) if row is not None]
         together, over_slots = self._decoder.together, self._decoder.over_slots
         if not live:
-            self._begin(self._rows_to_begin())
+            self._reset_rows(self._needed_rows())
         elif self._waiting and not together and not over_slots:
-            self._add(min(self.places, len(live) + self._left()) - len(self._rows))
+            self._add(min(self.max_rows, len(live) + self._queued()) - len(self._rows))
         elif not over_slots and len(live) <= WORTH_SHRINKING * len(self._rows):
             self._keep(np.array(live, np.int32))
 
-    def _left(self) -> int:
-        """Completions that wait for a place."""
-        return sum(len(group.seeds) - group.placed for group in self._waiting)
+    def _queued(self) -> int:
+        """Return how many completions wait for a row."""
+        return sum(len(group.seeds) - group.assigned for group in self._waiting)
 
-    def _rows_to_begin(self) -> int:
-        """How many rows there should be for what waits, where nothing is under way."""
+    def _needed_rows(self) -> int:
+        """Return how many rows the waiting completions need, given that none is under way."""
         if self._decoder.together:
-            batch = next_batch(self.policy, self._waiting, self.places)
+            batch = next_batch(self.policy, self._waiting, self.max_rows)
             return sum(len(group.seeds) for group in batch)
-        # Every number of slots is compiled by itself.
-        return self.places if self._decoder.over_slots and self._waiting else min(self.places, self._left())
+        # Each number of slots needs its own compilation.
+        all_slots = self._decoder.over_slots and self._waiting
+        return self.max_rows if all_slots else min(self.max_rows, self._queued())
 
-    def _begin(self, rows: int) -> None:
-        """Begin anew, at column 0, with so many free rows: nobody's past is needed."""
+    def _reset_rows(self, rows: int) -> None:
+        """Start with an empty cache and `rows` free rows; no row's past is needed."""
         self._window = self._decoder.cache(rows)
         self._rows: list[Row | None] = [None] * rows
-        #: [R] what is fed next.
+        #: [R], the token that each row is fed next.
         self._token = mx.zeros(rows, mx.uint32)
-        #: [R, V] bool, with a repetition penalty: the tokens of each row's prompt and completion.
+        #: [R, V] bool: the tokens of each row's prompt and completion; only with a repetition penalty.
         self._seen: mx.array | None = None
 
     def _add(self, count: int) -> None:
@@ -165,50 +169,50 @@ class Sampler:
         self._token = mx.pad(self._token, (0, count))
         self._seen = None if self._seen is None else mx.pad(self._seen, [(0, count), (0, 0)])
 
-    def _keep(self, places: Array) -> None:
+    def _keep(self, indices: Array) -> None:
         assert not isinstance(self._window, Slots)
-        self._window.keep(places)
-        self._rows = [self._rows[place] for place in places]
-        for place, row in enumerate(self._rows):
+        self._window.keep(indices)
+        self._rows = [self._rows[index] for index in indices]
+        for index, row in enumerate(self._rows):
             assert row is not None
-            row.place = place
-        self._token = self._token[mx.array(places)]
-        self._seen = None if self._seen is None else self._seen[mx.array(places)]
+            row.index = index
+        self._token = self._token[mx.array(indices)]
+        self._seen = None if self._seen is None else self._seen[mx.array(indices)]
 
     def _fill(self) -> None:
-        """Give free places to the completions that wait, first come first served."""
-        free = [place for place, row in enumerate(self._rows) if row is None]
-        # To place one costs about as much as to place many: a few places wait for each other.
+        """Assign free rows to the waiting completions, first come first served."""
+        free = [index for index, row in enumerate(self._rows) if row is None]
+        # Filling one row costs about as much as filling many, so a few free rows wait for each other.
         if len(free) * (1 if self._decoder.together else FILLED_AT_ONCE) < len(self._rows):
             return
-        taken: list[tuple[Group, int]] = []  # (group, which of its samples) that gets free[i]
+        taken: list[tuple[Group, int]] = []  # (group, index of its sample) that gets row free[i]
         while self._waiting and len(taken) < len(free):
             group = self._waiting[0]
-            last = min(len(group.seeds), group.placed + len(free) - len(taken))
-            taken += [(group, i) for i in range(group.placed, last)]
-            group.placed = last
+            last = min(len(group.seeds), group.assigned + len(free) - len(taken))
+            taken += [(group, i) for i in range(group.assigned, last)]
+            group.assigned = last
             if last == len(group.seeds):
                 self._waiting.popleft()
-        places = np.array(free[: len(taken)], np.int32)
+        indices = np.array(free[: len(taken)], np.int32)
         self._prefill([group for group, _ in taken])
         for prompts in dict.fromkeys(group.prompts for group, _ in taken):
             of_these = [at for at, (group, _) in enumerate(taken) if group.prompts is prompts]
-            chosen = np.array([taken[at][0].index for at in of_these], np.int32)
-            self._window.place(places[of_these], prompts, chosen)
-        for place, (group, i) in zip(places, taken, strict=True):
+            chosen = np.array([taken[at][0].prompt_index for at in of_these], np.int32)
+            self._window.place(indices[of_these], prompts, chosen)
+        for index, (group, i) in zip(indices, taken, strict=True):
             uniforms = draws(group.seeds[i], self.params.max_new_tokens)
-            self._rows[place] = Row(int(place), group, group.samples[i], uniforms)
+            self._rows[index] = Row(int(index), group, group.samples[i], uniforms)
             if self.params.repetition_penalty != 1:
-                self._unseen.append((int(place), group.prompt))
-            if group.placed == len(group.seeds):
+                self._unseen.append((int(index), group.prompt))
+            if group.assigned == len(group.seeds):
                 group.prompts = None
         last_tokens = np.array([group.prompt[-1] for group, _ in taken], np.uint32)
-        self._token[mx.array(places)] = mx.array(last_tokens)
-        # By itself: CUDA then takes every step for the same graph, instead of making another one for this one.
+        self._token[mx.array(indices)] = mx.array(last_tokens)
+        # Submitted separately: CUDA then reuses one graph for all steps, instead of building another one for this step.
         mx.async_eval(self._token)  # type: ignore[no-untyped-call]
 
     def _prefill(self, groups: Sequence[Group]) -> None:
-        """Run the prompts of `groups` through the model, unless they have been, and some of those that come next."""
+        """Prefill the prompts of `groups` that were not prefilled yet, together with some of the next groups."""
         new = [group for group in dict.fromkeys(groups) if group.prompts is None]
         if not new:
             return
@@ -217,61 +221,61 @@ class Sampler:
             new += next_ones[: max(0, PREFILLED - len(new))]
         prompts = self._decoder.prefill([group.prompt for group in new])
         for index, group in enumerate(new):
-            group.prompts, group.index = prompts, index
+            group.prompts, group.prompt_index = prompts, index
 
     # --- steps ------------------------------------------------------------------------------------
 
     def _launch(self) -> Step | None:
-        """Start the next step; None: every row has been asked for all of its tokens."""
-        limit, asked = self.params.max_new_tokens, False
+        """Start the next step; return None if all tokens of every row have been requested."""
+        limit, requested = self.params.max_new_tokens, False
         uniforms = np.zeros(len(self._rows), np.float32)
         fed: dict[int, int] = {}
         for row in self._rows:
-            if row is not None and row.asked < limit:
-                uniforms[row.place] = row.uniforms[row.asked]
-                given = row.given_at(row.asked - 1)
+            if row is not None and row.requested < limit:
+                uniforms[row.index] = row.uniforms[row.requested]
+                given = row.given_at(row.requested - 1)
                 if given is not None:
-                    fed[row.place] = given
-                row.asked += 1
-                asked = True
-        if not asked:
+                    fed[row.index] = given
+                row.requested += 1
+                requested = True
+        if not requested:
             return None
         if fed:
             self._feed(fed)
         self._window.make_room()
         if self.params.repetition_penalty != 1:
-            self._see()
+            self._update_seen()
         token, logprob = self._decoder.step(self._window, self._token, mx.array(uniforms), self._seen)
         self._token = token
         return Step(token, logprob, list(self._rows), self.version)
 
     def _feed(self, tokens: dict[int, int]) -> None:
-        """Feed these places something else than what was drawn for them."""
+        """Feed these rows the given tokens (row index -> token) instead of the drawn ones."""
         values, chosen = np.zeros(len(self._rows), np.uint32), np.zeros(len(self._rows), np.bool_)
-        places = list(tokens)
-        values[places], chosen[places] = list(tokens.values()), True
-        # A new array: the old one is the step's under way, which is still to be read.
+        indices = list(tokens)
+        values[indices], chosen[indices] = list(tokens.values()), True
+        # A new array, because the old one belongs to the step under way and is still to be read.
         self._token = mx.where(mx.array(chosen), mx.array(values), self._token)
 
-    def _see(self) -> None:
-        """Bring what is fed now, and the new rows' prompts, into `_seen`."""
+    def _update_seen(self) -> None:
+        """Add the tokens that are fed now, and the prompts of new rows, to `_seen`."""
         vocabulary = self._vocabulary
         if self._seen is None:
             self._seen = mx.zeros((len(self._rows), vocabulary), mx.bool_)
-        for place, prompt in self._unseen:
+        for index, prompt in self._unseen:
             mask = np.zeros(vocabulary, np.bool_)
             mask[np.asarray(prompt)] = True
-            self._seen[place] = mx.array(mask)
+            self._seen[index] = mx.array(mask)
         self._unseen.clear()
         self._seen = mx.put_along_axis(self._seen, self._token[:, None], mx.array(True), axis=1)
 
     @cached_property
     def _vocabulary(self) -> int:
-        """Logits of a token; a tokenizer may know fewer."""
+        """Number of logits per token; a tokenizer may have fewer tokens."""
         return int(self.policy.model(mx.array([[1]])).shape[-1])
 
     def _read(self, step: Step) -> tuple[int, list[tuple[int, list[Sample]]]]:
-        """Wait for a step, and append its tokens to the completions that have not ended."""
+        """Wait for a step and append its tokens to the completions that have not ended; see `step` for the result."""
         tokens, logprobs = np.array(step.token).tolist(), np.array(step.logprob).tolist()
         count, done = 0, []
         for row, token, logprob in zip(step.rows, tokens, logprobs, strict=True):
@@ -288,5 +292,5 @@ class Sampler:
 
     def _vacate(self, row: Row) -> None:
         row.ended = True
-        self._rows[row.place] = None
-        self._window.free(row.place)
+        self._rows[row.index] = None
+        self._window.free(row.index)

@@ -1,19 +1,17 @@
-"""One token for every row of logits, and its log-prob; the parameters of that, and the randomness.
+"""Draw one token and its log-prob from every row of logits; the sampling parameters and the random numbers.
 
-Random numbers are drawn on the host before the first step, one uniform a token from a generator of the
-sample's own (Philox keyed by its seed): the same seed gives the same draws on every back end, in every
-batch and at every attempt, and MLX's global random state is never touched.
+The random numbers are drawn on the host before the first step: one uniform per token, from a generator per sample (Philox
+keyed by the sample's seed). The same seed gives the same draws on every back end, in every batch and at every attempt, and
+MLX's global random state is never used.
 
-A token is drawn by inverting the cumulative distribution rather than by the Gumbel trick: the
-exponentials are shared with the log-prob, and the exponential is what a CPU spends its time on. The sums
-are taken in two levels, blocks and within one block: a scan over the whole vocabulary is what a GPU would
-spend its time on.
+A token is drawn by inverting the cumulative distribution rather than by the Gumbel trick. The exponentials are then shared
+with the log-prob, and on a CPU the exponential takes most of the time. The sums are taken in two levels, over blocks and
+within one block, because on a GPU a scan over the whole vocabulary would take most of the time.
 
-The recorded log-prob is that of the policy at the sampling temperature, before top-p, top-k, min-p
-and the repetition penalty: what the learner can compute again. With such a filter on, tokens come from
-a narrower distribution than the one recorded, and the importance ratio does not correct for it: its
-denominator is too small by the share of probability that was filtered out. `SamplingParams.bias` is the
-sentence that tells the user.
+The recorded log-prob is that of the policy at the sampling temperature, before top-p, top-k, min-p and the repetition
+penalty, because the learner can compute that one again. With such a filter, tokens come from a narrower distribution than
+the one recorded, and the importance ratio does not correct for it: its denominator is too small by the share of
+probability that was filtered out. `SamplingParams.bias` is the sentence that informs the user.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +24,16 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-#: Tokens of a block of the vocabulary.
+#: Tokens per block of the vocabulary.
 BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample; the names are those of every inference engine."""
+    """Sampling parameters, with the names that inference engines use."""
 
     max_new_tokens: int
-    #: 0: greedy, and log-probs are those at temperature 1.
+    #: 0: greedy; log-probs are then those at temperature 1.
     temperature: float = 1.0
     top_p: float = 1.0
     #: 0: off.
@@ -43,21 +41,21 @@ class SamplingParams:
     min_p: float = 0.0
     #: Divides positive and multiplies negative logits of every token seen in prompt or completion.
     repetition_penalty: float = 1.0
-    #: Strings that end a completion once its text holds them.
+    #: Strings that end a completion once its text contains them.
     stop: tuple[str, ...] = ()
     #: Bounds the completions of one batch: rows × (longest prompt + max_new_tokens). 0: no bound.
     max_kv_tokens: int = 0
-    #: On CUDA: compile the step, which takes seconds to begin with.
+    #: On CUDA: compile the step, which takes some seconds at first.
     compiled: bool = True
 
     @property
     def filters(self) -> bool:
-        """Whether any token can be ruled out."""
+        """Whether a filter can exclude tokens."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
     @property
     def bias(self) -> str | None:
-        """What makes the sampled distribution another than the recorded one, in words; None: nothing does."""
+        """The reason why the sampled distribution differs from the recorded one, as text; None if it does not."""
         names = ("top_p", "top_k", "min_p", "repetition_penalty")
         off = SamplingParams(self.max_new_tokens)
         used = [
@@ -77,21 +75,21 @@ class Sample:
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    #: Number of the weights that sampled each token, as the policy's owner counts them.
+    #: Version of the weights that sampled each token, as numbered by the policy's owner.
     versions: list[int] = field(default_factory=list)
-    #: Ended by a stop token or string; else it was cut at max_new_tokens.
+    #: True if a stop token or string ended the completion, False if it was cut at max_new_tokens.
     finished: bool = False
-    #: Bounds [start, stop, start, stop, …) of the runs of tokens that an environment put between two turns; their
-    #: log-probs are 0.
+    #: Bounds [start, stop, start, stop, …] of the environment spans: the tokens that an environment inserted between two
+    #: turns. Their log-probs are 0.
     spans: list[int] = field(default_factory=list)
-    #: The messages that those runs say; one more where the last one had no room.
+    #: The messages in those spans; one more if the last message did not fit.
     replies: list[dict[str, str]] = field(default_factory=list)
-    #: What went wrong in the environment, in words; None: nothing.
+    #: Error of the environment, as text; None if there was none.
     failure: str | None = None
 
     @property
     def sampled(self) -> int:
-        """How many of the tokens the policy sampled."""
+        """Number of tokens that the policy sampled."""
         return len(self.tokens) - sum(self.spans[1::2]) + sum(self.spans[::2])
 
     @property
@@ -100,31 +98,32 @@ class Sample:
         return self.tokens[self.spans[-1] :] if self.spans else self.tokens
 
     def append(self, token: int, logprob: float, version: int) -> None:
-        """One more token."""
+        """Append one token."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
         self.versions.append(version)
 
 
-#: Asked at the end of each turn: the tokens, at least one, to put between it and the next one; None: it was the last.
+#: Called at the end of each turn; returns the tokens, at least one, to insert before the next turn, or None if the turn
+#: was the last.
 Respond = Callable[[Sample], Sequence[int] | None]
 
 
 def draws(seed: int, count: int) -> Array:
-    """`count` float32 uniforms in [0, 1) of one sample: a function of its seed alone."""
+    """Return `count` float32 uniforms in [0, 1) for one sample; they depend on its seed only."""
     return np.random.Generator(np.random.Philox(key=seed)).random(count, dtype=np.float32)
 
 
 def draw(
     logits: mx.array, uniform: mx.array, params: SamplingParams, seen: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
-    """One token for each row, and its log-prob.
+    """Draw one token for each row, and return it with its log-prob.
 
     Args:
         logits: [R, V], any float type.
         uniform: [R] in [0, 1).
         params: Temperature and filters.
-        seen: [R, V] bool, tokens that the repetition penalty falls on; None: no penalty.
+        seen: [R, V] bool, tokens under the repetition penalty; None if there is no penalty.
 
     Returns:
         Token ids [R] (uint32) and log-probs [R] (float32).
@@ -132,7 +131,7 @@ def draw(
     wide = logits.astype(mx.float32)
     scaled = wide / params.temperature if params.temperature > 0 else wide
     top = scaled.max(axis=-1, keepdims=True)
-    blocks = _blocks(mx.exp(scaled - top))  # unnormalised probabilities, the largest is 1
+    blocks = _blocks(mx.exp(scaled - top))  # unnormalised probabilities; the largest is 1
     sums = blocks.sum(axis=-1)
     log_total = mx.log(sums.sum(axis=-1)) + top[:, 0]
     if seen is not None or params.filters:
@@ -149,7 +148,7 @@ def draw(
 
 
 def _blocks(weights: mx.array) -> mx.array:
-    """[R, V] -> [R, B, BLOCK], zeros at the end."""
+    """Divide weights [R, V] into blocks [R, B, BLOCK], padded with zeros."""
     missing = -weights.shape[1] % BLOCK
     if missing:
         weights = mx.pad(weights, [(0, 0), (0, missing)])
@@ -157,11 +156,11 @@ def _blocks(weights: mx.array) -> mx.array:
 
 
 def _invert(blocks: mx.array, sums: mx.array, uniform: mx.array) -> mx.array:
-    """[R]: the first token at which the cumulative weight exceeds `uniform` of all.
+    """Return for each row [R] the first token at which the cumulative weight exceeds the share `uniform` of the total.
 
     Args:
         blocks: [R, B, BLOCK] weights.
-        sums: [R, B], of each block.
+        sums: [R, B], the sum of each block.
         uniform: [R] in [0, 1).
     """
     cumulative = mx.cumsum(sums, axis=-1)
@@ -174,17 +173,17 @@ def _invert(blocks: mx.array, sums: mx.array, uniform: mx.array) -> mx.array:
 
 
 def _first(reached: mx.array, weights: mx.array) -> mx.array:
-    """[R]: the first place [R, n] that is reached, and has weight.
+    """Return for each row [R] the first index at which `reached` [R, n] is true and the weight is not zero.
 
-    A parallel scan need not be monotone in its last bit: what has no weight must never win, and where
-    nothing is reached the heaviest is taken.
+    A parallel scan need not be monotone in its last bit. So an entry without weight must never win, and the largest weight
+    is taken if none is reached.
     """
     heaviest = weights.max(axis=-1, keepdims=True)
     return mx.argmax(mx.where(reached & (weights > 0), 2 * heaviest, weights), axis=-1)
 
 
 def _penalised(scaled: mx.array, seen: mx.array, penalty: float) -> mx.array:
-    """Logits [R, V] with those of the tokens `seen` brought down."""
+    """Return logits [R, V] with the penalty applied to the tokens in `seen`."""
     return mx.where(seen, mx.where(scaled > 0, scaled / penalty, scaled * penalty), scaled)
 
 

@@ -1,4 +1,4 @@
-"""What decoding finds out about a model once, and keeps for as long as its policy lives."""
+"""Facts about a model that decoding determines once and keeps for as long as the policy exists."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,24 +9,24 @@ from grpo_actors.policy.model import Policy
 
 @dataclass
 class Findings:
-    """Of one policy's model. None: not tried yet."""
+    """Facts about one policy's model; None if not determined yet."""
 
-    #: Whether its cache can be a `window` (`step.fits`).
+    #: Whether a `window` can hold its cache (`step.fits`).
     fits_window: bool | None = None
-    #: Whether prompts of unlike lengths can share a fixed batch.
+    #: Whether prompts of different lengths can share a fixed batch.
     respects_padding: bool | None = None
-    #: Through what it calls attention (`attention.callers`); False: no kernel can take the place of all of it here.
+    #: The callers of attention (`attention.callers`); False if no kernel can replace all of its attention on this machine.
     attention_callers: Any = None
-    #: Whether `blocks` give what its own layers give.
+    #: Whether `blocks` give the same logits as its own layers.
     fits_blocks: bool | None = None
-    #: Its compiled steps (`step`), by parameters and kind.
+    #: Compiled steps (`step`), by parameters and kind.
     compiled_steps: dict[Any, Any] = field(default_factory=dict)
 
 
-# Nothing in the findings may hold the policy itself: it would never be freed.
+# Nothing in the findings may refer to the policy itself; it would never be freed.
 _FINDINGS: WeakKeyDictionary[Policy, Findings] = WeakKeyDictionary()
 
 
 def findings(policy: Policy) -> Findings:
-    """Return the findings about a policy's model; the caller adds to them."""
+    """Return the facts about a policy's model; the caller adds to them."""
     return _FINDINGS.setdefault(policy, Findings())

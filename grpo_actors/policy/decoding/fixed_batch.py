@@ -1,9 +1,9 @@
-"""The cache of a batch whose rows begin together: mlx-lm's own, for models that no `window` holds.
+"""The cache of a batch whose rows begin together: mlx-lm's own, for models whose cache does not fit a `window`.
 
-Sliding windows, convolutions and state spaces keep more, or less, than the keys and values of every
-position. No row can be added to them while others are under way.
+Sliding windows, convolutions and state spaces keep more, or less, than the keys and values of every position. No row can
+be added to them while others are under way.
 
-Knows rows and prompts; refuses to know samples.
+Depends on rows and prompts, not on samples.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,25 +20,25 @@ from grpo_actors.policy.model import Policy, same_logits
 
 
 class FixedBatch:
-    """The caches of a model's layers; used like a `window.Window`, but filled once."""
+    """The caches of a model's layers, with the interface of `window.Window`; they are filled once."""
 
     def __init__(self, layers: list[Any]) -> None:
-        """`layers`: mlx-lm's caches, as `prefill` returns them; none before the batch begins."""
+        """`layers` are mlx-lm's caches, as `prefill` returns them; empty before the batch begins."""
         self.layers = layers
 
     def place(self, rows: Array, prompts: "FixedBatch", chosen: Array) -> None:
-        """Begin: row i goes on from row `chosen[i]` of `prompts`, which is used up."""
+        """Begin the batch: row i continues from row `chosen[i]` of `prompts`, whose caches are taken over."""
         assert not self.layers
         assert np.array_equal(rows, np.arange(len(chosen)))
         self.layers = prompts.layers
         self.keep(chosen)
 
     def keep(self, rows: Array) -> None:
-        """Go on with these rows alone, in this order."""
+        """Keep only these rows, in this order."""
         _take_rows(self.layers, mx.array(rows))
 
     def free(self, row: int) -> None:
-        """Do nothing: the row is computed along until `keep` leaves it out."""
+        """Do nothing: the row is computed with the others until `keep` drops it."""
 
     def make_room(self) -> None:
         """Do nothing: mlx-lm's caches grow by themselves."""
@@ -47,34 +47,34 @@ class FixedBatch:
         """Do nothing: mlx-lm's caches count by themselves."""
 
 
-def next_batch(policy: Policy, waiting: Iterable[Group], places: int) -> list[Group]:
-    """The first of the waiting groups, at least one, that have a place and may share a batch."""
+def next_batch(policy: Policy, waiting: Iterable[Group], max_rows: int) -> list[Group]:
+    """Return the first waiting groups that fit into `max_rows` rows and may share a batch; at least one group."""
     batch: list[Group] = []
     completions = 0
     for group in waiting:
         completions += len(group.seeds)
-        if batch and completions > places:
+        if batch and completions > max_rows:
             break
         batch.append(group)
     return batch if _fit_one_batch(policy, [group.prompt for group in batch]) else batch[:1]
 
 
 def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> list[Any]:
-    """Run all prompts, but for their last tokens, through the model once; returns its caches, one row a prompt."""
+    """Run all prompts without their last tokens through the model once; return its caches, one row per prompt."""
     cache: list[Any] = make_prompt_cache(model)
     lengths = [len(prompt) - 1 for prompt in prompts]
     columns = max(lengths)
     if min(lengths) < columns:
-        columns = max(2, columns)  # a rotating cache takes one column for a step of decoding
+        columns = max(2, columns)  # a rotating cache would treat a single column as a decoding step
         cache = [layer.merge([layer] * len(prompts)) for layer in cache]
         for layer in cache:
-            # Fed with padding on the right, which `finalize` rolls to the left and masks.
+            # The padding is on the right; `finalize` rolls it to the left and masks it.
             layer.prepare(lengths=lengths, right_padding=[columns - length for length in lengths])
     if columns:
         padded = np.zeros((len(prompts), columns), dtype=np.int32)
         for row, prompt, length in zip(padded, prompts, lengths, strict=True):
             row[:length] = prompt[:-1]
-        # The logits are never computed, as MLX is lazy.
+        # MLX is lazy, so the logits are never computed.
         model(mx.array(padded), cache=cache)
     if min(lengths) < columns:
         for layer in cache:
@@ -83,10 +83,10 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> list[Any]:
 
 
 def _fit_one_batch(policy: Policy, prompts: Sequence[Sequence[int]]) -> bool:
-    """Whether the model answers these prompts side by side as it would one by one.
+    """Return whether the model gives these prompts the same results side by side as one by one.
 
-    Prompts of one length always; others only where the model respects padding. Some recurrent ones do not:
-    mlx-lm's mamba takes padding for text, and nothing fails. So the first ragged batch is tried out.
+    With prompts of equal length it always does, otherwise only if it respects padding. Some recurrent models do not:
+    mlx-lm's mamba takes padding for text, without any error. So the first ragged batch is tried out.
     """
     if len({len(prompt) for prompt in prompts}) <= 1:
         return True
@@ -97,7 +97,7 @@ def _fit_one_batch(policy: Policy, prompts: Sequence[Sequence[int]]) -> bool:
 
 
 def _respects_padding(model: Any, prompt: Sequence[int]) -> bool:
-    """Whether a prompt's beginning gives the same logits beside the whole prompt as alone."""
+    """Return whether a prompt's beginning gives the same logits next to the whole prompt as alone."""
     if not all(hasattr(layer, "merge") for layer in make_prompt_cache(model)):
         return False
     beginning = prompt[: max(1, len(prompt) // 4)]
@@ -105,14 +105,14 @@ def _respects_padding(model: Any, prompt: Sequence[int]) -> bool:
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> mx.array:
-    """Of the first new token of each prompt, [P, V]."""
+    """Return the logits [P, V] of the first new token of each prompt."""
     last = mx.array([[prompt[-1]] for prompt in prompts])
     logits: mx.array = model(last, cache=prefill(model, prompts))[:, -1]
     return logits
 
 
 def _take_rows(cache: Iterable[Any], rows: mx.array) -> None:
-    """Keep (or repeat) these rows of a cache, in place."""
+    """Select rows of a cache in place; a row may occur more than once."""
     for layer in cache:
         if isinstance(layer, CacheList):
             _take_rows(layer.caches, rows)

@@ -1,4 +1,4 @@
-"""What the sampler (`batching`) remembers of groups, of completions that have a place, and of a step."""
+"""The state of the sampler (`batching`): its groups, the completions in its rows, and the step under way."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,49 +12,51 @@ from grpo_actors.policy.model import Policy
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Completions of one prompt, handed back together."""
+    """Completions of one prompt, which are returned together."""
 
     key: int
     prompt: Sequence[int]
     seeds: Sequence[int]
     samples: list[Sample]
-    #: None: a completion has one turn.
+    #: None if a completion has one turn.
     respond: Respond | None
-    #: Samples that have or had a place, and those of them to which nothing is added any more.
-    placed: int = 0
+    #: Number of samples that have or had a row, and of those that have ended.
+    assigned: int = 0
     ended: int = 0
-    #: What `Decoder.prefill` made of its prompt and others, and which of them it is; kept until all samples have a place.
+    #: Result of `Decoder.prefill` for this and other prompts, kept until every sample has a row; None before and after.
     prompts: Any = None
-    index: int = 0
+    #: Index of this group's prompt in `prompts`.
+    prompt_index: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A completion that has a place."""
+    """A completion that occupies a row of the batch."""
 
-    place: int
+    #: Row index.
+    index: int
     group: Group
     sample: Sample
-    #: One for each of its tokens.
+    #: One random number for each token of the completion.
     uniforms: Array
-    #: Tokens asked of the device so far: one more than were read.
-    asked: int = 0
+    #: Tokens requested from the device so far: one more than were read.
+    requested: int = 0
     ended: bool = False
-    #: Tokens of its environment's last reply, and the place in the completion that the first of them takes.
+    #: Tokens of the environment's last reply, and the position of the first of them in the completion.
     given: Sequence[int] = ()
     given_from: int = 0
 
-    def given_at(self, place: int) -> int | None:
-        """The environment's token at a place of the completion; None: the policy samples it."""
-        at = place - self.given_from
+    def given_at(self, position: int) -> int | None:
+        """Return the environment's token at a position of the completion; None if the policy samples it."""
+        at = position - self.given_from
         return self.given[at] if 0 <= at < len(self.given) else None
 
     def record(
         self, token: int, logprob: float, version: int, policy: Policy, params: SamplingParams
     ) -> bool:
-        """Append what a step gave to the completion; returns whether that was its last token.
+        """Append the token of a step to the completion; return whether that was its last token.
 
-        At the end of a turn the environment is asked.
+        At the end of a turn, ask the environment for its reply.
         """
         sample, limit = self.sample, params.max_new_tokens
         given = self.given_at(len(sample.tokens))
@@ -71,9 +73,9 @@ class Row:
         sample.finished = False
         start = len(sample.tokens)
         stop = start + len(reply)
-        if stop >= limit:  # no token would be left for an answer
+        if stop >= limit:  # no token would be left for the next turn
             return True
-        # The step under way was fed the turn's last token; what it draws is the first to be replaced.
+        # The step under way was fed the turn's last token; the token that it draws is the first to be replaced.
         self.given, self.given_from = reply, start
         sample.spans += [start, stop]
         return False
@@ -81,10 +83,10 @@ class Row:
 
 @dataclass(slots=True)
 class Step:
-    """What the device is computing, and for whom; a row that has ended meanwhile is ignored when it is read."""
+    """A step that the device is computing, and its rows. A row that ends meanwhile is ignored when the step is read."""
 
     token: mx.array
     logprob: mx.array
     rows: list[Row | None]
-    #: Of the weights that compute it.
+    #: Number of the weights that compute it.
     version: int

@@ -1,4 +1,4 @@
-"""Sampling: prompts and seeds in; token ids, and the log-prob of each under the policy, out."""
+"""Sample completions: prompts and seeds in; token ids and their log-probs under the policy out."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -20,9 +20,9 @@ __all__ = [
     "sample_in_turn",
 ]
 
-#: Whose completions they are, the prompt, one seed a completion.
+#: Key of the group, its prompt, and one seed per completion.
 Group = tuple[int, Sequence[int], Sequence[int]]
-#: What `require_fit` says of a model that cannot have turns.
+#: The rule that `require_fit` names for a model that cannot have several turns.
 NO_ENVIRONMENT = "data.environment: must be empty"
 
 
@@ -36,28 +36,29 @@ def sample_groups(
     version: int = 0,
     responds: Sequence[Respond | None] | None = None,
 ) -> list[list[Sample]]:
-    """Sample `len(seeds[i])` completions of prompt i, as many side by side as `max_kv_tokens` lets.
+    """Sample `len(seeds[i])` completions of prompt i, as many side by side as `max_kv_tokens` allows.
 
     Args:
         policy: The model that samples; set to evaluation mode by its owner.
         prompts: P lists of token ids, none empty.
-        seeds: P lists of 64-bit seeds, one a completion; none empty.
-        params: The same for all.
-        on_step: Called at each step with the number of tokens that it adds; may raise to give up.
+        seeds: P lists of 64-bit seeds, one per completion; none empty.
+        params: Sampling parameters of all completions.
+        on_step: Called at each step with the number of tokens that it adds; may raise to stop the sampling.
         version: Number of the weights, recorded with every token.
-        responds: For each prompt what answers a turn of its completions; None, also for one prompt: they have one turn.
+        responds: For each prompt the function that replies to the turns of its completions, or None for one turn; None for
+            one turn everywhere.
 
     Returns:
         P lists of samples, in the order of the seeds.
 
     Raises:
-        ConfigError: there are turns, and the model cannot be batched continuously.
+        ConfigError: completions may have several turns, but the model cannot be batched continuously.
     """
     if responds is not None and any(responds):
         require_fit(policy, NO_ENVIRONMENT)
-    places = rows_for(policy, sum(map(len, seeds)), max(map(len, prompts)), params)
+    max_rows = rows_for(policy, sum(map(len, seeds)), max(map(len, prompts)), params)
     done: dict[int, list[Sample]] = {}
-    with closing(Sampler(policy, params, places, version)) as sampler:
+    with closing(Sampler(policy, params, max_rows, version)) as sampler:
         for i, (prompt, group) in enumerate(zip(prompts, seeds, strict=True)):
             sampler.submit(i, prompt, group, responds[i] if responds else None)
         while not sampler.idle:
@@ -71,8 +72,8 @@ def sample_groups(
 def grow_sample(
     policy: Policy, prompt: Sequence[int], seed: int, params: SamplingParams
 ) -> Generator[Sample, None, None]:
-    """One completion while it grows: the same object after each of its tokens."""
-    with closing(Sampler(policy, params, places=1)) as sampler:
+    """Sample one completion, and yield the same growing object after each of its tokens."""
+    with closing(Sampler(policy, params, max_rows=1)) as sampler:
         [sample] = sampler.submit(0, prompt, [seed])
         while not sampler.idle:
             tokens, _ = sampler.step()
@@ -84,24 +85,24 @@ def sample_in_turn(
     policy: Policy,
     groups: Iterable[Group],
     params: SamplingParams,
-    places: int,
+    max_rows: int,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, list[Sample]]]:
-    """Any number of groups, taken from `groups` as places get free; each is yielded as soon as it is whole.
+    """Sample any number of groups, taken from `groups` as rows become free; yield each as soon as it is whole.
 
     Args:
         policy: The model that samples; set to evaluation mode by its owner.
         groups: No prompt and no list of seeds is empty.
-        params: The same for all.
-        places: Completions that are decoded side by side, at most; for a model that no window holds, a
-            group that is larger is not divided.
+        params: Sampling parameters of all groups.
+        max_rows: Most completions that are decoded side by side. If no window can hold the model's cache, a larger group is
+            not divided.
         on_step: Called at each step with the number of tokens that it adds.
     """
     source, under_way = iter(groups), 0
-    with closing(Sampler(policy, params, places)) as sampler:
+    with closing(Sampler(policy, params, max_rows)) as sampler:
         while True:
-            # Enough to fill every place, and prompts to prefill together; the sampler looks at all that wait.
-            for key, prompt, seeds in islice(source, places + PREFILLED - under_way):
+            # Enough to fill every row, plus the prompts of one prefill; the sampler scans all waiting groups.
+            for key, prompt, seeds in islice(source, max_rows + PREFILLED - under_way):
                 sampler.submit(key, prompt, seeds)
                 under_way += 1
             if sampler.idle:
@@ -114,9 +115,9 @@ def sample_in_turn(
 
 
 def rows_for(policy: Policy, completions: int, longest_prompt: int, params: SamplingParams) -> int:
-    """How many of so many completions may be decoded side by side; `longest_prompt` in tokens.
+    """Return how many of `completions` may be decoded side by side; `longest_prompt` in tokens.
 
-    All of them where no window holds the model: there `max_kv_tokens` bounds nothing.
+    If no window can hold the model's cache, that is all of them: `max_kv_tokens` then bounds nothing.
     """
     if not params.max_kv_tokens or not fits(policy):
         return completions

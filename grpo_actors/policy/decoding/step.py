@@ -1,10 +1,12 @@
 """One step of decoding: tokens in, the next tokens and their log-probs out.
 
-Ways that give the same. With MLX's own attention each row's columns of a `window` are masked; that is the way
-of a CPU and of Metal. On CUDA a kernel reads each row's own columns (`slots`), so that every array keeps
-its shape, and the whole step is compiled: at these sizes it is not the GPU that is slow, but telling it what to do.
-There the models that `blocks` knows take half as many kernels, and the others their own layers. Models whose cache fits
-neither go on with mlx-lm's (`fixed_batch`).
+There are several ways, which give the same result:
+
+- On a CPU and on Metal, MLX's own attention masks the columns of a `window` that do not belong to a row.
+- On CUDA, a kernel reads each row's own columns (`slots`). Every array then keeps its shape, so that the whole step is
+  compiled: at these sizes the GPU is fast, and launching its kernels is what takes the time. Models that `blocks`
+  supports need half as many kernels; the others use their own layers.
+- Models whose cache fits neither use mlx-lm's caches (`fixed_batch`).
 """
 
 from collections.abc import Callable, Sequence
@@ -27,22 +29,22 @@ from grpo_actors.policy.dora import takes_norms
 from grpo_actors.policy.model import Policy, same_logits
 
 Cache = Window | Slots | FixedBatch
-#: The blocks' arrays where there are blocks, tokens, lengths, cache -> logits [R, V].
+#: (the blocks' arrays, only if there are blocks; tokens, lengths, cache) -> logits [R, V].
 SlotLogits = Callable[..., mx.array]
-#: uniforms, and with a repetition penalty the tokens seen, then as `SlotLogits` -> token, log-prob.
+#: (uniforms; the tokens seen, or None without a repetition penalty; then as `SlotLogits`) -> (token, log-prob).
 SlotStep = Callable[..., tuple[mx.array, mx.array]]
 
 
 class Decoder:
-    """The steps of one policy with one set of parameters and the weights of this moment.
+    """The decoding steps of one policy, with one set of parameters and the current weights.
 
-    What is compiled is kept with the policy's `findings`.
+    Compiled steps are kept in the policy's `findings`.
     """
 
     def __init__(self, policy: Policy, params: SamplingParams) -> None:
         self._policy = policy
         self._params = params
-        #: Whether the rows of a batch have to begin together.
+        #: Whether the rows of a batch must begin together.
         self.together = not fits(policy)
         self._slot_step: SlotStep | None = None
         self._arrays: list[Arrays] = []
@@ -54,16 +56,16 @@ class Decoder:
             self._slot_step = _slot_step(policy, params, blocks)
 
     def forget_weights(self) -> None:
-        """Hold no copy any more; another decoder takes the next step."""
+        """Drop the copies of the weights; this decoder takes no further step."""
         self._arrays = []
 
     @property
     def over_slots(self) -> bool:
-        """Whether rows are slots: a free one costs next to nothing then, and another number of them a compilation."""
+        """Whether rows are slots: a free row then costs next to nothing, but another number of rows costs a compilation."""
         return self._slot_step is not None
 
     def cache(self, rows: int) -> Cache:
-        """An empty cache of so many rows."""
+        """Create an empty cache with `rows` rows."""
         if self.together:
             return FixedBatch([])
         if self.over_slots:
@@ -71,27 +73,27 @@ class Decoder:
         return Window(self._policy.model, rows)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Prompts | FixedBatch:
-        """Run prompts through the model, for rows of a cache; they are under way."""
+        """Run prompts through the model, for rows of a cache; return before the device has finished."""
         if self.together:
             return FixedBatch(prefill(self._policy.model, prompts))
         run = Prompts(self._policy.model, prompts, few_shapes=self.over_slots)
-        # Not with a step: they serve several.
+        # Submitted separately from the steps, because the prompts serve several of them.
         mx.async_eval(run.stacked if self.over_slots else run.layers)  # type: ignore[no-untyped-call]
         return run
 
     def step(
         self, cache: Cache, tokens: mx.array, uniforms: mx.array, seen: mx.array | None
     ) -> tuple[mx.array, mx.array]:
-        """Decode one token of every row; the cache must have room.
+        """Decode one token of every row; the cache must have room for it.
 
         Args:
-            cache: Made by `cache`; it is written, and moves on.
-            tokens: [R], what each row is fed.
+            cache: Made by `cache`; this call writes to it and advances it.
+            tokens: [R], the token that each row is fed.
             uniforms: [R] in [0, 1).
-            seen: [R, V] bool, with a repetition penalty.
+            seen: [R, V] bool, the tokens under the repetition penalty; None without one.
 
         Returns:
-            Tokens [R] and log-probs [R], under way.
+            Tokens [R] and log-probs [R], which the device may still be computing.
         """
         if isinstance(cache, Slots):
             assert self._slot_step is not None
@@ -106,15 +108,15 @@ class Decoder:
         return token, logprob
 
 
-#: Prompts to try a model out with: long enough, and varied enough, that a wrong position shows in every one of them.
+#: Prompts of different lengths to test a model with, long and varied enough that a wrong position shows in each.
 _UNLIKE = [[(5 * i + 1) * i % 29 + 1 for i in range(length)] for length in (40, 12, 31, 23, 17)]
 
 
 def fits(policy: Policy) -> bool:
-    """Whether a window can hold the model's cache: keys and values of every position, in every layer.
+    """Return whether a window can hold the model's cache: keys and values of every position, in every layer.
 
-    And whether the model reads its positions and its mask from the cache, row by row: found out once, by
-    decoding one token of unlike prompts.
+    The model must also read positions and mask from the cache, row by row. That is tested once, by decoding one token of
+    prompts of different lengths.
     """
     found = findings(policy)
     if found.fits_window is None:
@@ -124,14 +126,15 @@ def fits(policy: Policy) -> bool:
 
 
 def require_fit(policy: Policy, rule: str) -> None:
-    """Refuse a model whose rows must begin and end together.
+    """Check that the model can be batched continuously.
 
     Args:
         policy: The model.
-        rule: The setting that needs continuous batching, and what it must be: ``rollout.x: must be false``.
+        rule: The setting that needs continuous batching, and the value it must otherwise have:
+            ``rollout.x: must be false``.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: the rows of a batch of this model must begin and end together.
     """
     if not fits(policy):
         raise ConfigError(
@@ -141,22 +144,22 @@ def require_fit(policy: Policy, rule: str) -> None:
 
 
 def _decodes_unlike_rows(model: Any) -> bool:
-    """Whether prompts of unlike lengths give side by side what they give alone."""
+    """Return whether prompts of different lengths give the same logits side by side as alone."""
     window = Window(model, len(_UNLIKE))
     window.place(np.arange(len(_UNLIKE)), Prompts(model, _UNLIKE), np.arange(len(_UNLIKE)))
     try:
         together = model(mx.array([[prompt[-1]] for prompt in _UNLIKE]), cache=window.layers)[:, -1]
         mx.eval(together)
     except (TypeError, ValueError):
-        return False  # it takes a cache's offset for one number
-    return _are_alone(together, model)
+        return False  # the model expects a single number as the cache's offset
+    return _same_as_alone(together, model)
 
 
-def _are_alone(logits: mx.array, model: Any) -> bool:
-    """Whether logits [5, V] of the unlike prompts side by side are those of each by itself.
+def _same_as_alone(logits: mx.array, model: Any) -> bool:
+    """Return whether the logits [5, V] of the unlike prompts side by side are those of each prompt alone.
 
-    Of most of them: in half precision one may land elsewhere by rounding alone (SmolLM2 does), and what is wrong with a
-    batch is so for all rows but the longest, or all but the last.
+    Most rows must agree, not all: in half precision, rounding alone may move one row far away (as with SmolLM2), while a
+    real error affects all rows but the longest, or all but the last.
     """
     alone = [model(mx.array([prompt]))[0, -1] for prompt in _UNLIKE]
     agree = sum(same_logits(*pair) for pair in zip(logits, alone, strict=True))
@@ -164,7 +167,7 @@ def _are_alone(logits: mx.array, model: Any) -> bool:
 
 
 def _over_slots(policy: Policy) -> bool:
-    """Whether the kernels fit this machine and this model."""
+    """Return whether the kernels support this machine and this model."""
     found = findings(policy)
     if found.attention_callers is None:
         found.attention_callers = attention.callers(policy.model)
@@ -172,39 +175,39 @@ def _over_slots(policy: Policy) -> bool:
 
 
 def _blocks(policy: Policy) -> Blocks | None:
-    """The policy's blocks, if it is made of some that give what its own layers give."""
+    """Return the policy's blocks, if it has supported ones and they give the same logits as its own layers."""
     found = findings(policy)
     blocks = None if found.fits_blocks is False else blocks_of(policy.model)
     if blocks and found.fits_blocks is None:
-        found.fits_blocks = _gives_the_same(blocks, policy.model)
+        found.fits_blocks = _blocks_agree(blocks, policy.model)
     return blocks if found.fits_blocks else None
 
 
-def _gives_the_same(blocks: Blocks, model: Any) -> bool:
-    """Whether the blocks decode one token of unlike prompts as the model does."""
+def _blocks_agree(blocks: Blocks, model: Any) -> bool:
+    """Return whether the blocks decode one token of the unlike prompts as the model does."""
     slots, rows = Slots(len(_UNLIKE), max_new_tokens=1), np.arange(len(_UNLIKE), dtype=np.int32)
     slots.place(rows, Prompts(model, _UNLIKE), rows)
     last, lengths = mx.array([prompt[-1] for prompt in _UNLIKE]), mx.array(slots.lengths)
     assert slots.cache is not None
-    return _are_alone(blocks.logits(blocks.arrays(model), last, lengths, slots.cache), model)
+    return _same_as_alone(blocks.logits(blocks.arrays(model), last, lengths, slots.cache), model)
 
 
 def _slot_step(policy: Policy, params: SamplingParams, blocks: Blocks | None) -> SlotStep:
-    """The step over slots; compiled where that is right."""
+    """Return the step over slots, compiled if the parameters and the model allow it."""
     found = findings(policy)
-    logits = blocks.logits if blocks else partial(_by_layers, policy.model, found.attention_callers)
-    step = partial(_drawn, logits, params)
+    logits = blocks.logits if blocks else partial(_layer_logits, policy.model, found.attention_callers)
+    step = partial(_draw_step, logits, params)
     if not params.compiled or params.repetition_penalty != 1 or takes_norms(policy.model):
         return step
     key = (params, blocks is not None)
     if key not in found.compiled_steps:
-        # The blocks' weights are arguments; those of the layers are not, and must be named.
+        # The blocks' weights are arguments of the step. Those of the layers are not, so they must be declared as inputs.
         found.compiled_steps[key] = mx.compile(step, inputs=None if blocks else [policy.model.state])
     compiled: SlotStep = found.compiled_steps[key]
     return compiled
 
 
-def _drawn(
+def _draw_step(
     logits: SlotLogits, params: SamplingParams, uniforms: mx.array, seen: mx.array | None, *state: Any
 ) -> tuple[mx.array, mx.array]:
     if draw_kernel.fits(params):
@@ -212,7 +215,7 @@ def _drawn(
     return draw(logits(*state), uniforms, params, seen)
 
 
-def _by_layers(
+def _layer_logits(
     model: Any, callers: attention.Callers, tokens: mx.array, lengths: mx.array, cache: mx.array
 ) -> mx.array:
     layers = [SlotLayer(cache, layer, lengths) for layer in range(len(cache))]

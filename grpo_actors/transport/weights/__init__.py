@@ -1,51 +1,59 @@
-"""The transports of weights. To add one, write a file with an outlet and an inlet, and add its row to `TRANSPORTS`."""
+"""The transports of weights. To add one, write a file with a sender and a receiver, and add its row to `TRANSPORTS`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from grpo_actors.transport.sockets import Context
-from grpo_actors.transport.weights.base import Arrived, Format, Inlet, Outlet, PinMemory, Room, Version
-from grpo_actors.transport.weights.chunks import Chunks, WeightsServer, WeightsSocket
-from grpo_actors.transport.weights.shared_memory import Reader, Shelf
+from grpo_actors.transport.weights.base import (
+    Buffer,
+    Format,
+    PinMemory,
+    ReceivedVersion,
+    Receiver,
+    Sender,
+    Version,
+)
+from grpo_actors.transport.weights.chunks import ChunkReceiver, WeightsServer, WeightsSocket
+from grpo_actors.transport.weights.shared_memory import SharedMemoryReader, SharedMemoryWriter
 
-__all__ = ["TRANSPORTS", "Room", "Version", "WeightsClient", "WeightsServer", "open_outlets"]
+__all__ = ["TRANSPORTS", "Buffer", "Version", "WeightsClient", "WeightsServer", "open_senders"]
 
 
 class Transport(NamedTuple):
-    """One way for a version to travel."""
+    """One way in which versions reach workers."""
 
-    #: None: the weights socket serves it, which is given every version with its manifest.
-    outlet: Callable[[PinMemory], Outlet] | None
-    inlet: Callable[[WeightsSocket, PinMemory], Inlet]
+    #: None if the transport has no sender: the weights socket serves it, and gets every version with its manifest.
+    sender: Callable[[PinMemory], Sender] | None
+    receiver: Callable[[WeightsSocket, PinMemory], Receiver]
 
 
-#: The fastest first: a worker takes a version by the first that reaches it.
+#: Fastest first: a worker fetches a version by the first transport that can reach it.
 TRANSPORTS = (
-    Transport(Shelf, lambda _, pin: Reader(pin)),
-    Transport(None, lambda socket, _: Chunks(socket)),
+    Transport(SharedMemoryWriter, lambda _, pin: SharedMemoryReader(pin)),
+    Transport(None, lambda socket, _: ChunkReceiver(socket)),
 )
 
 
-def open_outlets(pin: PinMemory) -> list[Outlet]:
-    """The learner's ends, in order."""
-    return [transport.outlet(pin) for transport in TRANSPORTS if transport.outlet is not None]
+def open_senders(pin: PinMemory) -> list[Sender]:
+    """Open the learner's ends of all transports, in their order."""
+    return [transport.sender(pin) for transport in TRANSPORTS if transport.sender is not None]
 
 
 class WeightsClient:
-    """A worker's end: what the newest version is, and its bytes. Not thread-safe."""
+    """A worker's end: fetches the newest manifest and the bytes of a version. Not thread-safe."""
 
     def __init__(
         self, context: Context, endpoint: str, wire: Format, pin: PinMemory = lambda _: None
     ) -> None:
-        """`pin` is given the memory in which a learner of this host has its versions."""
+        """Open all receivers. `pin` is called with the memory in which a learner on this host keeps its versions."""
         self.socket = WeightsSocket(context, endpoint, wire)
-        self._inlets = [transport.inlet(self.socket, pin) for transport in TRANSPORTS]
+        self._receivers = [transport.receiver(self.socket, pin) for transport in TRANSPORTS]
 
     def manifest(self) -> bytes | None:
-        """The newest version's manifest; None: no answer in time, or no version yet."""
+        """Return the newest version's manifest; None if no answer came in time, or there is no version yet."""
         return self.socket.manifest()
 
-    def take(self, version: Version, on_chunk: Callable[[], None] = lambda: None) -> Arrived | None:
-        """The bytes of a version; None: it was replaced meanwhile, or the server fell silent."""
-        arrived = (inlet.take(version, on_chunk) for inlet in self._inlets)
+    def fetch(self, version: Version, on_chunk: Callable[[], None] = lambda: None) -> ReceivedVersion | None:
+        """Fetch the bytes of a version; None if it was replaced meanwhile, or the server stopped answering."""
+        arrived = (receiver.fetch(version, on_chunk) for receiver in self._receivers)
         return next((found for found in arrived if found is not None), None)

@@ -1,26 +1,26 @@
-"""What every transport of weights has in common: an outlet at the learner, an inlet at a worker.
+"""The protocol of every transport of weights: a sender at the learner, a receiver at each worker.
 
-They carry bytes and addresses; they know no arrays and no messages.
+Transports carry bytes and addresses; they do not depend on arrays or messages.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-#: Makes a piece of memory known to the device; returns what the device then knows of it (a `Pin`), or None.
+#: Registers memory with the device; returns the registration (a `Pin`), or None if the device needs none.
 PinMemory = Callable[[memoryview], Any]
 
 
 class Pin(Protocol):
-    """What a device knows of a piece of memory, until it is closed."""
+    """The registration of memory with the device, until it is closed."""
 
     def close(self) -> None:
-        """Before the memory is unmapped."""
+        """End the registration; must be called before the memory is unmapped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """Memory to write a version into; None: nobody offers any, and plain memory must do."""
+class Buffer:
+    """Memory to write a version into. `data` is None if no sender has any; ordinary memory is then used."""
 
     data: memoryview | None = None
     pin: Any = None
@@ -28,67 +28,78 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What a manifest says about a version's bytes."""
+    """The facts of a manifest that a transport needs to fetch a version's bytes."""
 
     number: int
     size: int
     chunk_bytes: int
-    #: Of each outlet that gave one: where the version is. An inlet tries them all, and skips what it cannot read.
+    #: Addresses of the version, one of each sender that has one. A receiver tries them all and skips those it cannot read.
     addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
-    """A version's bytes at a worker, valid until the inlet takes the next version."""
+class ReceivedVersion:
+    """A version's bytes at a worker, valid until the receiver fetches the next version."""
 
     data: bytearray | memoryview
     pin: Any = None
-    #: The bytes crossed no wire: their digest, which takes as long as the copy, need not be computed.
+    #: True if the bytes did not cross a network: their digest, which takes as long as the copy, need not be computed.
     of_this_host: bool = False
-    #: To be asked once the data were read: whether they belonged to the version all that time.
+    #: Call it after reading the data: returns whether they belonged to the version until now.
     whole: Callable[[], bool] = lambda: True
 
 
-class Outlet(Protocol):
+class Sender(Protocol):
     """The learner's end. One thread owns it."""
 
-    def room(self, version: int, size: int) -> Room | None:
-        """Memory of this transport to write a version into; None: it has none of its own.
+    def buffer(self, version: int, size: int) -> Buffer | None:
+        """Return memory of this transport to write a version into; None if it has none.
 
-        Only one outlet's room is used, the first one's. It stays unchanged until the next version but one.
+        Only the buffer of the first sender that has one is used. It stays unchanged until the next version but one.
         """
 
-    def put(self, version: int, data: memoryview) -> str:
-        """Make a whole version available; `data` may be this outlet's room. Returns its address; empty: none."""
+    def publish(self, version: int, data: memoryview) -> str:
+        """Make a whole version available, and return its address; empty if it has none.
+
+        `data` may be the buffer of this sender.
+        """
 
     def close(self) -> None:
-        """Free what the outlet holds."""
+        """Free the memory of this sender."""
 
 
-class Inlet(Protocol):
+class Receiver(Protocol):
     """A worker's end. Not thread-safe."""
 
-    def take(self, version: Version, on_chunk: Callable[[], None]) -> Arrived | None:
-        """The bytes of a version; None: this transport cannot reach them, or they were replaced meanwhile.
+    def fetch(self, version: Version, on_chunk: Callable[[], None]) -> ReceivedVersion | None:
+        """Fetch the bytes of a version; None if this transport cannot reach them, or they were replaced meanwhile.
 
-        `on_chunk` is called from time to time in a long transfer, as a sign of life.
+        `on_chunk` is called repeatedly during a long transfer, so that the caller can give signs of life.
         """
 
 
 class Format(Protocol):
-    """How requests at the weights socket and their answers look as bytes."""
+    """Encoding of the requests at the weights socket and of their answers."""
 
     def manifest_request(self) -> bytes:
-        """Asks for the newest version's manifest."""
+        """Return a request for the newest version's manifest."""
 
     def chunk_request(self, version: int, index: int) -> bytes:
-        """Asks for one chunk of a version."""
+        """Return a request for one chunk of a version."""
 
     def read_request(self, data: bytes) -> tuple[int, int] | None:
-        """(version, chunk index), or None for the manifest; a `ProtocolError` if it is no request."""
+        """Return (version, chunk index), or None if the manifest is requested.
+
+        Raises:
+            ProtocolError: the data are not a request.
+        """
 
     def chunk_header(self, version: int, index: int) -> bytes:
-        """What precedes a chunk in its answer."""
+        """Return the header that precedes a chunk in its answer."""
 
     def chunk_index(self, header: bytes, version: int) -> int:
-        """The index in a chunk's header; a `ProtocolError` if it belongs to no chunk of this version."""
+        """Return the index in a chunk's header.
+
+        Raises:
+            ProtocolError: the header does not belong to a chunk of this version.
+        """

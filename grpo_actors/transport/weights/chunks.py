@@ -1,12 +1,12 @@
-"""Transport in chunks over ZeroMQ: the weights sockets, where a version is a manifest and a byte range.
+"""Transport in chunks over ZeroMQ: the weights sockets, where a version is a manifest and a range of bytes.
 
-The learner announces a version by a small message elsewhere; whoever wants it asks here, so a slow
-reader delays nobody and a late joiner is served as any other. The server keeps the newest version
-only: a client in the middle of an older one is told so by an empty chunk, and starts over.
+The learner announces a version by a small message on the control socket, and workers request it here. So a slow reader
+delays no one, and a worker that joins late is served like any other. The server keeps only the newest version: a client
+in the middle of an older one gets an empty chunk and starts over.
 
-Chunks of 2 MiB with a few requests in flight move 2.5 to 3.9 GB/s over ipc; one huge message is the
-slowest choice (0.75 to 1.1 GB/s). A client that stops reading keeps the few chunks that it asked for alive
-until its connection's heartbeat fails.
+Chunks of 2 MiB with a few requests in flight move 2.5 to 3.9 GB/s over ipc; one huge message is the slowest choice
+(0.75 to 1.1 GB/s). If a client stops reading, the few chunks that it asked for stay in memory until its connection's
+heartbeat fails.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ import zmq
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect
-from grpo_actors.transport.weights.base import Arrived, Format, Version
+from grpo_actors.transport.weights.base import Format, ReceivedVersion, Version
 
-#: Requests in flight: enough to hide the round trip, few enough that a slow reader holds little memory.
+#: Requests in flight: enough to hide the round trip, few enough that a slow reader ties up little memory.
 WINDOW = 4
-#: Requests answered before the caller may look at its other duties: about 10 ms of copying.
-ANSWERED_AT_ONCE = 16
-#: A request is a few numbers.
+#: Requests answered per call of `serve`: about 10 ms of copying; then the caller can see to its other duties.
+MAX_REQUESTS_PER_CALL = 16
+#: Largest request in bytes; a request is a few numbers.
 REQUEST_BYTES = 2**16
-#: Longest silence to bear while weights are fetched; then the newest version is asked for anew.
+#: Longest wait for an answer during a fetch, in seconds; then the fetch starts over with the newest version.
 FETCH_TIMEOUT_S = 10.0
 
 
@@ -39,15 +39,15 @@ class WeightsServer:
         self._chunk_bytes = 1
 
     def publish(self, version: int, manifest: bytes, data: memoryview, chunk_bytes: int) -> None:
-        """Serve this version from now on. `data` must not change until the next one is published."""
+        """Serve this version from now on. `data` must not change until the next version is published."""
         self._version, self._manifest, self._data, self._chunk_bytes = version, manifest, data, chunk_bytes
 
     def serve(self) -> None:
-        """Answer some of the requests that have arrived; does not wait.
+        """Answer some of the requests that have arrived, without waiting.
 
-        A request that does not parse is not answered: its sender runs into its own time-out.
+        A request that does not parse gets no answer; its sender times out.
         """
-        for _ in range(ANSWERED_AT_ONCE):
+        for _ in range(MAX_REQUESTS_PER_CALL):
             try:
                 frames = self.socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
@@ -64,7 +64,7 @@ class WeightsServer:
     def _chunk(self, version: int, index: int) -> bytes:
         if version != self._version:
             return b""
-        # A copy: what waits for a slow peer must not change when the memory gets a later version.
+        # A copy: a chunk queued for a slow peer must not change when a later version overwrites the memory.
         return bytes(self._data[index * self._chunk_bytes : (index + 1) * self._chunk_bytes])
 
     def _reply(self, peer: bytes, header: bytes, body: bytes) -> None:
@@ -76,7 +76,7 @@ class WeightsServer:
 
 
 class WeightsSocket:
-    """A worker's end of the socket: one request after the other. Not thread-safe."""
+    """A worker's end of the weights socket. Not thread-safe."""
 
     def __init__(self, context: Context, endpoint: str, wire: Format) -> None:
         self.wire = wire
@@ -89,12 +89,12 @@ class WeightsSocket:
         self._socket = connect(self._context, zmq.DEALER, self._endpoint, CONTROL_BYTES)
 
     def manifest(self) -> bytes | None:
-        """The newest version's manifest; None: no answer in time, or no version yet."""
+        """Return the newest version's manifest; None if no answer came in time, or there is no version yet."""
         frames = self.answer() if self.ask(self.wire.manifest_request()) else None
         return frames[0] if frames and frames[0] else None
 
     def ask(self, request: bytes) -> bool:
-        """Send; False: no connection in time."""
+        """Send a request; return False if there was no connection in time."""
         if not self._socket.poll(int(self.timeout_s * 1000), zmq.POLLOUT):
             self.start_over()
             return False
@@ -102,7 +102,7 @@ class WeightsSocket:
         return True
 
     def answer(self) -> list[bytes] | None:
-        """Header and body of the next answer; None: none in time, or one of a foreign shape."""
+        """Return header and body of the next answer; None if none came in time, or it has a wrong number of frames."""
         if not self._socket.poll(int(self.timeout_s * 1000)):
             self.start_over()
             return None
@@ -110,7 +110,7 @@ class WeightsSocket:
         return frames if len(frames) == 2 else None
 
     def start_over(self) -> None:
-        """A fresh socket: answers still under way to the old one can not be taken for new ones."""
+        """Replace the socket, so that late answers to the old one cannot be taken for answers to new requests."""
         self.close()
         self._open()
 
@@ -119,19 +119,19 @@ class WeightsSocket:
         self._socket.close(linger=0)
 
 
-class Chunks:
-    """The inlet: takes a version in chunks."""
+class ChunkReceiver:
+    """The receiver: fetches a version in chunks."""
 
     def __init__(self, socket: WeightsSocket) -> None:
         self._socket = socket
 
-    def take(self, version: Version, on_chunk: Callable[[], None]) -> Arrived | None:
-        """All bytes of a version; None: it was replaced meanwhile, or the server fell silent.
+    def fetch(self, version: Version, on_chunk: Callable[[], None]) -> ReceivedVersion | None:
+        """Fetch all bytes of a version; None if it was replaced meanwhile, or the server stopped answering.
 
         `on_chunk` is called after each chunk.
 
         Raises:
-            ProtocolError: an answer that does not parse, or that was not asked for.
+            ProtocolError: an answer does not parse, or was not asked for.
         """
         size, chunk_bytes, wire = version.size, version.chunk_bytes, self._socket.wire
         data = bytearray(size)
@@ -156,4 +156,4 @@ class Chunks:
             awaited.remove(index)
             data[start:end] = frames[1]
             on_chunk()
-        return Arrived(data)
+        return ReceivedVersion(data)

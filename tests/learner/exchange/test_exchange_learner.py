@@ -40,7 +40,7 @@ def fetch(run: Run) -> tuple[int, bytes] | None:
 def fetch_chunks(
     client: WeightsClient, manifest: wire.Manifest, on_chunk: Callable[[], None] = lambda: None
 ) -> bytearray | memoryview | None:
-    arrived = client.take(Version(manifest.version, manifest.size, manifest.chunk_bytes), on_chunk)
+    arrived = client.fetch(Version(manifest.version, manifest.size, manifest.chunk_bytes), on_chunk)
     return None if arrived is None else arrived.data
 
 

@@ -1,10 +1,10 @@
-"""What kernels of ours compute, from its parts."""
+"""Reference versions of our kernels, written with MLX operations."""
 
 import mlx.core as mx
 
 
 def attend_joined(joined, past, heads, rotation, norms=None):
-    """As `slot_kernels.attend_joined`."""
+    """Compute the same as `slot_kernels.attend_joined`."""
     rows, size, cache, layer, lengths = len(joined), heads.size, past.cache, past.layer, past.lengths
     all_heads = joined.reshape(rows, -1, size)
     queries, keys, values = mx.split(all_heads, [heads.queries, heads.queries + heads.keys], axis=1)

@@ -1,4 +1,4 @@
-"""The kernel in the place of MLX's attention, and the other ways in which a GPU computes the same."""
+"""The kernel that replaces MLX's attention, and the other ways in which a GPU computes the same."""
 
 from itertools import chain
 
@@ -15,19 +15,19 @@ from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.logprobs import _fused, _shared_exponential
 
-cuda_alone = pytest.mark.skipif(not mx.cuda.is_available(), reason="the kernel is for CUDA")
+cuda_only = pytest.mark.skipif(not mx.cuda.is_available(), reason="the kernel is for CUDA")
 
 
 def test_every_layer_of_a_model_is_found_to_call_mlx_lms_attention(tiny):
     assert attention.Callers(tiny.model).sizes(tiny.model) == [(4, 32, 32)] * 4
-    # Experts call it from another module than their layers' names suggest; lfm2's convolutions do not.
+    # qwen3_moe calls it from another module than its layers' names suggest; lfm2's convolutions do not call it.
     experts = random_policy("qwen3_moe").model
     assert len(attention.Callers(experts).sizes(experts)) == len(experts.layers)
     convolutions = random_policy("lfm2").model
     assert len(attention.Callers(convolutions).sizes(convolutions)) < len(convolutions.layers)
 
 
-def test_what_the_layers_call_is_replaced_and_put_back_after_an_error_too(tiny):
+def test_the_attention_that_layers_call_is_replaced_and_restored_even_after_an_error(tiny):
     before = np.array(tiny.model(mx.array([[1, 2, 3]])))
     callers = attention.Callers(tiny.model)
 
@@ -44,7 +44,7 @@ def test_what_the_layers_call_is_replaced_and_put_back_after_an_error_too(tiny):
     assert np.array_equal(np.array(tiny.model(mx.array([[1, 2, 3]]))), before)
 
 
-def test_log_probs_and_entropies_by_mlxs_kernel_are_those_spelled_out():
+def test_log_probs_and_entropies_by_mlxs_kernel_are_those_of_the_formula():
     logits = 4 * mx.random.normal((3, 5, 40), key=mx.random.key(1))
     targets = mx.array(np.random.default_rng(2).integers(0, 40, (3, 5)))
 
@@ -60,12 +60,12 @@ def test_log_probs_and_entropies_by_mlxs_kernel_are_those_spelled_out():
 
 
 def drawn(*shape):
-    """One array for each shape, of float32."""
+    """Return one random float32 array for each shape."""
     keys = mx.random.split(mx.random.key(0), len(shape))
     return [mx.random.normal(one, key=key) for one, key in zip(shape, keys, strict=True)]
 
 
-@cuda_alone
+@cuda_only
 @pytest.mark.parametrize("heads", [(8, 8), (14, 2)])
 @pytest.mark.parametrize("size", slot_kernels.HEAD_SIZES)
 def test_the_kernel_is_softmax_attention_over_each_rows_own_tokens_and_writes_the_new_one(size, heads):
@@ -73,8 +73,8 @@ def test_the_kernel_is_softmax_attention_over_each_rows_own_tokens_and_writes_th
     new = [(rows, heads[1], 1, size)] * 2
     q, k, v, cache = drawn((rows, heads[0], 1, size), *new, (3, 2, rows, heads[1], columns, size))
     lengths = mx.array([0, 3, 17, 68, 69])
-    place = (mx.arange(columns) == lengths[:, None])[:, None, :, None]
-    held = [mx.where(place, one, cache[layer, which]) for which, one in enumerate((k, v))]
+    is_new = (mx.arange(columns) == lengths[:, None])[:, None, :, None]
+    held = [mx.where(is_new, one, cache[layer, which]) for which, one in enumerate((k, v))]
     expected_cache = np.array(cache)
     expected_cache[layer] = np.stack([np.array(array) for array in held])
     seen = (mx.arange(columns) <= lengths[:, None])[:, None, None]
@@ -85,7 +85,7 @@ def test_the_kernel_is_softmax_attention_over_each_rows_own_tokens_and_writes_th
     assert np.array_equal(np.array(cache), expected_cache)
 
 
-@cuda_alone
+@cuda_only
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("rows", [4, 40])
 @pytest.mark.parametrize(("size", "heads"), [(64, (14, 2)), (96, (3, 3)), (128, (16, 8))])
@@ -106,39 +106,39 @@ def test_the_kernel_divides_normalises_and_rotates_what_one_product_has_made(siz
     np.testing.assert_allclose(np.array(cache), np.array(others), atol=1e-5)
 
 
-@cuda_alone
-def test_prompts_are_copied_into_the_first_columns_of_their_rows_alone():
+@cuda_only
+def test_prompts_are_copied_into_the_first_columns_of_their_rows_only():
     heads, size, width = 3, 64, 7
     prompts, cache = drawn((2, 2, 2, heads, 11, size), (2, 2, 5, heads, 20, size))
     expected = np.array(cache)
     mx.eval(prompts, cache)
     rows, chosen = [4, 0, 2], [1, 0, 1]
-    place = [mx.array(which, mx.int32) for which in (chosen, rows, [width])]
-    mx.eval(slot_kernels.place_prompts(prompts, place[0], cache, *place[1:]))
+    source, *target = [mx.array(which, mx.int32) for which in (chosen, rows, [width])]
+    mx.eval(slot_kernels.place_prompts(prompts, source, cache, *target))
     expected[:, :, rows, :, :width] = np.array(prompts)[:, :, chosen, :, :width]
     assert np.array_equal(np.array(cache), expected)
 
 
-@cuda_alone
+@cuda_only
 @pytest.mark.parametrize("vocabulary", [151_936, 49_155, 64])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_one_kernel_draws_what_is_drawn_step_by_step(vocabulary, dtype):
     [logits] = drawn((40, vocabulary))
     logits = (4 * logits).astype(dtype)
-    logits[:, :3] = -mx.inf  # never drawn, not at 0 either
+    logits[:, :3] = -mx.inf  # never drawn, not even at 0
     uniform = mx.concatenate(
         [mx.array([0.0, 1 - 2**-24]), mx.random.uniform(shape=(38,), key=mx.random.key(1))]
     )
     token, logprob = draw_kernel.draw(logits, uniform, 0.7)
     expected, expected_logprob = draw(logits, uniform, SamplingParams(1, temperature=0.7))
-    # A token whose stretch of the cumulative sum ends within rounding of the uniform may be its neighbour.
+    # If a boundary of the cumulative sum is within rounding of the uniform, the neighbouring token may be drawn.
     assert (np.array(token) == np.array(expected)).mean() >= 0.95
     same = np.flatnonzero(np.array(token) == np.array(expected))
     np.testing.assert_allclose(np.array(logprob)[same], np.array(expected_logprob)[same], atol=1e-4)
     assert np.array(token).min() >= 3
 
 
-@cuda_alone
+@cuda_only
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("max_kv_tokens", [0, 300])
@@ -153,7 +153,7 @@ def test_a_step_over_slots_draws_the_tokens_of_a_masked_one(tiny, compiled, max_
     assert found.fits_blocks
     found.fits_blocks = False
     by_layers = sample_groups(tiny, prompts, seeds, params)
-    found.attention_callers = False  # as where there is no kernel
+    found.attention_callers = False  # as on a machine without the kernel
     masked = sample_groups(tiny, prompts, seeds, params)
     for one, other, third in zip(chain(*over_slots), chain(*by_layers), chain(*masked), strict=True):
         assert one.tokens == other.tokens == third.tokens

@@ -1,4 +1,4 @@
-"""Continuous batching: whoever shares a batch, and whenever a place is taken, a completion is its own."""
+"""Continuous batching: a completion does not depend on which others share the batch, nor on when it gets a row."""
 
 import numpy as np
 import pytest
@@ -31,10 +31,10 @@ def assert_as_alone(policy, prompts, groups, params):
             np.testing.assert_allclose(sample.logprobs, expected.logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("places", [1, 2, 3, 7, 10, 50])
-def test_any_number_of_places_gives_every_completion_its_own_tokens(tiny, prompts, places):
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 7, 10, 50])
+def test_any_number_of_rows_gives_every_completion_the_tokens_it_has_alone(tiny, prompts, max_rows):
     params = SamplingParams(30)
-    sampler = Sampler(tiny, params, places)
+    sampler = Sampler(tiny, params, max_rows)
     for i, prompt in enumerate(prompts):
         sampler.submit(i, prompt, SEEDS[i])
     done, most = {}, 0
@@ -42,16 +42,16 @@ def test_any_number_of_places_gives_every_completion_its_own_tokens(tiny, prompt
         tokens, groups = sampler.step()
         most = max(most, tokens)
         done.update(groups)
-    assert most == min(places, 10)
+    assert most == min(max_rows, 10)
     assert_as_alone(tiny, prompts, [done[i] for i in range(3)], params)
 
 
 @pytest.mark.parametrize("growth", [2, 16, 256])
-def test_columns_are_cut_off_and_added_without_a_trace(tiny, prompts, growth, monkeypatch):
+def test_cutting_off_and_adding_columns_changes_no_completion(tiny, prompts, growth, monkeypatch):
     monkeypatch.setattr(window, "GROWTH", growth)
     params = SamplingParams(30, repetition_penalty=1.2)
-    sampler = Sampler(tiny, params, places=2)
-    # The longest prompt last: it needs columns on the left that are not there.
+    sampler = Sampler(tiny, params, max_rows=2)
+    # The longest prompt comes last: it needs more columns on the left than there are.
     for i in (1, 0, 2):
         sampler.submit(i, prompts[i], SEEDS[i])
     done = {}
@@ -60,12 +60,12 @@ def test_columns_are_cut_off_and_added_without_a_trace(tiny, prompts, growth, mo
     assert_as_alone(tiny, prompts, [done[i] for i in range(3)], params)
 
 
-def test_a_group_may_come_while_others_are_under_way(tiny, prompts):
+def test_a_group_may_be_submitted_while_others_are_under_way(tiny, prompts):
     params = SamplingParams(30)
-    sampler, done, steps = Sampler(tiny, params, places=6), {}, 0
+    sampler, done, steps = Sampler(tiny, params, max_rows=6), {}, 0
     sampler.submit(0, prompts[0], SEEDS[0])
     while not sampler.idle or len(done) < 3:
-        if steps in (3, 40):  # one beside others, one when the batch has shrunk or is empty
+        if steps in (3, 40):  # one next to others, one when the batch has shrunk or is empty
             i = 1 if steps == 3 else 2
             sampler.submit(i, prompts[i], SEEDS[i])
         done.update(sampler.step()[1])
@@ -73,10 +73,10 @@ def test_a_group_may_come_while_others_are_under_way(tiny, prompts):
     assert_as_alone(tiny, prompts, [done[i] for i in range(3)], params)
 
 
-def test_a_free_place_is_taken_at_the_next_step(tiny, prompts):
-    # 10 completions of at most 30 tokens on 2 places: with a wait for the slower of each pair it would take longer.
+def test_a_free_row_is_used_again_at_the_next_step(tiny, prompts):
+    # 10 completions of at most 30 tokens on 2 rows: waiting for the slower one of each pair would take longer.
     params = SamplingParams(30)
-    sampler = Sampler(tiny, params, places=2)
+    sampler = Sampler(tiny, params, max_rows=2)
     for i, prompt in enumerate(prompts):
         sampler.submit(i, prompt, SEEDS[i])
     counts, lengths = [], []
@@ -84,7 +84,7 @@ def test_a_free_place_is_taken_at_the_next_step(tiny, prompts):
         tokens, groups = sampler.step()
         counts.append(tokens)
         lengths += [len(sample.tokens) for _, samples in groups for sample in samples]
-    # A completion that ends is seen one step late, so that its place stands empty for one step.
+    # The end of a completion is seen one step late, so its row is empty for one step.
     assert sum(counts) == sum(lengths)
     assert len(counts) <= (sum(lengths) + len(lengths) * 1 + 30) / 2 + 1
 
@@ -103,5 +103,5 @@ def test_the_bound_on_cached_tokens_bounds_the_rows(tiny, prompts):
     assert rows_for(tiny, 9, longest, SamplingParams(30, max_kv_tokens=5)) == 1
 
 
-def test_the_bound_bounds_nothing_where_rows_begin_together():
+def test_the_bound_has_no_effect_on_models_whose_rows_begin_together():
     assert rows_for(random_policy("mamba"), 9, 20, SamplingParams(30, max_kv_tokens=5)) == 9

@@ -1,4 +1,4 @@
-"""The step of decoding that is written out, with attention spelled out in the place of its kernel."""
+"""The decoding step of `blocks`, with a reference version of attention in place of its kernel."""
 
 import mlx.core as mx
 import numpy as np
@@ -19,8 +19,8 @@ COLUMNS = 16
 
 def filled_cache(model):
     prompts = Prompts(model, PROMPTS)
-    room = COLUMNS - prompts.stacked.shape[4]
-    return mx.pad(prompts.stacked, [(0, 0)] * 4 + [(0, room), (0, 0)])
+    free = COLUMNS - prompts.stacked.shape[4]
+    return mx.pad(prompts.stacked, [(0, 0)] * 4 + [(0, free), (0, 0)])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_blocks_give_the_models_own_logits_step_by_step(kind, settings):
             text.append(step + 7)
 
 
-def test_a_model_that_has_other_blocks_or_packed_or_adapted_ones_has_none():
+def test_a_model_with_other_or_quantised_blocks_is_not_supported():
     assert blocks_of(random_policy("gemma3_text").model) is None
     assert blocks_of(random_policy("qwen3_moe").model) is None
     assert blocks_of(random_policy("llama", rope_traditional=True).model) is None
@@ -57,13 +57,13 @@ def test_a_model_that_has_other_blocks_or_packed_or_adapted_ones_has_none():
     assert blocks_of(packed.model) is None
 
 
-def test_an_adapter_is_part_of_the_blocks_once_it_is_part_of_the_weights(tiny_lora):
+def test_an_adapted_model_is_supported_once_its_adapter_is_fused(tiny_lora):
     assert blocks_of(tiny_lora.model) is None
     with fused(tiny_lora.model):
         assert isinstance(blocks_of(tiny_lora.model), Blocks)
 
 
-def test_a_model_whose_joined_weights_would_take_too_much_memory_keeps_its_own(monkeypatch):
+def test_a_model_whose_joined_weights_would_take_too_much_memory_is_not_supported(monkeypatch):
     model = random_policy("llama").model
     copied = sum(
         array.nbytes

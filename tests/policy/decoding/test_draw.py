@@ -1,4 +1,4 @@
-"""One draw from one distribution: does it follow the probabilities, the filters and the penalty?"""
+"""Draws from one distribution: they follow the probabilities, the filters and the penalty."""
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +11,7 @@ LOGITS = np.array([2.0, -1.0, 0.5, 0.0, -3.0, 1.5])
 
 
 def many(logits=LOGITS, *, seed=7, seen=None, **params):
-    """Tokens and log-probs of `DRAWS` draws from one row of logits."""
+    """Return tokens and log-probs of `DRAWS` draws from one row of logits."""
     rows = mx.broadcast_to(mx.array(logits, mx.float32), (DRAWS, len(logits)))
     if seen is not None:
         seen = mx.broadcast_to(mx.array(seen), rows.shape)
@@ -38,7 +38,7 @@ def test_draws_follow_the_distribution_of_the_temperature(temperature):
     np.testing.assert_allclose(logprobs, np.log(p)[tokens], atol=1e-6)
 
 
-def test_draws_follow_what_is_left_by_a_filter():
+def test_draws_follow_the_distribution_that_a_filter_leaves():
     p = softmax(LOGITS)
     left = np.where(np.isin(np.arange(6), [0, 2, 5]), p, 0)  # the three best
     tokens, logprobs = many(top_k=3)
@@ -47,7 +47,7 @@ def test_draws_follow_what_is_left_by_a_filter():
     assert set(tokens.tolist()) == {0, 2, 5}
     # 3 cells: 2 degrees of freedom, whose 99.99 % quantile is 18.4.
     assert ((observed - expected) ** 2 / expected).sum() < 18.4
-    # Recorded is what the learner computes: the policy's own log-prob, not the filter's.
+    # The recorded log-prob is the one that the learner computes: the policy's, not the filtered one.
     np.testing.assert_allclose(logprobs, np.log(p)[tokens], atol=1e-6)
 
 
@@ -76,7 +76,8 @@ def test_a_filter_keeps_exactly_the_tokens_it_names(params, allowed):
 
 @pytest.mark.parametrize("params", [{"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.9}, {}])
 def test_no_draw_at_the_ends_of_the_interval_picks_a_token_without_weight(params):
-    # The best token is last, so that whatever precedes it is filtered; the largest float32 below 1 is 1 − 2^-24.
+    # The best token comes last among those with weight, so a filter removes those before it. 1 − 2^-24 is the largest
+    # float32 below 1.
     logits = mx.array([[-30.0, 0.0, -30.0, 1.0, -200.0]] * 4)
     uniform = mx.array([0.0, 1e-30, 0.5, 1 - 2**-24])
     tokens, logprobs = draw(logits, uniform, SamplingParams(1, **params))
@@ -94,7 +95,7 @@ def test_a_large_vocabulary_never_yields_a_filtered_token():
         assert all(token in row for token, row in zip(tokens.tolist(), best, strict=True))
 
 
-def test_ties_at_the_edge_of_top_k_do_not_let_more_in():
+def test_ties_at_the_edge_of_top_k_admit_no_further_tokens():
     tokens, _ = many(np.zeros(6), top_k=2)
     assert len(set(tokens.tolist())) == 2
 
@@ -110,11 +111,11 @@ def test_the_repetition_penalty_divides_positive_and_multiplies_negative_logits(
     penalised = np.array([1.0, -2.0, 0.5, 0.0, -3.0, 1.5])  # penalty 2: 2 / 2 and −1 · 2
     tokens, logprobs = many(seen=seen, repetition_penalty=2.0)
     assert chi_square(tokens, softmax(penalised)) < 25.7
-    # The recorded one is the policy's, which knows no penalty.
+    # The recorded log-prob is the policy's, without the penalty.
     np.testing.assert_allclose(logprobs, np.log(softmax(LOGITS))[tokens], atol=1e-6)
 
 
-def test_a_penalty_can_turn_the_greedy_choice():
+def test_a_penalty_can_change_the_greedy_choice():
     seen = np.array([True, False, False, False, False, False])
     tokens, _ = many(seen=seen, repetition_penalty=2.0, temperature=0.0)
     assert set(tokens.tolist()) == {5}  # 2 / 2 = 1 is now below 1.5
@@ -134,7 +135,7 @@ def test_the_uniforms_of_a_sample_depend_on_its_seed_alone():
     assert draws(0, 100_000).max() < 1.0
 
 
-def test_only_what_narrows_the_distribution_is_told_as_a_bias():
+def test_only_parameters_that_narrow_the_distribution_are_reported_as_a_bias():
     assert SamplingParams(5, temperature=0.7, stop=("x",)).bias is None
     assert "top_p = 0.9, repetition_penalty = 1.1" in (
         SamplingParams(5, top_p=0.9, repetition_penalty=1.1).bias or ""

@@ -1,4 +1,4 @@
-"""New weights in the middle of completions: which token is whose, on which keys and values."""
+"""New weights in the middle of completions: which weights sample each token, and from which keys and values."""
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +15,7 @@ from grpo_actors.policy.decoding.step import require_fit
 from grpo_actors.policy.model import load_policy
 
 PROMPTS = [[2, 21, 22, 15, 23, 24, 1, 3], [2, 21, 9, 3]]
-#: No completion of these seeds ends before it.
+#: No completion of these seeds ends earlier.
 PARAMS = SamplingParams(12)
 KINDS = {
     "full": {},
@@ -36,7 +36,7 @@ def policy_of(kind):
 
 
 def other_weights(kind, seed):
-    """What the learner would send: far enough off to change tokens."""
+    """Return weights as the learner would send them, different enough to change tokens."""
     arrays = load_policy(ModelConfig(dtype="float32", **KINDS[kind]), seed=0).trainable()
     keys = mx.random.split(mx.random.key(seed), len(arrays))
     return {
@@ -46,7 +46,7 @@ def other_weights(kind, seed):
 
 
 def by_hand(kind, prompt, seed, changes):
-    """One token after the other with mlx-lm's cache; `changes`: token -> the weights that are new for it."""
+    """Sample token by token with mlx-lm's cache; `changes` maps a token's index to the weights loaded before it."""
     policy, uniforms = policy_of(kind), mx.array(draws(seed, PARAMS.max_new_tokens))
     cache = make_prompt_cache(policy.model)
     if len(prompt) > 1 and 0 not in changes:
@@ -66,7 +66,7 @@ def by_hand(kind, prompt, seed, changes):
 
 
 def sampled(sampler, changes):
-    """Step until idle and close; `changes`: steps before it -> weights, numbered from 1."""
+    """Step until idle, and close; `changes` maps a number of steps to the weights adopted after them, numbered from 1."""
     done, steps = {}, 0
     while not sampler.idle:
         if steps in changes:
@@ -83,27 +83,27 @@ def assert_is(sample, tokens, logprobs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_token_is_of_the_weights_that_its_version_names_on_the_keys_and_values_of_those_before(kind):
+def test_each_token_is_sampled_by_its_version_from_the_keys_and_values_of_earlier_versions(kind):
     first, second = other_weights(kind, 1), other_weights(kind, 2)
-    sampler = Sampler(policy_of(kind), PARAMS, places=3, version=0)
+    sampler = Sampler(policy_of(kind), PARAMS, max_rows=3, version=0)
     sampler.submit(0, PROMPTS[0], [1, 2])
     sampler.submit(1, PROMPTS[1], [3])
-    # A call of `step` starts one token of each: the fifth was under way when the first change came, unread.
+    # A call of `step` starts one token of each row: the fifth was under way, unread, at the first change.
     done = sampled(sampler, {5: first, 8: second})
     for key, seeds in ((0, [1, 2]), (1, [3])):
         for seed, sample in zip(seeds, done[key], strict=True):
             assert_is(sample, *by_hand(kind, PROMPTS[key], seed, {5: first, 8: second}))
             assert sample.versions == [0] * 5 + [1] * 3 + [2] * 4
-            # And the change shows.
+            # The change has an effect.
             _, unchanged = by_hand(kind, PROMPTS[key], seed, {})
             np.testing.assert_allclose(sample.logprobs[:5], unchanged[:5], atol=1e-4)
             assert not np.allclose(sample.logprobs[5:], unchanged[5:], atol=1e-3)
 
 
-def test_a_completion_that_begins_after_the_change_has_nothing_of_the_old_weights():
+def test_a_completion_that_begins_after_the_change_does_not_depend_on_the_old_weights():
     new = other_weights("full", 1)
-    sampler = Sampler(policy_of("full"), PARAMS, places=1, version=0)
-    sampler.submit(0, PROMPTS[0], [1, 2])  # the second waits for the first one's place
+    sampler = Sampler(policy_of("full"), PARAMS, max_rows=1, version=0)
+    sampler.submit(0, PROMPTS[0], [1, 2])  # the second one waits for the first one's row
     [[before, after]] = sampled(sampler, {3: new}).values()
     assert before.versions == [0] * 3 + [1] * 9
     assert after.versions == [1] * 12
@@ -111,9 +111,9 @@ def test_a_completion_that_begins_after_the_change_has_nothing_of_the_old_weight
 
 
 @pytest.mark.parametrize("kind", ["lora", "qdora"])
-def test_the_policy_is_given_back_with_its_adapter_and_the_newest_weights(kind):
+def test_close_restores_the_policy_with_its_adapter_and_the_newest_weights(kind):
     policy, new = policy_of(kind), other_weights(kind, 1)
-    sampler = Sampler(policy, PARAMS, places=2, version=0)
+    sampler = Sampler(policy, PARAMS, max_rows=2, version=0)
     sampler.adopt(1, new)
     sampler.close()
     sampler.close()
@@ -124,8 +124,8 @@ def test_the_policy_is_given_back_with_its_adapter_and_the_newest_weights(kind):
 
 
 @pytest.mark.parametrize("dropped", [0, 1, 2])
-def test_a_group_that_is_dropped_under_way_or_waiting_leaves_the_others_alone(dropped):
-    sampler = Sampler(policy_of("full"), PARAMS, places=3, version=0)
+def test_dropping_a_group_under_way_or_waiting_does_not_change_the_others(dropped):
+    sampler = Sampler(policy_of("full"), PARAMS, max_rows=3, version=0)
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
     for key, prompt in enumerate(prompts):  # the last one waits
         sampler.submit(key, prompt, [2 * key, 2 * key + 1])
@@ -139,8 +139,8 @@ def test_a_group_that_is_dropped_under_way_or_waiting_leaves_the_others_alone(dr
             assert_is(sample, *by_hand("full", prompts[key], seed, {}))
 
 
-def test_a_sampler_whose_last_group_was_dropped_takes_the_next_one():
-    sampler = Sampler(policy_of("full"), PARAMS, places=2, version=0)
+def test_a_sampler_whose_last_group_was_dropped_accepts_the_next_one():
+    sampler = Sampler(policy_of("full"), PARAMS, max_rows=2, version=0)
     sampler.submit(7, PROMPTS[0], [1, 2])
     sampler.step()
     sampler.drop(7)

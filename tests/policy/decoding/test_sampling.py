@@ -1,4 +1,4 @@
-"""Whole completions of the embedded model: log-probs, seeds, batches, and what ends one."""
+"""Whole completions of the embedded model: log-probs, seeds, batches and ends."""
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +11,7 @@ QUESTIONS = ["What is 12 + 34?", "7", "Tom has 21 apples and buys 3 bags of 14 a
 
 
 def prompts_of(policy):
-    """Of three lengths."""
+    """Return three prompts of different lengths."""
     return [policy.encode_chat([{"role": "user", "content": text}]) for text in QUESTIONS]
 
 
@@ -52,7 +52,7 @@ def test_equal_seeds_give_equal_tokens_alone_and_in_any_batch(tiny):
             np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
 
 
-def test_unlike_seeds_give_unlike_tokens(tiny):
+def test_different_seeds_give_different_tokens(tiny):
     [group] = sample_groups(tiny, prompts_of(tiny)[:1], [list(range(8))], SamplingParams(30))
     assert len({tuple(sample.tokens) for sample in group}) > 1
 
@@ -125,27 +125,27 @@ def test_one_new_token_is_enough(tiny):
     assert len(sample.tokens) == 1
 
 
-def test_on_step_is_told_each_token_once(tiny):
-    told: list[int] = []
-    groups = sample_groups(tiny, prompts_of(tiny), [list(range(5))] * 3, SamplingParams(60), told.append)
-    assert sum(told) == sum(len(sample.tokens) for sample in flat(groups))
-    assert told[0] == 15
-    assert told == sorted(told, reverse=True), "completions only ever end"
+def test_on_step_counts_each_token_once(tiny):
+    counts: list[int] = []
+    groups = sample_groups(tiny, prompts_of(tiny), [list(range(5))] * 3, SamplingParams(60), counts.append)
+    assert sum(counts) == sum(len(sample.tokens) for sample in flat(groups))
+    assert counts[0] == 15
+    assert counts == sorted(counts, reverse=True), "completions only ever end"
 
 
-def test_on_step_can_give_up(tiny):
+def test_on_step_can_stop_the_sampling(tiny):
     class Enough(Exception):  # noqa: N818
         pass
 
-    def give_up(new_tokens: int) -> None:
+    def stop(new_tokens: int) -> None:
         raise Enough
 
     with pytest.raises(Enough):
-        sample_groups(tiny, prompts_of(tiny), [[1], [2], [3]], SamplingParams(60), give_up)
+        sample_groups(tiny, prompts_of(tiny), [[1], [2], [3]], SamplingParams(60), stop)
 
 
-def test_the_repetition_penalty_spares_nobody_seen_in_prompt_or_completion(tiny):
-    # Greedily and with a huge penalty a token with a positive logit comes at most once.
+def test_the_repetition_penalty_applies_to_every_token_seen_in_prompt_or_completion(tiny):
+    # With greedy sampling and a huge penalty, a token with a positive logit occurs at most once.
     prompt = prompts_of(tiny)[0]
     params = SamplingParams(12, temperature=0.0, repetition_penalty=1e9)
     [[sample]] = sample_groups(tiny, [prompt], [[1]], params)

@@ -1,4 +1,4 @@
-"""Groups that are taken one after another, and one completion that is watched, are those of `sample_groups`."""
+"""`sample_in_turn` and `grow_sample` give the completions of `sample_groups`."""
 
 import pytest
 from architectures import random_policy
@@ -15,12 +15,12 @@ FAMILIES = ["qwen2", "gemma3_text", "mamba"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("places", [1, 3, 50])
-def test_every_group_comes_once_with_the_tokens_it_would_have_alone(family, places):
+@pytest.mark.parametrize("max_rows", [1, 3, 50])
+def test_every_group_is_yielded_once_with_the_tokens_it_has_alone(family, max_rows):
     policy = random_policy(family)
     counted = []
     groups = zip(range(4), PROMPTS, SEEDS, strict=True)
-    done = list(sample_in_turn(policy, groups, PARAMS, places, counted.append))
+    done = list(sample_in_turn(policy, groups, PARAMS, max_rows, counted.append))
     assert sorted(key for key, _ in done) == [0, 1, 2, 3]
     for key, samples in done:
         [alone] = sample_groups(policy, [PROMPTS[key]], [SEEDS[key]], PARAMS)
@@ -28,7 +28,7 @@ def test_every_group_comes_once_with_the_tokens_it_would_have_alone(family, plac
     assert sum(counted) == sum(len(sample.tokens) for _, samples in done for sample in samples)
 
 
-def test_groups_are_asked_for_as_places_get_free_and_not_all_at_once():
+def test_groups_are_requested_as_rows_become_free_and_not_all_at_once():
     asked = []
 
     def source():
@@ -36,15 +36,15 @@ def test_groups_are_asked_for_as_places_get_free_and_not_all_at_once():
             asked.append(key)
             yield key, PROMPTS[key % 4], [key]
 
-    running = sample_in_turn(random_policy("qwen2"), source(), PARAMS, places=2)
+    running = sample_in_turn(random_policy("qwen2"), source(), PARAMS, max_rows=2)
     first, _ = next(running)
-    assert len(asked) == 2 + PREFILLED, "two places, and a prefill's worth of prompts"
+    assert len(asked) == 2 + PREFILLED, "two rows, and the prompts of one prefill"
     assert sorted([first, *(key for key, _ in running)]) == list(range(100))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_groups_are_nothing_to_do(family):
-    assert list(sample_in_turn(random_policy(family), [], PARAMS, places=2)) == []
+def test_without_groups_nothing_is_yielded(family):
+    assert list(sample_in_turn(random_policy(family), [], PARAMS, max_rows=2)) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

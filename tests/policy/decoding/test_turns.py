@@ -1,4 +1,4 @@
-"""Completions of several turns: which tokens stand between them, and that those sampled are what they would be by hand."""
+"""Completions of several turns: the tokens between them, and the same sampled tokens as in a loop by hand."""
 
 import mlx.core as mx
 import numpy as np
@@ -31,13 +31,13 @@ def ids(policy, text):
 
 
 def asks(policy, text="And 5 more?", times=1):
-    """Replies to the first `times` turns with one text, as the chat template of the embedded model has it."""
+    """Return a function that replies to the first `times` turns with one text, in the embedded model's chat template."""
     reply = ids(policy, f"<|user|>{text}<|end|><|assistant|>")
     return lambda sample: reply if len(sample.spans) < 2 * times else None
 
 
 def by_hand(policy, prompt, seed, params, respond):
-    """One token after the other with mlx-lm's cache; returns tokens, log-probs and where the inserted ones are."""
+    """Sample token by token with mlx-lm's cache; return tokens, log-probs, bounds of the spans, and whether it finished."""
     uniforms, cache = mx.array(draws(seed, params.max_new_tokens)), make_prompt_cache(policy.model)
     policy.model(mx.array([prompt[:-1]]), cache=cache)
     fed, tokens, logprobs, bounds, given = prompt[-1], [], [], [], {}
@@ -73,11 +73,13 @@ def assert_is(sample, tokens, logprobs, bounds, finished):
 # --- sampling -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("places", [1, 3, 10])
+@pytest.mark.parametrize("max_rows", [1, 3, 10])
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_every_completion_is_what_it_is_by_hand_whoever_shares_the_batch(tiny, prompts, places, penalty):
+def test_every_completion_is_as_by_hand_regardless_of_the_others_in_the_batch(
+    tiny, prompts, max_rows, penalty
+):
     params = SamplingParams(120, repetition_penalty=penalty)
-    sampler, respond, done = Sampler(tiny, params, places), asks(tiny, times=2), {}
+    sampler, respond, done = Sampler(tiny, params, max_rows), asks(tiny, times=2), {}
     for i, prompt in enumerate(prompts):
         sampler.submit(i, prompt, SEEDS[i], respond)
     while not sampler.idle:
@@ -87,7 +89,7 @@ def test_every_completion_is_what_it_is_by_hand_whoever_shares_the_batch(tiny, p
         for seed, sample in zip(SEEDS[i], samples, strict=True):
             assert_is(sample, *by_hand(tiny, prompts[i], seed, params, respond))
             turns.append(1 + len(sample.spans) // 2)
-    assert turns.count(3) >= 5  # it is not the case of one turn that was tested
+    assert turns.count(3) >= 5  # the test covers more than the case of one turn
 
 
 def test_groups_with_an_environment_and_without_share_a_batch(tiny, prompts):
@@ -112,7 +114,9 @@ def test_inserted_tokens_are_those_of_the_reply_between_a_stop_token_and_a_turn(
         assert sample.turn == sample.tokens[stop:]
 
 
-def test_a_reply_without_room_for_an_answer_is_left_out_and_the_completion_counts_as_cut(tiny, prompts):
+def test_a_reply_that_leaves_no_token_for_an_answer_is_left_out_and_the_completion_counts_as_cut(
+    tiny, prompts
+):
     [[whole]] = sample_groups(tiny, prompts[:1], [[1]], SamplingParams(60))
     length, reply = len(whole.tokens), asks(tiny)
     assert whole.finished
@@ -126,7 +130,7 @@ def test_a_reply_without_room_for_an_answer_is_left_out_and_the_completion_count
 
 
 def test_a_stop_string_ends_its_own_turn_and_not_the_next_one(tiny, prompts):
-    # The string lies within the last tokens when the next turn has but one: it must not be found again.
+    # When the next turn has only one token, the string is still among the last tokens: it must not be found again.
     params = SamplingParams(80, stop=("</reasoning>",))
     reply = ids(tiny, "<|end|><|user|>?<|end|><|assistant|>")
     respond = lambda sample: reply if not sample.spans else None  # noqa: E731
@@ -142,12 +146,12 @@ def test_a_stop_string_ends_its_own_turn_and_not_the_next_one(tiny, prompts):
 
 def test_new_weights_may_come_between_and_within_turns(tiny, prompts):
     respond, params = asks(tiny), SamplingParams(100)
-    sampler = Sampler(tiny, params, places=2, version=0)
+    sampler = Sampler(tiny, params, max_rows=2, version=0)
     same = {name: array + 0 for name, array in tiny.trainable().items()}
     sampler.submit(0, prompts[0], [1, 2], respond)
     done, steps = {}, 0
     while not sampler.idle:
-        if steps % 7 == 3:  # into a turn, and into a run of inserted tokens
+        if steps % 7 == 3:  # within a turn, and within an environment span
             sampler.adopt(steps // 7 + 1, same)
         done.update(sampler.step()[1])
         steps += 1
@@ -169,17 +173,17 @@ def test_a_model_that_is_not_batched_continuously_is_refused_with_the_setting():
 
 @pytest.mark.parametrize("role", ["user", "system"])
 def test_the_ids_of_a_reply_are_those_that_the_template_puts_between_two_turns(tiny, role):
-    told = {"role": role, "content": "84"}
+    reply = {"role": role, "content": "84"}
     after = ids(tiny, f"<|{role}|>84<|end|><|assistant|>")
-    assert encode_reply(tiny, told, after_stop_token=True) == after
+    assert encode_reply(tiny, reply, after_stop_token=True) == after
     [end] = tiny.stop_tokens
-    assert encode_reply(tiny, told, after_stop_token=False) == [end, *after]
+    assert encode_reply(tiny, reply, after_stop_token=False) == [end, *after]
 
 
-def test_what_a_template_writes_after_the_stop_token_is_inserted_too(tiny):
+def test_text_that_a_template_writes_after_the_stop_token_is_inserted_too(tiny):
     tiny.tokenizer.chat_template = CHATML
-    told = encode_reply(tiny, {"role": "user", "content": " 84 "}, after_stop_token=True)
-    assert told == ids(tiny, "\n<|user|>\n84<|end|>\n<|assistant|>\n")
+    inserted = encode_reply(tiny, {"role": "user", "content": " 84 "}, after_stop_token=True)
+    assert inserted == ids(tiny, "\n<|user|>\n84<|end|>\n<|assistant|>\n")
 
 
 def test_prompt_turn_and_reply_are_the_ids_of_the_whole_conversation(tiny):
@@ -205,7 +209,7 @@ def test_prompt_turn_and_reply_are_the_ids_of_the_whole_conversation(tiny):
         ),
     ],
 )
-def test_a_template_that_cannot_say_where_a_turn_ends_is_refused(tiny, template, rule):
+def test_a_template_without_a_recognisable_end_of_turn_is_refused(tiny, template, rule):
     tiny.tokenizer.chat_template = template
     with pytest.raises(ModelError, match=rule):
         encode_reply(tiny, {"role": "user", "content": "84"}, after_stop_token=True)
