@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line's parser; imports nothing slow."""
     command = argparse.ArgumentParser(
         prog="python -m grpo_actors.convert",
-        description="Make a folder that mlx-lm and transformers load, compare it with its source, and sample one answer.",
+        description="Make a folder that mlx-lm and transformers load, compare it with its source, and sample an answer.",
     )
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument(
