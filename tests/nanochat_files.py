@@ -1,4 +1,4 @@
-"""Writes tiny nanochat checkpoints, all three files, without torch; tiktoken itself pickles the tokenizer."""
+"""Write tiny nanochat checkpoints, all three files, without torch; tiktoken itself pickles the tokenizer."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Measures how fast the parts of a run are on this machine: ``python -m grpo_actors.bench PART``.
+"""Measure how fast the parts of a run are on this machine: ``python -m grpo_actors.bench PART``.
 
 Every claim of speed comes from here. Each part (`rollout`, `learner`, `publication`, `end_to_end`, `startup`) runs
 the code of a real run on work of a known size. After warm-up rounds that do not count it measures several rounds,

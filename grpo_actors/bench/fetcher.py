@@ -1,4 +1,4 @@
-"""The weights part of a worker process: loads the policy, then fetches and adopts a version for each order.
+"""The weights part of a worker process: load the policy, then fetch and adopt a version for each order.
 
 `publication` times the versions. `startup` times the loading up to the hello, so sockets are imported after it.
 """

@@ -1,4 +1,4 @@
-"""Starts a real run with launch.py, as a user does, and reads its records. Does not load MLX."""
+"""Start a real run with launch.py, as a user does, and read its records. Loads no MLX."""
 
 import os
 import signal

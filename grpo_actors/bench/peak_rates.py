@@ -1,4 +1,4 @@
-"""Measures this machine's best rates: bytes copied and products computed a second, as far as MLX reaches them.
+"""Measure this machine's best rates: bytes copied and products computed a second, as far as MLX reaches them.
 
 The rates serve as bounds, so the best of several rounds counts, not the median. Everything runs on one device;
 copies of host memory use one thread.

@@ -1,4 +1,4 @@
-"""Makes a model folder of a well-known architecture with random weights: as fast as the real one, without a download.
+"""Make a model folder of a well-known architecture with random weights: as fast as the real one, without a download.
 
 The tokenizer is that of the embedded model; all its ids are below the architecture's vocabulary size. Random weights
 rarely produce the end token, so completions run to their limit.

@@ -1,4 +1,4 @@
-"""Samples a workload once a round, with our sampler or with mlx-lm's.
+"""Sample a workload once a round, with our sampler or with mlx-lm's.
 
 `rollout` uses `Sampling` in its own process, or runs this module in several processes.
 """

@@ -1,1 +1,1 @@
-"""Converts models of other formats into model folders that mlx-lm loads."""
+"""Convert models of other formats into model folders that mlx-lm loads."""

@@ -1,4 +1,4 @@
-"""Compares a written folder with its source by the log-probs of one fixed text.
+"""Compare a written folder with its source by the log-probs of one fixed text.
 
 Both models compute in float32, independent of the type their weights are stored in, so that only the weights can
 differ: equal weights give exactly 0, differently rounded weights a small number.

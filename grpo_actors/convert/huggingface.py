@@ -1,4 +1,4 @@
-"""Converts a Hugging Face folder or hub id: casts and quantises the weights, and writes them with the tokenizer.
+"""Convert a Hugging Face folder or hub id: cast and quantise the weights, and write them with the tokenizer.
 
 mlx-lm does the work; cases that it cannot handle are refused here before anything is written. Covers the language
 models that mlx-lm supports; `vision` converts models that also take images.

@@ -1,4 +1,4 @@
-"""Tries a finished model folder: loads it and samples one answer.
+"""Try a finished model folder: load it and sample one answer.
 
 This happens once after a conversion, with the same mlx-lm and transformers that training will use.
 """

@@ -1,4 +1,4 @@
-"""Converts models that take images, with mlx-vlm and all their parts.
+"""Convert models that take images, with mlx-vlm and all their parts.
 
 Training uses only the language part of such a folder: mlx-lm loads it and ignores the rest, for the model families
 that it supports.

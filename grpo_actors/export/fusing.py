@@ -1,4 +1,4 @@
-"""Loads a trained policy without an adapter: the checkpoint's full weights, or its base with the adapter merged in.
+"""Load a trained policy without an adapter: the checkpoint's full weights, or its base with the adapter merged in.
 
 The merge is permanent, in the base's own type. `policy.adapter.fused` is a worker's temporary merge for one batch.
 """

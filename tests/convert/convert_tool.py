@@ -1,4 +1,4 @@
-"""Runs the conversion tool as its command line does."""
+"""Run the conversion tool as its command line does."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Converts nanochat checkpoints into model folders; the only package that knows nanochat's files.
+"""Convert nanochat checkpoints into model folders; the only package that knows nanochat's files.
 
 `nanochat_folder` combines the parts:
 

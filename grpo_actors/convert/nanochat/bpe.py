@@ -1,4 +1,4 @@
-"""Builds tokenizer.json from a tiktoken encoding, and checks that both give the same ids.
+"""Build tokenizer.json from a tiktoken encoding, and check that both give the same ids.
 
 tiktoken is the reference: the new tokenizer is compared with it on texts of every kind before it is written, so
 that no other module depends on where the tokenizer came from.

@@ -1,4 +1,4 @@
-"""Reads tokenizer.pkl, a pickled ``tiktoken.Encoding``, without running any code in it.
+"""Read tokenizer.pkl, a pickled ``tiktoken.Encoding``, without running any code in it.
 
 tiktoken pickles an encoding as its class and a dictionary of four plain values; a stand-in for the class keeps the
 dictionary.

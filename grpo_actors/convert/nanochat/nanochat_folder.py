@@ -1,4 +1,4 @@
-"""Writes the files of a model folder from a nanochat checkpoint.
+"""Write the files of a model folder from a nanochat checkpoint.
 
 Combines the other modules of this package. The caller decides where the folder lies and what happens to a
 half-written one.

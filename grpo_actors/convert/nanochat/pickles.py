@@ -1,4 +1,4 @@
-"""Loads pickles as data: they run no code of their own, and of this program only what the caller passes in."""
+"""Load pickles as data: they run no code of their own, and of this program only what the caller passes in."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Finds the files of a checkpoint and reads the model's sizes from its meta file.
+"""Find the files of a checkpoint and read the model's sizes from its meta file.
 
 Opens neither weights nor tokenizer. It looks where the hub and nanochat itself put the files:
 

@@ -1,4 +1,4 @@
-"""Reads a file of ``torch.save`` that holds a dictionary of tensors, without torch.
+"""Read a file of ``torch.save`` that holds a dictionary of tensors, without torch.
 
 The file is a zip: ``data.pkl`` has names, shapes and the numbers of storages, ``data/N`` the raw bytes of storage N.
 Only float tensors in row-major order are supported; any other object in the pickle is refused.
