@@ -29,7 +29,7 @@ _COMMON = {
     "tie_word_embeddings": False,
 }
 _OWN: dict[str, dict[str, Any]] = {
-    # Every second layer sees 8 tokens back, less than the prompts are long.
+    # Every second layer sees 8 tokens back, fewer than a prompt has.
     "gemma3_text": {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8},
     "phi3": {"rope_scaling": None, "original_max_position_embeddings": 512},
     "smollm3": {"no_rope_layers": [1, 0]},
@@ -94,15 +94,15 @@ _OWN: dict[str, dict[str, Any]] = {
 
 
 def random_policy(family: str, *, seed: int = 0, **changes: Any) -> Policy:
-    """A policy of mlx-lm's module `family` with random weights; every token but `STOP` runs on."""
+    """Build a policy of mlx-lm's module `family` with random weights; only `STOP` ends a completion."""
     config = {"model_type": family, **_COMMON, **_OWN.get(family, {}), **changes}
     module = importlib.import_module(f"mlx_lm.models.{family}")
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(config))
     sanitize = getattr(model, "sanitize", None)
-    if sanitize is not None:  # where gemma3 finds out that its embeddings are tied
+    if sanitize is not None:  # here gemma3 detects that its embeddings are tied
         sanitize({} if config["tie_word_embeddings"] else dict(tree_flatten(model.parameters())))
-    # Weights as drawn give almost uniform logits; larger ones make a distribution with a shape.
+    # The initial weights give almost uniform logits; larger ones give a distribution with a shape.
     model.update(
         tree_map_with_path(
             lambda name, w: 3 * w if name.endswith("weight") and w.ndim == 2 else w, model.parameters()

@@ -1,4 +1,4 @@
-"""Tiny nanochat checkpoints, all three files, made without torch; the tokenizer is pickled by tiktoken itself."""
+"""Write tiny nanochat checkpoints, all three files, without torch; tiktoken itself pickles the tokenizer."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ import tiktoken
 
 LAYERS, HEADS, KV_HEADS, HIDDEN, CONTEXT = 2, 4, 2, 32, 256
 
-#: nanochat's own, with digits in twos.
+#: nanochat's own pattern, with digits in pairs.
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -23,7 +23,7 @@ SPECIAL = (
     *("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"),
     *("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"),
 )
-#: In the order in which they would be learnt. "ab" and "bc" compete for "abc", and "23" wins where a split allows it.
+#: In the order of their merges. "ab" and "bc" compete for "abc", and "23" wins where the split allows it.
 MERGED = (
     *("th", "he", "the", " the", " t", "in", "ing", "er", "ab", "bc", "abc", "aa", "aaaa"),
     *(
@@ -58,7 +58,7 @@ VOCAB = 256 + len(MERGED) + len(SPECIAL)
 
 
 def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
-    """float32, by nanochat's names. No matrix is zero, and logits are large enough for the soft cap to bend them."""
+    """Return float32 weights by nanochat's names: no matrix is zero, and the soft cap changes the largest logits."""
     rng = np.random.default_rng(seed)
     kv = HIDDEN // HEADS * KV_HEADS
     layer = {
@@ -79,7 +79,7 @@ def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
 
 @dataclass
 class Tiny:
-    """What to write. `kinds` gives torch's storage class by a tensor's name; float32 otherwise."""
+    """The content of a checkpoint. `kinds` maps a tensor's name to torch's storage class; the default is float32."""
 
     weights: dict[str, np.ndarray] = field(default_factory=random_weights)
     kinds: dict[str, str] = field(default_factory=dict)
@@ -109,7 +109,7 @@ def write(folder: Path, tiny: Tiny) -> Path:
 
 
 def write_torch(path: Path, weights: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> None:
-    """A state dictionary: an ordered one with versions of the modules as an attribute."""
+    """Write a state dictionary: an OrderedDict with the versions of the modules as an attribute."""
     names = list(weights)
     items = b"".join(
         text(name) + tensor(str(key), kinds.get(name, "FloatStorage"), weights[name].shape)
@@ -155,7 +155,7 @@ def tensor(
     offset: int = 0,
     length: int | None = None,
 ) -> bytes:
-    """The opcodes of one tensor; its storage has `length` numbers, or as many as the tensor."""
+    """Return the opcodes of one tensor; its storage has `length` numbers, by default as many as the tensor."""
     if length is None:
         length = int(np.prod(shape))
     if strides is None:
@@ -170,7 +170,7 @@ def tensor(
 
 
 def stored(array: np.ndarray, kind: str) -> bytes:
-    if kind == "BFloat16Storage":  # float32's upper half
+    if kind == "BFloat16Storage":  # the upper half of float32
         return (array.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
     return array.astype("<f2" if kind == "HalfStorage" else "<f4").tobytes()
 

@@ -1,7 +1,7 @@
-"""How fast the parts of a run are on this machine: ``python -m grpo_actors.bench PART``.
+"""Measure how fast the parts of a run are on this machine: ``python -m grpo_actors.bench PART``.
 
-The one place that every claim of speed comes from. Each part (`rollout`, `learner`, `publication`, `end_to_end`,
-`startup`) runs what a real run runs, on work of a known size, several rounds after some that do not count, and
-tells medians and spread beside a floor: what the same work would take if this machine's memory or its matrix
-products were all that it waits for (`machine` measures both, `floors` has the arithmetic).
+Every claim of speed comes from here. Each part (`rollout`, `learner`, `publication`, `end_to_end`, `startup`) runs
+the code of a real run on work of a known size. After warm-up rounds that do not count it measures several rounds,
+and reports median and spread next to a floor: the time of the same work if memory bandwidth or matrix products were
+the only limit (`peak_rates` measures both rates, `floors` has the arithmetic).
 """

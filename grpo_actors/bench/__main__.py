@@ -1,4 +1,4 @@
-"""The command line of the bench. Everything heavy is imported after the arguments are parsed."""
+"""The bench's command line. Slow imports happen after the arguments are parsed."""
 
 import argparse
 import contextlib
@@ -8,38 +8,46 @@ from dataclasses import asdict
 
 from grpo_actors.process import run_command
 
-#: Part -> (its module, what it measures).
+#: Part -> (its module, its help text).
 PARTS = {
     "rollout": ("rollout", "sampling: tokens/s, milliseconds a step"),
     "learner": ("learner", "an update: seconds, tokens/s, peak memory"),
-    "weights": ("publication", "a new version, from the learner until worker processes hold it"),
-    "end-to-end": ("end_to_end", "a whole run: seconds an update, and who waits for whom"),
-    "startup": ("startup", "until a run, its first update and a worker are there"),
+    "weights": ("publication", "a weights version: time from the learner until the worker processes hold it"),
+    "end-to-end": ("end_to_end", "a whole run: seconds an update, and which actor waits how long"),
+    "startup": ("startup", "start-up: time to the command line, the first update and a ready worker"),
 }
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; counts are checked by `Options`."""
+    """Return the command line's parser; `Options` checks the counts."""
     command = argparse.ArgumentParser(
         prog="python -m grpo_actors.bench",
-        description="Measure how fast the parts of a run are on this machine, and how far from its limits.",
+        description="Measure how fast the parts of a run are on this machine, and how close to its limits.",
     )
     parts = command.add_subparsers(dest="part", required=True, metavar="PART")
     each = {name: parts.add_parser(name, help=text, description=text) for name, (_, text) in PARTS.items()}
     for part in each.values():
         _add_common(part)
-    ragged = "completions of unlike, log-normal lengths, and prompts of unlike lengths"
+    ragged = "vary the lengths: log-normal for completions, half to all of the tokens for prompts"
     each["rollout"].add_argument("--ragged", action="store_true", help=ragged)
     each["learner"].add_argument("--ragged", action="store_true", help=ragged)
     rollout = each["rollout"].add_argument
-    rollout("--places", type=int, metavar="N", help="completions side by side (default: all)")
-    rollout("--processes", type=int, default=1, metavar="N", help="so many at once; their rates are added")
-    rollout("--against", choices=["mlx-lm"], help="sample with mlx-lm's BatchGenerator, in turn with ours")
+    rollout("--places", type=int, metavar="N", help="completions decoded at the same time (default: all)")
+    rollout(
+        "--processes", type=int, default=1, metavar="N", help="processes at the same time; their rates add up"
+    )
+    rollout(
+        "--against", choices=["mlx-lm"], help="also sample with mlx-lm's BatchGenerator, in alternate rounds"
+    )
     weights = each["weights"].add_argument
     weights("--fetchers", type=int, default=1, metavar="N", help="worker processes (default: 1)")
-    weights("--chunks", action="store_true", help="over the socket, as on another host")
+    weights("--chunks", action="store_true", help="send versions over the socket, as to another host")
     each["end-to-end"].add_argument(
-        "--warmup", type=int, default=2, metavar="N", help="updates that do not count (default: 2)"
+        "--warmup",
+        type=int,
+        default=2,
+        metavar="N",
+        help="updates before the measured ones (default: 2)",
     )
     return command
 
@@ -49,22 +57,22 @@ def _add_common(part: argparse.ArgumentParser) -> None:
     model = part.add_mutually_exclusive_group()
     model.add_argument("--model", default="tiny", metavar="NAME_OR_PATH", help="as model.model_name")
     model.add_argument(
-        "--random", metavar="NAME", help="random weights of this architecture, as qwen2.5-0.5b"
+        "--random", metavar="NAME", help="random weights of this architecture, for example qwen2.5-0.5b"
     )
-    add("--keep", metavar="DIR", help="with --random: where the model stays, and is found again")
+    add("--keep", metavar="DIR", help="with --random: folder to keep the model in, for later calls too")
     add("--dtype", default="auto", help="as model.dtype")
     add("--prompt-tokens", type=int, metavar="N", help="tokens of a prompt (default: 64)")
     add("--tokens", type=int, default=64, metavar="N", help="tokens of a completion (default: 64)")
     add("--groups", type=int, default=8, metavar="N", help="groups in a batch (default: 8)")
     add("--generations", type=int, default=8, metavar="N", help="completions of a group (default: 8)")
-    add("--rounds", type=int, default=5, metavar="N", help="rounds that count (default: 5)")
+    add("--rounds", type=int, default=5, metavar="N", help="measured rounds (default: 5)")
     add(
         "--set",
         action="append",
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="any other setting, as launch.py takes it; repeatable",
+        help="any other setting, in launch.py's form; repeatable",
     )
     add("--json", action="store_true", help="print JSON")
 
@@ -90,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _model(name: str, architecture: str | None, dtype: str, keep: str | None) -> Iterator[str]:
-    """What model.model_name shall be."""
+    """Yield the value for model.model_name; makes the random model if an architecture is given."""
     if architecture is None:
         yield name
         return

@@ -1,7 +1,7 @@
-"""A process beside the bench, told what to do over pipes, a JSON object a line each way.
+"""A process that the bench controls over pipes, with one JSON object a line in each direction.
 
-What it says first is its hello: by then it has loaded all it needs and is warm. Several that are told at
-once begin at once. It ends when the pipe to it closes, however the bench has ended.
+Its first line is a hello: the process has then loaded everything and is warm. Processes that get their orders at
+the same time start at the same time. A process ends when the pipe to it closes, however the bench itself ended.
 """
 
 import json
@@ -18,11 +18,17 @@ from grpo_actors.supervisor.machine import Machine, equal_share
 Answer = dict[str, Any]
 
 
-class Companion:
-    """The bench's end."""
+class BenchProcess:
+    """One process, as the bench sees it."""
 
     def __init__(self, module: str, *arguments: str, processes: int) -> None:
-        """Start ``python -m MODULE ARGUMENTS…`` with its share of a machine on which so many processes compute."""
+        """Start ``python -m MODULE ARGUMENTS…``.
+
+        Args:
+            module: The module to run.
+            arguments: Its arguments.
+            processes: Number of processes that compute at the same time; this one gets an equal share of the machine.
+        """
         self._module = module
         share = equal_share(Machine.here(asks_gpu=False), processes)
         self._process = subprocess.Popen(
@@ -34,7 +40,7 @@ class Companion:
         )
 
     def send(self, order: Mapping[str, Any]) -> None:
-        """Have it begin; does not wait."""
+        """Send an order; does not wait for the answer."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
@@ -43,10 +49,10 @@ class Companion:
             raise self._gone() from None
 
     def answer(self) -> Answer:
-        """Wait for its hello, or for the answer to an order.
+        """Wait for the hello or for the answer to an order.
 
         Raises:
-            RunError: it has ended instead; what it said of that is on standard error.
+            RunError: the process has ended instead; its own message is on standard error.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -59,7 +65,7 @@ class Companion:
         return RunError(f"{self._module}: a process of the bench {how_it_ended(self._process.wait())}")
 
     def close(self) -> None:
-        """Let it end, and wait until it has."""
+        """Close the pipe and wait until the process has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -73,19 +79,19 @@ class Companion:
         self.close()
 
 
-def all_answers(companions: Sequence[Companion], order: Mapping[str, Any]) -> list[Answer]:
-    """Have all of them do the same at once."""
-    for companion in companions:
-        companion.send(order)
-    return [companion.answer() for companion in companions]
+def ask_all(processes: Sequence[BenchProcess], order: Mapping[str, Any]) -> list[Answer]:
+    """Send the same order to all processes at the same time, and wait for their answers."""
+    for process in processes:
+        process.send(order)
+    return [process.answer() for process in processes]
 
 
-def say(answer: Mapping[str, Any]) -> None:
-    """In the companion itself: its hello, or the answer to an order."""
+def reply(answer: Mapping[str, Any]) -> None:
+    """Send the hello or an answer; called in the process itself."""
     print(json.dumps(answer), flush=True)
 
 
-def obey(act: Callable[[Answer], Mapping[str, Any]]) -> None:
-    """In the companion itself: do what each line of standard input says, until there is no more."""
+def serve(act: Callable[[Answer], Mapping[str, Any]]) -> None:
+    """Answer each order on standard input with `act`, until the pipe closes; called in the process itself."""
     for line in sys.stdin:
-        say(act(json.loads(line)))
+        reply(act(json.loads(line)))

@@ -1,7 +1,7 @@
-"""Part ``end-to-end``: a real run of some updates, read from its own records.
+"""Part ``end-to-end``: a real run of a few updates, measured by the run's own records.
 
-By default the run is one of the arithmetic task. With a random model or ``--prompt-tokens``, its prompts are
-chats of exactly so many tokens, and a reward of its own gives every group a signal.
+The default task is arithmetic. With a random model or ``--prompt-tokens``, the prompts are chats of exactly that
+many tokens, and a reward function written for this run gives every group a learning signal.
 """
 
 import json
@@ -16,14 +16,14 @@ from grpo_actors.bench.options import PROMPT_TOKENS, Options, config_of
 from grpo_actors.errors import ConfigError
 from grpo_actors.observe.records import Record
 
-#: Of a chat in the embedded model's template, beside its text: the user's turn, its end, the assistant's turn.
+#: Tokens that the embedded model's template adds to a text: start of the user turn, its end, start of the answer.
 TEMPLATE_TOKENS = 3
 PROBLEMS = 512
 REWARD = """def alternating(completions, **columns):
     return [float(i % 2) for i in range(len(completions))]
 """
 
-#: Row of the table -> what it is in a record of an update; None or absent: not measured.
+#: Row of the table -> its value in a record of an update; None or absent if not measured.
 ROWS: dict[str, Callable[[Record], float | None]] = {
     "update s": lambda record: record["update_s"],
     "rollout tokens/s": lambda record: record["rollout_tokens_per_s"],
@@ -38,7 +38,7 @@ ROWS: dict[str, Callable[[Record], float | None]] = {
 
 
 def measure(options: Options, model_name: str) -> list[Figure]:
-    """The figures of this part; a round is an update."""
+    """Measure this part; a round is an update."""
     settings = [
         f"max_updates={options.warmup + options.rounds}",
         "eval_every_updates=0",
@@ -57,17 +57,17 @@ def measure(options: Options, model_name: str) -> list[Figure]:
 
 
 def figures(records: Sequence[Record]) -> list[Figure]:
-    """Rows of the table, of the updates that count."""
-    told = {row: [read(record) for record in records] for row, read in ROWS.items()}
+    """Return the rows of the table from the records of the measured updates."""
+    columns = {row: [read(record) for record in records] for row, read in ROWS.items()}
     return [
         Figure(row, [value for value in values if value is not None])
-        for row, values in told.items()
+        for row, values in columns.items()
         if None not in values
     ]
 
 
 def write_problems(path: Path, tokens: int) -> None:
-    """Chats of exactly `tokens` tokens for the embedded tokenizer, to which a digit is one."""
+    """Write chats of exactly `tokens` tokens; in the embedded tokenizer a digit is one token."""
     digits = tokens - TEMPLATE_TOKENS
     if digits < 1:
         raise ConfigError(f"--prompt-tokens: must be at least {TEMPLATE_TOKENS + 1} here, got {tokens}")

@@ -1,6 +1,6 @@
-"""A worker process as far as weights go: it loads the policy, then fetches and adopts a version when told to.
+"""The weights part of a worker process: load the policy, then fetch and adopt a version for each order.
 
-`publication` times the versions, `startup` the loading up to the hello: sockets are imported after it.
+`publication` times the versions. `startup` times the loading up to the hello, so sockets are imported after it.
 """
 
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from grpo_actors.bench.companion import obey, say
+from grpo_actors.bench.companion import reply, serve
 from grpo_actors.bench.policies import rollout_policy
 from grpo_actors.config import Config
 from grpo_actors.policy.model import Policy
@@ -17,7 +17,7 @@ from grpo_actors.process import bound_memory, run_command
 
 
 def adopt_versions(policy: Policy) -> None:
-    """Whenever an order comes, take the newest version of its `endpoint`, all of it; the answer is its number."""
+    """For each order, fetch and adopt the newest version from the order's `endpoint`; the answer is its number."""
     from grpo_actors.rollout.joining import fetch_weights  # noqa: PLC0415
     from grpo_actors.transport.sockets import zmq_context  # noqa: PLC0415
     from grpo_actors.transport.weights import WeightsClient  # noqa: PLC0415
@@ -38,14 +38,14 @@ def adopt_versions(policy: Policy) -> None:
             mx.eval(policy.model.parameters())
             return {"version": version}
 
-        obey(adopt)
+        serve(adopt)
 
 
 def main() -> int:
-    """The process; its argument is the settings as JSON."""
+    """Run the process; its argument is the settings as JSON."""
     bound_memory()
     policy = rollout_policy(Config.model_validate_json(sys.argv[1]))
-    say({"loaded": policy.name})
+    reply({"loaded": policy.name})
     adopt_versions(policy)
     return 0
 

@@ -1,4 +1,4 @@
-"""What was measured, and how it is shown: one table, or the same as JSON. Knows no MLX."""
+"""Measured figures, and their output as a table or as JSON. Does not use MLX."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,37 +14,37 @@ COLUMNS = ("what", "median", "min–max", "floor", "× floor")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One row: a quantity with its unit, measured once a round."""
+    """One row of the table: a quantity with its unit, measured once a round."""
 
     what: str
     values: Sequence[float]
-    #: The best that this machine could do, in the same unit; None: there is no such bound.
+    #: Best possible value on this machine, in the same unit; None if there is no such bound.
     floor: float | None = None
-    #: More is better.
+    #: Whether larger values are better.
     is_rate: bool = False
 
     @property
     def median(self) -> float:
-        """Of the rounds."""
+        """Median of the rounds."""
         return median(self.values)
 
     @property
     def times_floor(self) -> float | None:
-        """So many times the floor's time is taken: 1 is the best, for rates too."""
+        """Time taken divided by the floor's time, for rates too: 1 is the best."""
         if self.floor is None:
             return None
         return self.floor / self.median if self.is_rate else self.median / self.floor
 
 
 def as_table(figures: Sequence[Figure], machine: Mapping[str, Any]) -> str:
-    """The machine in one line, then a line for each figure."""
+    """Return the machine in one line, then one line for each figure."""
     described = ", ".join(f"{name} {value}" for name, value in machine.items())
     return "\n".join([described, *aligned([COLUMNS, *(_cells(figure) for figure in figures)])])
 
 
 def as_json(figures: Sequence[Figure], machine: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
-    """One object: the machine, what was asked for, and each figure with all its rounds."""
-    told = {
+    """Return one JSON object: the machine, the command line's options, and each figure with all its rounds."""
+    rounds = {
         figure.what: {
             "median": figure.median,
             "min": min(figure.values),
@@ -59,7 +59,7 @@ def as_json(figures: Sequence[Figure], machine: Mapping[str, Any], parameters: M
         "version": __version__,
         "machine": dict(machine),
         "parameters": dict(parameters),
-        "figures": told,
+        "figures": rounds,
     }
     return json.dumps(document, indent=2, allow_nan=False)
 
@@ -77,5 +77,5 @@ def _cells(figure: Figure) -> tuple[str, ...]:
 
 
 def _number(value: float) -> str:
-    """Three digits that mean something, or all before the point."""
+    """Format with three significant digits; a number of four or more digits as a whole number."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

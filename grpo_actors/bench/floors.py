@@ -1,7 +1,7 @@
-"""The time below which a piece of work can not be done: bytes over bandwidth, products over their rate.
+"""Lower bounds on the time of a piece of work: bytes over bandwidth, products over their rate.
 
-Knows sizes and rates; refuses to know how anything is computed. Each floor is that of a plain dense pass
-over every token; a mixture of experts, of which a token sees a few, may stay below it.
+Depends on sizes and rates only, not on how anything is computed. Each floor is that of a plain dense pass over every
+token; a mixture of experts, where a token uses only some of the experts, may take less.
 """
 
 from collections.abc import Sequence
@@ -11,37 +11,37 @@ from math import ceil
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a machine does at best."""
+    """The best rates of a machine."""
 
-    #: Read and written bytes both counted.
+    #: Rate of a copy; read and written bytes both count.
     copy_bytes_per_s: float
-    #: Of a large product in the model's type.
+    #: Rate of a large matrix product in the model's type.
     flops_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """A model as far as floors need it."""
+    """The sizes of a model that floors depend on."""
 
-    #: Read at every step of decoding.
+    #: Bytes of weights that every decoding step reads.
     weight_bytes: int
-    #: Parameters of matrices that a token is multiplied with: the output head among them, a mere look-up not.
+    #: Parameters of the matrices that multiply a token: including the output head, without an embedding look-up.
     multiplying: int
-    #: Keys and values of one token, in all layers.
+    #: Bytes of keys and values of one token, in all layers.
     cache_bytes: int
-    #: Layers × heads × size of a head; 0: its configuration does not tell.
+    #: Layers × heads × size of a head; 0 if the model's configuration does not state them.
     attention_width: int
-    #: Of its floats.
+    #: Name of the type of its floats.
     dtype: str
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutFloor:
-    """Seconds of one batch of completions."""
+    """Lower bounds for one batch of completions."""
 
     prefill_s: float
     decode_s: float
-    #: Fewest steps in which the completions fit their places.
+    #: Fewest decoding steps in which the batch's rows can produce all completions.
     steps: int
 
 
@@ -52,14 +52,17 @@ def rollout_floor(
     completions: Sequence[Sequence[int]],
     places: int,
 ) -> RolloutFloor:
-    """Each prompt runs through the model once; each step reads the weights once, and each row its own past.
+    """Return the floor of sampling a batch.
+
+    Each prompt passes through the model once. Each step reads the weights once, and the past keys and values of each
+    row once.
 
     Args:
-        size: Of the model.
-        rates: Of the machine.
-        prompts: P lengths, in tokens.
-        completions: P lists of lengths, of the completions of each prompt.
-        places: Completions decoded side by side, at most.
+        size: Sizes of the model.
+        rates: Rates of the machine.
+        prompts: Lengths of the P prompts, in tokens.
+        completions: For each of the P prompts, the lengths of its completions.
+        places: Most completions decoded at the same time.
     """
     lengths = [length for group in completions for length in group]
     tokens = sum(lengths)
@@ -81,16 +84,16 @@ def rollout_floor(
 
 
 def update_floor_s(size: ModelSize, rates: Rates, sequences: Sequence[int], *, adapter: bool) -> float:
-    """One pass forward and one backward over whole sequences, prompts included in each.
+    """Return the floor of one forward and one backward pass over whole sequences, each with its prompt.
 
-    Backward costs twice forward: the gradients of inputs and of weights. A frozen matrix under an adapter has
-    none of its own: 4 instead of 6 operations a parameter and token. Attention has inputs only, and costs 3 times
-    forward either way.
+    The backward pass costs twice the forward pass: gradients of inputs and of weights. A frozen matrix under an
+    adapter needs no gradient of its weights, so it costs 4 instead of 6 operations a parameter and token. Attention
+    has no weights: both passes together always cost 3 times its forward pass.
 
     Args:
-        size: Of the model.
-        rates: Of the machine.
-        sequences: Lengths in tokens, prompt and completion.
+        size: Sizes of the model.
+        rates: Rates of the machine.
+        sequences: Lengths of prompt plus completion, in tokens.
         adapter: Whether only an adapter trains.
     """
     factor = 4 if adapter else 6
@@ -99,11 +102,14 @@ def update_floor_s(size: ModelSize, rates: Rates, sequences: Sequence[int], *, a
 
 
 def publication_floor_s(size_bytes: int, copy_bytes_per_s: float, fetchers: int, *, chunks: bool) -> float:
-    """Copies of a version: one out of the learner, one into each worker, two more where a socket lies between."""
+    """Return the floor of copying a version: once out of the learner and once into each worker.
+
+    Over a socket each worker costs two more copies.
+    """
     copies = 1 + (3 if chunks else 1) * fetchers
     return copies * 2 * size_bytes / copy_bytes_per_s
 
 
 def _causal(size: ModelSize, length: int) -> int:
-    """Operations of attention over a whole sequence, forward: each token sees half of it on average."""
+    """Return the operations of attention in a forward pass: each token attends to half of the sequence on average."""
     return 2 * size.attention_width * length**2

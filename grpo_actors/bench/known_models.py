@@ -1,4 +1,4 @@
-"""Well-known architectures, as the config.json of each has them: what ``--random NAME`` fills with random weights."""
+"""Well-known architectures with the values of their config.json; ``--random NAME`` gives one random weights."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""A real run under the bench's eyes: launch.py as a user starts it, and the records that it writes. Loads no MLX."""
+"""Start a real run with launch.py, as a user does, and read its records. Loads no MLX."""
 
 import os
 import signal
@@ -15,17 +15,17 @@ from grpo_actors.errors import RunError
 from grpo_actors.observe.records import Record, decode
 from grpo_actors.rundir.folder import METRICS_FILE
 
-#: The program; beside the package, as the shipped configurations are.
+#: The program; it lies next to the package, like the shipped configurations.
 LAUNCH = SHIPPED_CONFIGS.parent / "launch.py"
-#: Between two looks at the records. Their own times are what counts.
+#: Seconds between two reads of the records; figures use the times in the records, not this interval.
 POLL_S = 0.02
 
 
 class Launched:
-    """One run in a folder of its own; ended when the block is left."""
+    """One run in its own folder; leaving the block stops it."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        """Start it. Its output goes to a file, so that a progress display costs nothing."""
+        """Start the run. Its output goes to a file, so that a progress display costs nothing."""
         if not LAUNCH.is_file():
             raise RunError(
                 f"{LAUNCH}: not found; this part needs a clone of the project, not only the package"
@@ -34,10 +34,10 @@ class Launched:
         run = config.run.model_copy(update={"output_dir": str(self.run_dir)})
         saved = folder / "config.json"
         saved.write_text(config.model_copy(update={"run": run}).model_dump_json())
-        self._said = folder / "said.txt"
-        #: Unix seconds, as records have them.
+        self._output = folder / "output.txt"
+        #: Unix seconds, as in records.
         self.started_at = time.time()
-        with self._said.open("wb") as file:
+        with self._output.open("wb") as file:
             self._process = subprocess.Popen(
                 [sys.executable, str(LAUNCH), "--config", str(saved)],
                 cwd=folder,
@@ -48,17 +48,17 @@ class Launched:
             )
 
     def records(self, topic: str) -> list[Record]:
-        """Those told so far, in order."""
+        """Return all records of a topic that the run has written so far, in order."""
         path = self.run_dir / METRICS_FILE
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        told = [decode(line) for line in lines if line.endswith(b"\n")]
-        return [record for record in told if record["topic"] == topic]
+        written = [decode(line) for line in lines if line.endswith(b"\n")]
+        return [record for record in written if record["topic"] == topic]
 
     def wait_for(self, topic: str, wanted: Callable[[Record], Any] = bool) -> Record:
-        """The first such record, once it is there.
+        """Wait for the first record of a topic that `wanted` accepts.
 
         Raises:
-            RunError: the run has ended without it.
+            RunError: the run has ended without such a record.
         """
         while True:
             ended = self._process.poll() is not None
@@ -66,29 +66,29 @@ class Launched:
                 if wanted(record):
                     return record
             if ended:
-                raise RunError(f"launch.py ended early: {self._last_words()}")
+                raise RunError(f"launch.py ended early: {self._last_line()}")
             time.sleep(POLL_S)
 
     def wait(self) -> None:
-        """Until it has done all its updates. `RunError`: it failed."""
+        """Wait until the run has done all its updates; raises RunError if it failed."""
         if self._process.wait():
-            raise RunError(f"launch.py failed: {self._last_words()}")
+            raise RunError(f"launch.py failed: {self._last_line()}")
 
-    def _last_words(self) -> str:
-        lines = self._said.read_text(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    def _last_line(self) -> str:
+        lines = self._output.read_text(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ask it to stop, if it has not; it writes a checkpoint first."""
+        """Stop the run if it still runs; it writes a checkpoint first."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         self._process.wait()
 
 
 def with_this_package() -> dict[str, str]:
-    """The environment of a process that shall find this package, whatever its working folder is."""
+    """Return an environment in which a process finds this package from any working folder."""
     paths = [str(SHIPPED_CONFIGS.parent), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

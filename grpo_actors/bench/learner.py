@@ -1,4 +1,4 @@
-"""Part ``learner``: seconds of an update, its tokens a second, its memory. Completions are random ids: no sampling."""
+"""Part ``learner``: seconds, tokens a second and memory of an update. Completions are random ids, not samples."""
 
 import time
 from math import log
@@ -18,8 +18,8 @@ from grpo_actors.tasks.task import Problem
 
 
 def measure(options: Options, model_name: str) -> list[Figure]:
-    """The figures of this part. An update of num_iterations passes is so many times the work."""
-    # A rate of 0: every round is the same update.
+    """Measure this part. An update of num_iterations passes counts as that many times the work."""
+    # With a learning rate of 0 every round is the same update.
     config = config_of(options, model_name, "learning_rate=0.0", "functions={correctness=1.0}")
     policy = load_policy(config.model, seed=config.run.seed)
     size = size_of(policy)
@@ -47,7 +47,7 @@ def measure(options: Options, model_name: str) -> list[Figure]:
 
 
 def sequence_lengths(work: Workload) -> list[int]:
-    """Tokens of each prompt with each of its completions: what a plain pass computes."""
+    """Return the length of each prompt plus completion, which is the work of a plain pass."""
     return [
         len(prompt) + length
         for prompt, group in zip(work.prompts, work.lengths, strict=True)
@@ -56,13 +56,13 @@ def sequence_lengths(work: Workload) -> list[int]:
 
 
 def sampled_groups(work: Workload, vocabulary: int) -> list[SampledGroup]:
-    """The workload as the learner gets it, with rewards that alternate: every completion has an advantage."""
+    """Build the workload's groups for the learner, with alternating rewards: every completion has an advantage."""
     keys = iter(range(sum(map(len, work.lengths))))
 
     def completion(length: int, reward: float) -> SampledCompletion:
         drawn = mx.random.randint(0, vocabulary, (length,), key=mx.random.key(next(keys)))
         tokens: list[int] = drawn.tolist()  # type: ignore[assignment]
-        # As if drawn from no preference at all, which random ids are.
+        # Random ids have the log-probs of a uniform distribution.
         logprobs = [-log(vocabulary)] * length
         return SampledCompletion(tokens, logprobs, [0] * length, True, "", {"correctness": reward})
 

@@ -1,4 +1,4 @@
-"""What the command line asks for, and the settings of a run that follow from it. Loads no MLX."""
+"""The options of the command line, and the run settings that follow from them. Does not load MLX."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from grpo_actors.config import Config, load_config
 from grpo_actors.config.names import leaf_of
 from grpo_actors.errors import ConfigError
 
-#: Tokens of a prompt, where nothing else is asked for.
+#: Tokens of a prompt if the option is not given.
 PROMPT_TOKENS = 64
-#: Counts that the command line takes -> the least that makes sense. One token has no step of decoding.
+#: Option -> its least value. A completion has at least two tokens: with one there is no decoding step.
 LEAST = {
     "prompt_tokens": 1,
     "tokens": 2,
@@ -25,34 +25,34 @@ LEAST = {
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line; a count that is None was not given."""
+    """The options of the command line; None means that a count was not given."""
 
     part: str
     model: str = "tiny"
-    #: A name in `known_models`, instead of `model`.
+    #: Name in `known_models`, instead of `model`.
     random: str | None = None
-    #: Where the folder of a random model stays.
+    #: Folder to keep a random model in.
     keep: str | None = None
     dtype: str = "auto"
     prompt_tokens: int | None = None
-    #: Of a completion.
+    #: Tokens of a completion.
     tokens: int = 64
     groups: int = 8
     #: Completions of a group.
     generations: int = 8
-    #: That count.
+    #: Measured rounds.
     rounds: int = 5
-    #: KEY=VALUE, as launch.py takes them.
+    #: KEY=VALUE, in launch.py's form.
     overrides: tuple[str, ...] = ()
     json: bool = False
     ragged: bool = False
     against: str | None = None
-    #: Completions side by side; None: all.
+    #: Completions decoded at the same time; None means all.
     places: int | None = None
     processes: int = 1
     fetchers: int = 1
     chunks: bool = False
-    #: Updates that do not count.
+    #: Updates before the measured ones.
     warmup: int = 2
 
     def __post_init__(self) -> None:
@@ -63,15 +63,15 @@ class Options:
 
 
 def config_of(options: Options, model_name: str, *settings: str) -> Config:
-    """The settings of a run of the size that is asked for.
+    """Return the settings of a run of the size in `options`.
 
     Args:
-        options: The command line.
-        model_name: As model.model_name.
-        settings: KEY=VALUE of the part; the user's own come after them.
+        options: The command line's options.
+        model_name: Value of model.model_name.
+        settings: KEY=VALUE of the part; the user's own settings come after them and override them.
 
     Raises:
-        ConfigError: a setting is unusable, or an update would not have the groups that are asked for.
+        ConfigError: a setting is unusable, or an update would not have ``--groups`` groups.
     """
     base = [
         f"model_name={model_name}",
@@ -98,7 +98,7 @@ def config_of(options: Options, model_name: str, *settings: str) -> Config:
 
 
 def shape_of(options: Options, config: Config) -> Shape:
-    """The batch that is asked for; what is set by hand of the settings wins."""
+    """Return the size of the batch; values that the user set with ``--set`` take precedence."""
     return Shape(
         options.groups,
         config.rollout.num_generations,
@@ -110,6 +110,6 @@ def shape_of(options: Options, config: Config) -> Shape:
 
 
 def _batch_size(options: Options) -> int:
-    """Groups in a micro-batch: the user's, or all."""
+    """Return the groups in a micro-batch: the user's setting, or all groups."""
     own = [text for text in options.overrides if leaf_of(text.partition("=")[0], "--set") == "batch_size"]
     return load_config(None, [f"batch_size={options.groups}", *own]).config.learner.batch_size

@@ -1,4 +1,4 @@
-"""The policies that are timed: as a worker loads them, their size, and with completions that end when they shall."""
+"""The measured policies: loaded as a worker loads them, with their sizes, and with completions of planned lengths."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -17,19 +17,19 @@ from grpo_actors.supervisor.memory_plan import read_tensors
 
 @dataclass(eq=False)
 class PlannedPolicy(Policy):
-    """A policy whose completions end at given lengths, whatever they say.
+    """A policy whose completions end at planned lengths, independent of their tokens.
 
-    The stop test is the one thing that sampling asks the host about each token; here it compares a length
-    instead of a token id. Lengths go out in the order in which completions show their first token.
+    The stop test is the only work that sampling does on the host for each token; here it compares a length instead
+    of a token id. Completions get the lengths in the order in which their first tokens appear.
     """
 
-    #: Of the completions to come.
+    #: Lengths of the completions to come.
     planned: deque[int] = field(default_factory=deque)
-    #: By the identity of the completion's list of tokens, which lives as long as it is asked about.
+    #: Planned length by the id of the completion's list of tokens, which exists until its last stop test.
     _ending: dict[int, int] = field(default_factory=dict)
 
     def ends(self, tokens: list[int], stop: Sequence[str]) -> bool:
-        """Whether the completion has the length that is meant for it."""
+        """Return whether the completion has its planned length."""
         del stop
         if len(tokens) == 1:
             self._ending[id(tokens)] = self.planned.popleft()
@@ -37,17 +37,17 @@ class PlannedPolicy(Policy):
 
 
 def planned(policy: Policy) -> PlannedPolicy:
-    """The same policy, for `plan` to be told to."""
+    """Return the same policy as a `PlannedPolicy`; `plan` sets its lengths."""
     return PlannedPolicy(**{each.name: getattr(policy, each.name) for each in fields(policy)})
 
 
 def plan(policy: PlannedPolicy, lengths: Iterable[int]) -> None:
-    """The next completions have these lengths."""
+    """Set the lengths of the next completions."""
     policy.planned = deque(lengths)
 
 
 def rollout_policy(config: Config) -> Policy:
-    """As a worker holds it."""
+    """Load the policy as a worker does, quantised if the settings say so."""
     policy = load_policy(config.model, seed=config.run.seed)
     if config.rollout.quantize_for_rollouts:
         policy.quantize(config.rollout.rollout_bits)
@@ -55,19 +55,22 @@ def rollout_policy(config: Config) -> Policy:
 
 
 def vocabulary(policy: Policy) -> int:
-    """Token ids that the model takes; its tokenizer may know fewer."""
+    """Return the number of token ids that the model accepts; its tokenizer may use fewer."""
     return int(policy.architecture.get("vocab_size") or len(policy.tokenizer.get_vocab()))
 
 
 def dtype_of(policy: Policy) -> mx.Dtype:
-    """Of what is multiplied, which a quantised matrix becomes first."""
+    """Return the type of the model's matrix products; a quantised matrix is unpacked to it first."""
     dtypes = [array.dtype for _, array in tree_flatten(policy.model.parameters())]
     dtype: mx.Dtype = next(dtype for dtype in dtypes if mx.issubdtype(dtype, mx.floating))
     return dtype
 
 
 def size_of(policy: Policy) -> ModelSize:
-    """What floors need of a loaded model; its files say how many parameters are packed in its integers."""
+    """Return the sizes of a loaded model for floors.
+
+    The parameter count comes from the model's files, because quantised weights pack several into one integer.
+    """
     arrays = tree_flatten(policy.model.parameters())
     looked_up = _is_looked_up(name for name, _ in arrays)
     tensors = read_tensors(policy.source, policy.architecture.get("quantization", {}))
@@ -83,7 +86,7 @@ def size_of(policy: Policy) -> ModelSize:
 
 
 def _is_looked_up(names: Iterable[str]) -> Any:
-    """Tells, by name, the embedding of a model that has an output head of its own."""
+    """Return a test by name for an embedding that is only looked up: the model has a separate output head."""
     untied = any("lm_head." in name for name in names)
     return lambda name: untied and "embed_tokens." in name
 
@@ -91,9 +94,9 @@ def _is_looked_up(names: Iterable[str]) -> Any:
 def _cache_bytes(model: Any) -> int:
     cache = make_prompt_cache(model)
     mx.eval(model(mx.array([[1]]), cache=cache))
-    held = (array for layer in cache for _, array in tree_flatten(layer.state))
-    # [1, heads, columns, size of a head]: room for many columns is made at once.
-    return sum(a.nbytes // a.shape[2] for a in held if isinstance(a, mx.array) and a.ndim == 4)
+    arrays = (array for layer in cache for _, array in tree_flatten(layer.state))
+    # [1, heads, columns, size of a head]: the cache allocates many columns at once.
+    return sum(a.nbytes // a.shape[2] for a in arrays if isinstance(a, mx.array) and a.ndim == 4)
 
 
 def _attention_width(architecture: dict[str, Any]) -> int:

@@ -1,7 +1,7 @@
-"""A model folder of a well-known architecture with random weights: as fast as the real one, and no download.
+"""Make a model folder of a well-known architecture with random weights: as fast as the real one, without a download.
 
-Its tokenizer is the embedded model's, whose ids are all below the architecture's vocabulary. Random weights
-seldom say the end token, so that completions run to their limit.
+The tokenizer is that of the embedded model; all its ids are below the architecture's vocabulary size. Random weights
+rarely produce the end token, so completions run to their limit.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 @contextlib.contextmanager
 def random_model(architecture: str, dtype: str, keep: str | None) -> Iterator[Path]:
-    """The folder, which is gone after the block unless it is kept.
+    """Make the folder, or find it in `keep`; without `keep` it is removed after the block.
 
     Args:
         architecture: A name in `KNOWN_MODELS`.
-        dtype: Of the weights; "auto": bfloat16, as all of these were published.
-        keep: A folder to be made, or one that an earlier call has made of the same architecture and type.
+        dtype: Type of the weights; "auto" means bfloat16, in which all of these models were published.
+        keep: A new folder, or one that an earlier call has made with the same architecture and type.
 
     Raises:
-        ModelError: an unknown name, or another thing lies in `keep`.
+        ModelError: the name is unknown, or `keep` holds something else.
     """
     if architecture not in KNOWN_MODELS:
         raise ModelError(f"--random: must be one of {', '.join(KNOWN_MODELS)}, got {architecture}")
@@ -53,26 +53,26 @@ def random_model(architecture: str, dtype: str, keep: str | None) -> Iterator[Pa
 
 
 def config_json(architecture: str, dtype: str) -> dict[str, Any]:
-    """The architecture's config.json, with the end token of the embedded tokenizer."""
+    """Return the architecture's config.json with the special token ids of the embedded tokenizer."""
     tiny = json.loads((TINY / "config.json").read_text())
     tokens = {name: tiny[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return {**KNOWN_MODELS[architecture], **tokens, "torch_dtype": dtype}
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
-    """mlx-lm's model of a config.json, with MLX's own random start; nothing is computed yet."""
+    """Build mlx-lm's model of a config.json with MLX's random initial weights; nothing is computed yet."""
     model_class, arguments_class = _get_classes(dict(config))
     model: nn.Module = model_class(arguments_class.from_dict(dict(config)))
     return model
 
 
 def parameter_count(model: nn.Module) -> int:
-    """From shapes alone."""
+    """Return the number of parameters from the shapes, without computing any."""
     return sum(array.size for _, array in tree_flatten(model.parameters()))
 
 
 def write_folder(folder: Path, config: Mapping[str, Any]) -> None:
-    """What `mlx_lm.load` reads. config.json comes last: a folder without it was not finished."""
+    """Write a folder for `mlx_lm.load`. config.json comes last: a folder without it is unfinished."""
     folder.mkdir(parents=True, exist_ok=True)
     mx.random.seed(0)
     model = build(config)
@@ -84,7 +84,7 @@ def write_folder(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _is_made(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether this very model lies there; else the folder must be empty or not there."""
+    """Return whether the folder holds this model; raises ModelError if it holds anything else."""
     written = folder / "config.json"
     if written.is_file() and json.loads(written.read_text()) == config:
         return True

@@ -1,6 +1,6 @@
-"""One process that samples a workload over and over, with our sampler or with mlx-lm's: `rollout` times one or several.
+"""Sample a workload once a round, with our sampler or with mlx-lm's.
 
-As a module it is one of several such processes.
+`rollout` uses `Sampling` in its own process, or runs this module in several processes.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.sample_utils import make_sampler
 
-from grpo_actors.bench.companion import obey, say
+from grpo_actors.bench.companion import reply, serve
 from grpo_actors.bench.policies import plan, planned, rollout_policy, size_of, vocabulary
 from grpo_actors.bench.workload import Shape, Workload, workload
 from grpo_actors.config import Config
@@ -28,26 +28,27 @@ OURS, MLX_LM = "ours", "mlx-lm"
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """All completions of a workload, once."""
+    """Measurements of one round: all completions of a workload, sampled once."""
 
-    #: Of all completions.
+    #: Tokens of all completions.
     tokens: int
     seconds: float
-    #: Until each place had its first token: the prompts, and one step.
+    #: Seconds until each row had its first token: the prompts and one step.
     first_s: float
+    #: Tokens of that first step.
     first_tokens: int
-    #: Of decoding, the first among them.
+    #: Decoding steps, including the first.
     steps: int
     peak_bytes: int
 
     @property
     def step_s(self) -> float:
-        """Of a step after the first; prompts whose turn comes later are in it."""
+        """Mean seconds of a step after the first, including prompts that start later."""
         return (self.seconds - self.first_s) / (self.steps - 1)
 
 
 class Sampling:
-    """One process's policy and workload."""
+    """The policy and the workload of one process."""
 
     def __init__(self, config: Config, shape: Shape) -> None:
         """Load the policy."""
@@ -59,8 +60,8 @@ class Sampling:
             longest = max(map(len, self.work.prompts)) + self.params.max_new_tokens
             self.params = replace(self.params, max_kv_tokens=shape.places * longest)
 
-    def round(self, whose: str) -> Round:
-        """Sample everything once."""
+    def round(self, kind: str) -> Round:
+        """Sample the whole workload once, with the sampler `kind`."""
         mx.reset_peak_memory()
         marks: list[tuple[float, int]] = []
         started_s = time.perf_counter()
@@ -68,7 +69,7 @@ class Sampling:
         def mark(tokens: int) -> None:
             marks.append((time.perf_counter(), tokens))
 
-        if whose == OURS:
+        if kind == OURS:
             plan(self.policy, (length for group in self.work.lengths for length in group))
             seeds = [[1000 * i + j for j in range(len(group))] for i, group in enumerate(self.work.lengths)]
             sample_groups(self.policy, self.work.prompts, seeds, self.params, on_step=mark)
@@ -82,7 +83,7 @@ class Sampling:
 
 
 def generate(model: Any, work: Workload, params: SamplingParams, mark: Callable[[int], None]) -> None:
-    """The same with mlx-lm's `BatchGenerator`: same places and lengths, temperature and filters."""
+    """Sample with mlx-lm's `BatchGenerator`: same number of rows, lengths, temperature and filters."""
     generator = BatchGenerator(
         model,
         sampler=make_sampler(
@@ -100,11 +101,11 @@ def generate(model: Any, work: Workload, params: SamplingParams, mark: Callable[
 
 
 def main() -> int:
-    """One of several processes: its arguments are the settings and the shape, both as JSON."""
+    """Run one of several processes; its arguments are the settings and the shape, both as JSON."""
     bound_memory()
     sampling = Sampling(Config.model_validate_json(sys.argv[1]), Shape(**json.loads(sys.argv[2])))
-    say(asdict(sampling.size))
-    obey(lambda order: asdict(sampling.round(order["kind"])))
+    reply(asdict(sampling.size))
+    serve(lambda order: asdict(sampling.round(order["kind"])))
     return 0
 
 

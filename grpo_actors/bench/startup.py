@@ -1,7 +1,7 @@
-"""Part ``startup``: how long until the command line answers, a run has its first update, a worker is ready.
+"""Part ``startup``: time until the command line answers, a run has its first update, and a worker is ready.
 
-A worker is ready when it is welcomed and holds the weights, of which its first beat tells; its floor is a
-process that loads the same model and does nothing else.
+A worker is ready when it has joined and holds the weights; its first beat shows this. The floor is a process that
+only loads the same model.
 """
 
 import signal
@@ -11,20 +11,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from grpo_actors.bench.companion import Companion
+from grpo_actors.bench.companion import BenchProcess
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.launched import LAUNCH, Launched, with_this_package
 from grpo_actors.bench.options import Options, config_of
 from grpo_actors.config import Config
 
-#: Attached to the run beside its own.
+#: Name of the worker that the bench attaches, in addition to the run's own workers.
 NAME = "bench"
 
 
 def measure(options: Options, model_name: str) -> list[Figure]:
-    """The figures of this part; each round is a run from its launch to an attached worker."""
+    """Measure this part; each round is a run from its launch to an attached worker."""
     config = config_of(options, model_name, "max_updates=1000000", "eval_every_updates=0", "save_steps=0")
-    helped, loaded, first_update, ready = [], [], [], []
+    help_s, loaded, first_update, ready = [], [], [], []
     for _ in range(options.rounds):
         with (
             tempfile.TemporaryDirectory(prefix="grpo-bench-") as folder,
@@ -32,11 +32,11 @@ def measure(options: Options, model_name: str) -> list[Figure]:
         ):
             first_update.append(run.wait_for("metrics")["time"] - run.started_at)
             ready.append(_worker_ready_s(run))
-        helped.append(_help_s())
+        help_s.append(_help_s())
         loaded.append(_load_s(config))
     load = Figure("model loaded in a fresh process s", loaded)
     return [
-        Figure("launch.py --help s", helped),
+        Figure("launch.py --help s", help_s),
         load,
         Figure("worker ready s", ready, load.median),
         Figure("launch to first update s", first_update),
@@ -44,7 +44,7 @@ def measure(options: Options, model_name: str) -> list[Figure]:
 
 
 def _worker_ready_s(run: Launched) -> float:
-    """From a worker's start to its first beat; the worker has left when this returns."""
+    """Measure the seconds from a worker's start to its first beat; the worker has ended when this returns."""
     started_at = time.time()
     command = ["-m", "grpo_actors.rollout", "--attach", str(run.run_dir), "--name", NAME]
     worker = subprocess.Popen(
@@ -54,11 +54,11 @@ def _worker_ready_s(run: Launched) -> float:
         stderr=subprocess.DEVNULL,
     )
     try:
-        told = run.wait_for("worker", lambda r: r["worker"] == NAME and r["state"] != "joined")
+        beat = run.wait_for("worker", lambda r: r["worker"] == NAME and r["state"] != "joined")
     finally:
         worker.send_signal(signal.SIGTERM)
         worker.wait()
-    return float(told["time"]) - started_at
+    return float(beat["time"]) - started_at
 
 
 def _help_s() -> float:
@@ -68,9 +68,9 @@ def _help_s() -> float:
 
 
 def _load_s(config: Config) -> float:
-    """A process that loads the model alone, from its start to its hello."""
+    """Measure the seconds from the start of a process that only loads the model to its hello."""
     started_s = time.perf_counter()
-    # With all threads of the machine, as an attached worker has: nobody has given it a share.
-    with Companion("grpo_actors.bench.fetcher", config.model_dump_json(), processes=1) as process:
+    # With all threads of the machine, like an attached worker, which gets no share.
+    with BenchProcess("grpo_actors.bench.fetcher", config.model_dump_json(), processes=1) as process:
         process.answer()
         return time.perf_counter() - started_s

@@ -1,6 +1,6 @@
-"""Work of a known size: prompts of given lengths, and how long each completion becomes. No MLX.
+"""Work of a known size: prompts of given lengths, and the length of each completion. Does not use MLX.
 
-Drawn from a seed of their own: the same work in every process and in every round.
+A fixed seed makes the work the same in every process and in every round.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from statistics import NormalDist
 import numpy as np
 
 SEED = 0
-#: Unlike completions: log-normal, cut at the limit. Median and share at the limit, which fix the deviation.
+#: Ragged completions have log-normal lengths, cut at the limit. The median (as a share of the limit) and the share
+#: of completions that reach the limit determine the distribution.
 MEDIAN_SHARE = 0.45
 CUT_SHARE = 0.2
 
@@ -22,38 +23,39 @@ class Shape:
 
     groups: int
     generations: int
-    #: Of the longest prompt.
+    #: Tokens of the longest prompt.
     prompt_tokens: int
-    #: Of the longest completion.
+    #: Tokens of the longest completion.
     tokens: int
-    #: Unlike lengths: prompts of half to all of the tokens, completions as `completion_lengths` says.
+    #: Whether lengths vary: prompts between half and all of the tokens, completions as in `completion_lengths`.
     ragged: bool = False
-    #: Completions side by side; None: all.
+    #: Completions decoded at the same time; None means all.
     places: int | None = None
 
     @property
     def completions(self) -> int:
-        """Of all groups."""
+        """Number of completions in all groups."""
         return self.groups * self.generations
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The batch itself."""
+    """A batch: its prompts and the lengths of their completions."""
 
     prompts: Sequence[list[int]]
-    #: By prompt, one for each of its completions.
+    #: For each prompt, the lengths of its completions.
     lengths: Sequence[list[int]]
+    #: Completions decoded at the same time.
     places: int
 
     @property
     def tokens(self) -> int:
-        """Of all completions."""
+        """Tokens of all completions."""
         return sum(map(sum, self.lengths))
 
 
 def workload(shape: Shape, vocabulary: int) -> Workload:
-    """Prompts of random ids below `vocabulary`, and completion lengths."""
+    """Build the work: prompts of random ids below `vocabulary`, and completion lengths."""
     random = np.random.default_rng(SEED)
     longest = shape.prompt_tokens
     lengths = np.full(shape.groups, longest)
@@ -69,7 +71,7 @@ def workload(shape: Shape, vocabulary: int) -> Workload:
 
 
 def completion_lengths(count: int, limit: int, *, ragged: bool) -> list[int]:
-    """Lengths in rising order: quantiles and no draws, so that every count has the same distribution."""
+    """Return lengths in rising order: quantiles instead of draws, so that every count has the same distribution."""
     if not ragged:
         return [limit] * count
     # P(length ≥ limit) = CUT_SHARE  ⇔  ln(1 / MEDIAN_SHARE) / σ = Φ⁻¹(1 − CUT_SHARE).

@@ -1,1 +1,1 @@
-"""Other people's files, and model folders that mlx-lm loads."""
+"""Convert models of other formats into model folders that mlx-lm loads."""

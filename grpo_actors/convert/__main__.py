@@ -1,7 +1,7 @@
-"""Make a model folder from another format: ``python -m grpo_actors.convert --hf-path NAME --output-dir DIR``.
+"""The converter's command line: ``python -m grpo_actors.convert --hf-path NAME --output-dir DIR``.
 
-The folder is whole or absent; each source of models is one function that fills an empty folder and returns the
-summary's lines about itself. Exit code 2 and one line say what was refused.
+The target folder is whole or absent. Each source format is one function: it fills an empty folder and returns its
+lines of the summary. An error ends the command with one line and exit code 2.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from grpo_actors.policy.plan import BITS, DEFAULT_BITS, DTYPES, GROUP_SIZE, GROU
 from grpo_actors.process import run_command
 from grpo_actors.rundir.folder import RUN_PATTERNS
 
-#: Fills the folder, returns what the summary says of the source: one line, and more that are labelled.
+#: Fills the folder and returns its part of the summary: one line on the source, then labelled lines.
 Source = Callable[[argparse.Namespace, Path], str]
 
 PROMPT = "What is the capital of France?"
@@ -26,14 +26,14 @@ UPLOAD = "--upload-repo"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; imports nothing that takes time."""
+    """Return the command line's parser; imports nothing slow."""
     command = argparse.ArgumentParser(
         prog="python -m grpo_actors.convert",
-        description="Make a folder that mlx-lm and transformers load, compare it with its source, and let it say a few words.",
+        description="Make a folder that mlx-lm and transformers load, compare it with its source, and sample an answer.",
     )
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--hf-path", metavar="NAME", help="a Hugging Face folder or hub id, with eyes or without"
+        "--hf-path", metavar="NAME", help="a Hugging Face folder or hub id; the model may take images"
     )
     source.add_argument(
         "--gguf", type=Path, metavar="FILE", help="a GGUF file (llama, smollm3, qwen2, qwen3 or gemma3)"
@@ -46,44 +46,52 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="the folder to make")
     command.add_argument("--overwrite", action="store_true", help="replace DIR if it is a model folder")
-    command.add_argument(UPLOAD, metavar="OWNER/NAME", help="send the folder there when it is made")
-    _add_weight_options(command)
-    command.add_argument("--eos-token", metavar="TOKEN", help="ends answers, in place of the model's own")
     command.add_argument(
-        "--text-only", action="store_true", help="of a model with eyes, keep the language part alone"
+        UPLOAD, metavar="OWNER/NAME", help="upload the finished folder to this hub repository"
+    )
+    _add_weight_options(command)
+    command.add_argument(
+        "--eos-token", metavar="TOKEN", help="the token that ends answers, instead of the model's own"
+    )
+    command.add_argument(
+        "--text-only", action="store_true", help="keep only the language part of a model that takes images"
     )
     command.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model"
     )
-    command.add_argument("--prompt", default=PROMPT, metavar="TEXT", help=f"what to ask (default: {PROMPT})")
+    command.add_argument(
+        "--prompt", default=PROMPT, metavar="TEXT", help=f"prompt of the sampled answer (default: {PROMPT})"
+    )
     command.add_argument(
         "--sample-tokens",
         type=int,
         default=32,
         metavar="N",
-        help="length of the answer; 0 leaves it out (default: 32)",
+        help="tokens of the sampled answer; 0 samples none (default: 32)",
     )
     return command
 
 
 def _add_weight_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--dtype", choices=DTYPES, help="of the weights (default: as they are; of GGUF and nanochat float32)"
+        "--dtype",
+        choices=DTYPES,
+        help="type of the weights (default: unchanged; float32 for GGUF and nanochat)",
     )
-    command.add_argument("-q", "--quantize", action="store_true", help="store the weights in few bits")
+    command.add_argument("-q", "--quantize", action="store_true", help="quantise the weights")
     command.add_argument(
-        "--bits", type=int, choices=BITS, help=f"of a quantised weight (default: {DEFAULT_BITS})"
+        "--bits", type=int, choices=BITS, help=f"bits of a quantised weight (default: {DEFAULT_BITS})"
     )
     command.add_argument(
         "--group-size",
         type=int,
         choices=GROUP_SIZES,
-        help=f"weights that share a scale (default: {GROUP_SIZE})",
+        help=f"number of weights that share a scale (default: {GROUP_SIZE})",
     )
 
 
 def from_gguf(options: argparse.Namespace, folder: Path) -> str:
-    """Source ``--gguf``."""
+    """Convert the file of ``--gguf`` into `folder`."""
     from grpo_actors.convert import gguf  # noqa: PLC0415  MLX takes a second to import
 
     plan = _plan(options)
@@ -95,7 +103,7 @@ def from_gguf(options: argparse.Namespace, folder: Path) -> str:
 
 
 def from_nanochat(options: argparse.Namespace, folder: Path) -> str:
-    """Source ``--nanochat``."""
+    """Convert the checkpoint of ``--nanochat`` into `folder`."""
     from grpo_actors.convert import nanochat  # noqa: PLC0415  MLX takes a second to import
 
     plan = _plan(options)
@@ -108,7 +116,10 @@ def from_nanochat(options: argparse.Namespace, folder: Path) -> str:
 
 @contextmanager
 def _whole_weights(folder: Path, plan: Plan) -> Iterator[Path]:
-    """Where a source writes a whole model: `folder`, or one within it that is then packed into `folder`."""
+    """Yield the folder to write unquantised weights to.
+
+    This is `folder` itself, or with quantisation a subfolder whose model is then quantised into `folder`.
+    """
     if plan.bits is None:
         yield folder
         return
@@ -122,35 +133,34 @@ def _whole_weights(folder: Path, plan: Plan) -> Iterator[Path]:
 
 
 def from_hugging_face(options: argparse.Namespace, folder: Path) -> str:
-    """Source ``--hf-path``."""
+    """Convert the model of ``--hf-path`` into `folder`."""
     from grpo_actors.convert import huggingface, vision  # noqa: PLC0415
 
     plan = _plan(options)
     source = huggingface.find(options.hf_path)
     config = huggingface.read_config(source)
-    sees = vision.sees(config) and not options.text_only
-    if sees:
+    with_vision = vision.takes_images(config) and not options.text_only
+    if with_vision:
         stored = vision.write_folder(source, config, folder, plan)
     else:
         stored = huggingface.write_folder(source, folder, plan)
-    line = (
-        f"{options.hf_path}: {config['model_type']}, {'with its eyes, ' if sees else ''}written as {stored}"
-    )
+    kept = "with its eyes, " if with_vision else ""
+    line = f"{options.hf_path}: {config['model_type']}, {kept}written as {stored}"
     missing = vision.no_language_part(folder, plan)
     if missing:
         return f"{line}\ncheck   none: {missing}"
     return f"{line}\n{_compare(plan, lambda: huggingface.load_lazily(source, plan)[0], folder)}"
 
 
-#: By the option that chooses it.
+#: Option that chooses a source -> its function.
 SOURCES: dict[str, Source] = {"gguf": from_gguf, "nanochat": from_nanochat, "hf_path": from_hugging_face}
 
 
 def convert(options: argparse.Namespace) -> str:
-    """Make the folder that `options` ask for; returns the summary.
+    """Make the folder that `options` describe; returns the summary.
 
     Raises:
-        ModelError: the source, the target or an option is unusable; the target is then as it was.
+        ModelError: the source, the target or an option is unusable; the target is then unchanged.
     """
     source = next(make for name, make in SOURCES.items() if getattr(options, name) is not None)
     plan = _plan(options)
@@ -177,10 +187,10 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _compare(plan: Plan, source: Callable[[], Any], folder: Path) -> str:
-    """The summary's line on log-probs before and after."""
+    """Return the summary's line that compares the log-probs of the source and of `folder`."""
     from grpo_actors.convert import fidelity  # noqa: PLC0415  MLX takes a second to import
 
-    difference = fidelity.drift(source, folder, plan)
+    difference = fidelity.logprob_difference(source, folder, plan)
     if difference is None:
         return "check   none: the source in float32 does not fit into this machine's memory"
     return f"check   mean |Δ log-prob| {difference:.2g} nats a token from the source, in float32"
@@ -194,12 +204,12 @@ def _set_end(folder: Path, text: str, plan: Plan) -> None:
 
 def _sample(options: argparse.Namespace, folder: Path, plan: Plan) -> list[str]:
     from grpo_actors.convert import vision  # noqa: PLC0415  MLX takes a second to import
-    from grpo_actors.convert.trial import speak  # noqa: PLC0415
+    from grpo_actors.convert.trial import try_model  # noqa: PLC0415
 
     missing = vision.no_language_part(folder, plan)
     if missing:
         return [f"answer  none, and no training with text alone: {missing}"]
-    trial = speak(folder, options.prompt, options.sample_tokens, trust_remote_code=plan.trust_remote_code)
+    trial = try_model(folder, options.prompt, options.sample_tokens, trust_remote_code=plan.trust_remote_code)
     return [
         f"model   {trial.parameters:,} parameters, {_megabytes(trial.weight_bytes)}, {trial.stored}",
         f"asked   {trial.prompt}",
@@ -215,9 +225,9 @@ def _megabytes(count: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit code, or raises ModelError for `run_command` to print."""
     options = parser().parse_args(arguments)
-    # transformers otherwise remarks that PyTorch is absent, which is how it is meant to be.
+    # transformers otherwise warns that PyTorch is absent, which is intended.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Decoding one token is bound by memory: on a busy CPU, waiting for a second thread costs a factor of five.
+    # Decoding one token is bound by memory: on a busy CPU, waiting for a second thread makes it five times slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if options.upload_repo is None:
         print(convert(options))
@@ -235,10 +245,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def upload(folder: Path, repository: str, base_model: str | None) -> str:
-    """Send all of `folder`, with a card that names the base model if that has a hub id; returns the address.
+    """Upload `folder` to the hub; returns the address.
+
+    The model card names the base model if that has a hub id.
 
     Raises:
-        RunError: the hub refused; `folder` is whole and stays.
+        RunError: the upload failed; `folder` is whole and stays.
     """
     from huggingface_hub import ModelCard, ModelCardData  # noqa: PLC0415  takes half a second to import
 

@@ -1,7 +1,7 @@
-"""Does a written folder say what its source says? The log-probs of one fixed text, before and after.
+"""Compare a written folder with its source by the log-probs of one fixed text.
 
-Both are computed in float32, whatever the weights are stored in, so that nothing but the weights can differ:
-the same weights give exactly 0, other roundings of them a small number.
+Both models compute in float32, independent of the type their weights are stored in, so that only the weights can
+differ: equal weights give exactly 0, differently rounded weights a small number.
 """
 
 import math
@@ -20,7 +20,7 @@ from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.plan import Plan
 from grpo_actors.policy.quantization import parameter_count
 
-#: Prose, arithmetic and code, and what tokenizers trip over.
+#: Prose, arithmetic and code, then text that is hard for tokenizers.
 TEXT = (
     "The river rises in the hills north of the town and reaches the sea after ninety miles. In spring, when the "
     "snow melts, it carries so much water that the lower meadows stand under it for weeks.\n\n"
@@ -28,32 +28,32 @@ TEXT = (
     "Answer: From 9:15 to 11:15 are 2 hours, and 30 minutes more make 2.5 hours, which is 150 minutes.\n\n"
     "def mean(values):\n    return sum(values) / len(values)\n\n"
 ) + PROBE
-#: Share of the memory that a model in float32 may take here; the rest is for what it computes.
+#: Largest share of the memory for one model in float32; its activations need the rest.
 MEMORY_SHARE = 0.75
-#: Mean difference of log-probs, in nats, up to which two models are held to have the same weights.
+#: Largest mean difference of log-probs, in nats, at which two models count as having the same weights.
 SAME = 1e-3
 
 
-def drift(source: Callable[[], nn.Module], folder: Path, plan: Plan) -> float | None:
-    """Mean absolute difference of the text's log-probs between a source and the folder made of it, in nats a token.
+def logprob_difference(source: Callable[[], nn.Module], folder: Path, plan: Plan) -> float | None:
+    """Return the mean absolute difference between the text's log-probs under a source and under its copy.
 
     Args:
-        source: Loads the source's model; not called where it would not fit.
-        folder: What was written; its tokenizer reads the text.
+        source: Loads the source's model; not called if it would not fit into memory.
+        folder: The folder that was written; its tokenizer reads the text.
         plan: How it was written.
 
     Returns:
-        None where float32 weights of the source do not fit into this machine's memory.
+        Nats a token; None if the source's weights in float32 do not fit into this machine's memory.
 
     Raises:
-        ModelError: the difference is no number, or is one where the weights should be the same.
+        ModelError: the difference is not finite, or is larger than `SAME` though the weights should be the same.
     """
     written, _ = load_lazily(folder, plan)
-    # Asked of what was written, whose weights are not read yet: a source may come into memory all at once.
+    # Counts the written model, whose weights are not read yet: loading a source may read all of it at once.
     if parameter_count(written) * mx.float32.size > MEMORY_SHARE * memory_bytes():
         return None
     tokens = load_tokenizer(folder, plan).encode(TEXT)
-    before = _logprobs(source(), tokens)  # and it is dropped before the other one takes its place
+    before = _logprobs(source(), tokens)  # frees the source before the written model's weights are read
     after = _logprobs(written, tokens)
     difference: Any = mx.abs(before - after).mean().item()
     if not math.isfinite(difference) or (plan.keeps_weights and difference > SAME):
@@ -65,7 +65,7 @@ def drift(source: Callable[[], nn.Module], folder: Path, plan: Plan) -> float | 
 
 
 def _logprobs(model: nn.Module, tokens: list[int]) -> mx.array:
-    """Of every token but the first, [T - 1]."""
+    """Return the log-probs of all tokens but the first, [T - 1]."""
     model.set_dtype(mx.float32)
     targets = mx.array([tokens[1:]], dtype=mx.int32)
     logprobs, _ = completion_logprobs(

@@ -1,7 +1,7 @@
-"""A Hugging Face folder or hub id, written again as MLX keeps it: cast, quantised, its tokenizer beside it.
+"""Convert a Hugging Face folder or hub id: cast and quantise the weights, and write them with the tokenizer.
 
-The work is mlx-lm's; what it cannot do is refused here before anything is written. Knows the language models
-that mlx-lm has; a model that also sees belongs to `vision`.
+mlx-lm does the work; cases that it cannot handle are refused here before anything is written. Covers the language
+models that mlx-lm supports; `vision` converts models that also take images.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from grpo_actors.policy.model import DTYPES
 from grpo_actors.policy.plan import GROUP_SIZES, Plan
 from grpo_actors.policy.quantization import is_quantized, storage
 
-#: What mlx-lm and transformers raise over a folder that they cannot read.
+#: Errors that mlx-lm and transformers raise for a folder that they cannot read.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
 
 
 def find(name: str) -> Path:
-    """The folder `name`, or the local copy of the hub's model of that id.
+    """Return the folder `name`, or the local copy of the hub model with this id.
 
     Raises:
-        ModelError: no such folder, no model in it, or the hub could not be reached.
+        ModelError: the folder is missing or holds no model, or the hub cannot be reached.
     """
     location = locate(name, setting="--hf-path")
     if isinstance(location, Path):
@@ -49,7 +49,7 @@ def find(name: str) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a model folder.
+    """Read config.json of a model folder.
 
     Raises:
         ModelError: it cannot be read, or names no model type.
@@ -64,30 +64,30 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def is_known(config: dict[str, Any]) -> bool:
-    """Whether mlx-lm has a module for this architecture."""
+    """Return whether mlx-lm has a module for this architecture."""
     try:
-        mlx_lm.utils._get_classes(config)  # noqa: SLF001 - the one way to ask
-    except (ValueError, SystemExit):  # olmo's module ends the process where its own package is absent
+        mlx_lm.utils._get_classes(config)  # noqa: SLF001 - no public way to ask
+    except (ValueError, SystemExit):  # olmo's module ends the process if its own package is absent
         return False
     return True
 
 
 def known_types(near: str) -> list[str]:
-    """Every model type that mlx-lm reads but `near` itself, those most like it first."""
+    """Return every model type that mlx-lm supports except `near`, the most similar names first."""
     models = Path(mlx_lm.utils.__file__).parent / "models"
-    # Its folder holds parts of models too; a model's module has arguments of its own.
+    # The folder also holds parts of models; only a model's module defines ModelArgs.
     names = {path.stem for path in models.glob("*.py") if "\nclass ModelArgs" in path.read_text("utf-8")}
     names |= mlx_lm.utils.MODEL_REMAPPING.keys()
     return alike_first(names - {near}, near)
 
 
 def alike_first(names: Iterable[str], near: str) -> list[str]:
-    """The names, those most like `near` first."""
+    """Sort the names by similarity to `near`, the most similar first."""
     return sorted(names, key=lambda name: (-difflib.SequenceMatcher(None, near, name).ratio(), name))
 
 
 def refuse_own_code(path: Path, config: dict[str, Any], plan: Plan) -> None:
-    """Refuse a model that is Python code of its own which nobody has trusted."""
+    """Refuse a model that brings its own Python code, unless the user trusts it."""
     if config.get("model_file") is not None and not plan.trust_remote_code:
         raise ModelError(
             f"{path}: the model runs Python code of its own ({config['model_file']}); read it, then add --trust-remote-code"
@@ -95,7 +95,7 @@ def refuse_own_code(path: Path, config: dict[str, Any], plan: Plan) -> None:
 
 
 def refuse_unknown(path: Path, config: dict[str, Any]) -> None:
-    """Refuse what mlx-lm has no module for, nor the model itself."""
+    """Refuse a model for which neither mlx-lm nor the model itself has a module."""
     if config.get("model_file") is None and not is_known(config):
         kind = config["model_type"]
         raise ModelError(
@@ -104,7 +104,7 @@ def refuse_unknown(path: Path, config: dict[str, Any]) -> None:
 
 
 def load_lazily(path: Path, plan: Plan) -> tuple[nn.Module, dict[str, Any]]:
-    """Model and config; no weight is read yet.
+    """Load model and config; no weight is read yet.
 
     Raises:
         ModelError: mlx-lm refuses the folder.
@@ -117,7 +117,7 @@ def load_lazily(path: Path, plan: Plan) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def load_tokenizer(path: Path, plan: Plan) -> Any:
-    """mlx-lm's wrapper of transformers' tokenizer.
+    """Load the tokenizer, as mlx-lm's wrapper of transformers' class.
 
     Raises:
         ModelError: transformers refuses it.
@@ -132,7 +132,8 @@ def write_folder(source: Path, folder: Path, plan: Plan) -> str:
     """Write the model in `source` into the existing `folder`; returns how its weights are stored.
 
     Raises:
-        ModelError: mlx-lm does not know or load it, the group size does not divide its rows, or the disk is too small.
+        ModelError: mlx-lm does not support or load it, the group size does not divide its rows, or the disk is
+            too small.
     """
     refuse_own_code(source, read_config(source), plan)
     refuse_unknown(source, read_config(source))
@@ -160,9 +161,9 @@ def write_folder(source: Path, folder: Path, plan: Plan) -> str:
 def refuse_group_size(
     source: Path, model: nn.Module, plan: Plan, *, skips: Callable[[str], bool] = lambda _name: False
 ) -> None:
-    """Refuse weights that are quantised, and a group size that leaves out what a smaller one would quantise.
+    """Refuse quantised weights, and a group size that does not divide a row that a smaller one would divide.
 
-    A module stays as it is whose rows no group size divides, and one whose name the model's kind `skips`.
+    Modules whose rows no group size divides stay unquantised, and so do modules whose names `skips` accepts.
     """
     if is_quantized(model):
         raise ModelError(f"{source}: its weights are quantised already; leave out --quantize")
@@ -183,10 +184,10 @@ def refuse_group_size(
 
 
 def set_end(folder: Path, text: str, plan: Plan) -> None:
-    """Let `text` end every answer of the model in `folder`, and nothing else.
+    """Make the token `text` the only one that ends answers of the model in `folder`.
 
     Raises:
-        ModelError: it is not one token of the vocabulary.
+        ModelError: `text` is not one token of the vocabulary.
     """
     tokenizer = load_tokenizer(folder, plan)
     vocabulary = tokenizer.get_vocab()
@@ -201,7 +202,7 @@ def set_end(folder: Path, text: str, plan: Plan) -> None:
 
 
 def _cast(source: Path, model: nn.Module, config: dict[str, Any], dtype: str) -> None:
-    """Cast in place, lazily but for float16, which not every weight survives."""
+    """Cast in place. The cast is lazy except to float16, where each weight is checked for overflow."""
     may_cast = getattr(model, "cast_predicate", lambda _name: True)
 
     def cast(name: str, array: mx.array) -> mx.array:
@@ -218,7 +219,7 @@ def _cast(source: Path, model: nn.Module, config: dict[str, Any], dtype: str) ->
 
 
 def _quantize(model: nn.Module, config: dict[str, Any], bits: int, group_size: int) -> dict[str, Any]:
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints the bits that the summary says
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the bits, which the summary shows
         quantized: dict[str, Any] = mlx_lm.utils.quantize_model(model, config, group_size, bits)[1]
     return quantized
 

@@ -1,6 +1,6 @@
-"""Does a finished model folder load and speak?
+"""Try a finished model folder: load it and sample one answer.
 
-Asked once, after a conversion, of the same mlx-lm and transformers that training will use.
+This happens once after a conversion, with the same mlx-lm and transformers that training will use.
 """
 
 import time
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.quantization import parameter_count, storage
 
-#: Letters of four scripts, digits, code and blank runs: where two tokenizers differ, one of these shows it.
+#: Letters of four scripts, digits, code and runs of blanks; chosen so that a difference between two tokenizers shows.
 PROBE = (
     "Héllo, wörld! 12345 + 0.50\n\n\tdef f(x):\n    return x**2  # naïve — 你好 🙂 It's DON'T  \r\n e\u0301"
 )
@@ -22,7 +22,7 @@ PROBE = (
 
 @dataclass(frozen=True)
 class Trial:
-    """A greedy answer and what it took; `tokens_per_s` counts decoding alone."""
+    """A greedy answer with the model's size and speed; `tokens_per_s` counts only decoding."""
 
     parameters: int
     weight_bytes: int
@@ -33,11 +33,11 @@ class Trial:
     tokens_per_s: float
 
 
-def speak(folder: Path, prompt: str, max_tokens: int, *, trust_remote_code: bool = False) -> Trial:
-    """Load `folder` and answer `prompt` greedily, through the chat template where there is one.
+def try_model(folder: Path, prompt: str, max_tokens: int, *, trust_remote_code: bool = False) -> Trial:
+    """Load `folder` and answer `prompt` greedily, through the chat template if there is one.
 
     Raises:
-        ModelError: mlx-lm refuses the folder, or transformers reads another tokenizer than was written.
+        ModelError: mlx-lm refuses the folder, or transformers' tokenizer differs from the written one.
     """
     try:
         model, tokenizer = mlx_lm.load(
@@ -70,8 +70,11 @@ def speak(folder: Path, prompt: str, max_tokens: int, *, trust_remote_code: bool
 
 
 def _compare_tokenizers(folder: Path, tokenizer: mlx_lm.tokenizer_utils.TokenizerWrapper) -> None:
-    """Refuse a folder that transformers reads otherwise: it picks a class by model type, and some ignore tokenizer.json's rules."""
-    if not (folder / "tokenizer.json").is_file():  # of another kind, with nothing to compare
+    """Refuse a folder whose tokenizer.json transformers reads differently.
+
+    transformers picks a class by model type, and some classes ignore the rules in tokenizer.json.
+    """
+    if not (folder / "tokenizer.json").is_file():  # another kind of tokenizer: nothing to compare
         return
     written = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROBE).ids
     loaded = tokenizer.encode(PROBE)

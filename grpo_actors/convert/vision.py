@@ -1,7 +1,7 @@
-"""Models that also see: written by mlx-vlm with all that they have.
+"""Convert models that take images, with mlx-vlm and all their parts.
 
-What of such a folder trains with text alone is mlx-lm's to say: it loads the language part, and leaves the rest
-aside, of the families that it knows.
+Training uses only the language part of such a folder: mlx-lm loads it and ignores the rest, for the model families
+that it supports.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from grpo_actors.policy.plan import Plan
 from grpo_actors.policy.quantization import storage
 
 
-def sees(config: dict[str, Any]) -> bool:
-    """Whether config.json describes a model that takes images."""
+def takes_images(config: dict[str, Any]) -> bool:
+    """Return whether config.json describes a model that takes images."""
     return "vision_config" in config
 
 
 def no_language_part(folder: Path, plan: Plan) -> str | None:
-    """Why mlx-lm cannot take the language part of `folder`, for training or sampling; None: it can."""
+    """Return why mlx-lm cannot load the language part of `folder` for training or sampling; None if it can."""
     config = read_config(folder)
-    if not sees(config):
+    if not takes_images(config):
         return None
     if not is_known(config):
         return f"mlx-lm has no language part for model_type {config['model_type']!r}"
@@ -53,15 +53,15 @@ def write_folder(source: Path, config: dict[str, Any], folder: Path, plan: Plan)
     """Write the model in `source` into the existing `folder`; returns how its language part is stored.
 
     Raises:
-        ModelError: mlx-vlm is not installed, or does not know or load the model; the group size does not divide its
-            rows; or the disk is too small.
+        ModelError: mlx-vlm is not installed, or does not support or load the model; the group size does not divide
+            its rows; or the disk is too small.
     """
     convert, utils = _mlx_vlm()
     refuse_own_code(source, config, plan)
     model = _load_lazily(source, config, plan)
     if plan.bits is not None:
         refuse_group_size(source, model, plan, skips=utils.skip_multimodal_module)
-    # Before they are quantised, which is more than they will take.
+    # The size before quantisation: an upper bound.
     width = DTYPES[plan.dtype].size if plan.dtype else None
     arrays = [array for _, array in tree_flatten(model.parameters())]
     check_space(folder, sum(array.size * (width or array.itemsize) for array in arrays))
@@ -75,7 +75,7 @@ def write_folder(source: Path, config: dict[str, Any], folder: Path, plan: Plan)
             dtype=plan.dtype,
             trust_remote_code=plan.trust_remote_code,
         )
-    # mlx-vlm leaves it out, and what loads the folder for training asks for it.
+    # mlx-vlm leaves out torch_dtype, which loading the folder for training needs.
     parts = (config, config.get("text_config") or {})
     stored = [part[key] for part in parts for key in ("torch_dtype", "dtype") if part.get(key)]
     if plan.dtype or stored:
@@ -84,7 +84,7 @@ def write_folder(source: Path, config: dict[str, Any], folder: Path, plan: Plan)
 
 
 def _mlx_vlm() -> tuple[Callable[..., None], Any]:
-    """Its converter, and its module that loads."""
+    """Import mlx-vlm; returns its converter and its module of loaders."""
     try:
         from mlx_vlm import utils  # noqa: PLC0415  an optional extra, and a large one
         from mlx_vlm.convert import convert  # noqa: PLC0415
@@ -97,7 +97,7 @@ def _mlx_vlm() -> tuple[Callable[..., None], Any]:
 
 
 def _load_lazily(folder: Path, config: dict[str, Any], plan: Plan) -> nn.Module:
-    """The whole model; no weight is read yet."""
+    """Load the whole model; no weight is read yet."""
     _, utils = _mlx_vlm()
     kind = config["model_type"]
     models = Path(utils.__file__).parent / "models"
@@ -113,7 +113,7 @@ def _load_lazily(folder: Path, config: dict[str, Any], plan: Plan) -> nn.Module:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without mlx-vlm's own report of its progress, which is not the summary."""
+    """Suppress mlx-vlm's progress output, which is not part of the summary."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -124,9 +124,10 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_line(folder: Path, what: str) -> Iterator[None]:
+def _one_line(folder: Path, failure: str) -> Iterator[None]:
+    """Turn errors of mlx-vlm into a ModelError of one line."""
     try:
         yield
     except (*UNREADABLE, ImportError) as error:
-        # ImportError: transformers, of a processor's own needs.
-        raise ModelError(f"{folder}: {what}: {first_line(error)}") from error
+        # ImportError: transformers raises it if a processor needs a package that is absent.
+        raise ModelError(f"{folder}: {failure}: {first_line(error)}") from error

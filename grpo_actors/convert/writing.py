@@ -1,4 +1,4 @@
-"""What every written model folder is held to: room on the disk, finite weights, whole files."""
+"""Checks and writers that every conversion shares: free disk space, finite weights, safetensors and JSON files."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from grpo_actors.rundir.checkpoints import write_json
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuse, before anything is written, a disk with less than `needed` bytes free."""
+    """Refuse a disk with less than `needed` bytes free; call it before anything is written."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ModelError(
@@ -21,24 +21,24 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def check_finite(where: str, weight: mx.array, dtype: str) -> None:
-    """Refuse a weight that is not finite in the type it was cast to; `where` names the file and the tensor."""
+    """Refuse a weight that is not finite after the cast to `dtype`; `where` names the file and the tensor."""
     if not mx.all(mx.isfinite(weight)).item():
         raise ModelError(
             f"{where} is not finite as {dtype}; take --dtype bfloat16 or float32, "
-            "or fetch the file again if it is so there too"
+            "or fetch the file again if the weight is not finite in these either"
         )
 
 
 def save_safetensors(path: Path, weights: dict[str, mx.array]) -> None:
-    """Write one file; raises ModelError where the disk refuses."""
+    """Write one file; raises ModelError if the disk refuses."""
     try:
-        # transformers refuses a file that does not name its framework.
+        # transformers rejects a file that does not name its framework.
         mx.save_safetensors(str(path), weights, metadata={"format": "mlx"})
     except (RuntimeError, OSError) as error:
         raise ModelError(f"{path}: cannot be written: {error}; free some disk space") from None
 
 
 def update_json(path: Path, changes: dict[str, Any]) -> None:
-    """Set some keys of a JSON file, which need not exist yet."""
+    """Set some keys of a JSON file; creates the file if it is absent."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, content | changes)

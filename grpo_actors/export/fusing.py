@@ -1,6 +1,6 @@
-"""A trained policy without an adapter: the checkpoint's full weights, or its base with the adapter merged in.
+"""Load a trained policy without an adapter: the checkpoint's full weights, or its base with the adapter merged in.
 
-The merge is permanent, in the base's own type. `adapter.fused` is the temporary merge of a worker, for one batch.
+The merge is permanent, in the base's own type. `policy.adapter.fused` is a worker's temporary merge for one batch.
 """
 
 from pathlib import Path

@@ -31,7 +31,7 @@ def fixed_norms(model: nn.Module) -> Iterator[None]:
         DoRALinear.__call__ = original
 
 
-def takes_norms(model: nn.Module) -> bool:
+def has_dora(model: nn.Module) -> bool:
     """Return whether the model has a DoRA layer, whose norms lie outside the model: a compiled step would keep them."""
     return any(isinstance(module, DoRALinear) for module in model.modules())
 

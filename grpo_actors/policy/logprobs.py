@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx import nn
 
 from grpo_actors.policy.architectures import architecture_of
-from grpo_actors.policy.shared_prompts import completion_outputs, whole_rows
+from grpo_actors.policy.shared_prompts import completion_outputs, unshared_rows
 
 #: Tokens [N, T], and a cache -> hidden states [N, T, H].
 Body = Callable[..., mx.array]
@@ -32,7 +32,7 @@ def micro_batch_logprobs(
     """
     targets = batch["targets"]
     if not shared_prompts:
-        return completion_logprobs(model, *whole_rows(batch), targets, temperature)
+        return completion_logprobs(model, *unshared_rows(batch), targets, temperature)
     body, head = split_head(model) or (model, None)
     outputs = completion_outputs(body, batch, len(model.layers))
     return _logprobs(outputs if head is None else head(outputs), targets, temperature)

@@ -81,15 +81,17 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         cache = next((each for each in (*args, *kwargs.values()) if isinstance(each, Layer)), Layer([]))
 
         # The cache's arrays are passed in and returned: an array that the function only closes over gets no gradient.
-        def pure(parameters: Any, given: list[mx.array], *args: Any, **kwargs: Any) -> Any:
+        def pure(parameters: Any, inputs: list[mx.array], *args: Any, **kwargs: Any) -> Any:
             block.update(parameters)
-            cache.given = given
+            cache.inputs = inputs
             # `mx.checkpoint` needs the gradient of every argument, and CUDA's attention has no gradient of a mask.
             args, kwargs = tree_map(_constant, (args, kwargs))
             with _dropout_from(key):
-                return forward(block, *args, **kwargs), cache.kept
+                return forward(block, *args, **kwargs), cache.outputs
 
-        outputs, cache.kept = mx.checkpoint(pure)(block.trainable_parameters(), cache.given, *args, **kwargs)
+        outputs, cache.outputs = mx.checkpoint(pure)(
+            block.trainable_parameters(), cache.inputs, *args, **kwargs
+        )
         return outputs
 
     return call

@@ -24,14 +24,14 @@ _NEVER = 2**31 - 1
 class Layer:
     """The cache of one layer: keys and values [P, H, L, D] of the prompts.
 
-    They carry a gradient: code that recomputes a layer must pass `given` in as arguments and return `kept`.
+    They carry a gradient: code that recomputes a layer must pass `inputs` in as arguments and return `outputs`.
     """
 
-    def __init__(self, given: list[mx.array]) -> None:
+    def __init__(self, inputs: list[mx.array]) -> None:
         #: Keys and values that the layer reads; empty in the first pass.
-        self.given = given
+        self.inputs = inputs
         #: Keys and values that the layer leaves behind; empty in the second pass.
-        self.kept: list[mx.array] = []
+        self.outputs: list[mx.array] = []
 
 
 class PromptLayer(Layer):
@@ -45,15 +45,15 @@ class PromptLayer(Layer):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Keep and return keys and values [P, H, L, D]."""
-        self.kept = [keys, values]
+        self.outputs = [keys, values]
         return keys, values
 
 
 class CompletionLayer(Layer):
     """The cache of one layer in the second pass: puts each row's prompt before its own tokens."""
 
-    def __init__(self, given: list[mx.array], rows: "Rows") -> None:
-        super().__init__(given)
+    def __init__(self, inputs: list[mx.array], rows: "Rows") -> None:
+        super().__init__(inputs)
         self._rows = rows
 
     @property
@@ -73,7 +73,7 @@ class CompletionLayer(Layer):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Return the rows' own keys and values [N, H, C, D] after their prompts': [N, H, L + C, D]."""
-        prompt_keys, prompt_values = self.given
+        prompt_keys, prompt_values = self.inputs
         return self._rows.after_prompts(prompt_keys, keys), self._rows.after_prompts(prompt_values, values)
 
 
@@ -120,11 +120,11 @@ def completion_outputs(
     """
     first = [PromptLayer([]) for _ in range(layers)]
     model(batch["prompts"], cache=first)
-    rows = Rows(batch["prompt_of"], batch["prompt_lengths"], first[0].kept[0])
-    return model(batch["inputs"], cache=[CompletionLayer(layer.kept, rows) for layer in first])
+    rows = Rows(batch["prompt_of"], batch["prompt_lengths"], first[0].outputs[0])
+    return model(batch["inputs"], cache=[CompletionLayer(layer.outputs, rows) for layer in first])
 
 
-def whole_rows(batch: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
+def unshared_rows(batch: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
     """Return each completion after its own copy of its prompt.
 
     Returns:
@@ -135,8 +135,8 @@ def whole_rows(batch: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
     both = mx.concatenate([prompts[prompt_of], inputs], axis=1)
     columns, last = mx.arange(both.shape[1]), both.shape[1] - 1
     gap = prompts.shape[1] - start[:, None]
-    places = mx.where(columns < start[:, None], columns, mx.minimum(columns + gap, last))
-    return mx.take_along_axis(both, places, axis=1), start
+    indices = mx.where(columns < start[:, None], columns, mx.minimum(columns + gap, last))
+    return mx.take_along_axis(both, indices, axis=1), start
 
 
 def shares_prompts(model: Any) -> bool:
@@ -154,7 +154,7 @@ def shares_prompts(model: Any) -> bool:
         mx.eval(shared)
     except (AttributeError, IndexError, TypeError, ValueError):
         return False  # the model reads other attributes of a cache, or expects its offset to be one number
-    tokens, start = whole_rows(batch)
+    tokens, start = unshared_rows(batch)
     positions = start[:, None] + mx.arange(batch["inputs"].shape[1])
     alone = mx.take_along_axis(model(tokens), positions[:, :, None], axis=1)
     return all(same_logits(*pair) for pair in zip(shared, alone, strict=True))

@@ -5,28 +5,28 @@ import pytest
 from grpo_actors.bench.floors import ModelSize, Rates, publication_floor_s, rollout_floor, update_floor_s
 
 SIZE = ModelSize(weight_bytes=1000, multiplying=500, cache_bytes=8, attention_width=10, dtype="float32")
-#: So fast at products that bytes alone count, and the other way round.
+#: Products so fast that only bytes count, and the reverse.
 MEMORY_BOUND = Rates(copy_bytes_per_s=100.0, flops_per_s=1e12)
 COMPUTE_BOUND = Rates(copy_bytes_per_s=1e12, flops_per_s=1000.0)
 
 
-def test_decoding_reads_the_weights_each_step_and_each_rows_past():
+def test_each_decoding_step_reads_the_weights_and_each_rows_past():
     # Two completions of 2 and 3 tokens after a prompt of 4: three steps. Tokens seen: 5 + 6 and 5 + 6 + 7.
     floor = rollout_floor(SIZE, MEMORY_BOUND, [4], [[2, 3]], places=2)
     assert floor.steps == 3
     assert floor.decode_s == pytest.approx((3 * 1000 + 29 * 8) / 100)
 
 
-def test_where_products_are_slow_they_are_the_floor():
+def test_slow_products_set_the_floor():
     floor = rollout_floor(SIZE, COMPUTE_BOUND, [4], [[2, 3]], places=2)
     # 5 tokens through 500 parameters, 2 operations each; attention: 4 operations a token seen and unit of width.
     assert floor.decode_s == pytest.approx((2 * 500 * 5 + 4 * 10 * 29) / 1000)
-    # The prompt once, not once a completion; a causal pass over 4 tokens: 2 · 10 · 4².
+    # The prompt counts once, not once for each completion; a causal pass over 4 tokens: 2 · 10 · 4².
     assert floor.prefill_s == pytest.approx((2 * 500 * 4 + 2 * 10 * 16) / 1000)
 
 
 def test_fewer_places_mean_more_steps():
-    # Ten tokens in all. Two places: five steps at least. One place: all ten one by one. Four: the longest's four.
+    # Ten tokens in all. Two places need at least five steps, one place ten, and four places the longest's four.
     lengths = [[1, 2, 3, 4]]
     steps = [rollout_floor(SIZE, MEMORY_BOUND, [4], lengths, places).steps for places in (2, 1, 4)]
     assert steps == [5, 10, 4]
@@ -42,8 +42,8 @@ def test_an_update_costs_three_forward_passes_and_two_under_an_adapter():
     )
 
 
-def test_a_version_is_copied_out_once_and_into_each_worker_and_a_socket_copies_twice_more():
-    # A copy of 50 bytes reads and writes 100: a second each.
+def test_a_version_is_copied_out_once_and_into_each_worker_with_two_more_copies_over_a_socket():
+    # A copy of 50 bytes reads and writes 100 bytes in all, which takes a second.
     assert publication_floor_s(50, 100.0, fetchers=1, chunks=False) == pytest.approx(2)
     assert publication_floor_s(50, 100.0, fetchers=3, chunks=False) == pytest.approx(4)
     assert publication_floor_s(50, 100.0, fetchers=2, chunks=True) == pytest.approx(7)

@@ -1,4 +1,4 @@
-"""Each part on the embedded model, tiny: figures that are finite and agree. How large they are is for people."""
+"""Each part on the embedded model, tiny: figures are finite and consistent. Their size is not tested."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from grpo_actors.bench.__main__ import main
-from grpo_actors.bench.companion import Companion
+from grpo_actors.bench.companion import BenchProcess
 from grpo_actors.bench.end_to_end import write_problems
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
@@ -19,12 +19,12 @@ from grpo_actors.tasks.jsonl import Jsonl
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--groups", "2", "--generations", "2", "--tokens", "5", "--prompt-tokens", "6", "--rounds", "2"]
-#: Bytes of a version: 697,472 parameters in float32, every tensor at a multiple of 64 bytes as it is.
+#: Bytes of a version: 697,472 parameters in float32; every tensor's size is already a multiple of 64 bytes.
 TINY_BYTES = 697_472 * 4
 
 
 def bench(capsys, part, *arguments):
-    """What the part says, as JSON; all of it must be numbers."""
+    """Run a part; returns the figures of its JSON, all of which must be finite numbers."""
     assert main([part, *SMALL, "--json", *arguments]) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
     assert all(math.isfinite(value) for figure in figures.values() for value in figure["values"])
@@ -40,28 +40,28 @@ def test_sampling_counts_every_token_of_every_completion(capsys):
     assert "mlx-lm tokens/s" not in figures
 
 
-def test_mlx_lm_decodes_as_many_steps_beside_ours(capsys):
+def test_mlx_lm_decodes_as_many_steps_as_our_sampler(capsys):
     figures = bench(capsys, "rollout", "--against", "mlx-lm")
     assert figures["mlx-lm steps"]["values"] == [5, 5]
     rates = zip(figures["tokens/s"]["values"], figures["mlx-lm tokens/s"]["values"], strict=True)
     assert figures["ours ÷ mlx-lm"]["values"] == pytest.approx([ours / theirs for ours, theirs in rates])
 
 
-def test_ragged_completions_share_fewer_places_and_end_where_they_shall(capsys):
+def test_ragged_completions_share_fewer_places_and_have_their_planned_lengths(capsys):
     figures = bench(capsys, "rollout", "--ragged", "--places", "2", "--tokens", "20", "--against", "mlx-lm")
     # σ = ln(1 / 0.45) / Φ⁻¹(0.8) = 0.949; Φ⁻¹(1/8) = −1.150 and Φ⁻¹(3/8) = −0.319, times 0.45 · 20 tokens:
     # 9 · e^−1.091 = 3.02, 9 · e^−0.302 = 6.65, 9 · e^0.302 = 12.2, 9 · e^1.091 = 26.8, which is cut at 20.
     assert figures["tokens a round"]["values"] == [3 + 7 + 12 + 20]
-    # Two places for 42 tokens: 21 steps at least. Each side's rate counts the same tokens.
+    # Two places need at least 21 steps for 42 tokens. Both samplers' rates count the same tokens.
     assert figures["steps"]["floor"] == 21
     assert min(figures["steps"]["values"]) >= 21
     assert min(figures["mlx-lm steps"]["values"]) >= 21
 
 
-def test_processes_at_once_add_their_tokens(capsys):
+def test_processes_at_the_same_time_add_their_tokens(capsys):
     figures = bench(capsys, "rollout", "--processes", "2")
     assert figures["tokens a round"]["values"] == [2 * 2 * 2 * 5]
-    # Both are bound by one machine: a rate has the floor of one, a step that of two.
+    # Both processes share one machine: their added rate has the floor of one process, a step that of two.
     rate, step = figures["decode tokens/s"], figures["ms a step"]
     rows = 2 * 2
     assert rate["floor"] == pytest.approx(2 * 1000 * rows / step["floor"])
@@ -97,7 +97,7 @@ def test_a_whole_run_has_prompts_and_completions_of_the_length_asked_for(capsys)
 
 
 @pytest.mark.slow
-def test_a_workers_start_is_told_beside_that_of_a_process_which_only_loads_its_model(capsys):
+def test_the_floor_of_a_workers_start_is_a_process_that_only_loads_the_model(capsys):
     figures = bench(capsys, "startup", "--rounds", "1")
     assert figures["worker ready s"]["floor"] == figures["model loaded in a fresh process s"]["median"]
     assert figures["launch.py --help s"]["median"] > 0
@@ -111,11 +111,11 @@ def test_the_prompts_of_a_whole_run_have_exactly_the_tokens_asked_for(tmp_path):
     assert {len(policy.encode_chat(problem.messages)) for problem in problems} == {17}
 
 
-def test_a_process_that_cannot_begin_ends_the_bench_in_one_line():
+def test_a_process_that_fails_to_start_ends_the_bench_with_one_line():
     config = Config.model_validate({"model": {"model_name": "/nowhere"}}).model_dump_json()
-    said = r"grpo_actors\.bench\.fetcher.*ended with 2"
-    fetcher = Companion("grpo_actors.bench.fetcher", config, processes=1)
-    with fetcher, pytest.raises(RunError, match=said):
+    message = r"grpo_actors\.bench\.fetcher.*ended with 2"
+    fetcher = BenchProcess("grpo_actors.bench.fetcher", config, processes=1)
+    with fetcher, pytest.raises(RunError, match=message):
         fetcher.answer()
 
 
@@ -131,7 +131,7 @@ def test_a_process_that_cannot_begin_ends_the_bench_in_one_line():
         (["--groups", "4", "--set", "gradient_accumulation_steps=2"], ["--groups = 4", "got 8"]),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line(arguments, words):
+def test_unusable_options_are_refused_in_one_line(arguments, words):
     done = subprocess.run(
         [sys.executable, "-m", "grpo_actors.bench", "learner", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -15,7 +15,7 @@ from grpo_actors.config import Config
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import load_policy
 
-#: Over an architecture: written and loaded in no time.
+#: Small sizes that override an architecture's, so that writing and loading take no time.
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -36,11 +36,11 @@ SMALL = {
     ],
 )
 def test_each_architecture_has_the_published_number_of_parameters(name, parameters):
-    # From shapes: MLX computes nothing until it is asked for a value.
+    # The count uses shapes only: MLX computes nothing until a value is needed.
     assert parameter_count(build(config_json(name, "bfloat16"))) == parameters
 
 
-def test_a_folder_that_was_written_loads_with_the_tiny_tokenizer_and_the_architectures_vocabulary(tmp_path):
+def test_a_written_folder_loads_with_the_tiny_tokenizer_and_the_architectures_vocabulary(tmp_path):
     write_folder(tmp_path, {**config_json("smollm2-135m", "float32"), **SMALL})
     policy = load_policy(Config.model_validate({"model": {"model_name": str(tmp_path)}}).model, seed=0)
     # Embedding, also the head: 49152 · 32. Attention: q and o 32 · 32, k and v 32 · 16. MLP: 3 · 32 · 64. Norms: 3 · 32.
@@ -59,7 +59,7 @@ def test_a_kept_folder_is_found_again(tmp_path):
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+def test_a_folder_with_other_content_is_left_unchanged(tmp_path):
     (tmp_path / "thesis.txt").write_text("all of it")
     with pytest.raises(ModelError, match="--keep"), random_model("smollm2-135m", "auto", str(tmp_path)):
         pass

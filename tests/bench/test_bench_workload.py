@@ -1,4 +1,4 @@
-"""Lengths that are known beforehand."""
+"""The lengths of prompts and completions in a workload."""
 
 from statistics import median
 
@@ -8,7 +8,7 @@ from grpo_actors.bench.workload import Shape, completion_lengths, workload
 
 
 @pytest.mark.parametrize("count", [20, 64, 1000])
-def test_ragged_completions_have_the_median_and_the_share_at_the_limit_that_are_promised(count):
+def test_ragged_completions_have_the_documented_median_and_share_at_the_limit(count):
     lengths = completion_lengths(count, 1000, ragged=True)
     assert len(lengths) == count
     assert median(lengths) == pytest.approx(450, rel=0.03)
@@ -21,7 +21,7 @@ def test_every_call_makes_the_same_work():
     assert workload(shape, 50) == workload(shape, 50)
 
 
-def test_equal_work_has_exactly_the_tokens_asked_for():
+def test_work_without_ragged_lengths_has_exactly_the_requested_tokens():
     work = workload(Shape(groups=4, generations=3, prompt_tokens=10, tokens=7), 50)
     assert [len(prompt) for prompt in work.prompts] == [10] * 4
     assert work.lengths == [[7] * 3] * 4

@@ -1,4 +1,4 @@
-"""The conversion tool, run as its command line runs it."""
+"""Run the conversion tool as its command line does."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from grpo_actors.process import run_command
 
 
 def run(*arguments: object) -> int:
-    """The exit code."""
+    """Run the tool; returns the exit code."""
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: convert.main([str(argument) for argument in arguments]))
     return ended.value.code
 
 
 def refusal(capsys, *arguments: object) -> str:
-    """The one line that the tool ends with, exit code 2."""
+    """Run the tool, which must end with exit code 2 and one line; returns the line."""
     assert run(*arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""

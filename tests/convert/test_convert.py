@@ -24,7 +24,7 @@ def tiny_file(tmp_path_factory) -> Path:
     return path
 
 
-def test_the_tool_makes_a_folder_and_lets_it_speak(tiny_file, tmp_path, capsys):
+def test_the_tool_makes_a_folder_and_samples_an_answer(tiny_file, tmp_path, capsys):
     target = tmp_path / "new" / "model"
     assert run("--gguf", tiny_file, "--output-dir", target, "--dtype", "bfloat16", "--sample-tokens", 3) == 0
     files = {path.name for path in target.iterdir()}
@@ -42,13 +42,15 @@ def test_the_tool_makes_a_folder_and_lets_it_speak(tiny_file, tmp_path, capsys):
     assert not target.with_name("model.tmp").exists()
 
 
-def test_a_gguf_files_folder_has_its_log_probs_and_quantised_nearly(tiny_file, tmp_path, capsys):
+def test_a_folder_from_gguf_has_the_same_log_probs_and_a_quantised_one_nearly_the_same(
+    tiny_file, tmp_path, capsys
+):
     quick = ("--gguf", tiny_file, "--sample-tokens", 0, "--output-dir")
     assert run(*quick, tmp_path / "whole") == 0
     assert "mean |Δ log-prob| 0 nats" in capsys.readouterr().out
     assert run(*quick, tmp_path / "packed", "-q", "--bits", 8) == 0
     difference = float(capsys.readouterr().out.split("|Δ log-prob| ")[1].split()[0])
-    # Random weights make near-certain choices, which a step of 1/256 moves by some tenths of a nat.
+    # Random weights give near-certain choices; quantisation steps of 1/256 move them by some tenths of a nat.
     assert 0 < difference < 1
     assert not (tmp_path / "packed" / "whole").exists()
     assert ".scales" in str(mx.load(str(tmp_path / "packed" / "model.safetensors")).keys())
@@ -125,7 +127,7 @@ def test_a_file_as_target_is_refused(tiny_file, capsys):
 
 
 @pytest.mark.parametrize("reason", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_draft_is_removed_whatever_ends_the_work(tmp_path, reason):
+def test_a_draft_is_removed_if_the_work_fails_or_is_interrupted(tmp_path, reason):
     def work() -> None:
         with convert.new_folder(
             tmp_path / "model", overwrite=False, option="--output-dir", precious=()

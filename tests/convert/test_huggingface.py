@@ -24,7 +24,7 @@ from grpo_actors.policy.plan import Plan
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """The embedded model as a user's own folder."""
+    """The embedded model, copied to a folder of the user's."""
     return Path(shutil.copytree(EMBEDDED, tmp_path / "source", ignore=shutil.ignore_patterns("*.py")))
 
 
@@ -34,8 +34,8 @@ def edit_config(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
-def drift_of(printed: str) -> float:
-    """The figure of the summary's line on log-probs."""
+def printed_difference(printed: str) -> float:
+    """Return the figure in the summary's line on log-probs."""
     (line,) = (line for line in printed.splitlines() if line.startswith("check"))
     return float(line.split("|")[2].split()[0])
 
@@ -51,7 +51,7 @@ def weights(folder: Path) -> dict[str, Any]:
 def test_without_quantisation_the_log_probs_are_the_sources_exactly(source, tmp_path, capsys, dtype):
     assert run("--hf-path", source, "--output-dir", tmp_path / "model", *dtype, "--sample-tokens", 2) == 0
     printed = capsys.readouterr().out
-    assert drift_of(printed) == 0.0
+    assert printed_difference(printed) == 0.0
     assert "asked   What is the capital of France?" in printed
     written, stored = weights(tmp_path / "model"), weights(source)
     assert written.keys() == stored.keys()
@@ -63,14 +63,14 @@ def test_quantised_weights_take_the_bits_asked_for_and_move_the_log_probs(tmp_pa
     arguments = ("--quantize", "--bits", bits, "--group-size", 32, "--sample-tokens", 0)
     assert run("--hf-path", "tiny", "--output-dir", tmp_path / "model", *arguments) == 0
     printed = capsys.readouterr().out
-    # A group of 32 has a scale and an offset of 16 bits each: one bit a weight, beside the norms' whole 16.
+    # A group of 32 has a scale and an offset of 16 bits each, which is one more bit a weight; norms keep 16 bits.
     assert f"{bits + 1}.0" in printed.splitlines()[0]
-    # One bit more halves the step, and about halves what it moves.
-    assert 0 < drift_of(printed) < at_most
+    # One more bit halves the quantisation step, and about halves the difference.
+    assert 0 < printed_difference(printed) < at_most
     assert json.loads((tmp_path / "model" / "config.json").read_text())["quantization"]["bits"] == bits
 
 
-def test_what_is_quantised_here_is_what_mlx_lms_own_converter_writes(source, tmp_path, capsys):
+def test_quantised_weights_are_those_that_mlx_lms_own_converter_writes(source, tmp_path, capsys):
     assert run("--hf-path", source, "-q", "--output-dir", tmp_path / "ours", "--sample-tokens", 0) == 0
     mlx_lm.convert(str(source), str(tmp_path / "theirs"), quantize=True)
     ours, theirs = weights(tmp_path / "ours"), weights(tmp_path / "theirs")
@@ -84,7 +84,7 @@ def test_a_quantised_folder_trains_with_an_adapter(source, tmp_path):
     assert all("lora" in name for name in policy.trainable())
 
 
-def test_another_end_token_is_the_only_one_that_ends_answers(source, tmp_path):
+def test_the_given_end_token_is_the_only_one_that_ends_answers(source, tmp_path):
     arguments = ("--eos-token", "<|user|>", "--sample-tokens", 0)
     assert run("--hf-path", source, "--output-dir", tmp_path / "model", *arguments) == 0
     _, tokenizer = mlx_lm.load(str(tmp_path / "model"))
@@ -99,13 +99,13 @@ def test_the_embedded_models_name_is_a_source_too(tmp_path):
 # --- the comparison ---
 
 
-def test_drift_is_the_mean_difference_of_the_texts_log_probs(source, tmp_path):
-    """Of a folder whose last norm is stretched: worked out by another way."""
+def test_the_difference_is_the_mean_over_the_texts_log_probs(source, tmp_path):
+    """The written folder has a scaled last norm; mlx-lm's logits give the expected difference."""
     written = Path(shutil.copytree(source, tmp_path / "written"))
     stored = mx.load(str(written / "model.safetensors"))
     name = "model.norm.weight"
     mx.save_safetensors(str(written / "model.safetensors"), stored | {name: stored[name] * 1.5})
-    plan = Plan(bits=4)  # so that a difference is no reason to refuse
+    plan = Plan(bits=4)  # with quantisation a difference is no error
 
     def log_probs(folder: Path) -> mx.array:
         model, tokenizer = mlx_lm.load(str(folder))
@@ -116,27 +116,29 @@ def test_drift_is_the_mean_difference_of_the_texts_log_probs(source, tmp_path):
         return mx.take_along_axis(table, tokens[1:, None], axis=-1)
 
     wanted = mx.abs(log_probs(source) - log_probs(written)).mean().item()
-    got = fidelity.drift(lambda: huggingface.load_lazily(source, plan)[0], written, plan)
+    got = fidelity.logprob_difference(lambda: huggingface.load_lazily(source, plan)[0], written, plan)
     assert wanted > 0.1
     assert got == pytest.approx(wanted, rel=1e-4)
     with pytest.raises(ModelError, match="was not read as it is meant"):
-        fidelity.drift(lambda: huggingface.load_lazily(source, plan)[0], written, Plan())
+        fidelity.logprob_difference(lambda: huggingface.load_lazily(source, plan)[0], written, Plan())
 
 
 def test_a_source_that_does_not_fit_into_memory_is_not_loaded_for_the_comparison(source, monkeypatch):
     def too_large():
         raise AssertionError
 
-    assert fidelity.drift(lambda: huggingface.load_lazily(source, Plan())[0], source, Plan()) == 0.0
+    assert (
+        fidelity.logprob_difference(lambda: huggingface.load_lazily(source, Plan())[0], source, Plan()) == 0.0
+    )
     monkeypatch.setattr(fidelity, "MEMORY_SHARE", 0)
-    assert fidelity.drift(too_large, source, Plan()) is None
+    assert fidelity.logprob_difference(too_large, source, Plan()) is None
 
 
 # --- what is refused ---
 
 
 def refused(capsys, tmp_path: Path, *arguments: object) -> str:
-    """The one line of a conversion that is refused and leaves nothing behind."""
+    """Run a conversion that must be refused and leave nothing behind; returns its one line."""
     line = refusal(capsys, *arguments, "--output-dir", tmp_path / "model")
     assert not list(tmp_path.glob("model*"))
     return line
@@ -158,12 +160,12 @@ def test_a_folder_that_is_no_model_is_refused(source, tmp_path, capsys):
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused(tmp_path, capsys, monkeypatch, name, words):
-    # A hub where nobody listens: what a machine without a network sees.
+    # Nothing listens at this address, as on a machine without a network.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert words in refused(capsys, tmp_path, "--hf-path", name)
 
 
-def test_an_unknown_architecture_is_answered_with_the_known_ones_the_nearest_first(source, tmp_path, capsys):
+def test_an_unknown_architecture_is_refused_with_the_known_ones_the_nearest_first(source, tmp_path, capsys):
     edit_config(source, model_type="qwen33")
     line = refused(capsys, tmp_path, "--hf-path", source)
     assert "mlx-lm does not know model_type 'qwen33'; it knows qwen3, " in line
@@ -173,7 +175,7 @@ def test_an_unknown_architecture_is_answered_with_the_known_ones_the_nearest_fir
 
 
 def test_every_type_named_as_known_is_one_that_mlx_lm_loads():
-    known = huggingface.known_types("olmo")  # whose module needs a package of its own
+    known = huggingface.known_types("olmo")  # olmo's module needs a package that is absent here
     assert len(known) > 100
     assert [name for name in known if not huggingface.is_known({"model_type": name})] == []
 
@@ -185,7 +187,7 @@ def test_a_group_size_that_does_not_divide_a_row_is_refused_with_one_that_does(s
 
 
 def narrow(source: Path) -> Path:
-    """The model with random weights and 96 features, which are groups of 32 and not of 64."""
+    """Give the model random weights and 96 features, which 32 divides and 64 does not."""
     edit_config(source, hidden_size=96, head_dim=32, num_attention_heads=4, num_key_value_heads=4)
     (source / "model.safetensors").unlink()
     model_class, arguments = mlx_lm.utils._get_classes(config := mlx_lm.utils.load_config(source))
@@ -200,7 +202,7 @@ def test_weights_that_are_quantised_are_not_quantised_again(source, tmp_path, ca
     assert "are quantised already" in refused(capsys, tmp_path, "--hf-path", tmp_path / "first", "-q")
 
 
-def test_code_beside_the_weights_does_not_run_unasked(source, tmp_path, capsys):
+def test_code_next_to_the_weights_does_not_run_without_consent(source, tmp_path, capsys):
     edit_config(source, model_file="own.py")
     (source / "own.py").write_text("from mlx_lm.models.llama import Model, ModelArgs\n")
     line = refused(capsys, tmp_path, "--hf-path", source)
@@ -220,7 +222,7 @@ def test_code_beside_the_weights_does_not_run_unasked(source, tmp_path, capsys):
         (("--upload-repo", "owner/name"), "there is no token"),
     ],
 )
-def test_an_option_that_cannot_be_met_is_refused(tmp_path, capsys, monkeypatch, options, words):
+def test_an_unusable_option_is_refused(tmp_path, capsys, monkeypatch, options, words):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     assert words in refused(capsys, tmp_path, "--hf-path", "tiny", *options)

@@ -29,7 +29,7 @@ def converted(source: Path, target: Path, *options: str) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The tiny checkpoint's model folder."""
+    """The model folder of the tiny checkpoint."""
     at = tmp_path_factory.mktemp("nanochat")
     return converted(write(at / "source", Tiny()), at / "model")
 
@@ -42,7 +42,7 @@ def norm(x: np.ndarray) -> np.ndarray:
 
 
 def rotated(x: np.ndarray) -> np.ndarray:
-    """[T, heads, D]: the halves of D as pairs, turned clockwise by position × 10000^(-2i/D)."""
+    """Rotate [T, heads, D]: the halves of D form pairs, turned clockwise by position × 10000^(-2i/D)."""
     half = x.shape[-1] // 2
     angles = np.arange(len(x))[:, None, None] * 10000.0 ** (-2 * np.arange(half) / x.shape[-1])
     one, other = x[..., :half], x[..., half:]
@@ -59,7 +59,7 @@ def attention(x: np.ndarray, weights: dict[str, np.ndarray], at: str) -> np.ndar
         for part, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS))
     )
     q, k = norm(rotated(q)), norm(rotated(k))
-    # Query heads 0 and 1 read key-value head 0, 2 and 3 read 1.
+    # Query heads 0 and 1 use key-value head 0; 2 and 3 use 1.
     k, v = (np.repeat(part, HEADS // KV_HEADS, axis=1) for part in (k, v))
     scores = np.einsum("qhd,khd->hqk", q, k) / dim**0.5
     scores = np.where(np.tril(np.ones((length, length), bool)), scores, -np.inf)
@@ -70,7 +70,7 @@ def attention(x: np.ndarray, weights: dict[str, np.ndarray], at: str) -> np.ndar
 
 
 def forward(weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
-    """Logits [T, V] of nanochat's GPT."""
+    """Return the logits [T, V] of nanochat's GPT."""
     weights = {name: array.astype(np.float64) for name, array in weights.items()}
     x = norm(weights["transformer.wte.weight"][tokens])
     for index in range(LAYERS):
@@ -87,12 +87,12 @@ def forward(weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
 def test_the_folder_has_the_logits_of_nanochats_own_formulas(folder):
     model, _ = mlx_lm.load(str(folder))
     expected = forward(random_weights(), TOKENS)
-    # 12 is where the cap bends: 15 · tanh(12 / 15) is 10 already, a quarter of the way off.
+    # The soft cap must have an effect: it maps 12 to 15 · tanh(12 / 15) = 10.
     assert np.abs(expected).max() > 10
     np.testing.assert_allclose(np.array(model(mx.array([TOKENS]))[0]), expected, atol=2e-3)
 
 
-def test_the_config_says_what_the_meta_file_said(folder):
+def test_the_config_has_the_sizes_of_the_meta_file(folder):
     config = json.loads((folder / "config.json").read_text())
     assert (config["hidden_size"], config["intermediate_size"]) == (HIDDEN, 4 * HIDDEN)
     assert (config["num_hidden_layers"], config["vocab_size"]) == (LAYERS, VOCAB)
@@ -100,21 +100,21 @@ def test_the_config_says_what_the_meta_file_said(folder):
     assert (config["max_position_embeddings"], config["torch_dtype"]) == (CONTEXT, "float32")
 
 
-def test_the_learner_shares_prompts_and_takes_the_capped_logits(folder):
+def test_the_learner_shares_prompts_and_uses_the_capped_logits(folder):
     policy = load_policy(ModelConfig(model_name=str(folder)), seed=0)
     assert shares_prompts(policy.model)
     assert split_head(policy.model) is None  # body and head alone would leave out the cap
 
 
 HALVES = {
-    # The upper half of float32; the nearest number of float16.
+    # bfloat16 is the upper half of float32; float16 rounds to the nearest number.
     "BFloat16Storage": lambda array: (array.view("<u4") & 0xFFFF0000).view("<f4"),
     "HalfStorage": lambda array: array.astype(np.float16).astype(np.float32),
 }
 
 
 @pytest.mark.parametrize("kind", HALVES)
-def test_half_precision_is_read_as_it_is_stored(tmp_path, kind):
+def test_half_precision_is_read_exactly(tmp_path, kind):
     kinds = {"transformer.wte.weight": kind, "lm_head.weight": kind}
     target = converted(write(tmp_path / "source", Tiny(kinds=kinds)), tmp_path / "model")
     arrays = mx.load(str(target / "model.safetensors"))
@@ -125,7 +125,7 @@ def test_half_precision_is_read_as_it_is_stored(tmp_path, kind):
 
 
 def test_a_compiled_model_with_padded_rows_is_the_same_model(folder, tmp_path):
-    # torch.compile's prefix; VOCAB rows filled up to a multiple of 64 with what no token stands for.
+    # torch.compile's prefix; VOCAB rows padded to a multiple of 64 with rows that belong to no token.
     weights = random_weights()
     for name in ("transformer.wte.weight", "lm_head.weight"):
         weights[name] = np.concatenate([weights[name], np.full((-VOCAB % 64, HIDDEN), 7, np.float32)])
@@ -136,7 +136,7 @@ def test_a_compiled_model_with_padded_rows_is_the_same_model(folder, tmp_path):
     assert all(mx.array_equal(ours[name], plain[name]) for name in plain)
 
 
-def test_the_newest_step_is_taken_with_a_tokenizer_from_nanochats_own_place(tmp_path):
+def test_the_newest_step_is_used_with_a_tokenizer_from_nanochats_own_folder(tmp_path):
     # NANOCHAT_BASE_DIR/chatsft_checkpoints/d2 and NANOCHAT_BASE_DIR/tokenizer
     source = tmp_path / "base" / "chatsft_checkpoints" / "d2"
     write(source, Tiny(weights=random_weights(seed=1), step=9))
@@ -163,7 +163,7 @@ def test_the_summary_names_step_and_sizes_and_the_model_answers(tmp_path, capsys
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_a_batch_samples_what_each_prompt_gives_alone(folder, kind):
+def test_a_batch_samples_the_same_tokens_as_each_prompt_alone(folder, kind):
     policy = load_policy(ModelConfig(model_name=str(folder), fine_tune_type=kind), seed=0)
     prompts, seeds = [TOKENS, TOKENS[:3], TOKENS[2:9]], [[1, 2], [3], [4]]
     together = sample_groups(policy, prompts, seeds, SamplingParams(12))

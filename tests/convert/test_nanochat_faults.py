@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, hostile or another model's: one line, exit code 2, no folder."""
+"""Checkpoints that are damaged, hostile or of another model are refused: one line, exit code 2, no folder."""
 
 import grpo_actors.policy  # noqa: F401  the fast BLAS comes before MLX
 
@@ -41,7 +41,7 @@ def refused(tmp_path, capsys, source=None) -> str:
         ("tokenizer.pkl", "no tokenizer.pkl in any of"),
     ],
 )
-def test_a_file_that_is_not_there_is_named(tmp_path, capsys, missing, words):
+def test_a_missing_file_is_named(tmp_path, capsys, missing, words):
     (write(tmp_path / "source", Tiny()) / missing).unlink()
     assert words in refused(tmp_path, capsys)
 
@@ -73,7 +73,7 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path, capsys, meta, words):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model_config": 3}', "[" * 100_000])
-def test_a_meta_file_that_is_none_is_refused(tmp_path, capsys, content):
+def test_an_invalid_meta_file_is_refused(tmp_path, capsys, content):
     (write(tmp_path / "source", Tiny()) / "meta_000650.json").write_text(content)
     assert "meta_000650.json: must " in refused(tmp_path, capsys)
 
@@ -98,16 +98,16 @@ def test_a_weight_that_is_not_finite_is_refused(tmp_path, capsys):
     assert "tensor lm_head.weight is not finite as float32" in refused(tmp_path, capsys)
 
 
-# --- the file of weights is a stranger's ----------------------------------------------------------------
+# --- the file of weights is untrusted ------------------------------------------------------------------
 
 
 def holding(opcodes: bytes) -> bytes:
-    """The pickle of a dictionary with one entry."""
+    """Return the pickle of a dictionary with the one entry "w"."""
     return b"\x80\x02}" + text("w") + opcodes + b"s."
 
 
 def read(path: Path, data: bytes, **archive: bytes) -> np.ndarray:
-    """The tensor "w" of a file whose one storage has the numbers 0 to 5."""
+    """Read the tensor "w" from a file whose one storage has the numbers 0 to 5."""
     write_archive(path, data, {"0": np.arange(6, dtype="<f4").tobytes()}, **archive)
     with TorchFile(path) as file:
         return np.array(file.read("w"))
@@ -150,8 +150,8 @@ def test_a_pickle_of_anything_but_plain_tensors_is_refused(tmp_path, monkeypatch
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_pickle_that_changes_what_it_is_given_changes_nothing_for_the_next(tmp_path):
-    # The attribute __len__ of what stands for OrderedDict, and of what stands for torch's function.
+def test_a_pickle_that_changes_its_stand_ins_does_not_affect_the_next_pickle(tmp_path):
+    # Sets the attribute __len__ of the stand-ins for OrderedDict and for torch's function.
     for target in (name_of("collections", "OrderedDict"), name_of("torch._utils", "_rebuild_tensor_v2")):
         changing = target + tuple_of(b"N", b"}" + text("__len__") + integer(3) + b"s") + b"b"
         with pytest.raises(ModelError, match="cannot be read"):
@@ -164,7 +164,7 @@ def test_numbers_of_a_big_endian_machine_are_refused(tmp_path):
         read(tmp_path / "model.pt", holding(OF_SIX), byteorder=b"big")
 
 
-def test_a_storage_that_would_unpack_to_far_more_than_it_says_is_not_unpacked(tmp_path):
+def test_a_storage_that_is_larger_than_the_pickle_says_is_not_unpacked(tmp_path):
     path = tmp_path / "model.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model/data.pkl", holding(OF_SIX))
@@ -174,7 +174,7 @@ def test_a_storage_that_would_unpack_to_far_more_than_it_says_is_not_unpacked(tm
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02l\n\x8a\nFF\xf9F"])
-def test_what_is_no_zip_of_torch_is_refused(tmp_path, capsys, content):
+def test_a_file_that_is_not_a_zip_of_torch_is_refused(tmp_path, capsys, content):
     (write(tmp_path / "source", Tiny()) / "model_000650.pt").write_bytes(content)
     assert "must be a zip as torch.save writes it" in refused(tmp_path, capsys)
 

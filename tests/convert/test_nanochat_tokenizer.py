@@ -60,7 +60,7 @@ def test_mlx_lm_and_the_policy_give_tiktokens_ids_and_texts(folder, policy):
         assert policy.decode(ids) == text
 
 
-def test_some_of_the_texts_would_tell_a_wrong_split_or_a_lost_merge():
+def test_the_texts_detect_a_wrong_split_and_a_lost_merge():
     def ids(pattern: str) -> list[list[int]]:
         other = encoding(pattern)
         return [other.encode_ordinary(text) for text in TEXTS]
@@ -91,7 +91,7 @@ def test_a_conversation_has_nanochats_ids(policy):
         {"role": "assistant", "content": "the abc"},
         {"role": "user", "content": "Why?"},
     ]
-    # As nanochat renders it: each turn between its own two tokens, nothing stripped and nothing between.
+    # As nanochat renders it: each turn between its own two tokens, nothing stripped and nothing added.
     assert policy.encode_chat(turns) == [
         *(special("<|bos|>"), special("<|user_start|>"), *text(" What is 12? \n"), special("<|user_end|>")),
         *(special("<|assistant_start|>"), *text("the abc"), special("<|assistant_end|>")),
@@ -99,7 +99,7 @@ def test_a_conversation_has_nanochats_ids(policy):
     ]
 
 
-def test_a_system_turn_is_the_head_of_the_first_user_turn(policy):
+def test_a_system_turn_is_put_before_the_text_of_the_first_user_turn(policy):
     system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}
     merged = {"role": "user", "content": "Be brief.\n\nWhy?"}
     answer = {"role": "assistant", "content": "So."}
@@ -107,7 +107,7 @@ def test_a_system_turn_is_the_head_of_the_first_user_turn(policy):
     assert policy.encode_chat([system, user, answer, user]) == policy.encode_chat([merged, answer, user])
 
 
-def test_calls_of_python_have_their_own_tokens(policy):
+def test_python_calls_have_their_own_tokens(policy):
     parts = [
         {"type": "text", "text": "So: "},
         {"type": "python", "text": "6*2"},
@@ -135,11 +135,11 @@ def test_turns_that_nanochat_refuses_are_refused(policy, roles, words):
         policy.encode_chat([{"role": role, "content": "x"} for role in roles])
 
 
-# --- tokenizer.pkl is a stranger's ------------------------------------------------------------------------
+# --- tokenizer.pkl is untrusted ---------------------------------------------------------------------------
 
 
 class Runs:
-    """Unpickled by pickle itself, this writes a file."""
+    """An object that writes a file if pickle itself loads it."""
 
     def __init__(self, path) -> None:
         self.path = path
@@ -161,14 +161,14 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(tmp_path, caps
     assert "must hold a tiktoken.Encoding and nothing else, its pickle asks for 'io.open'" in line
 
 
-def test_code_hidden_within_an_encoding_is_refused_too(tmp_path, capsys):
+def test_code_hidden_in_an_encoding_is_refused_too(tmp_path, capsys):
     hidden = encoding()
     hidden.name = Runs(tmp_path / "ran")
     assert "nothing of it was run" in refused(tmp_path, capsys, pickle.dumps(hidden))
 
 
 def of_state(**changes: object) -> bytes:
-    """An encoding's pickle with another state, as tiktoken would write it."""
+    """Return the pickle of an encoding with a changed state, as tiktoken would write it."""
     changed = encoding()
     for key, value in changes.items():
         setattr(changed, key, value)
@@ -196,18 +196,18 @@ def ranks(**changes: int) -> dict[bytes, int]:
         (of_state(_pat_str="("), "its split pattern is"),
     ],
 )  # fmt: skip
-def test_what_is_no_whole_encoding_is_refused_in_one_line(tmp_path, capsys, tokenizer, words):
+def test_an_incomplete_or_invalid_encoding_is_refused_in_one_line(tmp_path, capsys, tokenizer, words):
     assert words in refused(tmp_path, capsys, tokenizer)
 
 
-def test_an_encoding_that_tiktoken_keeps_elsewhere_is_refused(tmp_path, capsys, monkeypatch):
+def test_an_encoding_pickled_only_by_its_name_is_refused(tmp_path, capsys, monkeypatch):
     registered = encoding()
     monkeypatch.setitem(tiktoken.registry.ENCODINGS, "tiny", registered)
     line = refused(tmp_path, capsys, pickle.dumps(registered))
     assert "names tiktoken's encoding 'tiny' and does not hold it" in line
 
 
-def test_a_pattern_that_tokenizers_reads_otherwise_is_refused(tmp_path, capsys):
-    # {1,2}+ is possessive for tiktoken; for tokenizers' engine it is one or two, any number of times.
+def test_a_pattern_that_tokenizers_reads_differently_is_refused(tmp_path, capsys):
+    # {1,2}+ is possessive for tiktoken; tokenizers' engine repeats "one or two" any number of times.
     tokenizer = pickle.dumps(encoding(PATTERN.replace("{1,2}", "{1,2}+")))
     assert "its encoding has no equal tokenizer.json: tiktoken splits" in refused(tmp_path, capsys, tokenizer)

@@ -30,13 +30,13 @@ def source(tmp_path) -> Path:
     return tmp_path / "source"
 
 
-def test_a_model_with_eyes_keeps_them_and_its_language_part_is_the_sources(source, tmp_path, capsys):
+def test_a_vision_model_keeps_its_vision_part_and_the_sources_language_part(source, tmp_path, capsys):
     assert run("--hf-path", source, "--output-dir", tmp_path / "model", "--sample-tokens", 2) == 0
     printed = capsys.readouterr().out
     assert "qwen2_vl, with its eyes" in printed
     assert "mean |Δ log-prob| 0 nats" in printed
     written, stored = (mx.load(str(folder / "model.safetensors")) for folder in (tmp_path / "model", source))
-    # Hugging Face's `visual.` is mlx-vlm's `vision_tower.`; the convolution of the patches is in MLX's order.
+    # mlx-vlm renames Hugging Face's `visual.` to `vision_tower.` and stores the patch convolution in MLX's order.
     for name in ("blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.bias", "merger.mlp.0.weight"):
         assert mx.array_equal(written[f"vision_tower.{name}"], stored[f"visual.{name}"])
     patch = "patch_embed.proj.weight"
@@ -44,14 +44,14 @@ def test_a_model_with_eyes_keeps_them_and_its_language_part_is_the_sources(sourc
     assert mx.array_equal(written[f"vision_tower.{patch}"], moved)
 
 
-def test_its_language_part_trains_with_text_alone(source, tmp_path):
+def test_the_language_part_of_a_vision_model_trains_with_text_alone(source, tmp_path):
     assert run("--hf-path", source, "--output-dir", tmp_path / "model", "--sample-tokens", 0) == 0
     policy = load_policy(ModelConfig(model_name=str(tmp_path / "model"), fine_tune_type="full"), seed=0)
     assert not [name for name in policy.trainable() if "vision" in name]
     assert mx.array_equal(policy.model(IDS), mlx_lm.load(str(source))[0](IDS))
 
 
-def test_quantised_it_keeps_whole_eyes_and_still_loads(source, tmp_path, capsys):
+def test_quantisation_leaves_the_vision_part_unquantised_and_the_model_loads(source, tmp_path, capsys):
     arguments = ("-q", "--group-size", 32, "--sample-tokens", 2)
     assert run("--hf-path", source, "--output-dir", tmp_path / "model", *arguments) == 0
     written = mx.load(str(tmp_path / "model" / "model.safetensors"))
@@ -61,7 +61,7 @@ def test_quantised_it_keeps_whole_eyes_and_still_loads(source, tmp_path, capsys)
     assert policy.model(IDS).shape == (1, 7, 512)
 
 
-def test_a_group_size_that_divides_not_every_row_is_refused(source, tmp_path, capsys):
+def test_a_group_size_that_does_not_divide_every_row_is_refused(source, tmp_path, capsys):
     line = refusal(capsys, "--hf-path", source, "-q", "--group-size", 128, "--output-dir", tmp_path / "model")
     assert "which have 64 weights; take --group-size 64" in line
 
@@ -77,8 +77,8 @@ def test_text_only_keeps_the_language_part_alone(source, tmp_path, monkeypatch, 
     assert mx.array_equal(mlx_lm.load(str(tmp_path / "model"))[0](IDS), mlx_lm.load(str(source))[0](IDS))
 
 
-def test_code_beside_the_weights_does_not_run_unasked(source, tmp_path, capsys):
-    # mlx-vlm itself would run it.
+def test_code_next_to_the_weights_does_not_run_without_consent(source, tmp_path, capsys):
+    # mlx-vlm alone would run it.
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"model_file": "own.py"}))
     (source / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -87,17 +87,19 @@ def test_code_beside_the_weights_does_not_run_unasked(source, tmp_path, capsys):
     assert not (tmp_path / "ran").exists()
 
 
-def test_eyes_that_mlx_vlm_does_not_know_are_refused_with_those_it_knows(source, tmp_path, capsys):
+def test_a_vision_model_that_mlx_vlm_does_not_support_is_refused_with_the_supported_types(
+    source, tmp_path, capsys
+):
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"model_type": "qwen2_vll"}))
     line = refusal(capsys, "--hf-path", source, "--output-dir", tmp_path / "model")
     assert "mlx-vlm does not know model_type 'qwen2_vll'; it knows qwen2_vl, " in line
 
 
-def test_a_folder_whose_language_part_mlx_lm_does_not_know_says_so(source, tmp_path, capsys, monkeypatch):
+def test_the_summary_says_if_mlx_lm_does_not_support_the_language_part(source, tmp_path, capsys, monkeypatch):
     from mlx_lm import utils
 
-    # mlx-lm of another day: its list of other names is all that tells it this one.
+    # A version of mlx-lm without this model: its list of other names leads to a module that does not exist.
     monkeypatch.delitem(sys.modules, "mlx_lm.models.qwen2_vl", raising=False)
     monkeypatch.setitem(utils.MODEL_REMAPPING, "qwen2_vl", "no_such_module")
     assert run("--hf-path", source, "--output-dir", tmp_path / "model") == 0

@@ -1,4 +1,4 @@
-"""A tiny random model with eyes, in the files and names of Hugging Face's Qwen2-VL."""
+"""A tiny random model that takes images, in the files and names of Hugging Face's Qwen2-VL."""
 
 import grpo_actors.policy  # noqa: F401  the fast BLAS comes before MLX
 
@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from grpo_actors.policy.locate import EMBEDDED
 
 HIDDEN, HEADS, VOCAB = 64, 4, 512
-EYES = {
+VISION = {
     "model_type": "qwen2_vl",
     "depth": 1,
     "embed_dim": 32,
@@ -38,12 +38,12 @@ CONFIG: dict[str, Any] = {
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
     "tie_word_embeddings": False,
     "torch_dtype": "float32",
-    "vision_config": EYES,
+    "vision_config": VISION,
 }
 
 
 def write(folder: Path) -> dict[str, mx.array]:
-    """Fill `folder`; returns the weights by their names there."""
+    """Fill `folder`; returns the weights by their names in its file."""
     from mlx_vlm.models.qwen2_vl import Model
     from mlx_vlm.models.qwen2_vl.config import ModelConfig, TextConfig, VisionConfig
 
@@ -56,13 +56,13 @@ def write(folder: Path) -> dict[str, mx.array]:
     )
     config = ModelConfig.from_dict(dict(CONFIG))
     config.text_config = TextConfig.from_dict(CONFIG)
-    config.vision_config = VisionConfig.from_dict(EYES)
+    config.vision_config = VisionConfig.from_dict(VISION)
     mx.random.seed(3)
     weights = {
         hugging_face_name(name): 0.1 * mx.random.normal(array.shape) + (1.0 if "norm" in name else 0.0)
         for name, array in tree_flatten(Model(config).parameters())
     }
-    # Its convolution is stored in PyTorch's order: outputs, inputs, then time, height and width.
+    # Hugging Face stores the convolution in PyTorch's order: outputs, inputs, then time, height and width.
     patch = "visual.patch_embed.proj.weight"
     weights[patch] = weights[patch].transpose(0, 4, 1, 2, 3)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})

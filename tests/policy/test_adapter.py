@@ -1,4 +1,4 @@
-"""LoRA and DoRA, on a base as it is stored, on a quantised folder, and on one that is quantised when loaded."""
+"""LoRA and DoRA on an unquantised base, on a quantised folder, and on a base that is quantised when loaded."""
 
 import json
 
@@ -16,7 +16,7 @@ from grpo_actors.errors import ConfigError
 from grpo_actors.evaluator.comparison.candidates import Candidate, load_candidate
 from grpo_actors.policy.adapter import add_adapter, fused
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
-from grpo_actors.policy.dora import fixed_norms, takes_norms
+from grpo_actors.policy.dora import fixed_norms, has_dora
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_base, load_policy
@@ -35,7 +35,7 @@ def settings(kind="lora", **changes):
 
 
 def shifted(policy):
-    """The policy with an adapter that does something."""
+    """Move the policy's adapter away from its initial value, where it has no effect; returns the policy."""
     keys = mx.random.split(mx.random.key(1), len(policy.trainable()))
     policy.load_trainable(
         {
@@ -51,7 +51,7 @@ def logits(model):
 
 
 def mlx_lms_quantised(folder, bits):
-    """The embedded model as ``mlx_lm.convert -q`` writes it."""
+    """Write the embedded model as ``mlx_lm.convert -q`` does; returns the folder's path."""
     model, tokenizer, config = mlx_lm.utils.load(str(EMBEDDED), return_config=True)
     model, config = mlx_lm.utils.quantize_model(model, config, group_size=64, bits=bits)
     mlx_lm.utils.save(folder, str(EMBEDDED), model, tokenizer, config)
@@ -75,7 +75,7 @@ def test_a_new_adapter_changes_nothing(kind, bits):
     assert not np.allclose(logits(shifted(policy).model), logits(base.model), atol=0.1)
 
 
-def test_what_trains_of_an_adapter_is_the_adapter():
+def test_with_an_adapter_only_its_own_weights_train():
     def leaves(kind):
         return {name.rpartition(".")[2] for name in load_policy(settings(kind), seed=0).trainable()}
 
@@ -85,7 +85,7 @@ def test_what_trains_of_an_adapter_is_the_adapter():
 
 @pytest.mark.parametrize("bits", [0, 4])
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_dropout_is_for_training_alone(kind, bits):
+def test_dropout_acts_in_training_only(kind, bits):
     plain, dropping = (
         shifted(load_policy(settings(kind, base_bits=bits, lora_dropout=dropout), seed=0))
         for dropout in (0.0, 0.9)
@@ -101,13 +101,13 @@ def test_dropout_is_for_training_alone(kind, bits):
 
 @pytest.mark.parametrize("bits", [0, 4])
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_a_fused_adapter_says_what_it_says_beside_its_base(kind, bits):
+def test_a_fused_adapter_gives_the_logits_of_the_unfused_one(kind, bits):
     policy = shifted(load_policy(settings(kind, base_bits=bits), seed=0))
     before, names = logits(policy.model), policy.trainable().keys()
     with fused(policy.model):
-        assert takes_norms(policy.model) == (kind == "dora" and bits > 0)
+        assert has_dora(policy.model) == (kind == "dora" and bits > 0)
         np.testing.assert_allclose(logits(policy.model), before, atol=1e-4)
-        # Packed weights have no room for it.
+        # Adapters are not fused into packed weights.
         assert (policy.trainable().keys() == names) == bool(bits)
     assert policy.trainable().keys() == names
     assert np.array_equal(logits(policy.model), before)
@@ -117,31 +117,31 @@ def test_a_fused_adapter_says_what_it_says_beside_its_base(kind, bits):
 
 
 @pytest.mark.parametrize(("family", "bits"), [("qwen2", 0), ("qwen2", 4), ("stablelm", 8)])
-def test_dora_samples_with_norms_taken_once_what_it_scores_with_norms_taken_anew(family, bits):
-    # Both have biases, which DoRA adds behind its magnitudes.
+def test_dora_gives_the_same_logits_with_norms_computed_once_as_with_norms_of_every_call(family, bits):
+    # Both families have biases, which DoRA adds after it applies the magnitudes.
     policy = random_policy(family, hidden_size=64, num_attention_heads=8)
     if bits:
         quantize(policy.model, bits)
     policy.model.set_dtype(mx.float32)
     add_adapter(policy.model, ModelConfig(fine_tune_type="dora", lora_rank=4, lora_scale=1.0), 0)
     shifted(policy)
-    anew = DoRALinear.__call__
+    original = DoRALinear.__call__
     expected = logits(policy.model)
     with fixed_norms(policy.model):
-        assert DoRALinear.__call__ is not anew
+        assert DoRALinear.__call__ is not original
         np.testing.assert_allclose(logits(policy.model), expected, rtol=1e-4, atol=1e-4)
-    assert DoRALinear.__call__ is anew
+    assert DoRALinear.__call__ is original
     with pytest.raises(ZeroDivisionError), fixed_norms(policy.model):
         _ = 1 / 0
-    assert DoRALinear.__call__ is anew, "also after a batch that was given up"
+    assert DoRALinear.__call__ is original, "also after an error"
 
 
 # --- the base -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_base_bits_make_the_base_that_mlx_lm_converts_to(bits, tmp_path):
-    # The embedding, which is the output head too, has rows of 128 = 2 · 64 numbers and is quantised with the rest.
+def test_base_bits_give_the_base_that_mlx_lm_converts_to(bits, tmp_path):
+    # The embedding, which is also the output head, has rows of 128 = 2 · 64 numbers and is quantised too.
     ours = dict(tree_flatten(load_base(settings(base_bits=bits)).model.parameters()))
     folder = mlx_lms_quantised(tmp_path / "small", bits)
     theirs = dict(tree_flatten(load_base(settings(model_name=folder)).model.parameters()))
@@ -151,8 +151,8 @@ def test_base_bits_make_the_base_that_mlx_lm_converts_to(bits, tmp_path):
         assert mx.array_equal(array, theirs[name]), name
 
 
-def test_a_models_own_say_on_its_bits_is_heard():
-    # qwen3_moe keeps the routers of its experts at 8 bits; with an adapter they have moved one name down.
+def test_a_models_own_choice_of_bits_is_respected():
+    # qwen3_moe keeps the routers of its experts at 8 bits; an adapter moves them one level down in the names.
     for adapter in (False, True):
         policy = random_policy("qwen3_moe", hidden_size=64, moe_intermediate_size=64)
         if adapter:
@@ -173,7 +173,7 @@ def test_base_bits_of_a_quantised_folder_are_refused(tmp_path):
         load_policy(settings(model_name=folder, base_bits=8), seed=0)
 
 
-def test_a_quantised_folder_cannot_be_trained_whole_but_can_be_scored(tmp_path):
+def test_a_quantised_folder_is_refused_for_full_training_but_can_be_evaluated(tmp_path):
     folder = mlx_lms_quantised(tmp_path / "small", 4)
     with pytest.raises(ConfigError, match=r'nothing but its norms and biases; set fine_tune_type = "lora"'):
         load_policy(settings("full", model_name=folder), seed=0)
@@ -184,7 +184,7 @@ def test_a_quantised_folder_cannot_be_trained_whole_but_can_be_scored(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_worker_and_learner_hold_one_quantised_base(kind):
+def test_worker_and_learner_have_the_same_quantised_base(kind):
     learner, worker = (load_policy(settings(kind, base_bits=4), seed=seed) for seed in (0, 1))
     assert learner.identity.mismatch(worker.identity) is None
     shifted(learner)
@@ -208,7 +208,7 @@ def test_worker_and_learner_hold_one_quantised_base(kind):
         ("dora", ("model.embed_tokens",), 0),
     ],
 )
-def test_the_identity_is_that_of_the_base_under_any_adapter(kind, keys, bits):
+def test_an_adapter_does_not_change_the_identity_of_the_base(kind, keys, bits):
     bare = load_base(settings(base_bits=bits)).identity
     assert (
         bare.mismatch(shifted(load_policy(settings(kind, base_bits=bits, lora_keys=keys), seed=0)).identity)
@@ -221,14 +221,14 @@ def test_the_identity_is_that_of_the_base_under_any_adapter(kind, keys, bits):
 
 
 @pytest.mark.parametrize("layers", [5, 999])
-def test_more_layers_than_the_model_has_are_refused_with_their_number(layers):
+def test_more_adapter_layers_than_the_model_has_are_refused_with_its_number(layers):
     with pytest.raises(ConfigError, match=rf"lora_layers: must be at most 4, .* got {layers}"):
         load_policy(settings(lora_layers=layers), seed=0)
     assert load_policy(settings(lora_layers=4), seed=0).trainable()
 
 
 @pytest.mark.parametrize("keys", [("attention.query",), ("self_attn.q_proj", "attention.query")])
-def test_any_key_that_matches_nothing_is_refused_with_those_that_would(keys):
+def test_any_key_that_matches_nothing_is_refused_with_the_keys_that_would_match(keys):
     with pytest.raises(ConfigError, match="lora_keys") as caught:
         load_policy(settings(lora_keys=keys), seed=0)
     rule, _, listed = str(caught.value).partition("name some of ")
@@ -236,10 +236,10 @@ def test_any_key_that_matches_nothing_is_refused_with_those_that_would(keys):
     assert listed == (
         "mlp.down_proj, mlp.gate_proj, mlp.up_proj, "
         "self_attn.k_proj, self_attn.o_proj, self_attn.q_proj, self_attn.v_proj, model.embed_tokens"
-    ), "no norm and no block: nothing that cannot carry an adapter"
+    ), "norms and blocks cannot carry an adapter"
 
 
-def test_dora_where_mlx_lm_has_none_is_refused_before_anything_is_built():
+def test_dora_on_layers_without_a_dora_variant_is_refused_before_anything_is_built():
     experts = random_policy("qwen3_moe").model
     with pytest.raises(ConfigError, match=r'switch_mlp.*"dora" fits; name some of .*self_attn\.q_proj'):
         add_adapter(experts, ModelConfig(fine_tune_type="dora"), 0)
@@ -250,7 +250,7 @@ def test_dora_where_mlx_lm_has_none_is_refused_before_anything_is_built():
 
 @pytest.mark.parametrize("keys", [("model.embed_tokens",), ("self_attn.q_proj", "model.embed_tokens")])
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_a_worker_with_fewer_bits_takes_an_adapter_of_any_kind_and_place(kind, keys):
+def test_a_worker_with_fewer_bits_takes_adapters_of_any_kind_on_any_layer(kind, keys):
     worker = shifted(load_policy(settings(kind, lora_keys=keys), seed=0))
     exact = logits(worker.model)
     worker.quantize(8)
@@ -277,7 +277,7 @@ def test_mlx_lm_loads_an_adapter_onto_the_base_that_it_names(kind, base, run_dir
     assert described["fine_tune_type"] == kind
     assert described["num_layers"] == 3
     assert described["model"] == (folder if base == "quantised folder" else str(EMBEDDED))
-    # A base that is quantised when it is loaded lies nowhere; this says how to make it.
+    # A base that is quantised on loading is stored nowhere; base_quantization says how to make it.
     assert described.get("base_quantization") == (
         {"group_size": 64, "bits": 4} if base == "base_bits" else None
     )
@@ -287,7 +287,7 @@ def test_mlx_lm_loads_an_adapter_onto_the_base_that_it_names(kind, base, run_dir
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("lora", 4), ("dora", 0), ("dora", 8)])
-def test_the_evaluator_scores_an_adapter_on_its_own_base_whatever_the_settings_say(kind, bits, run_dir):
+def test_the_evaluator_uses_an_adapters_own_base_and_scale_independent_of_the_settings(kind, bits, run_dir):
     model = settings(kind, base_bits=bits)  # lora_scale is 20
     policy = shifted(load_policy(model, seed=0))
     checkpoint = Candidate("checkpoint", saved(policy, run_dir))
@@ -299,7 +299,7 @@ def test_the_evaluator_scores_an_adapter_on_its_own_base_whatever_the_settings_s
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("lora", 4), ("dora", 0), ("dora", 8)])
-def test_the_settings_of_a_run_that_are_not_its_adapters_are_refused(kind, bits, run_dir):
+def test_settings_that_differ_from_those_of_the_checkpoints_adapter_are_refused(kind, bits, run_dir):
     folder = saved(load_policy(settings(kind, base_bits=bits), seed=0), run_dir)
     check_adapter(folder, settings(kind, base_bits=bits))
     other = {"lora": "dora", "dora": "lora"}[kind]

@@ -1,4 +1,4 @@
-"""Models of other families, small and random: sampled in one batch as alone, and as the learner sees them."""
+"""Small random models of other families: a batch samples the same as single prompts, with the learner's log-probs."""
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +13,7 @@ from grpo_actors.policy.logprobs import completion_logprobs, split_head
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 5, 4], [3]]
 SEEDS = [[10, 11], [20], [30, 31], [40]]
 
-#: Full attention, a sliding window, convolution, state spaces (one heeds padding, one does not), experts.
+#: Full attention, a sliding window, convolution, state spaces (one respects padding, one does not), experts.
 FAMILIES = [
     *("qwen2", "qwen3", "gemma3_text", "lfm2", "mamba", "mamba2", "qwen3_moe", "qwen3_next", "stablelm"),
     "nanochat",
@@ -39,21 +39,21 @@ def assert_batch_is_single(policy, prompts=PROMPTS, seeds=SEEDS, new_tokens=20):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_ragged_batch_samples_what_each_prompt_gives_alone(family):
+def test_a_ragged_batch_samples_the_same_as_each_prompt_alone(family):
     assert_batch_is_single(random_policy(family))
 
 
 @pytest.mark.parametrize("window", [2, 4, 16])
-def test_a_sliding_window_shorter_and_longer_than_the_prompts_is_kept(window):
+def test_sliding_windows_shorter_and_longer_than_the_prompts_are_respected(window):
     assert_batch_is_single(random_policy("gemma3_text", sliding_window=window))
 
 
 def test_two_short_prompts_fit_a_rotating_cache():
-    # One column of padding would look like a step of decoding to the cache.
+    # The cache would take a single column of padding for a decoding step.
     assert_batch_is_single(random_policy("gemma3_text"), [[1, 2], [3]], [[1], [2]])
 
 
-def test_a_model_that_takes_padding_for_text_is_found_out():
+def test_a_model_that_treats_padding_as_text_is_detected():
     mamba, mamba2 = random_policy("mamba"), random_policy("mamba2")
     for policy in (mamba, mamba2):
         sample_groups(policy, PROMPTS, SEEDS, SamplingParams(1))
@@ -61,7 +61,7 @@ def test_a_model_that_takes_padding_for_text_is_found_out():
     assert findings(mamba2).respects_padding is True
 
 
-def test_a_quantised_model_samples_alike_in_a_batch_and_alone():
+def test_a_quantised_model_samples_the_same_in_a_batch_and_alone():
     policy = random_policy("qwen2", hidden_size=64, num_attention_heads=8)
     policy.quantize(4)
     assert_batch_is_single(policy)
@@ -69,7 +69,7 @@ def test_a_quantised_model_samples_alike_in_a_batch_and_alone():
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", sorted(name for name, row in ARCHITECTURES.items() if row.plain_head))
-def test_a_plain_head_on_its_body_is_the_model(family, tied):
+def test_a_plain_head_on_its_body_gives_the_models_logits(family, tied):
     model = random_policy(family, tie_word_embeddings=tied).model
     split = split_head(model)
     assert split is not None
@@ -80,18 +80,18 @@ def test_a_plain_head_on_its_body_is_the_model(family, tied):
 
 def test_a_row_is_found_by_the_module_of_a_model_and_of_its_parts():
     assert architecture_of(random_policy("llama").model) is ARCHITECTURES["llama"]
-    # SmolLM3's layers have Llama's MLP.
+    # SmolLM3's layers use Llama's MLP.
     smollm3 = random_policy("smollm3").model
     assert not architecture_of(smollm3).gated_mlp
     assert architecture_of(smollm3.layers[0].mlp).gated_mlp
     assert not architecture_of(random_policy("stablelm").model).plain_head
 
 
-def test_the_models_that_are_trained_most_have_all_fast_ways():
+def test_the_most_common_models_have_all_fast_paths():
     fast = {name for name, row in ARCHITECTURES.items() if row == Architecture(True, True, True)}
     assert fast >= {"llama", "qwen2", "qwen3"}
 
 
-def test_a_head_that_does_more_is_left_to_the_model():
+def test_a_model_whose_head_is_not_plain_is_not_split():
     policy = random_policy("stablelm")
     assert split_head(policy.model) is None

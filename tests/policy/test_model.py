@@ -22,7 +22,7 @@ def load(name, **settings):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the embedded model, to be damaged."""
+    """A copy of the embedded model that a test may damage."""
     return shutil.copytree(EMBEDDED, tmp_path / "model")
 
 
@@ -53,7 +53,7 @@ def edit(path, **changes):
         ),
     ],
 )
-def test_an_unusable_folder_is_one_error_that_names_it(folder, fault, rule):
+def test_an_unusable_folder_raises_an_error_of_one_line_that_names_it(folder, fault, rule):
     fault(folder)
     with pytest.raises(ModelError, match=rule) as caught:
         load(folder)
@@ -62,7 +62,7 @@ def test_an_unusable_folder_is_one_error_that_names_it(folder, fault, rule):
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "no-such-model", "a/b/c"])
-def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name):
+def test_a_missing_path_is_not_looked_up_on_the_hub(name):
     with pytest.raises(ModelError, match="no folder"):
         load(name)
 
@@ -72,7 +72,7 @@ def test_every_stop_token_of_the_generation_settings_counts(folder):
     assert load(folder).stop_tokens == {1, 5, 7}
 
 
-def test_auto_is_float32_on_a_cpu_and_the_files_own_type_elsewhere():
+def test_auto_means_float32_on_a_cpu_and_the_files_own_type_elsewhere():
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     for stored, own in (("bfloat16", mx.bfloat16), ("float16", mx.float16)):
         assert resolve_dtype("auto", {"torch_dtype": stored}) == (mx.float32 if on_cpu else own)
@@ -82,17 +82,17 @@ def test_auto_is_float32_on_a_cpu_and_the_files_own_type_elsewhere():
 # --- what trains ----------------------------------------------------------------------------------
 
 
-def test_all_weights_or_the_adapter_alone_train(tiny, tiny_lora):
+def test_either_all_weights_or_only_the_adapter_train(tiny, tiny_lora):
     assert len(tiny.trainable()) == len(tree_flatten(tiny.model.parameters()))
     assert {name.rpartition(".")[2] for name in tiny_lora.trainable()} == {"lora_a", "lora_b"}
 
 
-def test_an_adapter_on_the_last_layers_leaves_the_first_ones_alone():
+def test_an_adapter_on_the_last_layers_leaves_the_first_ones_unchanged():
     names = load("tiny", fine_tune_type="lora", lora_layers=1, lora_keys=("self_attn.q_proj",)).trainable()
     assert sorted(names) == [f"model.layers.3.self_attn.q_proj.lora_{x}" for x in "ab"]
 
 
-def test_holding_its_first_adapter_a_policy_is_its_base(tiny, tiny_lora):
+def test_with_its_initial_adapter_a_policy_equals_its_base(tiny, tiny_lora):
     first = tiny_lora.trainable()
     shifted = {name: array + 0.05 for name, array in tiny_lora.trainable().items()}
     tiny_lora.load_trainable(shifted)
@@ -136,7 +136,7 @@ def test_a_quantised_worker_takes_an_adapter(tiny_lora):
 
 
 def test_quantised_experts_take_weights_too():
-    # Their layers are no nn.Linear: float values written into their packed integers would be noise.
+    # Expert layers are not nn.Linear; float values written into their packed integers would be noise.
     policy, twin = (random_policy("qwen3_moe", hidden_size=64, moe_intermediate_size=64) for _ in range(2))
     weights = {name: array * 1.1 for name, array in policy.trainable().items()}
     policy.load_trainable(weights)
@@ -150,8 +150,8 @@ def test_quantised_experts_take_weights_too():
 # --- text -----------------------------------------------------------------------------------------
 
 
-def test_a_stop_string_of_long_characters_is_seen_to_its_end(tiny):
-    # The embedded tokenizer falls back to bytes: three a character here.
+def test_a_stop_string_of_multi_byte_characters_is_found_at_its_last_token(tiny):
+    # The embedded tokenizer falls back to bytes: three for each of these characters.
     stop = "答案是这里"
     tokens = tiny.tokenizer.encode(f"12 {stop}", add_special_tokens=False)
     assert len(tokens) > len(stop) + 4
@@ -159,7 +159,7 @@ def test_a_stop_string_of_long_characters_is_seen_to_its_end(tiny):
     assert ends == [False] * (len(tokens) - 1) + [True]
 
 
-def test_the_stop_token_is_no_part_of_the_text(tiny):
+def test_the_stop_token_is_not_part_of_the_text(tiny):
     tokens = tiny.tokenizer.encode("12", add_special_tokens=False)
     assert tiny.decode([*tokens, *tiny.stop_tokens]) == tiny.decode(tokens) == "12"
     assert tiny.decode([]) == ""
@@ -171,7 +171,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused_with_the_cure(tiny):
         tiny.encode_chat([{"role": "user", "content": "1"}])
 
 
-def test_a_template_that_knows_no_system_turn_says_what_to_set(tiny):
+def test_a_template_without_system_turns_raises_an_error_that_names_the_setting(tiny):
     tiny.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(ModelError, match=r"System role not supported.*system_prompt"):
         tiny.encode_chat([{"role": "system", "content": "s"}, {"role": "user", "content": "1"}])
@@ -180,11 +180,11 @@ def test_a_template_that_knows_no_system_turn_says_what_to_set(tiny):
 # --- identity -------------------------------------------------------------------------------------
 
 
-def test_the_adapter_is_no_part_of_the_identity(tiny, tiny_lora):
+def test_the_adapter_is_not_part_of_the_identity(tiny, tiny_lora):
     assert tiny.identity.mismatch(tiny_lora.identity) is None
 
 
-def test_another_fine_tune_of_the_same_model_is_another_model(tiny):
+def test_another_fine_tune_of_the_same_model_has_another_identity(tiny):
     other = load("tiny", dtype="float32")
     other.load_trainable({name: array * 1.001 for name, array in other.trainable().items()})
     assert "weights" in (tiny.identity.mismatch(other.identity) or "")

@@ -1,4 +1,4 @@
-"""Each optimizer against its formula in float64, and the decay that is the same for all."""
+"""Each optimizer against its formula in float64, and the weight decay that all of them share."""
 
 import mlx.core as mx
 import numpy as np
@@ -21,7 +21,7 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """An embedding, layers with a matrix each way and one without, a head."""
+    """An embedding; layers with a tall matrix, a wide one, a vector and a stack of matrices; a head."""
 
     def __init__(self, dtype=mx.float32):
         super().__init__()
@@ -33,7 +33,7 @@ class Model(nn.Module):
 
 
 def loss(model, arrays):
-    """Σ c · w²/2 over all weights: the gradient is c · w, and another one at every step."""
+    """Return Σ c · w²/2 over all weights: the gradient is c · w, and `c` changes at every step."""
     total = mx.array(0.0)
     for _, w in sorted(flat(model).items()):
         total = total + (arrays["c"] * w.astype(mx.float32).square() / 2).sum()
@@ -66,7 +66,7 @@ STEPS = [(1.0, RATE), (-0.5, RATE / 2), (2.0, RATE / 4)]
 
 
 def adam(w, decay):
-    """1412.6980, with the decay of 1711.05101."""
+    """Compute 1412.6980 with the decay of 1711.05101."""
     m = v = 0.0
     for t, (c, rate) in enumerate(STEPS, 1):
         g = c * w
@@ -77,7 +77,7 @@ def adam(w, decay):
 
 
 def lion(w, decay):
-    """2302.06675, algorithm 2."""
+    """Compute algorithm 2 of 2302.06675."""
     m = 0.0
     for c, rate in STEPS:
         g = c * w
@@ -88,7 +88,7 @@ def lion(w, decay):
 
 
 def adafactor(w, decay):
-    """1804.04235, algorithms 4 and 5 without the relative rate: β2 of step t is 1 − t^−0.8."""
+    """Compute algorithms 4 and 5 of 1804.04235 without the relative rate: β2 of step t is 1 − t^−0.8."""
     rows = columns = v = 0.0
     for t, (c, rate) in enumerate(STEPS, 1):
         g = c * w
@@ -109,7 +109,7 @@ def adafactor(w, decay):
 @pytest.mark.parametrize(
     ("name", "formula"), [("adamw", adam), ("adam", adam), ("lion", lion), ("adafactor", adafactor)]
 )
-def test_the_first_steps_are_those_of_the_paper(name, formula, decay):
+def test_the_first_steps_match_the_papers_formulas(name, formula, decay):
     model = Model()
     expected = {key: formula(w, decay if w.ndim >= 2 else 0.0) for key, w in numbers(model).items()}
     advance(Training(model, config(name, weight_decay=decay), loss), STEPS)
@@ -117,7 +117,7 @@ def test_the_first_steps_are_those_of_the_paper(name, formula, decay):
         np.testing.assert_allclose(w, expected[key], rtol=2e-5, atol=2e-6, err_msg=key)
 
 
-def test_muon_turns_every_direction_of_a_hidden_matrix_alike_and_as_far_as_adam_goes():
+def test_muon_moves_a_hidden_matrix_equally_in_every_direction_and_as_far_as_adam():
     model = Model()
     before = numbers(model)
     advance(Training(model, config("muon"), loss), STEPS[:1])
@@ -141,7 +141,7 @@ def test_muon_leaves_embedding_head_vectors_and_stacks_to_adamw(decay):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_decay_of_every_optimizer_is_a_share_of_each_matrix_and_of_nothing_else(name):
+def test_every_optimizer_decays_a_share_of_each_matrix_and_nothing_else(name):
     plain, decaying = Model(), Model()
     before = numbers(plain)
     advance(Training(plain, config(name), loss), STEPS[:1])
@@ -154,7 +154,7 @@ def test_the_decay_of_every_optimizer_is_a_share_of_each_matrix_and_of_nothing_e
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "muon", "adafactor"])
-def test_a_rate_means_a_step_of_about_that_size_whatever_the_optimizer(name):
+def test_a_step_is_about_as_large_as_the_rate_with_every_optimizer(name):
     model = Model()
     before = numbers(model)
     advance(Training(model, config(name), loss), STEPS[:1])
@@ -163,13 +163,13 @@ def test_a_rate_means_a_step_of_about_that_size_whatever_the_optimizer(name):
         assert 0.15 * RATE < step < 1.05 * RATE, key
 
 
-# --- going on -------------------------------------------------------------------------------------
+# --- continuing -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_two_steps_a_file_and_a_third_step_are_three_steps(name, dtype, compiled, tmp_path):
+def test_two_steps_a_saved_state_and_a_third_step_equal_three_steps(name, dtype, compiled, tmp_path):
     settings = config(name, weight_decay=0.1)
     straight, other = Model(dtype), Model(dtype)
     training = Training(straight, settings, loss, compiled=compiled)
@@ -177,9 +177,8 @@ def test_two_steps_a_file_and_a_third_step_are_three_steps(name, dtype, compiled
     mx.save_safetensors(str(tmp_path / "state"), training.state(), {})
     resumed = Training(other, settings, loss, compiled=compiled)
     if compiled:
-        advance(
-            resumed, STEPS[2:]
-        )  # compiled before it is restored: it must not keep what it was given first
+        # Compiled before it is restored: it must not keep the arrays of its first call.
+        advance(resumed, STEPS[2:])
     other.update(straight.trainable_parameters())
     resumed.load_state(mx.load(str(tmp_path / "state.safetensors")))
     for each in (training, resumed):
@@ -190,7 +189,7 @@ def test_two_steps_a_file_and_a_third_step_are_three_steps(name, dtype, compiled
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_compiled_steps_are_plain_steps(name):
+def test_compiled_steps_equal_plain_steps(name):
     models = [Model(), Model()]
     for model, compiled in zip(models, (False, True), strict=True):
         advance(Training(model, config(name, weight_decay=0.1), loss, compiled=compiled), STEPS)

@@ -1,4 +1,4 @@
-"""A device that copies between its arrays and this host's memory by itself; only CUDA does."""
+"""Pinned memory: the device itself copies between its arrays and the host's memory; only CUDA does this."""
 
 import mmap
 
@@ -11,19 +11,19 @@ from grpo_actors.policy.pinned import pin
 from grpo_actors.policy.weights import freeze, pack, unpack
 
 
-@pytest.mark.skipif(mx.cuda.is_available(), reason="CUDA pins")
+@pytest.mark.skipif(mx.cuda.is_available(), reason="CUDA pins memory")
 def test_nothing_is_pinned_without_cuda():
     assert pin(memoryview(mmap.mmap(-1, 4096))) is None
 
 
 @pytest.mark.skipif(not mx.cuda.is_available(), reason="memory is pinned for CUDA")
-def test_a_version_goes_through_pinned_memory_bit_for_bit_and_as_through_the_host():
+def test_a_version_passes_through_pinned_memory_bit_for_bit_as_without_it():
     arrays = mixed()
     frozen = freeze(3, arrays)
-    room = memoryview(mmap.mmap(-1, mmap.PAGESIZE + frozen.size))[mmap.PAGESIZE :]
-    pinned = pin(room)
+    buffer = memoryview(mmap.mmap(-1, mmap.PAGESIZE + frozen.size))[mmap.PAGESIZE :]
+    pinned = pin(buffer)
     assert pinned is not None
-    manifest, data = pack(frozen, 1024, room, pinned)
+    manifest, data = pack(frozen, 1024, buffer, pinned)
     plain_manifest, plain = pack(frozen, 1024)
     assert bytes(data) == bytes(plain)
     assert manifest.digest == plain_manifest.digest
@@ -33,4 +33,4 @@ def test_a_version_goes_through_pinned_memory_bit_for_bit_and_as_through_the_hos
         if array.size:
             assert bits(back[name]) == bits(mx.contiguous(array)), name
     pinned.close()
-    assert np.frombuffer(room, np.uint8).size == frozen.size
+    assert np.frombuffer(buffer, np.uint8).size == frozen.size

@@ -1,4 +1,4 @@
-"""A prompt computed once for all of its completions gives what a prompt before each of them gives."""
+"""A prompt computed once for all its completions gives the same results as a prompt before each of them."""
 
 import mlx.core as mx
 import numpy as np
@@ -12,16 +12,16 @@ from grpo_actors.objective.micro_batches import Completion, pack
 from grpo_actors.policy.logprobs import completion_logprobs, micro_batch_logprobs
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.recomputation import recomputed_blocks
-from grpo_actors.policy.shared_prompts import shares_prompts, whole_rows
+from grpo_actors.policy.shared_prompts import shares_prompts, unshared_rows
 
-#: Keys and values of every position in each layer; stablelm's head is no plain one.
+#: Families whose layers all keep keys and values of every position; stablelm's head is not plain.
 SHARING = ["llama", "qwen2", "qwen3", "qwen3_moe", "olmo2", "phi3", "smollm3", "stablelm", "nanochat"]
-#: Sliding windows, convolutions, states.
+#: Families with sliding windows, convolutions or states.
 NOT_SHARING = ["gemma3_text", "olmo3", "lfm2", "mamba", "mamba2", "qwen3_next"]
 
 
 def completions_of(prompts=((17, 3), (1, 2), (5, 4), (30, 1)), vocabulary=VOCABULARY):
-    """Of (tokens, completions) each; completions of 1 to 20 tokens."""
+    """Make random completions of 1 to 20 tokens; `prompts` gives each prompt's length and number of completions."""
     rng = np.random.default_rng(3)
     ids = lambda n: rng.integers(0, vocabulary, n).tolist()  # noqa: E731
     completions = []
@@ -39,7 +39,7 @@ def batches_of(completions, rows=16):
 
 
 def assert_sharing_changes_nothing(model, batches):
-    """Log-probs by 1e-4, entropies too, and the gradient of a loss that weighs every token its own way."""
+    """Compare log-probs and entropies within 1e-4, and the gradient of a loss that weights every token differently."""
 
     def loss(model, batch, shared):
         logprobs, entropies = micro_batch_logprobs(model, batch, 0.7, shared_prompts=shared)
@@ -65,26 +65,26 @@ def assert_same_gradient(one, other, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("family", SHARING)
-def test_the_same_log_probs_and_gradient_in_every_architecture_that_shares(family):
+def test_sharing_gives_the_same_log_probs_and_gradient_in_every_architecture_that_shares(family):
     policy = random_policy(family)
     assert shares_prompts(policy.model)
     assert_sharing_changes_nothing(policy.model, batches_of(completions_of()))
 
 
 @pytest.mark.parametrize("family", NOT_SHARING)
-def test_a_cache_that_keeps_other_things_than_all_keys_and_values_is_not_shared(family):
+def test_a_cache_that_does_not_keep_all_keys_and_values_is_not_shared(family):
     assert not shares_prompts(random_policy(family).model)
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "mamba2"])
-def test_whole_rows_are_each_completion_after_its_prompt(family):
-    # Right padding is not seen, so that a row gives what its tokens give alone.
+def test_unshared_rows_are_each_completion_after_its_prompt(family):
+    # No token sees right padding, so a row gives the same log-probs as its tokens alone.
     completions, model = completions_of(), random_policy(family).model
     (update,) = pack(
         completions, rows=16, aggregation="dapo", max_new_tokens=20, shared_prompts=False
     ).micro_batches
     batch = update.arrays()
-    tokens, start = (np.array(array) for array in whole_rows(batch))
+    tokens, start = (np.array(array) for array in unshared_rows(batch))
     logprobs, _ = micro_batch_logprobs(model, batch, 1.0, shared_prompts=False)
     for row, i in enumerate(update.index):
         if i < 0:
@@ -107,7 +107,7 @@ def test_a_group_that_is_cut_shares_its_prompt_within_each_part(rows):
 
 
 def moved(policy):
-    """A new adapter adds nothing (B = 0), and its gradient is in B alone: both are made to count."""
+    """Move the adapter's A and B: a new adapter adds nothing (B = 0), and only B has a gradient."""
     policy.load_trainable({name: array + 0.01 for name, array in policy.trainable().items()})
     return policy
 

@@ -1,4 +1,4 @@
-"""Gradient checkpointing gives the gradient that keeping all activations gives."""
+"""Recomputation gives the same gradient as keeping all activations."""
 
 import mlx.core as mx
 import numpy as np
@@ -42,7 +42,7 @@ def test_recomputed_blocks_give_the_same_gradient(family):
     model = random_policy(family).model
     forward = type(model.layers[0]).__call__
     assert_recomputing_changes_no_gradient(model)
-    assert type(model.layers[0]).__call__ is forward, "whoever samples runs the plain block again"
+    assert type(model.layers[0]).__call__ is forward, "sampling runs the plain block again"
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_recomputed_gates_give_the_same_gradient(family):
     assert_recomputing_changes_no_gradient(model, recomputed_gates)
 
 
-def test_a_model_that_gates_otherwise_is_left_as_it_is():
+def test_a_model_with_a_different_gate_is_left_unchanged():
     model = random_policy("gemma3_text").model
     forward = type(model.layers[0].mlp).__call__
     with recomputed_gates(model):
         assert type(model.layers[0].mlp).__call__ is forward
 
 
-def test_recomputed_gates_keep_less():
+def test_recomputed_gates_use_less_memory():
     sizes = {"hidden_size": 64, "intermediate_size": 2048, "head_dim": 16, "num_hidden_layers": 8}
     model = random_policy("llama", **sizes).model
     tokens = mx.zeros((8, 64), mx.int32)
@@ -81,7 +81,7 @@ def test_recomputed_gates_keep_less():
     kept = peak()
     with recomputed_gates(model):
         recomputed = peak()
-    # At the end of the forward pass: in all layers but the one at work an array of 8 × 64 × 2048 float32 less.
+    # At the end of the forward pass all layers but the active one keep one array of 8 × 64 × 2048 float32 less.
     assert kept - recomputed > 7 * 8 * 64 * 2048 * 4
 
 
@@ -107,7 +107,7 @@ class Layer(nn.Module):
 
 
 class Layers(nn.Module):
-    """f(w) = Σ dropout(dropout(w x)): linear in w, so that f(w) = w · ∇f(w) where both see the same dropout."""
+    """f(w) = Σ dropout(dropout(w x)): linear in w, so f(w) = w · ∇f(w) if both passes see the same dropout."""
 
     def __init__(self):
         super().__init__()
@@ -118,7 +118,7 @@ class Layers(nn.Module):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_what_the_forward_pass_drops_the_backward_pass_drops_too(compiled):
+def test_the_backward_pass_drops_the_same_inputs_as_the_forward_pass(compiled):
     model, x = Layers(), mx.arange(1.0, 65.0)
     gradient = nn.value_and_grad(model, lambda model: model(x))
     if compiled:
@@ -135,6 +135,6 @@ def test_what_the_forward_pass_drops_the_backward_pass_drops_too(compiled):
             assert value.item() == gradients["layers"][0]["weight"].sum().item()
             values.append(value.item())
     assert len(set(values)) == 3, "new inputs are dropped each time"
-    # A half of a half of the inputs is kept, each four times as large: 2080 on average.
+    # Half of half of the inputs are kept, each four times as large: the sum is 2080 on average.
     assert 1000 < np.mean(values) < 3200
     assert nn.Dropout.__call__ is forward

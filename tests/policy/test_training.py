@@ -11,7 +11,7 @@ from grpo_actors.policy.training import Training, learning_rate
 
 
 class Line(nn.Module):
-    """y = w x, with w = [1, 2]: losses with gradients that can be done by hand."""
+    """y = w x with w = [1, 2]: simple enough to compute gradients by hand."""
 
     def __init__(self, dtype=mx.float32):
         super().__init__()
@@ -41,7 +41,7 @@ def test_gradients_of_micro_batches_add_up():
 
 
 def test_the_first_step_of_adam_is_as_long_as_the_rate():
-    # With bias correction m / sqrt(v) = g / |g| at the first step; without it, it would be 3.2 times that.
+    # With bias correction, m / sqrt(v) = g / |g| at the first step; without it the step would be 3.2 times as long.
     model = Line()
     training = Training(model, config(), loss)
     training.accumulate(batch(1.0, -2.0))
@@ -54,13 +54,13 @@ def test_gradients_longer_than_the_limit_are_scaled_down_to_it(limit, expected):
     training = Training(Line(), config(max_grad_norm=limit, adam_beta1=0.0, adam_beta2=0.0), loss)
     training.accumulate(batch(3.0, 4.0))
     norm, _ = training.step(0.1)
-    assert norm == pytest.approx(5.0), "the norm that is told is that before clipping"
+    assert norm == pytest.approx(5.0), "the returned norm is that before clipping"
     m = np.array(training.optimizer.state["w"]["m"])  # β1 = 0: the gradient that was applied
     np.testing.assert_allclose(np.linalg.norm(m), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("x", [math.nan, math.inf, -math.inf, 3e38])  # 3e38² is infinite in float32
-def test_a_step_that_is_not_finite_leaves_everything_as_it_was(x):
+def test_a_step_that_is_not_finite_changes_nothing(x):
     model = Line()
     training = Training(model, config(), loss)
     training.accumulate(batch(1.0, 1.0))
@@ -75,16 +75,16 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(x):
     assert model.w.tolist() == w
     assert {name: array.tolist() for name, array in training.state().items()} == before
     training.accumulate(batch(1.0, 1.0))
-    assert training.step(0.1)[1], "what was dropped does not spoil the next step"
+    assert training.step(0.1)[1], "dropped gradients do not affect the next step"
 
 
-def test_a_step_without_a_gradient_is_none():
+def test_a_step_without_a_gradient_is_not_taken():
     assert Training(Line(), config(), loss).step(0.1) == (0.0, False)
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_steps_far_below_half_precision_are_not_lost(dtype):
-    # bfloat16 has 8 bits: next to 1 lies 1 - 2^-8 = 0.996. 100 steps of 1e-4 make 0.01, each alone rounds to 0.
+    # The bfloat16 number below 1 is 1 - 2^-8 = 0.996. 100 steps of 1e-4 add up to 0.01; each alone rounds to 0.
     model = Line(dtype)
     training = Training(model, config(), loss)
     for _ in range(100):
@@ -96,7 +96,7 @@ def test_steps_far_below_half_precision_are_not_lost(dtype):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-def test_a_restored_training_goes_on_bit_for_bit(dtype, compiled):
+def test_a_restored_training_continues_bit_for_bit(dtype, compiled):
     def steps(training, count, rate):
         for i in range(count):
             training.accumulate(batch(1.0 + i, -0.5))
@@ -125,7 +125,7 @@ def test_compiled_and_plain_steps_agree():
         training = Training(model, config(), loss, compiled=compiled)
         for i in range(5):
             training.accumulate(batch(1.0 + i, 2.0))
-            training.step(0.1 / (i + 1))  # the rate is no constant of the compiled function
+            training.step(0.1 / (i + 1))  # the rate must not become a constant of the compiled function
     np.testing.assert_allclose(np.array(models[0].w), np.array(models[1].w), rtol=1e-6)
 
 
@@ -138,7 +138,7 @@ class Deep(nn.Module):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_holds_old_and_new_weights_side_by_side_only_in_part(compiled):
+def test_a_step_holds_only_part_of_the_old_and_new_weights_at_the_same_time(compiled):
     def total(model, arrays):
         value = sum((w * arrays["x"]).sum() for w in model.layers).astype(mx.float32)
         return value, mx.stack([value])
@@ -173,7 +173,7 @@ def test_the_warm_up_starts_above_zero_and_ends_at_the_peak():
     assert values == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 17)
 
 
-def test_the_line_falls_evenly_and_its_last_step_is_not_wasted():
+def test_the_linear_schedule_falls_evenly_to_above_zero():
     values = rates(warmup_ratio=0.0, lr_scheduler_type="linear")
     assert values == pytest.approx([1 - step / 20 for step in range(20)])
     assert values[-1] == pytest.approx(0.05)

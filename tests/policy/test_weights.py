@@ -24,7 +24,7 @@ def mixed():
         "empty": mx.zeros((0, 3)),
         "empty.brain": mx.zeros((2, 0), mx.bfloat16),
         "packed": mx.array(rng.integers(0, 2**32, 6, dtype=np.uint32)),
-        "bytes": mx.array(rng.integers(0, 256, 3, dtype=np.uint8)),  # what follows is not aligned
+        "bytes": mx.array(rng.integers(0, 256, 3, dtype=np.uint8)),  # the next array is not aligned
         "turned": values.T,
         "strided": values[:, ::2],
         "odd": mx.array([float("nan"), float("inf"), -0.0, 1e-45]),
@@ -48,20 +48,20 @@ def test_every_array_comes_back_bit_for_bit():
             assert bits(back[name]) == bits(mx.contiguous(array)), name
 
 
-def test_nothing_at_all_is_a_version_too():
+def test_a_version_may_be_empty():
     assert unpack(*version_of({})) == {}
 
 
 def test_one_flipped_bit_anywhere_is_refused():
     manifest, data = version_of(mixed())
-    for place in range(0, len(data), 37):
+    for index in range(0, len(data), 37):
         damaged = bytearray(data)
-        damaged[place] ^= 1 << (place % 8)
+        damaged[index] ^= 1 << (index % 8)
         with pytest.raises(ProtocolError, match="digest"):
             unpack(manifest, damaged)
 
 
-def test_bytes_missing_or_too_many_are_refused():
+def test_missing_and_extra_bytes_are_refused():
     manifest, data = version_of(mixed())
     for wrong in (data[:-1], data + b"\0", bytearray()):
         with pytest.raises(ProtocolError):
@@ -80,14 +80,14 @@ def entry(name, shape, offset, dtype="float32"):
         [entry("a", [4], 0), entry("b", [4], 0)],  # overlapping
         [entry("a", [2], 8), entry("b", [2], 0)],  # in another order
         [entry("a", [2], 0), entry("a", [2], 8)],  # one name twice
-        [entry("a", [2], 0)],  # 8 bytes belong to nobody
+        [entry("a", [2], 0)],  # 8 bytes belong to no tensor
         [entry("a", [4], 2**52)],
         [entry("a", [2**32, 2**32, 4], 0)],  # 2^66 elements: 0 in 64-bit integers
         [entry("a", [2**40], 0, "uint8")],
         [],
     ],
 )
-def test_a_manifest_that_lies_about_its_tensors_is_refused(tensors):
+def test_a_manifest_with_wrong_tensors_is_refused(tensors):
     data = bytearray(16)
     manifest = Manifest.model_validate(
         {"version": 1, "size": 16, "digest": digest(data), "chunk_bytes": 8, "tensors": tensors}
@@ -122,7 +122,7 @@ def test_weights_that_do_not_fit_change_nothing(tiny, fault):
     assert all(mx.array_equal(array, after[name]) for name, array in before.items())
 
 
-def test_weights_are_taken_in_the_type_of_the_receiver(tiny):
+def test_weights_are_cast_to_the_type_of_the_receiver(tiny):
     halves = {name: array.astype(mx.bfloat16) for name, array in tiny.trainable().items()}
     tiny.load_trainable(halves)
     assert {array.dtype for array in tiny.trainable().values()} == {mx.float32}

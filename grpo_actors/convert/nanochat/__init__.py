@@ -1,8 +1,14 @@
-"""nanochat checkpoints as model folders: the one place that knows nanochat's files.
+"""Convert nanochat checkpoints into model folders; the only package that knows nanochat's files.
 
-`source` finds the files, `torch_file` reads the weights without torch, `architecture` says which there must
-be, `encoding` reads the pickled tiktoken encoding, `tokenizer` and `chat` make of it what mlx-lm and
-transformers read. Pickles come from strangers: `pickles` lets them build plain data and nothing else.
+`nanochat_folder` combines the parts:
+
+    source_files     finds the files of a checkpoint and reads its sizes
+    torch_file       reads the weights without torch
+    tensor_names     lists the tensors that a model must have
+    encoding         reads the pickled tiktoken encoding
+    bpe              turns the encoding into a tokenizer.json
+    chat_template    special tokens and the chat template
+    pickles          loads pickles; they are untrusted, so they may build plain data and nothing else
 """
 
 from grpo_actors.convert.nanochat.nanochat_folder import Conversion, source_model, write_folder

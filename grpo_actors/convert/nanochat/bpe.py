@@ -1,7 +1,7 @@
-"""tokenizer.json from a tiktoken encoding, and the proof that both give the same ids.
+"""Build tokenizer.json from a tiktoken encoding, and check that both give the same ids.
 
-tiktoken is the reference: what comes out here is tried against it on texts of every kind before it is
-written, so that nothing else has to know where the tokenizer came from.
+tiktoken is the reference: the new tokenizer is compared with it on texts of every kind before it is written, so
+that no other module depends on where the tokenizer came from.
 """
 
 import random
@@ -14,12 +14,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from grpo_actors.convert.nanochat import chat_template as chat
+from grpo_actors.convert.nanochat import chat_template
 from grpo_actors.convert.nanochat.encoding import StoredEncoding
 from grpo_actors.convert.trial import PROBE
 from grpo_actors.errors import ModelError
 
-#: Beside the probe: runs of blanks, digits of several scripts, letters outside the first plane, code.
+#: The probe, then runs of blanks, digits of several scripts, letters outside the first Unicode plane, and code.
 SAMPLES = (
     PROBE,
     "The quick brown fox jumps over the lazy dog. I'll say it's 'fine', THEY'RE not; d'accord?",
@@ -28,28 +28,28 @@ SAMPLES = (
     "for (i = 0; i < n; ++i) { x[i] += \"y\" ? '\\n' : b'0'; }  // see <a href='#'>§</a>",
     "Größe, naïve, Ελληνικά, русский, 日本語のテキスト, 한국어, עברית, العربية, हिन्दी, 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 👩‍👩‍👧‍👦",
 )
-#: Texts made of the vocabulary's own tokens, where merges compete.
-_MADE_TEXTS = 300
+#: Number of texts made of random tokens of the vocabulary, in which merges compete.
+_RANDOM_TEXTS = 300
 
 
 def build(path: Path, stored: StoredEncoding) -> Tokenizer:
-    """The tokenizer of `stored`.
+    """Build the tokenizer that encodes as `stored` does.
 
     Args:
         path: The encoding's file, for messages.
         stored: The encoding.
 
     Raises:
-        ModelError: a special token of nanochat's is missing, or tiktoken gives other ids.
+        ModelError: one of nanochat's special tokens is missing, or tiktoken gives different ids.
     """
-    absent = [text for text in chat.SPECIAL_TOKENS if text not in stored.special]
+    absent = [text for text in chat_template.SPECIAL_TOKENS if text not in stored.special]
     if absent:
         raise ModelError(f"{path}: must have nanochat's special tokens, {', '.join(absent)} is missing")
     letters = bytes_to_unicode()
     names = {token: "".join(letters[byte] for byte in token) for token in stored.ranks}
     merges = [(names[left], names[right]) for left, right in _merges(stored.ranks)]
     vocabulary = {names[token]: rank for token, rank in stored.ranks.items()}
-    # tiktoken looks a whole word up before it merges anything.
+    # ignore_merges: tiktoken looks up a whole word before it merges anything.
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -58,7 +58,7 @@ def build(path: Path, stored: StoredEncoding) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    # In the order of their ids: each is given the next free one.
+    # In the order of their ids: each gets the next free id.
     special = sorted(stored.special, key=stored.special.__getitem__)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     check(path, stored, tokenizer)
@@ -66,41 +66,41 @@ def build(path: Path, stored: StoredEncoding) -> Tokenizer:
 
 
 def config(stored: StoredEncoding, context: int) -> dict[str, Any]:
-    """What tokenizer_config.json holds."""
+    """Return the content of tokenizer_config.json."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
-        "bos_token": chat.BOS,
-        "eos_token": chat.ASSISTANT_END,
+        "bos_token": chat_template.BOS,
+        "eos_token": chat_template.ASSISTANT_END,
         "additional_special_tokens": [
-            text for text in stored.special if text not in (chat.BOS, chat.ASSISTANT_END)
+            text for text in stored.special if text not in (chat_template.BOS, chat_template.ASSISTANT_END)
         ],
-        "chat_template": chat.TEMPLATE,
+        "chat_template": chat_template.TEMPLATE,
     }
 
 
 def token_ids(stored: StoredEncoding) -> dict[str, Any]:
-    """What config.json and generation_config.json say of token ids."""
+    """Return the token ids for config.json and generation_config.json."""
     return {
-        "bos_token_id": stored.special[chat.BOS],
-        "eos_token_id": [stored.special[text] for text in chat.STOPS],
+        "bos_token_id": stored.special[chat_template.BOS],
+        "eos_token_id": [stored.special[text] for text in chat_template.STOPS],
     }
 
 
 def check(path: Path, stored: StoredEncoding, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that differs from tiktoken's on any of the trial texts."""
+    """Refuse a tokenizer whose ids differ from tiktoken's on any trial text."""
     reference = stored.build(path)
     for text in _trial_texts(stored, reference):
         expected = reference.encode(text, allowed_special="all")
         if tokenizer.encode(text, add_special_tokens=False).ids != expected:
             raise ModelError(
-                f"{path}: its encoding has no equal tokenizer.json: tiktoken splits {text!r:.60} otherwise"
+                f"{path}: its encoding has no equal tokenizer.json: tiktoken splits {text!r:.60} differently"
             )
 
 
 def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """Every pair of tokens that makes a third, in the order of the third's rank: tiktoken merges any."""
+    """Yield every pair of tokens that joins to a third, by the third's rank; tiktoken may merge any of them."""
     for token in sorted(ranks, key=ranks.__getitem__):
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
@@ -113,7 +113,7 @@ def _regex(path: Path, pattern: str) -> Regex:
         return Regex(pattern)
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower
         raise ModelError(
-            f"{path}: its split pattern is not known to tokenizers: {str(error)!r:.80}"
+            f"{path}: its split pattern is not supported by tokenizers: {str(error)!r:.80}"
         ) from None
 
 
@@ -121,5 +121,5 @@ def _trial_texts(stored: StoredEncoding, reference: tiktoken.Encoding) -> Iterat
     yield from SAMPLES
     yield "".join(f"{text}a {text}\n" for text in stored.special)
     rng = random.Random(0)
-    for _ in range(_MADE_TEXTS):
+    for _ in range(_RANDOM_TEXTS):
         yield reference.decode([rng.randrange(len(stored.ranks)) for _ in range(rng.randint(1, 40))])

@@ -1,19 +1,19 @@
-"""nanochat's conversations: its special tokens and the chat template.
+"""nanochat's special tokens and chat template.
 
-As in nanochat's ``tokenizer.render_conversation``: a conversation begins with one ``<|bos|>``; a system
-turn is put before the text of the first user turn; user and assistant turns alternate; the parts of an
-assistant's turn may be calls of Python and what they printed. Unlike there, a special token's text within
-a turn becomes that token, as with every chat template of transformers.
+The template follows nanochat's ``tokenizer.render_conversation``: a conversation begins with one ``<|bos|>``; a
+system turn is put before the text of the first user turn; user and assistant turns alternate; the parts of an
+assistant turn may be Python calls and their output. There is one difference: if a turn contains the text of a
+special token, it becomes that token, as with every chat template of transformers.
 """
 
 BOS, USER_START, USER_END = "<|bos|>", "<|user_start|>", "<|user_end|>"
 ASSISTANT_START, ASSISTANT_END = "<|assistant_start|>", "<|assistant_end|>"
-#: All that the template writes.
+#: All special tokens that the template writes.
 SPECIAL_TOKENS = (
     *(BOS, USER_START, USER_END, ASSISTANT_START, ASSISTANT_END),
     *("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"),
 )
-#: What ends an answer: its own end, or the start of another document.
+#: Tokens that end an answer: its own end, or the start of another document.
 STOPS = (ASSISTANT_END, BOS)
 
 TEMPLATE = """\

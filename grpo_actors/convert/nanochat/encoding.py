@@ -1,7 +1,7 @@
-"""tokenizer.pkl: a pickled ``tiktoken.Encoding``, read without running any of it.
+"""Read tokenizer.pkl, a pickled ``tiktoken.Encoding``, without running any code in it.
 
-tiktoken pickles an encoding as its class and a dictionary of four plain values; the class is stood for by
-one that keeps the dictionary.
+tiktoken pickles an encoding as its class and a dictionary of four plain values; a stand-in for the class keeps the
+dictionary.
 """
 
 from dataclasses import dataclass
@@ -14,46 +14,48 @@ from grpo_actors.convert.nanochat import pickles
 from grpo_actors.errors import ModelError
 
 _WANTED = "a tiktoken.Encoding"
-#: 65,536 tokens take 1 MB.
+#: Largest accepted file; 65,536 tokens take 1 MB.
 _PICKLE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class StoredEncoding:
-    """What makes an encoding."""
+    """The parts of a tiktoken encoding."""
 
     name: str
-    #: How text is split before bytes are merged: a regular expression.
+    #: Regular expression that splits the text before bytes are merged.
     pattern: str
-    #: Bytes of a token -> its id, which is also when it is merged: lower ones first.
+    #: Bytes of a token -> its id, which is also its merge priority: lower ids merge first.
     ranks: dict[bytes, int]
-    #: Text -> id.
+    #: Text of a special token -> its id.
     special: dict[str, int]
 
     @property
     def vocab(self) -> int:
-        """How many tokens there are; ids run from 0."""
+        """Number of tokens; ids run from 0."""
         return len(self.ranks) + len(self.special)
 
     def build(self, path: Path) -> tiktoken.Encoding:
-        """Make the encoding itself; `path` is for messages.
+        """Build the encoding itself; `path` is for messages.
 
         Raises:
-            ModelError: the pattern is not one.
+            ModelError: the pattern is not a valid regular expression.
         """
         try:
             return tiktoken.Encoding(
                 self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special
             )
         except ValueError as error:
-            raise ModelError(f"{path}: its split pattern is none: {str(error).splitlines()[0]}") from None
+            raise ModelError(
+                f"{path}: its split pattern is not valid: {str(error).splitlines()[0]}"
+            ) from None
 
 
 def read(path: Path) -> StoredEncoding:
     """Read and check `path`.
 
     Raises:
-        ModelError: it cannot be read, or holds anything but a whole encoding.
+        ModelError: the file cannot be read, or holds anything but a whole encoding.
     """
 
     class Recorded:
@@ -95,7 +97,7 @@ def _maps(table: dict[Any, Any], kind: type) -> bool:
 
 
 def _checked(path: Path, stored: StoredEncoding) -> StoredEncoding:
-    """With every byte a token, and every id given once."""
+    """Return `stored` if every byte is a token, every id occurs once and no token is empty; else raise ModelError."""
     absent = next((byte for byte in range(256) if bytes([byte]) not in stored.ranks), None)
     if absent is not None:
         raise ModelError(f"{path}: every single byte must be a token, {absent:#04x} is none")

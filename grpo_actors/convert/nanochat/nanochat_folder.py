@@ -1,6 +1,6 @@
-"""A nanochat checkpoint becomes the files of a model folder.
+"""Write the files of a model folder from a nanochat checkpoint.
 
-Puts together what the other modules know; does not decide where the folder lies or what happens to a
+Combines the other modules of this package. The caller decides where the folder lies and what happens to a
 half-written one.
 """
 
@@ -11,9 +11,7 @@ from mlx import nn
 from mlx_lm.models import nanochat
 from mlx_lm.utils import save_model
 
-from grpo_actors.convert.nanochat import bpe as tokenizer
-from grpo_actors.convert.nanochat import encoding
-from grpo_actors.convert.nanochat import tensor_names as architecture
+from grpo_actors.convert.nanochat import bpe, encoding, tensor_names
 from grpo_actors.convert.nanochat.source_files import Sizes, Source, find, read_sizes
 from grpo_actors.convert.nanochat.torch_file import TorchFile
 from grpo_actors.errors import ModelError
@@ -23,7 +21,7 @@ from grpo_actors.rundir.checkpoints import write_json
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted: for the summary."""
+    """Facts about a converted checkpoint, for the summary."""
 
     step: int
     layers: int
@@ -40,7 +38,7 @@ def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
         dtype: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        ModelError: a file is missing, damaged or another model's, or the disk is too small.
+        ModelError: a file is missing, damaged or belongs to another model, or the disk is too small.
     """
     files = find(source)
     sizes = read_sizes(files.meta)
@@ -50,23 +48,23 @@ def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
             f"{files.tokenizer}: must have the model's {sizes.vocab} tokens ({files.meta.name}), has {stored.vocab}; "
             "it is another model's"
         )
-    # Before the weights: they take the time.
-    text = tokenizer.build(files.tokenizer, stored).to_str(pretty=True)
-    ids = tokenizer.token_ids(stored)
+    # The tokenizer comes first, because the weights are slow to read.
+    text = bpe.build(files.tokenizer, stored).to_str(pretty=True)
+    ids = bpe.token_ids(stored)
     try:
-        # In mlx-lm's shards, through its model: what it would not load is not written.
+        # Through mlx-lm's model and into its shards: a file that mlx-lm would not load is never written.
         save_model(folder, _read_model(files, sizes, dtype))
     except (RuntimeError, OSError) as error:  # mlx reports a full disk as RuntimeError
         raise ModelError(f"{folder}: cannot be written: {error}; free some disk space") from None
-    write_json(folder / "config.json", architecture.config(sizes, dtype) | ids)
+    write_json(folder / "config.json", tensor_names.config(sizes, dtype) | ids)
     write_json(folder / "generation_config.json", ids)
-    write_json(folder / "tokenizer_config.json", tokenizer.config(stored, sizes.context))
+    write_json(folder / "tokenizer_config.json", bpe.config(stored, sizes.context))
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     return Conversion(files.step, sizes.layers, sizes.vocab, files.model.stat().st_size)
 
 
 def source_model(source: Path) -> nn.Module:
-    """The model in `source` in float32: what a folder is compared with; raises ModelError as `write_folder`."""
+    """Load the model in `source` in float32, to compare a folder with; raises ModelError as `write_folder` does."""
     files = find(source)
     return _read_model(files, read_sizes(files.meta), "float32")
 
@@ -74,9 +72,9 @@ def source_model(source: Path) -> nn.Module:
 def _read_model(files: Source, sizes: Sizes, dtype: str) -> nn.Module:
     with TorchFile(files.model) as file:
         weights = [
-            (name, architecture.weight(file, name, stored_name, sizes, DTYPES[dtype]))
-            for name, stored_name in architecture.stored_names(file, sizes).items()
+            (name, tensor_names.weight(file, name, stored_name, sizes, DTYPES[dtype]))
+            for name, stored_name in tensor_names.stored_names(file, sizes).items()
         ]
-    model: nn.Module = nanochat.Model(nanochat.ModelArgs.from_dict(architecture.config(sizes, dtype)))
+    model: nn.Module = nanochat.Model(nanochat.ModelArgs.from_dict(tensor_names.config(sizes, dtype)))
     model.load_weights(weights)
     return model

@@ -1,4 +1,4 @@
-"""Pickles as data: no code of theirs runs, and none of this program's but what the caller hands in."""
+"""Load pickles as data: they run no code of their own, and of this program only what the caller passes in."""
 
 import io
 import pickle
@@ -9,34 +9,34 @@ from typing import Any
 
 from grpo_actors.errors import ModelError
 
-#: What a damaged pickle makes the standard library raise, beside its own error.
+#: Errors that the standard library raises for a damaged pickle.
 _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError),
     *(TypeError, ValueError, MemoryError, OverflowError, RecursionError),
 )
 
-#: The operations that number what they have built.
+#: Operations that store an object under a number in the unpickler's table.
 _NUMBERING = {"PUT", "BINPUT", "LONG_BINPUT"}
 
-#: Replaces a persistent id, which is what a pickle writes for data that lies elsewhere.
+#: Returns the object for a persistent id, by which a pickle refers to data outside itself.
 Resolve = Callable[[Any], Any]
 
 
 def load(
     path: Path, data: bytes, names: Mapping[str, Any], wanted: str, resolve: Resolve | None = None
 ) -> Any:
-    """The object in `data`, in which every imported name is one of `names`.
+    """Load the object in `data`; the pickle may import only the names in `names`.
 
     Args:
-        path: For messages.
+        path: The file, for messages.
         data: A pickle of any protocol.
-        names: Dotted name as the pickle writes it -> what stands for it here. Make it anew for each call:
-            a pickle may set attributes on what it is given.
-        wanted: What the file should hold, for messages.
-        resolve: Of persistent ids; None: there must be none.
+        names: Dotted name in the pickle -> the object to use for it. Build a new mapping for each call: a pickle
+            may set attributes on these objects.
+        wanted: The expected content of the file, for messages.
+        resolve: Resolves persistent ids; None if none are allowed.
 
     Raises:
-        ModelError: another name, or no whole pickle.
+        ModelError: the pickle imports another name, or is damaged.
     """
     try:
         _check_numbers(data)
@@ -48,7 +48,10 @@ def load(
 
 
 def _check_numbers(data: bytes) -> None:
-    """Refuse ten bytes that would make the standard library's table of objects fill the memory."""
+    """Refuse object numbers above the size of the pickle.
+
+    Ten bytes with a huge number would otherwise make the standard library's table of objects fill the memory.
+    """
     for operation, number, _ in pickletools.genops(data):
         if operation.name in _NUMBERING and (number is None or number > len(data)):
             raise pickle.UnpicklingError(f"object number {number} of {len(data)} bytes")
@@ -62,7 +65,7 @@ class _Unpickler(pickle.Unpickler):
         self._path, self._names, self._wanted, self._resolve = path, names, wanted, resolve
 
     def find_class(self, module: str, name: str) -> Any:
-        """The only way by which a pickle gets at anything that can be called."""
+        """Return the object for an imported name; a pickle can reach callables in no other way."""
         dotted = f"{module}.{name}"
         if dotted not in self._names:
             raise ModelError(
@@ -72,7 +75,7 @@ class _Unpickler(pickle.Unpickler):
         return self._names[dotted]
 
     def persistent_load(self, pid: Any) -> Any:
-        """What lies elsewhere."""
+        """Return the object for a persistent id."""
         if self._resolve is None:
-            raise ModelError(f"{self._path}: must hold {self._wanted}; parts of it lie elsewhere")
+            raise ModelError(f"{self._path}: must hold {self._wanted}; it refers to data outside the file")
         return self._resolve(pid)

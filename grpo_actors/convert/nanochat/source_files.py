@@ -1,11 +1,11 @@
-"""Which files of a folder are the checkpoint, and the sizes that its meta file gives.
+"""Find the files of a checkpoint and read the model's sizes from its meta file.
 
-Knows where the hub and nanochat itself put things; opens neither weights nor tokenizer.
+Opens neither weights nor tokenizer. It looks where the hub and nanochat itself put the files:
 
-    DIR/model_000650.pt, DIR/meta_000650.json     the newest step is taken
-    DIR/tokenizer.pkl                             as nanochat's models lie on the hub
+    DIR/model_000650.pt, DIR/meta_000650.json     the newest step is used
+    DIR/tokenizer.pkl                             layout of nanochat's models on the hub
     DIR/tokenizer/tokenizer.pkl                   the same with a folder for the tokenizer
-    DIR/../../tokenizer/tokenizer.pkl             as nanochat leaves them: DIR is chatsft_checkpoints/d20
+    DIR/../../tokenizer/tokenizer.pkl             nanochat's own layout, where DIR is chatsft_checkpoints/d20
 """
 
 import json
@@ -31,7 +31,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the model; `vocab` counts the tokenizer's tokens, special ones included."""
+    """Sizes of the model; `vocab` is the number of the tokenizer's tokens, including special ones."""
 
     context: int
     vocab: int
@@ -41,7 +41,7 @@ class Sizes:
     hidden: int
 
 
-#: meta's name of each size.
+#: Key in the meta file -> field of `Sizes`.
 META_NAMES = {
     "sequence_len": "context",
     "vocab_size": "vocab",
@@ -53,7 +53,7 @@ META_NAMES = {
 
 
 def find(folder: Path) -> Source:
-    """The newest checkpoint in `folder`.
+    """Find the newest checkpoint in `folder`.
 
     Raises:
         ModelError: one of the three files is missing.
@@ -75,22 +75,22 @@ def find(folder: Path) -> Source:
     meta = model.with_name(model.name.replace("model_", "meta_")).with_suffix(".json")
     if not meta.is_file():
         raise ModelError(
-            f"{model}: {meta.name} is missing beside it; it says how many layers and heads there are"
+            f"{model}: {meta.name} is missing beside it; it holds the number of layers and heads"
         )
-    places = [folder, folder / "tokenizer", folder.resolve().parent.parent / "tokenizer"]
-    found = [place / _TOKENIZER for place in places if (place / _TOKENIZER).is_file()]
+    folders = [folder, folder / "tokenizer", folder.resolve().parent.parent / "tokenizer"]
+    found = [each / _TOKENIZER for each in folders if (each / _TOKENIZER).is_file()]
     if not found:
         raise ModelError(
-            f"{folder}: no {_TOKENIZER} in any of {', '.join(map(str, places))}; copy it into the first"
+            f"{folder}: no {_TOKENIZER} in any of {', '.join(map(str, folders))}; copy it into the first"
         )
     return Source(step, model, meta, found[0])
 
 
 def read_sizes(meta: Path) -> Sizes:
-    """The sizes of the model.
+    """Read the sizes of the model.
 
     Raises:
-        ModelError: one is missing or impossible, or the model has parts that mlx-lm's has not.
+        ModelError: a size is missing or impossible, or the model has parts that mlx-lm's nanochat lacks.
     """
     described = _model_config(meta)
     sizes: dict[str, int] = {}
@@ -100,12 +100,12 @@ def read_sizes(meta: Path) -> Sizes:
             raise ModelError(f"{meta}: model_config.{key} must be a whole number ≥ 1, got {value!r:.60}")
         sizes[field] = value
     if set(str(described.get("window_pattern", "L"))) == {"L"}:
-        described.pop("window_pattern", None)  # every layer sees the whole context: nothing new
+        described.pop("window_pattern", None)  # every layer sees the whole context, as in mlx-lm's model
     if described:
         key, value = next(iter(described.items()))
         raise ModelError(
-            f"{meta}: model_config has {key!r:.40} = {value!r:.40}, a part of newer nanochats that mlx-lm's has not; "
-            f"known are {', '.join(META_NAMES)}"
+            f"{meta}: model_config has {key!r:.40} = {value!r:.40}, a part of newer nanochats that mlx-lm's lacks; "
+            f"supported are {', '.join(META_NAMES)}"
         )
     return _checked(Sizes(**sizes), meta)
 

@@ -1,7 +1,8 @@
-"""The model of a checkpoint: its tensors by mlx-lm's names, and config.json.
+"""Names and shapes of a checkpoint's tensors, and the content of config.json.
 
-nanochat and mlx-lm call the tensors alike. Departures from the first published model (2025) are refused
-by name: value embeddings, residual lambdas, gates; a model without them would talk, and be another one.
+nanochat and mlx-lm use the same tensor names. Tensors that the first published model (2025) does not have are
+refused by name (value embeddings, residual lambdas, gates): without them the model would still answer, but it would
+be a different model.
 """
 
 import re
@@ -14,7 +15,7 @@ from grpo_actors.convert.nanochat.source_files import Sizes
 from grpo_actors.convert.nanochat.torch_file import TorchFile
 from grpo_actors.errors import ModelError
 
-#: torch.compile puts this before every name.
+#: Prefix that torch.compile adds to every name.
 _COMPILED = "_orig_mod."
 #: nanochat pads the rows of the two vocabulary matrices to a multiple of this.
 _ROW_MULTIPLE = 64
@@ -22,7 +23,7 @@ _VOCABULARY = ("transformer.wte.weight", "lm_head.weight")
 
 
 def config(sizes: Sizes, dtype: str) -> dict[str, Any]:
-    """What config.json holds, but for the token ids, which the tokenizer knows."""
+    """Return the content of config.json without the token ids, which come from the tokenizer."""
     return {
         "model_type": "nanochat",
         "vocab_size": sizes.vocab,
@@ -39,7 +40,7 @@ def config(sizes: Sizes, dtype: str) -> dict[str, Any]:
 
 
 def shapes(sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor, in the order of the forward pass."""
+    """Yield name and shape of every tensor, in the order of the forward pass."""
     hidden, kv = sizes.hidden, sizes.hidden // sizes.heads * sizes.kv_heads
     layer = {
         "attn.c_q": (hidden, hidden),
@@ -58,14 +59,14 @@ def shapes(sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def stored_names(file: TorchFile, sizes: Sizes) -> dict[str, str]:
-    """mlx-lm's name -> the file's name of every tensor.
+    """Map mlx-lm's name of every tensor to its name in the file.
 
     Raises:
-        ModelError: one is missing, unknown or of another shape.
+        ModelError: a tensor is missing, unknown or has another shape.
     """
     names = {name.removeprefix(_COMPILED): name for name in file.tensors}
     known = {}
-    # One by one: a damaged layer count ends at the first layer that is not there.
+    # One by one, so that a damaged layer count fails at the first layer that is missing.
     for name, shape in shapes(sizes):
         if name not in names:
             raise ModelError(f"{file.path}: tensor {name} is missing; the file is not a whole model")
@@ -78,7 +79,7 @@ def stored_names(file: TorchFile, sizes: Sizes) -> dict[str, str]:
 
 
 def weight(file: TorchFile, name: str, stored: str, sizes: Sizes, dtype: mx.Dtype) -> mx.array:
-    """The tensor `name` in `dtype`, without rows that stand for no token.
+    """Read the tensor `name` in `dtype`, without the padding rows of a vocabulary matrix.
 
     Raises:
         ModelError: it is not finite.
@@ -90,7 +91,7 @@ def weight(file: TorchFile, name: str, stored: str, sizes: Sizes, dtype: mx.Dtyp
     if not mx.all(mx.isfinite(array)).item():
         raise ModelError(
             f"{file.path}: tensor {name} is not finite as {str(dtype).removeprefix('mlx.core.')}; take --dtype "
-            "bfloat16 or float32, or fetch the file again if it is so there too"
+            "bfloat16 or float32, or fetch the file again if the weight is not finite in these either"
         )
     return array
 
@@ -103,9 +104,9 @@ def _padded(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _refuse_unknown(file: TorchFile, unknown: list[str]) -> None:
     if not unknown:
         return
-    # One name for all layers: h.0.attn.ve_gate and h.31.attn.ve_gate are one part.
+    # One name for all layers: h.0.attn.ve_gate and h.31.attn.ve_gate are the same part.
     parts = list(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name in unknown))
     raise ModelError(
         f"{file.path}: {len(unknown)} tensors are not known to mlx-lm's nanochat ({', '.join(f'{part!r:.60}' for part in parts[:4])}"
-        f"{', …' if len(parts) > 4 else ''}); this is a newer nanochat, and without them it would be another model"
+        f"{', …' if len(parts) > 4 else ''}); the checkpoint is of a newer nanochat and needs them"
     )

@@ -1,7 +1,7 @@
-"""A file of ``torch.save`` with a dictionary of tensors, read without torch.
+"""Read a file of ``torch.save`` that holds a dictionary of tensors, without torch.
 
-It is a zip: ``data.pkl`` has names, shapes and the numbers of storages, ``data/N`` a storage's raw bytes.
-Only float tensors that lie row by row are known; whatever else the pickle would build is refused.
+The file is a zip: ``data.pkl`` has names, shapes and the numbers of storages, ``data/N`` the raw bytes of storage N.
+Only float tensors in row-major order are supported; any other object in the pickle is refused.
 """
 
 import contextlib
@@ -18,25 +18,25 @@ import numpy as np
 from grpo_actors.convert.nanochat import pickles
 from grpo_actors.errors import ModelError
 
-#: torch's storage class -> (MLX's type, the same number of bits as a NumPy integer).
+#: torch's storage class -> (MLX's type, NumPy integer type of the same width).
 STORAGES = {
     "torch.FloatStorage": (mx.float32, "<u4"),
     "torch.BFloat16Storage": (mx.bfloat16, "<u2"),
     "torch.HalfStorage": (mx.float16, "<u2"),
 }
 _WANTED = "a dictionary of float32, bfloat16 or float16 tensors"
-#: Names and shapes of a thousand tensors take 0.2 MB; a larger pickle is no list of tensors.
+#: Largest accepted pickle: names and shapes of a thousand tensors take 0.2 MB.
 _PICKLE_BYTES = 16 << 20
-#: More dimensions than a matrix of a model has, and larger numbers than a file has bytes, are damage.
-_MOST_DIMENSIONS, _BOUND = 8, 2**63
+#: Most dimensions of a tensor, and an upper bound of sizes, strides and offsets; larger values mean damage.
+_MAX_DIMENSIONS, _BOUND = 8, 2**63
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError),
-    *(NotImplementedError, RuntimeError),  # a compression that zipfile has not; a password
+    *(NotImplementedError, RuntimeError),  # a compression that zipfile does not support; a password
 )
 
 
 class Storage(NamedTuple):
-    """One run of numbers in the file."""
+    """A contiguous run of numbers in the file."""
 
     kind: str
     key: str
@@ -44,7 +44,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """`shape` numbers of `storage` from `offset` on."""
+    """A tensor: the numbers of `storage` from `offset` on, arranged in `shape`."""
 
     storage: Storage
     offset: int
@@ -52,10 +52,10 @@ class Tensor(NamedTuple):
 
 
 class TorchFile:
-    """An open file; `tensors` says what is in it, by name.
+    """An open file; `tensors` describes its tensors by name.
 
     Raises:
-        ModelError: it cannot be read, or holds anything but tensors.
+        ModelError: the file cannot be read, or holds anything but tensors.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class TorchFile:
             opened.callback(self._archive.close)
             self._prefix = self._find_prefix()
             self.tensors = self._read_tensors()
-            opened.pop_all()  # as nothing was raised it stays open
+            opened.pop_all()  # no error: keep the archive open
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +79,7 @@ class TorchFile:
         self._archive.close()
 
     def read(self, name: str) -> mx.array:
-        """The tensor as it is stored."""
+        """Read one tensor in its stored type."""
         storage, offset, shape = self.tensors[name]
         dtype, bits = STORAGES[storage.kind]
         raw = self._bytes(f"data/{storage.key}", storage.length * dtype.size)
@@ -87,7 +87,7 @@ class TorchFile:
         return mx.array(numbers).view(dtype).reshape(shape)
 
     def _find_prefix(self) -> str:
-        """The folder within the zip, which has the name that the file was saved under."""
+        """Return the folder within the zip; it is named after the file that torch.save wrote."""
         found = [name for name in self._archive.namelist() if name.endswith("/data.pkl")]
         if len(found) != 1:
             raise ModelError(f"{self.path}: must be a file of torch.save, its zip has no data.pkl of its own")
@@ -112,10 +112,10 @@ class TorchFile:
             raise ModelError(f"{self.path}: must hold {_WANTED}, got {type(content).__name__}")
         for name, tensor in content.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
-                # Only a text is shown: what else a pickle builds may be endless to print.
-                what = repr(name)[:60] if isinstance(name, str) else "an entry"
+                # Only a string is shown: the repr of another object from a pickle may never end.
+                entry = repr(name)[:60] if isinstance(name, str) else "an entry"
                 raise ModelError(
-                    f"{self.path}: must hold {_WANTED}, {what} is {type(tensor).__name__} (the model's own state is "
+                    f"{self.path}: must hold {_WANTED}, {entry} is {type(tensor).__name__} (the model's own state is "
                     "wanted, not a training state)"
                 )
         return dict(content)
@@ -131,15 +131,15 @@ class TorchFile:
     def _rebuild_tensor(
         self, storage: Any, offset: Any, shape: Any, strides: Any, *_gradient_and_hooks: Any
     ) -> Tensor:
-        """Stands for torch's function of that name."""
+        """Build a `Tensor`; takes the place of torch's ``_rebuild_tensor_v2``."""
         if (
             not isinstance(storage, Storage)
-            or not len(shape) == len(strides) <= _MOST_DIMENSIONS
+            or not len(shape) == len(strides) <= _MAX_DIMENSIONS
             or not _whole_numbers((offset, *shape, *strides))
         ):
             raise ModelError(f"{self.path}: must hold {_WANTED}, got one of another kind")
         if not _row_by_row(shape, strides):
-            raise ModelError(f"{self.path}: a tensor {shape} must lie row by row, its strides are {strides}")
+            raise ModelError(f"{self.path}: a tensor {shape} must lie row by row, got strides {strides}")
         if offset + math.prod(shape) > storage.length:
             raise ModelError(
                 f"{self.path}: a tensor {shape} must fit its storage of {storage.length} numbers"
@@ -147,12 +147,18 @@ class TorchFile:
         return Tensor(storage, offset, tuple(shape))
 
     def _bytes(self, entry: str, size: int | None, default: bytes | None = None) -> bytes:
-        """Of `size` bytes; None: of any size that a pickle may have. `default`: if the entry may be absent."""
+        """Read one entry of the zip.
+
+        Args:
+            entry: Its name within the zip's folder.
+            size: The number of bytes that it must have; None allows up to `_PICKLE_BYTES`.
+            default: The content if the entry is absent; None means that it must exist.
+        """
         name = self._prefix + entry
         if default is not None and name not in self._archive.namelist():
             return default
         try:
-            # The size comes first: what is packed may be a thousand times larger than the file.
+            # Check the size first: unpacked, an entry may be a thousand times larger than the file.
             stored = self._archive.getinfo(name).file_size
             if stored > _PICKLE_BYTES if size is None else stored != size:
                 allowed = f"at most {_PICKLE_BYTES}" if size is None else size
@@ -169,6 +175,7 @@ def _whole_numbers(values: tuple[Any, ...]) -> bool:
 
 
 def _row_by_row(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Return whether the strides are those of row-major order."""
     step = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1 and stride != step:

@@ -242,7 +242,7 @@ class Sampler:
             return None
         if fed:
             self._feed(fed)
-        self._window.make_room()
+        self._window.reserve()
         if self.params.repetition_penalty != 1:
             self._update_seen()
         token, logprob = self._decoder.step(self._window, self._token, mx.array(uniforms), self._seen)

@@ -40,7 +40,7 @@ class FixedBatch:
     def free(self, row: int) -> None:
         """Do nothing: the row is computed with the others until `keep` drops it."""
 
-    def make_room(self) -> None:
+    def reserve(self) -> None:
         """Do nothing: mlx-lm's caches grow by themselves."""
 
     def advance(self) -> None:

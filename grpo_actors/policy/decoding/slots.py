@@ -52,7 +52,7 @@ class Slots:
         """Mark a row as free; its past is no longer needed."""
         self.live[row], self.lengths[row] = False, 0
 
-    def make_room(self) -> None:
+    def reserve(self) -> None:
         """Do nothing: `place` has made the columns already."""
 
     def advance(self) -> None:

@@ -25,7 +25,7 @@ from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.fixed_batch import FixedBatch, prefill
 from grpo_actors.policy.decoding.slots import SlotLayer, Slots
 from grpo_actors.policy.decoding.window import Prompts, Window
-from grpo_actors.policy.dora import takes_norms
+from grpo_actors.policy.dora import has_dora
 from grpo_actors.policy.model import Policy, same_logits
 
 Cache = Window | Slots | FixedBatch
@@ -197,7 +197,7 @@ def _slot_step(policy: Policy, params: SamplingParams, blocks: Blocks | None) ->
     found = findings(policy)
     logits = blocks.logits if blocks else partial(_layer_logits, policy.model, found.attention_callers)
     step = partial(_draw_step, logits, params)
-    if not params.compiled or params.repetition_penalty != 1 or takes_norms(policy.model):
+    if not params.compiled or params.repetition_penalty != 1 or has_dora(policy.model):
         return step
     key = (params, blocks is not None)
     if key not in found.compiled_steps:

@@ -61,7 +61,7 @@ class Window:
         """Mark a row as free; its past is no longer needed."""
         self.live[row] = False
 
-    def make_room(self) -> None:
+    def reserve(self) -> None:
         """Ensure that there is a column for the next token."""
         capacity = self.layers[0].capacity
         if self.end < capacity:
