@@ -60,13 +60,10 @@ class MicroBatch:
     behaviour_logprobs: Array  # [N, C] float32, 0 where masked
     advantages: Array  # [N] float32
     token_weights: Array  # [N, C] float32, 0 where masked
-    index: Array  # [N] int64: which of the packed completions a row is, −1 for a row of padding
 
     def arrays(self) -> dict[str, mx.array]:
-        """All but `index`, by name, as MLX arrays; what `objective_loss` and the model read."""
-        return {
-            field.name: mx.array(getattr(self, field.name)) for field in fields(self) if field.name != "index"
-        }
+        """Return the arrays by name, as MLX arrays; `objective_loss` and the model read these."""
+        return {field.name: mx.array(getattr(self, field.name)) for field in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +226,6 @@ def _micro_batch(
         behaviour_logprobs=np.zeros((N, C), np.float32),
         advantages=np.zeros(N, np.float32),
         token_weights=np.zeros((N, C), np.float32),
-        index=np.full(N, -1, np.int64),
     )
     prompts = _prompts(completions, run)
     for prompt, number in prompts.items():
@@ -247,7 +243,6 @@ def _micro_batch(
         batch.behaviour_logprobs[row, :length] = np.where(trains, c.behaviour_logprobs, 0.0)
         batch.advantages[row] = c.advantage
         batch.token_weights[row, :length] = np.where(trains, weights[i], 0.0)
-        batch.index[row] = i
     return batch
 
 
