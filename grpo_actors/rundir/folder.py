@@ -18,6 +18,8 @@ COMPLETIONS_FILE = "completions.jsonl"
 GROUPS_FILE = "groups.jsonl"
 #: The base model's score, kept over a resume.
 BASE_EVALUATION_FILE = "evaluation-base.json"
+#: Which checkpoint scored best.
+BEST = "best.json"
 #: With ``rollout.workers = "auto"``: their number, and the decisions that led to it.
 WORKERS_FILE = "workers.json"
 #: Addresses of the sockets while the run lives.
@@ -26,11 +28,31 @@ ENDPOINTS_FILE = "endpoints.json"
 TRACKERS_FOLDER = "trackers"
 LOCK_FILE = "lock"
 
+#: Starts the name of a checkpoint's folder; the number of its updates follows.
+CHECKPOINT = "checkpoint-"
+#: In a checkpoint: size and digest of every other file.
+MANIFEST = "manifest.json"
+#: In a checkpoint: where the run was.
+STATE = "state.json"
+#: In a checkpoint: its score, added by the evaluator.
+EVALUATION_FILE = "evaluation.json"
+
 #: Patterns of names: a folder with one of these is a run's, or a checkpoint, and no tool may replace it.
-OF_A_RUN = (METRICS_FILE, "best.json", "manifest.json", "checkpoint-*")
+OF_A_RUN = (METRICS_FILE, BEST, MANIFEST, f"{CHECKPOINT}*")
 
 #: Environment variable: descriptor of the run folder's lock, lent by the supervisor and held until both are gone.
 LOCK = "GRPO_ACTORS_LOCK"
+
+
+def checkpoint_folder(run_dir: Path, update: int) -> Path:
+    """Return the path of a checkpoint's folder."""
+    return run_dir / f"{CHECKPOINT}{update}"
+
+
+def update_of(folder: Path) -> int | None:
+    """Return the number of updates in a checkpoint's name; None for a draft and for any other name."""
+    number = folder.name.removeprefix(CHECKPOINT)
+    return int(number) if number != folder.name and number.isdigit() else None
 
 
 @contextmanager
