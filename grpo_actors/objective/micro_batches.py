@@ -75,7 +75,6 @@ class Update:
     ]  # none if all completions are masked or skipped: there is nothing to learn
     completions: int  # all that were given
     active: int  # of them, those whose tokens have weight in the loss
-    active_tokens: int  # sampled tokens of the active ones, also of those skipped for A = 0
     tokens: int  # prompt and completion tokens of the rows computed: a prompt counts once for each completion
     padding_share: float  # of all places computed, those that hold no token
 
@@ -140,7 +139,6 @@ def pack(
         micro_batches=tuple(micro_batches),
         completions=len(completions),
         active=int(np.count_nonzero(lengths)),
-        active_tokens=int(lengths.sum()),
         tokens=sum(len(completions[i].prompt_ids) + len(completions[i].completion_ids) for i in kept),
         padding_share=1.0 - filled / places if places else 0.0,
     )

@@ -70,7 +70,7 @@ def test_every_token_that_trains_is_packed_once_where_it_is_predicted(lengths, r
             {tuple(completions[i].prompt_ids[:-1]) for i in held}
         )
     assert sorted(seen) == [i for i, (_, c) in enumerate(lengths) if c]
-    assert update.active_tokens == sum(c for _, c in lengths)
+    assert sum(m.mask.sum() for m in update.micro_batches) == sum(c for _, c in lengths)
     total = sum(m.token_weights.sum() for m in update.micro_batches)
     assert total == pytest.approx(1.0 if seen else 0.0, rel=1e-5)
 
@@ -133,7 +133,7 @@ def test_masked_completions_are_not_computed_but_dr_grpo_counts_them():
     assert m.mask.sum(axis=1).tolist() == [4, 0, 0, 0]
     assert m.targets[0, :4].tolist() == [4, 5, 6, 7]
     assert m.token_weights[0, 0] == pytest.approx(1 / 40)
-    assert (update.completions, update.active, update.active_tokens) == (4, 1, 4)
+    assert (update.completions, update.active) == (4, 1)
     assert packed(completions, aggregation="dr_grpo").active == 2  # truncated ones train unless masked
 
 
@@ -181,7 +181,7 @@ def test_inserted_tokens_are_inputs_and_count_in_no_length_and_no_denominator():
         assert m.behaviour_logprobs[0, :6].tolist() == [-0.5, -0.5, 0.0, 0.0, -0.5, 0.0]
         assert m.token_weights[0, :6].tolist() == pytest.approx([weight, weight, 0.0, 0.0, weight, 0.0])
         assert m.token_weights[1, :4].tolist() == pytest.approx([weight] * 3 + [0.0])
-        assert update.active_tokens == 6
+        assert m.mask.sum() == 6
         assert update.tokens == 2 + 5 + 2 + 3
 
 
