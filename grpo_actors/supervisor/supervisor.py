@@ -116,12 +116,14 @@ class Supervisor:
             return True
         for aide in self.aides:
             if note := aide.revive(self.lifeline):
-                self.status.say(note, "yellow")
+                self.status.print_line(note, "yellow")
         for text, style in self.pool.look_after(self.lifeline):
-            self.status.say(text, style)
+            self.status.print_line(text, style)
         if self.pool.is_hopeless and not self._without_workers:
             self._without_workers = True
-            self.status.say("no worker is left; the learner stops, with a checkpoint of what was done", "red")
+            self.status.print_line(
+                "no worker is left; the learner stops, with a checkpoint of what was done", "red"
+            )
             self.learner.send(signal.SIGTERM)
         return True
 
@@ -154,7 +156,7 @@ class Supervisor:
         for child in self._children:
             for line in child.printed():
                 # The learner's own words are the run's; of others it must be said whose they are.
-                self.status.say(line if child.name == "learner" else f"{child.name}: {line}")
+                self.status.print_line(line if child.name == "learner" else f"{child.name}: {line}")
 
     def _press_on(self) -> None:
         """Carry out what Ctrl-C asked for."""
@@ -164,12 +166,12 @@ class Supervisor:
                 child.send(signal.SIGKILL)
         elif self._draining_since_s is None:
             self._draining_since_s = now_s
-            self.status.say("finishing the step and writing a checkpoint; Ctrl-C again stops at once")
+            self.status.print_line("finishing the step and writing a checkpoint; Ctrl-C again stops at once")
             self.learner.send(signal.SIGTERM)
         elif now_s - self._draining_since_s > (self._drain_notes + 1) * DRAIN_NOTE_S:
             self._drain_notes += 1
             waited_s = now_s - self._draining_since_s
-            self.status.say(f"the step still runs after {waited_s:.0f} s; Ctrl-C again gives it up")
+            self.status.print_line(f"the step still runs after {waited_s:.0f} s; Ctrl-C again gives it up")
 
     def end(self) -> None:
         """The learner is gone, or an error is on its way up: let the others leave, then kill them."""
@@ -179,7 +181,7 @@ class Supervisor:
         trackers = [aide for aide in self.aides if aide.name in self.config.metrics.trackers and aide.alive]
         if trackers:
             names = " and ".join(tracker.name for tracker in trackers)
-            self.status.say(f"{names}: bringing the last records home, for up to {FLUSH_S:.0f} s")
+            self.status.print_line(f"{names}: bringing the last records home, for up to {FLUSH_S:.0f} s")
             self._wait_for(trackers, FLUSH_S)
         self._show(wait_s=0.0)
         for child in self._children:
@@ -194,7 +196,7 @@ class Supervisor:
             self._show(wait_s=0.02)
 
     def _say_where(self) -> None:
-        self.status.say(
+        self.status.print_line(
             f"run folder {self.run_dir}\n"
             f"  watch it:      python -m grpo_actors.tail {self.run_dir}\n"
             f"  add a worker:  python -m grpo_actors.rollout --attach {self.run_dir}"
