@@ -6,7 +6,7 @@ there before anything else imports ``mlx.core`` (`backend`).
 
 import sys
 
-from grpo_actors.backend import let_shapes_vary, load_fast_blas
+from grpo_actors.backend import allow_varying_shapes, load_fast_blas
 from grpo_actors.process import hide_warnings_of_others
 
 __version__ = "0.1.0"
@@ -16,4 +16,4 @@ if sys.argv[:1] == ["-m"]:
     # its module imports. A program that imports the package keeps its warnings.
     hide_warnings_of_others()
 load_fast_blas()
-let_shapes_vary()
+allow_varying_shapes()

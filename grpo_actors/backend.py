@@ -40,7 +40,7 @@ def load_fast_blas() -> None:
             _warn(f"{error}; install your system's libgfortran5 package")
 
 
-def let_shapes_vary() -> None:
+def allow_varying_shapes() -> None:
     """Allow batches of ever new shapes on CUDA.
 
     MLX caches a plan for each shape of its attention, and a graph for each sequence of kernels. It ends a process that

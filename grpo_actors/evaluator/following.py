@@ -19,14 +19,12 @@ from grpo_actors.process import StopRequest
 from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.rundir.checkpoint_weights import load_weights
 from grpo_actors.rundir.checkpoints import (
-    EVALUATION_FILE,
-    MANIFEST,
     Checkpoint,
     find_checkpoints,
     verify,
     write_json,
 )
-from grpo_actors.rundir.folder import BASE_EVALUATION_FILE
+from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE, MANIFEST
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient

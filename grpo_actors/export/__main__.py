@@ -18,7 +18,7 @@ from grpo_actors.process import run_command
 from grpo_actors.rundir.folder import RUN_PATTERNS
 
 if TYPE_CHECKING:
-    from grpo_actors.export.forms import Exported
+    from grpo_actors.export.forms import Export
 
 DTYPES = ("float32", "bfloat16", "float16")
 #: Default type of a GGUF file's matrices: every reader of such files supports it.
@@ -69,9 +69,9 @@ def export(options: argparse.Namespace) -> str:
         GrpoActorsError: former files are unchanged; if only the upload failed, the written folder is complete.
     """
     _check(options)
-    from grpo_actors.export.forms import Exported  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.export.forms import Export  # noqa: PLC0415  MLX takes a second to import
 
-    exported = Exported.choose(options.run_dir, options.checkpoint)
+    exported = Export.choose(options.run_dir, options.checkpoint)
     lines = [f"from    {exported.checkpoint.path}"]
     with TemporaryDirectory() as temporary:
         made = _make(exported, options, Path(temporary))
@@ -84,7 +84,7 @@ def export(options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _make(exported: "Exported", options: argparse.Namespace, temporary: Path) -> Path:
+def _make(exported: "Export", options: argparse.Namespace, temporary: Path) -> Path:
     """Write the requested form and return its path: the empty folder `temporary` if only an upload is requested."""
     if options.gguf:
         with new_file(options.gguf, overwrite=options.overwrite, option="--gguf") as draft:
@@ -122,7 +122,7 @@ def _check(options: argparse.Namespace) -> None:
         check_token(options.upload, "--upload")
 
 
-def _write_model(exported: "Exported", folder: Path, options: argparse.Namespace) -> None:
+def _write_model(exported: "Export", folder: Path, options: argparse.Namespace) -> None:
     exported.write_model(folder, _title(options), options.dtype, dequantize=options.dequantize)
 
 

@@ -15,8 +15,8 @@ from grpo_actors.errors import ModelError
 from grpo_actors.observe.follow import HistoryReader
 from grpo_actors.observe.records import Record
 from grpo_actors.policy.locate import locate
-from grpo_actors.rundir.checkpoints import EVALUATION_FILE, Checkpoint
-from grpo_actors.rundir.folder import BASE_EVALUATION_FILE
+from grpo_actors.rundir.checkpoints import Checkpoint
+from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
 from grpo_actors.tasks.gsm8k import HUB_ID
 
 #: Rows of the table of scores: title, field, whether the value is a share.

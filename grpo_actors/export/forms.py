@@ -18,7 +18,7 @@ CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
-class Exported:
+class Export:
     """A verified checkpoint and the settings that it was trained with."""
 
     run_dir: Path
@@ -26,7 +26,7 @@ class Exported:
     checkpoint: Checkpoint
 
     @classmethod
-    def choose(cls, run_dir: Path, which: str) -> "Exported":
+    def choose(cls, run_dir: Path, which: str) -> "Export":
         """Find the checkpoint `which`: a number of updates, ``best``, ``last``, or empty for the best, else the last.
 
         Raises:

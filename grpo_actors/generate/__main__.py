@@ -16,8 +16,8 @@ from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.process import run_command
 
 if TYPE_CHECKING:
+    from grpo_actors.generate.generator import Generator
     from grpo_actors.generate.prompts import Prompt
-    from grpo_actors.generate.speaker import Speaker
 
 #: Options with bounds: name, rule, and a function that checks the value (every comparison with NaN is false).
 BOUNDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
@@ -167,7 +167,7 @@ def check(options: argparse.Namespace) -> None:
             raise ConfigError(rule)
 
 
-def name_model(options: argparse.Namespace) -> None:
+def resolve_model(options: argparse.Namespace) -> None:
     """Resolve the user's names of model and adapter to a folder or hub id, in place; may be called twice."""
     from grpo_actors.rundir.naming import resolve  # noqa: PLC0415  MLX takes a second to import
 
@@ -179,14 +179,14 @@ def name_model(options: argparse.Namespace) -> None:
         options.model = resolve(options.model)
 
 
-def open_speaker(options: argparse.Namespace) -> "Speaker":
+def open_generator(options: argparse.Namespace) -> "Generator":
     """Load the model, which takes seconds.
 
     Raises:
         ModelError: the model cannot be loaded.
         ConfigError: the adapter does not fit the model.
     """
-    from grpo_actors.generate.speaker import Speaker  # noqa: PLC0415
+    from grpo_actors.generate.generator import Generator  # noqa: PLC0415
     from grpo_actors.policy.decoding.sampling import SamplingParams  # noqa: PLC0415
     from grpo_actors.rundir.naming import open_policy  # noqa: PLC0415  MLX takes a second to import
 
@@ -198,50 +198,52 @@ def open_speaker(options: argparse.Namespace) -> "Speaker":
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
     )
-    name_model(options)
+    resolve_model(options)
     policy = open_policy(options.model, options.adapter)
-    return Speaker(policy, params, options.seed, options.max_context)
+    return Generator(policy, params, options.seed, options.max_context)
 
 
 def batch(options: argparse.Namespace) -> None:
     """Run ``--batch``; check everything before anything is written."""
-    from grpo_actors.generate.output import Output, refuse_other  # noqa: PLC0415
+    from grpo_actors.generate.output import Output, check_resumable  # noqa: PLC0415
     from grpo_actors.generate.prompts import digest, read_requests  # noqa: PLC0415
 
     requests = read_requests(options.batch, options.system, raw=options.raw)
     from grpo_actors.rundir.naming import weights_digest  # noqa: PLC0415  MLX takes a second to import
 
-    name_model(options)
+    resolve_model(options)
     settings = {
         "input": digest(options.batch),
         "model": options.model,
         "adapter": options.adapter,
         **{name: getattr(options, name) for name in KEPT_WITH_A_BATCH},
     }
-    refuse_other(options.output, settings)
-    speaker = open_speaker(options)
+    check_resumable(options.output, settings)
+    generator = open_generator(options)
     from grpo_actors.generate.batch import encode_all, run_batch  # noqa: PLC0415
 
-    prompts = encode_all(speaker, requests)
-    with Output(options.output, {**settings, "weights": weights_digest(speaker.policy)}) as output:
-        run_batch(speaker, requests, prompts, output, samples=options.samples, places=options.batch_size)
+    prompts = encode_all(generator, requests)
+    with Output(options.output, {**settings, "weights": weights_digest(generator.policy)}) as output:
+        run_batch(generator, requests, prompts, output, samples=options.samples, rows=options.batch_size)
 
 
 def answer(options: argparse.Namespace, prompt: "Prompt") -> None:
     """Answer one prompt: print the text while it is sampled, or print JSON."""
-    speaker = open_speaker(options)
-    ids = speaker.encode_fitting(prompt, "PROMPT")
+    generator = open_generator(options)
+    ids = generator.encode_fitting(prompt, "PROMPT")
     if options.json:
         from grpo_actors.policy.decoding.sampling import sample_groups  # noqa: PLC0415
 
-        [group] = sample_groups(speaker.policy, [ids], [speaker.seeds(0, options.samples)], speaker.params)
+        [group] = sample_groups(
+            generator.policy, [ids], [generator.seeds(0, options.samples)], generator.params
+        )
         for number, sample in enumerate(group):
-            print(json.dumps(speaker.record(0, number, len(ids), sample), ensure_ascii=False))
+            print(json.dumps(generator.record(0, number, len(ids), sample), ensure_ascii=False))
         return
     from grpo_actors.generate.streaming import for_terminal  # noqa: PLC0415
 
     shown: Callable[[str], str] = for_terminal if sys.stdout.isatty() else str
-    sample = speaker.answer(ids, 0, lambda text: print(shown(text), end="", flush=True))
+    sample = generator.answer(ids, 0, lambda text: print(shown(text), end="", flush=True))
     print()
     if not sample.finished:
         print(f"cut after --max-tokens {options.max_tokens}", file=sys.stderr)
@@ -254,11 +256,11 @@ def chat(options: argparse.Namespace) -> None:
             "a chat needs a terminal and works without --raw and --json; give a PROMPT with --raw, --json or "
             "redirected output"
         )
-    speaker = open_speaker(options)
-    speaker.require_turns()
+    generator = open_generator(options)
+    generator.require_chat_template()
     from grpo_actors.generate.chat import Chat  # noqa: PLC0415
 
-    Chat(speaker, options.system).run()
+    Chat(generator, options.system).run()
 
 
 def read_prompt(given: str | None) -> str:

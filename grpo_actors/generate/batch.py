@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from grpo_actors.generate.generator import Generator
 from grpo_actors.generate.output import Output
 from grpo_actors.generate.prompts import Request
-from grpo_actors.generate.speaker import Speaker
 from grpo_actors.policy.decoding.sampling import sample_in_turn
 
 
@@ -29,33 +29,33 @@ class Todo:
     samples: Sequence[int]
 
 
-def encode_all(speaker: Speaker, requests: Sequence[Request]) -> list["array[int]"]:
+def encode_all(generator: Generator, requests: Sequence[Request]) -> list["array[int]"]:
     """Return the token ids of every prompt.
 
     Raises:
         DataError: a prompt is too long to leave space for an answer; the text names its line.
     """
-    return [array("I", speaker.encode_fitting(request.prompt, request.where)) for request in requests]
+    return [array("I", generator.encode_fitting(request.prompt, request.where)) for request in requests]
 
 
 def run_batch(
-    speaker: Speaker,
+    generator: Generator,
     requests: Sequence[Request],
     prompts: Sequence["array[int]"],
     output: Output,
     *,
     samples: int,
-    places: int,
+    rows: int,
 ) -> None:
     """Sample the completions that `output` lacks.
 
     Args:
-        speaker: The policy and its sampling settings.
+        generator: The policy and its sampling settings.
         requests: All requests of the input, in its order.
         prompts: The token ids of each request.
         output: The file of results.
         samples: Completions of each prompt.
-        places: Rows of the decoding batch: completions sampled at the same time.
+        rows: Rows of the decoding batch: completions sampled at the same time.
     """
     todo = {
         request.index: Todo(request, tokens, missing)
@@ -75,12 +75,12 @@ def run_batch(
             bar.update(task, rate=f"{tokens / (time.monotonic() - started_s):,.1f} tokens/s")
 
         for index, group in sample_in_turn(
-            speaker.policy, _groups(speaker, todo, samples), speaker.params, places, on_step
+            generator.policy, _groups(generator, todo, samples), generator.params, rows, on_step
         ):
             each = todo[index]
             own_id = {} if each.request.id is None else {"id": each.request.id}
             output.write(
-                own_id | speaker.record(index, number, len(each.tokens), sample)
+                own_id | generator.record(index, number, len(each.tokens), sample)
                 for number, sample in zip(each.samples, group, strict=True)
             )
             bar.advance(task, len(group))
@@ -92,10 +92,10 @@ def run_batch(
 
 
 def _groups(
-    speaker: Speaker, todo: dict[int, Todo], samples: int
+    generator: Generator, todo: dict[int, Todo], samples: int
 ) -> Iterator[tuple[int, Sequence[int], Sequence[int]]]:
     for index, each in todo.items():
-        seeds = speaker.seeds(index, samples)
+        seeds = generator.seeds(index, samples)
         yield index, each.tokens, [seeds[number] for number in each.samples]
 
 

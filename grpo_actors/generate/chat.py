@@ -12,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 from grpo_actors.errors import DataError, ModelError
+from grpo_actors.generate.generator import Generator
 from grpo_actors.generate.prompts import is_encodable, with_system
-from grpo_actors.generate.speaker import Speaker
 from grpo_actors.generate.streaming import for_terminal
 from grpo_actors.process import StopRequest
 from grpo_actors.tasks.task import Message
@@ -30,8 +30,8 @@ To send a line that begins with a slash, put a space before it."""
 class Chat:
     """A conversation: its history and its commands."""
 
-    def __init__(self, speaker: Speaker, system: str) -> None:
-        self._speaker = speaker
+    def __init__(self, generator: Generator, system: str) -> None:
+        self._generator = generator
         self._system = system
         #: All turns, user and assistant alternating, including those that no longer fit the context.
         self._turns: list[Message] = []
@@ -50,7 +50,7 @@ class Chat:
         """Run the chat until the user leaves."""
         import readline  # noqa: F401, PLC0415 - gives input() line editing and history
 
-        print(f"{self._speaker.policy.name}. /help lists the commands.")
+        print(f"{self._generator.policy.name}. /help lists the commands.")
         while True:
             try:
                 line = input("> ")
@@ -75,15 +75,15 @@ class Chat:
             return
         if left_out:
             print(
-                f"(the first {left_out} messages no longer fit the context of {self._speaker.context} tokens)"
+                f"(the first {left_out} messages no longer fit the context of {self._generator.context} tokens)"
             )
         with _interruptible() as stop:
-            sample = self._speaker.answer(ids, self._asked, _show, stop.__bool__)
+            sample = self._generator.answer(ids, self._asked, _show, stop.__bool__)
         self._asked += 1
         print()
         if not sample.finished:
-            print("(ended)" if stop else f"(cut after --max-tokens {self._speaker.params.max_new_tokens})")
-        answer = self._speaker.policy.decode(sample.tokens)
+            print("(ended)" if stop else f"(cut after --max-tokens {self._generator.params.max_new_tokens})")
+        answer = self._generator.policy.decode(sample.tokens)
         self._turns += [question, {"role": "assistant", "content": answer}]
 
     def _fitting(self, turns: list[Message]) -> tuple[list[int], int]:
@@ -93,11 +93,11 @@ class Chat:
             DataError: the last message alone is too long.
         """
         for first in range(0, len(turns) - 1, 2):
-            ids = self._speaker.encode(with_system(tuple(turns[first:]), self._system))
-            if self._speaker.excess(len(ids)) <= 0:
+            ids = self._generator.encode(with_system(tuple(turns[first:]), self._system))
+            if self._generator.excess(len(ids)) <= 0:
                 return ids, first
         alone = with_system((turns[-1],), self._system)
-        return self._speaker.encode_fitting(alone, "not asked"), len(turns) - 1
+        return self._generator.encode_fitting(alone, "not asked"), len(turns) - 1
 
     # --- commands ---------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ def job_file(output: Path) -> Path:
     return output.with_name(f"{output.name}.job.json")
 
 
-def refuse_other(output: Path, settings: Settings) -> None:
+def check_resumable(output: Path, settings: Settings) -> None:
     """Check that `output` is new or was started with `settings`; settings that are not given are not compared.
 
     Raises:
@@ -58,10 +58,10 @@ class Output:
         """Open the file and read which completions are done.
 
         Raises:
-            ConfigError: as `refuse_other`.
+            ConfigError: as `check_resumable`.
             RunError: another process is writing the file, or it cannot be written.
         """
-        refuse_other(path, settings)
+        check_resumable(path, settings)
         #: (index, sample) of each completion in the file.
         self.done: set[tuple[int, int]] = set()
         self._lock = self._lock_job(path, settings)

@@ -15,7 +15,6 @@ from grpo_actors.errors import RunError
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.rundir.checkpoint_weights import restore, write_checkpoint
 from grpo_actors.rundir.checkpoints import (
-    BEST,
     Checkpoint,
     Snapshot,
     best,
@@ -24,7 +23,7 @@ from grpo_actors.rundir.checkpoints import (
     prune,
     read_state,
 )
-from grpo_actors.rundir.folder import METRICS_FILE
+from grpo_actors.rundir.folder import BEST, CHECKPOINT, METRICS_FILE, checkpoint_folder, update_of
 from grpo_actors.schedule.lease import START, Cursor
 from grpo_actors.wire.messages import Evaluation
 
@@ -112,9 +111,9 @@ class Archive:
         """Record what was found, once, after the ``start`` record; put aside damaged checkpoints."""
         for text in self._damage:
             records.record("alarm", name="checkpoint damaged", text=text)
-        for path in self._run_dir.glob("checkpoint-*"):
-            number = path.name.removeprefix("checkpoint-")
-            if number.isdigit() and int(number) > self.update:
+        for path in self._run_dir.glob(f"{CHECKPOINT}*"):
+            update = update_of(path)
+            if update is not None and update > self.update:
                 # The run does not continue from these weights, so their score no longer counts either.
                 path.rename(path.with_name(f"{path.name}{DAMAGED}"))
         marked = best(self._run_dir)
@@ -153,8 +152,8 @@ class Archive:
         """Return the updates whose checkpoint the evaluator has not scored yet."""
         if not self._config.evaluator.eval_every_updates:
             return set()
-        folders = (path.name.removeprefix("checkpoint-") for path in self._run_dir.glob("checkpoint-*"))
-        return {int(number) for number in folders if number.isdigit()} - self._evaluated
+        updates = map(update_of, self._run_dir.glob(f"{CHECKPOINT}*"))
+        return {update for update in updates if update is not None} - self._evaluated
 
     def take_evaluations(self, records: Records, arrived: Sequence[Evaluation]) -> None:
         """Record the scores that have arrived; a score that is recorded already is dropped."""
@@ -203,6 +202,6 @@ class Archive:
         for record in self.recorded("eval"):
             score = record["accuracy"] if record["sampled_accuracy"] is None else record["sampled_accuracy"]
             marked = best(self._run_dir)
-            there = (self._run_dir / f"checkpoint-{record['update']}").is_dir()
+            there = checkpoint_folder(self._run_dir, record["update"]).is_dir()
             if record["update"] and there and (marked is None or score > marked["accuracy"]):
                 mark_best(self._run_dir, record["update"], score)

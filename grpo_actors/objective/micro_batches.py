@@ -62,13 +62,10 @@ class MicroBatch:
     behaviour_logprobs: Array  # [N, C] float32, 0 where masked
     advantages: Array  # [N] float32
     token_weights: Array  # [N, C] float32, 0 where masked
-    index: Array  # [N] int64: index of a row's completion in the packed sequence, −1 for a row of padding
 
     def arrays(self) -> dict[str, mx.array]:
-        """Return all fields but `index`, by name, as MLX arrays for `objective_loss` and the model."""
-        return {
-            field.name: mx.array(getattr(self, field.name)) for field in fields(self) if field.name != "index"
-        }
+        """Return all fields by name, as MLX arrays for `objective_loss` and the model."""
+        return {field.name: mx.array(getattr(self, field.name)) for field in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,6 @@ class Update:
     micro_batches: tuple[MicroBatch, ...]
     completions: int  # all completions given
     active: int  # those whose tokens have weight in the loss
-    active_tokens: int  # sampled tokens of the active completions, including those skipped for A = 0
     tokens: int  # prompt and completion tokens of the computed rows: a prompt counts once for each completion
     padding_share: float  # share of the computed positions that hold no token
 
@@ -144,7 +140,6 @@ def pack(
         micro_batches=tuple(micro_batches),
         completions=len(completions),
         active=int(np.count_nonzero(lengths)),
-        active_tokens=int(lengths.sum()),
         tokens=sum(len(completions[i].prompt_ids) + len(completions[i].completion_ids) for i in kept),
         padding_share=1.0 - filled / positions if positions else 0.0,
     )
@@ -230,7 +225,6 @@ def _micro_batch(
         behaviour_logprobs=np.zeros((N, C), np.float32),
         advantages=np.zeros(N, np.float32),
         token_weights=np.zeros((N, C), np.float32),
-        index=np.full(N, -1, np.int64),
     )
     prompts = _prompts(completions, chunk)
     for prompt, number in prompts.items():
@@ -248,7 +242,6 @@ def _micro_batch(
         batch.behaviour_logprobs[row, :length] = np.where(trains, c.behaviour_logprobs, 0.0)
         batch.advantages[row] = c.advantage
         batch.token_weights[row, :length] = np.where(trains, weights[i], 0.0)
-        batch.index[row] = i
     return batch
 
 

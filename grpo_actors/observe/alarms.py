@@ -8,7 +8,7 @@ from collections import deque
 from typing import NamedTuple
 
 from grpo_actors.config import Config
-from grpo_actors.observe.symptoms import CONFIRMING_UPDATES, RULES, Memory, Metrics, value
+from grpo_actors.observe.symptoms import CONFIRMING_UPDATES, RULES, Metrics, RuleInput, value
 
 
 class Alarm(NamedTuple):
@@ -25,12 +25,12 @@ class Health:
         """Start with no alarms; `config` is the run's, with `reward.functions` resolved."""
         # One more than a rule waits for: a running count, such as skipped steps, is compared with an earlier one.
         longest = max(config.health.patience_updates, CONFIRMING_UPDATES) + 1
-        self._memory = Memory(config, deque(maxlen=longest), [])
+        self._rule_input = RuleInput(config, deque(maxlen=longest), [])
         self._raised: set[str] = set()
 
     def check(self, metrics: Metrics) -> list[Alarm]:
         """Add the metrics of one update and return the alarms that start with it."""
-        memory = self._memory
+        memory = self._rule_input
         memory.updates.append(metrics)
         if len(memory.first_lengths) < memory.config.health.patience_updates:
             memory.first_lengths.append(value(metrics, "completion_length_mean"))

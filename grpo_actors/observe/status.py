@@ -54,7 +54,7 @@ class StatusLine:
         self._view = self._view.apply(record)
         note = permanent_note(record)
         if note is not None:
-            self.say(*note)
+            self.print_line(*note)
         if record["topic"] == "metrics":
             self._show_status()
 
@@ -86,7 +86,7 @@ class StatusLine:
         else:
             print(status_line(self._view), file=self._stream, flush=True)
 
-    def say(self, text: str, style: str = "") -> None:
+    def print_line(self, text: str, style: str = "") -> None:
         """Print a permanent line: above the redrawn part, or after the previous lines."""
         if self._screen is not None:
             self._screen.print(text, style)

@@ -1,6 +1,6 @@
 """Define the alarm rules: from a run's metrics to one line with the likely cause.
 
-Each rule is a pure function of `Memory`. It returns the fact with its number, the threshold's name, the
+Each rule is a pure function of `RuleInput`. It returns the fact with its number, the threshold's name, the
 likely cause and what to do; None while it does not hold. To add a rule: one function and one row in `RULES`.
 """
 
@@ -21,7 +21,7 @@ FORMAT_REWARDS = ("strict_format", "soft_format", "xml_count", "integer")
 
 
 @dataclass(slots=True)
-class Memory:
+class RuleInput:
     """The input of the rules: settings and recent metrics."""
 
     #: The run's settings, with `reward.functions` resolved.
@@ -56,79 +56,81 @@ class Memory:
         return f"for {self.config.health.patience_updates} updates (health.patience_updates)"
 
 
-def reward_is_zero(memory: Memory) -> str | None:
+def reward_is_zero(rule_input: RuleInput) -> str | None:
     """Check for rewards that are all 0 for long: there is nothing to learn from."""
-    if not memory.held_long(_has_no_reward):
+    if not rule_input.held_long(_has_no_reward):
         return None
-    fact = "the reward is 0" if memory.last["reward_mean"] == 0 else "no completion has a valid reward"
-    return f"{fact} {memory.for_long}: {_why_no_reward(memory)}"
+    fact = "the reward is 0" if rule_input.last["reward_mean"] == 0 else "no completion has a valid reward"
+    return f"{fact} {rule_input.for_long}: {_why_no_reward(rule_input)}"
 
 
-def no_variance(memory: Memory) -> str | None:
+def no_variance(rule_input: RuleInput) -> str | None:
     """Check whether the completions of each problem have had equal rewards for long: every advantage is 0."""
-    if reward_is_zero(memory) or not memory.held_long(lambda m: value(m, "zero_variance_share") == 1):
+    if reward_is_zero(rule_input) or not rule_input.held_long(lambda m: value(m, "zero_variance_share") == 1):
         return None
-    reward = value(memory.last, "reward_mean")
-    best = sum(weight for weight in memory.config.reward.functions.values() if weight > 0)
-    fact = f"all completions of a problem are worth the same {memory.for_long}, mean reward {reward:.3g}"
+    reward = value(rule_input.last, "reward_mean")
+    best = sum(weight for weight in rule_input.config.reward.functions.values() if weight > 0)
+    fact = f"all completions of a problem are worth the same {rule_input.for_long}, mean reward {reward:.3g}"
     if abs(reward - best) <= 0.05 * best:
         return f"{fact}: the problems are solved every time; use harder ones, or stop here"
     limit_hit = "sampling other problems did not help (selection.refill_limit); use other problems"
-    cure = limit_hit if memory.config.selection.dynamic_sampling else "set selection.dynamic_sampling = true"
+    cure = (
+        limit_hit if rule_input.config.selection.dynamic_sampling else "set selection.dynamic_sampling = true"
+    )
     return (
         f"{fact}: the problems are too easy or too hard, or the samples are all alike; "
         f"{cure}, or raise rollout.temperature"
     )
 
 
-def gradient_is_zero(memory: Memory) -> str | None:
+def gradient_is_zero(rule_input: RuleInput) -> str | None:
     """Check for a gradient of 0 although there are advantages."""
-    held = memory.held(
+    held = rule_input.held(
         CONFIRMING_UPDATES,
         lambda m: value(m, "grad_norm") == 0 and value(m, "zero_variance_share") < 1,
     )
     if not held:
         return None
     fact = f"the gradient is 0 for {CONFIRMING_UPDATES} updates though rewards differ"
-    if not _trained(memory.last):
+    if not _trained(rule_input.last):
         return (
-            f"{fact}: no token trains, {value(memory.last, 'truncated_share'):.0%} of the completions are truncated; "
+            f"{fact}: no token trains, {value(rule_input.last, 'truncated_share'):.0%} of the completions are truncated; "
             "raise rollout.max_new_tokens, or set objective.mask_truncated = false"
         )
-    clipped = value(memory.last, "clip_share")
+    clipped = value(rule_input.last, "clip_share")
     if clipped > 0.5:
         return f"{fact}: {clipped:.0%} of the tokens are clipped; raise objective.clip_eps"
     return f"{fact}: no trainable weight takes part in the loss; check model.lora_keys and model.lora_layers"
 
 
-def kl_explodes(memory: Memory) -> str | None:
+def kl_explodes(rule_input: RuleInput) -> str | None:
     """Check whether the policy is far from its reference."""
-    limit = memory.config.health.max_kl
-    if not memory.held(CONFIRMING_UPDATES, lambda m: value(m, "kl") > limit):
+    limit = rule_input.config.health.max_kl
+    if not rule_input.held(CONFIRMING_UPDATES, lambda m: value(m, "kl") > limit):
         return None
     return (
-        f"KL to the reference is {value(memory.last, 'kl'):.3g} nats a token (health.max_kl = {limit:g}): "
+        f"KL to the reference is {value(rule_input.last, 'kl'):.3g} nats a token (health.max_kl = {limit:g}): "
         "the policy moves too far; lower learner.learning_rate, or raise objective.kl_coeff"
     )
 
 
-def ratio_explodes(memory: Memory) -> str | None:
+def ratio_explodes(rule_input: RuleInput) -> str | None:
     """Check whether the trained policy is far from the one that sampled."""
-    limit = memory.config.health.max_ratio
-    if not memory.held(CONFIRMING_UPDATES, lambda m: value(m, "ratio_max") > limit):
+    limit = rule_input.config.health.max_ratio
+    if not rule_input.held(CONFIRMING_UPDATES, lambda m: value(m, "ratio_max") > limit):
         return None
     return (
-        f"the largest importance ratio is {value(memory.last, 'ratio_max'):.3g} (health.max_ratio = {limit:g}): "
+        f"the largest importance ratio is {value(rule_input.last, 'ratio_max'):.3g} (health.max_ratio = {limit:g}): "
         "an update moves the policy too far; lower learner.learning_rate, learner.num_iterations "
         "or rollout.max_staleness"
     )
 
 
-def workers_disagree(memory: Memory) -> str | None:
+def workers_disagree(rule_input: RuleInput) -> str | None:
     """Check whether worker and learner give the same tokens different probabilities."""
-    health = memory.config.health
+    health = rule_input.config.health
     limits = (("logprob_gap_mean", health.max_logprob_gap), ("mismatch_kl", health.max_mismatch_kl))
-    newest = memory.trained[-CONFIRMING_UPDATES:]
+    newest = rule_input.trained[-CONFIRMING_UPDATES:]
     exceeds = [any(value(update, key) > limit for key, limit in limits) for update in newest]
     if len(newest) < CONFIRMING_UPDATES or not all(exceeds):
         return None
@@ -138,32 +140,32 @@ def workers_disagree(memory: Memory) -> str | None:
     return (
         f"log-probs of worker and learner differ by {gap:.3g} nats on average, {gap_max:.3g} at most, KL {kl:.3g} "
         f"(health.max_logprob_gap = {health.max_logprob_gap:g}, health.max_mismatch_kl = "
-        f"{health.max_mismatch_kl:g}): {_why_disagree(memory)}"
+        f"{health.max_mismatch_kl:g}): {_why_disagree(rule_input)}"
     )
 
 
-def entropy_collapses(memory: Memory) -> str | None:
+def entropy_collapses(rule_input: RuleInput) -> str | None:
     """Check whether the policy has stopped exploring."""
-    limit = memory.config.health.min_entropy
-    trained = memory.trained
+    limit = rule_input.config.health.min_entropy
+    trained = rule_input.trained
     # If nearly all samples are equal, many updates have no advantage and measure no entropy. These count as collapsed.
-    collapsed = memory.held_long(lambda m: not _trained(m) or value(m, "entropy") < limit)
+    collapsed = rule_input.held_long(lambda m: not _trained(m) or value(m, "entropy") < limit)
     if not collapsed or len(trained) < CONFIRMING_UPDATES:
         return None
     return (
-        f"entropy is {value(trained[-1], 'entropy'):.3g} nats a token {memory.for_long}, health.min_entropy = "
+        f"entropy is {value(trained[-1], 'entropy'):.3g} nats a token {rule_input.for_long}, health.min_entropy = "
         f"{limit:g}: nearly every sample is the same; raise objective.clip_eps_high or objective.entropy_coeff, "
         "or lower learner.learning_rate"
     )
 
 
-def length_runs_away(memory: Memory) -> str | None:
+def length_runs_away(rule_input: RuleInput) -> str | None:
     """Check whether completions have become much longer than at first."""
-    patience, growth = memory.config.health.patience_updates, memory.config.health.max_length_growth
-    first = sum(memory.first_lengths) / len(memory.first_lengths)
-    if not memory.held_long(lambda m: value(m, "completion_length_mean") > growth * first):
+    patience, growth = rule_input.config.health.patience_updates, rule_input.config.health.max_length_growth
+    first = sum(rule_input.first_lengths) / len(rule_input.first_lengths)
+    if not rule_input.held_long(lambda m: value(m, "completion_length_mean") > growth * first):
         return None
-    now = value(memory.last, "completion_length_mean")
+    now = value(rule_input.last, "completion_length_mean")
     return (
         f"completions have {now:.0f} tokens, at first {first:.0f} (health.max_length_growth = {growth:g}, for "
         f"{patience} updates): length is rewarded, or the end token is unlearned; try objective.aggregation = "
@@ -171,25 +173,25 @@ def length_runs_away(memory: Memory) -> str | None:
     )
 
 
-def too_many_truncated(memory: Memory) -> str | None:
+def too_many_truncated(rule_input: RuleInput) -> str | None:
     """Check whether most completions are truncated."""
-    limit = memory.config.health.max_truncated_share
-    if reward_is_zero(memory) or not memory.held_long(lambda m: value(m, "truncated_share") > limit):
+    limit = rule_input.config.health.max_truncated_share
+    if reward_is_zero(rule_input) or not rule_input.held_long(lambda m: value(m, "truncated_share") > limit):
         return None
     return (
-        f"{value(memory.last, 'truncated_share'):.0%} of the completions are cut {memory.for_long}, "
+        f"{value(rule_input.last, 'truncated_share'):.0%} of the completions are cut {rule_input.for_long}, "
         f"health.max_truncated_share = {limit:g}: rollout.max_new_tokens = "
-        f"{memory.config.rollout.max_new_tokens} is too few for an answer; raise it, or ask for short answers"
+        f"{rule_input.config.rollout.max_new_tokens} is too few for an answer; raise it, or ask for short answers"
     )
 
 
-def always_stale(memory: Memory) -> str | None:
+def always_stale(rule_input: RuleInput) -> str | None:
     """Check whether all groups are as old as allowed. A bound of 1 is exempt: sampling ahead makes that normal."""
-    bound = memory.config.rollout.max_staleness
-    if bound < 2 or not memory.held_long(lambda m: list(m.get("staleness", {})) == [str(bound)]):
+    bound = rule_input.config.rollout.max_staleness
+    if bound < 2 or not rule_input.held_long(lambda m: list(m.get("staleness", {})) == [str(bound)]):
         return None
-    fact = f"all groups are {bound} updates old {memory.for_long}, the bound of rollout.max_staleness"
-    waits = value(memory.last, "learner_wait_share")
+    fact = f"all groups are {bound} updates old {rule_input.for_long}, the bound of rollout.max_staleness"
+    waits = value(rule_input.last, "learner_wait_share")
     if waits < 0.5:
         return (
             f"{fact}: the learner is the slower half ({waits:.0%} of its time waiting) and the groups queue up; "
@@ -201,20 +203,20 @@ def always_stale(memory: Memory) -> str | None:
     )
 
 
-def learning_rate_is_zero(memory: Memory) -> str | None:
+def learning_rate_is_zero(rule_input: RuleInput) -> str | None:
     """Check for steps with a learning rate of 0, which change nothing."""
-    if not memory.held(CONFIRMING_UPDATES, lambda m: value(m, "learning_rate") == 0):
+    if not rule_input.held(CONFIRMING_UPDATES, lambda m: value(m, "learning_rate") == 0):
         return None
     return (
         f"the learning rate is 0 for {CONFIRMING_UPDATES} updates: nothing is learned; "
-        f"learner.learning_rate = {memory.config.learner.learning_rate:g}, set it above 0"
+        f"learner.learning_rate = {rule_input.config.learner.learning_rate:g}, set it above 0"
     )
 
 
-def steps_are_skipped(memory: Memory) -> str | None:
+def steps_are_skipped(rule_input: RuleInput) -> str | None:
     """Check for steps without a finite gradient, which leave the weights unchanged."""
-    limit, patience = memory.config.health.max_skipped_steps, memory.config.health.patience_updates
-    counts = [value(metrics, "skipped_steps") for metrics in memory.updates][-patience - 1 :]
+    limit, patience = rule_input.config.health.max_skipped_steps, rule_input.config.health.patience_updates
+    counts = [value(metrics, "skipped_steps") for metrics in rule_input.updates][-patience - 1 :]
     skipped = counts[-1] - counts[0]
     if not skipped > limit:
         return None
@@ -226,7 +228,7 @@ def steps_are_skipped(memory: Memory) -> str | None:
 
 
 #: Alarm -> its rule, in the order in which alarms are reported.
-RULES: Mapping[str, Callable[[Memory], str | None]] = {
+RULES: Mapping[str, Callable[[RuleInput], str | None]] = {
     "reward is zero": reward_is_zero,
     "no variance": no_variance,
     "gradient is zero": gradient_is_zero,
@@ -262,9 +264,9 @@ def _trained(metrics: Metrics) -> bool:
     return value(metrics, "ratio_mean") > 0
 
 
-def _why_no_reward(memory: Memory) -> str:
+def _why_no_reward(rule_input: RuleInput) -> str:
     """Return the likely cause of rewards of 0; the most certain cause is tested first."""
-    last, config = memory.last, memory.config
+    last, config = rule_input.last, rule_input.config
     if last["reward_mean"] is None:
         return (
             "no reward function gives a value (None, an error, or longer than reward.reward_timeout_s); "
@@ -291,16 +293,20 @@ def _why_no_reward(memory: Memory) -> str:
     )
 
 
-def _why_disagree(memory: Memory) -> str:
+def _why_disagree(rule_input: RuleInput) -> str:
     """Return the likely cause of log-probs that differ."""
-    rollout, model = memory.config.rollout, memory.config.model
-    if model.fine_tune_type != "full" and model.lora_dropout and memory.config.objective.ratio == "recorded":
+    rollout, model = rule_input.config.rollout, rule_input.config.model
+    if (
+        model.fine_tune_type != "full"
+        and model.lora_dropout
+        and rule_input.config.objective.ratio == "recorded"
+    ):
         return (
             'only the learner applies dropout; set model.lora_dropout = 0, or objective.ratio = "recomputed"'
         )
     if rollout.quantize_for_rollouts:
         return "the workers quantise; raise rollout.rollout_bits, or set quantize_for_rollouts = false"
-    if any(lag != "0" for lag in memory.last.get("staleness", {})):
+    if any(lag != "0" for lag in rule_input.last.get("staleness", {})):
         return "the policy moves far between sampling and training; lower learner.learning_rate or rollout.max_staleness"
     return (
         "the workers compute differently with the same weights, or a replay has left the recorded policy; "

@@ -27,7 +27,8 @@ from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.plan import GROUP_SIZE
 from grpo_actors.policy.training import Training
-from grpo_actors.rundir.checkpoints import STATE, Checkpoint, seal, write_json
+from grpo_actors.rundir.checkpoints import Checkpoint, seal, write_json
+from grpo_actors.rundir.folder import STATE, checkpoint_folder
 
 OPTIMIZER = "optimizer.safetensors"
 REFERENCE = "reference.safetensors"
@@ -60,7 +61,7 @@ def write_checkpoint(
     Raises:
         RunError: The disk is full or the folder is not writable. Nothing half-written is left.
     """
-    final = run_dir / f"checkpoint-{update}"
+    final = checkpoint_folder(run_dir, update)
     temporary = draft_of(final)
     shutil.rmtree(temporary, ignore_errors=True)
     try:

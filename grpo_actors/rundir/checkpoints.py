@@ -14,16 +14,8 @@ from typing import Any
 
 from grpo_actors.atomic import UNFINISHED, discard_folder, seal_folder, whole_file
 from grpo_actors.errors import RunError
+from grpo_actors.rundir.folder import BEST, CHECKPOINT, MANIFEST, STATE, checkpoint_folder, update_of
 from grpo_actors.schedule.lease import Cursor
-
-MANIFEST = "manifest.json"
-STATE = "state.json"
-BEST = "best.json"
-#: A checkpoint's score, which the evaluator adds to the folder later. The manifest does not list it.
-EVALUATION_FILE = "evaluation.json"
-
-#: A checkpoint's name is this prefix and its number of updates.
-_PREFIX = "checkpoint-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +47,14 @@ class Snapshot:
 
 def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """Return all checkpoints of a run that were renamed into place, oldest first. None is verified."""
-    found = filter(None, map(checkpoint_at, run_dir.glob(f"{_PREFIX}*")))
+    found = filter(None, map(checkpoint_at, run_dir.glob(f"{CHECKPOINT}*")))
     return sorted(found, key=lambda checkpoint: checkpoint.update)
 
 
 def checkpoint_at(path: Path) -> Checkpoint | None:
     """Return the folder as a checkpoint; None if it is no checkpoint or is still being written."""
-    number = path.name.removeprefix(_PREFIX)
-    whole = path.name.startswith(_PREFIX) and number.isdigit() and (path / MANIFEST).is_file()
-    return Checkpoint(path, int(number)) if whole else None
+    update = update_of(path)
+    return None if update is None or not (path / MANIFEST).is_file() else Checkpoint(path, update)
 
 
 def newest_sound(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -101,7 +92,8 @@ def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
 def mark_best(run_dir: Path, update: int, accuracy: float) -> None:
     """Record which checkpoint scored best; `prune` keeps it."""
     with whole_file(run_dir / BEST, durable=True) as draft:
-        write_json(draft, {"checkpoint": f"checkpoint-{update}", "update": update, "accuracy": accuracy})
+        name = checkpoint_folder(run_dir, update).name
+        write_json(draft, {"checkpoint": name, "update": update, "accuracy": accuracy})
 
 
 def best(run_dir: Path) -> dict[str, Any] | None:
@@ -133,7 +125,7 @@ def prune(run_dir: Path, keep: int, protected: frozenset[int]) -> None:
     for checkpoint in find_checkpoints(run_dir)[:-keep]:
         if checkpoint.update not in spared:
             discard_folder(checkpoint.path)
-    for leftover in run_dir.glob(f"checkpoint-*{UNFINISHED}"):
+    for leftover in run_dir.glob(f"{CHECKPOINT}*{UNFINISHED}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

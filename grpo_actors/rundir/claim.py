@@ -8,8 +8,15 @@ from pathlib import Path
 from grpo_actors.atomic import write_whole
 from grpo_actors.config import Config, read_config, resume_conflicts
 from grpo_actors.errors import ConfigError, RunError
-from grpo_actors.rundir.checkpoints import BEST, Checkpoint, find_checkpoints, read_state
-from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, CONFIG_FILE, ENDPOINTS_FILE, WORKERS_FILE, locked
+from grpo_actors.rundir.checkpoints import Checkpoint, find_checkpoints, read_state
+from grpo_actors.rundir.folder import (
+    BASE_EVALUATION_FILE,
+    BEST,
+    CONFIG_FILE,
+    ENDPOINTS_FILE,
+    WORKERS_FILE,
+    locked,
+)
 from grpo_actors.tasks.registry import chosen_rewards
 from grpo_actors.tasks.task import Task
 

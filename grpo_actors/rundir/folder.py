@@ -18,6 +18,8 @@ COMPLETIONS_FILE = "completions.jsonl"
 GROUPS_FILE = "groups.jsonl"
 #: The base model's score; a resumed run keeps it.
 BASE_EVALUATION_FILE = "evaluation-base.json"
+#: Which checkpoint scored best.
+BEST = "best.json"
 #: Only with ``rollout.workers = "auto"``: the number of workers and the decisions that led to it.
 WORKERS_FILE = "workers.json"
 #: Addresses of the sockets; exists while the run lives.
@@ -26,12 +28,32 @@ ENDPOINTS_FILE = "endpoints.json"
 TRACKERS_FOLDER = "trackers"
 LOCK_FILE = "lock"
 
+#: Starts the name of a checkpoint folder; the number of updates follows.
+CHECKPOINT = "checkpoint-"
+#: In a checkpoint: size and digest of every other file.
+MANIFEST = "manifest.json"
+#: In a checkpoint: where the run was.
+STATE = "state.json"
+#: In a checkpoint: its score, which the evaluator adds later. The manifest does not list it.
+EVALUATION_FILE = "evaluation.json"
+
 #: File name patterns: a folder with one of these is a run folder or a checkpoint, and no tool may replace it.
-RUN_PATTERNS = (METRICS_FILE, "best.json", "manifest.json", "checkpoint-*")
+RUN_PATTERNS = (METRICS_FILE, BEST, MANIFEST, f"{CHECKPOINT}*")
 
 #: Environment variable with the descriptor of the run folder's lock, which a supervised learner inherits from the
 #: supervisor. The lock is held until both processes have ended.
 LOCK = "GRPO_ACTORS_LOCK"
+
+
+def checkpoint_folder(run_dir: Path, update: int) -> Path:
+    """Return the path of a checkpoint's folder."""
+    return run_dir / f"{CHECKPOINT}{update}"
+
+
+def update_of(folder: Path) -> int | None:
+    """Return the number of updates in a checkpoint's name; None for a draft and for any other name."""
+    number = folder.name.removeprefix(CHECKPOINT)
+    return int(number) if number != folder.name and number.isdigit() else None
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Curriculum:
         reached = phase + epoch * share
         return reached >> BITS > (reached - share) >> BITS
 
-    def learn(self, problem: str, success: float) -> None:
+    def record(self, problem: str, success: float) -> None:
         """Update the problem's rate with the result of a group; `success` is its share of right completions."""
         rate = self.rates.get(problem, success)
         self.rates[problem] = rate + NEWEST * (success - rate)

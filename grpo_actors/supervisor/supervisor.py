@@ -120,12 +120,14 @@ class Supervisor:
             return True
         for observer in self.observers:
             if note := observer.revive(self.lifeline):
-                self.status.say(note, "yellow")
+                self.status.print_line(note, "yellow")
         for text, style in self.pool.revive(self.lifeline):
-            self.status.say(text, style)
+            self.status.print_line(text, style)
         if self.pool.is_hopeless and not self._all_workers_failed:
             self._all_workers_failed = True
-            self.status.say("no worker is left; the learner stops, with a checkpoint of what was done", "red")
+            self.status.print_line(
+                "no worker is left; the learner stops, with a checkpoint of what was done", "red"
+            )
             self.learner.send(signal.SIGTERM)
         return True
 
@@ -158,7 +160,7 @@ class Supervisor:
         for child in self._children:
             for line in child.printed():
                 # The learner's lines are the run's; the lines of others need a name.
-                self.status.say(line if child.name == "learner" else f"{child.name}: {line}")
+                self.status.print_line(line if child.name == "learner" else f"{child.name}: {line}")
 
     def _handle_signals(self) -> None:
         """Drain after the first Ctrl-C, kill after the second."""
@@ -168,12 +170,12 @@ class Supervisor:
                 child.send(signal.SIGKILL)
         elif self._draining_since_s is None:
             self._draining_since_s = now_s
-            self.status.say("finishing the step and writing a checkpoint; Ctrl-C again stops at once")
+            self.status.print_line("finishing the step and writing a checkpoint; Ctrl-C again stops at once")
             self.learner.send(signal.SIGTERM)
         elif now_s - self._draining_since_s > (self._drain_notes + 1) * DRAIN_NOTE_S:
             self._drain_notes += 1
             waited_s = now_s - self._draining_since_s
-            self.status.say(f"the step still runs after {waited_s:.0f} s; Ctrl-C again gives it up")
+            self.status.print_line(f"the step still runs after {waited_s:.0f} s; Ctrl-C again gives it up")
 
     def end(self) -> None:
         """Stop all children, when the learner has ended or an error is being raised: first ask, then kill."""
@@ -184,7 +186,7 @@ class Supervisor:
         trackers = [observer for observer in self.observers if observer.name in names and observer.alive]
         if trackers:
             waiting = " and ".join(tracker.name for tracker in trackers)
-            self.status.say(f"{waiting}: sending the last records, for up to {FLUSH_S:.0f} s")
+            self.status.print_line(f"{waiting}: sending the last records, for up to {FLUSH_S:.0f} s")
             self._wait_for(trackers, FLUSH_S)
         self._show_output(wait_s=0.0)
         for child in self._children:
@@ -199,7 +201,7 @@ class Supervisor:
             self._show_output(wait_s=0.02)
 
     def _show_commands(self) -> None:
-        self.status.say(
+        self.status.print_line(
             f"run folder {self.run_dir}\n"
             f"  watch it:      python -m grpo_actors.tail {self.run_dir}\n"
             f"  add a worker:  python -m grpo_actors.rollout --attach {self.run_dir}"

@@ -175,7 +175,7 @@ def _watch(target: Target, display: "Display") -> None:
                 view = view.apply(record)
             display.show(view, record)
         if view.stop is None and (reason := target.why_over()) is not None:
-            display.say(reason)
+            display.print_line(reason)
 
 
 def _records(target: Target) -> Iterator["Record | None"]:
@@ -198,7 +198,7 @@ class Display(Protocol):
         """Show the view after `record`; `record` is None if only time has passed."""
         ...
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print one line of text."""
         ...
 
@@ -217,7 +217,7 @@ class _JsonLines:
             sys.stdout.buffer.write(encode(record) + b"\n")
             sys.stdout.buffer.flush()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         print(f"tail: {text}", file=sys.stderr)
 
     def close(self) -> None:
@@ -235,11 +235,11 @@ class _PlainLines:
             return
         note = permanent_note(record)
         if note is not None:
-            self.say(note[0])
+            self.print_line(note[0])
         elif record["topic"] == "metrics":
-            self.say(status_line(view))
+            self.print_line(status_line(view))
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         print(text, flush=True)
 
     def close(self) -> None:
@@ -267,7 +267,7 @@ class _Screen:
             self._drawn_at = now
             self._live.update(self._panel(view, self._console.height), refresh=True)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self.close()
         self._console.print(text, style="yellow", markup=False)
 

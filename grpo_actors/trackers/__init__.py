@@ -19,7 +19,7 @@ PROJECT = "grpo-actors"
 
 
 @dataclass(frozen=True, slots=True)
-class Tracked:
+class TrackedRun:
     """A run as it is described to a tracker."""
 
     #: The tracker's folder in the run folder; it may not exist yet.
@@ -32,7 +32,7 @@ class Tracked:
     #: The settings by dotted name: numbers, booleans and strings.
     hyperparameters: Mapping[str, Any]
     #: The newest update that an earlier process sent to the tracker; None: nothing yet.
-    given_update: int | None
+    sent_update: int | None
 
 
 class Tracker(Protocol):
@@ -41,7 +41,7 @@ class Tracker(Protocol):
     Any method may raise what its package raises: that ends the process, and the next process continues.
     """
 
-    def forget_after(self, update: int) -> bool:
+    def discard_after(self, update: int) -> bool:
         """Discard steps after `update`, from whose checkpoint the run continues.
 
         False: the tracker cannot. Then its steps stay, and those updates are not sent again.
@@ -52,7 +52,7 @@ class Tracker(Protocol):
         """Send numbers by name; `time` of their record in Unix seconds."""
         ...
 
-    def show(self, update: int, time: float, sample: Record) -> None:
+    def log_sample(self, update: int, time: float, sample: Record) -> None:
         """Send one problem with its completions."""
         ...
 
@@ -82,7 +82,7 @@ def check_installed(trackers: tuple[str, ...]) -> None:
             )
 
 
-def open_tracker(name: str, tracked: Tracked) -> Tracker:
+def open_tracker(name: str, tracked: TrackedRun) -> Tracker:
     """Open a run of the tracker `name`, new or continued from an earlier process."""
     # Each package takes a second or more to import, and a process needs only one.
     if name == "tensorboard":

@@ -15,7 +15,7 @@ from grpo_actors.atomic import write_whole
 from grpo_actors.observe.follow import HistoryReader
 from grpo_actors.observe.records import Record
 from grpo_actors.rundir.folder import TRACKERS_FOLDER
-from grpo_actors.trackers import Tracked, Tracker, open_tracker
+from grpo_actors.trackers import TrackedRun, Tracker, open_tracker
 from grpo_actors.trackers.values import hyperparameters, is_shown, values
 
 
@@ -31,15 +31,15 @@ class Position:
     #: Topic -> newest update sent.
     updates: dict[str, int] = field(default_factory=dict)
 
-    def is_behind(self, record: Record) -> bool:
+    def is_new(self, record: Record) -> bool:
         """Return whether the record is new by number, or by time: a resumed run repeats numbers."""
         return bool(record["seq"] > self.seq or record["time"] > self.time)
 
-    def passed(self, record: Record) -> None:
+    def mark_read(self, record: Record) -> None:
         """Mark the record as read."""
         self.seq, self.time = record["seq"], max(self.time, record["time"])
 
-    def has(self, record: Record) -> bool:
+    def has_sent(self, record: Record) -> bool:
         """Return whether the tracker already has this topic's values of this update."""
         return bool(record["update"] <= self.updates.get(record["topic"], -1))
 
@@ -86,12 +86,12 @@ class Feed:
         self.ended = topic == "stop"
         if topic == "start" and (self._tracker is None or record["run_id"] != self._position.run_id):
             self._open(record)
-        if self._tracker is None or not self._position.is_behind(record):
+        if self._tracker is None or not self._position.is_new(record):
             return
-        self._position.passed(record)
-        if topic == "start" and self._tracker.forget_after(record["update"]):
+        self._position.mark_read(record)
+        if topic == "start" and self._tracker.discard_after(record["update"]):
             self._position.back_to(record["update"])
-        elif topic in ("metrics", "eval", "sample") and not self._position.has(record):
+        elif topic in ("metrics", "eval", "sample") and not self._position.has_sent(record):
             self._send(self._tracker, record)
 
     def _send(self, tracker: Tracker, record: Record) -> None:
@@ -100,7 +100,7 @@ class Feed:
         elif "completions" not in record or not is_shown(record, self._total_updates):
             return
         else:
-            tracker.show(record["update"], record["time"], record)
+            tracker.log_sample(record["update"], record["time"], record)
         self._position.updates[record["topic"]] = record["update"]
 
     def _open(self, start: Record) -> None:
@@ -110,13 +110,13 @@ class Feed:
         self._total_updates = start["total_updates"]
         self._tracker = open_tracker(
             self._name,
-            Tracked(
+            TrackedRun(
                 folder=self._file.with_suffix(""),
                 name=start["run_name"],
                 run_id=start["run_id"],
                 started=start["time"],
                 hyperparameters=hyperparameters(start["config"]),
-                given_update=self._position.updates.get("metrics"),
+                sent_update=self._position.updates.get("metrics"),
             ),
         )
 

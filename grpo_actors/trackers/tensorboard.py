@@ -13,28 +13,28 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from grpo_actors.observe.records import Record
-from grpo_actors.trackers import Tracked
+from grpo_actors.trackers import TrackedRun
 from grpo_actors.trackers.values import markdown
 
 
 class TensorBoard:
     """The `Tracker` for TensorBoard."""
 
-    def __init__(self, tracked: Tracked) -> None:
+    def __init__(self, tracked: TrackedRun) -> None:
         """Open a new event file; a new run replaces a former one in the folder."""
-        if tracked.given_update is None:
+        if tracked.sent_update is None:
             for former in tracked.folder.glob("events.out.tfevents.*"):
                 former.unlink()
         self._writer = EventFileWriter(str(tracked.folder))
-        if tracked.given_update is None:
+        if tracked.sent_update is None:
             settings = hparams_pb(
                 dict(tracked.hyperparameters), trial_id=tracked.run_id, start_time_secs=tracked.started
             )
             self._add(0, tracked.started, settings.value)
         else:
-            self.forget_after(tracked.given_update)
+            self.discard_after(tracked.sent_update)
 
-    def forget_after(self, update: int) -> bool:
+    def discard_after(self, update: int) -> bool:
         """Mark a restart at the step after `update`; a reader drops what it has from there on."""
         self._writer.add_event(Event(step=update + 1, session_log=SessionLog(status=SessionLog.START)))
         return True
@@ -45,7 +45,7 @@ class TensorBoard:
             update, time, (Summary.Value(tag=name, simple_value=value) for name, value in values.items())
         )
 
-    def show(self, update: int, time: float, sample: Record) -> None:
+    def log_sample(self, update: int, time: float, sample: Record) -> None:
         """Add a text."""
         self._add(update, time, text_pb("samples", markdown(sample)).value)
 

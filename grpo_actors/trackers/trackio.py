@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import trackio
 
 from grpo_actors.observe.records import Record
-from grpo_actors.trackers import PROJECT, Tracked
+from grpo_actors.trackers import PROJECT, TrackedRun
 from grpo_actors.trackers.values import markdown
 
 #: Characters of the run's id in its name, to distinguish runs of one name: trackio identifies a run by its name.
@@ -21,7 +21,7 @@ _ID_CHARACTERS = 6
 class Trackio:
     """The `Tracker` for trackio."""
 
-    def __init__(self, tracked: Tracked) -> None:
+    def __init__(self, tracked: TrackedRun) -> None:
         """Start or continue the run of that name."""
         with _quiet():
             self._run = trackio.init(
@@ -32,7 +32,7 @@ class Trackio:
                 embed=False,
             )
 
-    def forget_after(self, update: int) -> bool:  # noqa: ARG002
+    def discard_after(self, update: int) -> bool:  # noqa: ARG002
         """Return False: trackio cannot discard steps."""
         return False
 
@@ -40,7 +40,7 @@ class Trackio:
         """Add one point to each curve."""
         self._run.log(dict(values), step=update)
 
-    def show(self, update: int, time: float, sample: Record) -> None:  # noqa: ARG002
+    def log_sample(self, update: int, time: float, sample: Record) -> None:  # noqa: ARG002
         """Add a text."""
         self._run.log({"samples": trackio.Markdown(markdown(sample))}, step=update)
 

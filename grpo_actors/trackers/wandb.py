@@ -13,7 +13,7 @@ import wandb
 from wandb.errors import UsageError
 
 from grpo_actors.observe.records import Record
-from grpo_actors.trackers import PROJECT, Tracked
+from grpo_actors.trackers import PROJECT, TrackedRun
 
 _SAMPLE_COLUMNS = ["update", "problem", "prompt", "answer", "completion", "reward", "truncated"]
 
@@ -21,7 +21,7 @@ _SAMPLE_COLUMNS = ["update", "problem", "prompt", "answer", "completion", "rewar
 class WeightsAndBiases:
     """The `Tracker` for Weights & Biases."""
 
-    def __init__(self, tracked: Tracked) -> None:
+    def __init__(self, tracked: TrackedRun) -> None:
         """Start or continue the W&B run whose id is our run's id."""
         tracked.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -33,7 +33,7 @@ class WeightsAndBiases:
         # Not W&B's own step, which must not decrease: an evaluation arrives after metrics of later updates.
         self._run.define_metric("*", step_metric="update")
 
-    def forget_after(self, update: int) -> bool:  # noqa: ARG002
+    def discard_after(self, update: int) -> bool:  # noqa: ARG002
         """Return False: W&B cannot discard steps."""
         return False
 
@@ -41,7 +41,7 @@ class WeightsAndBiases:
         """Add one point to each curve."""
         self._run.log({"update": update, **values})
 
-    def show(self, update: int, time: float, sample: Record) -> None:  # noqa: ARG002
+    def log_sample(self, update: int, time: float, sample: Record) -> None:  # noqa: ARG002
         """Add a table with one row per completion."""
         rows = [
             [update, sample["problem"], sample["prompt"], str(sample["answer"])]
@@ -58,7 +58,7 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def _init(tracked: Tracked, mode: Literal["offline"] | None = None) -> wandb.Run:
+def _init(tracked: TrackedRun, mode: Literal["offline"] | None = None) -> wandb.Run:
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         id=tracked.run_id,

@@ -12,7 +12,8 @@ from grpo_actors.evaluator.score import answer_problems, evaluate, held_out
 from grpo_actors.policy.training import Training
 from grpo_actors.process import StopRequest
 from grpo_actors.rundir.checkpoint_weights import write_checkpoint
-from grpo_actors.rundir.checkpoints import EVALUATION_FILE, find_checkpoints
+from grpo_actors.rundir.checkpoints import find_checkpoints
+from grpo_actors.rundir.folder import EVALUATION_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.wire.messages import Evaluation, decode, from_peer

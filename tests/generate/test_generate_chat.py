@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from grpo_actors.generate.chat import Chat
-from grpo_actors.generate.speaker import Speaker
+from grpo_actors.generate.generator import Generator
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ class Terminal:
 def expected(policy, messages, turn, max_tokens=60, temperature=0.7):
     """Return the model's answer to a conversation, sampled in another way than a chat does."""
     params = SamplingParams(max_tokens, temperature=temperature)
-    seeds = [Speaker(policy, params, 0).seeds(turn, 1)]
+    seeds = [Generator(policy, params, 0).seeds(turn, 1)]
     [[sample]] = sample_groups(policy, [policy.encode_chat(messages)], seeds, params)
     return policy.decode(sample.tokens)
 
@@ -141,7 +141,7 @@ def talk(tiny, monkeypatch, capsys):
             raise EOFError
 
         monkeypatch.setattr("builtins.input", type_line)
-        Chat(Speaker(tiny, params, 0, max_context), system).run()
+        Chat(Generator(tiny, params, 0, max_context), system).run()
         return capsys.readouterr().out
 
     return run

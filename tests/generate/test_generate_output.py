@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_actors.errors import ConfigError, RunError
-from grpo_actors.generate.output import Output, job_file, refuse_other
+from grpo_actors.generate.output import Output, check_resumable, job_file
 
 SETTINGS = {"input": "abc", "temperature": 0.7, "seed": 0}
 RECORDS = [{"index": 0, "sample": 0, "completion": "é"}, {"index": 2, "sample": 1, "completion": "b"}]
@@ -47,7 +47,7 @@ def test_a_line_that_was_cut_is_dropped_and_no_other(path):
 def test_another_input_or_setting_is_refused_and_nothing_is_touched(path, name):
     written = begun(path)
     job = job_file(path).read_bytes()
-    for refuse in (refuse_other, Output):
+    for refuse in (check_resumable, Output):
         with pytest.raises(ConfigError, match=rf"was begun with {name} = .* got 'other'; give the same"):
             refuse(path, SETTINGS | {name: "other"})
     assert (path.read_bytes(), job_file(path).read_bytes()) == (written, job)
@@ -55,7 +55,7 @@ def test_another_input_or_setting_is_refused_and_nothing_is_touched(path, name):
 
 def test_settings_that_are_not_known_yet_are_not_compared(path):
     begun(path)
-    refuse_other(path, {"seed": 0})
+    check_resumable(path, {"seed": 0})
 
 
 def test_a_foreign_file_is_refused_and_unchanged(path):
@@ -77,10 +77,10 @@ def test_a_foreign_line_is_refused(path):
 def test_a_batch_killed_before_its_first_result_starts_again(path):
     job_file(path).write_text('{"input": ')
     begun(path)
-    refuse_other(path, SETTINGS)
+    check_resumable(path, SETTINGS)
     job_file(path).write_text('{"input": ')
     with pytest.raises(ConfigError, match="not JSON"):
-        refuse_other(path, SETTINGS)
+        check_resumable(path, SETTINGS)
 
 
 def test_two_processes_cannot_write_one_file(path):
@@ -92,4 +92,4 @@ def test_two_processes_cannot_write_one_file(path):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     for path in (tmp_path / "absent" / "out.jsonl", tmp_path):
         with pytest.raises(ConfigError, match="--output must name a file in a folder that exists"):
-            refuse_other(path, SETTINGS)
+            check_resumable(path, SETTINGS)

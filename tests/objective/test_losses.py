@@ -84,9 +84,8 @@ def test_where_the_policy_is_the_old_policy_every_loss_has_the_policy_gradient(l
     # d/dlog π of −Σ weight · A · log π is −weight · A at each token.
     expected = [[0.0] * len(row) for row in update.logprobs]
     for m in update.packed(objective).micro_batches:
-        for row, i in enumerate(m.index):
-            if i >= 0:
-                expected[i] = [-float(m.token_weights[row, 0]) * update.advantages[i]] * len(expected[i])
+        for row, i in update.rows(m):
+            expected[i] = [-float(m.token_weights[row, 0]) * update.advantages[i]] * len(expected[i])
     assert np.concatenate(gradient) == pytest.approx(np.concatenate(expected), rel=1e-5, abs=1e-8)
 
 

@@ -79,7 +79,7 @@ def test_the_entropy_bonus_pushes_each_entropy_up_by_its_weight():
     update, objective = RandomUpdate(4), ObjectiveConfig(entropy_coeff=0.05)
     (m,) = update.packed(objective, rows=32).micro_batches
     extra = inputs_of(update, m, objective)
-    logprobs, entropies = mx.array(padded(m, update.logprobs)), extra.pop("entropies")
+    logprobs, entropies = mx.array(padded(update, m, update.logprobs)), extra.pop("entropies")
 
     def by_entropy(h):
         return objective_loss(logprobs, m.arrays(), objective, entropies=h, **extra)[0]
@@ -109,12 +109,14 @@ def test_the_content_of_padding_reaches_neither_loss_nor_gradient(junk):
     arrays["behaviour_logprobs"][~m.mask] = junk
     batch = {k: mx.array(v) for k, v in arrays.items()}
     names = {"old_logprobs": "old", "reference_logprobs": "reference", "entropies": "entropies"}
-    extra = {k: mx.array(padded(m, getattr(update, v), fill=junk)) for k, v in names.items()}
+    extra = {k: mx.array(padded(update, m, getattr(update, v), fill=junk)) for k, v in names.items()}
 
     def part(logprobs):
         return objective_loss(logprobs, batch, objective, **extra)
 
-    (loss, statistics), gradient = mx.value_and_grad(part)(mx.array(padded(m, update.logprobs, fill=junk)))
+    (loss, statistics), gradient = mx.value_and_grad(part)(
+        mx.array(padded(update, m, update.logprobs, fill=junk))
+    )
     assert loss.item() == pytest.approx(clean, rel=1e-6)
     assert np.isfinite(np.array(gradient)).all()
     assert np.isfinite(np.array(statistics)).all()
@@ -133,7 +135,7 @@ def test_only_the_policy_and_its_entropy_have_a_gradient():
         return objective_loss(logprobs, {**batch, "behaviour_logprobs": behaviour}, objective, **arrays)[0]
 
     given = (batch["behaviour_logprobs"], extra["old_logprobs"], extra["reference_logprobs"])
-    logprobs = mx.array(padded(m, update.logprobs))
+    logprobs = mx.array(padded(update, m, update.logprobs))
     by_policy, *by_others = mx.grad(part, argnums=(0, 1, 2, 3))(logprobs, *given)
     assert np.array(by_policy).any()
     assert not any(np.array(g).any() for g in by_others)
@@ -147,7 +149,7 @@ def test_only_the_policy_and_its_entropy_have_a_gradient():
 def test_log_probs_of_half_precision_are_reduced_in_float32():
     update, objective = RandomUpdate(7), ObjectiveConfig()
     m = update.packed(objective).micro_batches[0]
-    logprobs = mx.array(padded(m, update.logprobs)).astype(mx.bfloat16)
+    logprobs = mx.array(padded(update, m, update.logprobs)).astype(mx.bfloat16)
     loss, statistics = objective_loss(logprobs, m.arrays(), objective)
     assert loss.dtype == mx.float32
     assert statistics.dtype == mx.float32
@@ -205,9 +207,9 @@ def test_the_second_bound_counts_the_tokens_whose_gradient_it_removed(loss, boun
     for m in update.micro_batches:
         # With log-probs of 0 under the sampler, log π is the log-ratio.
         logprobs = np.zeros(m.mask.shape, np.float32)
-        for row, i in enumerate(m.index):
-            if i >= 0:
-                logprobs[row, : len(ratios[i])] = np.log(ratios[i])
+        for row in np.flatnonzero(m.mask.any(axis=1)):
+            of_row = ratios[advantages.index(m.advantages[row])]
+            logprobs[row, : len(of_row)] = np.log(of_row)
 
         batch = m.arrays()
         (_, sums), gradient = mx.value_and_grad(objective_loss)(mx.array(logprobs), batch, objective)
@@ -244,7 +246,7 @@ def test_a_loss_reads_the_numbers_that_the_configuration_says_it_reads(loss):
 def test_a_missing_or_misshapen_array_is_named():
     update, objective = RandomUpdate(9), ObjectiveConfig(kl_coeff=0.1)
     m = update.packed(objective).micro_batches[0]
-    logprobs = mx.array(padded(m, update.logprobs))
+    logprobs = mx.array(padded(update, m, update.logprobs))
     with pytest.raises(ValueError, match="needs reference_logprobs"):
         objective_loss(logprobs, m.arrays(), objective)
     with pytest.raises(ValueError, match=r"reference_logprobs must be \[N, C\]"):

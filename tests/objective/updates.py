@@ -43,9 +43,9 @@ class RandomUpdate:
         return self.valid[i] and len(self.completions[i]) > 0 and not (mask_truncated and self.truncated[i])
 
     def packed(self, objective, *, rows=4, order=None, **multiples):
-        """The update, packed; `order` shuffles the completions (the index still names the original)."""
+        """Pack the update, with the completions in `order` (None: as they are)."""
         order = list(range(self.size)) if order is None else order
-        update = pack(
+        return pack(
             [
                 Completion(
                     self.prompts[i],
@@ -63,15 +63,21 @@ class RandomUpdate:
             mask_truncated=objective.mask_truncated,
             **multiples,
         )
-        for m in update.micro_batches:
-            m.index[:] = [order[i] if i >= 0 else -1 for i in m.index]
-        return update
+
+    def rows(self, micro_batch):
+        """Yield each row that is no padding, and its completion: no two have the same ids and log-probs."""
+        known = {(tuple(ids), tuple(self.behaviour[i])): i for i, ids in enumerate(self.completions)}
+        for row, mask in enumerate(micro_batch.mask):
+            if mask.any():
+                ids, logprobs = micro_batch.targets[row][mask], micro_batch.behaviour_logprobs[row][mask]
+                yield row, known[tuple(ids.tolist()), tuple(logprobs.tolist())]
 
 
 def inputs_of(update, micro_batch, objective):
     """Every further array that an objective may read, padded with values that must not matter."""
-    spread = {name: padded(micro_batch, getattr(update, name)) for name in ("old", "reference", "entropies")}
-    mask = padded(micro_batch, update.uncertain).astype(bool)
+    names = ("old", "reference", "entropies")
+    spread = {name: padded(update, micro_batch, getattr(update, name)) for name in names}
+    mask = padded(update, micro_batch, update.uncertain).astype(bool)
     return {
         "old_logprobs": mx.array(spread["old"]),
         "reference_logprobs": mx.array(spread["reference"]),
@@ -80,12 +86,11 @@ def inputs_of(update, micro_batch, objective):
     }
 
 
-def padded(micro_batch, ragged, fill=-7.5):
-    """[N, C] float32 of a ragged list, in a micro-batch's rows."""
+def padded(update, micro_batch, ragged, fill=-7.5):
+    """Return a ragged list, one row per completion, as float32 [N, C] in a micro-batch's rows."""
     array = np.full(micro_batch.mask.shape, fill, np.float32)
-    for row, i in enumerate(micro_batch.index):
-        if i >= 0:
-            array[row, : len(ragged[i])] = ragged[i]
+    for row, i in update.rows(micro_batch):
+        array[row, : len(ragged[i])] = ragged[i]
     return array
 
 
@@ -98,14 +103,15 @@ def loss_and_gradient(update, objective, **packing):
         def part(logprobs, batch=batch, extra=extra):
             return objective_loss(logprobs, batch, objective, **extra)
 
-        (value, statistics), by_logprobs = mx.value_and_grad(part)(mx.array(padded(m, update.logprobs)))
+        (value, statistics), by_logprobs = mx.value_and_grad(part)(
+            mx.array(padded(update, m, update.logprobs))
+        )
         loss += value.item()
         total = add_statistics(total, statistics)
         by_logprobs = np.array(by_logprobs)
         assert not by_logprobs[~m.mask].any(), "padding has a gradient"
-        for row, i in enumerate(m.index):
-            if i >= 0:
-                gradient[i] = by_logprobs[row, : len(update.logprobs[i])].tolist()
+        for row, i in update.rows(m):
+            gradient[i] = by_logprobs[row, : len(update.logprobs[i])].tolist()
     return loss, gradient, total
 
 

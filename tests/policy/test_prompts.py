@@ -80,16 +80,19 @@ def test_a_cache_that_does_not_keep_all_keys_and_values_is_not_shared(family):
 def test_unshared_rows_are_each_completion_after_its_prompt(family):
     # No token sees right padding, so a row gives the same log-probs as its tokens alone.
     completions, model = completions_of(), random_policy(family).model
-    (update,) = pack(
+    (packed,) = pack(
         completions, rows=16, aggregation="dapo", max_new_tokens=20, shared_prompts=False
     ).micro_batches
-    batch = update.arrays()
+    batch = packed.arrays()
     tokens, start = (np.array(array) for array in unshared_rows(batch))
     logprobs, _ = micro_batch_logprobs(model, batch, 1.0, shared_prompts=False)
-    for row, i in enumerate(update.index):
-        if i < 0:
-            continue
-        prompt, completion = completions[i].prompt_ids, completions[i].completion_ids
+    rows = {
+        tuple(ids[mask].tolist()): row
+        for row, (ids, mask) in enumerate(zip(packed.targets, packed.mask, strict=True))
+    }
+    for each in completions:
+        prompt, completion = each.prompt_ids, each.completion_ids
+        row = rows[tuple(completion)]
         assert start[row] == len(prompt) - 1
         text = [*prompt, *completion][:-1]  # the last token predicts nothing
         assert tokens[row, : len(text)].tolist() == text

@@ -6,9 +6,6 @@ import pytest
 
 from grpo_actors.errors import RunError
 from grpo_actors.rundir.checkpoints import (
-    BEST,
-    MANIFEST,
-    STATE,
     best,
     find_checkpoints,
     mark_best,
@@ -18,6 +15,7 @@ from grpo_actors.rundir.checkpoints import (
     seal,
     verify,
 )
+from grpo_actors.rundir.folder import BEST, MANIFEST, STATE
 
 
 def write(run_dir, update):

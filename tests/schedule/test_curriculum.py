@@ -43,7 +43,7 @@ def test_problems_take_turns_within_an_epoch():
 
 def test_a_rate_is_an_exponential_mean():
     curriculum = Curriculum(seed=1, floor=0.25)
-    curriculum.learn("p", 0.5)
+    curriculum.record("p", 0.5)
     assert curriculum.rates == {"p": 0.5}
-    curriculum.learn("p", 1.0)  # 0.5 + (1 - 0.5) / 2
+    curriculum.record("p", 1.0)  # 0.5 + (1 - 0.5) / 2
     assert curriculum.rates == {"p": 0.75}

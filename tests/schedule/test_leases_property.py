@@ -348,7 +348,7 @@ def history(seed: int, problems: int, **settings: int) -> list[tuple[object, ...
                 consumption = table.consume([position for position, _ in done])
                 for settled in consumption.settled:
                     assert settled.filter_result.success is not None
-                    curriculum.learn(str(settled.position % problems), settled.filter_result.success)
+                    curriculum.record(str(settled.position % problems), settled.filter_result.success)
                 passed_over = [settled.position for settled in consumption.settled if not settled.trained]
                 updates.append((table.version, done, passed_over, consumption.skipped))
                 cursor, version, rates = table.cursor, table.version, dict(curriculum.rates)

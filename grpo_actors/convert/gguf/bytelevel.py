@@ -1,7 +1,7 @@
-"""Byte-level BPE (GGUF's tokenizer model ``gpt2``): how text is split before the merges.
+"""Byte-level BPE (GGUF's tokenizer model ``gpt2``): the rules that split text before the merges.
 
-The file names its splitting rule and does not contain it; the rules are those that the models were
-published with. An unknown name is refused: a wrong rule gives other ids, and a model that is subtly worse.
+A GGUF file contains only the name of its splitting rule. The rules here are those that the models were
+published with. An unknown name is rejected: a wrong rule gives other ids, and a model that is subtly worse.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from grpo_actors.convert.gguf.reader import GgufFile
 from grpo_actors.convert.gguf.vocabulary import PREFIX, Vocabulary
 from grpo_actors.errors import ModelError
 
-#: Llama 3 and Qwen 2 differ in the digits only: groups of up to three, or each on its own.
+#: Llama 3 and Qwen 2 differ only in digits: groups of up to three, or single digits.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -24,10 +24,14 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Splitter:
-    """A splitting rule and the habits that go with its name.
+    """A splitting rule and the other settings that its name implies.
 
-    `digits` None is GPT-2's own rule. `digits_alone` cuts every digit off first. `whole_words` looks a word
-    up before it merges it. `adds_bos` holds where the file does not say.
+    Attributes:
+        digits: The pattern of digits in `WORDS`; None for GPT-2's own rule.
+        digits_alone: Whether every digit is split off first.
+        composes: Whether text is normalised to NFC first.
+        whole_words: Whether a word that is a token is used as it is, without merging.
+        adds_bos: Whether a BOS token is added, if the file does not specify it.
     """
 
     digits: str | None = None
@@ -35,11 +39,11 @@ class Splitter:
     composes: bool = False
     whole_words: bool = False
     adds_bos: bool = False
-    #: transformers rebuilds Qwen 2's tokenizer by its class; any other class stands for the file itself.
+    #: transformers rebuilds Qwen 2's tokenizer from its class; the default class reads tokenizer.json as it is.
     hf_class: str = "PreTrainedTokenizerFast"
 
     def steps(self) -> PreTokenizer:
-        """The rule as a pre-tokenizer whose pieces are in GPT-2's byte letters."""
+        """Return the rule as a pre-tokenizer; its pieces are in GPT-2's byte alphabet."""
         steps: list[PreTokenizer] = (
             [pre_tokenizers.Digits(individual_digits=True)] if self.digits_alone else []
         )
@@ -62,13 +66,13 @@ SPLITTERS = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
-    # SmolLM3's: Llama 3's rule without its habits.
+    # SmolLM3's: Llama 3's rule without `whole_words` and `adds_bos`.
     "smaug-bpe": Splitter(digits=_LLAMA3.digits),
 }
 
 
 def splitter(gguf: GgufFile) -> Splitter:
-    """The rule that the file names; ModelError for one that is not known."""
+    """Return the rule that the file names; raises ModelError if it is unknown."""
     name = gguf.value(PREFIX + "pre", str)
     if name not in SPLITTERS:
         raise ModelError(f"{gguf.path}: {PREFIX}pre must be one of {', '.join(SPLITTERS)}, got {name!r:.60}")
@@ -76,7 +80,7 @@ def splitter(gguf: GgufFile) -> Splitter:
 
 
 def build(gguf: GgufFile, tokens: Vocabulary) -> tuple[Tokenizer, bool, str]:
-    """Tokenizer without its added tokens, whether the name implies a BOS token, transformers' class."""
+    """Return the tokenizer without its added tokens, whether the rule implies BOS, and transformers' class."""
     rule = splitter(gguf)
     merges = vocabulary.merges(gguf, tokens)
     tokenizer = Tokenizer(BPE(vocab=tokens.ids, merges=merges, ignore_merges=rule.whole_words))

@@ -1,7 +1,6 @@
-"""A GGUF file becomes the files of a model folder.
+"""Convert a GGUF file to the files of a model folder.
 
-Puts together what the other modules know; does not decide where the folder lies or what happens to a
-half-written one.
+Combines the other modules. The caller chooses the folder and handles a half-written one.
 """
 
 from dataclasses import dataclass
@@ -20,12 +19,12 @@ from grpo_actors.rundir.checkpoints import write_json
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted: for the summary."""
+    """Facts about a finished conversion, for the summary."""
 
     architecture: str
     parameters: int
     source_bytes: int
-    #: Number format in the source to number of tensors.
+    #: Number format in the source -> number of tensors.
     formats: dict[str, int]
 
 
@@ -43,7 +42,7 @@ def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
     gguf = GgufFile(source)
     architecture = Architecture(gguf)
     slots = architecture.slots()
-    # Before the weights: they take the time, and most refusals come from the tokenizer.
+    # Before the weights: those take the most time, and most errors come from the tokenizer.
     written = tokenizer.read(gguf, vocab_size=architecture.sizes.vocab)
     check_space(folder, weights.total_bytes(slots, dtype))
     write_json(folder / "config.json", architecture.config(dtype) | written.token_ids())
@@ -60,7 +59,7 @@ def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
 
 
 def source_model(source: Path) -> nn.Module:
-    """The model in `source` with its weights decoded to float32, in memory: what a folder is compared with.
+    """Load the model in `source` into memory, decoded to float32, for comparison with a folder.
 
     Raises:
         ModelError: as `write_folder`.
@@ -70,7 +69,7 @@ def source_model(source: Path) -> nn.Module:
     model_class, arguments = mlx_lm.utils._get_classes(config := architecture.config("float32"))  # noqa: SLF001
     model: nn.Module = model_class(arguments.from_dict(config))
     decoded = {slot.name: weights.decode(gguf, slot, "float32") for slot in architecture.slots()}
-    # Gemma learns from the names that its head is the embedding.
+    # Gemma's `sanitize` infers from the names that the head is the embedding.
     decoded = model.sanitize(decoded) if hasattr(model, "sanitize") else decoded
     model.load_weights(list(decoded.items()))
     model.eval()

@@ -1,7 +1,7 @@
-"""Which GGUF architectures are known, and what each of their tensors is called in a model folder.
+"""Table of the supported GGUF architectures, with the name of each tensor in a model folder.
 
-A table and nothing else: a new family is one more `Family`, with its extra layer tensors and what the
-GGUF writer did to the weights (`undo`).
+To add a family, add a `Family` with its extra layer tensors and the inverse of the changes that the GGUF
+writer makes to the weights (`undo`).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,17 +16,17 @@ from grpo_actors.convert.gguf.sizes import Floats, Sizes
 
 
 class Place(NamedTuple):
-    """Where a tensor goes: its name in the folder and its axes, outputs first."""
+    """Destination of a tensor: its name in the folder and its axes, outputs first."""
 
     name: str
     axes: tuple[str, ...]
 
 
 def split_rotary_halves(rows: Floats, heads: int) -> Floats:
-    """Undo the order in which llama's q and k rows are stored.
+    """Restore a model folder's order of llama's q and k rows.
 
-    GGUF puts the two rows that one rotary angle turns side by side (0, d/2, 1, d/2 + 1, …); a model folder
-    keeps them half a head apart (0, 1, …, d/2, …).
+    One rotary angle rotates two rows. GGUF stores them next to each other (0, d/2, 1, d/2 + 1, …); a model
+    folder keeps them half a head apart (0, 1, …, d/2, …).
 
     Args:
         rows: (heads × head_dim, …), a weight or a bias.
@@ -38,20 +38,20 @@ def split_rotary_halves(rows: Floats, heads: int) -> Floats:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: tensors of a layer beyond the common ones, and what sets its config apart."""
+    """One architecture: its layer tensors beyond the common ones, and its own config settings."""
 
     model_type: str
     hf_class: str
     required: Mapping[str, Place] = field(default_factory=dict)
-    #: Config flag to the layer tensors that exist exactly when it is true.
+    #: Config flag -> the layer tensors that exist exactly when it is true.
     optional: Mapping[str, Mapping[str, Place]] = field(default_factory=dict)
-    #: Stored name to the change that the GGUF writer made, undone.
+    #: Stored name -> function that reverses the GGUF writer's change.
     undo: Mapping[str, Callable[[Sizes, Floats], Floats]] = field(default_factory=dict)
-    #: mlx-lm and transformers take head_dim from the config; otherwise it is hidden / heads.
+    #: Whether mlx-lm and transformers read head_dim from the config; if not, it is hidden / heads.
     has_head_dim: bool = False
-    #: The activation between the layers of the MLP, by the config key that names it.
+    #: Config key and name of the MLP's activation.
     activation: Mapping[str, str] = field(default_factory=lambda: {"hidden_act": "silu"})
-    #: What else config.json says of this family alone.
+    #: Further settings in config.json that only this family has.
     settings: Callable[[GgufFile, Sizes], dict[str, Any]] = lambda _gguf, _sizes: {}
 
 
@@ -116,7 +116,7 @@ FAMILIES = {
         undo=ROTARY_ROWS,
         has_head_dim=True,
     ),
-    # Llama, but every fourth layer knows no positions. It is the architecture's name that says so.
+    # Llama, but every fourth layer has no rotary positions; only the architecture's name indicates this.
     "smollm3": Family(
         model_type="smollm3",
         hf_class="SmolLM3ForCausalLM",

@@ -1,7 +1,7 @@
 """The model inside one GGUF file: its sizes, the list of tensors to convert, and config.json.
 
-Knows the file and the table of families, not how weights are written. A tensor missing, unexpected or of
-another shape is refused, and so is a model that shares a known architecture's name but not its maths.
+Depends on the file and the table of families, not on how weights are written. Rejects a missing or
+unexpected tensor, a wrong shape, and a model that shares a known architecture's name but not its maths.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -51,9 +51,9 @@ class Architecture:
         }
 
     def slots(self) -> list[Slot]:
-        """Every tensor to convert, in the order of the forward pass; checks names and shapes."""
+        """Return every tensor to convert, in the order of the forward pass, with names and shapes checked."""
         slots = []
-        # Checked one by one: a damaged layer count ends at the first layer that is not there.
+        # One by one: with a damaged layer count, the check stops at the first missing layer.
         for slot in expected_slots(self.family, self.sizes, self.flags, tied=self.tied):
             info = self.gguf.tensors.get(slot.stored)
             if info is None:
@@ -74,7 +74,7 @@ class Architecture:
         return slots
 
     def config(self, dtype: str) -> dict[str, Any]:
-        """What config.json holds, but for the token ids, which the tokenizer knows."""
+        """Return the content of config.json without the token ids, which come from the tokenizer."""
         sizes = self.sizes
         config: dict[str, Any] = {
             "architectures": [self.family.hf_class],
@@ -129,7 +129,7 @@ class Architecture:
         )
 
     def _refuse_variants(self) -> None:
-        """Models that carry a known architecture's name and are something else."""
+        """Reject models that have a known architecture's name but are different."""
         sizes, path = self.sizes, self.gguf.path
         if self.gguf.value("split.count", int, 1) > 1:
             raise ModelError(
@@ -155,12 +155,12 @@ class Architecture:
 
 
 def expected_slots(family: Family, sizes: Sizes, flags: Mapping[str, bool], *, tied: bool) -> Iterator[Slot]:
-    """Every tensor of a model of this family, in the order of the forward pass.
+    """Yield every tensor of a model of this family, in the order of the forward pass.
 
     Args:
         family: its table.
         sizes: its sizes.
-        flags: which optional tensors of a layer there are.
+        flags: which optional tensors a layer has.
         tied: whether the embedding serves as the output head.
     """
 

@@ -1,4 +1,4 @@
-"""GGML's number formats: bytes of a tensor to float32.
+"""GGML's number formats: decode the bytes of a tensor to float32.
 
 The six common formats are decoded here, exactly (every value is a float16 scale times a small integer,
 which float32 holds; only Q4_1's sum rounds), so that a plain installation converts common files, in half the time of
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Format(NamedTuple):
-    """`block_bytes` bytes hold `block_size` weights of one row; `decode` takes (blocks, block_bytes)."""
+    """One format: `block_bytes` bytes hold `block_size` weights of one row; `decode` takes (blocks, block_bytes)."""
 
     name: str
     block_size: int
@@ -33,12 +33,12 @@ def _float16(raw: Raw) -> Floats:
 
 
 def _bfloat16(raw: Raw) -> Floats:
-    # bfloat16 is float32's upper half.
+    # bfloat16 is the upper half of float32.
     return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 def _nibbles(raw: Raw) -> Floats:
-    """16 bytes to 32 integers 0..15: the low halves are weights 0..15, the high halves 16..31."""
+    """Unpack 16 bytes to 32 integers 0..15: low halves are weights 0..15, high halves 16..31."""
     return np.concatenate([raw & 0x0F, raw >> 4], axis=1).astype(np.float32)
 
 
@@ -55,7 +55,7 @@ def _q8_0(raw: Raw) -> Floats:
     return _float16(raw[:, :2].copy()) * raw[:, 2:].copy().view(np.int8).astype(np.float32)
 
 
-#: By the type's number in the file.
+#: Type number in the file -> format.
 NATIVE = {
     0: Format("F32", 1, 4, lambda raw: raw.view("<f4").astype(np.float32)),
     1: Format("F16", 1, 2, _float16),
@@ -67,17 +67,17 @@ NATIVE = {
 
 
 def type_name(type_number: int) -> str:
-    """The format's name as GGML writes it, such as ``Q4_K``."""
+    """Return the format's name in GGML, such as ``Q4_K``."""
     if type_number in NATIVE:
         return NATIVE[type_number].name
     return str(_gguf_type(_gguf_package(type_number), type_number).name)
 
 
 def byte_count(type_number: int, shape: tuple[int, ...]) -> int:
-    """Bytes that a tensor takes.
+    """Return the size of a tensor in bytes.
 
     Raises:
-        ModelError: the type is unknown, needs the ``gguf`` package, or does not divide the row.
+        ModelError: the type is unknown or needs the ``gguf`` package, or its block size does not divide the row.
     """
     if type_number in NATIVE:
         _, block_size, block_bytes, _ = NATIVE[type_number]

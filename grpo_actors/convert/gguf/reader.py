@@ -1,12 +1,12 @@
-"""The GGUF container: magic, metadata, the table of tensors, and where each tensor's bytes lie.
+"""The GGUF container: magic, metadata, the table of tensors, and the position of each tensor's bytes.
 
-Knows nothing of models. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Does not depend on models. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
-Why not a library. ``mx.load`` ends the process with a segmentation fault on a damaged header (MLX 0.32).
+Reasons not to use a library: ``mx.load`` ends the process with a segmentation fault on a damaged header (MLX 0.32).
 ``gguf.GGUFReader`` (0.19, an optional extra) takes 4.9 s to open SmolLM2-135M (98 MB, Q4_1, two busy cores) and read its
 metadata, `GgufFile` 0.6 s, at 200 MiB against 89. It also believes the counts in a header: 32 bytes that claim an array
 of 2^40 items kept it busy until it was stopped after 25 s, and other damage ends in IndexError, ValueError or
-RecursionError. Here every count and offset is held against the size of the file before it is used.
+RecursionError. Here every count and offset is checked against the size of the file before it is used.
 """
 
 import math
@@ -50,13 +50,13 @@ class TensorInfo:
 
 
 class GgufFile:
-    """A GGUF file, mapped and not read: opening costs the metadata only.
+    """A GGUF file, memory-mapped: opening it reads only the metadata.
 
     Args:
         path: the file.
 
     Raises:
-        ModelError: it is missing, no GGUF file, of another version, cut short or inconsistent.
+        ModelError: it is missing, not a GGUF file, of another version, cut short or inconsistent.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,7 +80,7 @@ class GgufFile:
             self._check_extent(info)
 
     def value(self, key: str, kind: type[T], default: T | None = None) -> T:
-        """Metadata entry `key`, which must be of type `kind`; an absent one is `default` or an error."""
+        """Return metadata entry `key`, which must be of type `kind`, or `default`; raises ModelError without either."""
         found: Any = self.metadata.get(key, default)
         if found is None:
             raise ModelError(f"{self.path}: metadata key {key} is missing; the file is not a whole model")
@@ -91,7 +91,7 @@ class GgufFile:
         return found
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
-        """Tensor `name`, decoded, float32 of its shape; memory: the result and about as much again."""
+        """Decode tensor `name` to float32 of its shape; needs about twice the memory of the result."""
         info = self.tensors[name]
         try:
             return blocks.decode(self._raw(info), info.type_number, info.shape)
@@ -99,7 +99,7 @@ class GgufFile:
             raise ModelError(f"{self.path}: tensor {name}: {error}") from None
 
     def type_counts(self) -> dict[str, int]:
-        """Number format to number of tensors, most frequent first."""
+        """Count the tensors of each number format, most frequent first."""
         counts = Counter(blocks.type_name(info.type_number) for info in self.tensors.values())
         return dict(counts.most_common())
 
@@ -108,7 +108,7 @@ class GgufFile:
         return self._bytes[start : start + blocks.byte_count(info.type_number, info.shape)]
 
     def _check_extent(self, info: TensorInfo) -> None:
-        """Refuse a tensor that reaches past the end; one of unknown size is refused when it is read."""
+        """Reject a tensor of unknown format, or one that reaches past the end of the file."""
         try:
             length = blocks.byte_count(info.type_number, info.shape)
         except ModelError as error:
@@ -120,7 +120,7 @@ class GgufFile:
 
 
 class _Cursor:
-    """Reads little-endian values one after the other and never past the end."""
+    """Reader of consecutive little-endian values that never reads past the end."""
 
     def __init__(self, path: Path, data: npt.NDArray[np.uint8]) -> None:
         self.path, self.data, self.at = path, data, 0
@@ -136,7 +136,7 @@ class _Cursor:
         return int(struct.unpack("<" + letter, self.take(struct.calcsize(letter)))[0])
 
     def string(self) -> str:
-        # A damaged description is no reason to refuse a model; damaged tokens are caught as duplicates.
+        # A damaged description is no reason to reject a model; damaged tokens are found as duplicates.
         return self.take(self.number("Q")).decode("utf-8", errors="replace")
 
     def value(self, type_number: int, nesting: int = 0) -> Value:
@@ -154,10 +154,10 @@ class _Cursor:
         item_type, length = self.number("I"), self.number("Q")
         if item_type in SCALARS:
             letter = SCALARS[item_type]
-            # Sized before it is unpacked: a claimed length cannot allocate more than the file holds.
+            # Check the size before unpacking: a false length cannot allocate more than the file's size.
             raw = self.take(length * struct.calcsize(letter))
             return list(struct.unpack(f"<{length}{letter}", raw))
-        # Each item takes 8 bytes at least, so a false length runs into the end of the file.
+        # Each item takes at least 8 bytes, so a false length hits the end of the file.
         return [self.value(item_type, nesting + 1) for _ in range(length)]
 
 
@@ -176,7 +176,7 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
         raise ModelError(f"{cursor.path}: not a GGUF file (it does not begin with the bytes 'GGUF')")
     version = cursor.number("I")
     if version not in VERSIONS:
-        # A big-endian file shows here too: its 3 reads as 50331648.
+        # A big-endian file also fails here: its 3 reads as 50331648.
         raise ModelError(
             f"{cursor.path}: GGUF version must be 2 or 3, little-endian, got {version}; convert the file anew"
         )
@@ -194,5 +194,5 @@ def _read_tensor_info(cursor: _Cursor) -> TensorInfo:
 
 
 def _shortest(value: float) -> float:
-    """The float with the fewest digits that is the same float32: 1e-05, not 9.999999747378752e-06."""
+    """Return the float with the fewest digits that is the same float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))

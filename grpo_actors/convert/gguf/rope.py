@@ -9,22 +9,22 @@ import numpy.typing as npt
 from grpo_actors.convert.gguf.reader import GgufFile
 from grpo_actors.errors import ModelError
 
-#: One divisor an angle; only Llama 3.1 and its kin carry it.
+#: Tensor with one divisor per angle; only Llama 3.1 and related models have it.
 FACTORS = "rope_freqs.weight"
-#: What is the same in every Llama 3 release, by its name in config.json.
+#: Constants of every Llama 3 release, by their names in config.json.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def base(gguf: GgufFile, architecture: str) -> float:
-    """``rope_theta``; 10000 is GGML's own value for a file that names none."""
+    """Return ``rope_theta``; 10000 is GGML's default if the file contains none."""
     return gguf.value(f"{architecture}.rope.freq_base", float, 10000.0)
 
 
 def scaling(gguf: GgufFile, architecture: str, head_dim: int) -> dict[str, Any] | None:
-    """``rope_scaling`` as transformers and mlx-lm read it, or None for plain rotary positions.
+    """Return ``rope_scaling`` as transformers and mlx-lm read it, or None for plain rotary positions.
 
     Raises:
-        ModelError: a rule that the config cannot say.
+        ModelError: the config cannot express the rule.
     """
     if FACTORS in gguf.tensors:
         return _llama3(gguf, base(gguf, architecture), head_dim)
@@ -41,10 +41,10 @@ def scaling(gguf: GgufFile, architecture: str, head_dim: int) -> dict[str, Any] 
 
 
 def _llama3(gguf: GgufFile, rope_base: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3.1's scaling, which the file holds only as its effect.
+    """Return Llama 3.1's scaling, of which the file contains only the resulting divisors.
 
-    The largest divisor is the factor; the other three constants are the same in every Llama 3 release,
-    and the divisors are computed again from them, so that another rule is refused and not guessed.
+    The largest divisor is the factor. The other three constants are the same in every Llama 3 release; the
+    divisors are recomputed from them, so that any other rule is rejected.
     """
     stored = gguf.read(FACTORS).ravel()
     factor = float(stored.max())
@@ -55,7 +55,7 @@ def _llama3(gguf: GgufFile, rope_base: float, head_dim: int) -> dict[str, Any]:
 
 
 def llama3_factors(rope_base: float, head_dim: int, factor: float) -> npt.NDArray[np.float32]:
-    """The divisor of each angle under Llama 3.1's rule: 1 for fast ones, `factor` for slow ones, between them a mean."""
+    """Return Llama 3.1's divisor of each angle: 1 for fast ones, `factor` for slow ones, a mean between them."""
     low, high, context = LLAMA3.values()
     angles = rope_base ** (np.arange(0, head_dim, 2) / head_dim)
     turns = context / (2 * math.pi * angles)

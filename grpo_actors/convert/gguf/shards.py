@@ -1,4 +1,4 @@
-"""Decoded tensors to safetensors, one shard in memory at a time."""
+"""Write decoded tensors as safetensors, with one shard in memory at a time."""
 
 import math
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from grpo_actors.convert.writing import check_finite, save_safetensors
 from grpo_actors.rundir.checkpoints import write_json
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-#: Bounds the memory: one shard is held, and one tensor decoded to float32.
+#: Limits the memory to one shard and one tensor decoded to float32.
 SHARD_BYTES = 2 << 30
 
 
 def total_bytes(slots: list[Slot], dtype: str) -> int:
-    """Bytes of all weights in `dtype`."""
+    """Return the size of all weights in `dtype`, in bytes."""
     return sum(_slot_bytes(slot, dtype) for slot in slots)
 
 
 def save(gguf: GgufFile, slots: list[Slot], folder: Path, dtype: str, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write ``model.safetensors``, or numbered shards and their index where one is not enough.
+    """Write ``model.safetensors``, or numbered shards and their index if one is not enough.
 
     Raises:
         ModelError: a weight is not finite in `dtype`, or the file cannot be written.
@@ -41,7 +41,7 @@ def save(gguf: GgufFile, slots: list[Slot], folder: Path, dtype: str, shard_byte
 
 
 def _shards(slots: list[Slot], dtype: str, shard_bytes: int) -> Iterator[list[Slot]]:
-    """Consecutive runs of at most `shard_bytes`; a tensor larger than that is a shard of its own."""
+    """Yield consecutive slots of at most `shard_bytes`; a larger tensor is a separate shard."""
     run: list[Slot] = []
     held = 0
     for slot in slots:
@@ -59,7 +59,7 @@ def _slot_bytes(slot: Slot, dtype: str) -> int:
 
 
 def decode(gguf: GgufFile, slot: Slot, dtype: str) -> mx.array:
-    """One tensor as the folder holds it; raises ModelError where it is not finite in `dtype`."""
+    """Return one tensor as stored in the folder; raises ModelError if it is not finite in `dtype`."""
     rows = gguf.read(slot.stored)
     if slot.undo is not None:
         rows = slot.undo(rows)

@@ -1,4 +1,4 @@
-"""The sizes of one model in a GGUF file, and what its arrays are."""
+"""The sizes of one model in a GGUF file, and the type of its arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Sizes:
 
     @property
     def axes(self) -> Mapping[str, int]:
-        """Axis name to length, in weights."""
+        """Axis name -> length, in weights."""
         return {
             "hidden": self.hidden,
             "inner": self.inner,

@@ -1,7 +1,8 @@
 """SentencePiece BPE (GGUF's tokenizer model ``llama``): scores become ranked merges.
 
-SentencePiece joins, of all neighbours whose union is a token, the pair whose union scores best. BPE joins
-the pair of best rank. Listing every way to cut every token in two, best score first, makes the two agree.
+Among all neighbours whose union is a token, SentencePiece joins the pair whose union has the best score. BPE
+joins the pair with the best rank. The two agree if the merges list every split of every token into two tokens,
+best score first.
 """
 
 from tokenizers import Tokenizer, decoders, normalizers
@@ -16,7 +17,7 @@ SPACE = "▁"
 
 
 def build(gguf: GgufFile, tokens: Vocabulary) -> tuple[Tokenizer, bool, str]:
-    """Tokenizer without its added tokens, that BOS is the habit, transformers' class."""
+    """Return the tokenizer without its added tokens, True (BOS is added by default), and transformers' class."""
     _refuse_normalisation(gguf)
     model = BPE(
         vocab=tokens.ids,
@@ -37,7 +38,7 @@ def build(gguf: GgufFile, tokens: Vocabulary) -> tuple[Tokenizer, bool, str]:
 
 
 def ranked_merges(tokens: Vocabulary, scores: list[float]) -> list[tuple[str, str]]:
-    """Every cut of a normal token into two normal tokens; best score of the whole first, then by ids."""
+    """Return every split of a normal token into two normal tokens, best score of the whole first, then by ids."""
     normal = {text: index for text, index in tokens.ids.items() if tokens.kinds[index] is Kind.NORMAL}
     cuts = [
         (-scores[index], normal[text[:at]], normal[text[at:]])
@@ -49,7 +50,7 @@ def ranked_merges(tokens: Vocabulary, scores: list[float]) -> list[tuple[str, st
 
 
 def _refuse_normalisation(gguf: GgufFile) -> None:
-    """Rules on the text itself that Llama's own tokenizers do not have and this module does not apply."""
+    """Reject normalisation rules, which Llama's own tokenizers lack and this module does not apply."""
     squeezes = gguf.value(PREFIX + "remove_extra_whitespaces", bool, False)
     if squeezes or PREFIX + "precompiled_charsmap" in gguf.metadata:
         raise ModelError(

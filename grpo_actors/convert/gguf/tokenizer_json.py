@@ -1,7 +1,7 @@
-"""tokenizer.json and tokenizer_config.json from a GGUF file's metadata.
+"""Build tokenizer.json and tokenizer_config.json from a GGUF file's metadata.
 
-Joins the vocabulary with one of the two ways to split text; knows the special tokens and the chat template.
-Not left to transformers: its ``gguf_file=`` (5.24) imports PyTorch, which this package does not have.
+Combines the vocabulary with one of the two tokenizer kinds, and adds the special tokens and the chat template.
+transformers cannot do it here: its ``gguf_file=`` (5.24) imports PyTorch, which this package does not require.
 """
 
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from grpo_actors.errors import ModelError
 
 BUILDERS = {"gpt2": bytelevel.build, "llama": spm.build}
 TEMPLATE_KEY = "tokenizer.chat_template"
-#: transformers' name of each role.
+#: Role -> transformers' name for it.
 HF_ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
 @dataclass(frozen=True)
 class WrittenTokenizer:
-    """The two files' contents, and the ids that the model's own config repeats."""
+    """Contents of the two files, and the token ids that the model's config repeats."""
 
     tokenizer_json: str
     config: dict[str, Any]
     vocabulary: Vocabulary
 
     def token_ids(self) -> dict[str, Any]:
-        """``eos_token_id`` (a list where several ids end an answer), ``bos_token_id``, ``pad_token_id``."""
+        """Return ``eos_token_id`` (a list if several ids end an answer), ``bos_token_id``, ``pad_token_id``."""
         stops = self.vocabulary.stop_ids()
         ids: dict[str, Any] = {"eos_token_id": stops[0] if len(stops) == 1 else stops}
         for role, key in (("bos", "bos_token_id"), ("padding", "pad_token_id")):
@@ -42,7 +42,7 @@ def read(gguf: GgufFile, vocab_size: int) -> WrittenTokenizer:
     """Rebuild the tokenizer of `gguf`, whose embedding has `vocab_size` rows.
 
     Raises:
-        ModelError: the file has no tokenizer, or one of a kind that is not known.
+        ModelError: the file has no tokenizer, or one of an unknown kind.
     """
     kind = gguf.value(PREFIX + "model", str)
     if kind not in BUILDERS:
@@ -55,7 +55,7 @@ def read(gguf: GgufFile, vocab_size: int) -> WrittenTokenizer:
 
 
 def _frame(gguf: GgufFile, tokenizer: Tokenizer, tokens: Vocabulary, *, adds_bos: bool) -> None:
-    """Let encoding put BOS before and EOS after the text where the file, or its kind, says so."""
+    """Make encoding add BOS before and EOS after the text if the file or its kind requires it."""
     bos = tokens.role("bos") if gguf.value(PREFIX + "add_bos_token", bool, adds_bos) else None
     eos = tokens.role("eos") if gguf.value(PREFIX + "add_eos_token", bool, False) else None
     if bos is None and eos is None:

@@ -1,7 +1,7 @@
-"""A folder's tokenizer as GGUF metadata: byte-level BPE whose splitting rule has a name there.
+"""Write a folder's tokenizer as GGUF metadata: byte-level BPE with a splitting rule that GGUF has a name for.
 
-The file names the rule and does not contain it, so the name is found by comparing rules, and the file that was
-written is read back and must tokenise a trial text as the folder does.
+The file contains only the rule's name, which is found by comparing rules. The written file is read back and
+must tokenise a trial text exactly as the folder does.
 """
 
 import json
@@ -18,7 +18,7 @@ from grpo_actors.convert.gguf.reader import GgufFile
 from grpo_actors.convert.gguf.vocabulary import Kind
 from grpo_actors.errors import ModelError
 
-#: Words, digits, spaces, line breaks, scripts and signs: splitting rules differ in these.
+#: Words, digits, spaces, line breaks, scripts and symbols: splitting rules differ in these.
 _TRIAL = "Hello world's  end!\n\n\tx = 12345.67 + y_1; naïve café Ü 你好 123абв 🙂 <b>HTML</b>\r\n  I'LL go"
 
 
@@ -26,7 +26,7 @@ def add(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> None:
     """Write the tokenizer in `folder`, padded to the `vocab_size` rows of the embedding.
 
     Raises:
-        ModelError: it is none that a GGUF file can name.
+        ModelError: GGUF has no name for its splitting rule.
     """
     loaded = _load(folder)
     described = json.loads(loaded.backend_tokenizer.to_str())
@@ -51,7 +51,7 @@ def add(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> None:
 
 
 def check(folder: Path, file: Path, vocab_size: int) -> None:
-    """Refuse a file whose tokenizer, read back, is not the folder's on the trial text."""
+    """Reject a file whose tokenizer, read back, gives other ids than the folder's on the trial text."""
     written = Tokenizer.from_str(tokenizer.read(GgufFile(file), vocab_size).tokenizer_json)
     if written.encode(_TRIAL).ids != _load(folder)(_TRIAL)["input_ids"]:
         raise ModelError("--gguf: the tokenizer splits text in a way that no rule of a GGUF file names")
@@ -62,7 +62,7 @@ def _load(folder: Path) -> Any:
 
 
 def _rule(described: dict[str, Any]) -> str:
-    """The name of the splitting rule, the first of those that mean the same."""
+    """Return the name of the splitting rule, the first of equivalent ones."""
     model, steps = described["model"], _plain(described["pre_tokenizer"])
     if model["type"] == "BPE" and not model.get("byte_fallback"):
         for name, rule in SPLITTERS.items():
@@ -75,7 +75,7 @@ def _rule(described: dict[str, Any]) -> str:
 
 
 def _plain(step: Any) -> list[dict[str, Any]]:
-    """The steps of a pre-tokenizer in a row, without what changes no id."""
+    """Flatten the steps of a pre-tokenizer, without settings that change no id."""
     if not isinstance(step, dict):
         return []
     if step["type"] == "Sequence":
@@ -84,7 +84,7 @@ def _plain(step: Any) -> list[dict[str, Any]]:
 
 
 def _tokens(described: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
-    """Text and kind of every id; rows of the embedding without a token are fillers."""
+    """Return text and kind of every id; embedding rows without a token get fillers."""
     texts = [f"[PAD{row}]" for row in range(vocab_size)]
     kinds = [int(Kind.UNUSED)] * vocab_size
     for text, number in described["model"]["vocab"].items():
@@ -96,5 +96,5 @@ def _tokens(described: dict[str, Any], vocab_size: int) -> tuple[list[str], list
 
 
 def _line(merge: Any) -> str:
-    """A merge as the file has it; tokenizer.json has a text or a pair."""
+    """Return a merge in the file's form; tokenizer.json has a text or a pair."""
     return merge if isinstance(merge, str) else " ".join(merge)

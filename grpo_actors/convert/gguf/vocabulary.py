@@ -1,4 +1,4 @@
-"""The token list of a GGUF file: texts, kinds, and which ids have a role."""
+"""The token list of a GGUF file: texts, kinds, and the ids that have a role."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -10,7 +10,7 @@ from grpo_actors.errors import ModelError
 
 PREFIX = "tokenizer.ggml."
 ROLES = ("bos", "eos", "unknown", "padding")
-#: Texts that end an answer. A file names one end token; chat models have two (end of turn, end of text).
+#: Texts that end an answer. A file names one end token; chat models have two: end of turn, end of text.
 END_TEXTS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
 
 
@@ -27,7 +27,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`texts[i]` and `kinds[i]` describe token i; `roles` gives the ids that the file names."""
+    """Token list: `texts[i]` and `kinds[i]` describe token i; `roles` maps each role in the file to its id."""
 
     texts: list[str]
     kinds: list[Kind]
@@ -35,9 +35,9 @@ class Vocabulary:
     roles: dict[str, int]
 
     def added(self) -> list[AddedToken]:
-        """Tokens that are found in the text before it is split, each as one id.
+        """Return the tokens that are matched, each as one id, before the text is split.
 
-        Control tokens are special (left out when text is decoded for a reader), user-defined ones not.
+        Control tokens are special: decoding for a reader omits them. User-defined tokens are not.
         """
         return [
             AddedToken(text, special=kind is not Kind.USER_DEFINED, normalized=False)
@@ -46,11 +46,11 @@ class Vocabulary:
         ]
 
     def role(self, name: str) -> str | None:
-        """Text of the token with role `name`, if the file names one."""
+        """Return the text of the token with role `name`; None if the file names none."""
         return self.texts[self.roles[name]] if name in self.roles else None
 
     def stop_ids(self) -> list[int]:
-        """Ids that end an answer; the file's own end token first."""
+        """Return the ids that end an answer, the file's own end token first."""
         named = [self.roles[name] for name in ("eos", "eot", "eom") if name in self.roles]
         known = [self.ids[text] for text in END_TEXTS if text in self.ids]
         control = [token for token in known if self.kinds[token] is Kind.CONTROL]
@@ -61,8 +61,8 @@ def read(gguf: GgufFile, vocab_size: int) -> Vocabulary:
     """Read and check the token list; `vocab_size` is the number of embedding rows.
 
     Raises:
-        ModelError: no token list, one that does not fit the embedding, a text given twice, a role out
-            of range.
+        ModelError: the token list is missing or does not fit the embedding, a text occurs twice, or a
+            role is out of range.
     """
     texts = _strings(gguf, PREFIX + "tokens")
     kinds = _kinds(gguf, len(texts))
@@ -70,7 +70,7 @@ def read(gguf: GgufFile, vocab_size: int) -> Vocabulary:
         raise ModelError(
             f"{gguf.path}: {len(texts)} tokens do not fit {vocab_size} embedding rows; the file is damaged"
         )
-    # Fillers that pad the list up to the embedding's rows have no text of their own.
+    # Fillers that pad the list to the number of embedding rows have no meaningful text.
     while kinds and kinds[-1] is Kind.UNUSED:
         kinds.pop()
         texts.pop()
@@ -115,7 +115,7 @@ def _roles(gguf: GgufFile, count: int) -> dict[str, int]:
 
 
 def merges(gguf: GgufFile, vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """The BPE merges in order of rank; each part and each result must be a token."""
+    """Return the BPE merges in order of rank; each part and each result must be a token."""
     pairs = []
     for line in _strings(gguf, PREFIX + "merges"):
         left, gap, right = line.partition(" ")
@@ -126,7 +126,7 @@ def merges(gguf: GgufFile, vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 
 def scores(gguf: GgufFile, vocabulary: Vocabulary) -> list[float]:
-    """SentencePiece's score of each token."""
+    """Return SentencePiece's score of each token."""
     values = gguf.value(PREFIX + "scores", list)[: len(vocabulary.texts)]
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     if len(numbers) != len(vocabulary.texts):

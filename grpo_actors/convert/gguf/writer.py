@@ -1,7 +1,7 @@
-"""A model folder becomes a GGUF file: what the reader of this package knows, written the other way round.
+"""Write a model folder as a GGUF file: the inverse of reading one.
 
-Matrices in one type, vectors in float32, as llama.cpp has them. One tensor is in memory at a time. What the file
-could not say (another architecture, another rule of rotary positions, quantised weights) is refused.
+Matrices have one type and vectors are float32, as in llama.cpp. One tensor is in memory at a time. Rejects
+models that the file cannot express: another architecture, another rotary rule, quantised weights.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from grpo_actors.convert.gguf.model_config import Slot, expected_slots
 from grpo_actors.convert.gguf.sizes import Floats, Sizes
 from grpo_actors.errors import ModelError
 
-#: Architectures whose settings are all written here.
+#: Architectures of which this module writes all settings.
 WRITTEN = tuple(name for name in ("llama", "qwen2", "qwen3") if name in FAMILIES)
-#: Type of the matrices -> its number in the file, its bytes, and that of the whole file.
+#: Type of the matrices -> its type in the file, its size in bytes, and the file type.
 _TYPES = {
     "float32": (Type.F32, 4, gguf.LlamaFileType.ALL_F32),
     "float16": (Type.F16, 2, gguf.LlamaFileType.MOSTLY_F16),
@@ -37,11 +37,11 @@ def write_file(folder: Path, target: Path, dtype: str) -> None:
 
     Args:
         folder: config, safetensors and tokenizer, as mlx-lm and transformers load them.
-        target: overwritten where it exists; the caller removes what a failure leaves.
+        target: overwritten if it exists; the caller removes what a failure leaves behind.
         dtype: of the matrices: ``float32``, ``float16`` or ``bfloat16``.
 
     Raises:
-        ModelError: the file could not say what the model is.
+        ModelError: a GGUF file cannot express the model.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family, sizes = _family(config), _sizes(config)
@@ -75,7 +75,7 @@ def _type_of(slot: Slot, dtype: str) -> tuple[Type, int, gguf.LlamaFileType]:
 
 
 def _family(config: dict[str, Any]) -> Family:
-    """The table of this architecture; refuses what shares its name and not its maths."""
+    """Return the architecture's table; rejects a model that shares its name but not its maths."""
     name = config.get("model_type")
     if name not in WRITTEN:
         raise ModelError(f"--gguf: the architecture must be one of {', '.join(WRITTEN)}, got {name}")
@@ -101,7 +101,7 @@ def _sizes(config: dict[str, Any]) -> Sizes:
 
 
 def _load(folder: Path) -> dict[str, mx.array]:
-    """All weights of the folder by name; nothing is read before it is used."""
+    """Return all weights of the folder by name, each read when it is first used."""
     weights: dict[str, mx.array] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         arrays = mx.load(str(file))
@@ -111,7 +111,7 @@ def _load(folder: Path) -> dict[str, mx.array]:
 
 
 def _slots(weights: dict[str, mx.array], family: Family, sizes: Sizes) -> list[Slot]:
-    """Where each weight goes; all that are there, and no others."""
+    """Return the slots of all weights; rejects missing, unexpected and misshapen ones."""
     flags = {
         flag: any(f"model.layers.0.{place.name}" in weights for place in places.values())
         for flag, places in family.optional.items()
@@ -131,13 +131,13 @@ def _slots(weights: dict[str, mx.array], family: Family, sizes: Sizes) -> list[S
 
 
 def _stored(slot: Slot, weight: mx.array, dtype: str) -> Floats:
-    """The weight as the file has it: in the order of rows from which `undo` makes the folder's."""
+    """Return the weight in the file's order of rows, from which `undo` restores the folder's."""
     rows = np.array(weight.astype(mx.float32))
     if dtype == "float16" and rows.ndim > 1 and np.abs(rows).max() > np.finfo(np.float16).max:
         raise ModelError(f"--gguf: {slot.name} is too large for float16; add --dtype bfloat16 or float32")
     if slot.undo is None:
         return rows
-    # Row numbers go the reader's way and show which row it takes from where.
+    # Apply `undo` to row numbers: the result shows which stored row the reader puts where.
     order = slot.undo(np.arange(len(rows), dtype=np.float32)).astype(np.int64)
     stored = np.empty_like(rows)
     stored[order] = rows
@@ -160,7 +160,7 @@ def _add_architecture(writer: gguf.GGUFWriter, config: dict[str, Any], sizes: Si
 def _add_rope(
     writer: gguf.GGUFWriter, config: dict[str, Any], sizes: Sizes
 ) -> npt.NDArray[np.float32] | None:
-    """Write base and scaling of the rotary positions; returns the divisors that Llama 3's rule needs as a tensor."""
+    """Write base and scaling of the rotary positions; return the divisor tensor of Llama 3's rule, or None."""
     # transformers 5 keeps both in one table.
     table = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or table

@@ -51,7 +51,7 @@ class Selection:
         for settled in consumption.settled:
             if self.curriculum is not None and settled.filter_result.success is not None:
                 _, problem = self.problem(settled.position)
-                self.curriculum.learn(problem.id, settled.filter_result.success)
+                self.curriculum.record(problem.id, settled.filter_result.success)
         flawed = [settled for settled in consumption.settled if settled.filter_result.flaw]
         before, self._at_limit = self._at_limit, any(settled.trained for settled in flawed)
         self.alarm = _alarm_text(flawed) if self._at_limit and not before else None

@@ -19,7 +19,7 @@ from grpo_actors.schedule.order import sample_seeds
 
 
 @dataclass
-class Speaker:
+class Generator:
     """A policy with its sampling settings."""
 
     policy: Policy
@@ -49,10 +49,10 @@ class Speaker:
             if not ids:
                 raise DataError(f"a prompt must have a token, got {prompt!r}")
             return ids
-        self.require_turns()
+        self.require_chat_template()
         return self.policy.encode_chat(prompt)
 
-    def require_turns(self) -> None:
+    def require_chat_template(self) -> None:
         """Check that the model has a chat template.
 
         Raises:
@@ -88,14 +88,14 @@ class Speaker:
         return sample_seeds(self.seed, 0, f"generate/{index}", samples)
 
     def answer(
-        self, ids: list[int], index: int, say: Callable[[str], object], stop: Callable[[], object] = bool
+        self, ids: list[int], index: int, on_text: Callable[[str], object], stop: Callable[[], object] = bool
     ) -> Sample:
         """Sample one completion of the tokens `ids` and stream its text.
 
         Args:
             ids: Token ids of a prompt, from `encode`.
             index: The prompt's number.
-            say: Called with each piece of text that ends with a complete character.
+            on_text: Called with each piece of text that ends with a complete character.
             stop: Called after each token; a true result ends the answer.
 
         Returns:
@@ -106,10 +106,10 @@ class Speaker:
         sample = Sample()
         with closing(grow_sample(self.policy, ids, seed, self.params)) as growing:
             for sample in growing:
-                say(detokenizer.add(sample.tokens[-1]))
+                on_text(detokenizer.add(sample.tokens[-1]))
                 if stop():
                     break
-        say(detokenizer.rest())
+        on_text(detokenizer.rest())
         return sample
 
     def record(self, index: int, number: int, prompt_tokens: int, sample: Sample) -> dict[str, Any]:

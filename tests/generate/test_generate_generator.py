@@ -3,48 +3,48 @@
 import pytest
 
 from grpo_actors.errors import DataError, ModelError
-from grpo_actors.generate.speaker import Speaker
+from grpo_actors.generate.generator import Generator
 from grpo_actors.policy.decoding.sampling import SamplingParams
 
 CHAT = ({"role": "user", "content": "1 + 1"},)
 
 
 def test_a_raw_text_is_its_tokens_and_a_chat_is_in_its_template(tiny):
-    speaker = Speaker(tiny, SamplingParams(10), seed=0)
-    assert tiny.tokenizer.decode(speaker.encode("1 + 1")) == "1 + 1"
-    assert tiny.tokenizer.decode(speaker.encode(CHAT)) == "<|user|>1 + 1<|end|><|assistant|>"
+    generator = Generator(tiny, SamplingParams(10), seed=0)
+    assert tiny.tokenizer.decode(generator.encode("1 + 1")) == "1 + 1"
+    assert tiny.tokenizer.decode(generator.encode(CHAT)) == "<|user|>1 + 1<|end|><|assistant|>"
 
 
 def test_a_model_without_a_chat_template_can_still_continue_a_text(tiny):
     tiny.tokenizer.has_chat_template = False
-    speaker = Speaker(tiny, SamplingParams(10), seed=0)
-    assert speaker.encode("1 + 1")
-    for ask in (speaker.require_turns, lambda: speaker.encode(CHAT)):
+    generator = Generator(tiny, SamplingParams(10), seed=0)
+    assert generator.encode("1 + 1")
+    for ask in (generator.require_chat_template, lambda: generator.encode(CHAT)):
         with pytest.raises(ModelError, match="no chat template; give a PROMPT and --raw"):
             ask()
 
 
 def test_prompt_and_answer_share_the_context(tiny):
     # The embedded model was made for 1024 tokens: 1000 + 24 are as many, one more is one too many.
-    speaker = Speaker(tiny, SamplingParams(24), seed=0)
-    assert (speaker.context, speaker.excess(1000), speaker.excess(1001)) == (1024, 0, 1)
-    assert Speaker(tiny, SamplingParams(24), seed=0, max_context=100).excess(100) == 24
+    generator = Generator(tiny, SamplingParams(24), seed=0)
+    assert (generator.context, generator.excess(1000), generator.excess(1001)) == (1024, 0, 1)
+    assert Generator(tiny, SamplingParams(24), seed=0, max_context=100).excess(100) == 24
     del tiny.architecture["max_position_embeddings"]
-    unbounded = Speaker(tiny, SamplingParams(24), seed=0)
+    unbounded = Generator(tiny, SamplingParams(24), seed=0)
     assert (unbounded.context, unbounded.excess(10**6)) == (None, 0)
 
 
 def test_a_prompt_that_leaves_no_space_for_an_answer_is_rejected(tiny):
     tokens = len(tiny.encode_chat(CHAT))
     params = SamplingParams(24)
-    assert len(Speaker(tiny, params, 0, max_context=tokens + 24).encode_fitting(CHAT, "here")) == tokens
+    assert len(Generator(tiny, params, 0, max_context=tokens + 24).encode_fitting(CHAT, "here")) == tokens
     with pytest.raises(
         DataError, match=rf"here: prompt and answer may have {tokens + 23} tokens, got {tokens} "
     ):
-        Speaker(tiny, params, 0, max_context=tokens + 23).encode_fitting(CHAT, "here")
+        Generator(tiny, params, 0, max_context=tokens + 23).encode_fitting(CHAT, "here")
 
 
 def test_seeds_depend_only_on_seed_prompt_and_sample(tiny):
-    seeds = [Speaker(tiny, SamplingParams(24), seed).seeds(index, 3) for seed in (0, 1) for index in (0, 1)]
+    seeds = [Generator(tiny, SamplingParams(24), seed).seeds(index, 3) for seed in (0, 1) for index in (0, 1)]
     assert len({draw for group in seeds for draw in group}) == 12
-    assert Speaker(tiny, SamplingParams(7), 0).seeds(0, 2) == seeds[0][:2]
+    assert Generator(tiny, SamplingParams(7), 0).seeds(0, 2) == seeds[0][:2]
