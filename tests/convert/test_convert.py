@@ -142,7 +142,7 @@ def test_a_draft_is_removed_if_the_work_fails_or_is_interrupted(tmp_path, reason
 
 def test_help_is_instant_and_imports_no_mlx():
     code = (
-        "import sys, grpo_actors.convert as c\n"
+        "import sys, grpo_actors.convert.__main__ as c\n"
         "try: c.main(['--help'])\n"
         "except SystemExit: print(sorted({'mlx', 'numpy', 'transformers'} & set(sys.modules)))"
     )
