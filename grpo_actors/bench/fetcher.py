@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from grpo_actors.bench.companion import reply, serve
+from grpo_actors.bench.bench_process import reply, serve
 from grpo_actors.bench.policies import rollout_policy
 from grpo_actors.config import Config
 from grpo_actors.policy.model import Policy

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 
-from grpo_actors.bench.companion import BenchProcess
+from grpo_actors.bench.bench_process import BenchProcess
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.floors import publication_floor_s
 from grpo_actors.bench.options import Options, config_of

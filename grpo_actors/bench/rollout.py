@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 
 from grpo_actors.backend import submit_long_graphs
-from grpo_actors.bench.companion import BenchProcess, ask_all
+from grpo_actors.bench.bench_process import BenchProcess, ask_all
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.floors import ModelSize, RolloutFloor, rollout_floor
 from grpo_actors.bench.options import Options, config_of, shape_of

@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.sample_utils import make_sampler
 
-from grpo_actors.bench.companion import reply, serve
+from grpo_actors.bench.bench_process import reply, serve
 from grpo_actors.bench.policies import plan, planned, rollout_policy, size_of, vocabulary
 from grpo_actors.bench.workload import Shape, Workload, workload
 from grpo_actors.config import Config

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from grpo_actors.bench.companion import BenchProcess
+from grpo_actors.bench.bench_process import BenchProcess
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.launched import LAUNCH, Launched, with_this_package
 from grpo_actors.bench.options import Options, config_of

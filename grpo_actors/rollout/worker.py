@@ -24,8 +24,8 @@ from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
 from grpo_actors.rollout.episodes import Episodes
 from grpo_actors.rollout.joining import fetch_weights
+from grpo_actors.rollout.lease_sampler import LeaseSampler, LeaseSamples
 from grpo_actors.rollout.results import problem_of, score_group
-from grpo_actors.rollout.under_way import LeaseSampler, LeaseSamples
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.weights import WeightsClient

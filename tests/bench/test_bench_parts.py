@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from grpo_actors.bench.__main__ import main
-from grpo_actors.bench.companion import BenchProcess
+from grpo_actors.bench.bench_process import BenchProcess
 from grpo_actors.bench.end_to_end import write_problems
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
