@@ -49,9 +49,8 @@ def open_live(
             yield None
             return
         grpo = load_grpo(config, total)
-        identity = (
-            grpo.policy.identity
-        )  # of the base model, so read it before `restore` loads a checkpoint's weights
+        # Of the base model: taken before `restore` loads a checkpoint's weights.
+        identity = grpo.policy.identity
         check_sampling(config, grpo)
         archive.restore(grpo)
         listening = _endpoints(run_dir, config, endpoints)
