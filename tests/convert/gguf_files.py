@@ -19,14 +19,14 @@ HEADS, KV_HEADS, INNER = 8, 2, 512
 #: Rows of 256, the block of the K-quants.
 HIDDEN = 256
 HEAD_DIM = HIDDEN // HEADS
-#: Of the families that choose it freely: not hidden / heads, and half of the angles elsewhere.
+#: Head dimension of the families that choose it freely: not hidden / heads.
 OWN_HEAD_DIM = 64
-#: So many that SmolLM3's fourth layer and Gemma 3's sixth, which are unlike the others, have one behind them.
+#: Enough layers to have one after SmolLM3's fourth and Gemma 3's sixth, which differ from the others.
 LAYERS = {"llama": 2, "qwen2": 2, "qwen3": 2, "smollm3": 5, "gemma3": 7}
-#: Shorter than the tests' texts, so that it hides something.
+#: Sliding window in tokens: shorter than the tests' texts, so that it masks some of them.
 WINDOW = 4
 FAMILIES = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3, "smollm3": smollm3, "gemma3": gemma3_text}
-#: Whose q and k rows the writer reorders for neighbouring rotation.
+#: Families of which the writer reorders q and k rows, so that rows rotated together are neighbours.
 PAIRED = ("llama", "smollm3")
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -39,7 +39,7 @@ TEMPLATE = (
 
 
 def byte_letters() -> list[str]:
-    """GPT-2's letter for each byte 0..255: printable ones stand for themselves, the rest from U+0100 on."""
+    """Return GPT-2's letter for each byte 0..255: printable ones map to themselves, the rest from U+0100 on."""
     printable = {
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -57,7 +57,7 @@ FILLERS = [f"[PAD{row}]" for row in range(len(TOKENS), VOCAB)]
 
 @dataclass
 class Tiny:
-    """What to write. `formats` overrides the number format by the end of a tensor's name."""
+    """Description of a file to write; `formats` overrides number formats by the end of the tensor's name."""
 
     architecture: str = "llama"
     format: Type = Type.F32
@@ -70,7 +70,7 @@ class Tiny:
 
 
 def arguments(tiny: Tiny) -> dict[str, Any]:
-    """The model's own arguments, by mlx-lm's names."""
+    """Return the model's arguments, by mlx-lm's names."""
     sizes: dict[str, Any] = {
         "model_type": tiny.architecture,
         "hidden_size": HIDDEN,
@@ -97,15 +97,15 @@ def arguments(tiny: Tiny) -> dict[str, Any]:
 
 
 def source_model(tiny: Tiny) -> Any:
-    """A random model with grouped queries and, for qwen2 or `bias`, random biases."""
+    """Make a random model with grouped queries and, for qwen2 or `bias`, random biases."""
     mx.random.seed(7)
     family = FAMILIES[tiny.architecture]
     model = family.Model(family.ModelArgs(**arguments(tiny)))
     if tiny.architecture == "gemma3":
-        model.sanitize({})  # its own way to tie the head
-    # Norms and biases begin as ones and zeros, which would hide a mix-up.
+        model.sanitize({})  # ties the head in Gemma's own way
+    # Norms and biases start as ones and zeros, which would hide a mix-up.
     weights = {name: 0.1 * mx.random.normal(array.shape) for name, array in tree_flatten(model.parameters())}
-    if tiny.architecture != "gemma3":  # whose norms add the one themselves
+    if tiny.architecture != "gemma3":  # its norms add the 1 themselves
         weights |= {name: array + 1 for name, array in weights.items() if "norm" in name}
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
@@ -113,7 +113,7 @@ def source_model(tiny: Tiny) -> Any:
 
 
 def pair_rows(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Llama's q and k as GGUF stores them: row 2j of a head is its row j, row 2j + 1 its row d/2 + j."""
+    """Return llama's q or k rows in GGUF's order: row 2j of a head is its row j, row 2j + 1 its row d/2 + j."""
     half = len(rows) // heads // 2
     order = [
         head * 2 * half + side * half + j for head in range(heads) for j in range(half) for side in (0, 1)
@@ -150,7 +150,7 @@ def stored_name(name: str, architecture: str = "llama") -> str:
 
 
 def encode(rows: np.ndarray, kind: Type) -> np.ndarray:
-    """Bytes of `kind`: of `rows` where the reference package can make them, else random ones that it can read.
+    """Encode `rows` in `kind` if the reference package can; if not, return random bytes that it can read.
 
     Bytes below 0x3C make every float16 among them finite and below 1.
     """
@@ -163,11 +163,11 @@ def encode(rows: np.ndarray, kind: Type) -> np.ndarray:
 
 
 def write(path: Path, tiny: Tiny) -> Any:
-    """Write `tiny` to `path`; returns the source model holding what the quantised weights stand for."""
+    """Write `tiny` to `path`; return the source model with the dequantised values of its weights."""
     model = source_model(tiny)
     writer = gguf.GGUFWriter(path, tiny.architecture)
     write_metadata(writer, tiny)
-    stands_for = []
+    dequantised = []
     for name, array in tree_flatten(model.parameters()):
         rows, stored = np.array(array), stored_name(name, tiny.architecture)
         heads = (
@@ -183,7 +183,7 @@ def write(path: Path, tiny: Tiny) -> Any:
         meant = gguf.quants.dequantize(raw, kind).reshape(rows.shape)
         if tiny.architecture == "gemma3" and stored.endswith("norm.weight"):
             meant = meant - 1
-        stands_for.append((name, mx.array(meant)))
+        dequantised.append((name, mx.array(meant)))
         if stored not in tiny.drop:
             writer.add_tensor(stored, raw if heads is None else pair_rows(raw, heads), raw_dtype=kind)
     for stored, rows in tiny.extra.items():
@@ -192,7 +192,7 @@ def write(path: Path, tiny: Tiny) -> Any:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    model.load_weights(stands_for)
+    model.load_weights(dequantised)
     return model
 
 

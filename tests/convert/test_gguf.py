@@ -27,7 +27,7 @@ IDS = mx.array([[1, 40, 70, 259, 12, 200, 2, 99]])
 
 
 def converted(tmp_path: Path, tiny: Tiny, dtype: str = "float32"):
-    """Source model, and what mlx-lm loads from the converted folder."""
+    """Return the source model, and the model that mlx-lm loads from the converted folder."""
     source = write(tmp_path / "tiny.gguf", tiny)
     folder = tmp_path / "model"
     folder.mkdir()
@@ -43,13 +43,13 @@ def refused(tmp_path: Path, tiny: Tiny) -> str:
     return str(caught.value)
 
 
-#: Every format that the reference package reads; F32, F16 and BF16 are no block formats there.
+#: Every format that the reference package reads; F32, F16 and BF16 are not block formats there.
 READABLE = [Type.F32, Type.F16, *gguf.quants._type_traits]
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 @pytest.mark.parametrize("kind", [Type.F32, Type.BF16, Type.Q4_1, Type.Q6_K])
-def test_logits_equal_those_of_the_model_that_the_file_stands_for(tmp_path, architecture, kind):
+def test_logits_equal_those_of_the_source_model_with_dequantised_weights(tmp_path, architecture, kind):
     source, model, _ = converted(tmp_path, Tiny(architecture, kind))
     assert mx.array_equal(model(IDS), source(IDS))
 
@@ -66,7 +66,7 @@ def test_every_format_that_the_reference_package_reads_is_converted(tmp_path, ki
 @pytest.mark.parametrize(
     "tiny", [Tiny(tied=False), Tiny(bias=True), Tiny("qwen2", tied=False), Tiny("qwen3", tied=False)]
 )
-def test_an_own_head_and_biases_are_carried_over(tmp_path, tiny):
+def test_an_untied_head_and_biases_are_converted(tmp_path, tiny):
     source, model, _ = converted(tmp_path, tiny)
     assert mx.array_equal(model(IDS), source(IDS))
 
@@ -86,8 +86,8 @@ def test_half_precision_rounds_each_weight_once(tmp_path, dtype, bits):
     assert mx.all(mx.abs(made.astype(mx.float32) - meant) <= 2.0**-bits * mx.abs(meant) + 1e-7).item()
 
 
-def test_rows_as_stored_need_the_other_rotary_pairing(tmp_path):
-    """The file's row order is right for rotating neighbours: an account of it that shares no code."""
+def test_stored_rows_need_the_other_rotary_pairing(tmp_path):
+    """The file's row order fits rotation of neighbouring rows; this check shares no code with the reader."""
     source = write(tmp_path / "tiny.gguf", Tiny())
     wanted = source(IDS)
     stored = GgufFile(tmp_path / "tiny.gguf")
@@ -158,7 +158,7 @@ def test_rare_formats_without_the_gguf_package_name_the_command(monkeypatch):
         blocks.byte_count(14, (256,))
 
 
-# --- what is refused ---
+# --- rejected files ---
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_cutting_the_file_anywhere_is_noticed(tmp_path):
 
 
 def is_refused(path: Path) -> bool:
-    """Anything but a whole model or a one-line refusal is an exception here, and fails the test."""
+    """Return whether the file is rejected in one line, not a whole model; any other exception fails the test."""
     try:
         architecture = Architecture(GgufFile(path))
         architecture.slots()

@@ -1,4 +1,4 @@
-"""What config.json says beyond the sizes: rotary scaling, and Gemma 3's own settings."""
+"""Settings in config.json beyond the sizes: rotary scaling, and Gemma 3's own settings."""
 
 import grpo_actors.policy  # noqa: F401  the fast BLAS comes before MLX
 
@@ -15,7 +15,7 @@ from grpo_actors.errors import ModelError
 # --- rotary scaling ---
 
 
-def test_llama_3_scaling_is_found_again_from_its_divisors(tmp_path):
+def test_llama_3_scaling_is_recovered_from_its_divisors(tmp_path):
     # The published rule with factor 8: an angle is divided by 8 where its wave is longer than 8192 tokens,
     # by nothing where it is shorter than 2048, and in between by 1 / ((1 - s)/8 + s), s = (8192/wave - 1)/3.
     waves = 2 * np.pi * 5000.0 ** (np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
@@ -52,14 +52,14 @@ def test_gemma_without_a_window_sees_the_whole_text_on_every_layer(tmp_path):
     assert gemma_config(tmp_path, attention__sliding_window=None)["sliding_window_pattern"] == 1
 
 
-def test_gemmas_local_base_is_the_files_where_it_names_one(tmp_path):
+def test_gemmas_local_base_is_that_of_the_file_if_it_has_one(tmp_path):
     assert gemma_config(tmp_path)["rope_local_base_freq"] == 10000.0
     assert gemma_config(tmp_path, rope__freq_base_swa=500.0)["rope_local_base_freq"] == 500.0
 
 
-def test_gemma_scales_queries_by_the_head_but_in_its_27b_model(tmp_path):
+def test_gemma_scales_queries_by_the_head_dimension_except_in_its_27b_model(tmp_path):
     assert gemma_config(tmp_path)["query_pre_attn_scalar"] == 64
-    # The 27B model is known by its 62 layers; here 256 features over 8 heads.
+    # The 27B model is recognised by its 62 layers; here 256 features over 8 heads.
     assert gemma_config(tmp_path, block_count=62)["query_pre_attn_scalar"] == 32
 
 

@@ -52,7 +52,7 @@ def random_texts(count: int) -> list[str]:
 
 
 def loaded(tmp_path: Path, tiny: Tiny):
-    """The converted folder's tokenizer, as mlx-lm loads it."""
+    """Return the converted folder's tokenizer, as mlx-lm loads it."""
     write(tmp_path / "tiny.gguf", tiny)
     folder = tmp_path / "model"
     folder.mkdir()
@@ -87,7 +87,7 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 
 
 def bpe_by_hand(text: str, tokens: list[str], merges: list[str]) -> list[int]:
-    """SmolLM2's rule written once more: digits off, GPT-2's words, lowest merge first."""
+    """Tokenise by an independent copy of SmolLM2's rule: single digits, GPT-2's words, lowest merge first."""
     ids = {token: index for index, token in enumerate(tokens)}
     ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(merges)}
     letters, out = byte_letters(), []
@@ -100,7 +100,7 @@ def bpe_by_hand(text: str, tokens: list[str], merges: list[str]) -> list[int]:
                 if rank == len(ranks):
                     break
                 parts[at : at + 2] = [parts[at] + parts[at + 1]]
-            # A letter that is no token is dropped.
+            # A letter that is not a token is dropped.
             out += [ids[part] for part in parts if part in ids]
     return out
 
@@ -131,7 +131,7 @@ def test_text_comes_back_unchanged(tmp_path, architecture):
         ("qwen2", ["x", "Ġ", "1", "2", "3", "4", "Ġ(", "y", ")ĊĊ"]),
     ],
 )
-def test_each_name_splits_text_its_own_way(tmp_path, pre, pieces):
+def test_each_rule_splits_text_in_its_own_way(tmp_path, pre, pieces):
     write(tmp_path / "tiny.gguf", Tiny(metadata={"tokenizer.ggml.pre": pre}))
     written = rebuild.read(GgufFile(tmp_path / "tiny.gguf"), 288)
     found = Tokenizer.from_str(written.tokenizer_json).pre_tokenizer.pre_tokenize_str("x 1234 (y)\n\n")
@@ -147,7 +147,7 @@ def test_transformers_own_qwen2_tokenizer_reads_the_same_ids(tmp_path):
 
 
 @pytest.mark.parametrize(("entry", "first"), [(True, [1]), (False, []), (None, [1])])
-def test_bos_is_added_when_the_file_or_llama_3s_habit_says_so(tmp_path, entry, first):
+def test_bos_is_added_if_the_file_or_llama_3s_rule_requires_it(tmp_path, entry, first):
     metadata = {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": entry}
     tokenizer = loaded(tmp_path, Tiny(metadata=metadata))
     assert tokenizer.encode("x") == [*first, TOKENS.index("x")]
@@ -157,7 +157,7 @@ def test_bos_is_added_when_the_file_or_llama_3s_habit_says_so(tmp_path, entry, f
 
 
 def train_sentencepiece(**own: Any):
-    """A BPE model of 700 tokens over this file's own text, with byte fallback, as Llama's was made."""
+    """Train a BPE model of 700 tokens on this file's text, with byte fallback, like Llama's."""
     with warnings.catch_warnings():
         # SWIG's types have no __module__, which Python 3.12 remarks on at import.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -276,7 +276,7 @@ def test_smollm2_knows_some_answers(smollm2, question, answer):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL, reason="SMOLLM2_GGUF is not set")
-def test_smollm2_reads_english_well_and_badly_with_rows_as_stored(smollm2):
+def test_smollm2_predicts_english_well_and_badly_with_rows_in_stored_order(smollm2):
     model, tokenizer = mlx_lm.load(str(smollm2))
     ids = mx.array([tokenizer.encode(WALL)])
 

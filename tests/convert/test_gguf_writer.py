@@ -1,4 +1,4 @@
-"""Files that this package writes, read back by this package's own reader and by the reference package."""
+"""Files written by this package, read back by its own reader and by the reference package."""
 
 import grpo_actors.policy  # noqa: F401  the fast BLAS comes before MLX
 
@@ -24,7 +24,7 @@ IDS = mx.array([[1, 40, 70, 259, 12, 200, 2, 99]])
 
 
 def folder_of(tmp_path: Path, tiny: Tiny) -> Path:
-    """A model folder, from a file of the reference package."""
+    """Make a model folder from a file of the reference package."""
     write(tmp_path / "source.gguf", tiny)
     return read(tmp_path / "source.gguf")
 
@@ -80,7 +80,7 @@ def test_half_precision_rounds_matrices_and_leaves_vectors(tmp_path, dtype, bits
 
 
 def test_the_reference_package_reads_it(tmp_path):
-    """Its tensors are those of the file that the folder came from, in the same order of rows."""
+    """The tensors equal those of the file that the folder came from, in the same order of rows."""
     folder = folder_of(tmp_path, Tiny())
     ours = gguf.GGUFReader(written(tmp_path, folder))
     theirs = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "source.gguf").tensors}
@@ -109,12 +109,12 @@ def test_llama_3s_positions_pass_through(tmp_path):
         ({"head_dim": 16}, "must have shape"),
     ],
 )
-def test_what_a_file_could_not_say_is_refused(tmp_path, settings, words):
+def test_settings_that_a_file_cannot_express_are_refused(tmp_path, settings, words):
     assert words in refused(tmp_path, folder_of(tmp_path, Tiny()), **settings)
 
 
 def test_a_tokenizer_whose_rule_has_no_name_is_refused(tmp_path):
-    """The embedded model's: digits alone, and words never split."""
+    """The embedded model's rule: single digits, and words never split."""
     folder = tmp_path / "tiny"
     shutil.copytree(EMBEDDED, folder)
     assert "must be a byte-level BPE that splits text like one of gpt-2" in refused(tmp_path, folder)

@@ -156,8 +156,8 @@ def test_the_memory_is_bounded():
     health = Health(config())
     for _ in range(1000):
         health.check(WELL)
-    assert len(health._memory.updates) == PATIENCE + 1
-    assert len(health._memory.first_lengths) == PATIENCE
+    assert len(health._rule_input.updates) == PATIENCE + 1
+    assert len(health._rule_input.first_lengths) == PATIENCE
 
 
 # --- the likely cause -----------------------------------------------------------------------------
