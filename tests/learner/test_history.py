@@ -9,7 +9,7 @@ from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.history import History
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.checkpoints import Snapshot
-from grpo_actors.rundir.decisions import Decision, decisions, keep
+from grpo_actors.rundir.decisions import Decision, append_decision, decisions
 from grpo_actors.schedule.lease import Cursor
 
 FIRST = Decision(1, 2, "the learner waits 60% of an update of 1.00 s")
@@ -54,14 +54,14 @@ def decided(folder):
 
 def test_each_decision_about_workers_is_recorded_once_even_if_a_continued_run_has_cut_it(tmp_path):
     first, second = ((1, 1, 2, FIRST.reason), (2, 2, 1, SECOND.reason))
-    keep(tmp_path, FIRST, update=1, kept=1)
+    append_decision(tmp_path, FIRST, update=1, kept=1)
     with begun(tmp_path) as (grpo, history):
         updated(grpo, history)
         history.save()
         assert decided(tmp_path) == [first]
         updated(grpo, history)
         assert decided(tmp_path) == [first], "once"
-        keep(tmp_path, SECOND, update=2, kept=1)
+        append_decision(tmp_path, SECOND, update=2, kept=1)
         history.end("asked to stop")
         assert decided(tmp_path) == [first, second], "nothing is lost at the end"
     with begun(tmp_path) as (grpo, history):  # from update 1, after which the second one was recorded
@@ -75,7 +75,7 @@ def test_a_foreign_workers_file_is_no_decision_and_no_failure(tmp_path):
         for content in ("", "[1]", '{"decisions": 3}', '{"decisions": [3, "x"]}'):
             (tmp_path / "workers.json").write_text(content)
             updated(grpo, history)
-            keep(tmp_path, FIRST, update=1, kept=1)  # and our next decision replaces it
+            append_decision(tmp_path, FIRST, update=1, kept=1)  # and our next decision replaces it
             assert [one["workers"] for one in decisions(tmp_path)] == [FIRST.workers]
             (tmp_path / "workers.json").unlink()
         (tmp_path / "workers.json").mkdir()
