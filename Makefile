@@ -19,11 +19,14 @@ quickstart: $(VENV)/.run
 	rm -rf outputs/quickstart
 	$(BIN)/python launch.py --config quickstart.toml
 
+# Two files at a time: the tests compute with one thread each, and a file's tests share its runs and models.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
