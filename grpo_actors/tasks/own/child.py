@@ -159,6 +159,7 @@ def main() -> None:
     """Answer requests until the parent is gone."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    sys.dont_write_bytecode = True  # no __pycache__ in the user's folders
     _offer_to_out_of_memory_killer()
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(channel, requests), daemon=True).start()
