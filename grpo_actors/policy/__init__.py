@@ -1,1 +1,1 @@
-"""Models: load, sample, score, train, save. The only place that uses mlx.nn and mlx_lm; it has no sockets."""
+"""Models: load, sample, score, train. No sockets. Outside it, only parts that make, write or measure models use mlx.nn or mlx_lm."""
