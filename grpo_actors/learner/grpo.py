@@ -9,7 +9,7 @@ weights go. The maths is in `objective`, the gradient and the step in `policy.tr
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -23,24 +23,38 @@ from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.report import length_metrics, reward_metrics, staleness
 from grpo_actors.objective.advantages import Advantages, compute_advantages
 from grpo_actors.objective.batch_loss import objective_loss
-from grpo_actors.objective.micro_batches import PROMPT_MULTIPLE, ROW_MULTIPLE, Completion, MicroBatch, pack
+from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, pack
 from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, summary
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
-from grpo_actors.policy.shared_prompts import shares_prompts
+from grpo_actors.policy.packed_rows import packs_rows
 from grpo_actors.policy.training import Training, learning_rate
 
 #: Consecutive steps without a finite gradient after which the run ends, with its last good checkpoint.
 MAX_SKIPPED_IN_A_ROW = 10
 
-#: On CUDA, prompts are padded to a multiple of this many tokens: MLX computes the gradient of attention there in one
-#: fused kernel only for whole tiles of 128, else from its parts.
-CUDA_PROMPT_MULTIPLE = 128
+#: On CUDA, a row has a multiple of this many tokens, so that a few shapes hold all updates: each costs a third of a
+#: second once. MLX has a fused gradient of attention there for multiples of 128 only.
+CUDA_PACKED_ROW, CUDA_ROW = 1024, 128
 
-#: On CUDA, the number of different row counts of a micro-batch: each shape is compiled.
-CUDA_ROW_COUNTS = 4
+
+def layout_of(config: Config, *, packed: bool) -> Layout:
+    """Return the sizes of micro-batches: each has room for `batch_size` groups of the greatest lengths.
+
+    Args:
+        config: Sections [data], [rollout] and [learner].
+        packed: Whether the model computes several completions in a row.
+    """
+    rollout, groups = config.rollout, config.learner.batch_size
+    group = rollout.num_generations * rollout.max_new_tokens + config.data.max_prompt_length
+    layout = Layout(groups * group, groups * rollout.num_generations, shared=packed)
+    if not on_cuda():
+        return layout
+    row = CUDA_PACKED_ROW if packed else CUDA_ROW
+    # Shorter completions fill the same tokens, in greater numbers.
+    return replace(layout, completions=4 * layout.completions, fixed_row=row, longest=rollout.max_new_tokens)
 
 
 @dataclass
@@ -52,8 +66,7 @@ class Grpo:
     policy: Policy
     total_updates: int
     training: Training = field(init=False)
-    #: Whether a prompt is computed once for all of its completions; depends on the model.
-    shared_prompts: bool = field(init=False)
+    layout: Layout = field(init=False)
     #: The reference: the trainable arrays at the start or at the last refresh; None without a KL term. Until the
     #: first step they are the policy's own arrays, not copies. A new adapter is the base model, as it changes nothing.
     reference: dict[str, mx.array] | None = field(init=False)
@@ -66,7 +79,7 @@ class Grpo:
 
     def __post_init__(self) -> None:
         self.objective = self.config.objective
-        self.shared_prompts = shares_prompts(self.policy.model)
+        self.layout = layout_of(self.config, packed=packs_rows(self.policy.model))
         self.training = Training(self.policy.model, self.config.learner, self._loss)
         self.reference = self.policy.trainable() if self.objective.kl_coeff > 0 else None
 
@@ -81,17 +94,13 @@ class Grpo:
             if self.objective.overlong_tokens
             else None,
         )
-        rows = config.learner.batch_size * config.rollout.num_generations
         packed = pack(
             list(_completions(groups, advantages)),
-            rows=rows,
+            self.layout,
             aggregation=self.objective.aggregation,
             max_new_tokens=config.rollout.max_new_tokens,
             mask_truncated=self.objective.mask_truncated,
             skip_zero_advantage=config.learner.skip_zero_advantage and self._only_advantage_trains,
-            row_multiple=max(ROW_MULTIPLE, -(-rows // CUDA_ROW_COUNTS)) if on_cuda() else ROW_MULTIPLE,
-            shared_prompts=self.shared_prompts,
-            prompt_multiple=CUDA_PROMPT_MULTIPLE if self.shared_prompts and on_cuda() else PROMPT_MULTIPLE,
         )
         batches = self._inputs(packed.micro_batches)
 
@@ -200,7 +209,7 @@ class Grpo:
 
     def _logprobs(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
         temperature = self.config.rollout.temperature
-        return micro_batch_logprobs(model, arrays, temperature, shared_prompts=self.shared_prompts)
+        return micro_batch_logprobs(model, arrays, temperature, packed=self.layout.shared)
 
     def _refresh_reference(self) -> None:
         """Every N updates, set reference ← α · policy + (1 − α) · reference. TR-DPO, 2404.09656."""

@@ -1,13 +1,17 @@
-"""Pack the ragged completions of one update into micro-batches of right-padded arrays.
+"""Pack the ragged completions of one update into micro-batches.
+
+A micro-batch is a few rows of tokens. A row holds prompts, each followed by completions of it, one after the other; every
+completion sees its own prompt and itself. So a prompt is computed once for all of its completions in a row, and
+completions of any lengths fill a row.
 
 Depends on token ids, log-probs and advantages as numbers on the host, not on their origin. Every token carries its
 weight in the loss of the whole update (`aggregation`), so that the gradients of the micro-batches add up.
 Deterministic: the same completions in the same order give the same arrays.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,11 +20,12 @@ from grpo_actors.objective.aggregation import token_weights
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-#: The rows and columns of a micro-batch are padded up to multiples of these, so that few shapes are compiled.
-ROW_MULTIPLE = 4
-PROMPT_ROW_MULTIPLE = 2
-PROMPT_MULTIPLE = 32
-COMPLETION_MULTIPLE = 16
+#: Columns are padded up to multiples of this number.
+MULTIPLE = 16
+#: Lengths of rows that are tried, in multiples of the shortest that holds every completion with its prompt.
+ROW_LENGTHS = (1, 1.5, 2, 3, 4, 6, 8)
+#: Tokens of a row at which attention takes as long as the rest of a layer, roughly: its time grows with the square.
+ATTENTION_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +49,38 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """P different prompts of L tokens, and N completions of C tokens; both may include rows of padding.
+class Layout:
+    """The sizes of micro-batches (see `MicroBatch`)."""
 
-    The last token of a prompt is not in `prompts`. It is the first input of each of its completions, so that every
-    input of a completion predicts one target, and `prompts` predicts nothing.
+    #: Most positions B · T. A micro-batch has at least one row, however long.
+    tokens: int
+    #: Most completions N.
+    completions: int
+    #: Whether several completions share a row; if not, a row is one prompt and one completion, as any model takes it.
+    shared: bool = True
+    #: Tokens T of a row, if all micro-batches are to have one of a few shapes; 0: whatever fits best.
+    fixed_row: int = 0
+    #: Tokens C of the longest completion, for a `fixed_row`.
+    longest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """B rows of T tokens, which hold N completions of at most C tokens and predict K targets; all with padding.
+
+    The last token of a prompt is not part of the prompt. It is the first input of each of its completions, so that every
+    input of a completion predicts one target, and a prompt predicts nothing.
     """
 
-    prompts: Array  # [P, L] int32, all tokens but the last, then padding
-    prompt_lengths: (
-        Array  # [P] int32: tokens of each prompt without padding, and the position of its last token
+    tokens: (
+        Array  # [B, T] int32, the inputs: prompts without their last tokens, and completions without theirs
     )
-    prompt_of: Array  # [N] int32: row of the prompt that a completion continues
-    inputs: Array  # [N, C] int32, the last prompt token, then the completion without its last token
-    targets: Array  # [N, C] int32, the completion's tokens
+    positions: Array  # [B, T] int32, of each token in its own text
+    prompt_of: Array  # [B, T] int32, number of the token's prompt in its row; −1: padding
+    completion_of: Array  # [B, T] int32, number of the token's completion in its row, from 1; 0: a prompt
+    inputs_at: Array  # [K] int32, which of the B · T tokens predict
+    targets: Array  # [K] int32, what they predict
+    target_at: Array  # [N, C] int32, which of the K targets is this token of this completion
     mask: Array  # [N, C] bool, completion tokens that train
     behaviour_logprobs: Array  # [N, C] float32, 0 where masked
     advantages: Array  # [N] float32
@@ -70,49 +93,38 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The micro-batches of one optimizer update, longest first, and counts of their content."""
+    """The micro-batches of one optimizer update, and counts of their content."""
 
     #: Empty if all completions are masked or skipped: there is nothing to learn.
     micro_batches: tuple[MicroBatch, ...]
     completions: int  # all completions given
     active: int  # those whose tokens have weight in the loss
-    tokens: int  # prompt and completion tokens of the computed rows: a prompt counts once for each completion
+    tokens: int  # prompt and completion tokens of the computed completions: a prompt counts once for each
     padding_share: float  # share of the computed positions that hold no token
 
 
 def pack(
     completions: Sequence[Completion],
+    layout: Layout,
     *,
-    rows: int,
     aggregation: str,
     max_new_tokens: int,
     mask_truncated: bool = False,
     skip_zero_advantage: bool = False,
-    shared_prompts: bool = True,
-    row_multiple: int = ROW_MULTIPLE,
-    prompt_multiple: int = PROMPT_MULTIPLE,
-    completion_multiple: int = COMPLETION_MULTIPLE,
 ) -> Update:
     """Cut one update into micro-batches.
 
     Masked completions (invalid, empty, or truncated under `mask_truncated`) are never computed. The aggregation
-    decides whether they count in the denominators. The rest is ordered and cut into chunks, longest first, so that a
-    micro-batch that does not fit in memory fails at once. There are two candidate orders: completions of one prompt
-    together, so that the prompt is computed once; or completions of similar length together, so that there is little
-    padding. The order with fewer computed positions is taken.
+    decides whether they count in the denominators.
 
     Args:
         completions: All completions of the update, of all groups and ranks; a rank then takes every n-th micro-batch.
-        rows: Largest number of completions in a micro-batch.
+        layout: The sizes of a micro-batch.
         aggregation: A key of `AGGREGATIONS`.
         max_new_tokens: L_max, tokens.
         mask_truncated: Whether to leave out truncated completions.
         skip_zero_advantage: Whether not to compute completions with A = 0 either. The gradient stays the same if
             the loss has no KL and no entropy term; the statistics then cover the other completions only.
-        shared_prompts: Whether the model computes a prompt once, or again for each completion.
-        row_multiple: N is a multiple of this, or `rows` where that is smaller; `rows` gives one N for all.
-        prompt_multiple: L is a multiple of this.
-        completion_multiple: C is a multiple of this.
 
     Raises:
         ValueError: A completion's ids, log-probs and `sampled` differ in number, or its prompt is empty.
@@ -126,36 +138,18 @@ def pack(
         for i, c in enumerate(completions)
         if lengths[i] and not (skip_zero_advantage and c.advantage == 0.0)
     ]
-    kept.sort(key=lambda i: (-len(completions[i].completion_ids), -len(completions[i].prompt_ids), i))
-    multiples = Shape(PROMPT_ROW_MULTIPLE, prompt_multiple, row_multiple, completion_multiple)
-    orders = (kept, _prompts_together(completions, kept))
-    cuts = [_cut(completions, order, rows, multiples) for order in orders]
-    chunks, shapes = min(cuts, key=lambda cut: sum(shape.positions(shared_prompts) for shape in cut[1]))
-    micro_batches = [
-        _micro_batch(completions, chunk, weights, shape) for chunk, shape in zip(chunks, shapes, strict=True)
-    ]
-    positions = sum(shape.positions(shared_prompts) for shape in shapes)
-    filled = sum(_tokens(completions, chunk, shared_prompts) for chunk in chunks)
+    rows = _rows(completions, kept, layout)
+    parts = list(_parts(rows, layout))
+    micro_batches = tuple(_micro_batch(completions, part, weights, layout) for part in parts)
+    positions = sum(batch.tokens.size for batch in micro_batches)
+    filled = sum(row.used for row in rows)
     return Update(
-        micro_batches=tuple(micro_batches),
+        micro_batches=micro_batches,
         completions=len(completions),
         active=int(np.count_nonzero(lengths)),
         tokens=sum(len(completions[i].prompt_ids) + len(completions[i].completion_ids) for i in kept),
         padding_share=1.0 - filled / positions if positions else 0.0,
     )
-
-
-class Shape(NamedTuple):
-    """The four sizes of a micro-batch (see `MicroBatch`), or the multiples to which they are padded."""
-
-    P: int
-    L: int
-    N: int
-    C: int
-
-    def positions(self, shared_prompts: bool) -> int:  # noqa: FBT001 - as `pack` names it
-        """Return the number of token positions that the model computes, padding included."""
-        return self.P * self.L + self.N * self.C if shared_prompts else self.N * (self.L + self.C)
 
 
 def _check(completions: Sequence[Completion]) -> None:
@@ -173,76 +167,158 @@ def _check(completions: Sequence[Completion]) -> None:
             )
 
 
-def _prompts_together(completions: Sequence[Completion], chosen: Sequence[int]) -> list[int]:
-    """Reorder the chosen completions so that those of one prompt are adjacent; prompts stay in order of appearance."""
+# --- rows -----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Row:
+    """The content of a row: prompts (all tokens but the last) and the numbers of their completions."""
+
+    length: int  # T
+    used: int = 0
+    texts: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
+
+    @property
+    def completions(self) -> int:
+        return sum(map(len, self.texts.values()))
+
+    def needs(self, prompt: tuple[int, ...], length: int) -> int:
+        """Return the tokens that one more completion of `length` tokens would add."""
+        return length + (0 if prompt in self.texts else len(prompt))
+
+    def add(self, prompt: tuple[int, ...], completion: int, length: int) -> None:
+        self.used += self.needs(prompt, length)
+        self.texts.setdefault(prompt, []).append(completion)
+
+
+def _rows(completions: Sequence[Completion], kept: Sequence[int], layout: Layout) -> list[_Row]:
+    """Distribute the kept completions over rows of equal length, the fullest rows first."""
     groups: dict[tuple[int, ...], list[int]] = {}
-    for i in chosen:
-        groups.setdefault(tuple(completions[i].prompt_ids), []).append(i)
-    return [i for group in groups.values() for i in group]
+    for i in kept:
+        groups.setdefault(tuple(completions[i].prompt_ids[:-1]), []).append(i)
+    if not groups:
+        return []
+    sizes = {i: len(completions[i].completion_ids) for i in kept}
+    shortest = max(len(prompt) + sizes[i] for prompt, group in groups.items() for i in group)
+    if layout.fixed_row:
+        return _fill(groups, sizes, layout, max(layout.fixed_row, _ceil(shortest, layout.fixed_row)))
+    if not layout.shared:
+        return _fill(groups, sizes, layout, _ceil(shortest, MULTIPLE))
+    lengths = {_ceil(round(shortest * factor), MULTIPLE) for factor in ROW_LENGTHS}
+    tried = [_fill(groups, sizes, layout, length) for length in sorted(lengths)]
+    return min(tried, key=lambda rows: len(rows) * rows[0].length * (1 + rows[0].length / ATTENTION_TOKENS))
 
 
-def _prompts(completions: Sequence[Completion], chunk: Sequence[int]) -> dict[tuple[int, ...], int]:
-    """Number the different prompts of a chunk in order of appearance."""
-    distinct = dict.fromkeys(tuple(completions[i].prompt_ids) for i in chunk)
-    return {prompt: number for number, prompt in enumerate(distinct)}
+def _fill(
+    groups: dict[tuple[int, ...], list[int]], sizes: dict[int, int], layout: Layout, length: int
+) -> list[_Row]:
+    """Put each completion, longest first within the largest group first, where it leaves the least room."""
+    rows: list[_Row] = []
+    total = {prompt: len(prompt) + sum(sizes[i] for i in group) for prompt, group in groups.items()}
+    for prompt in sorted(groups, key=lambda prompt: -total[prompt]):
+        for i in sorted(groups[prompt], key=lambda i: -sizes[i]):
+            fitting = [
+                row
+                for row in rows
+                if row.used + row.needs(prompt, sizes[i]) <= length and row.completions < layout.completions
+            ]
+            if not fitting or not layout.shared:
+                rows.append(_Row(length))
+                fitting = rows[-1:]
+            # Next to its own prompt if possible: the prompt is then not computed again.
+            best = min(fitting, key=lambda row: (prompt not in row.texts, -row.used))
+            best.add(prompt, i, sizes[i])
+    return sorted(rows, key=lambda row: -row.used)
 
 
-def _cut(
-    completions: Sequence[Completion], order: Sequence[int], rows: int, multiples: Shape
-) -> tuple[list[Sequence[int]], list[Shape]]:
-    """Return chunks of at most `rows` completions, and the padded shapes that hold them."""
-    chunks = [order[first : first + rows] for first in range(0, len(order), rows)]
-    prompts = [_prompts(completions, chunk) for chunk in chunks]
-    most = max(map(len, prompts), default=0)
-    return chunks, [
-        Shape(
-            P=min(_ceil(len(own), multiples.P), most),
-            L=_ceil(max(1, *(len(prompt) - 1 for prompt in own)), multiples.L),
-            N=min(_ceil(len(chunk), multiples.N), rows),
-            C=_ceil(max(len(completions[i].completion_ids) for i in chunk), multiples.C),
-        )
-        for chunk, own in zip(chunks, prompts, strict=True)
-    ]
+def _parts(rows: Sequence[_Row], layout: Layout) -> Iterator[list[_Row]]:
+    """Cut the rows into micro-batches; with fixed shapes, fill up the number of rows with empty ones."""
+    part: list[_Row] = []
+    for row in rows:
+        full = (len(part) + 1) * row.length > layout.tokens
+        if part and (full or sum(each.completions for each in [*part, row]) > layout.completions):
+            yield _padded(part, layout)
+            part = []
+        part.append(row)
+    if part:
+        yield _padded(part, layout)
 
 
-def _tokens(completions: Sequence[Completion], chunk: Sequence[int], shared_prompts: bool) -> int:  # noqa: FBT001
-    """Return the number of a chunk's positions that hold a token."""
-    prompts = _prompts(completions, chunk) if shared_prompts else [completions[i].prompt_ids for i in chunk]
-    return sum(len(prompt) - 1 for prompt in prompts) + sum(len(completions[i].completion_ids) for i in chunk)
+def _padded(part: list[_Row], layout: Layout) -> list[_Row]:
+    if not layout.fixed_row:
+        return part
+    length, count = part[0].length, max(1, layout.tokens // part[0].length)
+    while count > 1 and (count + 1) // 2 >= len(part):
+        count = (count + 1) // 2
+    return part + [_Row(length) for _ in range(count - len(part))]
+
+
+# --- arrays ---------------------------------------------------------------------------------------
 
 
 def _micro_batch(
-    completions: Sequence[Completion], chunk: Sequence[int], weights: Array, shape: Shape
+    completions: Sequence[Completion], rows: Sequence[_Row], weights: Array, layout: Layout
 ) -> MicroBatch:
-    P, L, N, C = shape
+    B, T = len(rows), rows[0].length
+    held = [i for row in rows for group in row.texts.values() for i in group]
+    lengths = [len(completions[i].completion_ids) for i in held]
+    if layout.fixed_row:
+        # More completions, or longer ones, only if a recorded run had other limits.
+        N, C, K = max(layout.completions, len(held)), max(layout.longest, *lengths), B * T
+    else:
+        N, C, K = len(held), max(lengths), sum(lengths)
+    C = _ceil(C, MULTIPLE)
     batch = MicroBatch(
-        prompts=np.zeros((P, L), np.int32),
-        prompt_lengths=np.zeros(P, np.int32),
-        prompt_of=np.zeros(N, np.int32),
-        inputs=np.zeros((N, C), np.int32),
-        targets=np.zeros((N, C), np.int32),
+        tokens=np.zeros((B, T), np.int32),
+        positions=np.zeros((B, T), np.int32),
+        prompt_of=np.full((B, T), -1, np.int32),
+        completion_of=np.zeros((B, T), np.int32),
+        inputs_at=np.arange(K, dtype=np.int32),
+        targets=np.zeros(K, np.int32),
+        target_at=np.zeros((N, C), np.int32),
         mask=np.zeros((N, C), np.bool_),
         behaviour_logprobs=np.zeros((N, C), np.float32),
         advantages=np.zeros(N, np.float32),
         token_weights=np.zeros((N, C), np.float32),
     )
-    prompts = _prompts(completions, chunk)
-    for prompt, number in prompts.items():
-        batch.prompts[number, : len(prompt) - 1] = prompt[:-1]
-        batch.prompt_lengths[number] = len(prompt) - 1
-    for row, i in enumerate(chunk):
-        c = completions[i]
-        length = len(c.completion_ids)
-        batch.prompt_of[row] = prompts[tuple(c.prompt_ids)]
-        batch.inputs[row, 0] = c.prompt_ids[-1]
-        batch.inputs[row, 1:length] = c.completion_ids[:-1]
-        batch.targets[row, :length] = c.completion_ids
-        trains = np.ones(length, np.bool_) if c.sampled is None else np.array(c.sampled, np.bool_)
-        batch.mask[row, :length] = trains
-        batch.behaviour_logprobs[row, :length] = np.where(trains, c.behaviour_logprobs, 0.0)
-        batch.advantages[row] = c.advantage
-        batch.token_weights[row, :length] = np.where(trains, weights[i], 0.0)
+    n = k = 0
+    for b, row in enumerate(rows):
+        t = in_row = 0
+        for number, (prompt, group) in enumerate(row.texts.items()):
+            end = t + len(prompt)
+            batch.tokens[b, t:end] = prompt
+            batch.positions[b, t:end] = np.arange(len(prompt))
+            batch.prompt_of[b, t : end + sum(len(completions[i].completion_ids) for i in group)] = number
+            t = end
+            for i in group:
+                c = completions[i]
+                length, in_row = len(c.completion_ids), in_row + 1
+                end = t + length
+                batch.tokens[b, t] = c.prompt_ids[-1]
+                batch.tokens[b, t + 1 : end] = c.completion_ids[:-1]
+                batch.positions[b, t:end] = len(prompt) + np.arange(length)
+                batch.completion_of[b, t:end] = in_row
+                at = np.arange(b * T + t, b * T + end)
+                if (
+                    not layout.fixed_row
+                ):  # with fixed shapes every token of the micro-batch predicts, used or not
+                    batch.inputs_at[k : k + length] = at
+                    at = np.arange(k, k + length)
+                    k += length
+                batch.targets[at] = c.completion_ids
+                batch.target_at[n, :length] = at
+                _fill_completion(batch, n, c, weights[i])
+                t, n = end, n + 1
     return batch
+
+
+def _fill_completion(batch: MicroBatch, n: int, c: Completion, weight: float) -> None:
+    length = len(c.completion_ids)
+    trains = np.ones(length, np.bool_) if c.sampled is None else np.array(c.sampled, np.bool_)
+    batch.mask[n, :length] = trains
+    batch.behaviour_logprobs[n, :length] = np.where(trains, c.behaviour_logprobs, 0.0)
+    batch.advantages[n] = c.advantage
+    batch.token_weights[n, :length] = np.where(trains, weight, 0.0)
 
 
 def _ceil(x: int, multiple: int) -> int:

@@ -11,7 +11,10 @@ import mlx.core as mx
 from mlx import nn
 
 from grpo_actors.policy.architectures import architecture_of
-from grpo_actors.policy.shared_prompts import completion_outputs, unshared_rows
+from grpo_actors.policy.packed_rows import packed_outputs
+
+#: Targets whose entropies are computed together.
+ENTROPIES_AT_ONCE = 1024
 
 #: Tokens [N, T], and a cache -> hidden states [N, T, H].
 Body = Callable[..., mx.array]
@@ -20,22 +23,29 @@ Head = Callable[[mx.array], mx.array]
 
 
 def micro_batch_logprobs(
-    model: Any, batch: Mapping[str, mx.array], temperature: float, *, shared_prompts: bool
+    model: Any, batch: Mapping[str, mx.array], temperature: float, *, packed: bool
 ) -> tuple[mx.array, mx.array]:
-    """Compute `completion_logprobs` of a micro-batch.
+    """Compute log π(target) and the entropy of π for every completion token of a micro-batch.
 
     Args:
         model: Maps [N, T] ids to [N, T, V] logits.
         batch: `MicroBatch.arrays()`.
         temperature: Temperature of the rollout; 0 counts as 1.
-        shared_prompts: Compute each prompt once; only for a model for which `prompts.shares_prompts` is true.
+        packed: Whether a row holds several completions; only for a model for which `packed_rows.packs_rows` is true.
+
+    Returns:
+        As `completion_logprobs`.
     """
-    targets = batch["targets"]
-    if not shared_prompts:
-        return completion_logprobs(model, *unshared_rows(batch), targets, temperature)
     body, head = split_head(model) or (model, None)
-    outputs = completion_outputs(body, batch, len(model.layers))
-    return _logprobs(outputs if head is None else head(outputs), targets, temperature)
+    if packed:
+        outputs = packed_outputs(model, body, batch)
+    else:
+        outputs = body(batch["tokens"]).flatten(0, 1)
+    if batch["inputs_at"].size < len(outputs):
+        outputs = outputs[batch["inputs_at"]]
+    logits = outputs if head is None else head(outputs)
+    logprobs, entropies = _logprobs(logits, batch["targets"], temperature)
+    return logprobs[batch["target_at"]], entropies[batch["target_at"]]
 
 
 def completion_logprobs(
@@ -63,11 +73,12 @@ def completion_logprobs(
     else:
         body, head = split
         logits = head(mx.take_along_axis(body(tokens), positions[:, :, None], axis=1))
-    return _logprobs(logits, targets, temperature)
+    logprobs, entropies = _logprobs(logits.flatten(0, 1), targets.flatten(), temperature)
+    return logprobs.reshape(targets.shape), entropies.reshape(targets.shape)
 
 
 def _logprobs(logits: mx.array, targets: mx.array, temperature: float) -> tuple[mx.array, mx.array]:
-    """Compute log-probs and entropies [N, C] of logits [N, C, V]."""
+    """Compute log-probs and entropies [K] of logits [K, V]."""
     if temperature not in (0.0, 1.0):
         logits = logits.astype(mx.float32) / temperature
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
@@ -77,15 +88,18 @@ def _logprobs(logits: mx.array, targets: mx.array, temperature: float) -> tuple[
 def _fused(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     """Use MLX's kernel, which keeps no float32 array of the vocabulary's size for the backward pass."""
     logprobs = -mx.fast.cross_entropy(logits, targets)
-    chosen = mx.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0].astype(mx.float32)
+    chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0].astype(mx.float32)
     log_total = chosen - logprobs
-    # Row by row: float32 logits of all rows at once would be the memory peak of the whole update.
-    means = [_mean_logit(row, total) for row, total in zip(logits, log_total, strict=True)]
-    return logprobs, log_total - mx.stack(means)
+    # Part by part: float32 logits of all targets at once would be the memory peak of the whole update.
+    parts = range(0, len(targets), ENTROPIES_AT_ONCE)
+    means = [
+        _mean_logit(logits[i : i + ENTROPIES_AT_ONCE], log_total[i : i + ENTROPIES_AT_ONCE]) for i in parts
+    ]
+    return logprobs, log_total - mx.concatenate(means)
 
 
 def _mean_logit(logits: mx.array, log_total: mx.array) -> mx.array:
-    """Compute the mean logit under the softmax: logits [C, V] and their log-sum-exp [C] -> [C]."""
+    """Compute the mean logit under the softmax: logits [K, V] and their log-sum-exp [K] -> [K]."""
     wide = logits.astype(mx.float32)
     return (mx.exp(wide - log_total[:, None]) * wide).sum(axis=-1)
 
@@ -97,7 +111,7 @@ def _shared_exponential(logits: mx.array, targets: mx.array) -> tuple[mx.array, 
     weights = mx.exp(logits)
     total = weights.sum(axis=-1)
     log_total = mx.log(total)
-    chosen = mx.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+    chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     entropy = log_total - (weights * logits).sum(axis=-1) / total
     return chosen - log_total, entropy
 

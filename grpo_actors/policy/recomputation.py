@@ -17,7 +17,6 @@ from mlx.utils import tree_map
 from mlx_lm.models.activations import swiglu
 
 from grpo_actors.policy.architectures import architecture_of
-from grpo_actors.policy.shared_prompts import Layer
 
 
 @contextlib.contextmanager
@@ -78,21 +77,15 @@ def _gated(mlp: Any, x: mx.array) -> mx.array:
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         key = _random_key()
-        cache = next((each for each in (*args, *kwargs.values()) if isinstance(each, Layer)), Layer([]))
 
-        # The cache's arrays are passed in and returned: an array that the function only closes over gets no gradient.
-        def pure(parameters: Any, inputs: list[mx.array], *args: Any, **kwargs: Any) -> Any:
+        def pure(parameters: Any, *args: Any, **kwargs: Any) -> Any:
             block.update(parameters)
-            cache.inputs = inputs
             # `mx.checkpoint` needs the gradient of every argument, and CUDA's attention has no gradient of a mask.
             args, kwargs = tree_map(_constant, (args, kwargs))
             with _dropout_from(key):
-                return forward(block, *args, **kwargs), cache.outputs
+                return forward(block, *args, **kwargs)
 
-        outputs, cache.outputs = mx.checkpoint(pure)(
-            block.trainable_parameters(), cache.inputs, *args, **kwargs
-        )
-        return outputs
+        return mx.checkpoint(pure)(block.trainable_parameters(), *args, **kwargs)
 
     return call
 

@@ -16,7 +16,7 @@ from grpo_actors.convert import __main__ as convert
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.logprobs import split_head
 from grpo_actors.policy.model import load_policy
-from grpo_actors.policy.shared_prompts import shares_prompts
+from grpo_actors.policy.packed_rows import packs_rows
 
 TOKENS = [VOCAB - 9, VOCAB - 8, 104, 256, 3, 270, 104, 257, 12, VOCAB - 7, VOCAB - 6]
 
@@ -100,9 +100,9 @@ def test_the_config_has_the_sizes_of_the_meta_file(folder):
     assert (config["max_position_embeddings"], config["torch_dtype"]) == (CONTEXT, "float32")
 
 
-def test_the_learner_shares_prompts_and_uses_the_capped_logits(folder):
+def test_the_learner_packs_rows_and_uses_the_capped_logits(folder):
     policy = load_policy(ModelConfig(model_name=str(folder)), seed=0)
-    assert shares_prompts(policy.model)
+    assert packs_rows(policy.model)
     assert split_head(policy.model) is None  # body and head alone would leave out the cap
 
 

@@ -14,7 +14,7 @@ from hand_made import (
     weights,
 )
 
-from grpo_actors.objective.micro_batches import Completion, pack
+from grpo_actors.objective.micro_batches import Completion, Layout, pack
 from grpo_actors.policy.model import load_base, load_policy
 
 # --- the loss -------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_the_log_probs_of_the_old_policy_and_of_the_reference_see_no_dropout(kin
     grpo.update(groups)
     packed = pack(
         [Completion(group.prompt, c.tokens, c.logprobs, 1.0) for group in groups for c in group.completions],
-        rows=16,
+        Layout(10**6, 16),
         aggregation="dapo",
         max_new_tokens=MAX_NEW,
     )

@@ -1,5 +1,6 @@
 """The gradient of one update of the embedded model does not depend on order, split, ranks or compilation."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hand_made import MAX_NEW, REWARDS, changed, config, groups_of, learner
 from mlx.utils import tree_flatten
 
-from grpo_actors.learner.grpo import _completions
+from grpo_actors.learner.grpo import _completions, layout_of
 from grpo_actors.objective.advantages import compute_advantages
 from grpo_actors.objective.micro_batches import pack
 from grpo_actors.policy.model import load_policy
@@ -39,12 +40,12 @@ def gradient_of(grpo):
     return np.concatenate([np.array(m).ravel() for name, m in state if name.endswith(".m")])
 
 
-def updated(groups, *, compiled=None, shared_prompts=True, **cut):
+def updated(groups, *, compiled=None, packed=True, **cut):
     """Return a learner that has done one update on the groups."""
     chosen = settings(**cut)
     grpo = learner(chosen)
-    assert grpo.shared_prompts
-    grpo.shared_prompts = shared_prompts
+    assert grpo.layout.shared
+    grpo.layout = replace(grpo.layout, shared=packed)
     if compiled is not None:
         grpo.training = Training(grpo.policy.model, chosen.learner, grpo._loss, compiled=compiled)
     grpo.update(groups)
@@ -81,7 +82,7 @@ def test_two_ranks_that_share_the_micro_batches_of_one_update_add_up_to_the_whol
     rewards = [np.array([[c.rewards["hand"]] for c in group.completions]) for group in groups]
     packed = pack(
         list(_completions(groups, compute_advantages("group", rewards, [1.0]))),
-        rows=chosen.learner.batch_size * chosen.rollout.num_generations,
+        layout_of(chosen, packed=True),
         aggregation=aggregation,
         max_new_tokens=MAX_NEW,
     )
@@ -98,11 +99,9 @@ def test_two_ranks_that_share_the_micro_batches_of_one_update_add_up_to_the_whol
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 8])
-def test_it_does_not_depend_on_whether_prompts_are_computed_once(micro_batches):
+def test_it_does_not_depend_on_whether_completions_share_rows(micro_batches):
     groups = changed(eight_groups(), 1, 2, rewards={"hand": None})  # a group of three, and one of four
-    shared, apart = (
-        updated(groups, micro_batches=micro_batches, shared_prompts=which) for which in (True, False)
-    )
+    shared, apart = (updated(groups, micro_batches=micro_batches, packed=which) for which in (True, False))
     assert_same_gradient(gradient_of(shared), gradient_of(apart))
 
 

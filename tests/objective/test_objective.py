@@ -15,7 +15,7 @@ from grpo_actors.objective.aggregation import AGGREGATIONS
 from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.correction import CORRECTIONS
 from grpo_actors.objective.kl import KL_ESTIMATORS
-from grpo_actors.objective.micro_batches import Completion, pack
+from grpo_actors.objective.micro_batches import Completion, Layout, pack
 from grpo_actors.objective.statistics import add_statistics, summary
 
 FULL = {"clip_eps": 0.2, "clip_eps_high": 0.28, "clip_delta": 1.6, "dual_clip": 1.7, "cispo_cap": 1.4}
@@ -199,7 +199,7 @@ def test_the_second_bound_counts_the_tokens_whose_gradient_it_removed(loss, boun
     advantages = [-1.0, 1.0, -2.0]
     update = pack(
         [Completion([1], [0] * len(r), [0.0] * len(r), A) for r, A in zip(ratios, advantages, strict=True)],
-        rows=rows,
+        Layout(10**6, rows),
         aggregation="dapo",
         max_new_tokens=4,
     )

@@ -18,10 +18,11 @@ VOCABULARY = 11
 
 def bigram_logprobs(table, batch):
     """Log-probs of the targets, [N, C], and the entropies of their distributions."""
-    logits = table[batch["inputs"]]
+    logits = table[batch["tokens"].flatten()[batch["inputs_at"]]]
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(logprobs, batch["targets"][..., None], axis=-1)[..., 0]
-    return chosen, -(mx.exp(logprobs) * logprobs).sum(axis=-1)
+    chosen = mx.take_along_axis(logprobs, batch["targets"][:, None], axis=-1)[:, 0]
+    entropies = -(mx.exp(logprobs) * logprobs).sum(axis=-1)
+    return chosen[batch["target_at"]], entropies[batch["target_at"]]
 
 
 def gradient(update, objective, table, *, compiled=False, **packing):
@@ -76,8 +77,9 @@ def test_splits_padding_and_order_do_not_reach_the_gradient(update, table, objec
         "2 micro-batches": {"rows": -(-active // 2)},
         "8 micro-batches": {"rows": -(-active // 8)},
         "one completion each": {"rows": 1},
-        "no padding": {"rows": 64, "row_multiple": 1, "prompt_multiple": 1, "completion_multiple": 1},
-        "much padding": {"rows": 64, "row_multiple": 64, "prompt_multiple": 128, "completion_multiple": 64},
+        "one completion a row": {"rows": 64, "shared": False},
+        "few shapes, much padding": {"rows": 64, "fixed_row": 64, "longest": 64},
+        "few shapes, a completion each": {"rows": 1, "fixed_row": 64, "longest": 16},
         "shuffled": {"rows": 5, "order": shuffled},
     }
     for way, packing in ways.items():
@@ -138,12 +140,12 @@ def test_a_compiled_step_is_traced_once_for_each_shape(update, table):
     traces, objective = [], ObjectiveConfig()
 
     def part(table, batch):
-        traces.append(batch["inputs"].shape)
+        traces.append(batch["tokens"].shape)
         return objective_loss(bigram_logprobs(table, batch)[0], batch, objective)
 
     step = mx.compile(mx.value_and_grad(part))
-    micro_batches = update.packed(objective, rows=4, completion_multiple=4).micro_batches
+    micro_batches = update.packed(objective, rows=4, tokens=64, fixed_row=32, longest=12).micro_batches
     for m in [*micro_batches, *micro_batches]:
         step(table, m.arrays())
     assert len(micro_batches) > 2
-    assert len(traces) == len({m.prompts.shape + m.inputs.shape for m in micro_batches})
+    assert len(traces) == len({m.tokens.shape for m in micro_batches}) <= 2  # one row, or two

@@ -5,7 +5,7 @@ import numpy as np
 from reference import advantages
 
 from grpo_actors.objective.batch_loss import objective_loss
-from grpo_actors.objective.micro_batches import Completion, pack
+from grpo_actors.objective.micro_batches import Completion, Layout, pack
 from grpo_actors.objective.statistics import add_statistics
 
 
@@ -42,7 +42,7 @@ class RandomUpdate:
     def trains(self, i, mask_truncated):
         return self.valid[i] and len(self.completions[i]) > 0 and not (mask_truncated and self.truncated[i])
 
-    def packed(self, objective, *, rows=4, order=None, **multiples):
+    def packed(self, objective, *, rows=4, tokens=10**6, order=None, **layout):
         """Pack the update, with the completions in `order` (None: as they are)."""
         order = list(range(self.size)) if order is None else order
         return pack(
@@ -57,11 +57,10 @@ class RandomUpdate:
                 )
                 for i in order
             ],
-            rows=rows,
+            Layout(tokens, rows, **layout),
             aggregation=objective.aggregation,
             max_new_tokens=self.max_new_tokens,
             mask_truncated=objective.mask_truncated,
-            **multiples,
         )
 
     def rows(self, micro_batch):
@@ -69,7 +68,8 @@ class RandomUpdate:
         known = {(tuple(ids), tuple(self.behaviour[i])): i for i, ids in enumerate(self.completions)}
         for row, mask in enumerate(micro_batch.mask):
             if mask.any():
-                ids, logprobs = micro_batch.targets[row][mask], micro_batch.behaviour_logprobs[row][mask]
+                targets = micro_batch.targets[micro_batch.target_at[row]]
+                ids, logprobs = targets[mask], micro_batch.behaviour_logprobs[row][mask]
                 yield row, known[tuple(ids.tolist()), tuple(logprobs.tolist())]
 
 

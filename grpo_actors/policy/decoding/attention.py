@@ -1,60 +1,10 @@
-"""Find the modules through which a model's layers call attention, and replace the function there.
+"""Decide whether the kernel over `slots` can replace a model's attention on this machine."""
 
-Depends on mlx-lm's modules only, not on what is computed instead.
-"""
-
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import mlx.core as mx
-from mlx_lm.models import base
-
+from grpo_actors.policy.attention import Callers
 from grpo_actors.policy.decoding.slot_kernels import HEAD_SIZES
 from grpo_actors.policy.device import on_cuda
-
-
-class Callers:
-    """The modules of mlx-lm through which a model's layers call attention."""
-
-    def __init__(self, model: Any) -> None:
-        own = base.scaled_dot_product_attention
-        names = {type(module).__module__ for module in model.modules()}
-        self._modules: list[Any] = [
-            sys.modules[name]
-            for name in names
-            if getattr(sys.modules[name], "scaled_dot_product_attention", None) is own
-        ]
-
-    @contextlib.contextmanager
-    def calling(self, attend: Callable[..., mx.array]) -> Iterator[None]:
-        """Make the layers call `attend`, with mlx-lm's arguments, within this block.
-
-        This affects every thread: nothing else may run a model of this kind meanwhile.
-        """
-        for module in self._modules:
-            module.scaled_dot_product_attention = attend
-        try:
-            yield
-        finally:
-            for module in self._modules:
-                module.scaled_dot_product_attention = base.scaled_dot_product_attention
-
-    def sizes(self, model: Any) -> list[tuple[int, int, int]]:
-        """Return (key heads, query head size, value head size) of each layer that calls attention; runs one token."""
-        sizes = []
-
-        def attend(
-            queries: mx.array, keys: mx.array, values: mx.array, *args: Any, **kwargs: Any
-        ) -> mx.array:
-            sizes.append((keys.shape[1], queries.shape[-1], values.shape[-1]))
-            result: mx.array = base.scaled_dot_product_attention(queries, keys, values, *args, **kwargs)
-            return result
-
-        with self.calling(attend):
-            model(mx.array([[1]]))
-        return sizes
 
 
 def callers(model: Any) -> Callers | bool:

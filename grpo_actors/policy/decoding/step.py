@@ -18,6 +18,7 @@ import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from grpo_actors.errors import ConfigError
+from grpo_actors.policy.attention import Callers
 from grpo_actors.policy.decoding import attention, draw_kernel, slot_kernels
 from grpo_actors.policy.decoding.blocks import Arrays, Blocks, blocks_of
 from grpo_actors.policy.decoding.draw import SamplingParams, draw
@@ -216,7 +217,7 @@ def _draw_step(
 
 
 def _layer_logits(
-    model: Any, callers: attention.Callers, tokens: mx.array, lengths: mx.array, cache: mx.array
+    model: Any, callers: Callers, tokens: mx.array, lengths: mx.array, cache: mx.array
 ) -> mx.array:
     layers = [SlotLayer(cache, layer, lengths) for layer in range(len(cache))]
     with callers.calling(_attend):
