@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -52,8 +53,6 @@ class Grpo:
     policy: Policy
     total_updates: int
     training: Training = field(init=False)
-    #: Whether a prompt is computed once for all of its completions; depends on the model.
-    shared_prompts: bool = field(init=False)
     #: The reference: the trainable arrays at the start or at the last refresh; None without a KL term. Until the
     #: first step they are the policy's own arrays, not copies. A new adapter is the base model, as it changes nothing.
     reference: dict[str, mx.array] | None = field(init=False)
@@ -66,9 +65,13 @@ class Grpo:
 
     def __post_init__(self) -> None:
         self.objective = self.config.objective
-        self.shared_prompts = shares_prompts(self.policy.model)
         self.training = Training(self.policy.model, self.config.learner, self._loss)
         self.reference = self.policy.trainable() if self.objective.kl_coeff > 0 else None
+
+    @cached_property
+    def shared_prompts(self) -> bool:
+        """Whether a prompt is computed once for all of its completions; the first read tries it on the model."""
+        return shares_prompts(self.policy.model)
 
     def update(self, groups: Sequence[SampledGroup]) -> dict[str, Any]:
         """Do one update on the groups, and return its metrics."""

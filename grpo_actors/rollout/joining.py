@@ -40,7 +40,7 @@ def fetch_weights(
 def preload_policy(settings: Path) -> Policy | None:
     """Load the model of a run's config.json while the learner loads its own, and compute its identity.
 
-    Returns None if it cannot be loaded. The learner then reports the same error, and better only once.
+    Returns None if it cannot be loaded: the learner then reports the same error, which is enough.
     """
     try:
         config = read_config(settings)
