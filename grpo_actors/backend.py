@@ -122,17 +122,20 @@ def _remove_unfinished_kernels(folder: Path) -> None:
 
 
 class _TransformersFinder(MetaPathFinder):
-    """Finds transformers, once, and has it loaded as if PyTorch were not installed."""
+    """Finds transformers as the other finders do, and has it loaded as if PyTorch were not installed."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
-        if name != "transformers":
+        if name != "transformers" or "torch" in sys.modules:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None and "torch" not in sys.modules:
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)  # a library may only have asked whether transformers is installed
+        if spec is not None and spec.loader is not None:
             spec.loader = _LoaderWithoutTorch(spec.loader)
         return spec
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 #: All that the three actors import, also what they import late.
 ACTORS = """
-import sys
+import importlib.util, sys
+assert importlib.util.find_spec("transformers")  # as libraries do that only ask
 import grpo_actors.rollout.episodes, grpo_actors.rollout.joining, grpo_actors.rollout.worker
 import grpo_actors.learner.__main__, grpo_actors.evaluator.__main__
 from grpo_actors.policy.model import load_policy
