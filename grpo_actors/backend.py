@@ -111,13 +111,14 @@ def _cuda_build() -> str | None:
 
 
 def _remove_unfinished_kernels(folder: Path) -> None:
-    """Remove what a killed process left: MLX would fail on it each time, and a kept folder is never emptied.
+    """Remove what a killed process or a full disk left: MLX would fail on it each time, and a reboot keeps this folder.
 
-    MLX writes a kernel as NAME.ptx, NAME.txt, NAME.cu, in this order. Removing one that another process is writing just now
+    MLX writes a kernel as NAME.ptx, NAME.txt, NAME.cu, in this order; a long name has folders. Removing one that another process is writing just now
     costs a compilation, no more.
     """
-    for code in folder.glob("*.ptx"):
-        if not code.with_suffix(".cu").exists():
+    for code in folder.rglob("*.ptx"):
+        source = code.with_suffix(".cu")
+        if not source.exists() or not source.stat().st_size:
             code.unlink(missing_ok=True)
 
 

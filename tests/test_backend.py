@@ -122,12 +122,9 @@ def test_kernels_stay_where_the_user_wants_them_or_where_mlx_puts_them(kernels_o
 
 def test_a_kernel_that_a_killed_process_left_unfinished_is_removed(kernels_of):
     folder = Path(kernels_of("NVIDIA H200"))
-    for name in ("whole.ptx", "whole.txt", "whole.cu", "half.ptx", "half.txt"):
-        (folder / name).touch()
+    (folder / "long").mkdir()
+    for name in ("whole.ptx", "whole.cu", "half.ptx", "half.txt", "long/half.ptx", "full_disk.ptx"):
+        (folder / name).write_text("code")
+    (folder / "full_disk.cu").touch()
     kernels_of("NVIDIA H200")
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "half.txt",
-        "whole.cu",
-        "whole.ptx",
-        "whole.txt",
-    ]
+    assert [file.name for file in folder.rglob("*.ptx")] == ["whole.ptx"]
