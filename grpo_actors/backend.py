@@ -1,4 +1,4 @@
-"""Prepare a process before ``mlx.core`` is first imported, or first used.
+"""Prepare a process before ``mlx.core`` or transformers is first imported, or first used.
 
 MLX's Linux CPU wheel is linked to a reference BLAS: 2 to 6 GFLOP/s in float32 on two cores. If OpenBLAS
 symbols are already in the process when ``libmlx.so`` is loaded, they replace it: 160 to 200 GFLOP/s, with
@@ -9,9 +9,17 @@ imports within the package.
 import ctypes
 import importlib.util
 import os
+import re
 import sys
 import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+
+#: Where the NVIDIA driver describes each GPU that this machine or container sees.
+_NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def load_fast_blas() -> None:
@@ -63,6 +71,114 @@ def submit_long_graphs() -> None:
         return
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "1000")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "4000")
+
+
+def keep_kernels(gpus: Path = _NVIDIA_GPUS) -> None:
+    """Keep the kernels that MLX compiles on a CUDA machine in the user's cache folder; a set MLX_PTX_CACHE_DIR stays.
+
+    MLX compiles each kernel at its first use, for seconds, and keeps it in the temporary folder, which a reboot empties.
+    The files hold code for one GPU and are found by the kernel's name alone, so each build of MLX and each model of GPU has
+    its own folder. On a machine with several models MLX's default stays: which of them is used is not known here.
+    """
+    if os.environ.get("MLX_PTX_CACHE_DIR"):
+        return
+    try:
+        models = _gpu_models(gpus)
+        build = _cuda_build() if len(models) == 1 else None
+        if build is None:
+            return
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = cache / "grpo_actors" / "kernels" / re.sub(r"[^\w.]+", "-", f"{build} {models.pop()}")
+        # Not left to MLX: it works without a cache if another process makes the folder at the same moment.
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished_kernels(folder)
+    except (OSError, RuntimeError):
+        return  # no home folder, or none that can be written: MLX's default is as good
+    os.environ["MLX_PTX_CACHE_DIR"] = str(folder)
+
+
+def _gpu_models(gpus: Path) -> set[str]:
+    """Return the names of the models in the driver's descriptions, as ``NVIDIA H200``."""
+    lines = [line for file in gpus.glob("*/information") for line in file.read_text().splitlines()]
+    return {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}
+
+
+def _cuda_build() -> str | None:
+    """Return distribution and version of the installed MLX for CUDA, as ``mlx_cuda_13-0.32.4``; None without it."""
+    spec = importlib.util.find_spec("mlx")
+    sites = [Path(place).parent for place in (spec.submodule_search_locations or ())] if spec else []
+    return next((found.stem for site in sites for found in site.glob("mlx_cuda*.dist-info")), None)
+
+
+def _remove_unfinished_kernels(folder: Path) -> None:
+    """Remove what a killed process or a full disk left: MLX would fail on it each time, and a reboot keeps this folder.
+
+    MLX writes a kernel as NAME.ptx, NAME.txt, NAME.cu, in this order; a long name has folders. Removing one that another process is writing just now
+    costs a compilation, no more.
+    """
+    for code in folder.rglob("*.ptx"):
+        source = code.with_suffix(".cu")
+        if not source.exists() or not source.stat().st_size:
+            code.unlink(missing_ok=True)
+
+
+class _TransformersFinder(MetaPathFinder):
+    """Finds transformers as the other finders do, and has it loaded as if PyTorch were not installed."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        del path, target
+        if name != "transformers" or "torch" in sys.modules:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)  # a library may only have asked whether transformers is installed
+        if spec is not None and spec.loader is not None:
+            spec.loader = _LoaderWithoutTorch(spec.loader)
+        return spec
+
+
+class _LoaderWithoutTorch(Loader):
+    """Runs a package's code while PyTorch cannot be imported, then takes itself out of the way."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__loader__ = module.__spec__.loader = self._loader
+        sys.modules["torch"] = None  # type: ignore[assignment] # Python's own mark: find and import nothing
+        try:
+            self._loader.exec_module(module)
+        finally:
+            del sys.modules["torch"]
+
+
+_FINDER = _TransformersFinder()
+
+
+def keep_torch_out_of_transformers() -> None:
+    """Make transformers, which is not imported yet, do without PyTorch in this process.
+
+    mlx-lm needs its tokenizers only, and they need no PyTorch. But where it is installed, transformers imports most of it:
+    20 s in every process. No setting of transformers 5 prevents this. It looks for PyTorch while its own package is imported,
+    and remembers the answer, so PyTorch seems absent for just that moment: ``import torch``, by a model folder's
+    own tokenizer or by a library, works before and after.
+    """
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
+
+
+def let_torch_into_transformers() -> None:
+    """Take `keep_torch_out_of_transformers` back: the process runs a user's code, which may use transformers' models."""
+    if _FINDER in sys.meta_path:
+        sys.meta_path.remove(_FINDER)
 
 
 def _warn(why: str) -> None:

@@ -34,6 +34,8 @@ from grpo_actors.wire.messages import Beat, Bye, Evaluation, decode, encode, fro
 
 #: Seconds to wait for a message before the run folder is checked again.
 POLL_S = 0.2
+#: Seconds to wait for the learner, which may have to download its model first. If it fails, launch.py ends this process.
+PATIENCE_S = 600.0
 
 
 class EvaluationStopped(Exception):  # noqa: N818 - not an error: it only leaves the computation
@@ -144,7 +146,7 @@ def follow_run(run_dir: Path, endpoint: str, stop: StopRequest) -> int:
     """Evaluate a run until it ends; return the exit code."""
     with zmq_context() as context:
         control = ControlClient(context, endpoint, "evaluator")
-        welcome = handshake(control, "evaluator", stop, patience_s=120)
+        welcome = handshake(control, "evaluator", stop, patience_s=PATIENCE_S)
         if welcome is None:
             return 0
         config = Config.model_validate_json(welcome.config)

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -66,7 +67,6 @@ class Grpo:
     policy: Policy
     total_updates: int
     training: Training = field(init=False)
-    layout: Layout = field(init=False)
     #: The reference: the trainable arrays at the start or at the last refresh; None without a KL term. Until the
     #: first step they are the policy's own arrays, not copies. A new adapter is the base model, as it changes nothing.
     reference: dict[str, mx.array] | None = field(init=False)
@@ -79,9 +79,13 @@ class Grpo:
 
     def __post_init__(self) -> None:
         self.objective = self.config.objective
-        self.layout = layout_of(self.config, packed=packs_rows(self.policy.model))
         self.training = Training(self.policy.model, self.config.learner, self._loss)
         self.reference = self.policy.trainable() if self.objective.kl_coeff > 0 else None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The sizes of micro-batches; the first read tries on the model whether completions may share a row."""
+        return layout_of(self.config, packed=packs_rows(self.policy.model))
 
     def update(self, groups: Sequence[SampledGroup]) -> dict[str, Any]:
         """Do one update on the groups, and return its metrics."""

@@ -24,8 +24,10 @@ from grpo_actors.process import StopRequest, bound_memory, enter_process, is_sup
 WAIT_S = 0.2
 
 
-def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
+def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, settings: Path | None = None) -> int:
     """Run a worker until it is dismissed or asked to leave, and return the exit code 0.
+
+    `settings` is the run's config.json, if the worker may load its model before the learner answers.
 
     Raises:
         RunError: the learner refused the worker, or could not be reached for `patience_s`.
@@ -34,7 +36,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
     from grpo_actors.config import Config  # noqa: PLC0415
     from grpo_actors.policy.pinned import pin  # noqa: PLC0415
     from grpo_actors.rollout.episodes import open_episodes  # noqa: PLC0415
-    from grpo_actors.rollout.joining import load_welcome_policy  # noqa: PLC0415
+    from grpo_actors.rollout.joining import load_welcome_policy, preload_policy  # noqa: PLC0415
     from grpo_actors.rollout.worker import RolloutWorker  # noqa: PLC0415
     from grpo_actors.tasks.scoring import open_scorer  # noqa: PLC0415
     from grpo_actors.transport.control import ControlClient  # noqa: PLC0415
@@ -45,12 +47,13 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float) -> int:
     from grpo_actors.wire.messages import Bye, encode  # noqa: PLC0415
 
     bound_memory()
+    preloaded = preload_policy(settings) if settings else None
     with zmq_context() as context, contextlib.closing(ControlClient(context, endpoint, name)) as control:
         welcome = handshake(control, "rollout", stop, patience_s)
         if welcome is None:
             return 0
         config = Config.model_validate_json(welcome.config)
-        policy = load_welcome_policy(welcome, config)
+        policy = load_welcome_policy(welcome, config, preloaded)
         with (
             open_scorer(config.reward.functions, config.reward) as scorer,
             open_episodes(config, policy) as turns,
@@ -109,11 +112,12 @@ def main() -> int:
     parser.add_argument(
         "--patience", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the learner"
     )
+    parser.add_argument("--preload", metavar="FILE", type=Path, help=argparse.SUPPRESS)  # from launch.py
     args = parser.parse_args()
     stop = enter_process()
     submit_long_graphs()
     endpoint = args.connect or control_endpoint(args.attach)
-    return work(endpoint, args.name, stop, args.patience)
+    return work(endpoint, args.name, stop, args.patience, args.preload)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 
-from grpo_actors.config import Config
-from grpo_actors.errors import ModelError, ProtocolError
+from grpo_actors.config import Config, read_config
+from grpo_actors.errors import GrpoActorsError, ModelError, ProtocolError
 from grpo_actors.policy.identity import Identity
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.policy.weights import unpack
@@ -36,13 +37,30 @@ def fetch_weights(
     return (manifest.version, arrays) if arrived.whole() else None
 
 
-def load_welcome_policy(welcome: Welcome, config: Config) -> Policy:
-    """Load the model that the learner trains, by its path or hub id on this machine.
+def preload_policy(settings: Path) -> Policy | None:
+    """Load the model of a run's config.json while the learner loads its own, and compute its identity.
+
+    Returns None if it cannot be loaded: the learner then reports the same error, which is enough.
+    """
+    try:
+        config = read_config(settings)
+        policy = load_policy(config.model, seed=config.run.seed)
+    except GrpoActorsError:
+        return None
+    _ = policy.identity  # computed once, here
+    return policy
+
+
+def load_welcome_policy(welcome: Welcome, config: Config, preloaded: Policy | None = None) -> Policy:
+    """Load the model that the learner trains, by its path or hub id on this machine; or take `preloaded`, if it is that.
 
     Raises:
         ModelError: this machine has another model under that name.
     """
-    policy = load_policy(config.model, seed=config.run.seed)
+    if preloaded is not None and preloaded.config == config.model:
+        policy = preloaded
+    else:
+        policy = load_policy(config.model, seed=config.run.seed)
     mismatch = policy.identity.mismatch(Identity(**json.loads(welcome.identity)))
     if mismatch:
         raise ModelError(

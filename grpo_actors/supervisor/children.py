@@ -33,6 +33,8 @@ class Actor:
     respawns: bool
     #: Descriptors that the child inherits besides the lifeline.
     inherited: tuple[int, ...] = ()
+    #: Whether it is started only when the learner listens.
+    waits: bool = False
     process: "subprocess.Popen[bytes] | None" = None
     #: Monotonic time of the last start.
     _started_s: float = 0.0

@@ -45,6 +45,8 @@ FLUSH_S = 30.0
 DRAIN_NOTE_S = 30.0
 #: Seconds between two checks of the children.
 TICK_S = 0.1
+#: Cores from which on the evaluator starts together with the learner and the workers.
+CORES_FOR_ALL = 4
 
 
 @dataclass
@@ -132,17 +134,13 @@ class Supervisor:
         return True
 
     def _start_children(self) -> None:
-        """Start all children that were not started yet. Evaluator and trackers wait until the learner listens.
-
-        On two cores their imports would only delay the first update. And a tracker must not read the records that a
-        resumed learner has yet to cut off.
-        """
+        """Start all children that were not started yet; some of them only when the learner listens."""
         if self._follower is None and (self.run_dir / ENDPOINTS_FILE).exists():
             # Not earlier: a subscriber that cannot connect retries after longer and longer pauses.
             events = self.follower_stack.enter_context(EventSubscriber(self.endpoints.events))
             self._follower = self.follower_stack.enter_context(Follower(events, self.run_dir))
         for child in self._children:
-            waits = child in self.observers and self._follower is None
+            waits = child.waits and self._follower is None
             if child.process is None and not self.signals.count and not waits:
                 child.start(self.lifeline)
 
@@ -271,7 +269,7 @@ def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints,
         respawns=False,
         inherited=(lock,),
     )
-    observers = _observers(run_dir, config, endpoints, shares)
+    observers = _observers(run_dir, config, endpoints, shares, machine)
     supervisor = Supervisor(
         run_dir, config, endpoints, learner, observers, pool, status, signals, lifeline, follower_stack
     )
@@ -280,12 +278,17 @@ def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints,
 
 
 def _observers(
-    run_dir: Path, config: Config, endpoints: Endpoints, environment: Mapping[str, str]
+    run_dir: Path, config: Config, endpoints: Endpoints, environment: Mapping[str, str], machine: Machine
 ) -> list[Actor]:
     """Build the evaluator and the trackers that the settings name."""
-    commands: dict[str, list[str]] = {}
+    observers = []
     if config.evaluator.eval_every_updates:
-        commands["evaluator"] = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control]
+        command = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control]
+        # On few cores its imports would only delay the first update.
+        waits = machine.cores < CORES_FOR_ALL
+        observers.append(Actor("evaluator", command, environment, respawns=True, waits=waits))
     for name in config.metrics.trackers:
-        commands[name] = ["grpo_actors.trackers", str(run_dir), name]
-    return [Actor(name, command, environment, respawns=True) for name, command in commands.items()]
+        command = ["grpo_actors.trackers", str(run_dir), name]
+        # It must not read the records that a resumed learner has yet to cut off.
+        observers.append(Actor(name, command, environment, respawns=True, waits=True))
+    return observers

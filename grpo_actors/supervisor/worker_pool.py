@@ -18,7 +18,7 @@ from grpo_actors.observe.records import Record
 from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
 from grpo_actors.rundir.decisions import Decision, append_decision, kept_workers
-from grpo_actors.rundir.folder import WORKERS_FILE
+from grpo_actors.rundir.folder import CONFIG_FILE, WORKERS_FILE
 from grpo_actors.supervisor.children import Actor, how_it_ended
 from grpo_actors.supervisor.headcount import Headcount, Measurement
 from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
@@ -139,8 +139,9 @@ class WorkerPool:
         """Add a worker. The supervisor starts its process, as for all children that were not started yet."""
         # A number is never used twice: the stopped worker that had it may not have ended yet.
         name = f"rollout-{len(self.actors)}"
-        command = ["grpo_actors.rollout", "--connect", self.control, "--name", name, "--patience", "600"]
-        actor = Actor(name, command, self._share.environment, respawns=True)
+        command = ["--connect", self.control, "--name", name, "--patience", "600"]
+        command += ["--preload", str(self.run_dir / CONFIG_FILE)]
+        actor = Actor(name, ["grpo_actors.rollout", *command], self._share.environment, respawns=True)
         self.actors.append(actor)
         self.workers.append(actor)
 

@@ -45,7 +45,7 @@ HEARTBEAT_S = 2.0
 HEARTBEAT_TIMEOUT_S = 10.0
 RECONNECT_FIRST_S = 0.1
 #: Workers try to connect before the learner has loaded its model: a longer interval would delay the start as much.
-RECONNECT_LONGEST_S = 1.0
+RECONNECT_LONGEST_S = 0.2
 #: Messages per queue; few, because the largest may have 64 MiB.
 QUEUED = 100
 

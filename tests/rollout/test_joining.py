@@ -9,7 +9,7 @@ from mlx import nn
 from grpo_actors.config import Config
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import load_policy
-from grpo_actors.rollout.joining import load_welcome_policy
+from grpo_actors.rollout.joining import load_welcome_policy, preload_policy
 from grpo_actors.wire.messages import Welcome
 
 
@@ -44,3 +44,18 @@ def test_a_workers_quantised_base_must_be_the_learners():
     assert bits_of(load_welcome_policy(welcome(settings, identity), settings)) == {4}
     with pytest.raises(ModelError, match="weights is"):
         load_welcome_policy(welcome(settings, replace(identity, weights="0" * 16)), settings)
+
+
+def test_a_worker_keeps_the_model_that_it_loaded_early_only_if_it_is_the_learners(tmp_path):
+    settings, others = config(), config(fine_tune_type="dora")
+    (tmp_path / "config.json").write_text(settings.model_dump_json())
+    early = preload_policy(tmp_path / "config.json")
+    assert load_welcome_policy(welcome(settings, early.identity), settings, early) is early
+    loaded = load_welcome_policy(welcome(others, early.identity), others, early)
+    assert loaded.config == others.model
+
+
+def test_a_model_that_cannot_be_loaded_early_is_left_to_the_learner_to_report(tmp_path):
+    assert preload_policy(tmp_path / "config.json") is None
+    (tmp_path / "config.json").write_text(config(model_name=str(tmp_path)).model_dump_json())
+    assert preload_policy(tmp_path / "config.json") is None

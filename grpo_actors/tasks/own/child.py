@@ -26,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from grpo_actors.backend import let_torch_into_transformers
 from grpo_actors.errors import RewardError, nearest
 from grpo_actors.tasks.own.frames import receive, send
 from grpo_actors.tasks.own.kinds import KINDS, Kind
@@ -161,6 +162,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.dont_write_bytecode = True  # no __pycache__ in the user's folders
     _offer_to_out_of_memory_killer()
+    let_torch_into_transformers()  # a reward may be a model
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(channel, requests), daemon=True).start()
     functions = Functions()

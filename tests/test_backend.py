@@ -1,0 +1,130 @@
+"""A process of ours prepares itself before MLX and transformers are imported: seen from real processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_actors.config.data import RewardConfig
+from grpo_actors.tasks.scoring import open_scorer
+from grpo_actors.tasks.task import Problem
+
+ROOT = Path(__file__).parents[1]
+
+#: All that the three actors import, also what they import late.
+ACTORS = """
+import importlib.util, sys
+assert importlib.util.find_spec("transformers")  # as libraries do that only ask
+import grpo_actors.rollout.episodes, grpo_actors.rollout.joining, grpo_actors.rollout.worker
+import grpo_actors.learner.__main__, grpo_actors.evaluator.__main__
+from grpo_actors.policy.model import load_policy
+from grpo_actors.config import ModelConfig
+load_policy(ModelConfig(), seed=0)
+assert "transformers" in sys.modules
+print("torch" in sys.modules)
+import torch
+print(torch.__version__)
+"""
+
+
+@pytest.fixture
+def torch_folder(tmp_path):
+    """A folder with a stand-in for PyTorch that looks installed, and lacks all that transformers would ask it for."""
+    folder = tmp_path / "site"
+    (folder / "torch").mkdir(parents=True)
+    (folder / "torch" / "__init__.py").write_text('__version__ = "2.11.0"\n')
+    (folder / "torch-2.11.0.dist-info").mkdir()
+    (folder / "torch-2.11.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.11.0\n")
+    return folder
+
+
+def run(arguments, folder, **environment):
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_no_actor_imports_torch_and_an_import_by_the_user_still_works(torch_folder):
+    (torch_folder / "probe.py").write_text(ACTORS)
+    printed = run(["-m", "grpo_actors.supervisor.entry", "probe"], torch_folder)
+    assert printed == ["False", "2.11.0"]
+
+
+def test_a_users_reward_gets_transformers_with_torch(torch_folder, tmp_path, monkeypatch):
+    file = tmp_path / "own.py"
+    # What transformers asks before it imports torch; a whole import would need more than the stand-in.
+    file.write_text(
+        "import importlib.util, sys\n"
+        "hidden = [finder for finder in sys.meta_path if 'grpo_actors' in type(finder).__module__]\n"
+        "def torch_is_visible(completions, **columns):\n"
+        "    found = not hidden and importlib.util.find_spec('torch') is not None\n"
+        "    return [float(found)] * len(completions)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(torch_folder))
+    problem = Problem(id="1", messages=({"role": "user", "content": "?"},), answer="", columns={})
+    name = f"{file}:torch_is_visible"
+    with open_scorer({name: 1.0}, RewardConfig()) as scorer:
+        assert scorer.score(problem, ["a"]).rewards == {name: [1.0]}
+
+
+#: Prints the folder of kernels. Importing the package has set that of the real machine, if it has a GPU.
+KERNELS = """
+import os
+from pathlib import Path
+from grpo_actors.backend import keep_kernels
+os.environ["MLX_PTX_CACHE_DIR"] = {chosen!r}
+keep_kernels(Path({gpus!r}))
+print(os.environ["MLX_PTX_CACHE_DIR"] or None)
+"""
+
+
+@pytest.fixture
+def kernels_of(tmp_path):
+    """A function that makes a machine with these GPUs and MLX for CUDA, and returns the folder for kernels there."""
+    site = tmp_path / "site"
+    for name in ("mlx", "mlx_cuda_13-0.32.4.dist-info"):
+        (site / name).mkdir(parents=True)
+    (site / "mlx" / "__init__.py").touch()
+
+    def kernels(*models, chosen="", cache=tmp_path / "cache"):
+        gpus = tmp_path / "-".join(("gpus", *models))
+        for number, model in enumerate(models):
+            (gpus / f"0000:{number:02}").mkdir(parents=True, exist_ok=True)
+            (gpus / f"0000:{number:02}" / "information").write_text(f"Model: \t\t {model}\nIRQ: 1\n")
+        code = KERNELS.format(gpus=str(gpus), chosen=chosen)
+        [folder] = run(["-c", code], site, XDG_CACHE_HOME=str(cache))
+        return folder
+
+    return kernels
+
+
+def test_kernels_are_kept_for_each_build_of_mlx_and_each_model_of_gpu(kernels_of, tmp_path):
+    kept = tmp_path / "cache" / "grpo_actors" / "kernels"
+    assert kernels_of("NVIDIA H200", "NVIDIA H200") == str(kept / "mlx_cuda_13-0.32.4-NVIDIA-H200")
+    assert kernels_of("Tesla V100/16") == str(kept / "mlx_cuda_13-0.32.4-Tesla-V100-16")
+
+
+def test_kernels_stay_where_the_user_wants_them_or_where_mlx_puts_them(kernels_of, tmp_path):
+    assert kernels_of("NVIDIA H200", chosen="/mine") == "/mine"
+    assert kernels_of("NVIDIA H200", "NVIDIA L4") == "None"  # which of the two is used is not known
+    assert kernels_of() == "None"
+    (tmp_path / "file").touch()
+    assert kernels_of("NVIDIA H200", cache=tmp_path / "file") == "None"
+
+
+def test_a_kernel_that_a_killed_process_left_unfinished_is_removed(kernels_of):
+    folder = Path(kernels_of("NVIDIA H200"))
+    (folder / "long").mkdir()
+    for name in ("whole.ptx", "whole.cu", "half.ptx", "half.txt", "long/half.ptx", "full_disk.ptx"):
+        (folder / name).write_text("code")
+    (folder / "full_disk.cu").touch()
+    kernels_of("NVIDIA H200")
+    assert [file.name for file in folder.rglob("*.ptx")] == ["whole.ptx"]
