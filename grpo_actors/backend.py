@@ -13,6 +13,9 @@ import sys
 import warnings
 from pathlib import Path
 
+#: Environment variable: folder with the sockets of CUDA MPS, by which processes share a GPU instead of taking turns.
+MPS_FOLDER = "CUDA_MPS_PIPE_DIRECTORY"
+
 
 def load_fast_blas() -> None:
     """Load OpenBLAS before MLX's own BLAS; do nothing except on Linux x86-64, or if CUDA is installed.
@@ -63,6 +66,16 @@ def submit_long_graphs() -> None:
         return
     os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "1000")
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "4000")
+
+
+def join_mps(folder: str) -> None:
+    """Let this process share its GPU with those of a run; `folder` is the run's ``CUDA_MPS_PIPE_DIRECTORY``, or empty.
+
+    CUDA reads the variable at its first use. A value that is already set stays. In a folder where nobody listens CUDA
+    works without MPS.
+    """
+    if folder:
+        os.environ.setdefault(MPS_FOLDER, folder)
 
 
 def _warn(why: str) -> None:
