@@ -21,7 +21,7 @@ from grpo_actors.backend import MPS_FOLDER
 #: NVIDIA's program: the daemon, and with no argument the way to ask it.
 CONTROL = "nvidia-cuda-mps-control"
 #: Seconds that the daemon and its server have to come up. With several GPUs the server opens each of them.
-START_S = 10.0
+START_S = 20.0
 #: Seconds after which the daemon has a server, or never will have one.
 SERVER_S = 2.0
 #: Seconds that clients have to leave before the server is stopped. The run's own processes have ended by then.
@@ -78,17 +78,20 @@ class Daemon:
         """Whether the daemon has its socket."""
         return (self.folder / "control").exists()
 
-    def start_server(self) -> None:
-        """Start the server now: otherwise the first client would wait for it, and nobody knew whether it can start."""
-        self._ask(f"start_server -uid {os.getuid()}")
+    def start_server(self) -> bool:
+        """Start the server, if the daemon answers yet; return whether it did.
+
+        Otherwise the first client would start it and wait for it, and nobody would know before whether it can start.
+        """
+        return self._ask(f"start_server -uid {os.getuid()}") is not None
 
     @property
     def server_state(self) -> str:
         """``INITIALIZING``, ``ACTIVE`` or ``FAULT``; empty without a server."""
-        servers = self._ask("get_server_list").split()
+        servers = (self._ask("get_server_list") or "").split()
         if not servers or not servers[0].isdigit():
             return ""
-        return self._ask(f"get_server_status {servers[0]}").strip() or "ACTIVE"
+        return (self._ask(f"get_server_status {servers[0]}") or "").strip()
 
     def end(self) -> None:
         """End the daemon and its server: in order if they answer, in any case within some seconds."""
@@ -100,8 +103,8 @@ class Daemon:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _ask(self, command: str) -> str:
-        """Return the answer of the control program; empty if there is none in time."""
+    def _ask(self, command: str) -> str | None:
+        """Return the answer of the control program; None if there is none in time."""
         try:
             done = subprocess.run(
                 [CONTROL],
@@ -114,8 +117,8 @@ class Daemon:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return ""
-        return done.stdout
+            return None
+        return None if done.returncode else done.stdout
 
 
 def come_up(daemon: Daemon) -> str:
@@ -128,10 +131,10 @@ def come_up(daemon: Daemon) -> str:
     while time.monotonic() - start_s < START_S:
         if daemon.ending:
             return daemon.ending
-        if asked_s is None and daemon.listens:
-            daemon.start_server()
-            asked_s = time.monotonic()
-        elif asked_s is not None:
+        if asked_s is None:
+            if daemon.listens and daemon.start_server():
+                asked_s = time.monotonic()
+        else:
             state = daemon.server_state
             if state == "FAULT" or (not state and time.monotonic() - asked_s > SERVER_S):
                 return "its server cannot start"
