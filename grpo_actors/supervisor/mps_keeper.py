@@ -49,9 +49,9 @@ class Daemon:
             MPS_FOLDER: str(folder),
             "CUDA_MPS_LOG_DIRECTORY": str(folder),
         }
-        if not self._environment.get("CUDA_VISIBLE_DEVICES", "").startswith("GPU-"):
-            # A server that sees GPU 2 only calls it 0, and a client that asks for 2 finds none. Identifiers stay the same.
-            self._environment.pop("CUDA_VISIBLE_DEVICES", None)
+        if self._environment.get("CUDA_VISIBLE_DEVICES", "")[:1].isdigit():
+            # A server that sees GPU 2 only calls it 0, and a client that asks for 2 finds none. Identifiers stay as they are.
+            del self._environment["CUDA_VISIBLE_DEVICES"]
         self._output = folder / "output"
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
@@ -87,7 +87,7 @@ class Daemon:
 
     @property
     def server_state(self) -> str:
-        """``INITIALIZING``, ``ACTIVE`` or ``FAULT``; empty without a server."""
+        """``INITIALIZING``, ``ACTIVE`` or ``FAULT``; empty without a server (not yet started, or ended by itself)."""
         servers = (self._ask("get_server_list") or "").split()
         if not servers or not servers[0].isdigit():
             return ""

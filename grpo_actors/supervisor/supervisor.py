@@ -1,6 +1,7 @@
 """Run the actors as child processes: start them, watch them, restart them, stop them in order.
 
-The supervisor imports neither MLX nor a model. It divides cores and memory among the processes that do.
+The supervisor imports neither MLX nor a model. It divides cores and memory among the processes that do, and on CUDA lets
+them share the GPU (`mps`).
 
 Crashes: a worker, the evaluator or a tracker is started again, after a pause that grows if it keeps crashing
 (`worker_pool` decides how many workers run). If the learner ends, the run ends with its exit code; the same command

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mps_stand_in import StandIn
 
+from grpo_actors.backend import join_mps
 from grpo_actors.config import load_config
 from grpo_actors.supervisor.mps import Mps, is_provided, mps_helps
 
@@ -142,6 +143,16 @@ def test_a_temporary_folder_with_a_long_path_is_named(stand_in, monkeypatch, tmp
         assert mps.reason.endswith("is too long for sockets; set TMPDIR to a shorter folder")
     assert list(long.iterdir()) == []
     assert not stand_in.started
+
+
+def test_a_worker_started_by_hand_joins_the_mps_of_its_run_unless_it_has_another(monkeypatch):
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "restored after the test")
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY")
+    found = []
+    for folder in ("", "/run", "/other"):
+        join_mps(folder)
+        found.append(os.environ.get("CUDA_MPS_PIPE_DIRECTORY"))
+    assert found == [None, "/run", "/run"]
 
 
 @pytest.mark.parametrize(
