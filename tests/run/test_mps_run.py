@@ -39,7 +39,7 @@ def test_the_children_share_one_mps_which_ctrl_c_ends(make_run):
     run = make_run(**SETTINGS, max_updates=100_000)
     stand_in = seemingly_on_cuda(run, "works")
     run.start()
-    run.wait_for_update(1)
+    wait_until((run.folder / "endpoints.json").exists, f"the learner listens: {run.stderr}")
     folder = stand_in.daemon["folder"]
     assert variable_of(run.child("learner")) == variable_of(run.child("rollout-0")) == folder
     assert live_endpoints(run.folder).mps == folder
@@ -50,8 +50,18 @@ def test_the_children_share_one_mps_which_ctrl_c_ends(make_run):
     run.assert_nothing_left()
 
 
+def test_mps_ends_with_a_run_whose_supervisor_is_killed(make_run):
+    run = make_run(**SETTINGS)
+    stand_in = seemingly_on_cuda(run, "works")
+    run.start()
+    family = [run.child("learner"), run.child("rollout-0"), stand_in.daemon["pid"]]
+    run.signal(signal.SIGKILL)
+    wait_until(lambda: not living(family), "the learner, the worker and MPS end", deadline_s=20)
+    wait_until(lambda: not Path(stand_in.daemon["folder"]).exists(), "its folder is removed", deadline_s=20)
+
+
 def test_a_run_whose_mps_does_not_come_up_says_so_in_a_line_and_goes_on(make_run):
-    run = make_run(**SETTINGS, max_updates=2)
+    run = make_run(**SETTINGS, max_updates=1)
     seemingly_on_cuda(run, "refuses")
     run.start()
     assert variable_of(run.child("learner")) is None
@@ -59,7 +69,7 @@ def test_a_run_whose_mps_does_not_come_up_says_so_in_a_line_and_goes_on(make_run
     (line,) = [line for line in run.stderr.splitlines() if "MPS" in line]
     why = "nvidia-cuda-mps-control ended with 1: An instance of this daemon is already running"
     assert line.startswith(f"no CUDA MPS ({why}): processes on one GPU take turns")
-    assert run.updates() == 2
+    assert run.updates() == 1
     run.assert_nothing_left()
 
 
