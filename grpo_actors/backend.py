@@ -21,6 +21,9 @@ from types import ModuleType
 #: Where the NVIDIA driver describes each GPU that this machine or container sees.
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
+#: Environment variable: folder with the sockets of CUDA MPS, by which processes share a GPU instead of taking turns.
+MPS_FOLDER = "CUDA_MPS_PIPE_DIRECTORY"
+
 
 def load_fast_blas() -> None:
     """Load OpenBLAS before MLX's own BLAS; do nothing except on Linux x86-64, or if CUDA is installed.
@@ -179,6 +182,16 @@ def let_torch_into_transformers() -> None:
     """Take `keep_torch_out_of_transformers` back: the process runs a user's code, which may use transformers' models."""
     if _FINDER in sys.meta_path:
         sys.meta_path.remove(_FINDER)
+
+
+def join_mps(folder: str) -> None:
+    """Let this process share its GPU with those of a run; `folder` is the run's ``CUDA_MPS_PIPE_DIRECTORY``, or empty.
+
+    CUDA reads the variable at its first use. A value that is already set stays. In a folder where nobody listens CUDA
+    works without MPS.
+    """
+    if folder:
+        os.environ.setdefault(MPS_FOLDER, folder)
 
 
 def _warn(why: str) -> None:

@@ -41,6 +41,10 @@ class RunConfig(Section):
     keep_checkpoints: Positive = Field(
         3, description="newest checkpoints to keep; the best one is always kept"
     )
+    cuda_mps: bool = Field(
+        default=True,
+        description="on NVIDIA, start CUDA MPS for the run: its processes then share a GPU instead of taking turns",
+    )
 
 
 class ModelConfig(Section):

@@ -15,10 +15,14 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from grpo_actors.backend import submit_long_graphs
+from grpo_actors.backend import join_mps, submit_long_graphs
 from grpo_actors.errors import RunError
 from grpo_actors.process import StopRequest, bound_memory, enter_process, is_supervised, run_command
+
+if TYPE_CHECKING:
+    from grpo_actors.transport.sockets import Endpoints
 
 #: Longest wait for a message before the stop flag is checked, in seconds.
 WAIT_S = 0.2
@@ -79,8 +83,8 @@ def _print_by_hand(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def control_endpoint(run_dir: Path) -> str:
-    """Return the address of the control socket of the live run in `run_dir`.
+def live_endpoints(run_dir: Path) -> "Endpoints":
+    """Return the addresses of the live run in `run_dir`.
 
     Raises:
         RunError: no run is live there.
@@ -96,7 +100,7 @@ def control_endpoint(run_dir: Path) -> str:
         ) from None
     except PermissionError:
         pass  # the process is alive and belongs to another user
-    return endpoints.control
+    return endpoints
 
 
 def main() -> int:
@@ -116,7 +120,11 @@ def main() -> int:
     args = parser.parse_args()
     stop = enter_process()
     submit_long_graphs()
-    endpoint = args.connect or control_endpoint(args.attach)
+    endpoint = args.connect
+    if args.attach:
+        endpoints = live_endpoints(args.attach)
+        endpoint = endpoints.control
+        join_mps(endpoints.mps)
     return work(endpoint, args.name, stop, args.patience, args.preload)
 
 

@@ -1,6 +1,7 @@
 """Run the actors as child processes: start them, watch them, restart them, stop them in order.
 
-The supervisor imports neither MLX nor a model. It divides cores and memory among the processes that do.
+The supervisor imports neither MLX nor a model. It divides cores and memory among the processes that do, and on CUDA lets
+them share the GPU (`mps`).
 
 Crashes: a worker, the evaluator or a tracker is started again, after a pause that grows if it keeps crashing
 (`worker_pool` decides how many workers run). If the learner ends, the run ends with its exit code; the same command
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +32,7 @@ from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
 from grpo_actors.supervisor.children import Actor, how_it_ended
 from grpo_actors.supervisor.machine import Machine
+from grpo_actors.supervisor.mps import Mps, mps_environment, mps_helps
 from grpo_actors.supervisor.preflight import prepared
 from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
@@ -259,8 +261,16 @@ def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints,
     every_updates = config.metrics.logging_steps
     status = stack.enter_context(StatusLine(config.learner.max_updates or None, every_updates=every_updates))
     follower_stack = stack.enter_context(ExitStack())
-    machine = Machine.here(asks_gpu=config.rollout.workers == "auto")
-    pool = WorkerPool(run_dir, config, machine, endpoints.control)
+    mps = stack.enter_context(Mps(starts=mps_helps(config, Machine.here(asks_gpu=False).back_end)))
+    machine = Machine.here(asks_gpu=config.rollout.workers == "auto")  # asks while MPS comes up
+    endpoints = replace(endpoints, mps=mps.folder(gives_up=lambda: signals.count))
+    if mps.reason:
+        status.print_line(
+            f"no CUDA MPS ({mps.reason}): processes on one GPU take turns; next to three workers, a step of the "
+            "learner takes three times as long",
+            "yellow",
+        )
+    pool = WorkerPool(run_dir, config, machine, endpoints.control, mps_environment(endpoints.mps))
     shares = pool.environment_of_others
     learner = Actor(
         "learner",

@@ -34,6 +34,8 @@ class WorkerPool:
     machine: Machine
     #: Address of the learner's control socket.
     control: str
+    #: Variables of every child, besides those of its share.
+    environment: dict[str, str] = field(default_factory=dict)
     #: All workers ever started. Stopped ones stay in the list, because their last output is still to be read.
     actors: list[Actor] = field(default_factory=list)
     #: The workers that should run.
@@ -69,7 +71,8 @@ class WorkerPool:
         """Environment of the learner and the evaluator. With "auto" it is the same as with one worker."""
         fixed = self.config.rollout.workers
         count = 1 if fixed == "auto" else fixed
-        return equal_share(self.machine, other_processes(self.config) + count).environment
+        share = equal_share(self.machine, other_processes(self.config) + count)
+        return share.environment | self.environment
 
     @property
     def is_hopeless(self) -> bool:
@@ -141,7 +144,9 @@ class WorkerPool:
         name = f"rollout-{len(self.actors)}"
         command = ["--connect", self.control, "--name", name, "--patience", "600"]
         command += ["--preload", str(self.run_dir / CONFIG_FILE)]
-        actor = Actor(name, ["grpo_actors.rollout", *command], self._share.environment, respawns=True)
+        actor = Actor(
+            name, ["grpo_actors.rollout", *command], self._share.environment | self.environment, respawns=True
+        )
         self.actors.append(actor)
         self.workers.append(actor)
 

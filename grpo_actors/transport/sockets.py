@@ -66,6 +66,8 @@ class Endpoints:
     weights: str
     events: str
     pid: int
+    #: Folder of the run's CUDA MPS; empty if it has none.
+    mps: str = ""
 
     def write(self, run_dir: Path) -> None:
         """Write the file in the run folder, whole or not at all."""

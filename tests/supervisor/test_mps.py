@@ -1,0 +1,186 @@
+"""Test when a run starts CUDA MPS, and that it ends with the run, with real processes and a stand-in for NVIDIA's program."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mps_stand_in import StandIn
+
+from grpo_actors.backend import join_mps
+from grpo_actors.config import load_config
+from grpo_actors.supervisor.mps import Mps, is_provided, mps_helps
+
+#: A process that holds MPS as the supervisor does, until its standard input closes.
+HOLDER = """
+import sys
+from grpo_actors.supervisor.mps import Mps
+with Mps(starts=True) as mps:
+    print(mps.folder(gives_up=lambda: False), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def stand_in(request, tmp_path_factory, monkeypatch) -> StandIn:
+    """The stand-in on PATH, of the kind that the test's parameter names."""
+    folder = tmp_path_factory.mktemp("m")
+    made = StandIn(folder, getattr(request, "param", "works"))
+    monkeypatch.setenv("PATH", made.path)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    return made
+
+
+def of_kind(*kinds):
+    return pytest.mark.parametrize("stand_in", kinds, indirect=True)
+
+
+def wait_until_gone(stand_in: StandIn) -> None:
+    """Wait until the daemon and its folder are gone."""
+    deadline_s = time.monotonic() + 20
+    while is_alive(stand_in.daemon["pid"]) or Path(stand_in.daemon["folder"]).exists():
+        assert time.monotonic() < deadline_s, "the daemon or its folder is left"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def never() -> bool:
+    return False
+
+
+def test_clients_may_connect_when_the_server_is_active_and_nothing_is_left_afterwards(stand_in, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    with Mps(starts=True) as mps:
+        folder = mps.folder(never)
+        assert mps.reason == ""
+        assert is_alive(stand_in.daemon["pid"])
+    # The server sees all GPUs, so that a client's own number 2 stays right.
+    expected = {
+        "folder": folder,
+        "mode": 0o700,
+        "CUDA_MPS_LOG_DIRECTORY": folder,
+        "CUDA_VISIBLE_DEVICES": None,
+    }
+    assert stand_in.daemon == {"pid": stand_in.daemon["pid"], **expected}
+    look = ["get_server_list", "get_server_status 4242"]
+    assert stand_in.asked == [f"start_server -uid {os.getuid()}", *look, *look, "quit -t 2"]
+    wait_until_gone(stand_in)
+
+
+def test_mps_ends_when_the_supervisor_is_killed(stand_in):
+    command = [sys.executable, "-c", HOLDER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline().strip() == stand_in.daemon["folder"]
+        holder.kill()
+    wait_until_gone(stand_in)
+    assert stand_in.asked[-1] == "quit -t 2"
+
+
+def test_mps_ends_when_the_supervisor_is_killed_before_it_is_up(stand_in):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        while not stand_in.started:
+            assert holder.poll() is None
+            time.sleep(0.001)
+        holder.kill()
+    wait_until_gone(stand_in)
+
+
+@of_kind("stubborn")
+def test_a_daemon_that_does_not_quit_is_killed(stand_in):
+    with Mps(starts=True) as mps:
+        assert mps.folder(never)
+    wait_until_gone(stand_in)
+
+
+@pytest.mark.parametrize(
+    ("stand_in", "reason"),
+    [
+        ("refuses", "nvidia-cuda-mps-control ended with 1: An instance of this daemon is already running"),
+        ("no server", "its server cannot start"),
+        ("fault", "its server cannot start"),
+    ],
+    indirect=["stand_in"],
+)
+def test_a_daemon_that_does_not_come_up_is_ended_and_the_reason_told(stand_in, reason):
+    with Mps(starts=True) as mps:
+        assert mps.folder(never) == ""
+        assert mps.reason == reason
+        wait_until_gone(stand_in)
+
+
+def test_ctrl_c_ends_the_wait(stand_in):
+    with Mps(starts=True) as mps:
+        assert mps.folder(gives_up=lambda: True) == ""
+        assert mps.reason == ""
+
+
+def test_without_nvidias_program_the_reason_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with Mps(starts=True) as mps:
+        assert mps.folder(never) == ""
+        assert mps.reason == "nvidia-cuda-mps-control is not on PATH"
+
+
+def test_a_temporary_folder_with_a_long_path_is_named(stand_in, monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    with Mps(starts=True) as mps:
+        assert mps.folder(never) == ""
+        assert mps.reason.endswith("is too long for sockets; set TMPDIR to a shorter folder")
+    assert list(long.iterdir()) == []
+    assert not stand_in.started
+
+
+def test_a_worker_started_by_hand_joins_the_mps_of_its_run_unless_it_has_another(monkeypatch):
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "restored after the test")
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY")
+    found = []
+    for folder in ("", "/run", "/other"):
+        join_mps(folder)
+        found.append(os.environ.get("CUDA_MPS_PIPE_DIRECTORY"))
+    assert found == [None, "/run", "/run"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "back_end", "starts"),
+    [
+        (["workers=1", "eval_every_updates=0"], "cuda", True),
+        (["workers=auto", "eval_every_updates=0"], "cuda", True),
+        (["workers=0", "eval_every_updates=10"], "cuda", True),
+        (["workers=0", "eval_every_updates=0"], "cuda", False),  # the learner alone
+        (["workers=3", "cuda_mps=false"], "cuda", False),
+        (["workers=3"], "cpu", False),
+        (["workers=3"], "metal", False),
+    ],
+)
+def test_mps_is_for_several_processes_on_cuda(settings, back_end, starts, monkeypatch):
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    assert mps_helps(load_config(None, ["task=arithmetic", *settings]).config, back_end) is starts
+
+
+def test_mps_of_the_user_or_of_the_system_is_left_alone(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    assert not is_provided(tmp_path)
+    for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM):
+        with socket.socket(socket.AF_UNIX, kind) as daemon:
+            daemon.bind(str(tmp_path / "control"))
+            daemon.listen()
+            assert is_provided(tmp_path)
+        assert not is_provided(tmp_path)  # the socket of a daemon that is gone
+        (tmp_path / "control").unlink()
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/mine")
+    assert is_provided(tmp_path)
