@@ -6,14 +6,14 @@ Depends on one policy and one task, not on checkpoints, runs or the caller.
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.evaluator.accuracy import wilson_interval
-from grpo_actors.policy.decoding.sampling import Sample, SamplingParams, sample_groups
+from grpo_actors.policy.decoding.sampling import Sample, SamplingParams, Submission, sample_in_turn
 from grpo_actors.policy.model import Policy
 from grpo_actors.rollout.episodes import Episodes, chat_of
 from grpo_actors.schedule.order import sample_seeds
@@ -149,10 +149,14 @@ def answer_problems(
     count: int = 1,
     episodes: Episodes | None = None,
     on_step: Callable[[int], None] | None = None,
-) -> Iterator[AnsweredProblem]:
-    """Sample `count` completions of each problem and judge them; yield them in the order of the problems.
+    on_answers: Callable[[int], None] | None = None,
+) -> list[AnsweredProblem]:
+    """Sample `count` completions of each problem and judge them; return them in the order of the problems.
 
-    The batches have about evaluator.eval_batch_size completions. All completions of a problem are in one batch.
+    At most evaluator.eval_batch_size completions are sampled side by side. The longest prompt is first: prompts of similar
+    length are padded little when they run through the model together, and long problems, which often have long answers,
+    do not come last, when no others are left to fill the rows. A problem is judged when its last completion ends, while the
+    device computes the next step of the others.
 
     Args:
         policy: The policy that answers.
@@ -164,6 +168,7 @@ def answer_problems(
         count: Number of completions per problem.
         episodes: Continues a completion after a turn; the last turn is judged. None: a completion has one turn.
         on_step: Called with the number of tokens that each decoding step adds; may raise to stop.
+        on_answers: Called with the number of completions that were judged, as they are.
     """
     params = SamplingParams(
         max_new_tokens=max_answer_tokens(config),
@@ -171,16 +176,25 @@ def answer_problems(
         stop=config.rollout.stop,
         compiled=config.learner.use_compile,
     )
-    size = max(1, config.evaluator.eval_batch_size // count)
-    for first in range(0, len(problems), size):
-        batch = problems[first : first + size]
-        prompts = [policy.encode_chat(problem.messages) for problem in batch]
-        # The same draws for every checkpoint, so that two checkpoints differ by their weights only.
-        seeds = [sample_seeds(config.run.seed, 0, f"evaluation/{problem.id}", count) for problem in batch]
-        responds = [episodes.of(problem) for problem in batch] if episodes else None
-        groups = sample_groups(policy, prompts, seeds, params, on_step, responds=responds)
-        for problem, group in zip(batch, groups, strict=True):
-            yield AnsweredProblem(problem, _judge(policy, task, problem, group, scorer))
+    submissions = [
+        Submission(
+            index,
+            policy.encode_chat(problem.messages),
+            # The same draws for every checkpoint, so that two checkpoints differ by their weights only.
+            sample_seeds(config.run.seed, 0, f"evaluation/{problem.id}", count),
+            episodes.of(problem) if episodes else None,
+        )
+        for index, problem in enumerate(problems)
+    ]
+    submissions.sort(key=lambda submission: len(submission.prompt), reverse=True)
+    max_rows = min(config.evaluator.eval_batch_size, len(problems) * count)
+    answered: dict[int, AnsweredProblem] = {}
+    for index, samples in sample_in_turn(policy, submissions, params, max_rows, on_step):
+        problem = problems[index]
+        answered[index] = AnsweredProblem(problem, _judge(policy, task, problem, samples, scorer))
+        if on_answers:
+            on_answers(count)
+    return [answered[index] for index in range(len(problems))]
 
 
 def max_answer_tokens(config: Config) -> int:

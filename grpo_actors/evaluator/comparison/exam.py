@@ -73,20 +73,20 @@ class Exam:
                 raise KeyboardInterrupt
             progress.add_tokens(tokens)
 
-        def answer_all(temperature: float, count: int) -> Iterator[AnsweredProblem]:
-            for answered in answer_problems(
+        def answer_all(temperature: float, count: int) -> list[AnsweredProblem]:
+            return answer_problems(
                 *(policy, self.task, problems, self.config, self.scorer),
                 temperature=temperature,
                 count=count,
                 episodes=turns,
                 on_step=on_step,
-            ):
-                progress.add_completions(count)
-                yield answered
+                on_answers=progress.add_completions,
+            )
 
         with open_episodes(self.config, policy) as turns:
-            sampled = answer_all(self.config.evaluator.eval_temperature, self.k) if self.k else ()
-            return Answers(greedy=list(answer_all(0.0, 1)), sampled=list(sampled))
+            greedy = answer_all(0.0, 1)
+            sampled = answer_all(self.config.evaluator.eval_temperature, self.k) if self.k else []
+            return Answers(greedy, sampled)
 
     def _result(self, candidate: Candidate, answers: Answers, seconds: float) -> Result:
         temperature = self.config.evaluator.eval_temperature

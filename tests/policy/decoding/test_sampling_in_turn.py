@@ -4,7 +4,13 @@ import pytest
 from architectures import random_policy
 
 from grpo_actors.policy.decoding.batching import PREFILLED
-from grpo_actors.policy.decoding.sampling import SamplingParams, grow_sample, sample_groups, sample_in_turn
+from grpo_actors.policy.decoding.sampling import (
+    SamplingParams,
+    Submission,
+    grow_sample,
+    sample_groups,
+    sample_in_turn,
+)
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 5, 4], [3]]
 SEEDS = [[10, 11], [20], [30, 31], [40]]
@@ -19,7 +25,7 @@ FAMILIES = ["qwen2", "gemma3_text", "mamba"]
 def test_every_group_is_yielded_once_with_the_tokens_it_has_alone(family, max_rows):
     policy = random_policy(family)
     counted = []
-    groups = zip(range(4), PROMPTS, SEEDS, strict=True)
+    groups = map(Submission, range(4), PROMPTS, SEEDS)
     done = list(sample_in_turn(policy, groups, PARAMS, max_rows, counted.append))
     assert sorted(key for key, _ in done) == [0, 1, 2, 3]
     for key, samples in done:
@@ -34,7 +40,7 @@ def test_groups_are_requested_as_rows_become_free_and_not_all_at_once():
     def source():
         for key in range(100):
             asked.append(key)
-            yield key, PROMPTS[key % 4], [key]
+            yield Submission(key, PROMPTS[key % 4], [key])
 
     running = sample_in_turn(random_policy("qwen2"), source(), PARAMS, max_rows=2)
     first, _ = next(running)
