@@ -288,4 +288,7 @@ def _observers(
         commands["evaluator"] = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control]
     for name in config.metrics.trackers:
         commands[name] = ["grpo_actors.trackers", str(run_dir), name]
-    return [Actor(name, command, environment, respawns=True) for name, command in commands.items()]
+    return [
+        Actor(name, command, environment, respawns=True, in_background=True)
+        for name, command in commands.items()
+    ]

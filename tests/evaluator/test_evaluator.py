@@ -75,6 +75,27 @@ def test_a_score_is_the_same_every_time_and_for_every_batch_size(tiny):
     assert wide.rewards
 
 
+def test_a_row_that_becomes_free_takes_the_next_problem_and_answers_keep_the_order_of_problems(tiny):
+    settings = config(evaluator={"eval_batch_size": 4})
+    task = load_task(settings.data, seed=0)
+    problems = held_out(task, settings, tiny, 64)
+    steps, judged = [], []
+    answered = answer_problems(
+        *(tiny, task, problems, settings, None),
+        temperature=1.0,
+        on_step=steps.append,
+        on_answers=judged.append,
+    )
+    assert [one.problem for one in answered] == problems
+    assert sum(judged) == 64
+    lengths = [one.answers[0].tokens for one in answered]
+    assert sum(steps) == sum(lengths)
+    # A row idles for one step when it ends, and at the end all wait for the longest. Batches of four would take the sum of
+    # the longest of each.
+    assert len(steps) <= (sum(lengths) + 64) / 4 + max(lengths)
+    assert len(steps) < sum(max(lengths[first : first + 4]) for first in range(0, 64, 4))
+
+
 def test_several_samples_differ_and_the_first_is_the_same_as_with_one_sample(tiny):
     settings = config()
     task = load_task(settings.data, seed=0)

@@ -63,3 +63,30 @@ def test_a_completion_can_be_watched_token_by_token(family):
         assert sample.tokens == whole.tokens[: len(sample.tokens)]
     assert lengths == list(range(1, len(whole.tokens) + 1))
     assert sample.finished == whole.finished
+
+
+def test_completions_of_several_turns_are_refilled_too(tiny):
+    prompts = [tiny.encode_chat([{"role": "user", "content": f"What is {n} + 5?"}]) for n in range(9)]
+    reply = tiny.tokenizer.encode("<|user|>And 5 more?<|end|><|assistant|>", add_special_tokens=False)
+
+    def once(sample):
+        return None if sample.spans else reply
+
+    params = SamplingParams(60)
+    groups = [
+        Submission(key, prompt, [key], None if key % 3 == 2 else once) for key, prompt in enumerate(prompts)
+    ]
+    done = dict(sample_in_turn(tiny, groups, params, max_rows=2))
+    for key, prompt, seeds, respond in groups:
+        [alone] = sample_groups(tiny, [prompt], [seeds], params, responds=[respond])
+        assert [sample.tokens for sample in done[key]] == [sample.tokens for sample in alone]
+        assert bool(done[key][0].spans) == bool(alone[0].spans)
+    assert sum(bool(samples[0].spans) for samples in done.values()) >= 4
+
+
+def test_prompts_that_may_not_be_padded_share_a_batch_if_they_are_equally_long():
+    groups = [Submission(key, prompt, [key]) for key, prompt in enumerate([[1, 2], [3, 4], [5, 6], [7], [8]])]
+    counted = []
+    done = dict(sample_in_turn(random_policy("mamba"), groups, PARAMS, 4, counted.append))
+    assert len(done) == 5
+    assert max(counted) == counted[0] == 3
