@@ -44,6 +44,15 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out problem as one policy reads it."""
+
+    problem: Problem
+    #: Token ids of the problem's chat, up to the beginning of the assistant's turn.
+    prompt: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One completion of a problem, judged by its last turn."""
 
@@ -66,7 +75,7 @@ class AnsweredProblem:
     answers: list[Answer]
 
 
-def held_out(task: Task, config: Config, policy: Policy, samples: int | None = None) -> list[Problem]:
+def held_out(task: Task, config: Config, policy: Policy, samples: int | None = None) -> list[Question]:
     """Choose the problems to score: a subset of the held-out split, which depends only on the two sizes.
 
     Problems with a prompt longer than data.max_prompt_length are left out.
@@ -74,7 +83,7 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
     Args:
         task: Its split "eval" is used.
         config: Sections [evaluator] and [data].
-        policy: Its tokenizer gives the lengths of the prompts.
+        policy: Its tokenizer encodes the prompts.
         samples: Number of problems, instead of evaluator.eval_subset_size; 0: all.
 
     Raises:
@@ -89,7 +98,11 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
         range(len(problems)), k=min(count or len(problems), len(problems))
     )
     limit = config.data.max_prompt_length
-    chosen = [p for p in map(problems.__getitem__, indices) if len(policy.encode_chat(p.messages)) <= limit]
+    questions = (
+        Question(problem, policy.encode_chat(problem.messages))
+        for problem in map(problems.__getitem__, indices)
+    )
+    chosen = [question for question in questions if len(question.prompt) <= limit]
     if not chosen:
         raise DataError(
             f"data: no held-out problem has a prompt of at most {limit} tokens (data.max_prompt_length)"
@@ -100,7 +113,7 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
 def evaluate(
     policy: Policy,
     task: Task,
-    problems: Sequence[Problem],
+    questions: Sequence[Question],
     config: Config,
     scorer: Scorer,
     *,
@@ -112,7 +125,7 @@ def evaluate(
 
     def first_answers(judge: Scorer | None, temperature: float) -> list[Answer]:
         answered = answer_problems(
-            *(policy, task, problems, config, judge),
+            *(policy, task, questions, config, judge),
             temperature=temperature,
             episodes=episodes,
             on_step=on_step,
@@ -124,10 +137,10 @@ def evaluate(
     if config.evaluator.eval_sampled:
         sampled = fmean(answer.correct for answer in first_answers(None, config.evaluator.eval_temperature))
     right = sum(answer.correct for answer in greedy)
-    low, high = wilson_interval(right, len(problems))
+    low, high = wilson_interval(right, len(questions))
     return Score(
-        samples=len(problems),
-        accuracy=right / len(problems),
+        samples=len(questions),
+        accuracy=right / len(questions),
         accuracy_low=low,
         accuracy_high=high,
         sampled_accuracy=sampled,
@@ -141,7 +154,7 @@ def evaluate(
 def answer_problems(
     policy: Policy,
     task: Task,
-    problems: Sequence[Problem],
+    questions: Sequence[Question],
     config: Config,
     scorer: Scorer | None,
     *,
@@ -151,7 +164,7 @@ def answer_problems(
     on_step: Callable[[int], None] | None = None,
     on_answers: Callable[[int], None] | None = None,
 ) -> list[AnsweredProblem]:
-    """Sample `count` completions of each problem and judge them; return them in the order of the problems.
+    """Sample `count` completions of each problem and judge them; return them in the order of the questions.
 
     At most evaluator.eval_batch_size completions are sampled side by side. The longest prompt is first: prompts of similar
     length are padded little when they run through the model together, and long problems, which often have long answers,
@@ -161,7 +174,7 @@ def answer_problems(
     Args:
         policy: The policy that answers.
         task: Judges the answers.
-        problems: The problems to answer.
+        questions: The problems to answer, encoded by this policy's tokenizer.
         config: Sections [evaluator] and [rollout]; run.seed and a problem's id give the draws.
         scorer: Computes the rewards of each completion; None: no rewards.
         temperature: Sampling temperature; 0: greedy.
@@ -179,22 +192,22 @@ def answer_problems(
     submissions = [
         Submission(
             index,
-            policy.encode_chat(problem.messages),
+            question.prompt,
             # The same draws for every checkpoint, so that two checkpoints differ by their weights only.
-            sample_seeds(config.run.seed, 0, f"evaluation/{problem.id}", count),
-            episodes.of(problem) if episodes else None,
+            sample_seeds(config.run.seed, 0, f"evaluation/{question.problem.id}", count),
+            episodes.of(question.problem) if episodes else None,
         )
-        for index, problem in enumerate(problems)
+        for index, question in enumerate(questions)
     ]
     submissions.sort(key=lambda submission: len(submission.prompt), reverse=True)
-    max_rows = min(config.evaluator.eval_batch_size, len(problems) * count)
+    max_rows = min(config.evaluator.eval_batch_size, len(questions) * count)
     answered: dict[int, AnsweredProblem] = {}
     for index, samples in sample_in_turn(policy, submissions, params, max_rows, on_step):
-        problem = problems[index]
+        problem = questions[index].problem
         answered[index] = AnsweredProblem(problem, _judge(policy, task, problem, samples, scorer))
         if on_answers:
             on_answers(count)
-    return [answered[index] for index in range(len(problems))]
+    return [answered[index] for index in range(len(questions))]
 
 
 def max_answer_tokens(config: Config) -> int:
