@@ -64,12 +64,14 @@ class RunEvaluator:
         config = self._config
         task = load_task(config.data, seed=config.run.seed)
         policy = load_policy(config.model, seed=config.run.seed)
-        problems = held_out(task, config, policy)
+        questions = held_out(task, config, policy)
         rewards = chosen_rewards(config.reward.functions, task)
         with open_scorer(rewards, config.reward) as scorer, open_episodes(config, policy) as turns:
 
             def score() -> Score:
-                return evaluate(policy, task, problems, config, scorer, episodes=turns, on_step=self._on_step)
+                return evaluate(
+                    policy, task, questions, config, scorer, episodes=turns, on_step=self._on_step
+                )
 
             self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
             while not self._stop and not self._run_ended:

@@ -6,14 +6,14 @@ Depends on one policy and one task, not on checkpoints, runs or the caller.
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.evaluator.accuracy import wilson_interval
-from grpo_actors.policy.decoding.sampling import Sample, SamplingParams, sample_groups
+from grpo_actors.policy.decoding.sampling import Sample, SamplingParams, Submission, sample_in_turn
 from grpo_actors.policy.model import Policy
 from grpo_actors.rollout.episodes import Episodes, chat_of
 from grpo_actors.schedule.order import sample_seeds
@@ -44,6 +44,15 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out problem as one policy reads it."""
+
+    problem: Problem
+    #: Token ids of the problem's chat, up to the beginning of the assistant's turn.
+    prompt: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One completion of a problem, judged by its last turn."""
 
@@ -66,7 +75,7 @@ class AnsweredProblem:
     answers: list[Answer]
 
 
-def held_out(task: Task, config: Config, policy: Policy, samples: int | None = None) -> list[Problem]:
+def held_out(task: Task, config: Config, policy: Policy, samples: int | None = None) -> list[Question]:
     """Choose the problems to score: a subset of the held-out split, which depends only on the two sizes.
 
     Problems with a prompt longer than data.max_prompt_length are left out.
@@ -74,7 +83,7 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
     Args:
         task: Its split "eval" is used.
         config: Sections [evaluator] and [data].
-        policy: Its tokenizer gives the lengths of the prompts.
+        policy: Its tokenizer encodes the prompts.
         samples: Number of problems, instead of evaluator.eval_subset_size; 0: all.
 
     Raises:
@@ -89,7 +98,11 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
         range(len(problems)), k=min(count or len(problems), len(problems))
     )
     limit = config.data.max_prompt_length
-    chosen = [p for p in map(problems.__getitem__, indices) if len(policy.encode_chat(p.messages)) <= limit]
+    questions = (
+        Question(problem, policy.encode_chat(problem.messages))
+        for problem in map(problems.__getitem__, indices)
+    )
+    chosen = [question for question in questions if len(question.prompt) <= limit]
     if not chosen:
         raise DataError(
             f"data: no held-out problem has a prompt of at most {limit} tokens (data.max_prompt_length)"
@@ -100,7 +113,7 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
 def evaluate(
     policy: Policy,
     task: Task,
-    problems: Sequence[Problem],
+    questions: Sequence[Question],
     config: Config,
     scorer: Scorer,
     *,
@@ -112,7 +125,7 @@ def evaluate(
 
     def first_answers(judge: Scorer | None, temperature: float) -> list[Answer]:
         answered = answer_problems(
-            *(policy, task, problems, config, judge),
+            *(policy, task, questions, config, judge),
             temperature=temperature,
             episodes=episodes,
             on_step=on_step,
@@ -124,10 +137,10 @@ def evaluate(
     if config.evaluator.eval_sampled:
         sampled = fmean(answer.correct for answer in first_answers(None, config.evaluator.eval_temperature))
     right = sum(answer.correct for answer in greedy)
-    low, high = wilson_interval(right, len(problems))
+    low, high = wilson_interval(right, len(questions))
     return Score(
-        samples=len(problems),
-        accuracy=right / len(problems),
+        samples=len(questions),
+        accuracy=right / len(questions),
         accuracy_low=low,
         accuracy_high=high,
         sampled_accuracy=sampled,
@@ -141,7 +154,7 @@ def evaluate(
 def answer_problems(
     policy: Policy,
     task: Task,
-    problems: Sequence[Problem],
+    questions: Sequence[Question],
     config: Config,
     scorer: Scorer | None,
     *,
@@ -149,21 +162,26 @@ def answer_problems(
     count: int = 1,
     episodes: Episodes | None = None,
     on_step: Callable[[int], None] | None = None,
-) -> Iterator[AnsweredProblem]:
-    """Sample `count` completions of each problem and judge them; yield them in the order of the problems.
+    on_answers: Callable[[int], None] | None = None,
+) -> list[AnsweredProblem]:
+    """Sample `count` completions of each problem and judge them; return them in the order of the questions.
 
-    The batches have about evaluator.eval_batch_size completions. All completions of a problem are in one batch.
+    At most evaluator.eval_batch_size completions are sampled side by side. The longest prompt is first: prompts of similar
+    length are padded little when they run through the model together, and long problems, which often have long answers,
+    do not come last, when no others are left to fill the rows. A problem is judged when its last completion ends, while the
+    device computes the next step of the others.
 
     Args:
         policy: The policy that answers.
         task: Judges the answers.
-        problems: The problems to answer.
+        questions: The problems to answer, encoded by this policy's tokenizer.
         config: Sections [evaluator] and [rollout]; run.seed and a problem's id give the draws.
         scorer: Computes the rewards of each completion; None: no rewards.
         temperature: Sampling temperature; 0: greedy.
         count: Number of completions per problem.
         episodes: Continues a completion after a turn; the last turn is judged. None: a completion has one turn.
         on_step: Called with the number of tokens that each decoding step adds; may raise to stop.
+        on_answers: Called with the number of completions that were judged, as they are.
     """
     params = SamplingParams(
         max_new_tokens=max_answer_tokens(config),
@@ -171,16 +189,25 @@ def answer_problems(
         stop=config.rollout.stop,
         compiled=config.learner.use_compile,
     )
-    size = max(1, config.evaluator.eval_batch_size // count)
-    for first in range(0, len(problems), size):
-        batch = problems[first : first + size]
-        prompts = [policy.encode_chat(problem.messages) for problem in batch]
-        # The same draws for every checkpoint, so that two checkpoints differ by their weights only.
-        seeds = [sample_seeds(config.run.seed, 0, f"evaluation/{problem.id}", count) for problem in batch]
-        responds = [episodes.of(problem) for problem in batch] if episodes else None
-        groups = sample_groups(policy, prompts, seeds, params, on_step, responds=responds)
-        for problem, group in zip(batch, groups, strict=True):
-            yield AnsweredProblem(problem, _judge(policy, task, problem, group, scorer))
+    submissions = [
+        Submission(
+            index,
+            question.prompt,
+            # The same draws for every checkpoint, so that two checkpoints differ by their weights only.
+            sample_seeds(config.run.seed, 0, f"evaluation/{question.problem.id}", count),
+            episodes.of(question.problem) if episodes else None,
+        )
+        for index, question in enumerate(questions)
+    ]
+    submissions.sort(key=lambda submission: len(submission.prompt), reverse=True)
+    max_rows = min(config.evaluator.eval_batch_size, len(questions) * count)
+    answered: dict[int, AnsweredProblem] = {}
+    for index, samples in sample_in_turn(policy, submissions, params, max_rows, on_step):
+        problem = questions[index].problem
+        answered[index] = AnsweredProblem(problem, _judge(policy, task, problem, samples, scorer))
+        if on_answers:
+            on_answers(count)
+    return [answered[index] for index in range(len(questions))]
 
 
 def max_answer_tokens(config: Config) -> int:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from grpo_actors.generate.generator import Generator
 from grpo_actors.generate.output import Output
 from grpo_actors.generate.prompts import Request
-from grpo_actors.policy.decoding.sampling import sample_in_turn
+from grpo_actors.policy.decoding.sampling import Submission, sample_in_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def run_batch(
             bar.update(task, rate=f"{tokens / (time.monotonic() - started_s):,.1f} tokens/s")
 
         for index, group in sample_in_turn(
-            generator.policy, _groups(generator, todo, samples), generator.params, rows, on_step
+            generator.policy, _submissions(generator, todo, samples), generator.params, rows, on_step
         ):
             each = todo[index]
             own_id = {} if each.request.id is None else {"id": each.request.id}
@@ -91,12 +91,10 @@ def run_batch(
     )
 
 
-def _groups(
-    generator: Generator, todo: dict[int, Todo], samples: int
-) -> Iterator[tuple[int, Sequence[int], Sequence[int]]]:
+def _submissions(generator: Generator, todo: dict[int, Todo], samples: int) -> Iterator[Submission]:
     for index, each in todo.items():
         seeds = generator.seeds(index, samples)
-        yield index, each.tokens, [seeds[number] for number in each.samples]
+        yield Submission(index, each.tokens, [seeds[number] for number in each.samples])
 
 
 def _print_progress(output: Output, done: int, total: int) -> None:

@@ -1,5 +1,8 @@
 """Run a child process of the supervisor: start it, read its output, restart it after a growing pause if it crashes.
 
+A child whose work is not urgent (the evaluator, a tracker) runs at low priority: training takes what it needs of the
+cores, and of a GPU that the processes share, and the child takes the rest.
+
 A child's output comes through a pipe, so that the terminal shows it above the progress display. Knows no socket and
 no model.
 """
@@ -21,6 +24,11 @@ LONGEST_BACKOFF_S = 30.0
 HEALTHY_S = 60.0
 #: A longer line is cut, so that a child that prints without end cannot fill this process's memory.
 MAX_LINE_BYTES = 2**16
+#: Added to this process's nice value for a child in the background. Linux gives nine such threads as much time as one
+#: of training: enough to evaluate while training leaves no core idle, and too little to slow it down.
+BACKGROUND_NICE = 10
+#: Under CUDA MPS, makes the GPU prefer the kernels of the other processes (0: normal, 1: below normal).
+BACKGROUND_ENVIRONMENT = {"CUDA_MPS_CLIENT_PRIORITY": "1"}
 
 
 @dataclass
@@ -31,6 +39,8 @@ class Actor:
     command: list[str]
     environment: Mapping[str, str]
     respawns: bool
+    #: Whether other children come first when cores or a GPU are scarce.
+    in_background: bool = False
     #: Descriptors that the child inherits besides the lifeline.
     inherited: tuple[int, ...] = ()
     #: Whether it is started only when the learner listens.
@@ -50,9 +60,10 @@ class Actor:
     def start(self, lifeline: int) -> None:
         """Start the child; `lifeline` is the read end of a pipe that closes when this process ends."""
         self._close_output()
+        background = BACKGROUND_ENVIRONMENT if self.in_background else {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "grpo_actors.supervisor.entry", *self.command],
-            env={**os.environ, **self.environment, LIFELINE: str(lifeline)},
+            env={**os.environ, **self.environment, **background, LIFELINE: str(lifeline)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -60,6 +71,11 @@ class Actor:
             # In a separate process group, Ctrl-C reaches the supervisor only, even while the child still imports.
             process_group=0,
         )
+        if self.in_background:
+            # Set from here, because the child computes for seconds, importing, before its own code runs.
+            nice = os.getpriority(os.PRIO_PROCESS, 0) + BACKGROUND_NICE
+            with contextlib.suppress(ProcessLookupError):  # it has already ended
+                os.setpriority(os.PRIO_PGRP, self.process.pid, nice)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
         self._started_s = time.monotonic()

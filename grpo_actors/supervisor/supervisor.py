@@ -296,9 +296,11 @@ def _observers(
         command = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control]
         # On few cores its imports would only delay the first update.
         waits = machine.cores < CORES_FOR_ALL
-        observers.append(Actor("evaluator", command, environment, respawns=True, waits=waits))
+        observers.append(
+            Actor("evaluator", command, environment, respawns=True, waits=waits, in_background=True)
+        )
     for name in config.metrics.trackers:
         command = ["grpo_actors.trackers", str(run_dir), name]
         # It must not read the records that a resumed learner has yet to cut off.
-        observers.append(Actor(name, command, environment, respawns=True, waits=True))
+        observers.append(Actor(name, command, environment, respawns=True, waits=True, in_background=True))
     return observers

@@ -36,9 +36,9 @@ def test_every_checkpoint_is_scored_on_the_same_problems_and_none_of_them_trains
     task = load_task(config().data, seed=0)
     chosen = [held_out(load_task(config().data, seed=0), config(), policy) for policy in (tiny, tiny_lora)]
     assert chosen[0] == chosen[1]
-    assert len({problem.id for problem in chosen[0]}) == 16
+    assert len({question.problem.id for question in chosen[0]}) == 16
     training = {problem.messages[-1]["content"] for problem in task.problems("train")}
-    assert not training & {problem.messages[-1]["content"] for problem in chosen[0]}
+    assert not training & {question.problem.messages[-1]["content"] for question in chosen[0]}
 
 
 def test_the_number_of_problems_is_as_requested_and_zero_means_all(tiny):
@@ -75,14 +75,35 @@ def test_a_score_is_the_same_every_time_and_for_every_batch_size(tiny):
     assert wide.rewards
 
 
+def test_a_row_that_becomes_free_takes_the_next_problem_and_answers_keep_the_order_of_questions(tiny):
+    settings = config(evaluator={"eval_batch_size": 4})
+    task = load_task(settings.data, seed=0)
+    questions = held_out(task, settings, tiny, 64)
+    steps, judged = [], []
+    answered = answer_problems(
+        *(tiny, task, questions, settings, None),
+        temperature=1.0,
+        on_step=steps.append,
+        on_answers=judged.append,
+    )
+    assert [one.problem for one in answered] == [question.problem for question in questions]
+    assert sum(judged) == 64
+    lengths = [one.answers[0].tokens for one in answered]
+    assert sum(steps) == sum(lengths)
+    # A row idles for one step when it ends, and at the end all wait for the longest. Batches of four would take the sum of
+    # the longest of each.
+    assert len(steps) <= (sum(lengths) + 64) / 4 + max(lengths)
+    assert len(steps) < sum(max(lengths[first : first + 4]) for first in range(0, 64, 4))
+
+
 def test_several_samples_differ_and_the_first_is_the_same_as_with_one_sample(tiny):
     settings = config()
     task = load_task(settings.data, seed=0)
-    problems = held_out(task, settings, tiny, 5)
+    questions = held_out(task, settings, tiny, 5)
 
     def texts(count, **evaluator):
         changed = config(evaluator=evaluator) if evaluator else settings
-        answered = answer_problems(tiny, task, problems, changed, None, temperature=1.0, count=count)
+        answered = answer_problems(tiny, task, questions, changed, None, temperature=1.0, count=count)
         return [[one.text for one in problem.answers] for problem in answered]
 
     eight, one = texts(8), texts(1)

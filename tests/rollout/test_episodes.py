@@ -144,10 +144,10 @@ def test_an_evaluation_has_the_turns_of_the_run_and_judges_the_last(tiny):
         }
     )
     task = load_task(config.data, seed=0)
-    problems = held_out(task, config, tiny)
+    questions = held_out(task, config, tiny)
     with Scorer({"correctness": 1.0}, timeout_s=1) as scorer, open_episodes(config, tiny) as turns:
-        one = evaluate(tiny, task, problems, config, scorer)
-        more = evaluate(tiny, task, problems, config, scorer, episodes=turns)
+        one = evaluate(tiny, task, questions, config, scorer)
+        more = evaluate(tiny, task, questions, config, scorer, episodes=turns)
     assert more.rewards["correctness"] == more.accuracy  # both of the last turn
     assert more.completion_length_mean > one.completion_length_mean
 

@@ -2,10 +2,11 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
-from grpo_actors.supervisor.children import Actor
+from grpo_actors.supervisor.children import BACKGROUND_NICE, Actor
 
 
 @pytest.fixture
@@ -47,3 +48,26 @@ def test_a_child_that_crashed_is_started_again_after_its_pause(lifeline):
         time.sleep(0.01)
     ended(actor)
     actor.end(deadline_s=0.0)
+
+
+def shown(actor: Actor) -> list[str]:
+    """Wait until the child has ended; return the lines that it printed."""
+    ended(actor)
+    lines = list(actor.printed())
+    actor.end(deadline_s=0.0)
+    return lines
+
+
+def test_a_child_in_the_background_yields_cores_and_gpu_to_the_others(lifeline, tmp_path):
+    (tmp_path / "shows_priority.py").write_text(
+        "import os\nprint(os.getpriority(os.PRIO_PROCESS, 0), os.environ.get('CUDA_MPS_CLIENT_PRIORITY'))\n"
+    )
+    environment = {"PYTHONPATH": f"{Path.cwd()}{os.pathsep}{tmp_path}"}
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    shows = ["shows_priority"]
+    urgent = Actor("rollout-0", shows, environment, respawns=False)
+    waiting = Actor("evaluator", shows, environment, respawns=False, in_background=True)
+    for actor in (urgent, waiting):
+        actor.start(lifeline)
+    assert shown(urgent) == [f"{own} {os.environ.get('CUDA_MPS_CLIENT_PRIORITY')}"]
+    assert shown(waiting) == [f"{min(19, own + BACKGROUND_NICE)} 1"]

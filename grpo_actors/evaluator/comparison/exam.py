@@ -17,7 +17,7 @@ from grpo_actors.evaluator.comparison.result import (
     completions_of,
     sampled_of,
 )
-from grpo_actors.evaluator.score import AnsweredProblem, answer_problems, held_out
+from grpo_actors.evaluator.score import AnsweredProblem, Question, answer_problems, held_out
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
 from grpo_actors.rollout.episodes import open_episodes
@@ -53,7 +53,8 @@ class Exam:
             for candidate in candidates:
                 started_s = time.monotonic()
                 policy = load(candidate)
-                problems = held_out(self.task, self.config, policy, self.samples)
+                questions = held_out(self.task, self.config, policy, self.samples)
+                problems = [question.problem for question in questions]
                 first_problems = first_problems or problems
                 if problems != first_problems:
                     raise DataError(
@@ -62,31 +63,31 @@ class Exam:
                     )
                 progress.set_total(len(problems) * (1 + self.k) * len(candidates))
                 progress.set_name(candidate.name)
-                answers = self._answers(policy, problems, progress)
+                answers = self._answers(policy, questions, progress)
                 del policy
                 mx.clear_cache()
                 yield candidate, answers, self._result(candidate, answers, time.monotonic() - started_s)
 
-    def _answers(self, policy: Policy, problems: Sequence[Problem], progress: Progress) -> Answers:
+    def _answers(self, policy: Policy, questions: Sequence[Question], progress: Progress) -> Answers:
         def on_step(tokens: int) -> None:
             if self.stop:
                 raise KeyboardInterrupt
             progress.add_tokens(tokens)
 
-        def answer_all(temperature: float, count: int) -> Iterator[AnsweredProblem]:
-            for answered in answer_problems(
-                *(policy, self.task, problems, self.config, self.scorer),
+        def answer_all(temperature: float, count: int) -> list[AnsweredProblem]:
+            return answer_problems(
+                *(policy, self.task, questions, self.config, self.scorer),
                 temperature=temperature,
                 count=count,
                 episodes=turns,
                 on_step=on_step,
-            ):
-                progress.add_completions(count)
-                yield answered
+                on_answers=progress.add_completions,
+            )
 
         with open_episodes(self.config, policy) as turns:
-            sampled = answer_all(self.config.evaluator.eval_temperature, self.k) if self.k else ()
-            return Answers(greedy=list(answer_all(0.0, 1)), sampled=list(sampled))
+            greedy = answer_all(0.0, 1)
+            sampled = answer_all(self.config.evaluator.eval_temperature, self.k) if self.k else []
+            return Answers(greedy, sampled)
 
     def _result(self, candidate: Candidate, answers: Answers, seconds: float) -> Result:
         temperature = self.config.evaluator.eval_temperature

@@ -7,6 +7,7 @@ Depends on rows and prompts, not on samples.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import mlx.core as mx
@@ -48,7 +49,10 @@ class FixedBatch:
 
 
 def next_batch(policy: Policy, waiting: Iterable[Group], max_rows: int) -> list[Group]:
-    """Return the first waiting groups that fit into `max_rows` rows and may share a batch; at least one group."""
+    """Return the first waiting groups that fit into `max_rows` rows and may share a batch; at least one group.
+
+    If prompts of different lengths may not, it ends where the length changes.
+    """
     batch: list[Group] = []
     completions = 0
     for group in waiting:
@@ -56,7 +60,10 @@ def next_batch(policy: Policy, waiting: Iterable[Group], max_rows: int) -> list[
         if batch and completions > max_rows:
             break
         batch.append(group)
-    return batch if _fit_one_batch(policy, [group.prompt for group in batch]) else batch[:1]
+    if _fit_one_batch(policy, [group.prompt for group in batch]):
+        return batch
+    length = len(batch[0].prompt)
+    return list(takewhile(lambda group: len(group.prompt) == length, batch))
 
 
 def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> list[Any]:

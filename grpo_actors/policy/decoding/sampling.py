@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
+from typing import NamedTuple
 
 from grpo_actors.policy.decoding.batching import PREFILLED, Sampler
 from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
@@ -14,16 +15,27 @@ __all__ = [
     "Sample",
     "Sampler",
     "SamplingParams",
+    "Submission",
     "grow_sample",
     "rows_for",
     "sample_groups",
     "sample_in_turn",
 ]
 
-#: Key of the group, its prompt, and one seed per completion.
-Group = tuple[int, Sequence[int], Sequence[int]]
 #: The rule that `require_fit` names for a model that cannot have several turns.
 NO_ENVIRONMENT = "data.environment: must be empty"
+
+
+class Submission(NamedTuple):
+    """A group of completions to be sampled: the arguments of `Sampler.submit`."""
+
+    key: int
+    #: Token ids; not empty.
+    prompt: Sequence[int]
+    #: One 64-bit seed per completion; not empty.
+    seeds: Sequence[int]
+    #: Replies to the turns of the completions; None if they have one turn.
+    respond: Respond | None = None
 
 
 def sample_groups(
@@ -33,7 +45,6 @@ def sample_groups(
     params: SamplingParams,
     on_step: Callable[[int], None] | None = None,
     *,
-    version: int = 0,
     responds: Sequence[Respond | None] | None = None,
 ) -> list[list[Sample]]:
     """Sample `len(seeds[i])` completions of prompt i, as many side by side as `max_kv_tokens` allows.
@@ -43,8 +54,7 @@ def sample_groups(
         prompts: P lists of token ids, none empty.
         seeds: P lists of 64-bit seeds, one per completion; none empty.
         params: Sampling parameters of all completions.
-        on_step: Called at each step with the number of tokens that it adds; may raise to stop the sampling.
-        version: Number of the weights, recorded with every token.
+        on_step: As for `sample_in_turn`.
         responds: For each prompt the function that replies to the turns of its completions, or None for one turn; None for
             one turn everywhere.
 
@@ -52,20 +62,11 @@ def sample_groups(
         P lists of samples, in the order of the seeds.
 
     Raises:
-        ConfigError: completions may have several turns, but the model cannot be batched continuously.
+        ConfigError: As `sample_in_turn`.
     """
-    if responds is not None and any(responds):
-        require_fit(policy, NO_ENVIRONMENT)
+    submissions = map(Submission, range(len(prompts)), prompts, seeds, responds or [None] * len(prompts))
     max_rows = rows_for(policy, sum(map(len, seeds)), max(map(len, prompts)), params)
-    done: dict[int, list[Sample]] = {}
-    with closing(Sampler(policy, params, max_rows, version)) as sampler:
-        for i, (prompt, group) in enumerate(zip(prompts, seeds, strict=True)):
-            sampler.submit(i, prompt, group, responds[i] if responds else None)
-        while not sampler.idle:
-            tokens, groups = sampler.step()
-            done.update(groups)
-            if on_step and tokens:
-                on_step(tokens)
+    done = dict(sample_in_turn(policy, submissions, params, max_rows, on_step))
     return [done[i] for i in range(len(prompts))]
 
 
@@ -83,27 +84,38 @@ def grow_sample(
 
 def sample_in_turn(
     policy: Policy,
-    groups: Iterable[Group],
+    submissions: Iterable[Submission],
     params: SamplingParams,
     max_rows: int,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, list[Sample]]]:
-    """Sample any number of groups, taken from `groups` as rows become free; yield each as soon as it is whole.
+    """Sample any number of groups, taken from `submissions` as rows become free; yield each as soon as it is whole.
+
+    The device computes the next step while the caller handles a group.
 
     Args:
         policy: The model that samples; set to evaluation mode by its owner.
-        groups: No prompt and no list of seeds is empty.
+        submissions: The groups. Those of similar length are best next to each other: their prompts run through the model
+            together, padded to the longest.
         params: Sampling parameters of all groups.
         max_rows: Most completions that are decoded side by side. If no window can hold the model's cache, a larger group is
             not divided.
-        on_step: Called at each step with the number of tokens that it adds.
+        on_step: Called at each step with the number of tokens that it adds; may raise to stop the sampling.
+
+    Yields:
+        The key of a group, and its samples in the order of their seeds.
+
+    Raises:
+        ConfigError: completions may have several turns, but the model cannot be batched continuously.
     """
-    source, under_way = iter(groups), 0
+    source, under_way = iter(submissions), 0
     with closing(Sampler(policy, params, max_rows)) as sampler:
         while True:
             # Enough to fill every row, plus the prompts of one prefill; the sampler scans all waiting groups.
-            for key, prompt, seeds in islice(source, max_rows + PREFILLED - under_way):
-                sampler.submit(key, prompt, seeds)
+            for submission in islice(source, max_rows + PREFILLED - under_way):
+                if submission.respond is not None:
+                    require_fit(policy, NO_ENVIRONMENT)
+                sampler.submit(*submission)
                 under_way += 1
             if sampler.idle:
                 return

@@ -4,7 +4,13 @@ import pytest
 from architectures import random_policy
 
 from grpo_actors.policy.decoding.batching import PREFILLED
-from grpo_actors.policy.decoding.sampling import SamplingParams, grow_sample, sample_groups, sample_in_turn
+from grpo_actors.policy.decoding.sampling import (
+    SamplingParams,
+    Submission,
+    grow_sample,
+    sample_groups,
+    sample_in_turn,
+)
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 5, 4], [3]]
 SEEDS = [[10, 11], [20], [30, 31], [40]]
@@ -19,7 +25,7 @@ FAMILIES = ["qwen2", "gemma3_text", "mamba"]
 def test_every_group_is_yielded_once_with_the_tokens_it_has_alone(family, max_rows):
     policy = random_policy(family)
     counted = []
-    groups = zip(range(4), PROMPTS, SEEDS, strict=True)
+    groups = map(Submission, range(4), PROMPTS, SEEDS)
     done = list(sample_in_turn(policy, groups, PARAMS, max_rows, counted.append))
     assert sorted(key for key, _ in done) == [0, 1, 2, 3]
     for key, samples in done:
@@ -34,7 +40,7 @@ def test_groups_are_requested_as_rows_become_free_and_not_all_at_once():
     def source():
         for key in range(100):
             asked.append(key)
-            yield key, PROMPTS[key % 4], [key]
+            yield Submission(key, PROMPTS[key % 4], [key])
 
     running = sample_in_turn(random_policy("qwen2"), source(), PARAMS, max_rows=2)
     first, _ = next(running)
@@ -57,3 +63,30 @@ def test_a_completion_can_be_watched_token_by_token(family):
         assert sample.tokens == whole.tokens[: len(sample.tokens)]
     assert lengths == list(range(1, len(whole.tokens) + 1))
     assert sample.finished == whole.finished
+
+
+def test_completions_of_several_turns_are_refilled_too(tiny):
+    prompts = [tiny.encode_chat([{"role": "user", "content": f"What is {n} + 5?"}]) for n in range(9)]
+    reply = tiny.tokenizer.encode("<|user|>And 5 more?<|end|><|assistant|>", add_special_tokens=False)
+
+    def once(sample):
+        return None if sample.spans else reply
+
+    params = SamplingParams(60)
+    groups = [
+        Submission(key, prompt, [key], None if key % 3 == 2 else once) for key, prompt in enumerate(prompts)
+    ]
+    done = dict(sample_in_turn(tiny, groups, params, max_rows=2))
+    for key, prompt, seeds, respond in groups:
+        [alone] = sample_groups(tiny, [prompt], [seeds], params, responds=[respond])
+        assert [sample.tokens for sample in done[key]] == [sample.tokens for sample in alone]
+        assert bool(done[key][0].spans) == bool(alone[0].spans)
+    assert sum(bool(samples[0].spans) for samples in done.values()) >= 4
+
+
+def test_prompts_that_may_not_be_padded_share_a_batch_if_they_are_equally_long():
+    groups = [Submission(key, prompt, [key]) for key, prompt in enumerate([[1, 2], [3, 4], [5, 6], [7], [8]])]
+    counted = []
+    done = dict(sample_in_turn(random_policy("mamba"), groups, PARAMS, 4, counted.append))
+    assert len(done) == 5
+    assert max(counted) == counted[0] == 3
