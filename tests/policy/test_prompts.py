@@ -115,6 +115,7 @@ def moved(policy):
     return policy
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "bits"), [("full", 0), ("lora", 0), ("lora", 4), ("dora", 0), ("dora", 4)])
 def test_the_embedded_model_and_its_adapters_share(kind, bits):
     policy = load_policy(ModelConfig(dtype="float32", fine_tune_type=kind, base_bits=bits), seed=0)
@@ -124,6 +125,7 @@ def test_the_embedded_model_and_its_adapters_share(kind, bits):
     assert_sharing_changes_nothing(policy.model, batches_of(completions_of(), rows=4))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("family", ["qwen2", "stablelm"])
 def test_recomputed_blocks_pass_the_gradient_through_the_prompts_keys_and_values(family, compiled):
