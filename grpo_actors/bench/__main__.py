@@ -31,9 +31,8 @@ def parser() -> argparse.ArgumentParser:
     each = {name: parts.add_parser(name, help=text, description=text) for name, (_, text) in PARTS.items()}
     for part in each.values():
         _add_common(part)
-    ragged = "vary the lengths: log-normal for completions, half to all of the tokens for prompts"
-    each["rollout"].add_argument("--ragged", action="store_true", help=ragged)
-    each["learner"].add_argument("--ragged", action="store_true", help=ragged)
+    for name in ("rollout", "learner"):
+        _add_lengths(each[name])
     rollout = each["rollout"].add_argument
     rollout("--places", type=int, metavar="N", help="completions decoded at the same time (default: all)")
     rollout(
@@ -53,6 +52,24 @@ def parser() -> argparse.ArgumentParser:
         help="updates before the measured ones (default: 2)",
     )
     return command
+
+
+def _add_lengths(part: argparse.ArgumentParser) -> None:
+    lengths = part.add_mutually_exclusive_group()
+    lengths.add_argument(
+        "--lengths",
+        default="equal",
+        metavar="NAME_OR_FILE",
+        help="lengths of completions: equal (default), log-normal, recorded (those of a real run, as shares of --tokens), "
+        "or a file with a JSON list of lengths; unless equal, prompts have half to all of their tokens",
+    )
+    lengths.add_argument(
+        "--ragged",
+        action="store_const",
+        const="log-normal",
+        dest="lengths",
+        help="short for --lengths log-normal",
+    )
 
 
 def _add_run(part: argparse.ArgumentParser) -> None:
