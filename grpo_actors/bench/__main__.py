@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     each = {name: parts.add_parser(name, help=text, description=text) for name, (_, text) in PARTS.items()}
     for part in each.values():
         _add_common(part)
-    for name in ("rollout", "learner"):
+    for name in ("rollout", "learner", "end-to-end"):
         _add_lengths(each[name])
     rollout = each["rollout"].add_argument
     rollout("--places", type=int, metavar="N", help="completions decoded at the same time (default: all)")
@@ -61,7 +61,7 @@ def _add_lengths(part: argparse.ArgumentParser) -> None:
         default="equal",
         metavar="NAME_OR_FILE",
         help="lengths of completions: equal (default), log-normal, recorded (those of a real run, as shares of --tokens), "
-        "or a file with a JSON list of lengths; unless equal, prompts have half to all of their tokens",
+        "or a file with a JSON list of lengths; unless equal, rollout and learner have prompts of half to all of their tokens",
     )
     lengths.add_argument(
         "--ragged",

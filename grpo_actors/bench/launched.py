@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from grpo_actors.bench.workload import EQUAL
 from grpo_actors.config import Config
 from grpo_actors.config.load import SHIPPED_CONFIGS
 from grpo_actors.errors import RunError
@@ -24,13 +25,16 @@ POLL_S = 0.02
 class Launched:
     """One run in its own folder; leaving the block stops it."""
 
-    def __init__(self, config: Config, folder: Path, *, working_folder: Path | None = None) -> None:
+    def __init__(
+        self, config: Config, folder: Path, *, working_folder: Path | None = None, lengths: str = EQUAL
+    ) -> None:
         """Start the run. Its output goes to a file, so that a progress display costs nothing.
 
         Args:
             config: The settings; the run's folder is ``run`` in `folder`, whatever they say.
             folder: A folder of this run only.
             working_folder: Where relative paths in the settings begin; None: `folder`.
+            lengths: Distribution of the lengths of the workers' completions; `EQUAL`: they end as the model samples.
         """
         if not LAUNCH.is_file():
             raise RunError(
@@ -39,13 +43,16 @@ class Launched:
         self.run_dir = folder / "run"
         run = config.run.model_copy(update={"output_dir": str(self.run_dir)})
         saved = folder / "config.json"
+        command = [str(LAUNCH), "--config", str(saved)]
+        if lengths != EQUAL:
+            command = ["-m", "grpo_actors.bench.planned_run", str(saved), lengths]
         saved.write_text(config.model_copy(update={"run": run}).model_dump_json())
         self.output = folder / "output.txt"
         #: Unix seconds, as in records.
         self.started_at = time.time()
         with self.output.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, str(LAUNCH), "--config", str(saved)],
+                [sys.executable, *command],
                 cwd=working_folder or folder,
                 env=with_this_package(),
                 stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Watch the memory of a run's processes from outside, once a second: the GPU's by nvidia-smi, the host's by ps.
+"""Watch the memory of a run's processes from outside, once a second: the GPU's by nvidia-smi, the host's by /proc or ps.
 
 Needs nothing from the run itself. Loads no MLX, which would take GPU memory of its own.
 """
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path
 from typing import NamedTuple, Self
 
 #: Seconds between two samples.
@@ -21,13 +21,15 @@ LISTING_S = 10.0
 SUPERVISOR = "supervisor"
 #: nvidia-smi prints MiB, ps prints KiB.
 MIB, KIB = 2**20, 2**10
+#: Where Linux lists its processes; a container may lack ps.
+PROC = Path("/proc")
 _PACKAGE = "grpo_actors."
 #: The module that starts each actor; the actor's own module follows it on the command line.
 _ENTRY = "grpo_actors.supervisor.entry"
 
 
 class Process(NamedTuple):
-    """One line of ps."""
+    """A process of this machine."""
 
     pid: int
     parent: int
@@ -75,7 +77,7 @@ class Watch:
                 host[name] = host.get(name, 0) + process.rss_bytes
         if not self._has_gpu:
             return MemorySample(now, None, {}, host)
-        others = {process.pid: PurePath(process.command[0]).name for process in everything if process.command}
+        others = {process.pid: Path(process.command[0]).name for process in everything if process.command}
         used: dict[str, int] = {}
         for pid, mebibytes in _numbers(nvidia_smi("--query-compute-apps=pid,used_memory")):
             # A process that is not of the run: that of CUDA MPS, or a stranger on the same GPU.
@@ -94,10 +96,23 @@ class Watch:
 
 
 def processes() -> list[Process]:
-    """Return all processes of this machine; none if ps fails."""
-    lines = _lines(["ps", "-A", "-ww", "-o", "pid=,ppid=,rss=,command="])
-    rows = [line.split() for line in lines]
+    """Return all processes of this machine; none if they cannot be listed."""
+    if PROC.is_dir():
+        return [found for folder in PROC.iterdir() if folder.name.isdigit() and (found := _read(folder))]
+    rows = [line.split() for line in _lines(["ps", "-A", "-ww", "-o", "pid=,ppid=,rss=,command="])]
     return [Process(int(row[0]), int(row[1]), int(row[2]) * KIB, row[3:]) for row in rows if len(row) > 3]
+
+
+def _read(folder: Path) -> Process | None:
+    """Return the process of a folder of /proc; None if it has ended."""
+    try:
+        # The name in brackets may hold spaces and brackets; state and parent follow it.
+        parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
+        pages = (folder / "statm").read_text().split()[1]
+        command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except (OSError, IndexError):
+        return None
+    return Process(int(folder.name), int(parent), int(pages) * os.sysconf("SC_PAGE_SIZE"), command)
 
 
 def names_of(everything: Sequence[Process], root: int) -> dict[int, str]:

@@ -17,6 +17,8 @@ from grpo_actors.errors import ConfigError
 SEED = 0
 #: Distributions of the completions' lengths by name; any other name is a file with a JSON list of lengths in tokens.
 EQUAL, LOG_NORMAL, RECORDED = "equal", "log-normal", "recorded"
+#: Environment variable with such a name, for the workers of a run that the bench started.
+LENGTHS = "GRPO_ACTORS_BENCH_LENGTHS"
 #: Log-normal completions have lengths that are cut at the limit. The median (as a share of the limit) and the share
 #: of completions that reach the limit determine the distribution.
 MEDIAN_SHARE = 0.45

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo_actors.bench.job_report import Interrupt, Job, report
-from grpo_actors.bench.watching import MemorySample, Process, names_of
+from grpo_actors.bench.watching import MemorySample, Process, names_of, processes
 
 ROOT = Path(__file__).parents[2]
 LAUNCHED_AT = 1000.0
@@ -130,6 +130,13 @@ def test_a_process_belongs_to_the_actor_that_started_it():
         8: "rollout-0",
         9: "supervisor",
     }
+
+
+def test_this_process_is_listed_with_its_parent_its_memory_and_its_command():
+    [here] = [process for process in processes() if process.pid == os.getpid()]
+    assert here.parent == os.getppid()
+    assert here.rss_bytes > 10_000_000  # Python and pytest alone take more
+    assert any("pytest" in word for word in here.command)
 
 
 # --- the command ----------------------------------------------------------------------------------
