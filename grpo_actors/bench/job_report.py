@@ -97,7 +97,7 @@ class Saved:
     bytes: int
     #: From the end of its update until it was whole.
     sealed_s: float
-    #: How long the learner did nothing else; None if that is not known, because no update followed.
+    #: How long the learner did nothing else; None if the record does not say it and no update followed.
     learner_waited_s: float | None
     #: The update during which it may still have been written.
     next_update_s: float | None
@@ -204,13 +204,16 @@ def _checkpoints(job: Job) -> list[Saved]:
         due, after = ends.get(record["update"]), ends.get(record["update"] + 1)
         if due is None:
             continue  # from before a resume
+        # Without a figure in the record: between the end of an update and the start of the next one, the learner does
+        # nothing else.
+        gap_s = None if after is None else max(0.0, after["time"] - after["update_s"] - due["time"])
+        waited_s = record.get("wait_s")
         saved.append(
             Saved(
                 record["update"],
                 record["bytes"],
                 record["time"] - due["time"],
-                # The learner's loop does nothing else between the end of an update and the start of the next one.
-                None if after is None else max(0.0, after["time"] - after["update_s"] - due["time"]),
+                gap_s if waited_s is None else waited_s,
                 None if after is None else after["update_s"],
             )
         )
@@ -302,12 +305,12 @@ def _evaluation_rows(evaluations: Sequence[Scored]) -> Iterator[Row]:
 
 def _checkpoint_rows(checkpoints: Sequence[Saved]) -> Iterator[Row]:
     for each in checkpoints:
-        waited = (
-            "no update followed"
-            if each.learner_waited_s is None
-            else f"learner waited {number(each.learner_waited_s)} s, the next update took {number(each.next_update_s or 0)} s"
-        )
-        yield Row(f"checkpoint {each.update} s", each.sealed_s, f"{number(each.bytes / GB)} GB, {waited}")
+        parts = [f"{number(each.bytes / GB)} GB"]
+        if each.learner_waited_s is not None:
+            parts.append(f"learner waited {number(each.learner_waited_s)} s")
+        if each.next_update_s is not None:
+            parts.append(f"the next update took {number(each.next_update_s)} s")
+        yield Row(f"checkpoint {each.update} s", each.sealed_s, ", ".join(parts))
 
 
 def _end_rows(job: Job) -> Iterator[Row]:

@@ -30,8 +30,9 @@ def scored(update, at_s, seconds, accuracy):
     return {"topic": "eval", "time": LAUNCHED_AT + at_s, "update": update, "seconds": seconds, **fields}
 
 
-def saved(update, at_s):
-    return {"topic": "checkpoint", "time": LAUNCHED_AT + at_s, "update": update, "bytes": 5_000_000_000}
+def saved(update, at_s, **more):
+    fields = {"update": update, "bytes": 5_000_000_000, **more}
+    return {"topic": "checkpoint", "time": LAUNCHED_AT + at_s, **fields}
 
 
 def figures(*records, ended_at_s=100.0, **more):
@@ -81,11 +82,14 @@ def test_a_checkpoint_costs_the_learner_the_time_between_two_updates():
         saved(1, at_s=13),
         metrics(2, at_s=12.75, update_s=0.75),
         saved(2, at_s=15),
+        metrics(4, at_s=20, update_s=1),
+        saved(4, at_s=21, wait_s=0.25),
     )
     # Update 2 began at 12, two seconds after the end of update 1; the files were whole after three.
-    first, last = done.checkpoints
+    first, second, last = done.checkpoints
     assert (first.sealed_s, first.learner_waited_s, first.next_update_s) == (3, 2, 0.75)
-    assert (last.sealed_s, last.learner_waited_s) == (2.25, None)
+    assert (second.sealed_s, second.learner_waited_s) == (2.25, None), "no update followed"
+    assert (last.sealed_s, last.learner_waited_s) == (1, 0.25), "as recorded"
     assert rows["checkpoint 1 s"] == 3
 
 
