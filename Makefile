@@ -13,7 +13,7 @@ BACKEND := cpu,
 endif
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: quickstart test test-slow lint bench clean
+.PHONY: quickstart test test-slow test-gpu lint bench clean
 
 quickstart: $(VENV)/.run
 	rm -rf outputs/quickstart
@@ -27,6 +27,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m "slow or not slow"
+
+# Kernels are compiled on first use, for minutes; each of the two processes has its own (tests/conftest.py).
+test-gpu: $(VENV)/.test
+	$(PYTEST) -m "gpu and not slow"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """Fixtures of all tests: policies from the embedded model, and a run folder. Loads the BLAS that must come before MLX."""
 
 import os
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 # Set before the BLAS loads. Its threads wait by spinning: on two busy cores a second thread makes the products of these
@@ -8,6 +10,12 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Set before MLX first uses a GPU: with it, float32 products have float32 precision there too, as the tests require.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Before a GPU's first kernel is compiled. A kernel's file is found by its name alone, and another process may read it
+    # before it is whole: each process that runs tests has a folder of its own, also for the runs that it starts.
+    kernels = Path(tempfile.gettempdir()) / "grpo-actors-tests" / f"mlx-{version('mlx')}" / worker
+    kernels.mkdir(parents=True, exist_ok=True)
+    os.environ["MLX_PTX_CACHE_DIR"] = str(kernels)
 
 import pytest
 

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from grpo_actors.process import run_command
 
@@ -16,6 +17,7 @@ PARTS = {
     "end-to-end": ("end_to_end", "a whole run: seconds an update, and which actor waits how long"),
     "startup": ("startup", "start-up: time to the command line, the first update and a ready worker"),
 }
+RUN = "a real job from its launch to its exit: start-up, updates, evaluations, checkpoints, memory of each process"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,12 +27,12 @@ def parser() -> argparse.ArgumentParser:
         description="Measure how fast the parts of a run are on this machine, and how close to its limits.",
     )
     parts = command.add_subparsers(dest="part", required=True, metavar="PART")
+    _add_run(parts.add_parser("run", help=RUN, description=RUN))
     each = {name: parts.add_parser(name, help=text, description=text) for name, (_, text) in PARTS.items()}
     for part in each.values():
         _add_common(part)
-    ragged = "vary the lengths: log-normal for completions, half to all of the tokens for prompts"
-    each["rollout"].add_argument("--ragged", action="store_true", help=ragged)
-    each["learner"].add_argument("--ragged", action="store_true", help=ragged)
+    for name in ("rollout", "learner", "end-to-end"):
+        _add_lengths(each[name])
     rollout = each["rollout"].add_argument
     rollout("--places", type=int, metavar="N", help="completions decoded at the same time (default: all)")
     rollout(
@@ -50,6 +52,50 @@ def parser() -> argparse.ArgumentParser:
         help="updates before the measured ones (default: 2)",
     )
     return command
+
+
+def _add_lengths(part: argparse.ArgumentParser) -> None:
+    lengths = part.add_mutually_exclusive_group()
+    lengths.add_argument(
+        "--lengths",
+        default="equal",
+        metavar="NAME_OR_FILE",
+        help="lengths of completions: equal (default), log-normal, recorded (those of a real run, as shares of --tokens), "
+        "or a file with a JSON list of lengths; unless equal, rollout and learner have prompts of half to all of their tokens",
+    )
+    lengths.add_argument(
+        "--ragged",
+        action="store_const",
+        const="log-normal",
+        dest="lengths",
+        help="short for --lengths log-normal",
+    )
+
+
+def _add_run(part: argparse.ArgumentParser) -> None:
+    add = part.add_argument
+    add("--config", required=True, metavar="FILE", help="settings of the job, as for launch.py")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="override a setting, as for launch.py; repeatable",
+    )
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="also write the figures, the curves and all samples of memory here",
+    )
+    add("--folder", type=Path, metavar="DIR", help="new folder to keep the run in (default: a temporary one)")
+    add(
+        "--interrupt-after",
+        type=int,
+        metavar="N",
+        help="press Ctrl-C after update N, and measure the time to the exit",
+    )
 
 
 def _add_common(part: argparse.ArgumentParser) -> None:
@@ -80,6 +126,12 @@ def _add_common(part: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, print."""
     given = vars(parser().parse_args(arguments))
+    if given["part"] == "run":
+        from grpo_actors.bench.job import measure  # noqa: PLC0415 - pydantic costs more than --help may take
+
+        return measure(
+            given["config"], given["overrides"], given["folder"], given["json"], given["interrupt_after"]
+        )
     from grpo_actors.bench.options import Options  # noqa: PLC0415 - pydantic costs more than --help may take
 
     options = Options(**{**given, "overrides": tuple(given["overrides"])})

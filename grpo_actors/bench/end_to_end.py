@@ -13,6 +13,8 @@ from random import Random
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.launched import Launched
 from grpo_actors.bench.options import PROMPT_TOKENS, Options, config_of
+from grpo_actors.bench.workload import EQUAL, completion_lengths
+from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError
 from grpo_actors.observe.records import Record
 
@@ -50,7 +52,7 @@ def measure(options: Options, model_name: str) -> list[Figure]:
         if options.random or options.prompt_tokens:
             settings += _problems(folder, options)
         config = config_of(options, model_name, *settings)
-        with Launched(config, folder) as run:
+        with Launched(config, folder, lengths=_lengths(options, config)) as run:
             run.wait()
             records = run.records("metrics")[options.warmup :]
     return figures(records)
@@ -81,6 +83,16 @@ def write_problems(path: Path, tokens: int) -> None:
                 "answer": str(number),
             }
             file.write(json.dumps(line) + "\n")
+
+
+def _lengths(options: Options, config: Config) -> str:
+    """Return the distribution of the lengths as the run's workers read it, in their own working folder."""
+    completion_lengths(1, config.rollout.max_new_tokens, options.lengths)  # raises if it is unusable
+    if options.lengths != EQUAL and config.rollout.workers == 0:
+        raise ConfigError(
+            "--lengths: must be equal with rollout.workers = 0, where the learner itself samples"
+        )
+    return str(Path(options.lengths).absolute()) if Path(options.lengths).is_file() else options.lengths
 
 
 def _problems(folder: Path, options: Options) -> list[str]:

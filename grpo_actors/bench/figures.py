@@ -65,17 +65,17 @@ def as_json(figures: Sequence[Figure], machine: Mapping[str, Any], parameters: M
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:
-    spread = f"{_number(min(figure.values))}–{_number(max(figure.values))}"
+    spread = f"{number(min(figure.values))}–{number(max(figure.values))}"
     floor, ratio = figure.floor, figure.times_floor
     return (
         figure.what,
-        _number(figure.median),
+        number(figure.median),
         spread,
-        "" if floor is None else _number(floor),
+        "" if floor is None else number(floor),
         "" if ratio is None else f"{ratio:,.1f}",
     )
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Format with three significant digits; a number of four or more digits as a whole number."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from grpo_actors.bench.workload import EQUAL
 from grpo_actors.config import Config
 from grpo_actors.config.load import SHIPPED_CONFIGS
 from grpo_actors.errors import RunError
@@ -24,8 +25,17 @@ POLL_S = 0.02
 class Launched:
     """One run in its own folder; leaving the block stops it."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        """Start the run. Its output goes to a file, so that a progress display costs nothing."""
+    def __init__(
+        self, config: Config, folder: Path, *, working_folder: Path | None = None, lengths: str = EQUAL
+    ) -> None:
+        """Start the run. Its output goes to a file, so that a progress display costs nothing.
+
+        Args:
+            config: The settings; the run's folder is ``run`` in `folder`, whatever they say.
+            folder: A folder of this run only.
+            working_folder: Where relative paths in the settings begin; None: `folder`.
+            lengths: Distribution of the lengths of the workers' completions; `EQUAL`: they end as the model samples.
+        """
         if not LAUNCH.is_file():
             raise RunError(
                 f"{LAUNCH}: not found; this part needs a clone of the project, not only the package"
@@ -33,49 +43,70 @@ class Launched:
         self.run_dir = folder / "run"
         run = config.run.model_copy(update={"output_dir": str(self.run_dir)})
         saved = folder / "config.json"
+        command = [str(LAUNCH), "--config", str(saved)]
+        if lengths != EQUAL:
+            command = ["-m", "grpo_actors.bench.planned_run", str(saved), lengths]
         saved.write_text(config.model_copy(update={"run": run}).model_dump_json())
-        self._output = folder / "output.txt"
+        self.output = folder / "output.txt"
         #: Unix seconds, as in records.
         self.started_at = time.time()
-        with self._output.open("wb") as file:
+        with self.output.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, str(LAUNCH), "--config", str(saved)],
-                cwd=folder,
+                [sys.executable, *command],
+                cwd=working_folder or folder,
                 env=with_this_package(),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                # Ctrl-C reaches only the bench, which passes it on: a second one would end the run without a checkpoint.
+                process_group=0,
             )
 
-    def records(self, topic: str) -> list[Record]:
-        """Return all records of a topic that the run has written so far, in order."""
+    @property
+    def pid(self) -> int:
+        """Process id of launch.py."""
+        return self._process.pid
+
+    def send(self, number: int) -> None:
+        """Send launch.py a signal, if it still runs."""
+        self._process.send_signal(number)
+
+    def end(self) -> int:
+        """Wait until launch.py has ended; return its exit code."""
+        return self._process.wait()
+
+    def records(self, topic: str | None = None) -> list[Record]:
+        """Return all records of a topic (None: of all) that the run has written so far, in order."""
         path = self.run_dir / METRICS_FILE
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         written = [decode(line) for line in lines if line.endswith(b"\n")]
-        return [record for record in written if record["topic"] == topic]
+        return [record for record in written if topic in (None, record["topic"])]
 
-    def wait_for(self, topic: str, wanted: Callable[[Record], Any] = bool) -> Record:
-        """Wait for the first record of a topic that `wanted` accepts.
-
-        Raises:
-            RunError: the run has ended without such a record.
-        """
+    def first(self, topic: str, wanted: Callable[[Record], Any] = bool) -> Record | None:
+        """Wait for the first record of a topic that `wanted` accepts; return None if the run has ended without one."""
         while True:
             ended = self._process.poll() is not None
             for record in self.records(topic):
                 if wanted(record):
                     return record
             if ended:
-                raise RunError(f"launch.py ended early: {self._last_line()}")
+                return None
             time.sleep(POLL_S)
+
+    def wait_for(self, topic: str, wanted: Callable[[Record], Any] = bool) -> Record:
+        """Do as `first`, but raise `RunError` if the run has ended without such a record."""
+        record = self.first(topic, wanted)
+        if record is None:
+            raise RunError(f"launch.py ended early: {self._last_line()}")
+        return record
 
     def wait(self) -> None:
         """Wait until the run has done all its updates; raises RunError if it failed."""
-        if self._process.wait():
+        if self.end():
             raise RunError(f"launch.py failed: {self._last_line()}")
 
     def _last_line(self) -> str:
-        lines = self._output.read_text(errors="replace").split("\n")
+        lines = self.output.read_text(errors="replace").split("\n")
         return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
 
     def __enter__(self) -> Self:

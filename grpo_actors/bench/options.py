@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from grpo_actors.bench.workload import Shape
+from grpo_actors.bench.workload import EQUAL, Shape
 from grpo_actors.config import Config, load_config
 from grpo_actors.config.names import leaf_of
 from grpo_actors.errors import ConfigError
@@ -45,7 +45,8 @@ class Options:
     #: KEY=VALUE, in launch.py's form.
     overrides: tuple[str, ...] = ()
     json: bool = False
-    ragged: bool = False
+    #: Distribution of the completions' lengths.
+    lengths: str = EQUAL
     against: str | None = None
     #: Completions decoded at the same time; None means all.
     places: int | None = None
@@ -104,7 +105,7 @@ def shape_of(options: Options, config: Config) -> Shape:
         config.rollout.num_generations,
         options.prompt_tokens or PROMPT_TOKENS,
         config.rollout.max_new_tokens,
-        options.ragged,
+        options.lengths,
         options.places,
     )
 

@@ -1,7 +1,6 @@
 """The measured policies: loaded as a worker loads them, with their sizes, and with completions of planned lengths."""
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -24,7 +23,7 @@ class PlannedPolicy(Policy):
     """
 
     #: Lengths of the completions to come.
-    planned: deque[int] = field(default_factory=deque)
+    planned: Iterator[int] = field(default_factory=lambda: iter(()))
     #: Planned length by the id of the completion's list of tokens, which exists until its last stop test.
     _ending: dict[int, int] = field(default_factory=dict)
 
@@ -32,7 +31,7 @@ class PlannedPolicy(Policy):
         """Return whether the completion has its planned length."""
         del stop
         if len(tokens) == 1:
-            self._ending[id(tokens)] = self.planned.popleft()
+            self._ending[id(tokens)] = next(self.planned)
         return len(tokens) == self._ending[id(tokens)]
 
 
@@ -43,7 +42,7 @@ def planned(policy: Policy) -> PlannedPolicy:
 
 def plan(policy: PlannedPolicy, lengths: Iterable[int]) -> None:
     """Set the lengths of the next completions."""
-    policy.planned = deque(lengths)
+    policy.planned = iter(lengths)
 
 
 def rollout_policy(config: Config) -> Policy:

@@ -24,6 +24,9 @@ from grpo_actors.supervisor.headcount import Headcount, Measurement
 from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
 from grpo_actors.supervisor.room import other_processes, room_of
 
+#: Module of a worker's command line. The bench sets another one.
+WORKER = "grpo_actors.rollout"
+
 
 @dataclass
 class WorkerPool:
@@ -142,11 +145,9 @@ class WorkerPool:
         """Add a worker. The supervisor starts its process, as for all children that were not started yet."""
         # A number is never used twice: the stopped worker that had it may not have ended yet.
         name = f"rollout-{len(self.actors)}"
-        command = ["--connect", self.control, "--name", name, "--patience", "600"]
+        command = [WORKER, "--connect", self.control, "--name", name, "--patience", "600"]
         command += ["--preload", str(self.run_dir / CONFIG_FILE)]
-        actor = Actor(
-            name, ["grpo_actors.rollout", *command], self._share.environment | self.environment, respawns=True
-        )
+        actor = Actor(name, command, self._share.environment | self.environment, respawns=True)
         self.actors.append(actor)
         self.workers.append(actor)
 

@@ -96,6 +96,13 @@ def test_a_whole_run_has_prompts_and_completions_of_the_length_asked_for(capsys)
     assert 0 <= figures["learner waited, share"]["median"] <= 1
 
 
+def test_the_completions_of_a_whole_run_have_the_lengths_of_a_file(capsys, tmp_path):
+    (tmp_path / "lengths.json").write_text("[4]")
+    lengths = ("--lengths", str(tmp_path / "lengths.json"), "--tokens", "9")
+    figures = bench(capsys, "end-to-end", "--warmup", "1", "--set", "workers=1", *lengths)
+    assert figures["completion tokens"]["values"] == [4, 4]
+
+
 @pytest.mark.slow
 def test_the_floor_of_a_workers_start_is_a_process_that_only_loads_the_model(capsys):
     figures = bench(capsys, "startup", "--rounds", "1")

@@ -58,6 +58,7 @@ def assert_same_gradient(a, b):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo"])
 def test_it_does_not_depend_on_the_split_into_micro_batches(aggregation):
     whole = gradient_of(updated(eight_groups(), aggregation=aggregation))
@@ -98,6 +99,7 @@ def test_two_ranks_that_share_the_micro_batches_of_one_update_add_up_to_the_whol
     assert_same_gradient(parts[0] + parts[1], gradient_of(updated(groups, aggregation=aggregation)))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("micro_batches", [1, 2, 8])
 def test_it_does_not_depend_on_whether_completions_share_rows(micro_batches):
     groups = changed(eight_groups(), 1, 2, rewards={"hand": None})  # a group of three, and one of four
@@ -105,6 +107,7 @@ def test_it_does_not_depend_on_whether_completions_share_rows(micro_batches):
     assert_same_gradient(gradient_of(shared), gradient_of(apart))
 
 
+@pytest.mark.gpu
 def test_it_is_the_same_plain_and_compiled():
     plain, compiled = (updated(eight_groups(), compiled=which) for which in (False, True))
     assert_same_gradient(gradient_of(compiled), gradient_of(plain))

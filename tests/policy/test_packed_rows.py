@@ -125,6 +125,7 @@ def moved(policy):
     return policy
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "bits"), [("full", 0), ("lora", 0), ("lora", 4), ("dora", 0), ("dora", 4)])
 def test_the_embedded_model_and_its_adapters_pack(kind, bits):
     policy = load_policy(ModelConfig(dtype="float32", fine_tune_type=kind, base_bits=bits), seed=0)
@@ -134,6 +135,7 @@ def test_the_embedded_model_and_its_adapters_pack(kind, bits):
     assert_packing_changes_nothing(policy.model, completions_of(), rows=4)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("family", ["qwen2", "stablelm"])
 def test_recomputed_blocks_have_the_same_gradient_in_packed_rows(family, compiled):

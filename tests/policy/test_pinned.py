@@ -10,6 +10,8 @@ from test_weights import bits, mixed
 from grpo_actors.policy.pinned import pin
 from grpo_actors.policy.weights import freeze, pack, unpack
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.mark.skipif(mx.cuda.is_available(), reason="CUDA pins memory")
 def test_nothing_is_pinned_without_cuda():

@@ -45,6 +45,7 @@ def test_recomputed_blocks_give_the_same_gradient(family):
     assert type(model.layers[0]).__call__ is forward, "sampling runs the plain block again"
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "family", [*(name for name, row in ARCHITECTURES.items() if row.gated_mlp), "smollm3"]
 )
@@ -65,6 +66,7 @@ def test_a_model_with_a_different_gate_is_left_unchanged():
         assert type(model.layers[0].mlp).__call__ is forward
 
 
+@pytest.mark.gpu
 def test_recomputed_gates_use_less_memory():
     sizes = {"hidden_size": 64, "intermediate_size": 2048, "head_dim": 16, "num_hidden_layers": 8}
     model = random_policy("llama", **sizes).model

@@ -94,6 +94,7 @@ def test_steps_far_below_half_precision_are_not_lost(dtype):
     assert model.w[0].item() == mx.array(0.99).astype(dtype).item()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_a_restored_training_continues_bit_for_bit(dtype, compiled):
@@ -119,6 +120,7 @@ def test_a_restored_training_continues_bit_for_bit(dtype, compiled):
         assert mx.array_equal(array, resumed.state()[name]), name
 
 
+@pytest.mark.gpu
 def test_compiled_and_plain_steps_agree():
     models = [Line(), Line()]
     for model, compiled in zip(models, (False, True), strict=True):
@@ -137,6 +139,7 @@ class Deep(nn.Module):
         self.layers = [mx.ones((256, 256), mx.bfloat16) for _ in range(32)]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_step_holds_only_part_of_the_old_and_new_weights_at_the_same_time(compiled):
     def total(model, arrays):

@@ -32,6 +32,7 @@ def run_with_deaths() -> Iterator[Run]:
         yield run
 
 
+@pytest.mark.gpu
 def test_a_killed_worker_is_missed_within_a_second(run_with_deaths):
     for killed_at, lost in zip(run_with_deaths.killed_at, run_with_deaths.lost, strict=True):
         print(f"missed after {lost['time'] - killed_at:.3f} s")
@@ -48,6 +49,7 @@ def test_it_is_started_again_with_a_pause_that_doubles(run_with_deaths):
     assert [line.rpartition("; ")[2] for line in lines] == ["starts again in 1 s", "starts again in 2 s"]
 
 
+@pytest.mark.gpu
 def test_nothing_is_lost_and_nothing_trains_twice(run_with_deaths):
     assert [lease for lease, *_ in run_with_deaths.ledger()] == list(range(24))
     run_with_deaths.assert_no_gap_in_records()

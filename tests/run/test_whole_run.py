@@ -62,7 +62,7 @@ def small_run() -> Iterator[Run]:
         yield run
 
 
-@pytest.fixture(params=["own_run", "small_run", "on_policy_run"])
+@pytest.fixture(params=[pytest.param("own_run", marks=pytest.mark.gpu), "small_run", "on_policy_run"])
 def any_run(request: pytest.FixtureRequest) -> Run:
     return request.getfixturevalue(request.param)
 
@@ -190,6 +190,7 @@ def test_the_kl_term_sees_the_policy_leave_its_reference(small_run):
     assert kl[-1] > 0
 
 
+@pytest.mark.gpu
 def test_both_workers_deliver(own_run):
     assert {worker for *_, worker in own_run.ledger()} == {"rollout-0", "rollout-1"}
 

@@ -16,6 +16,7 @@ from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.logprobs import _fused, _shared_exponential
 
+pytestmark = pytest.mark.gpu
 cuda_only = pytest.mark.skipif(not mx.cuda.is_available(), reason="the kernel is for CUDA")
 
 

@@ -31,6 +31,7 @@ def assert_as_alone(policy, prompts, groups, params):
             np.testing.assert_allclose(sample.logprobs, expected.logprobs, atol=1e-4)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 7, 10, 50])
 def test_any_number_of_rows_gives_every_completion_the_tokens_it_has_alone(tiny, prompts, max_rows):
     params = SamplingParams(30)
@@ -73,6 +74,7 @@ def test_a_group_may_be_submitted_while_others_are_under_way(tiny, prompts):
     assert_as_alone(tiny, prompts, [done[i] for i in range(3)], params)
 
 
+@pytest.mark.gpu
 def test_a_free_row_is_used_again_at_the_next_step(tiny, prompts):
     # 10 completions of at most 30 tokens on 2 rows: waiting for the slower one of each pair would take longer.
     params = SamplingParams(30)

@@ -13,6 +13,8 @@ from grpo_actors.policy.decoding.blocks import Blocks, blocks_of
 from grpo_actors.policy.decoding.window import Prompts
 from grpo_actors.policy.device import memory_bytes
 
+pytestmark = pytest.mark.gpu
+
 PROMPTS = [[3, 1, 2, 1, 3, 2, 1, 1, 2], [2, 1, 3], [5]]
 COLUMNS = 16
 

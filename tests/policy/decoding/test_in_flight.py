@@ -14,6 +14,8 @@ from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.decoding.step import require_fit
 from grpo_actors.policy.model import load_policy
 
+pytestmark = pytest.mark.gpu
+
 PROMPTS = [[2, 21, 22, 15, 23, 24, 1, 3], [2, 21, 9, 3]]
 #: No completion of these seeds ends earlier.
 PARAMS = SamplingParams(12)

@@ -27,6 +27,7 @@ def flat(groups):
     return [sample for group in groups for sample in group]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_recorded_log_probs_are_those_that_the_learner_computes(tiny, temperature):
     prompts, seeds = prompts_of(tiny), [[1, 2, 3], [4], [5, 6]]
@@ -37,6 +38,7 @@ def test_recorded_log_probs_are_those_that_the_learner_computes(tiny, temperatur
             np.testing.assert_allclose(sample.logprobs, expected, atol=1e-4)
 
 
+@pytest.mark.gpu
 def test_equal_seeds_give_equal_tokens_alone_and_in_any_batch(tiny):
     prompts, seeds = prompts_of(tiny), [[1, 2, 3], [4], [5, 6]]
     params = SamplingParams(30)
@@ -153,6 +155,7 @@ def test_the_repetition_penalty_applies_to_every_token_seen_in_prompt_or_complet
     assert not set(sample.tokens) & set(prompt)
 
 
+@pytest.mark.gpu
 def test_filters_work_with_ragged_prompts_and_shrinking_batches(tiny):
     params = SamplingParams(40, top_k=5, top_p=0.9, min_p=0.01, repetition_penalty=1.2)
     prompts, seeds = prompts_of(tiny), [[1, 2, 3], [4], [5, 6]]

@@ -144,6 +144,7 @@ def test_a_stop_string_ends_its_own_turn_and_not_the_next_one(tiny, prompts):
             assert tiny.decode(sample.turn).count("</reasoning>") <= 1
 
 
+@pytest.mark.gpu
 def test_new_weights_may_come_between_and_within_turns(tiny, prompts):
     respond, params = asks(tiny), SamplingParams(100)
     sampler = Sampler(tiny, params, max_rows=2, version=0)
