@@ -37,10 +37,7 @@ def micro_batch_logprobs(
         As `completion_logprobs`.
     """
     body, head = split_head(model) or (model, None)
-    if packed:
-        outputs = packed_outputs(model, body, batch)
-    else:
-        outputs = body(batch["tokens"]).flatten(0, 1)
+    outputs = packed_outputs(model, body, batch) if packed else body(batch["tokens"]).flatten(0, 1)
     if batch["inputs_at"].size < len(outputs):
         outputs = outputs[batch["inputs_at"]]
     logits = outputs if head is None else head(outputs)

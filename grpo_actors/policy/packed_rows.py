@@ -27,7 +27,7 @@ class PackedRows:
         """Take `MicroBatch.arrays()`; positions, prompt_of and completion_of are read."""
         self._batch = batch
         #: B and T.
-        self.shape: tuple[int, int] = batch["tokens"].shape
+        self.shape = batch["tokens"].shape
         #: Position [B · T] int32 of each token in its own text.
         self.offset = batch["positions"].reshape(-1)
         self._masks: dict[int | None, mx.array] = {}
