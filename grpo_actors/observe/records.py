@@ -93,7 +93,13 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "truncated_share": "",
         "best": "whether no earlier evaluation was better",
     },
-    "checkpoint": {"update": "", "path": "", "bytes": ""},
+    "checkpoint": {  # once it is durable
+        "update": "",
+        "path": "",
+        "bytes": "",
+        "wait_s": "that training stood still for it, or null: written before a resume",
+        "write_s": "from its start until it was durable, or null",
+    },
     "policy": {"version": "", "bytes": "", "digest": ""},
     "sample": {
         "update": "",
