@@ -9,7 +9,7 @@ previous checkpoint or the new one, never half of one.
                          optimizer.safetensors, state.json, manifest.json
                          reference.safetensors                             (if the reference was refreshed)
 
-Arrays of more than 2 GiB together become several files: optimizer-00001-of-00004.safetensors, and so on.
+Arrays of more than 1 GiB together become several files: optimizer-00001-of-00008.safetensors, and so on.
 """
 
 import json

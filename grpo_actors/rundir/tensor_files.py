@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 #: Files of about equal size share arrays that are larger than this: a digest is computed by one core.
-SHARD_BYTES = 2 << 30
+SHARD_BYTES = 1 << 30
 #: Files that are written at the same time.
 THREADS = 4
 #: Bytes that are written and then hashed at a time: small enough to be hashed from a core's cache.
