@@ -9,7 +9,8 @@ previous checkpoint or the new one, never half of one.
                          optimizer.safetensors, state.json, manifest.json
                          reference.safetensors                             (if the reference was refreshed)
 
-Arrays of more than 1 GiB together become several files: optimizer-00001-of-00008.safetensors, and so on.
+A model, state or reference of more than `SHARD_BYTES` becomes several files: optimizer-00001-of-00008.safetensors, and
+so on.
 """
 
 import json
@@ -39,6 +40,9 @@ from grpo_actors.rundir.tensor_files import Reader, TensorFile, freeze, read_in_
 
 ADAPTER = "adapters.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+
+#: Arrays of more bytes together become several files, because a file's digest is computed by one core.
+SHARD_BYTES = 1 << 30
 
 #: Files copied from the source model, next to weights, config and tokenizer: generation defaults, code, licence.
 _COPIED_FILES = ("generation_config.json", "*.py", "LICENSE*")
@@ -88,6 +92,7 @@ def freeze_checkpoint(
     state: Mapping[str, Any],
     *,
     reference: Mapping[str, mx.array] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> FrozenCheckpoint:
     """Freeze the state of a run; copies no array.
 
@@ -97,16 +102,17 @@ def freeze_checkpoint(
         training: Its state arrays are saved.
         state: JSON content of state.json: the run's id, its `Snapshot` and the number of skipped steps.
         reference: Arrays that `restore` returns; None if loading the model gives them again.
+        shard_bytes: Weights, state and reference become several files each if they are larger.
     """
     if policy.has_adapter:
-        tensors = freeze(Path(ADAPTER).stem, policy.trainable())
+        tensors = freeze(Path(ADAPTER).stem, policy.trainable())  # one file: mlx-lm reads no more
         others = {ADAPTER_CONFIG: as_json(adapter_config(policy))}
     else:
-        tensors = freeze("model", dict(tree_flatten(policy.model.parameters())))
+        tensors = freeze("model", dict(tree_flatten(policy.model.parameters())), shard_bytes)
         others = {"model.safetensors.index.json": _index(tensors), **_companions(policy)}
-    tensors += freeze(OPTIMIZER, training.state())
+    tensors += freeze(OPTIMIZER, training.state(), shard_bytes)
     if reference is not None:
-        tensors += freeze(REFERENCE, reference)
+        tensors += freeze(REFERENCE, reference, shard_bytes)
     return FrozenCheckpoint(update, tensors, {**others, STATE: as_json({"update": update, **state})})
 
 

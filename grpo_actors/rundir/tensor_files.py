@@ -17,8 +17,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-#: Files of about equal size share arrays that are larger than this: a digest is computed by one core.
-SHARD_BYTES = 1 << 30
 #: Files that are written at the same time.
 THREADS = 4
 #: Bytes that are written and then hashed at a time: small enough to be hashed from a core's cache.
@@ -61,14 +59,14 @@ class TensorFile:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-def freeze(stem: str, arrays: Mapping[str, mx.array], shard_bytes: int = SHARD_BYTES) -> list[TensorFile]:
-    """Lay out arrays as ``STEM.safetensors``, or as numbered files of about equal size, and evaluate them.
+def freeze(stem: str, arrays: Mapping[str, mx.array], shard_bytes: int | None = None) -> list[TensorFile]:
+    """Lay out arrays as ``STEM.safetensors``, or as numbered files of about `shard_bytes` each, and evaluate them.
 
     Copies nothing: a result shares the memory of its array. MLX's arrays are immutable, and MLX reuses memory only
     if nothing else holds it, so the result keeps its values while training goes on, and costs memory from then on.
     """
     total = sum(array.nbytes for array in arrays.values())
-    shards: list[dict[str, mx.array]] = [{} for _ in range(-(-total // shard_bytes) or 1)]
+    shards: list[dict[str, mx.array]] = [{} for _ in range(-(-total // (shard_bytes or total or 1)) or 1)]
     done = 0
     for name, array in arrays.items():
         # By its middle, so that a file exceeds its part by half an array at most.
