@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
-from grpo_actors.learner.checkpointing import CheckpointWriter
+from grpo_actors.learner.checkpointing import CheckpointWriter, Written
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint, restore
 from grpo_actors.rundir.checkpoints import (
@@ -53,9 +53,8 @@ class _UnderWay:
     """A checkpoint that is being written."""
 
     update: int
-    written: Future[Checkpoint]
-    #: Time of the clock when the save began, and seconds that training waited for it.
-    started_s: float
+    written: Future[Written]
+    #: Seconds that training stood still for it.
     wait_s: float
 
 
@@ -170,7 +169,7 @@ class Archive:
         frozen = freeze_checkpoint(grpo.version, grpo.policy, grpo.training, state, reference=reference)
         written = self._writer.start(frozen)
         self._last_saved = grpo.version
-        self._under_way = _UnderWay(grpo.version, written, started_s, time.monotonic() - started_s)
+        self._under_way = _UnderWay(grpo.version, written, time.monotonic() - started_s)
 
     def collect(self, records: Records, *, wait: bool = False) -> None:
         """Record the checkpoint under way once it is durable, then remove old ones.
@@ -186,9 +185,8 @@ class Archive:
         if under_way is None or not (wait or under_way.written.done()):
             return
         self._under_way = None
-        checkpoint = under_way.written.result()
-        write_s = time.monotonic() - under_way.started_s
-        self._announce(records, checkpoint, wait_s=under_way.wait_s, write_s=write_s)
+        written = under_way.written.result()
+        self._announce(records, written.checkpoint, wait_s=under_way.wait_s, write_s=written.seconds)
         self._prune()
 
     def close(self) -> None:

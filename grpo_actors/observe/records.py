@@ -97,8 +97,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "update": "",
         "path": "",
         "bytes": "",
-        "wait_s": "that training stood still for it, or null: written before a resume",
-        "write_s": "from its start until it was durable, or null",
+        "wait_s": "that training stood still for it; null: written before a resume",
+        "write_s": "until it was durable, in the background, or null",
     },
     "policy": {"version": "", "bytes": "", "digest": ""},
     "sample": {
