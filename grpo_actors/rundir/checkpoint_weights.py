@@ -190,9 +190,7 @@ def write_model(folder: Path, policy: Policy) -> None:
         (folder / name).write_bytes(content)
 
 
-@lru_cache(
-    maxsize=1
-)  # a large tokenizer takes a third of a second, and none of this changes while a policy trains
+@lru_cache(maxsize=1)  # 0.2 s for a vocabulary of 150,000, and none of it changes while a policy trains
 def _companions(policy: Policy) -> Mapping[str, bytes]:
     """Return all files of a model's folder but its weights."""
     with TemporaryDirectory() as name:
