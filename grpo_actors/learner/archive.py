@@ -1,19 +1,25 @@
 """The archive of a run: writes its checkpoints, records them and their scores, and removes old ones.
 
+A checkpoint is written in the background, one at a time. Its record, the removal of older ones and its score come when
+it is durable. It stores the state of the moment when it was started, so a resumed run writes all of these again.
 The score of a checkpoint arrives some updates after it was written; the checkpoint is kept at least until then.
 Has no socket: its records go to `Records`.
 """
 
 import json
+import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
+from grpo_actors.learner.checkpointing import CheckpointWriter, Written
 from grpo_actors.learner.grpo import Grpo
-from grpo_actors.rundir.checkpoint_weights import restore, write_checkpoint
+from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint, restore
 from grpo_actors.rundir.checkpoints import (
     Checkpoint,
     Snapshot,
@@ -22,6 +28,7 @@ from grpo_actors.rundir.checkpoints import (
     newest_sound,
     prune,
     read_state,
+    remove_unfinished,
 )
 from grpo_actors.rundir.folder import BEST, CHECKPOINT, METRICS_FILE, checkpoint_folder, update_of
 from grpo_actors.schedule.lease import START, Cursor
@@ -41,8 +48,21 @@ class Records(Protocol):
         """Return the state that a checkpoint stores; by then all records so far are on the disk."""
 
 
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A checkpoint that is being written."""
+
+    update: int
+    written: Future[Written]
+    #: Seconds that training stood still for it.
+    wait_s: float
+
+
 class Archive:
-    """The checkpoints of one run. Call `restore` and `announce` once at the start, then `save` when one is due."""
+    """The checkpoints of one run.
+
+    Call `restore` and `announce` once at the start, `save` when a checkpoint is due, `collect` often, `close` last.
+    """
 
     def __init__(self, run_dir: Path, config: Config, run_id: str) -> None:
         """Find the newest sound checkpoint, to continue from it.
@@ -57,6 +77,8 @@ class Archive:
         """
         self._run_dir = run_dir
         self._config = config
+        self._writer = CheckpointWriter(run_dir)
+        self._under_way: _UnderWay | None = None
         self.resumed, self._damage = newest_sound(run_dir)
         if self.resumed is None and self._damage:
             raise RunError(
@@ -109,6 +131,7 @@ class Archive:
 
     def announce(self, records: Records) -> None:
         """Record what was found, once, after the ``start`` record; put aside damaged checkpoints."""
+        remove_unfinished(self._run_dir)
         for text in self._damage:
             records.record("alarm", name="checkpoint damaged", text=text)
         for path in self._run_dir.glob(f"{CHECKPOINT}*"):
@@ -132,21 +155,46 @@ class Archive:
         return any(period and update % period == 0 for period in periods)
 
     def save(self, records: Records, grpo: Grpo) -> None:
-        """Write a checkpoint of the newest version, unless it has one; version 0, the base model, gets none."""
+        """Start to write a checkpoint of the newest version, unless it has one; version 0, the base model, gets none.
+
+        Raises:
+            RunError: The checkpoint before could not be written.
+        """
         if grpo.version in (0, self._last_saved):
             return
+        started_s = time.monotonic()
+        self.collect(records, wait=True)
         state = {"run_id": self.run_id, **asdict(records.snapshot()), "skipped_steps": grpo.skipped}
-        checkpoint = write_checkpoint(
-            self._run_dir,
-            grpo.version,
-            grpo.policy,
-            grpo.training,
-            state,
-            reference=grpo.reference if grpo.reference_refreshed else None,
-        )
-        self._last_saved = checkpoint.update
-        self._announce(records, checkpoint)
+        reference = grpo.reference if grpo.reference_refreshed else None
+        frozen = freeze_checkpoint(grpo.version, grpo.policy, grpo.training, state, reference=reference)
+        written = self._writer.start(frozen)
+        self._last_saved = grpo.version
+        self._under_way = _UnderWay(grpo.version, written, time.monotonic() - started_s)
+
+    def collect(self, records: Records, *, wait: bool = False) -> None:
+        """Record the checkpoint under way once it is durable, then remove old ones.
+
+        Args:
+            records: Where its record goes.
+            wait: Whether to wait until it is durable.
+
+        Raises:
+            RunError: It could not be written.
+        """
+        under_way = self._under_way
+        if under_way is None or not (wait or under_way.written.done()):
+            return
+        self._under_way = None
+        written = under_way.written.result()
+        self._announce(records, written.checkpoint, wait_s=under_way.wait_s, write_s=written.seconds)
         self._prune()
+
+    def close(self) -> None:
+        """Finish the checkpoint under way; may be called twice. Its error is printed: another one ends the run."""
+        self._writer.close()
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None and (error := under_way.written.exception()) is not None:
+            print(f"error: {error}", file=sys.stderr)
 
     def unevaluated(self) -> set[int]:
         """Return the updates whose checkpoint the evaluator has not scored yet."""
@@ -157,11 +205,14 @@ class Archive:
 
     def take_evaluations(self, records: Records, arrived: Sequence[Evaluation]) -> None:
         """Record the scores that have arrived; a score that is recorded already is dropped."""
+        # A checkpoint that has a score is durable, or is about to be: its record comes first.
+        scored = self._under_way is not None and self._under_way.update in {e.update for e in arrived}
+        self.collect(records, wait=scored)
         fresh = [e for e in arrived if e.update not in self._evaluated]
         for evaluation in fresh:
             self._evaluated.add(evaluation.update)
             self._record(records, evaluation)
-        if fresh:
+        if fresh and self._under_way is None:  # else the next `collect` does
             self._prune()  # checkpoints that were kept only until their score came
 
     def _prune(self) -> None:
@@ -176,10 +227,9 @@ class Archive:
             mark_best(self._run_dir, evaluation.update, score)
         records.record("eval", **evaluation.model_dump(exclude={"kind"}), best=is_best)
 
-    def _announce(self, records: Records, checkpoint: Checkpoint) -> None:
-        records.record(
-            "checkpoint", update=checkpoint.update, path=str(checkpoint.path), bytes=checkpoint.bytes
-        )
+    def _announce(self, records: Records, checkpoint: Checkpoint, **seconds: float) -> None:
+        found = {"update": checkpoint.update, "path": str(checkpoint.path), "bytes": checkpoint.bytes}
+        records.record("checkpoint", **found, **seconds)
 
     # --- earlier records --------------------------------------------------------------------------
 

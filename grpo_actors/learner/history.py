@@ -115,12 +115,18 @@ class History:
             self.ended_by = alarm
 
     def save_if_due(self) -> None:
-        """Write a checkpoint if one is due after this update."""
+        """Start to write a checkpoint if one is due after this update; record the one before once it is durable."""
         if self.archive.is_due(self.grpo.version):
-            self.save()
+            self._save()
+        self.archive.collect(self.records)
 
-    def save(self) -> None:
-        """Write a checkpoint of the newest version, unless it has one; the recorded groups reach the disk first."""
+    def save_last(self) -> None:
+        """Write a checkpoint of the newest version, unless it has one, and wait until every checkpoint is durable."""
+        self._save()
+        self.archive.collect(self.records, wait=True)
+
+    def _save(self) -> None:
+        """Start to write a checkpoint; the recorded groups reach the disk first."""
         if self._groups is not None:
             self._groups.sync()
         self.archive.save(self.records, self.grpo)
@@ -135,6 +141,7 @@ class History:
         return 1
 
     def close(self) -> None:
-        """Close the file of recorded groups; may be called twice."""
+        """Finish the checkpoint under way and close the file of recorded groups; may be called twice."""
+        self.archive.close()
         if self._groups is not None:
             self._groups.close()

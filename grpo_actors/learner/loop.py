@@ -48,6 +48,6 @@ def train(run: Run) -> int:
             history.note_alarm(alarm)
         history.save_if_due()
         source.take_evaluations()
-    history.save()
+    history.save_last()
     source.finish(history.ended_by)
     return history.end(reason)

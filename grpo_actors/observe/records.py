@@ -93,7 +93,13 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "truncated_share": "",
         "best": "whether no earlier evaluation was better",
     },
-    "checkpoint": {"update": "", "path": "", "bytes": ""},
+    "checkpoint": {  # once it is durable
+        "update": "",
+        "path": "",
+        "bytes": "",
+        "wait_s": "that training stood still for it; null: written before a resume",
+        "write_s": "until it was durable, in the background, or null",
+    },
     "policy": {"version": "", "bytes": "", "digest": ""},
     "sample": {
         "update": "",

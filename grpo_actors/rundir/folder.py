@@ -34,6 +34,9 @@ CHECKPOINT = "checkpoint-"
 MANIFEST = "manifest.json"
 #: In a checkpoint: where the run was.
 STATE = "state.json"
+#: In a checkpoint: the first words of the names of the files that only a resumed run reads.
+OPTIMIZER = "optimizer"
+REFERENCE = "reference"
 #: In a checkpoint: its score, which the evaluator adds later. The manifest does not list it.
 EVALUATION_FILE = "evaluation.json"
 

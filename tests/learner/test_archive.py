@@ -24,6 +24,13 @@ class RecordList:
         return Snapshot(Cursor(), len(self.records))
 
 
+def save(archive, grpo):
+    """Write a checkpoint and wait for it."""
+    records = RecordList()
+    archive.save(records, grpo)
+    archive.collect(records, wait=True)
+
+
 def continued(folder, settings):
     """Return a new learner that continues from the newest checkpoint of a folder, with its archive."""
     archive, grpo = Archive(folder, settings, uuid.uuid4().hex), learner(settings)
@@ -41,13 +48,13 @@ def test_a_refreshed_reference_stays_with_the_run_even_if_it_is_no_longer_refres
     archive, grpo = continued(tmp_path, moving)
     start, groups = reference_of(grpo), groups_of(grpo.policy)
     grpo.update(groups)
-    archive.save(RecordList(), grpo)
+    save(archive, grpo)
 
     later = config(kl_coeff=0.1, reference_refresh_updates=refresh, reference_refresh_alpha=0.5)
     archive, second = continued(tmp_path, later)
     assert_same_weights(reference_of(grpo), reference_of(second))
     second.update(groups)
-    archive.save(RecordList(), second)
+    save(archive, second)
 
     _, third = continued(tmp_path, later)
     assert_same_weights(reference_of(second), reference_of(third))
@@ -57,7 +64,7 @@ def test_a_refreshed_reference_stays_with_the_run_even_if_it_is_no_longer_refres
 def test_a_reference_that_was_never_refreshed_is_not_written(tmp_path):
     archive, grpo = continued(tmp_path, config(kl_coeff=0.1, reference_refresh_updates=2))
     grpo.update(groups_of(grpo.policy))
-    archive.save(RecordList(), grpo)
+    save(archive, grpo)
     assert not (tmp_path / "checkpoint-1" / "reference.safetensors").exists()
 
 
@@ -65,7 +72,7 @@ def test_without_a_kl_term_no_reference_is_kept_even_if_the_checkpoint_has_one(t
     archive, grpo = continued(tmp_path, config(kl_coeff=0.1, reference_refresh_updates=1))
     groups = groups_of(grpo.policy)
     grpo.update(groups)
-    archive.save(RecordList(), grpo)
+    save(archive, grpo)
     _, second = continued(tmp_path, config(kl_coeff=0.0, reference_refresh_updates=1))
     assert second.reference is None
     assert second.update(groups)["kl"] is None

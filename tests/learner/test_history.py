@@ -57,7 +57,7 @@ def test_each_decision_about_workers_is_recorded_once_even_if_a_continued_run_ha
     append_decision(tmp_path, FIRST, update=1, kept=1)
     with begun(tmp_path) as (grpo, history):
         updated(grpo, history)
-        history.save()
+        history.save_last()
         assert decided(tmp_path) == [first]
         updated(grpo, history)
         assert decided(tmp_path) == [first], "once"

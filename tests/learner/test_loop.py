@@ -3,6 +3,7 @@
 import pytest
 from hand_made import config, groups_of, learner
 
+from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.history import History
 from grpo_actors.learner.loop import Run, train
@@ -64,15 +65,30 @@ def trained(tmp_path):
     return run
 
 
-def test_an_update_is_published_then_recorded_then_saved_and_at_the_end_the_source_finishes(trained):
+def test_an_update_is_published_then_recorded_and_at_the_end_the_source_finishes(trained):
     code, source = trained(3, total=3)
     assert code == 0
-    assert [event for event in source.events if event != "sample"] == [
+    # A checkpoint is recorded when it is durable, which may be some records later.
+    assert [event for event in source.events if event not in ("sample", "checkpoint")] == [
         *("publish 1", "metrics", "take evaluations"),
-        *("publish 2", "metrics", "checkpoint", "take evaluations"),
+        *("publish 2", "metrics", "take evaluations"),
         *("publish 3", "metrics", "take evaluations"),
-        *("checkpoint", "finish", "stop"),
+        *("finish", "stop"),
     ]
+
+
+def test_every_checkpoint_is_recorded_after_its_update_and_before_the_source_finishes(trained):
+    _, source = trained(3, total=3)
+    first, last = (at for at, event in enumerate(source.events) if event == "checkpoint")
+    assert source.events.index("publish 2") < first < last
+    assert source.events.index("publish 3") < last < source.events.index("finish")
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_error(trained, tmp_path):
+    (tmp_path / "checkpoint-2.tmp").write_text("a file where the checkpoint's folder should be made")
+    with pytest.raises(RunError, match="checkpoint-2: cannot be written"):
+        trained(3, total=3)
+    assert not (tmp_path / "checkpoint-3").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from grpo_actors.rundir.checkpoints import (
     newest_sound,
     prune,
     read_state,
+    remove_unfinished,
     seal,
     verify,
 )
@@ -98,12 +99,14 @@ def test_prune_keeps_the_newest_the_best_and_those_not_yet_evaluated(run_dir):
     assert updates(run_dir) == [7, 8]
 
 
-def test_prune_removes_what_a_kill_left_unfinished(run_dir):
+def test_what_a_kill_left_unfinished_is_removed(run_dir):
     write(run_dir, 1)
     for name in ("checkpoint-2.tmp", "checkpoint-0.old.tmp"):
         (run_dir / name).mkdir()
         (run_dir / name / "weights").write_text("x")
     prune(run_dir, 1, frozenset())
+    assert len(list(run_dir.iterdir())) == 3, "one may be being written"
+    remove_unfinished(run_dir)
     assert [path.name for path in run_dir.iterdir()] == ["checkpoint-1"]
 
 

@@ -1,19 +1,21 @@
-"""Write checkpoints of changing weights until killed or failing: a child process of the fault tests.
+"""Write checkpoints in the background, while the weights change, until killed or failing: a child of the fault tests.
 
     python writing.py RUN_DIR [MAX_FILE_BYTES]
 
 All weights of checkpoint-N equal N, so that a reader can distinguish a whole checkpoint from a mixture.
 """
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
 
 from grpo_actors.config import LearnerConfig, ModelConfig
+from grpo_actors.learner.checkpointing import CheckpointWriter
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.training import Training
 from grpo_actors.process import run_command
-from grpo_actors.rundir.checkpoint_weights import write_checkpoint
+from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint
 from grpo_actors.rundir.checkpoints import prune
 
 
@@ -32,12 +34,20 @@ def main() -> int:
         limit = int(sys.argv[2])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     print("ready", flush=True)
-    for update in range(first, 1_000_000):
-        policy.load_trainable({name: 0 * w + update for name, w in policy.trainable().items()})
-        training.load_state(training.state())
-        write_checkpoint(run_dir, update, policy, training, {"value": update})
-        prune(run_dir, 2, frozenset())
+    with contextlib.closing(CheckpointWriter(run_dir)) as writer:
+        for update in range(first, 1_000_000):
+            become(policy, update)
+            training.load_state(training.state())
+            written = writer.start(freeze_checkpoint(update, policy, training, {"value": update}))
+            while not written.done():
+                become(policy, -1)
+            written.result()
+            prune(run_dir, 2, frozenset())
     return 0
+
+
+def become(policy, value):
+    policy.load_trainable({name: 0 * w + value for name, w in policy.trainable().items()})
 
 
 if __name__ == "__main__":

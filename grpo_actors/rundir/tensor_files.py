@@ -1,0 +1,142 @@
+"""Write arrays as safetensors files: several files at once, each hashed and made durable by the thread that writes it.
+
+MLX's writer works on one file at a time, and a digest would have to read each file again. Here the arrays are laid out
+on the thread that computes (`freeze`), and other threads write their bytes (`write_files`). Depends on arrays and
+bytes, not on what the arrays mean.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+#: Files that are written at the same time.
+THREADS = 4
+#: Bytes that are written and then hashed at a time: small enough to be hashed from a core's cache.
+PIECE_BYTES = 1 << 20
+
+#: Yields the bytes of flat arrays [bytes] of uint8, one array after the other; each piece is valid until the next.
+Reader = Callable[[Sequence[mx.array]], Iterator[memoryview]]
+
+#: Type in MLX -> name in a safetensors header.
+_NAMES = {
+    mx.bool_: "BOOL",
+    mx.uint8: "U8",
+    mx.uint16: "U16",
+    mx.uint32: "U32",
+    mx.uint64: "U64",
+    mx.int8: "I8",
+    mx.int16: "I16",
+    mx.int32: "I32",
+    mx.int64: "I64",
+    mx.float16: "F16",
+    mx.bfloat16: "BF16",
+    mx.float32: "F32",
+}
+#: The header's length is a multiple of this number of bytes.
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """One safetensors file to be written. Its arrays never change, whatever the arrays they were made from become."""
+
+    name: str
+    header: bytes
+    #: Tensor name -> its bytes, flat arrays of uint8, evaluated, in the order of the header.
+    arrays: Mapping[str, mx.array]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+def freeze(stem: str, arrays: Mapping[str, mx.array], shard_bytes: int | None = None) -> list[TensorFile]:
+    """Lay out arrays as ``STEM.safetensors``, or as numbered files of about `shard_bytes` each, and evaluate them.
+
+    Copies nothing: a result shares the memory of its array. MLX's arrays are immutable, and MLX reuses memory only
+    if nothing else holds it, so the result keeps its values while training goes on, and costs memory from then on.
+    """
+    total = sum(array.nbytes for array in arrays.values())
+    shards: list[dict[str, mx.array]] = [{} for _ in range(-(-total // (shard_bytes or total or 1)) or 1)]
+    done = 0
+    for name, array in arrays.items():
+        # By its middle, so that a file exceeds its part by half an array at most.
+        shards[(done + array.nbytes // 2) * len(shards) // (total + 1)][name] = array
+        done += array.nbytes
+    shards = [shard for shard in shards if shard] or [{}]  # an array may be larger than a file's part
+    names = (
+        [f"{stem}.safetensors"]
+        if len(shards) == 1
+        else [f"{stem}-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    )
+    files = [
+        TensorFile(name, _header(shard), {key: _bytes_of(array) for key, array in shard.items()})
+        for name, shard in zip(names, shards, strict=True)
+    ]
+    mx.eval([file.arrays for file in files])
+    return files
+
+
+def read_in_place(arrays: Sequence[mx.array]) -> Iterator[memoryview]:
+    """Yield the memory of arrays where the host can read it. On CUDA this moves them, so nothing may be using them."""
+    for array in arrays:
+        yield np.asarray(array).data
+
+
+def write_files(
+    folder: Path, files: Sequence[TensorFile], read: Reader = read_in_place
+) -> dict[str, dict[str, Any]]:
+    """Write the files durably, `THREADS` at a time; return {name: {"bytes": size, "sha256": digest}}.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="tensors") as threads:
+        written = threads.map(lambda file: _write(folder / file.name, file, read), files)
+        return {file.name: entry for file, entry in zip(files, written, strict=True)}
+
+
+def _write(path: Path, file: TensorFile, read: Reader) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("wb", buffering=0) as target:
+
+        def put(data: memoryview) -> None:
+            for start in range(0, len(data), PIECE_BYTES):
+                piece = rest = data[start : start + PIECE_BYTES]
+                while rest:  # a nearly full file system may write only a part
+                    rest = rest[target.write(rest) or 0 :]
+                digest.update(piece)
+
+        put(memoryview(file.header))
+        for data in read(list(file.arrays.values())):
+            put(data)
+        os.fsync(target.fileno())
+    return {"bytes": len(file.header) + file.bytes, "sha256": digest.hexdigest()}
+
+
+def _header(arrays: Mapping[str, mx.array]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        entries[name] = {
+            "dtype": _NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes_of(array: mx.array) -> mx.array:
+    return array.reshape(-1).view(mx.uint8) if array.size else mx.zeros(0, mx.uint8)

@@ -1,0 +1,166 @@
+"""Checkpoints written while training goes on: what they contain, when they count, and how an error surfaces."""
+
+import contextlib
+import time
+
+import mlx.core as mx
+import pytest
+from hand_made import assert_same_weights, config, groups_of, learner, weights
+
+from grpo_actors.errors import RunError
+from grpo_actors.learner.archive import Archive
+from grpo_actors.learner.checkpointing import CheckpointWriter, has_room
+from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint
+from grpo_actors.rundir.checkpoints import Snapshot, find_checkpoints, read_state, verify
+from grpo_actors.schedule.lease import Cursor
+from grpo_actors.wire.messages import Evaluation
+
+
+class RecordList:
+    """Keeps records in memory; each record's fields follow its topic."""
+
+    def __init__(self):
+        self.records = []
+
+    def record(self, topic, **fields):
+        self.records.append((topic, fields))
+
+    def snapshot(self):
+        return Snapshot(Cursor(), len(self.records))
+
+    def updates(self, topic):
+        return [fields["update"] for name, fields in self.records if name == topic]
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Return a new run's archive, learner and records; nothing evaluates its checkpoints."""
+    settings = config(run={"keep_checkpoints": 1})
+    unevaluated = settings.evaluator.model_copy(update={"eval_every_updates": 0})
+    archive = Archive(tmp_path, settings.model_copy(update={"evaluator": unevaluated}), "run")
+    with contextlib.closing(archive):
+        yield archive, learner(settings), RecordList()
+
+
+def test_a_frozen_checkpoint_keeps_its_moment_while_training_goes_on(tmp_path):
+    settings = config()
+    grpo = learner(settings)
+    groups = groups_of(grpo.policy)
+    grpo.update(groups)
+    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {"run_id": "r", "skipped_steps": 0})
+    for _ in range(2):
+        grpo.update(groups)
+    frozen.write(tmp_path)
+
+    resumed = learner(settings)
+    Archive(tmp_path, settings, "run").restore(resumed)
+    assert resumed.version == 1
+    for _ in range(2):
+        resumed.update(groups)
+    for name, array in (grpo.policy.trainable() | grpo.training.state()).items():
+        assert mx.array_equal(array, (resumed.policy.trainable() | resumed.training.state())[name]), name
+
+
+def test_a_checkpoint_is_recorded_and_replaces_older_ones_once_it_is_durable(opened, tmp_path):
+    archive, grpo, records = opened
+    for update in (1, 2, 3):
+        grpo.version = update
+        records.record("metrics", update=update)
+        archive.save(records, grpo)
+        # One at a time: the one before is durable, recorded, and the only one that counts.
+        assert records.updates("checkpoint") == list(range(1, update))
+    archive.collect(records, wait=True)
+    assert records.updates("checkpoint") == [1, 2, 3]
+    (kept,) = find_checkpoints(tmp_path)
+    assert verify(kept, to_resume=True) is None
+    # Three metrics, and the records of the two checkpoints before: a resumed run repeats what came later.
+    assert (kept.update, read_state(kept)["records"]) == (3, 5)
+    archive.save(records, grpo)
+    assert records.updates("checkpoint") == [1, 2, 3], "this version has one"
+
+
+def test_a_score_comes_after_the_record_of_its_checkpoint(opened):
+    archive, grpo, records = opened
+    grpo.version = 1
+    archive.save(records, grpo)
+    score = {"accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.8, "sampled_accuracy": None}
+    rest = {
+        "samples": 10,
+        "rewards": {},
+        "completion_length_mean": 12.5,
+        "truncated_share": 0.0,
+        "seconds": 3.0,
+    }
+    arrived = Evaluation(update=1, checkpoint="checkpoint-1", **score, **rest)
+    archive.take_evaluations(records, [arrived])
+    assert [topic for topic, _ in records.records] == ["checkpoint", "eval"]
+
+
+def repeat(call, seconds=10):
+    deadline_s = time.monotonic() + seconds
+    while time.monotonic() < deadline_s:
+        call()
+
+
+@pytest.mark.parametrize("next_call", ["collect", "save", "take_evaluations"])
+def test_an_error_in_the_background_surfaces_at_the_next_call(opened, tmp_path, next_call):
+    archive, grpo, records = opened
+    grpo.version = 1
+    (tmp_path / "checkpoint-1.tmp").write_text("a file where the checkpoint's folder should be made")
+    archive.save(records, grpo)
+    grpo.version = 2
+    calls = {
+        "collect": lambda: archive.collect(records),
+        "save": lambda: archive.save(records, grpo),
+        "take_evaluations": lambda: archive.take_evaluations(records, []),
+    }
+    with pytest.raises(RunError, match=r"checkpoint-1: cannot be written .*free space on this disk"):
+        repeat(calls[next_call])
+    assert records.records == []
+    assert find_checkpoints(tmp_path) == []
+
+
+def test_an_error_that_nobody_collected_is_printed_at_the_end(opened, tmp_path, capsys):
+    archive, grpo, records = opened
+    grpo.version = 1
+    (tmp_path / "checkpoint-1.tmp").write_text("in the way")
+    archive.save(records, grpo)
+    archive.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "checkpoint-1: cannot be written" in line
+
+
+def test_closing_finishes_the_checkpoint_under_way(opened, tmp_path):
+    archive, grpo, records = opened
+    grpo.version = 1
+    archive.save(records, grpo)
+    archive.close()
+    (kept,) = find_checkpoints(tmp_path)
+    assert verify(kept, to_resume=True) is None
+
+
+@contextlib.contextmanager
+def memory_limit(size):
+    before = mx.set_memory_limit(size)
+    try:
+        yield
+    finally:
+        mx.set_memory_limit(before)
+
+
+def test_training_waits_where_the_memory_has_no_room_for_the_arrays_twice(tmp_path):
+    grpo = learner(config())
+    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {})
+    # 0.7 M float32 weights and AdamW's two moments of each, 8.4 MB.
+    assert frozen.bytes == sum(a.nbytes for a in (grpo.policy.trainable() | grpo.training.state()).values())
+    with memory_limit(mx.get_peak_memory() + frozen.bytes):
+        assert has_room(frozen.bytes)
+        assert not has_room(frozen.bytes + 1)
+    with contextlib.closing(CheckpointWriter(tmp_path)) as writer:
+        with memory_limit(mx.get_peak_memory()):
+            assert writer.start(frozen).done()
+        # The first decision holds: the peak after it may include a checkpoint.
+        assert writer.start(freeze_checkpoint(2, grpo.policy, grpo.training, {})).done()
+    assert [checkpoint.update for checkpoint in find_checkpoints(tmp_path)] == [1, 2]
+    assert_same_weights(weights(grpo), dict(mx.load(str(tmp_path / "checkpoint-1" / "model.safetensors"))))
