@@ -39,7 +39,7 @@ from grpo_actors.policy.model import Policy
 FILLED_AT_ONCE = 16
 #: A window drops its free rows once at most this share of its rows is in use.
 WORTH_SHRINKING = 0.75
-#: Prompts that run through the model together, if that many are waiting.
+#: Most prompts that run through the model together; that many do, if they are waiting.
 PREFILLED = 16
 
 
@@ -186,8 +186,12 @@ class Sampler:
         if len(free) * (1 if self._decoder.together else FILLED_AT_ONCE) < len(self._rows):
             return
         taken: list[tuple[Group, int]] = []  # (group, index of its sample) that gets row free[i]
+        new = 0
         while self._waiting and len(taken) < len(free):
             group = self._waiting[0]
+            new += group.prompts is None
+            if new > PREFILLED and not self._decoder.together:
+                break  # their turn comes with the next step: the memory of a prefill grows with its prompts
             last = min(len(group.seeds), group.assigned + len(free) - len(taken))
             taken += [(group, i) for i in range(group.assigned, last)]
             group.assigned = last
