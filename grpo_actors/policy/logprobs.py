@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx import nn
 
 from grpo_actors.policy.architectures import architecture_of
+from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.shared_prompts import completion_outputs, unshared_rows
 
 #: Tokens [N, T], and a cache -> hidden states [N, T, H].
@@ -75,7 +76,13 @@ def _logprobs(logits: mx.array, targets: mx.array, temperature: float) -> tuple[
 
 
 def _fused(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """Use MLX's kernel, which keeps no float32 array of the vocabulary's size for the backward pass."""
+    """Use MLX's kernel on CUDA, which keeps no float32 array of the vocabulary's size for the backward pass.
+
+    Elsewhere MLX takes the difference of log-sum-exp and logit in the type of the logits. In bfloat16 that is off by up to
+    0.08 nats, so they are float32 there.
+    """
+    if not on_cuda():
+        logits = logits.astype(mx.float32)
     logprobs = -mx.fast.cross_entropy(logits, targets)
     chosen = mx.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0].astype(mx.float32)
     log_total = chosen - logprobs

@@ -36,7 +36,7 @@ class Arrays:
 #: Arrays that each layer keeps for its backward pass. A GPU recomputes the products of gate and up.
 _KEPT = {"cuda": Arrays(10, 2, 1.25), "metal": Arrays(10, 2, 1.25), "cpu": Arrays(10, 5, 1.25)}
 #: Arrays that the backward pass of one layer adds for a moment.
-_BACKWARD = Arrays(16, 10, 3)
+_BACKWARD = Arrays(18, 12, 3)
 #: Arrays of the vocabulary's width for each completion token: the logits and their gradient, in the model's type where
 #: MLX has a kernel for them (CUDA), else in float32 with the exponentials.
 _LOGITS_KEPT = {"cuda": 2.25, "metal": 3.25, "cpu": 5}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from grpo_actors.config import Config
 from grpo_actors.supervisor.learner_memory import activation_bytes, trained
@@ -91,7 +92,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
     architecture = json.loads((folder / "config.json").read_text())
     tensors = read_tensors(folder, architecture.get("quantization", {}))
     widths, back_end = Widths.of(architecture), machine.back_end
-    width = _BYTES.get(config.model.dtype, 0) or _BYTES.get(str(architecture.get("torch_dtype")), 4)
+    width = _float_bytes(config.model.dtype, architecture, machine)
     bits = config.model.base_bits
     rollout_bits = bits or (config.rollout.rollout_bits if config.rollout.quantize_for_rollouts else 0)
     base, sampling = (sum(tensor.bytes(width, each) for tensor in tensors) for each in (bits, rollout_bits))
@@ -138,6 +139,13 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         if config.evaluator.eval_every_updates
         else None,
     )
+
+
+def _float_bytes(dtype: str, architecture: Mapping[str, Any], machine: Machine) -> int:
+    """Return the bytes of a float in the model, as `policy.model.resolve_dtype` chooses its type."""
+    if dtype == "auto" and machine.back_end != "cpu":
+        dtype = str(architecture.get("torch_dtype") or architecture.get("dtype") or "bfloat16")
+    return _BYTES.get(dtype, 4 if machine.back_end == "cpu" else 2)
 
 
 def gb(count: float) -> str:
