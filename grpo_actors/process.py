@@ -25,7 +25,7 @@ LIFELINE = "GRPO_ACTORS_LIFELINE"
 #: The supervisor divides the memory among its children; 0 or not set: the defaults of `bound_memory`.
 MEMORY_LIMIT = "GRPO_ACTORS_MEMORY_LIMIT"
 CACHE_LIMIT = "GRPO_ACTORS_CACHE_LIMIT"
-#: Without CACHE_LIMIT, MLX may keep freed arrays of 1 / CACHE_PARTS of the device's memory.
+#: Without CACHE_LIMIT, MLX may keep freed arrays of 1 / CACHE_PARTS of its own memory limit, which is most of the device.
 CACHE_PARTS = 16
 
 #: Exit code for unusable input.
@@ -93,9 +93,8 @@ def bound_memory() -> None:
     """
     import mlx.core as mx  # noqa: PLC0415 - only processes that compute load MLX
 
-    from grpo_actors.policy.device import memory_bytes  # noqa: PLC0415
-
-    mx.set_cache_limit(int(os.environ.get(CACHE_LIMIT, "0")) or memory_bytes() // CACHE_PARTS)
+    if mx.default_device().type == mx.DeviceType.gpu:  # on a CPU, MLX keeps 32 MiB
+        mx.set_cache_limit(int(os.environ.get(CACHE_LIMIT, "0")) or mx.get_memory_limit() // CACHE_PARTS)
     limit = int(os.environ.get(MEMORY_LIMIT, "0"))
     if not limit:
         return

@@ -12,6 +12,7 @@ from mlx import nn
 
 from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.device import on_cuda
+from grpo_actors.policy.mean_logit import mean_logits
 from grpo_actors.policy.shared_prompts import completion_outputs, unshared_rows
 
 #: Tokens [N, T], and a cache -> hidden states [N, T, H].
@@ -86,15 +87,7 @@ def _fused(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     logprobs = -mx.fast.cross_entropy(logits, targets)
     chosen = mx.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0].astype(mx.float32)
     log_total = chosen - logprobs
-    # Row by row: float32 logits of all rows at once would be the memory peak of the whole update.
-    means = [_mean_logit(row, total) for row, total in zip(logits, log_total, strict=True)]
-    return logprobs, log_total - mx.stack(means)
-
-
-def _mean_logit(logits: mx.array, log_total: mx.array) -> mx.array:
-    """Compute the mean logit under the softmax: logits [C, V] and their log-sum-exp [C] -> [C]."""
-    wide = logits.astype(mx.float32)
-    return (mx.exp(wide - log_total[:, None]) * wide).sum(axis=-1)
+    return logprobs, log_total - mean_logits(logits, log_total)
 
 
 def _shared_exponential(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:

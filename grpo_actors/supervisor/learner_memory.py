@@ -40,6 +40,9 @@ _BACKWARD = Arrays(18, 12, 3)
 #: Arrays of the vocabulary's width for each completion token: the logits and their gradient, in the model's type where
 #: MLX has a kernel for them (CUDA), else in float32 with the exponentials.
 _LOGITS_KEPT = {"cuda": 2.25, "metal": 3.25, "cpu": 5}
+#: Further float32 arrays of that size: on a GPU, where many rows are submitted before the first is freed, those of the
+#: entropies.
+_ENTROPIES = {"cuda": 2.75, "metal": 1, "cpu": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +122,12 @@ def activation_bytes(config: Config, widths: Widths, parts: Trained, width: int,
         backward += layer_bytes(_KEPT["cpu"])
     # On a CPU and on Metal logits are float32, whatever the model's type.
     logit_bytes = width if back_end == "cuda" else 4
-    logits = _LOGITS_KEPT[back_end] * logit_bytes * batch.rows * batch.completion_tokens * widths.vocabulary
-    forward = kept + max(backward, logits)
+    per_logit = _LOGITS_KEPT[back_end] * logit_bytes + _ENTROPIES[back_end] * 4
+    logits = per_logit * batch.rows * batch.completion_tokens * widths.vocabulary
+    at_once = max(backward, logits)
     return max(
-        forward + _NEW_GRADIENT_BYTES * parts.largest,
-        _NEW_GRADIENT_BYTES * parts.size + backward,
+        kept + at_once + _NEW_GRADIENT_BYTES * parts.largest,
+        _NEW_GRADIENT_BYTES * parts.size + at_once,
         _STEP_BYTES * parts.size,
     )
 
