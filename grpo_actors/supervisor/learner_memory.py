@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from grpo_actors.config import Config
+from grpo_actors.policy.architectures import Architecture
 from grpo_actors.supervisor.machine import BackEnd
 from grpo_actors.supervisor.model_files import Tensor, Widths
 
@@ -49,10 +50,13 @@ _ENTROPIES = {"cuda": 2.75, "metal": 1, "cpu": 0}
 class LargestMicroBatch:
     """The shape of the largest micro-batch that an update can hold; tokens include padding."""
 
+    #: Rows of prompts: each different prompt once, or one for each completion.
     prompts: int
     prompt_tokens: int
     rows: int
     completion_tokens: int
+    #: Number of positions with logits.
+    logits: int
     #: Whether the backward pass of attention is one kernel that keeps no scores: MLX has one on CUDA, for completions
     #: that are padded to a multiple of 128 tokens.
     fused_attention: bool = False
@@ -71,14 +75,24 @@ class LargestMicroBatch:
         return self.prompts * self.prompt_tokens**2 + self.rows * self.completion_tokens * columns
 
 
-def largest_micro_batch(config: Config) -> LargestMicroBatch:
-    """Return the largest micro-batch that `objective.micro_batches.pack` makes with these settings."""
-    groups = config.learner.batch_size
+def largest_micro_batch(config: Config, known: Architecture) -> LargestMicroBatch:
+    """Return the largest micro-batch that `objective.micro_batches.pack` makes with these settings.
+
+    Whether a model can share prompts is tried out when it is loaded; here only models of well-known layers count as such.
+    """
+    groups, prompt, completion = (
+        config.learner.batch_size,
+        config.data.max_prompt_length,
+        config.rollout.max_new_tokens,
+    )
+    rows = groups * config.rollout.num_generations
+    shares = known.plain_blocks
     return LargestMicroBatch(
-        prompts=groups,
-        prompt_tokens=config.data.max_prompt_length,
-        rows=groups * config.rollout.num_generations,
-        completion_tokens=config.rollout.max_new_tokens,
+        prompts=groups if shares else rows,
+        prompt_tokens=prompt,
+        rows=rows,
+        completion_tokens=completion,
+        logits=rows * (completion if shares or known.plain_head else prompt + completion),
     )
 
 
@@ -102,13 +116,15 @@ def trained(config: Config, tensors: Sequence[Tensor], layers: int, width: int) 
     return _all_weights(config, tensors, width) if full else _adapter(config, tensors, layers)
 
 
-def activation_bytes(config: Config, widths: Widths, parts: Trained, width: int, back_end: BackEnd) -> float:
+def activation_bytes(
+    config: Config, known: Architecture, *, widths: Widths, parts: Trained, width: int, back_end: BackEnd
+) -> float:
     """Return the most bytes that gradients and steps hold besides the weights, the state and one gradient.
 
     The peak is at the beginning of a backward pass, when all activations exist, at its end, when all new gradients do, or
     in the optimizer's step.
     """
-    batch = largest_micro_batch(config)
+    batch = largest_micro_batch(config, known)
 
     def layer_bytes(arrays: Arrays) -> float:
         per_token = arrays.hidden * widths.hidden + arrays.mlp * widths.intermediate
@@ -123,7 +139,7 @@ def activation_bytes(config: Config, widths: Widths, parts: Trained, width: int,
     # On a CPU and on Metal logits are float32, whatever the model's type.
     logit_bytes = width if back_end == "cuda" else 4
     per_logit = _LOGITS_KEPT[back_end] * logit_bytes + _ENTROPIES[back_end] * 4
-    logits = per_logit * batch.rows * batch.completion_tokens * widths.vocabulary
+    logits = per_logit * batch.logits * widths.vocabulary
     at_once = max(backward, logits)
     return max(
         kept + at_once + _NEW_GRADIENT_BYTES * parts.largest,

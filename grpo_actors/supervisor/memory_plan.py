@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_actors.config import Config
+from grpo_actors.policy.architectures import ARCHITECTURES, Architecture
 from grpo_actors.supervisor.learner_memory import activation_bytes, trained
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.model_files import Widths, read_tensors
@@ -116,7 +117,8 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         )
 
     worker = sampler(sampling, 0.0 if rollout_bits else joined, worker_batch(config))
-    activations = activation_bytes(config, widths, parts, width, back_end)
+    known = ARCHITECTURES.get(str(architecture.get("model_type")), Architecture())
+    activations = activation_bytes(config, known, widths=widths, parts=parts, width=width, back_end=back_end)
     at_times = {
         "activations": activations,
         # The former version, until it is copied to where the workers fetch it.

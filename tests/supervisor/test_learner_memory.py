@@ -8,6 +8,7 @@ from grpo_actors.bench.learner import sampled_groups
 from grpo_actors.bench.workload import Shape, workload
 from grpo_actors.config import load_config
 from grpo_actors.learner.grpo import Grpo
+from grpo_actors.policy.architectures import ARCHITECTURES, Architecture
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy
 from grpo_actors.supervisor.learner_memory import largest_micro_batch
@@ -20,10 +21,15 @@ MACHINE = Machine("cpu" if ON_CPU else "cuda" if mx.cuda.is_available() else "me
 
 def test_the_largest_micro_batch_has_batch_size_groups_at_their_longest():
     settings = ("batch_size=4", "num_generations=8", "max_prompt_length=100", "max_new_tokens=50")
-    batch = largest_micro_batch(load_config(None, ["task=arithmetic", *settings]).config)
+    config = load_config(None, ["task=arithmetic", *settings]).config
+    batch = largest_micro_batch(config, ARCHITECTURES["llama"])
     assert batch.tokens == 4 * 100 + 32 * 50
     # Each token of a prompt may see all of it; each token of a completion its prompt, too.
     assert batch.scores == 4 * 100**2 + 32 * 50 * 150
+    assert batch.logits == 32 * 50
+    # Of a model of which nothing is known: each completion with its prompt, and logits everywhere.
+    unknown = largest_micro_batch(config, Architecture())
+    assert unknown.tokens == unknown.logits == 32 * 150
 
 
 @pytest.mark.parametrize(
