@@ -131,9 +131,8 @@ def activation_bytes(
         return width * (batch.tokens * per_token + arrays.scores * widths.heads * batch.scores)
 
     kept, backward = layer_bytes(_KEPT[back_end]) * widths.layers, layer_bytes(_BACKWARD)
-    if (
-        config.learner.gradient_checkpointing
-    ):  # each layer keeps its input, and the keys and values of the prompts
+    if config.learner.gradient_checkpointing:
+        # Each layer keeps its input, and the keys and values of the prompts.
         kept = width * batch.tokens * (widths.hidden + widths.keys_values) * widths.layers
         backward += layer_bytes(_KEPT["cpu"])
     # On a CPU and on Metal logits are float32, whatever the model's type.
