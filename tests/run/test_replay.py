@@ -98,6 +98,7 @@ def test_its_metrics_have_the_fields_of_a_live_run(on_policy_run, make_run):
         "learner_wait_share",
         "rollout_wait_share",
         "memory_gb",
+        "peers_memory_gb",
         "groups_resampled",
     }
     measured = {key for key in live if key not in its_own and not key.endswith("tokens_per_s")}
