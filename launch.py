@@ -58,16 +58,13 @@ def main() -> int:
     loaded = load_config(arguments.config, overrides)
     if arguments.dry_run:
         from grpo_actors.config.show import as_json, as_text  # noqa: PLC0415
+        from grpo_actors.supervisor.fit import plan_text  # noqa: PLC0415
         from grpo_actors.supervisor.machine import Machine  # noqa: PLC0415
-        from grpo_actors.supervisor.memory_plan import memory_plan  # noqa: PLC0415
         from grpo_actors.supervisor.preflight import check  # noqa: PLC0415
-        from grpo_actors.supervisor.room import room_of  # noqa: PLC0415
 
-        show, plan = as_json if arguments.json else as_text, memory_plan(loaded.config)
-        if loaded.config.rollout.workers == "auto":
-            plan += f"\nrollout workers: {room_of(loaded.config, Machine.here(asks_gpu=True))}"
-        print(show(loaded, memory_plan=plan), end="", flush=True)
-        check(loaded.config)
+        show, machine = as_json if arguments.json else as_text, Machine.here(asks_gpu=True)
+        print(show(loaded, memory_plan=plan_text(loaded.config, machine)), end="", flush=True)
+        check(loaded.config, machine)
         return 0
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -21,8 +21,12 @@ from grpo_actors.errors import GrpoActorsError
 #: Environment variable with the descriptor of a pipe's read end. The supervisor holds the write end, so the pipe closes
 #: when the supervisor dies, for whatever reason.
 LIFELINE = "GRPO_ACTORS_LIFELINE"
-#: Environment variable: bytes that MLX may use in this process. The supervisor divides the memory among its children.
+#: Environment variables: bytes that MLX may use in this process, and those of freed arrays that it may keep for reuse.
+#: The supervisor divides the memory among its children; 0 or not set: the defaults of `bound_memory`.
 MEMORY_LIMIT = "GRPO_ACTORS_MEMORY_LIMIT"
+CACHE_LIMIT = "GRPO_ACTORS_CACHE_LIMIT"
+#: Without CACHE_LIMIT, MLX may keep freed arrays of 1 / CACHE_PARTS of its own memory limit, which is most of the device.
+CACHE_PARTS = 16
 
 #: Exit code for unusable input.
 EXIT_USAGE = 2
@@ -81,20 +85,23 @@ def follow_parent() -> None:
 
 
 def bound_memory() -> None:
-    """Limit MLX to this process's share of memory: a Mac panics if several processes each wire most of its memory.
+    """Limit MLX to this process's share of memory, and the freed arrays that it keeps, on every back end.
 
-    On CUDA there is no limit: the share is one of the machine's memory, not of the GPU's.
+    MLX's own limits are most of the device, for each process. A Mac panics if several processes each wire that much, and on
+    CUDA one of them runs out of memory, because arrays of ever new sizes are freed and kept. Above the memory limit MLX
+    first releases what it keeps, then computes no further ahead. It refuses nothing: a process that needs more gets it.
     """
+    import mlx.core as mx  # noqa: PLC0415 - only processes that compute load MLX
+
+    if mx.default_device().type == mx.DeviceType.gpu:  # on a CPU, MLX keeps 32 MiB
+        mx.set_cache_limit(int(os.environ.get(CACHE_LIMIT, "0")) or mx.get_memory_limit() // CACHE_PARTS)
     limit = int(os.environ.get(MEMORY_LIMIT, "0"))
     if not limit:
         return
-    import mlx.core as mx  # noqa: PLC0415 - only processes that compute load MLX
-
+    mx.set_memory_limit(limit)
     if mx.metal.is_available():
-        mx.set_memory_limit(limit)
-        mx.set_wired_limit(limit)
-    elif mx.default_device().type == mx.DeviceType.cpu:
-        mx.set_memory_limit(limit)
+        most = int(mx.device_info()["max_recommended_working_set_size"])
+        mx.set_wired_limit(min(limit, most))
 
 
 def _end_with_parent(lifeline: int) -> None:

@@ -125,3 +125,21 @@ def test_warnings_of_this_package_are_shown_wherever_it_is_installed(monkeypatch
 def test_a_program_that_imports_the_package_keeps_its_warnings():
     code = "import warnings\nbefore = warnings.showwarning\nimport grpo_actors\nassert warnings.showwarning is before"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("limit", ["", "0", "1234567890"])
+def test_the_limits_in_the_environment_reach_mlx(limit):
+    code = (
+        "import mlx.core as mx\nfrom grpo_actors.process import bound_memory\nbefore = mx.get_memory_limit()\n"
+        "bound_memory()\nprint(before == mx.get_memory_limit(), mx.get_memory_limit(), mx.set_cache_limit(0) < before / 4)"
+    )
+    environment = os.environ | ({process.MEMORY_LIMIT: limit} if limit else {})
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    unchanged, memory, cache_is_bounded = done.stdout.split()
+    assert cache_is_bounded == "True"
+    if limit.strip("0"):
+        assert memory == limit
+    else:
+        assert unchanged == "True"

@@ -11,7 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from grpo_actors.bench.floors import ModelSize
 from grpo_actors.config import Config
 from grpo_actors.policy.model import DTYPES, Policy, load_policy
-from grpo_actors.supervisor.memory_plan import read_tensors
+from grpo_actors.supervisor.model_files import read_tensors
 
 
 @dataclass(eq=False)

@@ -280,6 +280,12 @@ class Config(Section):
         """Return the number of groups that one update consumes: batch_size × gradient_accumulation_steps."""
         return self.learner.batch_size * self.learner.gradient_accumulation_steps
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Return the tokens of a micro-batch, prompts included: `batch_size` groups at their longest."""
+        group = self.rollout.num_generations * self.rollout.max_new_tokens + self.data.max_prompt_length
+        return self.learner.batch_size * group
+
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "Config":
         check(self)

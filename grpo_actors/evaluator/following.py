@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import mlx.core as mx
+
 from grpo_actors.atomic import whole_file
 from grpo_actors.config import Config
 from grpo_actors.evaluator.score import Score, evaluate, held_out
@@ -141,7 +143,9 @@ class RunEvaluator:
         now_s = time.monotonic()
         if now_s >= self._next_beat_s:
             self._next_beat_s = now_s + self._beat_s
-            self._control.send(encode(Beat.model_validate({"state": state})))
+            self._control.send(
+                encode(Beat.model_validate({"state": state, "peak_bytes": mx.get_peak_memory()}))
+            )
 
 
 def follow_run(run_dir: Path, endpoint: str, stop: StopRequest) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_actors.errors import ConfigError, DataError
-from grpo_actors.process import run_command
+from grpo_actors.process import bound_memory, run_command
 
 if TYPE_CHECKING:
     from grpo_actors.generate.generator import Generator
@@ -295,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from grpo_actors.backend import submit_long_graphs  # noqa: PLC0415
 
     submit_long_graphs()
+    bound_memory()
     if options.batch:
         batch(options)
     elif options.prompt is None and sys.stdin.isatty():

@@ -21,10 +21,10 @@ def main() -> int:
     """Parse the command line and train."""
     args = _parse_arguments()
     stop = enter_process()
+    bound_memory()
     if args.replay is not None:
         opened = open_replay(args.run_dir, args.replay, args.config, args.overrides, stop)
     else:
-        bound_memory()
         endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
         opened = open_live(args.run_dir, read_config(args.run_dir / CONFIG_FILE), stop, endpoints)
     with opened as run:

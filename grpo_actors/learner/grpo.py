@@ -27,6 +27,7 @@ from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, pack
 from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, summary
+from grpo_actors.policy.cuda_rows import cuda_row
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
@@ -36,26 +37,21 @@ from grpo_actors.policy.training import Training, learning_rate
 #: Consecutive steps without a finite gradient after which the run ends, with its last good checkpoint.
 MAX_SKIPPED_IN_A_ROW = 10
 
-#: On CUDA, a row has a multiple of this many tokens, so that a few shapes hold all updates: each costs a third of a
-#: second once. MLX has a fused gradient of attention there for multiples of 128 only.
-CUDA_PACKED_ROW, CUDA_ROW = 1024, 128
-
 
 def layout_of(config: Config, *, packed: bool) -> Layout:
-    """Return the sizes of micro-batches: each has room for `batch_size` groups of the greatest lengths.
-
-    Args:
-        config: Sections [data], [rollout] and [learner].
-        packed: Whether the model computes several completions in a row.
-    """
-    rollout, groups = config.rollout, config.learner.batch_size
-    group = rollout.num_generations * rollout.max_new_tokens + config.data.max_prompt_length
-    layout = Layout(groups * group, groups * rollout.num_generations, shared=packed)
+    """Return the sizes of micro-batches; `packed`: whether the model computes several completions in a row."""
+    rollout = config.rollout
+    completions = config.learner.batch_size * rollout.num_generations
+    layout = Layout(config.micro_batch_tokens, completions, shared=packed)
     if not on_cuda():
         return layout
-    row = CUDA_PACKED_ROW if packed else CUDA_ROW
     # Shorter completions fill the same tokens, in greater numbers.
-    return replace(layout, completions=4 * layout.completions, fixed_row=row, longest=rollout.max_new_tokens)
+    return replace(
+        layout,
+        completions=4 * completions,
+        fixed_row=cuda_row(packed=packed),
+        longest=rollout.max_new_tokens,
+    )
 
 
 @dataclass

@@ -65,7 +65,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "tokens": "sampled tokens of the completions",
         "padding_share": "of the computed tokens; a shared prompt counts once",
         "skipped_steps": "non-finite steps so far",
-        "memory_gb": "peak of the learner",
+        "memory_gb": "peak of the learner's arrays so far",
+        "peers_memory_gb": "worker or evaluator -> the same of its process; null before its first sign of life",
     },
     "worker": {
         "worker": "name",
@@ -73,6 +74,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "groups": "delivered so far",
         "tokens_per_s": "all decoded tokens, an environment's included",
         "version": "of the policy it samples with",
+        "memory_gb": "peak of its arrays so far, or null",
     },
     "headcount": {  # size of the run's worker pool, with rollout.workers = "auto"
         "update": "after which it was decided",

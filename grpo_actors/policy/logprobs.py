@@ -11,10 +11,9 @@ import mlx.core as mx
 from mlx import nn
 
 from grpo_actors.policy.architectures import architecture_of
+from grpo_actors.policy.device import on_cuda
+from grpo_actors.policy.mean_logit import mean_logits
 from grpo_actors.policy.packed_rows import packed_outputs
-
-#: Targets whose entropies are computed together.
-ENTROPIES_AT_ONCE = 1024
 
 #: Tokens [N, T], and a cache -> hidden states [N, T, H].
 Body = Callable[..., mx.array]
@@ -83,22 +82,17 @@ def _logprobs(logits: mx.array, targets: mx.array, temperature: float) -> tuple[
 
 
 def _fused(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """Use MLX's kernel, which keeps no float32 array of the vocabulary's size for the backward pass."""
+    """Use MLX's kernel on CUDA, which keeps no float32 array of the vocabulary's size for the backward pass.
+
+    Elsewhere MLX takes the difference of log-sum-exp and logit in the type of the logits. In bfloat16 that is off by up to
+    0.08 nats, so they are float32 there.
+    """
+    if not on_cuda():
+        logits = logits.astype(mx.float32)
     logprobs = -mx.fast.cross_entropy(logits, targets)
     chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0].astype(mx.float32)
     log_total = chosen - logprobs
-    # Part by part: float32 logits of all targets at once would be the memory peak of the whole update.
-    parts = range(0, len(targets), ENTROPIES_AT_ONCE)
-    means = [
-        _mean_logit(logits[i : i + ENTROPIES_AT_ONCE], log_total[i : i + ENTROPIES_AT_ONCE]) for i in parts
-    ]
-    return logprobs, log_total - mx.concatenate(means)
-
-
-def _mean_logit(logits: mx.array, log_total: mx.array) -> mx.array:
-    """Compute the mean logit under the softmax: logits [K, V] and their log-sum-exp [K] -> [K]."""
-    wide = logits.astype(mx.float32)
-    return (mx.exp(wide - log_total[:, None]) * wide).sum(axis=-1)
+    return logprobs, log_total - mean_logits(logits, log_total)
 
 
 def _shared_exponential(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:

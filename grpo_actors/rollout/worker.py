@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+import mlx.core as mx
+
 from grpo_actors.config import Config
 from grpo_actors.errors import ProtocolError
 from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
@@ -233,6 +235,7 @@ class RolloutWorker:
             tokens=self._tokens,
             working_s=self._working_s,
             waiting_s=self._waiting_s,
+            peak_bytes=mx.get_peak_memory(),
             credits=self.config.rollout.runs_held * self.config.rollout.batch_groups,
             holding=[*held, *self._lease_sampler.leases, *self._unacknowledged],
         )

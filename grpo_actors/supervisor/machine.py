@@ -11,10 +11,12 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from grpo_actors.process import MEMORY_LIMIT
+from grpo_actors.process import CACHE_LIMIT, MEMORY_LIMIT
 
-#: Share of the memory (the machine's or the GPU's) that all actors together may use.
-MEMORY_SHARE = 0.75
+BackEnd = Literal["cpu", "cuda", "metal"]
+
+#: Share of the memory that all actors together may use. The machine's is also that of all other programs; a GPU's is not.
+MEMORY_SHARE: dict[BackEnd, float] = {"cpu": 0.75, "metal": 0.75, "cuda": 0.95}
 #: Distributions of MLX for CUDA. The one for CPUs has another name and is never installed together with them.
 _CUDA_DISTRIBUTIONS = ("mlx-cuda-12", "mlx-cuda-13")
 #: Seconds to wait for nvidia-smi.
@@ -25,7 +27,7 @@ _NVIDIA_SMI_S = 10.0
 class Machine:
     """The resources that the processes of a run share."""
 
-    back_end: Literal["cpu", "cuda", "metal"]
+    back_end: BackEnd
     cores: int
     memory_bytes: int
     #: Memory of the GPU that MLX uses; on Metal it is the machine's memory. None if unknown or without a GPU.
@@ -42,13 +44,27 @@ class Machine:
             return cls("cuda", cores, memory, cuda_bytes() if asks_gpu else None)
         return cls("cpu", cores, memory)
 
+    @property
+    def device_bytes(self) -> int | None:
+        """Memory of the device that computes: the GPU's on CUDA, else the machine's. None if it is not known."""
+        return self.gpu_bytes if self.back_end == "cuda" else self.memory_bytes
+
+    @property
+    def usable_bytes(self) -> float | None:
+        """The part of it that all actors together may use."""
+        known = self.device_bytes
+        return None if known is None else known * MEMORY_SHARE[self.back_end]
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
     """The threads and memory that one process may use."""
 
     threads: int
+    #: Bytes of arrays, freed ones that MLX keeps included; 0: no limit.
     memory_bytes: int
+    #: Bytes of freed arrays that MLX may keep; 0: the default of `process.bound_memory`.
+    cache_bytes: int = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -57,6 +73,7 @@ class Share:
             "OPENBLAS_NUM_THREADS": str(self.threads),
             "OMP_NUM_THREADS": str(self.threads),
             MEMORY_LIMIT: str(self.memory_bytes),
+            CACHE_LIMIT: str(self.cache_bytes),
             "TOKENIZERS_PARALLELISM": "false",
             # Progress bars and advice of libraries would be noise between the run's own lines.
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -67,8 +84,9 @@ class Share:
 
 
 def equal_share(machine: Machine, processes: int) -> Share:
-    """Return the share of each of `processes` equal processes."""
-    return Share(max(1, machine.cores // processes), int(machine.memory_bytes * MEMORY_SHARE / processes))
+    """Return the share of each of `processes` equal processes; on CUDA, whose memory is another one, without a limit."""
+    memory = 0.0 if machine.back_end == "cuda" else machine.memory_bytes * MEMORY_SHARE[machine.back_end]
+    return Share(max(1, machine.cores // processes), int(memory / processes))
 
 
 def worker_share(machine: Machine, others: int, workers: int) -> Share:

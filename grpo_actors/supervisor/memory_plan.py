@@ -1,196 +1,155 @@
-"""Estimate the memory of each process of a run from the model's files, before anything is loaded.
+"""Bound the memory of each process of a run from the model's files and the settings, before anything is loaded.
 
-The estimate covers weights, gradients, optimizer and KV cache. It does not cover the learner's activations: they
-depend on the architecture, grow with a micro-batch's tokens, and shrink with learner.gradient_checkpointing.
+This is the one plan: `--dry-run` prints it, a run that it proves impossible is refused (`fit`), the processes are limited
+to it (`limits`), and `room` takes the number of workers from it.
 """
 
 import json
-import re
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from grpo_actors.config import Config
-from grpo_actors.policy.locate import locate
+from grpo_actors.policy.architectures import ARCHITECTURES, Architecture
+from grpo_actors.supervisor.learner_memory import activation_bytes, trained
+from grpo_actors.supervisor.machine import Machine
+from grpo_actors.supervisor.model_files import Widths, read_tensors
+from grpo_actors.supervisor.sampling_memory import (
+    Batch,
+    cache_bytes,
+    evaluator_batch,
+    joined_bytes,
+    step_bytes,
+    worker_batch,
+)
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: Number of quantised weights that share a scale and an offset, both of the model's dtype.
-_GROUP_SIZE = 64
-#: Bytes of a gradient: gradients and optimizer state are float32.
-_GRADIENT_BYTES = 4
-#: Bytes per weight for the running means of its gradient and of the gradient's square. Adafactor keeps only a row and
-#: a column of these, counted as 0.
-_STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "adafactor": 0, "muon": 4}
-#: Projections that one joined matrix product can replace.
-_JOINED = re.compile(r"\b(q|k|v|gate|up)_proj\.weight$")
-#: A weight in a layer; the groups are the layer's number and the module's name within the layer.
-_IN_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)\.weight$")
+#: GPU memory of a process on CUDA besides its arrays: driver context and kernels.
+CUDA_CONTEXT_BYTES = 600_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of the model's files. A quantised tensor has the shape of the unpacked weights."""
+@dataclass(frozen=True)
+class Need:
+    """The most memory that one process takes, in bytes by purpose."""
 
-    name: str
-    shape: tuple[int, ...]
-    #: Bits per element if the tensor is quantised in the file, else 0.
-    bits: int = 0
+    #: Held from the start to the end.
+    held: Mapping[str, float] = field(default_factory=dict)
+    #: Held at times; the plan counts all of it at the same time.
+    at_times: Mapping[str, float] = field(default_factory=dict)
+    #: Freed arrays that MLX may keep: those that the next micro-batch or step allocates again.
+    reused: float = 0.0
+    #: Memory of the device that is not of arrays.
+    context: float = 0.0
+
+    @cached_property
+    def arrays(self) -> float:
+        """Bytes of all arrays."""
+        return sum(self.held.values()) + sum(self.at_times.values())
 
     @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
+    def total(self) -> float:
+        """All bytes."""
+        return self.arrays + self.context
 
-    def bytes(self, width: int, bits: int) -> float:
-        """Return its bytes in a process.
+    @property
+    def certain(self) -> float:
+        """Bytes without which the process cannot work at all."""
+        return sum(self.held.values()) + self.context
 
-        Args:
-            width: Bytes of a float in that process.
-            bits: Bits to which the process quantises tensors that are not quantised yet; 0: it does not.
-        """
-        divides = len(self.shape) >= 2 and self.shape[-1] % _GROUP_SIZE == 0
-        bits = self.bits or (bits if divides else 0)
-        return self.size * (bits / 8 + 2 * width / _GROUP_SIZE) if bits else self.size * width
+    def __str__(self) -> str:
+        parts = {**self.held, **self.at_times, "CUDA": self.context}
+        return f"{gb(self.total)}: " + ", ".join(f"{name} {gb(size)}" for name, size in parts.items() if size)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Estimated bytes of each process."""
+    """The memory of each process of a run."""
 
     parameters: int
     float_bytes: int
-    learner: float
-    #: Bytes of one worker without its KV cache.
-    worker: float
-    #: Bytes of a worker's KV cache at most.
-    cache: float
-    evaluator: float
-    #: Bytes of the weights that are copied for sampling on CUDA (`policy.decoding.blocks`); 0 if they are quantised.
-    joined: float = 0.0
+    learner: Need
+    worker: Need
+    #: None without an evaluator.
+    evaluator: Need | None
+
+    @property
+    def others(self) -> list[Need]:
+        """The processes that are not workers."""
+        return [self.learner] if self.evaluator is None else [self.learner, self.evaluator]
+
+    def total(self, workers: int) -> float:
+        """Bytes of all processes."""
+        return sum(need.total for need in self.others) + workers * self.worker.total
+
+    def certain(self, workers: int) -> float:
+        """Bytes without which the run cannot work."""
+        return sum(need.certain for need in self.others) + workers * self.worker.certain
 
 
-def memory_plan(config: Config) -> str:
-    """Format the estimate, one line per process; a single line if the model's files are not on this machine yet."""
-    folder = locate(config.model.model_name)
-    if not isinstance(folder, Path):
-        return f"{folder} is on the hub: its size is known once it is downloaded"
-    plan = plan_of(folder, config)
-    lines = [f"{plan.parameters / 1e6:,.1f} M parameters, floats of {plan.float_bytes} bytes"]
-    lines.append(f"learner    {_gb(plan.learner)} and activations")
-    worker_line = f"{_gb(plan.worker + plan.cache)}, of it {_gb(plan.cache)} KV cache at most"
-    workers = config.rollout.workers
-    lines += [f"rollout-{worker}  {worker_line}" for worker in range(1 if workers == "auto" else workers)]
-    if workers == "auto":
-        lines.append("each further worker: the same")
-    if config.evaluator.eval_every_updates:
-        lines.append(f"evaluator  {_gb(plan.evaluator)} and its KV cache")
-    return "\n".join(lines)
-
-
-def plan_of(folder: Path, config: Config) -> Plan:
-    """Estimate the memory of a run of the model in `folder`."""
+def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
+    """Bound the memory of a run of the model in `folder` on a machine."""
     architecture = json.loads((folder / "config.json").read_text())
     tensors = read_tensors(folder, architecture.get("quantization", {}))
-    width = _BYTES.get(config.model.dtype, 0) or _BYTES.get(str(architecture.get("torch_dtype")), 4)
+    widths, back_end = Widths.of(architecture), machine.back_end
+    width = _float_bytes(config.model.dtype, architecture, machine)
     bits = config.model.base_bits
     rollout_bits = bits or (config.rollout.rollout_bits if config.rollout.quantize_for_rollouts else 0)
-    weights = sum(tensor.bytes(width, bits) for tensor in tensors)
-    if config.model.fine_tune_type == "full":
-        training = _full_bytes(config, tensors, width)
-    else:
-        training = _adapter_bytes(config, tensors, architecture.get("num_hidden_layers", 0))
+    base, sampling = (sum(tensor.bytes(width, each) for tensor in tensors) for each in (bits, rollout_bits))
+    parts = trained(config, tensors, architecture.get("num_hidden_layers", 0), width)
+    adapter = parts.weights if config.model.fine_tune_type != "full" else 0.0
+    context = CUDA_CONTEXT_BYTES if back_end == "cuda" else 0.0
+    joined = joined_bytes(tensors, width, machine.device_bytes) if back_end == "cuda" else 0.0
+
+    def sampler(weights: float, copies: float, batch: Batch) -> Need:
+        step = step_bytes(widths, batch, width)
+        return Need(
+            held={"weights": weights + adapter},
+            at_times={
+                "copies of weights": copies,
+                "KV cache": cache_bytes(widths, batch, width),
+                # New weights arrive between two steps.
+                "a step": max(step, parts.weights),
+            },
+            reused=step,
+            context=context,
+        )
+
+    worker = sampler(sampling, 0.0 if rollout_bits else joined, worker_batch(config))
+    known = ARCHITECTURES.get(str(architecture.get("model_type")), Architecture())
+    activations = activation_bytes(config, known, widths=widths, parts=parts, width=width, back_end=back_end)
+    at_times = {
+        "activations": activations,
+        # The former version, until it is copied to where the workers fetch it.
+        "publication": parts.weights,
+        "checkpoint": parts.snapshot,
+    }
+    if config.rollout.workers == 0:  # the learner samples with its own weights
+        at_times |= {name: worker.at_times[name] for name in ("copies of weights", "KV cache", "a step")}
     return Plan(
         parameters=sum(tensor.size for tensor in tensors),
         float_bytes=width,
-        learner=weights + training,
-        worker=sum(tensor.bytes(width, rollout_bits) for tensor in tensors),
-        cache=_cache_bytes(architecture, config, width),
-        evaluator=weights,
-        joined=0.0 if bits or any(tensor.bits for tensor in tensors) else _joined_bytes(tensors, width),
+        learner=Need(
+            held={"weights": base + adapter, "training": parts.training},
+            at_times=at_times,
+            reused=activations,
+            context=context,
+        ),
+        worker=worker,
+        evaluator=sampler(base, 0.0 if bits else joined, evaluator_batch(config))
+        if config.evaluator.eval_every_updates
+        else None,
     )
 
 
-def read_tensors(folder: Path, quantization: dict[str, Any]) -> list[Tensor]:
-    """List all tensors from the headers of the safetensors files, without loading weights.
-
-    Args:
-        folder: The model folder.
-        quantization: The entry of that name in its config.json: the default ``bits``, and settings of single modules
-            by name.
-    """
-    header: dict[str, Any] = {}
-    for path in folder.glob("model*.safetensors"):
-        with path.open("rb") as file:
-            header |= json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    header.pop("__metadata__", None)
-    tensors = []
-    for name, entry in header.items():
-        module, _, leaf = name.rpartition(".")
-        packed = f"{module}.scales" in header
-        shape, bits = tuple(entry["shape"]), 0
-        if packed and leaf in {"scales", "biases"}:
-            continue
-        if packed and leaf == "weight":
-            own = quantization.get(module)
-            bits = own["bits"] if isinstance(own, dict) else quantization["bits"]
-            shape = (*shape[:-1], shape[-1] * 32 // bits)
-        tensors.append(Tensor(name, shape, bits))
-    return tensors
+def _float_bytes(dtype: str, architecture: Mapping[str, Any], machine: Machine) -> int:
+    """Return the bytes of a float in the model, as `policy.model.resolve_dtype` chooses its type."""
+    if dtype == "auto" and machine.back_end != "cpu":
+        dtype = str(architecture.get("torch_dtype") or architecture.get("dtype") or "bfloat16")
+    return _BYTES.get(dtype, 4 if machine.back_end == "cpu" else 2)
 
 
-def _joined_bytes(tensors: list[Tensor], width: int) -> float:
-    return sum(tensor.bytes(width, 0) for tensor in tensors if _JOINED.search(tensor.name))
-
-
-def _full_bytes(config: Config, tensors: list[Tensor], width: int) -> float:
-    """Return the bytes that training all weights adds to the weights themselves."""
-    # Half-precision weights are updated as float32 copies, or small steps would be lost.
-    masters = 4 if width < 4 else 0
-    reference = width if config.objective.kl_coeff else 0
-    optimizer = config.learner.optimizer
-    total = 0
-    for tensor in tensors:
-        by_adamw = optimizer == "muon" and not (len(tensor.shape) == 2 and _IN_LAYER.search(tensor.name))
-        state = _STATE_BYTES["adamw" if by_adamw else optimizer]
-        total += tensor.size * (_GRADIENT_BYTES + state + masters + reference)
-    return total
-
-
-def _adapter_bytes(config: Config, tensors: list[Tensor], layers: int) -> float:
-    """Return the bytes of an adapter, which is always float32, and of its training."""
-    model = config.model
-    first = 0 if model.lora_layers < 0 else layers - model.lora_layers
-    size = 0
-    for tensor in tensors:
-        match = _IN_LAYER.search(tensor.name)
-        if match is None or len(tensor.shape) < 2 or int(match[1]) < first:
-            continue
-        if not model.lora_keys or match[2] in model.lora_keys:
-            *stack, rows, columns = tensor.shape
-            magnitudes = rows if model.fine_tune_type == "dora" else 0
-            size += prod(stack) * (model.lora_rank * (rows + columns) + magnitudes)
-    reference = 4 if config.objective.kl_coeff else 0
-    return size * (4 + _GRADIENT_BYTES + _STATE_BYTES[config.learner.optimizer] + reference)
-
-
-def _cache_bytes(architecture: dict[str, Any], config: Config, width: int) -> int:
-    """Return the bytes of keys and values of one batch at its longest; 0 if config.json lacks the shape."""
-    try:
-        heads = architecture["num_attention_heads"]
-        size = architecture.get("head_dim") or architecture["hidden_size"] // heads
-        per_token = (
-            2 * architecture["num_hidden_layers"] * architecture.get("num_key_value_heads", heads) * size
-        )
-    except KeyError:
-        return 0
-    rollout = config.rollout
-    tokens = config.data.max_prompt_length + rollout.max_new_tokens
-    rows = rollout.batch_groups * rollout.num_generations
-    if rollout.max_kv_tokens:
-        rows = min(rows, max(1, rollout.max_kv_tokens // tokens))
-    return int(per_token * width * tokens * rows)
-
-
-def _gb(count: float) -> str:
+def gb(count: float) -> str:
+    """Format bytes: ``1.23 GB``."""
     return f"{count / 1e9:.2f} GB"

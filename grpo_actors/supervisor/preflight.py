@@ -1,6 +1,6 @@
 """Check a run before anything starts, and report the first problem in one line.
 
-The checks cover files, ports and the user's rewards, and load no MLX. The learner makes the checks that need a loaded
+The checks cover files, memory, ports and the user's rewards, and load no MLX. The learner makes the checks that need a loaded
 model, and reports a problem in one line too.
 """
 
@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grpo_actors.config import Config
-from grpo_actors.policy.locate import locate
 from grpo_actors.rundir.claim import check_resume, claimed, total_updates
 from grpo_actors.rundir.folder import LOCK_FILE, locked
+from grpo_actors.supervisor.fit import check_memory
+from grpo_actors.supervisor.machine import Machine
 from grpo_actors.tasks.own.replying import Replier
 from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.scoring import open_scorer
@@ -19,7 +20,7 @@ from grpo_actors.trackers import check_installed
 from grpo_actors.transport.sockets import check_ports
 
 
-def check(config: Config) -> None:
+def check(config: Config, machine: Machine) -> None:
     """Check that the run can start. Changes nothing, so ``--dry-run`` makes the same checks.
 
     Raises:
@@ -33,7 +34,7 @@ def check(config: Config) -> None:
     if config.transport.scheme == "tcp" and config.transport.port:
         check_ports(config.transport.host, config.transport.port)
     check_installed(config.metrics.trackers)
-    locate(config.model.model_name)
+    check_memory(config, machine)
     if config.data.path or config.data.task != "gsm8k":  # gsm8k: only the learner asks the hub
         total_updates(config, len(load_task(config.data, seed=config.run.seed).problems("train")))
     open_scorer(config.reward.functions, config.reward).close()
@@ -42,8 +43,8 @@ def check(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def prepared(config: Config) -> Iterator[tuple[Path, int]]:
+def prepared(config: Config, machine: Machine) -> Iterator[tuple[Path, int]]:
     """Check the run, lock its folder and write config.json; yield the folder and the lock's descriptor."""
-    check(config)
+    check(config, machine)
     with claimed(config) as claim:
         yield claim

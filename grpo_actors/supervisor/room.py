@@ -10,18 +10,15 @@ from math import ceil
 from pathlib import Path
 
 from grpo_actors.config import Config
-from grpo_actors.policy.copies import may_copy
 from grpo_actors.policy.locate import locate
-from grpo_actors.supervisor.machine import MEMORY_SHARE, Machine, equal_share
-from grpo_actors.supervisor.memory_plan import Plan, plan_of
+from grpo_actors.supervisor.machine import Machine, equal_share
+from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, Need, Plan, plan_of
 
 #: The most workers that are ever tried. The environment variable overrides this and all other limits.
 MOST_WORKERS = 8
 MOST_WORKERS_VARIABLE = "GRPO_ACTORS_MOST_WORKERS"
 #: On Metal there is one GPU, and its memory is the machine's: a second worker may fill gaps, more only divide the GPU.
 MOST_ON_METAL = 2
-#: GPU memory of a process on CUDA besides its arrays: driver context and kernels.
-CUDA_CONTEXT_BYTES = 600_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +43,7 @@ def room_of(config: Config, machine: Machine, learner_bytes: float = 0.0) -> Roo
     Args:
         config: The settings.
         machine: The machine on which the workers run.
-        learner_bytes: Measured peak of the learner, which includes the activations that no plan counts; 0 before the
-            first measurement.
+        learner_bytes: Measured peak of the learner's arrays, if the plan is not known; 0 before the first measurement.
     """
     if MOST_WORKERS_VARIABLE in os.environ:
         most = int(os.environ[MOST_WORKERS_VARIABLE])
@@ -83,32 +79,24 @@ def _open_batches(config: Config) -> int:
 
 
 def _memory_limit(config: Config, machine: Machine, learner_bytes: float) -> Room:
-    memory = machine.gpu_bytes if machine.back_end == "cuda" else machine.memory_bytes
-    if memory is None:
+    memory, usable = machine.device_bytes, machine.usable_bytes
+    if memory is None or usable is None:
         return Room(1, "nvidia-smi does not tell how much memory the GPU has")
     folder = locate(config.model.model_name)
     if isinstance(folder, Path):
-        plan = plan_of(folder, config)
+        plan = plan_of(folder, config, machine)
     elif machine.back_end != "cuda":  # without CUDA, memory is divided now, before anything is measured
         return Room(1, "the size of a model on the hub is not known before the run starts")
     elif learner_bytes:
-        plan = _as_large_as_the_learner(learner_bytes)
+        plan = _as_large_as_the_learner(learner_bytes, config)
     else:  # computed again, with the learner's peak, before a worker is added
         return Room(MOST_WORKERS, "more are never tried")
-    context = copied = 0.0
-    if machine.back_end == "cuda":
-        context, copied = CUDA_CONTEXT_BYTES, plan.joined if may_copy(plan.joined, memory) else 0.0
-    each = plan.worker + (0.0 if config.rollout.quantize_for_rollouts else copied) + plan.cache + context
-    held = max(plan.learner, learner_bytes) + context
-    if config.evaluator.eval_every_updates:
-        held += plan.evaluator + copied + plan.cache + context
-    if machine.back_end != "cuda":  # without CUDA, each process is limited to a share
-        others = other_processes(config)
-        held = max(held, memory * MEMORY_SHARE * others / (others + 1))
-    workers = int((memory * MEMORY_SHARE - held) // each)
-    return Room(workers, f"a worker holds {each / 1e9:.2f} of {memory / 1e9:.0f} GB")
+    held, each = plan.total(0), plan.worker.total
+    return Room(int((usable - held) // each), f"a worker holds {each / 1e9:.2f} of {memory / 1e9:.0f} GB")
 
 
-def _as_large_as_the_learner(size: float) -> Plan:
+def _as_large_as_the_learner(size: float, config: Config) -> Plan:
     """Return an upper bound without the model's files: a worker has the same weights, the learner also gradients."""
-    return Plan(parameters=0, float_bytes=0, learner=size, worker=size, cache=0, evaluator=size)
+    need = Need(held={"arrays": size}, context=CUDA_CONTEXT_BYTES)
+    evaluator = need if config.evaluator.eval_every_updates else None
+    return Plan(parameters=0, float_bytes=0, learner=need, worker=need, evaluator=evaluator)

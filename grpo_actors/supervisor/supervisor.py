@@ -241,16 +241,19 @@ def summary(run_dir: Path) -> str:
 
 def run(config: Config) -> int:
     """Run a whole training, for launch.py; return the exit code."""
-    with prepared(config) as (run_dir, lock):
+    machine = Machine.here(asks_gpu=True)
+    with prepared(config, machine) as (run_dir, lock):
         transport = config.transport
         endpoints = plan_endpoints(run_dir, transport.scheme, transport.host, transport.port)
         with ExitStack() as stack:
-            supervisor = _open(stack, run_dir, config, endpoints, lock)
+            supervisor = _open(stack, run_dir, config, machine, endpoints, lock=lock)
             supervisor.run()
         return supervisor.report_outcome()
 
 
-def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints, lock: int) -> Supervisor:
+def _open(
+    stack: ExitStack, run_dir: Path, config: Config, machine: Machine, endpoints: Endpoints, *, lock: int
+) -> Supervisor:
     """Build the supervisor of a run; `lock` is the descriptor of the run folder's lock."""
     lifeline, write_end = os.pipe()
     stack.callback(os.close, lifeline)
@@ -261,8 +264,7 @@ def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints,
     every_updates = config.metrics.logging_steps
     status = stack.enter_context(StatusLine(config.learner.max_updates or None, every_updates=every_updates))
     follower_stack = stack.enter_context(ExitStack())
-    mps = stack.enter_context(Mps(starts=mps_helps(config, Machine.here(asks_gpu=False).back_end)))
-    machine = Machine.here(asks_gpu=config.rollout.workers == "auto")  # asks while MPS comes up
+    mps = stack.enter_context(Mps(starts=mps_helps(config, machine.back_end)))
     endpoints = replace(endpoints, mps=mps.folder(gives_up=lambda: signals.count))
     if mps.reason:
         status.print_line(
@@ -271,15 +273,14 @@ def _open(stack: ExitStack, run_dir: Path, config: Config, endpoints: Endpoints,
             "yellow",
         )
     pool = WorkerPool(run_dir, config, machine, endpoints.control, mps_environment(endpoints.mps))
-    shares = pool.environment_of_others
     learner = Actor(
         "learner",
         ["grpo_actors.learner", str(run_dir), "--endpoints", json.dumps(asdict(endpoints))],
-        shares | {LOCK: str(lock)},
+        pool.environment_of_learner | {LOCK: str(lock)},
         respawns=False,
         inherited=(lock,),
     )
-    observers = _observers(run_dir, config, endpoints, shares, machine)
+    observers = _observers(run_dir, config, endpoints, pool.environment_of_evaluator, machine)
     supervisor = Supervisor(
         run_dir, config, endpoints, learner, observers, pool, status, signals, lifeline, follower_stack
     )

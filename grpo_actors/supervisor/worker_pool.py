@@ -10,7 +10,7 @@ not belong to the pool. But the pool takes into account when they join or leave,
 
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from grpo_actors.config import Config
@@ -20,8 +20,10 @@ from grpo_actors.observe.view import GONE, number
 from grpo_actors.rundir.decisions import Decision, append_decision, kept_workers
 from grpo_actors.rundir.folder import CONFIG_FILE, WORKERS_FILE
 from grpo_actors.supervisor.children import Actor, how_it_ended
+from grpo_actors.supervisor.fit import find_plan, limits, scale, tight
 from grpo_actors.supervisor.headcount import Headcount, Measurement
 from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
+from grpo_actors.supervisor.memory_plan import Need, Plan
 from grpo_actors.supervisor.room import other_processes, room_of
 
 #: Module of a worker's command line. The bench sets another one.
@@ -45,8 +47,12 @@ class WorkerPool:
     workers: list[Actor] = field(default_factory=list)
     #: Decides the number of workers; None if it is fixed.
     headcount: Headcount | None = None
-    #: Share of each worker.
+    #: Threads of each worker.
     _share: Share = field(init=False)
+    #: The plan that all processes obey; None if the model's files are not on this machine yet.
+    _plan: Plan | None = field(init=False)
+    #: The share of it that each process may use.
+    _scale: float = 1.0
     #: Names of all workers, attached ones too, that have delivered a group and have not left.
     _active: set[str] = field(default_factory=set)
     _update: int = 0
@@ -66,15 +72,35 @@ class WorkerPool:
         else:
             count = wanted
             self._share = equal_share(self.machine, others + count)
+        most = room.workers if wanted == "auto" else wanted
+        self._plan = find_plan(self.config, self.machine)
+        if self._plan is not None:
+            self._scale = scale(self._plan, most, self.machine)
+            if warning := tight(self._plan, most, self.machine):
+                self._notes.append(f"memory: {warning}")
         while len(self.workers) < count:
             self._start_worker()
 
     @property
-    def environment_of_others(self) -> dict[str, str]:
-        """Environment of the learner and the evaluator. With "auto" it is the same as with one worker."""
+    def environment_of_learner(self) -> dict[str, str]:
+        """Environment of the learner. With "auto" its threads are the same as with one worker."""
+        return self._limited(self._share_of_others, None if self._plan is None else self._plan.learner)
+
+    @property
+    def environment_of_evaluator(self) -> dict[str, str]:
+        """Environment of the evaluator."""
+        return self._limited(self._share_of_others, None if self._plan is None else self._plan.evaluator)
+
+    @property
+    def _share_of_others(self) -> Share:
         fixed = self.config.rollout.workers
-        count = 1 if fixed == "auto" else fixed
-        share = equal_share(self.machine, other_processes(self.config) + count)
+        return equal_share(self.machine, other_processes(self.config) + (1 if fixed == "auto" else fixed))
+
+    def _limited(self, share: Share, need: Need | None) -> dict[str, str]:
+        """Return the environment of a process with the threads of `share` and the memory of its plan, if there is one."""
+        if need is not None:
+            memory, cache = limits(need, self._scale)
+            share = replace(share, memory_bytes=memory, cache_bytes=cache)
         return share.environment | self.environment
 
     @property
@@ -147,7 +173,8 @@ class WorkerPool:
         name = f"rollout-{len(self.actors)}"
         command = [WORKER, "--connect", self.control, "--name", name, "--patience", "600"]
         command += ["--preload", str(self.run_dir / CONFIG_FILE)]
-        actor = Actor(name, command, self._share.environment | self.environment, respawns=True)
+        environment = self._limited(self._share, None if self._plan is None else self._plan.worker)
+        actor = Actor(name, command, environment, respawns=True)
         self.actors.append(actor)
         self.workers.append(actor)
 

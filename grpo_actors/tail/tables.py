@@ -88,7 +88,8 @@ def rollout(view: RunView, width: int) -> Table:
         table, "batch", f"{count(number(m, 'groups'))} groups, {count(number(m, 'completions'))} completions"
     )
     _row(table, "tokens", f"{count(number(m, 'tokens'))}, {share(number(m, 'padding_share'))} padding")
-    _row(table, "memory", f"{fixed(number(m, 'memory_gb'))} GB")
+    peers_gb = sum(numbers(m, "peers_memory_gb").values())
+    _row(table, "memory", f"learner {fixed(number(m, 'memory_gb'))} GB, others {fixed(peers_gb)} GB")
     return table
 
 
@@ -150,6 +151,7 @@ def workers(view: RunView, width: int) -> Table:
         line.append(f" {count(number(record, 'tokens_per_s'))} tok/s", style="default")
         if width >= _WIDE_LINE:
             line.append(f"  {count(number(record, 'groups'))} groups", style="default")
+            line.append(f"  {fixed(number(record, 'memory_gb'))} GB", style="default")
         _row(table, printable(name)[:_LABEL_WIDTH], line)
     if not ordered:
         _row(table, "", Text("none yet", style="dim"))

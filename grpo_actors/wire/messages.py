@@ -27,7 +27,7 @@ from grpo_actors.wire.spans import check_spans
 # Re-exported, so that the users of the wire format import one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 MAX_COMPLETIONS = 4096
 
@@ -133,6 +133,8 @@ class Beat(Message):
     #: Seconds since the worker began in which it sampled or scored, and in which it had nothing to sample.
     working_s: Seconds = 0.0
     waiting_s: Seconds = 0.0
+    #: Most bytes of arrays that the process has held at a time.
+    peak_bytes: Count = 0
     #: Number of leases that the worker is willing to hold at a time.
     credits: Count = 0
     #: Leases that the worker holds, including those whose results are not yet acknowledged. A lease that was granted

@@ -193,3 +193,15 @@ def test_a_folder_in_use_is_refused_and_its_run_is_not_disturbed(make_run):
     assert (run.folder / "config.json").read_text() == settings
     run.signal(2)
     assert run.end() == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_model_whose_training_cannot_fit_into_memory(run, flags, tmp_path):
+    shutil.copy(EMBEDDED / "config.json", tmp_path)
+    # Only the header is read: 10^13 weights in a file of a hundred bytes.
+    tensor = {"dtype": "BF16", "shape": [10**7, 10**6], "data_offsets": [0, 0]}
+    header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    line = assert_refused(run, *flags, "--set", f"model_name={tmp_path}")
+    assert line.startswith("memory: weights and training state must fit into the ")
+    assert "lora" in line

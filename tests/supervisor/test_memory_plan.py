@@ -5,51 +5,77 @@ import pytest
 
 from grpo_actors.config import load_config
 from grpo_actors.policy.locate import EMBEDDED
-from grpo_actors.supervisor.memory_plan import memory_plan, plan_of
+from grpo_actors.supervisor.machine import Machine
+from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, plan_of
 
 # Embedding 320·128; four layers of 4·128² attention, 3·128·256 MLP, 2·128 norms; one last norm.
 MATRICES_IN_LAYERS = 4 * (4 * 128**2 + 3 * 128 * 256)
 NORMS = 4 * 2 * 128 + 128
 PARAMETERS = 320 * 128 + MATRICES_IN_LAYERS + NORMS
 
+CPU = Machine("cpu", 8, 64 * 10**9)
+CUDA = Machine("cuda", 8, 64 * 10**9, 80 * 10**9)
 
-def plan(*overrides, folder=EMBEDDED):
-    return plan_of(folder, load_config(None, ["task=arithmetic", "dtype=float32", *overrides]).config)
+
+def plan(*overrides, folder=EMBEDDED, machine=CPU):
+    config = load_config(None, ["task=arithmetic", "dtype=float32", *overrides]).config
+    return plan_of(folder, config, machine)
+
+
+def held(*overrides):
+    return sum(plan(*overrides).learner.held.values())
 
 
 def test_the_embedded_models_parameters_are_counted_from_its_header():
     assert plan().parameters == PARAMETERS
 
 
-def test_projections_that_one_product_can_replace_are_counted_too():
+def test_only_on_cuda_a_process_holds_a_context_and_copies_of_the_projections_that_one_product_replaces():
+    on_cuda = plan("dtype=bfloat16", machine=CUDA)
     # Four layers' q, k and v of 128 × 128, gate and up of 256 × 128, in bfloat16.
-    assert plan("dtype=bfloat16").joined == 4 * (3 * 128 + 2 * 256) * 128 * 2
+    assert on_cuda.worker.at_times["copies of weights"] == 4 * (3 * 128 + 2 * 256) * 128 * 2
+    assert on_cuda.learner.context == CUDA_CONTEXT_BYTES
+    on_cpu = plan("dtype=bfloat16")
+    assert (on_cpu.worker.at_times["copies of weights"], on_cpu.learner.context) == (0, 0)
 
 
-def test_full_fine_tuning_in_float32_holds_sixteen_bytes_a_parameter():
-    config = load_config(None, ["model_name=tiny", "dtype=float32", "task=arithmetic", "workers=1"]).config
-    lines = memory_plan(config).splitlines()
-    assert lines[0] == "0.7 M parameters, floats of 4 bytes"
-    # Weights, gradient and two means, 4 bytes each: 16 · 697,472 = 11.2 MB.
-    assert lines[1] == "learner    0.01 GB and activations"
-    # 2 · 4 layers · 128 numbers of 4 bytes, (512 + 256) tokens, 8 completions: 25.2 MB, and 2.8 MB of weights.
-    assert lines[2] == "rollout-0  0.03 GB, of it 0.03 GB KV cache at most"
+def test_a_copy_of_weights_counts_only_if_it_may_be_made():
+    # 917,504 bytes are more than an eighth of seven million.
+    small = Machine("cuda", 8, 64 * 10**9, 7 * 10**6)
+    assert plan("dtype=bfloat16", machine=small).worker.at_times["copies of weights"] == 0
+    assert (
+        plan("rollout_bits=8", "quantize_for_rollouts=true", machine=CUDA).worker.at_times[
+            "copies of weights"
+        ]
+        == 0
+    )
+
+
+def test_the_type_of_the_weights_is_float32_on_a_cpu_and_the_files_on_a_gpu():
+    assert plan("dtype=auto").float_bytes == 4
+    assert plan("dtype=auto", machine=CUDA).float_bytes == 2
 
 
 @pytest.mark.parametrize(
     ("optimizer", "state"),
     [
-        ("adam", 8 * PARAMETERS),
+        ("adamw", 8 * PARAMETERS),
         ("lion", 4 * PARAMETERS),
         ("adafactor", 0),
         ("muon", 4 * MATRICES_IN_LAYERS + 8 * (PARAMETERS - MATRICES_IN_LAYERS)),
     ],
 )
 def test_an_optimizer_holds_its_means(optimizer, state):
-    held = plan(f"optimizer={optimizer}", "kl_coeff=0")
-    assert held.learner == 8 * PARAMETERS + state  # weights and gradient
-    half = plan(f"optimizer={optimizer}", "kl_coeff=0.1", "dtype=bfloat16")
-    assert half.learner == (2 + 4 + 4 + 2) * PARAMETERS + state  # also float32 weights and the reference
+    assert held(f"optimizer={optimizer}", "kl_coeff=0") == 8 * PARAMETERS + state  # weights and gradient
+    # Also float32 weights and the reference.
+    assert held(f"optimizer={optimizer}", "kl_coeff=0.1", "dtype=bfloat16") == (12 * PARAMETERS + state)
+
+
+def test_a_checkpoint_copies_weights_and_state_but_not_the_frozen_base_of_an_adapter():
+    assert plan("dtype=bfloat16").learner.at_times["checkpoint"] == (2 + 4 + 8) * PARAMETERS
+    # An adapter is float32: itself and two means, of the size that the next test derives.
+    adapter = plan("fine_tune_type=lora", "lora_rank=2").learner.at_times["checkpoint"]
+    assert adapter == 12 * 2 * 4 * (4 * 256 + 3 * 384)
 
 
 def test_a_quantised_base_and_its_adapter_are_small_in_every_process():
@@ -58,16 +84,18 @@ def test_a_quantised_base_and_its_adapter_are_small_in_every_process():
     # Rank 2: rows + columns, twice. Of 4 · (4 of 128 × 128 and 3 of 128 × 256); 16 bytes each with AdamW.
     adapter = 2 * 4 * (4 * 256 + 3 * 384)
     settings = ("fine_tune_type=lora", "base_bits=4", "lora_rank=2", "kl_coeff=0")
-    held = plan(*settings)
-    assert (held.learner, held.worker, held.evaluator) == (base + 16 * adapter, base, base)
-    last = plan(*settings, "lora_layers=1", 'lora_keys=["self_attn.q_proj"]')
-    assert last.learner == base + 16 * 2 * 256
+    small = plan(*settings)
+    assert small.learner.certain == base + 16 * adapter
+    assert small.worker.certain == small.evaluator.certain == base + 4 * adapter
+    assert held(*settings, "lora_layers=1", 'lora_keys=["self_attn.q_proj"]') == base + 16 * 2 * 256
 
 
 def test_only_workers_quantise_for_rollouts():
-    held = plan("quantize_for_rollouts=true", "rollout_bits=8")
-    assert held.worker == (PARAMETERS - NORMS) * 9 / 8 + 4 * NORMS  # 8 bits and 64 for 64 weights
-    assert held.evaluator == 4 * PARAMETERS
+    quantised = plan("quantize_for_rollouts=true", "rollout_bits=8")
+    assert (
+        quantised.worker.certain == (PARAMETERS - NORMS) * 9 / 8 + 4 * NORMS
+    )  # 8 bits and 64 for 64 weights
+    assert quantised.evaluator.certain == 4 * PARAMETERS
 
 
 def test_a_folder_that_is_quantised_already_counts_as_unpacked(tmp_path):
@@ -76,15 +104,25 @@ def test_a_folder_that_is_quantised_already_counts_as_unpacked(tmp_path):
     mlx_lm.utils.save(tmp_path / "small", str(EMBEDDED), model, tokenizer, config)
     small = plan("fine_tune_type=lora", folder=tmp_path / "small")
     assert small.parameters == PARAMETERS
-    assert small.evaluator == (PARAMETERS - NORMS) * 5 / 8 + 4 * NORMS
+    adapter = small.learner.at_times["publication"]
+    assert small.evaluator.certain == (PARAMETERS - NORMS) * 5 / 8 + 4 * NORMS + adapter
 
 
-def test_a_model_on_the_hub_has_no_plan_yet():
-    assert "on the hub" in memory_plan(load_config(None, ["model_name=owner/name"]).config)
+@pytest.mark.parametrize(("bound", "completions", "prompts"), [(0, 16, 2), (5 * 768 + 700, 5, 2), (10, 1, 1)])
+def test_a_limit_on_cached_tokens_limits_the_cache(bound, completions, prompts):
+    # 2 · 4 layers · 128 numbers of 4 bytes for each of 512 + 256 tokens of a completion, and for those of the prompts
+    # before they are copied; 2 groups of 8 without a bound.
+    cache = plan("batch_groups=2", f"max_kv_tokens={bound}").worker.at_times["KV cache"]
+    assert cache == (completions * 768 + prompts * 512) * 2 * 4 * 128 * 4
 
 
-@pytest.mark.parametrize(("bound", "completions"), [(0, 16), (5 * 768 + 700, 5), (10, 1)])
-def test_a_limit_on_cached_tokens_limits_the_cache(bound, completions):
-    # 2 · 4 layers · 128 numbers of 4 bytes for each of 512 + 256 tokens of a completion; 2 groups of 8 without a bound.
-    held = plan("batch_groups=2", f"max_kv_tokens={bound}")
-    assert held.cache == completions * 768 * 2 * 4 * 128 * 4
+def test_without_workers_the_learner_also_samples():
+    alone, with_worker = plan("workers=0").learner.at_times, plan("workers=1").learner.at_times
+    assert alone["KV cache"] > 0
+    assert "KV cache" not in with_worker
+
+
+def test_a_smaller_micro_batch_and_recomputation_need_less():
+    whole = plan("batch_size=4").learner.at_times["activations"]
+    assert plan("batch_size=1").learner.at_times["activations"] < whole / 2
+    assert plan("batch_size=4", "gradient_checkpointing=true").learner.at_times["activations"] < whole

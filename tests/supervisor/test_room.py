@@ -4,10 +4,9 @@ import pytest
 
 from grpo_actors.config import load_config
 from grpo_actors.policy.locate import EMBEDDED
-from grpo_actors.supervisor import room
 from grpo_actors.supervisor.machine import Machine, Share, cuda_bytes, equal_share, worker_share
 from grpo_actors.supervisor.memory_plan import plan_of
-from grpo_actors.supervisor.room import CUDA_CONTEXT_BYTES, room_of
+from grpo_actors.supervisor.room import room_of
 
 GB = 10**9
 #: 16 groups per update in batches of one, one update ahead: 32 batches are open, which limits nothing.
@@ -55,43 +54,19 @@ def test_no_worker_is_added_that_would_never_hold_a_lease():
     assert room_of(config("batch_groups=16", "max_staleness=0"), cuda(80e9)).workers == 1
 
 
-def test_a_gpus_memory_limits_workers_by_plan_and_by_the_learners_measured_peak():
-    plan = plan_of(EMBEDDED, config("dtype=float32"))
-    each = plan.worker + plan.joined + plan.cache + CUDA_CONTEXT_BYTES
-    others = plan.learner + plan.evaluator + plan.joined + plan.cache + 2 * CUDA_CONTEXT_BYTES
-    gpu = cuda((others + 3.5 * each) / 0.75)
-    assert room_of(config("dtype=float32"), gpu).workers == 3
-    # The activations take the memory of two workers: one worker is left.
-    assert room_of(config("dtype=float32"), gpu, plan.learner + 2 * each).workers == 1
-
-
-def test_a_workers_copy_of_weights_on_cuda_counts_only_if_it_may_be_made(monkeypatch):
-    monkeypatch.setattr(room, "CUDA_CONTEXT_BYTES", 0)
-    small = (
-        "eval_every_updates=0",
-        "batch_groups=1",
-        "num_generations=2",
-        "max_new_tokens=1",
-        "max_prompt_length=8",
-    )
-    settings = config("dtype=float32", "fine_tune_type=lora", "lora_rank=1", *small)
-    plan = plan_of(EMBEDDED, settings)
-    each = plan.worker + plan.cache
-    # The learner and two workers fit to the byte; plan.joined is more than an eighth of that, so no worker copies.
-    memory = (plan.learner + 2 * each) / 0.75
-    assert plan.joined > memory / 8
-    assert room_of(settings, cuda(memory + 1)).workers == 2
-    # In the memory of seven workers each worker may copy; fewer workers with their copies fit.
-    memory = (plan.learner + 7 * each) / 0.75
-    assert plan.joined < memory / 8
-    assert room_of(settings, cuda(memory + 1)).workers == int(7 * each / (each + plan.joined)) == 4
+def test_a_gpus_memory_limits_workers_by_the_plan():
+    settings = config("dtype=float32")
+    plan = plan_of(EMBEDDED, settings, cuda(80e9))
+    # Nineteen twentieths of the memory hold the learner, the evaluator and three and a half workers.
+    gpu = cuda((plan.total(0) + 3.5 * plan.worker.total) / 0.95)
+    assert room_of(settings, gpu).workers == 3
 
 
 def test_with_a_model_on_the_hub_a_worker_counts_as_large_as_the_learner():
     unknown = config("model_name=owner/name", "eval_every_updates=0")
     assert room_of(unknown, cuda(80e9)).workers == 8  # computed again with the learner's measured peak
-    # 0.75 × 80 = 60 GB: the learner's 10.6, and four workers of 10.6.
-    assert room_of(unknown, cuda(80e9), 10 * GB).workers == 4
+    # 0.95 × 80 = 76 GB: the learner's 10.6, and six workers of 10.6.
+    assert room_of(unknown, cuda(80e9), 10 * GB).workers == 6
     assert room_of(unknown, cpu(16), 10 * GB).workers == 1
 
 
@@ -101,9 +76,9 @@ def test_no_worker_is_added_if_a_gpus_memory_is_unknown():
 
 
 def test_memory_limits_workers_on_a_cpu_too():
-    plan = plan_of(EMBEDDED, config())
-    # All workers get one of three equal shares of three quarters: a quarter. It has room for two and a half.
-    machine = Machine("cpu", 64, int(4 * 2.5 * (plan.worker + plan.cache)))
+    plan = plan_of(EMBEDDED, config(), cpu(64))
+    # Three quarters of the memory hold the learner, the evaluator and two and a half workers.
+    machine = Machine("cpu", 64, int((plan.total(0) + 2.5 * plan.worker.total) / 0.75))
     assert room_of(config(), machine).workers == 2
 
 
@@ -121,6 +96,10 @@ def test_a_gpus_memory_is_what_nvidia_smi_prints_in_mebibytes(program, gpu_bytes
 def test_without_nvidia_smi_a_gpus_memory_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cuda_bytes() is None
+
+
+def test_on_cuda_an_equal_share_is_one_of_threads_only():
+    assert equal_share(cuda(80e9, cores=8), 2) == Share(4, 0)
 
 
 def test_learner_and_evaluator_keep_their_share_with_one_worker_and_workers_divide_the_rest():

@@ -106,7 +106,14 @@ class Dispatcher:
         """
         if topic == "metrics":
             share = self._roster.take_wait_share()
-            fields = {**fields, "rollout_wait_share": share, **self._selection.metrics()}
+            fields = {
+                **fields,
+                "rollout_wait_share": share,
+                "peers_memory_gb": {
+                    peer.name: peer.memory_gb for peer in self._roster if not peer.in_this_process
+                },
+                **self._selection.metrics(),
+            }
             for peer in self._roster:
                 if peer.role == "rollout":
                     self._journal.append("worker", peer.describe())

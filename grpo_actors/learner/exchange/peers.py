@@ -48,6 +48,8 @@ class Peer:
     groups: int = 0
     tokens: int = 0
     tokens_per_s: float = 0.0
+    #: Most bytes of arrays that its process has held; None before its first beat.
+    peak_bytes: int | None = None
     #: Seconds spent since the last `Roster.take_wait_share`, according to its beats.
     working_s: float = 0.0
     waiting_s: float = 0.0
@@ -68,6 +70,7 @@ class Peer:
         """Update the peer from a beat."""
         self.has_beaten = True
         self.version, self.credits, self.tokens = beat.version, beat.credits, beat.tokens
+        self.peak_bytes = beat.peak_bytes
         # Beats count from the start of a process. A restarted process is a new peer: its first beat is the baseline.
         last = self._last_beat or beat
         self.working_s += max(0.0, beat.working_s - last.working_s)
@@ -88,7 +91,13 @@ class Peer:
             "groups": self.groups,
             "tokens_per_s": round(self.tokens_per_s, 1),
             "version": self.version,
+            "memory_gb": self.memory_gb,
         }
+
+    @property
+    def memory_gb(self) -> float | None:
+        """`peak_bytes` in GB."""
+        return None if self.peak_bytes is None else self.peak_bytes / 1e9
 
 
 class Roster:

@@ -34,6 +34,7 @@ from grpo_actors.policy.decoding.step import Decoder
 from grpo_actors.policy.decoding.window import Window
 from grpo_actors.policy.dora import fixed_norms
 from grpo_actors.policy.model import Policy
+from grpo_actors.policy.prefill import prompts_at_once
 
 #: Rows are filled once at least one in this many is free.
 FILLED_AT_ONCE = 16
@@ -223,9 +224,13 @@ class Sampler:
         if not self._decoder.together:
             next_ones = [group for group in self._waiting if group.prompts is None and group not in new]
             new += next_ones[: max(0, PREFILLED - len(new))]
-        prompts = self._decoder.prefill([group.prompt for group in new])
-        for index, group in enumerate(new):
-            group.prompts, group.prompt_index = prompts, index
+        # The rows of a fixed batch begin together.
+        count = len(new) if self._decoder.together else prompts_at_once(max(len(g.prompt) for g in new))
+        for first in range(0, len(new), count):
+            part = new[first : first + count]
+            prompts = self._decoder.prefill([group.prompt for group in part])
+            for index, group in enumerate(part):
+                group.prompts, group.prompt_index = prompts, index
 
     # --- steps ------------------------------------------------------------------------------------
 

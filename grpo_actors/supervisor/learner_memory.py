@@ -1,0 +1,186 @@
+"""Bound the memory of the learner: what training adds to the weights, and the activations of one micro-batch.
+
+Every number is an upper bound that follows from shapes. The factors of the activations were fitted to measured peaks
+(docs/performance.md); they depend on MLX's gradients of the operations, not on a model.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from grpo_actors.config import Config
+from grpo_actors.policy.architectures import Architecture
+from grpo_actors.policy.cuda_rows import cuda_row
+from grpo_actors.supervisor.machine import BackEnd
+from grpo_actors.supervisor.model_files import Tensor, Widths
+
+#: Bytes of a gradient: gradients and optimizer state are float32.
+_GRADIENT_BYTES = 4
+#: Bytes per weight for the running means of its gradient and of the gradient's square. Adafactor keeps only a row and
+#: a column of these, counted as 0.
+_STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "adafactor": 0, "muon": 4}
+#: Bytes per weight that a step holds besides the old state, and those of a gradient before it is added to the sum.
+_STEP_BYTES, _NEW_GRADIENT_BYTES = 5, 6
+#: Tokens of a row, if that holds a prompt with a completion: `pack` looks for a good length, and most are shorter.
+LONG_ROW = 1024
+#: A weight in a layer; the groups are the layer's number and the module's name within the layer.
+_IN_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)\.weight$")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """Numbers of arrays in a layer: [tokens, residual stream], [tokens, MLP], and the scores of attention."""
+
+    hidden: float
+    mlp: float
+    scores: float
+
+
+#: Arrays that each layer keeps for its backward pass. A GPU recomputes the products of gate and up.
+_KEPT = {"cuda": Arrays(10, 2, 1.25), "metal": Arrays(10, 2, 1.25), "cpu": Arrays(10, 5, 1.25)}
+#: Arrays that the backward pass of one layer adds for a moment.
+_BACKWARD = Arrays(18, 12, 3)
+#: Arrays of the vocabulary's width for each completion token: the logits and their gradient, in the model's type where
+#: MLX has a kernel for them (CUDA), else in float32 with the exponentials.
+_LOGITS_KEPT = {"cuda": 2.25, "metal": 3.25, "cpu": 5}
+#: Further float32 arrays of that size: on Metal those of the entropies, of which many parts are submitted before the
+#: first is freed.
+_ENTROPIES = {"cuda": 0.25, "metal": 1, "cpu": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class LargestMicroBatch:
+    """The size of the largest micro-batch that an update can hold; tokens include padding."""
+
+    tokens: int
+    #: Tokens of a row.
+    row: int
+    #: Number of positions with logits.
+    logits: int
+    #: Whether the backward pass of attention is one kernel that keeps no scores.
+    fused_attention: bool
+
+    @property
+    def scores(self) -> int:
+        """Number of pairs of a token and a position that it may attend to; 0 if they are not kept."""
+        return 0 if self.fused_attention else self.tokens * self.row
+
+
+def largest_micro_batch(config: Config, known: Architecture, back_end: BackEnd) -> LargestMicroBatch:
+    """Return the largest micro-batch that `objective.micro_batches.pack` makes with these settings.
+
+    Whether completions can share a row is tried out when the model is loaded; here only models of well-known layers count
+    as such.
+    """
+    prompt, completion = config.data.max_prompt_length, config.rollout.max_new_tokens
+    most, longest = config.micro_batch_tokens, prompt + completion
+    completions = config.learner.batch_size * config.rollout.num_generations
+    if back_end == "cuda":
+        multiple = cuda_row(packed=known.plain_blocks)
+        row = -(-longest // multiple) * multiple
+        tokens = max(1, most // row) * row
+        return LargestMicroBatch(tokens, row, tokens, fused_attention=True)
+    if not known.plain_blocks:
+        tokens = completions * longest
+        logits = completions * completion if known.plain_head else tokens
+        return LargestMicroBatch(tokens, longest, logits, fused_attention=False)
+    # A row is rarely longer than this: attention would cost more than computing a prompt again.
+    row = max(longest, min(most, LONG_ROW))
+    return LargestMicroBatch(max(most, row), row, completions * completion, fused_attention=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The arrays that the optimizer updates, in numbers of elements, and the bytes that training them takes."""
+
+    size: int
+    largest: int
+    #: Bytes of their values in the model.
+    weights: float
+    #: Bytes of float32 weights, gradients, the optimizer's state and the reference.
+    training: float
+    #: Bytes that a checkpoint copies before it writes them in the background.
+    snapshot: float
+
+
+def trained(config: Config, tensors: Sequence[Tensor], layers: int, width: int) -> Trained:
+    """Return what a run trains: all weights, or an adapter."""
+    full = config.model.fine_tune_type == "full"
+    return _all_weights(config, tensors, width) if full else _adapter(config, tensors, layers)
+
+
+def activation_bytes(
+    config: Config, known: Architecture, *, widths: Widths, parts: Trained, width: int, back_end: BackEnd
+) -> float:
+    """Return the most bytes that gradients and steps hold besides the weights, the state and one gradient.
+
+    The peak is at the beginning of a backward pass, when all activations exist, at its end, when all new gradients do, or
+    in the optimizer's step.
+    """
+    batch = largest_micro_batch(config, known, back_end)
+
+    def layer_bytes(arrays: Arrays) -> float:
+        per_token = arrays.hidden * widths.hidden + arrays.mlp * widths.intermediate
+        return width * (batch.tokens * per_token + arrays.scores * widths.heads * batch.scores)
+
+    kept, backward = layer_bytes(_KEPT[back_end]) * widths.layers, layer_bytes(_BACKWARD)
+    if config.learner.gradient_checkpointing:
+        # Each layer keeps its input.
+        kept = width * batch.tokens * widths.hidden * widths.layers
+        backward += layer_bytes(_KEPT["cpu"])
+    # On a CPU and on Metal logits are float32, whatever the model's type.
+    logit_bytes = width if back_end == "cuda" else 4
+    per_logit = _LOGITS_KEPT[back_end] * logit_bytes + _ENTROPIES[back_end] * 4
+    logits = per_logit * batch.logits * widths.vocabulary
+    at_once = max(backward, logits)
+    return max(
+        kept + at_once + _NEW_GRADIENT_BYTES * parts.largest,
+        _NEW_GRADIENT_BYTES * parts.size + at_once,
+        _STEP_BYTES * parts.size,
+    )
+
+
+def _all_weights(config: Config, tensors: Sequence[Tensor], width: int) -> Trained:
+    # Half-precision weights are updated as float32 copies, or small steps would be lost.
+    masters = 4 if width < 4 else 0
+    reference = width if config.objective.kl_coeff else 0
+    size = sum(tensor.size for tensor in tensors)
+    state = sum(_state_bytes(config, tensor) for tensor in tensors)
+    return Trained(
+        size=size,
+        largest=max(tensor.size for tensor in tensors),
+        weights=size * width,
+        training=size * (_GRADIENT_BYTES + masters + reference) + state,
+        snapshot=size * (width + masters) + state,
+    )
+
+
+def _state_bytes(config: Config, tensor: Tensor) -> int:
+    optimizer = config.learner.optimizer
+    by_adamw = optimizer == "muon" and not (len(tensor.shape) == 2 and _IN_LAYER.search(tensor.name))
+    return tensor.size * _STATE_BYTES["adamw" if by_adamw else optimizer]
+
+
+def _adapter(config: Config, tensors: Sequence[Tensor], layers: int) -> Trained:
+    """Return the sizes of an adapter, which is always float32."""
+    model = config.model
+    first = 0 if model.lora_layers < 0 else layers - model.lora_layers
+    sizes = [0]
+    for tensor in tensors:
+        match = _IN_LAYER.search(tensor.name)
+        if match is None or len(tensor.shape) < 2 or int(match[1]) < first:
+            continue
+        if not model.lora_keys or match[2] in model.lora_keys:
+            *stack, rows, columns = tensor.shape
+            magnitudes = rows if model.fine_tune_type == "dora" else 0
+            sizes.append(prod(stack) * (model.lora_rank * (rows + columns) + magnitudes))
+    size, state = sum(sizes), _STATE_BYTES[config.learner.optimizer]
+    reference = 4 if config.objective.kl_coeff else 0
+    return Trained(
+        size=size,
+        largest=max(sizes),
+        weights=4 * size,
+        training=size * (_GRADIENT_BYTES + state + reference),
+        snapshot=size * (4 + state),
+    )

@@ -1,0 +1,99 @@
+"""Read the sizes of a model from its files, without loading weights: its tensors, and its layers' widths."""
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+#: Number of quantised weights that share a scale and an offset, both of the model's dtype.
+_GROUP_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of the model's files. A quantised tensor has the shape of the unpacked weights."""
+
+    name: str
+    shape: tuple[int, ...]
+    #: Bits per element if the tensor is quantised in the file, else 0.
+    bits: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    def bytes(self, width: int, bits: int) -> float:
+        """Return its bytes in a process.
+
+        Args:
+            width: Bytes of a float in that process.
+            bits: Bits to which the process quantises tensors that are not quantised yet; 0: it does not.
+        """
+        divides = len(self.shape) >= 2 and self.shape[-1] % _GROUP_SIZE == 0
+        bits = self.bits or (bits if divides else 0)
+        return self.size * (bits / 8 + 2 * width / _GROUP_SIZE) if bits else self.size * width
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Numbers of elements per token that a model computes. All are 0 if its config.json has other names for them."""
+
+    layers: int = 0
+    #: Of the residual stream, or of all heads together if that is more.
+    hidden: int = 0
+    #: Of the MLP; with experts, of all those that one token uses.
+    intermediate: int = 0
+    heads: int = 0
+    #: Keys and values of one layer.
+    keys_values: int = 0
+    vocabulary: int = 0
+
+    @classmethod
+    def of(cls, architecture: dict[str, Any]) -> "Widths":
+        """Read the widths from the content of a config.json."""
+        try:
+            hidden, heads = architecture["hidden_size"], architecture["num_attention_heads"]
+            size = architecture.get("head_dim") or hidden // heads
+            intermediate = architecture.get("intermediate_size", 4 * hidden)
+            if experts := architecture.get("num_experts_per_tok"):
+                intermediate = experts * architecture.get("moe_intermediate_size", intermediate)
+            return cls(
+                layers=architecture["num_hidden_layers"],
+                hidden=max(hidden, heads * size),
+                intermediate=intermediate,
+                heads=heads,
+                keys_values=2 * architecture.get("num_key_value_heads", heads) * size,
+                vocabulary=architecture.get("vocab_size", 0),
+            )
+        except KeyError:
+            return cls()
+
+
+def read_tensors(folder: Path, quantization: dict[str, Any]) -> list[Tensor]:
+    """List all tensors from the headers of the safetensors files.
+
+    Args:
+        folder: The model folder.
+        quantization: The entry of that name in its config.json: the default ``bits``, and settings of single modules
+            by name.
+    """
+    header: dict[str, Any] = {}
+    for path in folder.glob("model*.safetensors"):
+        with path.open("rb") as file:
+            header |= json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    tensors = []
+    for name, entry in header.items():
+        module, _, leaf = name.rpartition(".")
+        packed = f"{module}.scales" in header
+        shape, bits = tuple(entry["shape"]), 0
+        if packed and leaf in {"scales", "biases"}:
+            continue
+        if packed and leaf == "weight":
+            own = quantization.get(module)
+            bits = own["bits"] if isinstance(own, dict) else quantization["bits"]
+            shape = (*shape[:-1], shape[-1] * 32 // bits)
+        tensors.append(Tensor(name, shape, bits))
+    return tensors

@@ -1,0 +1,107 @@
+"""Test how the memory plan is shown, which runs it refuses, and the limits that it gives to processes."""
+
+import pytest
+
+from grpo_actors.config import load_config
+from grpo_actors.errors import ConfigError
+from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.supervisor.fit import check_memory, limits, plan_text, scale, tight
+from grpo_actors.supervisor.machine import Machine
+from grpo_actors.supervisor.memory_plan import Need, plan_of
+from grpo_actors.supervisor.worker_pool import WorkerPool
+
+GB = 10**9
+
+
+def config(*overrides):
+    return load_config(None, ["task=arithmetic", "model_name=tiny", "workers=2", *overrides]).config
+
+
+def cuda(gpu_bytes: float | None) -> Machine:
+    return Machine("cuda", 8, 64 * GB, None if gpu_bytes is None else int(gpu_bytes))
+
+
+def test_the_plan_has_a_line_for_each_process_and_the_total_beside_the_memory():
+    machine = cuda(80 * GB)
+    plan = plan_of(EMBEDDED, config(), machine)
+    lines = plan_text(config(), machine).splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "0.7",
+        "learner",
+        "rollout-0",
+        "rollout-1",
+        "evaluator",
+        "total",
+    ]
+    # 697,472 weights of 2 bytes, and 12 bytes of training each.
+    assert "weights 0.00 GB, training 0.01 GB, activations" in lines[1]
+    assert lines[1].endswith("CUDA 0.60 GB")
+    total = (plan.learner.total + 2 * plan.worker.total + plan.evaluator.total) / 1e9
+    assert lines[-1] == f"total      {total:.2f} GB at most, of the GPU's 80.00 GB"
+
+
+def test_a_model_on_the_hub_has_no_plan_yet():
+    text = plan_text(config("model_name=owner/name"), cuda(80 * GB))
+    assert text == "owner/name is on the hub: its size is known once it is downloaded"
+    check_memory(config("model_name=owner/name"), cuda(1))
+
+
+def test_a_run_is_refused_only_if_weights_training_and_contexts_alone_do_not_fit():
+    plan = plan_of(EMBEDDED, config("kl_coeff=0"), cuda(80 * GB))
+    # Four processes with a context each; 14 bytes a weight in the learner besides its own 2, 2 in each other.
+    certain = 4 * 600 * 10**6 + 697_472 * (2 + 16 + 3 * 2)
+    assert plan.certain(2) == certain
+    check_memory(config("kl_coeff=0"), cuda(certain))
+    with pytest.raises(
+        ConfigError, match=r"memory: weights and training state must fit into the GPU's 2\.42 GB"
+    ):
+        check_memory(config("kl_coeff=0"), cuda(certain - 1))
+    check_memory(config("kl_coeff=0"), cuda(None))
+
+
+def test_a_run_that_may_need_too_much_starts_with_a_warning(tmp_path):
+    plan = plan_of(EMBEDDED, config(), cuda(80 * GB))
+    enough = cuda(plan.total(2) / 0.95 + 1)
+    assert tight(plan, 2, enough) is None
+    scarce = cuda(plan.total(2) / 0.95 - 1)
+    warning = tight(plan, 2, scarce)
+    assert warning is not None
+    assert "lower learner.batch_size" in warning
+    assert plan_text(config(), scarce).splitlines()[-1] == warning
+    notes = [text for text, _ in WorkerPool(tmp_path, config(), scarce, "ipc://none").revive(0)]
+    assert notes == [f"memory: {warning}"]
+
+
+def test_a_process_may_use_what_its_plan_says_and_all_of_them_together_what_there_is():
+    need = Need(held={"weights": 6.0 * GB}, at_times={"a step": 4.0 * GB}, reused=4.0 * GB, context=1.0 * GB)
+    assert limits(need, 1.0) == (10 * GB, 4 * GB)
+    # Half of 11, of which the context takes 1; MLX may keep half of that.
+    assert limits(need, 0.5) == (4.5 * GB, 2.25 * GB)
+    plan = plan_of(EMBEDDED, config(), cuda(80 * GB))
+    assert scale(plan, 2, cuda(80 * GB)) == 1
+    assert scale(plan, 2, cuda(plan.total(2) / 2)) == pytest.approx(2 * 0.95 / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("machine", [cuda(80 * GB), Machine("cpu", 8, 64 * GB)])
+def test_the_processes_get_the_limits_of_the_plan(machine, tmp_path):
+    plan = plan_of(EMBEDDED, config(), machine)
+    pool = WorkerPool(tmp_path, config(), machine, "ipc://none")
+    environments = {
+        "learner": pool.environment_of_learner,
+        "evaluator": pool.environment_of_evaluator,
+        "worker": pool.workers[0].environment,
+    }
+    for name, environment in environments.items():
+        need = getattr(plan, name)
+        assert int(environment["GRPO_ACTORS_MEMORY_LIMIT"]) == int(need.arrays)
+        assert int(environment["GRPO_ACTORS_CACHE_LIMIT"]) == int(min(need.reused, need.arrays / 2))
+
+
+def test_without_a_plan_memory_is_divided_equally_where_it_is_the_machines(tmp_path):
+    def limit(machine: Machine) -> str:
+        pool = WorkerPool(tmp_path, config("model_name=owner/name"), machine, "ipc://none")
+        return pool.environment_of_learner["GRPO_ACTORS_MEMORY_LIMIT"]
+
+    # Three quarters of 64 GB among four processes; 0 is no limit.
+    assert limit(Machine("metal", 8, 64 * GB, 64 * GB)) == str(12 * GB)
+    assert limit(cuda(80 * GB)) == "0"
