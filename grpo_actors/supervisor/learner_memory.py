@@ -22,8 +22,9 @@ _GRADIENT_BYTES = 4
 _STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "adafactor": 0, "muon": 4}
 #: Bytes per weight that a step holds besides the old state, and those of a gradient before it is added to the sum.
 _STEP_BYTES, _NEW_GRADIENT_BYTES = 5, 6
-#: Tokens of a row, if that holds a prompt with a completion: `pack` looks for a good length, and most are shorter.
-LONG_ROW = 1024
+#: Length of a row in those of a prompt with a completion: in longer ones, which `pack` tries too, attention takes more time
+#: than computing a prompt again.
+LONG_ROW = 3
 #: A weight in a layer; the groups are the layer's number and the module's name within the layer.
 _IN_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)\.weight$")
 
@@ -85,8 +86,8 @@ def largest_micro_batch(config: Config, known: Architecture, back_end: BackEnd) 
         tokens = completions * longest
         logits = completions * completion if known.plain_head else tokens
         return LargestMicroBatch(tokens, longest, logits, fused_attention=False)
-    # A row is rarely longer than this: attention would cost more than computing a prompt again.
-    row = max(longest, min(most, LONG_ROW))
+    group = prompt + config.rollout.num_generations * completion
+    row = min(LONG_ROW * longest, group)
     return LargestMicroBatch(max(most, row), row, completions * completion, fused_attention=False)
 
 

@@ -23,8 +23,8 @@ def test_the_largest_micro_batch_has_batch_size_groups_at_their_longest():
     settings = ("batch_size=4", "num_generations=8", "max_prompt_length=100", "max_new_tokens=50")
     config = load_config(None, ["task=arithmetic", *settings]).config
     batch = largest_micro_batch(config, ARCHITECTURES["llama"], "cpu")
-    assert (batch.tokens, batch.row, batch.logits) == (4 * 100 + 32 * 50, 1024, 32 * 50)
-    assert batch.scores == 2000 * 1024
+    assert (batch.tokens, batch.row, batch.logits) == (4 * 100 + 32 * 50, 3 * 150, 32 * 50)
+    assert batch.scores == 2000 * 450
     # On CUDA a row has 1,024 tokens, attention keeps no scores, and every token has logits.
     batch = largest_micro_batch(config, ARCHITECTURES["llama"], "cuda")
     assert (batch.tokens, batch.logits, batch.scores) == (1024, 1024, 0)
@@ -59,4 +59,4 @@ def test_an_update_of_the_largest_shape_stays_below_the_plan_and_near_it(setting
     peak = mx.get_peak_memory() - others
     need = plan_of(EMBEDDED, config, MACHINE).learner
     planned = sum(need.held.values()) + need.at_times["activations"]
-    assert peak < planned < 1.5 * peak
+    assert peak < planned < 1.7 * peak
