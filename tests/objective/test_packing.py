@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_actors.objective.micro_batches import Completion, pack
+from grpo_actors.objective.micro_batches import Completion, Layout, pack
 
 
 def completion(prompt=3, length=4, first=1, **more):
@@ -11,78 +11,98 @@ def completion(prompt=3, length=4, first=1, **more):
     return Completion(ids[:prompt], ids[prompt:], [-0.5] * length, more.pop("advantage", 1.0), **more)
 
 
-def packed(completions, rows=4, aggregation="dapo", max_new_tokens=32, **more):
-    return pack(completions, rows=rows, aggregation=aggregation, max_new_tokens=max_new_tokens, **more)
+def packed(completions, layout=None, aggregation="dapo", max_new_tokens=32, **more):
+    layout = layout or Layout(tokens=10**6, completions=10**6)
+    return pack(completions, layout, aggregation=aggregation, max_new_tokens=max_new_tokens, **more)
 
 
-def row_lengths(update):
-    """Tokens that train in each row of each micro-batch: 0 for padding."""
+def lengths_of(update):
+    """Tokens that train of each completion in each micro-batch: 0 for padding."""
     return [m.mask.sum(axis=1).tolist() for m in update.micro_batches]
 
 
 def test_two_completions_of_one_prompt_are_laid_out_as_documented():
-    # Prompt 1 2 3, completions 4 5 6 7 and 8 9; token 3 predicts their first. P = 1, L = 32, N = 4, C = 16.
+    # Prompt 1 2 3, completions 4 5 6 7 and 8 9; token 3 predicts the first of each.
     two = [Completion([1, 2, 3], ids, [-0.5] * len(ids), 1.0) for ids in ([8, 9], [4, 5, 6, 7])]
     (m,) = packed(two).micro_batches
-    assert (m.prompts.shape, m.inputs.shape) == ((1, 32), (4, 16))
-    assert m.targets.shape == m.mask.shape == m.behaviour_logprobs.shape == m.token_weights.shape == (4, 16)
-    assert m.prompts[0, :3].tolist() == [1, 2, 0]
-    assert m.prompt_lengths.tolist() == [2]
-    assert m.prompt_of.tolist() == [0, 0, 0, 0]
-    assert m.inputs[:2, :5].tolist() == [[3, 4, 5, 6, 0], [3, 8, 0, 0, 0]]
-    assert m.targets[:2, :5].tolist() == [[4, 5, 6, 7, 0], [8, 9, 0, 0, 0]]
-    assert m.mask.sum(axis=1).tolist() == [4, 2, 0, 0]
+    assert m.tokens.tolist() == [[1, 2, 3, 4, 5, 6, 3, 8] + [0] * 8]
+    assert m.positions[0, :8].tolist() == [0, 1, 2, 3, 4, 5, 2, 3]
+    assert m.prompt_of[0].tolist() == [0] * 8 + [-1] * 8
+    assert m.completion_of[0, :8].tolist() == [0, 0, 1, 1, 1, 1, 2, 2]
+    assert m.inputs_at.tolist() == [2, 3, 4, 5, 6, 7]
+    assert m.targets.tolist() == [4, 5, 6, 7, 8, 9]
+    assert m.target_at.shape == m.mask.shape == m.behaviour_logprobs.shape == m.token_weights.shape == (2, 16)
+    assert [m.target_at[0, :4].tolist(), m.target_at[1, :2].tolist()] == [[0, 1, 2, 3], [4, 5]]
+    assert m.mask.sum(axis=1).tolist() == [4, 2]
     assert m.behaviour_logprobs[0, :5].tolist() == [-0.5] * 4 + [0.0]
     assert m.token_weights[0, :5].tolist() == pytest.approx([1 / 6] * 4 + [0.0])
-    assert (m.prompts.dtype, m.targets.dtype, m.token_weights.dtype) == (np.int32, np.int32, np.float32)
+    assert (m.tokens.dtype, m.targets.dtype, m.token_weights.dtype) == (np.int32, np.int32, np.float32)
+
+
+def test_fixed_shapes_hold_the_same_tokens_and_every_position_predicts():
+    two = [Completion([1, 2, 3], ids, [-0.5] * len(ids), 1.0) for ids in ([8, 9], [4, 5, 6, 7])]
+    (m,) = packed(two, Layout(tokens=64, completions=5, fixed_row=32, longest=6)).micro_batches
+    assert (m.tokens.shape, m.inputs_at.shape, m.target_at.shape) == ((1, 32), (32,), (5, 16))
+    assert m.tokens[0, :9].tolist() == [1, 2, 3, 4, 5, 6, 3, 8, 0]
+    assert m.inputs_at.tolist() == list(range(32))
+    assert m.targets[:9].tolist() == [0, 0, 4, 5, 6, 7, 8, 9, 0]
+    assert [m.target_at[0, :4].tolist(), m.target_at[1, :2].tolist()] == [[2, 3, 4, 5], [6, 7]]
+    assert m.mask.sum(axis=1).tolist() == [4, 2, 0, 0, 0]
+
+
+def texts_of(m):
+    """Yield each completion of a micro-batch that trains: its prompt, inputs and targets, as a model would see them."""
+    tokens, prompts, completions = (a.ravel() for a in (m.tokens, m.prompt_of, m.completion_of))
+    for n in np.flatnonzero(m.mask.any(axis=1)):
+        predicted = m.target_at[n][: np.flatnonzero(m.mask[n])[-1] + 1]
+        at = m.inputs_at[predicted]
+        row = np.arange(len(tokens)) // m.tokens.shape[1] == at[0] // m.tokens.shape[1]
+        own = row & (prompts == prompts[at[0]])
+        prompt = np.flatnonzero(own & (completions == 0))
+        seen = np.concatenate([prompt, np.flatnonzero(own & (completions == completions[at[0]]))])
+        assert seen.tolist() == [*prompt, *at], "nothing else of this completion, and in this order"
+        assert m.positions.ravel()[seen].tolist() == list(range(len(seen)))
+        yield tokens[prompt].tolist(), tokens[at].tolist(), m.targets[predicted].tolist()
 
 
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=20)
+layouts = st.builds(
+    Layout,
+    tokens=st.integers(1, 300),
+    completions=st.integers(1, 9),
+    shared=st.booleans(),
+    fixed_row=st.sampled_from([0, 32, 128]),
+    longest=st.just(40),
+)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
-@given(lengths=lengths, rows=st.integers(1, 9), groups=st.integers(1, 5))
-def test_every_token_that_trains_is_packed_once_where_it_is_predicted(lengths, rows, groups):
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(lengths=lengths, layout=layouts, groups=st.integers(1, 5))
+def test_every_completion_is_packed_once_after_its_own_prompt(lengths, layout, groups):
     # Every `groups`-th completion has the same prompt.
     completions = [
         Completion([7 + i % groups] * lengths[i % groups][0], range(100 * i, 100 * i + c), [-0.5] * c, 1.0)
         for i, (_, c) in enumerate(lengths)
     ]
-    update = packed(completions, rows=rows)
+    update = packed(completions, layout)
     seen = []
     for m in update.micro_batches:
-        assert m.prompts.shape[1] % 32 == 0
-        assert m.targets.shape[1] % 16 == 0
-        assert len(m.inputs) <= rows
-        texts = [m.prompts[p, :n].tolist() for p, n in enumerate(m.prompt_lengths)]
-        used = m.mask.any(axis=1)
-        held = m.targets[used, 0] // 100  # the first token names the completion
-        for row, i in zip(np.flatnonzero(used), held, strict=True):
-            active = m.mask[row]
+        rows, length = m.tokens.shape
+        assert length % 16 == 0
+        assert rows * length <= layout.tokens or rows == 1
+        assert m.mask.any(axis=1).sum() <= layout.completions
+        if not layout.shared:
+            assert m.completion_of.max() == 1
+        for prompt, inputs, targets in texts_of(m):
+            i = targets[0] // 100  # the first token names the completion
             seen.append(int(i))
             c = completions[i]
-            assert m.targets[row][active].tolist() == list(c.completion_ids)
-            # Each input predicts the token after it.
-            assert [*texts[m.prompt_of[row]], *m.inputs[row][active]] == [*c.prompt_ids, *c.completion_ids][
-                :-1
-            ]
-        assert len({tuple(texts[p]) for p in m.prompt_of[used]}) == len(
-            {tuple(completions[i].prompt_ids[:-1]) for i in held}
-        )
+            assert [*prompt, *inputs] == [*c.prompt_ids, *c.completion_ids][:-1]
+            assert targets == list(c.completion_ids)
     assert sorted(seen) == [i for i, (_, c) in enumerate(lengths) if c]
     assert sum(m.mask.sum() for m in update.micro_batches) == sum(c for _, c in lengths)
     total = sum(m.token_weights.sum() for m in update.micro_batches)
     assert total == pytest.approx(1.0 if seen else 0.0, rel=1e-5)
-
-
-def test_completions_are_dealt_by_length_longest_first_and_the_same_each_time():
-    completions = [completion(3, n) for n in (5, 60, 7, 58, 6, 61)]
-    update = packed(completions, rows=3, row_multiple=3)
-    assert row_lengths(update) == [[61, 60, 58], [7, 6, 5]]
-    assert [m.inputs.shape for m in update.micro_batches] == [(3, 64), (3, 16)]
-    # Positions: a prompt of 32 in each, and 3 · 64 + 3 · 16. Tokens: 2 · 2 of prompts and 197 of completions.
-    assert update.padding_share == pytest.approx(1 - (2 * 2 + 197) / (2 * 32 + 240))
-    assert update.tokens == 6 * 3 + 197
 
 
 def group(first, prompt, *lengths):
@@ -90,35 +110,44 @@ def group(first, prompt, *lengths):
     return [Completion([first] * prompt, [1] * n, [-0.5] * n, 1.0) for n in lengths]
 
 
-def test_a_group_stays_together_where_its_prompt_is_long():
-    # Together: 2 · (64 + 2 · 64) = 384 positions. By length: both prompts twice, 2 · 2 · 64 + 2 · 64 + 2 · 16 = 416.
+def test_completions_stay_with_their_prompt_while_there_is_room():
+    # Tokens: 20 + 3 · 20 of the first group, 20 + 3 · 10 of the second; a row of 80 holds the one, or the other.
+    completions = group(1, 21, 20, 20, 20) + group(2, 21, 10, 10, 10)
+    update = packed(completions, Layout(80, 10**6, fixed_row=80, longest=20))
+    assert lengths_of(update)[0][:3] == [20, 20, 20]
+    assert lengths_of(update)[1][:3] == [10, 10, 10]
+    assert update.padding_share == pytest.approx(1 - (80 + 50) / 160)
+    assert update.tokens == 3 * (21 + 20) + 3 * (21 + 10)
+
+
+def test_without_shared_rows_each_completion_is_counted_with_its_own_prompt():
     completions = group(1, 65, 64, 16) + group(2, 65, 63, 15)
-    update = packed(completions, rows=2)
-    assert row_lengths(update) == [[64, 16], [63, 15]]
-    assert [m.prompts.shape for m in update.micro_batches] == [(1, 64)] * 2
+    update = packed(completions, Layout(10**6, 2, shared=False))
+    assert [m.tokens.shape for m in update.micro_batches] == [(2, 128)] * 2
+    # 4 · 128 positions hold 4 · 64 tokens of prompts and 158 of completions.
+    assert update.padding_share == pytest.approx(1 - (256 + 158) / 512)
 
 
-def test_completions_of_one_length_stay_together_where_that_saves_more():
-    # Together: 2 · (32 + 2 · 64) = 320 positions. By length: 2 · 2 · 32 + 2 · 64 + 2 · 16 = 288.
-    completions = group(1, 33, 64, 16) + group(2, 33, 63, 15)
-    update = packed(completions, rows=2)
-    assert row_lengths(update) == [[64, 63], [16, 15]]
-    assert [m.prompts.shape for m in update.micro_batches] == [(2, 32)] * 2
+def test_fixed_shapes_are_halves_of_the_largest():
+    # A row holds one completion: 32 · n + 1 tokens of prompt and completion need the 64 of a row.
+    layout = Layout(tokens=10 * 64, completions=100, fixed_row=64, longest=32)
+    shapes = {}
+    for count in range(1, 21):
+        update = packed([c for i in range(count) for c in group(i, 33, 32)], layout)
+        shapes[count] = [m.tokens.shape for m in update.micro_batches]
+    assert shapes[1] == [(1, 64)]
+    assert shapes[2] == [(2, 64)]
+    assert shapes[3] == [(3, 64)]
+    assert shapes[4] == shapes[5] == [(5, 64)]
+    assert shapes[6] == shapes[10] == [(10, 64)]
+    assert shapes[13] == [(10, 64), (3, 64)]
+    assert len({shape for each in shapes.values() for shape in each}) == 5
 
 
-def test_without_shared_prompts_each_completion_is_counted_with_its_own():
-    completions = group(1, 65, 64, 16) + group(2, 65, 63, 15)
-    update = packed(completions, rows=2, shared_prompts=False)
-    assert row_lengths(update) == [[64, 63], [16, 15]]
-    # 2 · (64 + 64) + 2 · (64 + 16) positions hold 4 · 64 tokens of prompts and 158 of completions.
-    assert update.padding_share == pytest.approx(1 - (256 + 158) / 416)
-
-
-@pytest.mark.parametrize(("row_multiple", "last"), [(1, 1), (4, 4), (8, 8), (16, 8)])
-def test_the_last_micro_batch_is_filled_up_with_masked_rows(row_multiple, last):
-    update = packed([completion() for _ in range(9)], rows=8, row_multiple=row_multiple)
-    assert [len(m.inputs) for m in update.micro_batches] == [8, last]
-    assert row_lengths(update) == [[4] * 8, [4] + [0] * (last - 1)]
+def test_a_prompt_that_is_longer_than_planned_gets_longer_rows():
+    (m,) = packed(group(1, 100, 10), Layout(64, 4, fixed_row=64, longest=8)).micro_batches
+    assert m.tokens.shape == (1, 128)
+    assert m.target_at.shape == (4, 16)
 
 
 def test_masked_completions_are_not_computed_but_dr_grpo_counts_them():
@@ -130,8 +159,8 @@ def test_masked_completions_are_not_computed_but_dr_grpo_counts_them():
     ]
     update = packed(completions, aggregation="dr_grpo", max_new_tokens=10, mask_truncated=True)
     (m,) = update.micro_batches
-    assert m.mask.sum(axis=1).tolist() == [4, 0, 0, 0]
-    assert m.targets[0, :4].tolist() == [4, 5, 6, 7]
+    assert m.mask.sum(axis=1).tolist() == [4]
+    assert m.targets.tolist() == [4, 5, 6, 7]
     assert m.token_weights[0, 0] == pytest.approx(1 / 40)
     assert (update.completions, update.active) == (4, 1)
     assert packed(completions, aggregation="dr_grpo").active == 2  # truncated ones train unless masked
@@ -150,7 +179,7 @@ def test_skipping_completions_of_no_advantage_keeps_the_others_weights():
         packed(completions, skip_zero_advantage=True).micro_batches,
     )
     assert few.advantages[0] == 1.0
-    assert few.mask.any(axis=1).tolist() == [True, False, False, False]
+    assert few.mask.any(axis=1).tolist() == [True]
     assert few.token_weights[0].tolist() == all_rows.token_weights[0].tolist()
 
 
@@ -173,10 +202,9 @@ def test_environment_tokens_are_inputs_and_count_in_no_length_and_no_denominator
     for aggregation, weight in (("grpo", 1 / (3 * 2)), ("dapo", 1 / 6), ("dr_grpo", 1 / (2 * 32))):
         update = packed([turns, plain], aggregation=aggregation)
         (m,) = update.micro_batches
-        # The longer one first: what is computed is five tokens.
-        assert m.inputs[0, :6].tolist() == [2, 4, 5, 6, 7, 0]
-        assert m.targets[0, :6].tolist() == [4, 5, 6, 7, 8, 0]
-        assert m.targets[1, :4].tolist() == [9, 9, 9, 0]
+        # The longer one first: what is computed is five tokens, and the prompt once.
+        assert m.tokens[0, :10].tolist() == [1, 2, 4, 5, 6, 7, 2, 9, 9, 0]
+        assert m.targets.tolist() == [4, 5, 6, 7, 8, 9, 9, 9]
         assert m.mask[0, :6].tolist() == [True, True, False, False, True, False]
         assert m.behaviour_logprobs[0, :6].tolist() == [-0.5, -0.5, 0.0, 0.0, -0.5, 0.0]
         assert m.token_weights[0, :6].tolist() == pytest.approx([weight, weight, 0.0, 0.0, weight, 0.0])
@@ -198,7 +226,7 @@ def test_a_completion_all_sampled_is_packed_to_the_same_bits_with_and_without_a_
         for c in some
     ]
     (a,), (b,) = packed(some).micro_batches, packed(masked).micro_batches
-    for name in ("inputs", "targets", "mask", "behaviour_logprobs", "token_weights", "advantages"):
+    for name in ("tokens", "targets", "mask", "behaviour_logprobs", "token_weights", "advantages"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
