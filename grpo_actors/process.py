@@ -25,6 +25,8 @@ LIFELINE = "GRPO_ACTORS_LIFELINE"
 #: The supervisor divides the memory among its children; 0 or not set: the defaults of `bound_memory`.
 MEMORY_LIMIT = "GRPO_ACTORS_MEMORY_LIMIT"
 CACHE_LIMIT = "GRPO_ACTORS_CACHE_LIMIT"
+#: Environment variable: further bytes that the learner may use while it writes a checkpoint in the background.
+CHECKPOINT_ROOM = "GRPO_ACTORS_CHECKPOINT_ROOM"
 #: Without CACHE_LIMIT, MLX may keep freed arrays of 1 / CACHE_PARTS of its own memory limit, which is most of the device.
 CACHE_PARTS = 16
 

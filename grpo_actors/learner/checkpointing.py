@@ -4,6 +4,7 @@ A frozen checkpoint holds the arrays of its moment, and training makes new ones:
 arrays exist twice. Where the memory has no room for that, the learner waits instead. The thread computes nothing.
 """
 
+import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from grpo_actors.policy.device import on_cuda
+from grpo_actors.process import CHECKPOINT_ROOM
 from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint
 from grpo_actors.rundir.checkpoints import Checkpoint
 from grpo_actors.rundir.staging import Staging, open_staging
@@ -35,6 +37,8 @@ class CheckpointWriter:
         self._staging: Staging | None = None
         #: Whether training goes on meanwhile; None before the first checkpoint.
         self._in_background: bool | None = None
+        #: MLX's memory limit next to no checkpoint.
+        self._limit = mx.get_memory_limit()
 
     def start(self, frozen: FrozenCheckpoint) -> Future[Written]:
         """Start to write a checkpoint; return when training may go on. The result is a `RunError` if it fails."""
@@ -43,6 +47,8 @@ class CheckpointWriter:
             self._staging = open_staging()
             self._in_background = has_room(frozen.bytes) and (not on_cuda() or self._staging is not None)
         read = read_in_place if self._staging is None else self._staging.read
+        if self._in_background:
+            mx.set_memory_limit(self._limit + granted_room())
         written = self._thread.submit(self._write, frozen, read)
         if not self._in_background:
             wait([written])
@@ -57,9 +63,20 @@ class CheckpointWriter:
 
     def _write(self, frozen: FrozenCheckpoint, read: Reader) -> Written:
         started_s = time.monotonic()
-        return Written(frozen.write(self._run_dir, read), time.monotonic() - started_s)
+        try:
+            return Written(frozen.write(self._run_dir, read), time.monotonic() - started_s)
+        finally:
+            mx.set_memory_limit(self._limit)
+
+
+def granted_room() -> int:
+    """Return the bytes beyond its limit that the supervisor's plan has for a checkpoint; 0 without a plan."""
+    return int(os.environ.get(CHECKPOINT_ROOM, "0"))
 
 
 def has_room(size: int) -> bool:
-    """Return whether MLX may use `size` bytes more than it ever did, so that training goes on next to a checkpoint."""
-    return mx.get_peak_memory() + size <= mx.get_memory_limit()
+    """Return whether MLX may use `size` bytes more than it ever did, so that training goes on next to a checkpoint.
+
+    The peak alone does not tell: on a GPU MLX computes ahead as far as its limit allows.
+    """
+    return size <= granted_room() or mx.get_peak_memory() + size <= mx.get_memory_limit()

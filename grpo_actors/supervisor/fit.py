@@ -1,11 +1,12 @@
 """Compare the memory plan with the machine: show it, refuse a run that cannot fit, and limit each process."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError
 from grpo_actors.policy.locate import locate
-from grpo_actors.supervisor.machine import Machine
+from grpo_actors.supervisor.machine import Machine, Share
 from grpo_actors.supervisor.memory_plan import Need, Plan, gb, plan_of
 from grpo_actors.supervisor.room import room_of
 
@@ -86,10 +87,19 @@ def scale(plan: Plan, workers: int, machine: Machine) -> float:
     return 1.0 if usable is None else min(1.0, usable / plan.total(workers))
 
 
-def limits(need: Need, share: float) -> tuple[int, int]:
-    """Return the bytes of arrays that a process may use, and those of freed arrays that MLX may keep."""
-    memory = need.total * share - need.context
-    return max(1, int(memory)), max(1, int(min(need.reused, memory / 2)))
+def limited(share: Share, need: Need, fits: float) -> Share:
+    """Return a process's share with the limits of its plan, of which it may use the part `fits`.
+
+    The learner may copy a checkpoint only if everything fits: MLX refuses no memory beyond a limit.
+    """
+    checkpoint = need.checkpoint if fits == 1 else 0.0
+    memory = need.arrays * fits - checkpoint
+    return replace(
+        share,
+        memory_bytes=max(1, int(memory)),
+        cache_bytes=max(1, int(min(need.reused, memory / 2))),
+        checkpoint_bytes=int(checkpoint),
+    )
 
 
 def _of(machine: Machine) -> str:

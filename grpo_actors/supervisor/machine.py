@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from grpo_actors.process import CACHE_LIMIT, MEMORY_LIMIT
+from grpo_actors.process import CACHE_LIMIT, CHECKPOINT_ROOM, MEMORY_LIMIT
 
 BackEnd = Literal["cpu", "cuda", "metal"]
 
@@ -65,6 +65,8 @@ class Share:
     memory_bytes: int
     #: Bytes of freed arrays that MLX may keep; 0: the default of `process.bound_memory`.
     cache_bytes: int = 0
+    #: Further bytes for a checkpoint that is written in the background.
+    checkpoint_bytes: int = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -74,6 +76,7 @@ class Share:
             "OMP_NUM_THREADS": str(self.threads),
             MEMORY_LIMIT: str(self.memory_bytes),
             CACHE_LIMIT: str(self.cache_bytes),
+            CHECKPOINT_ROOM: str(self.checkpoint_bytes),
             "TOKENIZERS_PARALLELISM": "false",
             # Progress bars and advice of libraries would be noise between the run's own lines.
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -27,7 +27,11 @@ from grpo_actors.supervisor.sampling_memory import (
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: GPU memory of a process on CUDA besides its arrays: driver context and kernels.
-CUDA_CONTEXT_BYTES = 600_000_000
+CUDA_CONTEXT_BYTES = 1_300_000_000
+#: What the driver's memory pool holds of it beyond the arrays, as a share of them. Both were read from nvidia-smi (H200).
+CUDA_SLACK = 0.12
+#: The purpose of the arrays that are held while a checkpoint is written.
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ class Need:
     at_times: Mapping[str, float] = field(default_factory=dict)
     #: Freed arrays that MLX may keep: those that the next micro-batch or step allocates again.
     reused: float = 0.0
-    #: Memory of the device that is not of arrays.
+    #: Memory of the device that is not of arrays: a part that is always there, and one that grows with the arrays.
     context: float = 0.0
+    slack: float = 0.0
 
     @cached_property
     def arrays(self) -> float:
@@ -49,9 +54,19 @@ class Need:
         return sum(self.held.values()) + sum(self.at_times.values())
 
     @property
+    def checkpoint(self) -> float:
+        """Bytes of the copy that is held while a checkpoint is written; part of `at_times`."""
+        return self.at_times.get(CHECKPOINT, 0.0)
+
+    @property
     def total(self) -> float:
         """All bytes."""
-        return self.arrays + self.context
+        return self.arrays + self.overhead
+
+    @property
+    def overhead(self) -> float:
+        """Bytes that are not of arrays."""
+        return self.context + self.slack * self.arrays
 
     @property
     def certain(self) -> float:
@@ -59,7 +74,7 @@ class Need:
         return sum(self.held.values()) + self.context
 
     def __str__(self) -> str:
-        parts = {**self.held, **self.at_times, "CUDA": self.context}
+        parts = {**self.held, **self.at_times, "CUDA": self.overhead}
         return f"{gb(self.total)}: " + ", ".join(f"{name} {gb(size)}" for name, size in parts.items() if size)
 
 
@@ -99,7 +114,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
     base, sampling = (sum(tensor.bytes(width, each) for tensor in tensors) for each in (bits, rollout_bits))
     parts = trained(config, tensors, architecture.get("num_hidden_layers", 0), width)
     adapter = parts.weights if config.model.fine_tune_type != "full" else 0.0
-    context = CUDA_CONTEXT_BYTES if back_end == "cuda" else 0.0
+    context, slack = (CUDA_CONTEXT_BYTES, CUDA_SLACK) if back_end == "cuda" else (0.0, 0.0)
     joined = joined_bytes(tensors, width, machine.device_bytes) if back_end == "cuda" else 0.0
 
     def sampler(weights: float, copies: float, batch: Batch) -> Need:
@@ -114,6 +129,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
             },
             reused=step,
             context=context,
+            slack=slack,
         )
 
     worker = sampler(sampling, 0.0 if rollout_bits else joined, worker_batch(config))
@@ -123,7 +139,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         "activations": activations,
         # The former version, until it is copied to where the workers fetch it.
         "publication": parts.weights,
-        "checkpoint": parts.snapshot,
+        CHECKPOINT: parts.snapshot,
     }
     if config.rollout.workers == 0:  # the learner samples with its own weights
         at_times |= {name: worker.at_times[name] for name in ("copies of weights", "KV cache", "a step")}
@@ -135,6 +151,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
             at_times=at_times,
             reused=activations,
             context=context,
+            slack=slack,
         ),
         worker=worker,
         evaluator=sampler(base, 0.0 if bits else joined, evaluator_batch(config))

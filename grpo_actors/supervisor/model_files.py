@@ -6,6 +6,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from grpo_actors.errors import ModelError
+
 #: Number of quantised weights that share a scale and an offset, both of the model's dtype.
 _GROUP_SIZE = 64
 
@@ -78,11 +80,17 @@ def read_tensors(folder: Path, quantization: dict[str, Any]) -> list[Tensor]:
         folder: The model folder.
         quantization: The entry of that name in its config.json: the default ``bits``, and settings of single modules
             by name.
+
+    Raises:
+        ModelError: A file has no header that can be read.
     """
     header: dict[str, Any] = {}
     for path in folder.glob("model*.safetensors"):
         with path.open("rb") as file:
-            header |= json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                raise ModelError(f"model.model_name: {path} is not a safetensors file, or is cut off")
+            header |= json.loads(file.read(size))
     header.pop("__metadata__", None)
     tensors = []
     for name, entry in header.items():

@@ -10,7 +10,7 @@ not belong to the pool. But the pool takes into account when they join or leave,
 
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from grpo_actors.config import Config
@@ -20,7 +20,7 @@ from grpo_actors.observe.view import GONE, number
 from grpo_actors.rundir.decisions import Decision, append_decision, kept_workers
 from grpo_actors.rundir.folder import CONFIG_FILE, WORKERS_FILE
 from grpo_actors.supervisor.children import Actor, how_it_ended
-from grpo_actors.supervisor.fit import find_plan, limits, scale, tight
+from grpo_actors.supervisor.fit import find_plan, limited, scale, tight
 from grpo_actors.supervisor.headcount import Headcount, Measurement
 from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
 from grpo_actors.supervisor.memory_plan import Need, Plan
@@ -99,8 +99,7 @@ class WorkerPool:
     def _limited(self, share: Share, need: Need | None) -> dict[str, str]:
         """Return the environment of a process with the threads of `share` and the memory of its plan, if there is one."""
         if need is not None:
-            memory, cache = limits(need, self._scale)
-            share = replace(share, memory_bytes=memory, cache_bytes=cache)
+            share = limited(share, need, self._scale)
         return share.environment | self.environment
 
     @property

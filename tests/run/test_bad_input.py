@@ -164,11 +164,21 @@ def test_a_folder_that_cannot_be_written_is_said_so(run):
     assert line.endswith("cannot be written (Not a directory); choose another folder")
 
 
+def test_a_file_that_holds_no_weights_is_found_before_anything_starts(run):
+    folder = run.folder.parent / "model"
+    shutil.copytree(EMBEDDED, folder)
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    assert run.run("--set", f"model_name={folder}") == 2
+    (line,) = run.stderr.splitlines()
+    assert line.endswith("model.safetensors is not a safetensors file, or is cut off")
+
+
 def test_weights_that_only_the_learner_can_find_unreadable_are_one_line_too(run):
     """It is one line in all: the other actors leave silently."""
     folder = run.folder.parent / "model"
     shutil.copytree(EMBEDDED, folder)
-    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     start_s = time.monotonic()
     assert run.run("--set", f"model_name={folder}") == 2
     errors = [line for line in run.stderr.splitlines()[3:] if line]

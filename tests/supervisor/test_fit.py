@@ -5,11 +5,12 @@ import pytest
 from grpo_actors.config import load_config
 from grpo_actors.errors import ConfigError
 from grpo_actors.policy.locate import EMBEDDED
-from grpo_actors.supervisor.fit import check_memory, limits, plan_text, scale, tight
-from grpo_actors.supervisor.machine import Machine
+from grpo_actors.supervisor.fit import check_memory, limited, plan_text, scale, tight
+from grpo_actors.supervisor.machine import Machine, Share
 from grpo_actors.supervisor.memory_plan import Need, plan_of
 from grpo_actors.supervisor.worker_pool import WorkerPool
 
+SHARE = Share(2, 0)
 GB = 10**9
 
 
@@ -74,9 +75,9 @@ def test_a_run_that_may_need_too_much_starts_with_a_warning(tmp_path):
 
 def test_a_process_may_use_what_its_plan_says_and_all_of_them_together_what_there_is():
     need = Need(held={"weights": 6.0 * GB}, at_times={"a step": 4.0 * GB}, reused=4.0 * GB, context=1.0 * GB)
-    assert limits(need, 1.0) == (10 * GB, 4 * GB)
-    # Half of 11, of which the context takes 1; MLX may keep half of that.
-    assert limits(need, 0.5) == (4.5 * GB, 2.25 * GB)
+    assert limited(SHARE, need, 1.0) == Share(2, 10 * GB, 4 * GB)
+    # Half of 10; MLX may keep half of that.
+    assert limited(SHARE, need, 0.5) == Share(2, 5 * GB, int(2.5 * GB))
     plan = plan_of(EMBEDDED, config(), cuda(80 * GB))
     assert scale(plan, 2, cuda(80 * GB)) == 1
     assert scale(plan, 2, cuda(plan.total(2) / 2)) == pytest.approx(2 * 0.95 / 4, rel=1e-6)
@@ -93,8 +94,17 @@ def test_the_processes_get_the_limits_of_the_plan(machine, tmp_path):
     }
     for name, environment in environments.items():
         need = getattr(plan, name)
-        assert int(environment["GRPO_ACTORS_MEMORY_LIMIT"]) == int(need.arrays)
-        assert int(environment["GRPO_ACTORS_CACHE_LIMIT"]) == int(min(need.reused, need.arrays / 2))
+        limit = need.arrays - need.checkpoint
+        assert int(environment["GRPO_ACTORS_MEMORY_LIMIT"]) == int(limit)
+        assert int(environment["GRPO_ACTORS_CACHE_LIMIT"]) == int(min(need.reused, limit / 2))
+        assert int(environment["GRPO_ACTORS_CHECKPOINT_ROOM"]) == int(need.checkpoint)
+    assert plan.learner.checkpoint > 0 == plan.worker.checkpoint
+
+
+def test_where_the_plan_does_not_fit_no_memory_is_set_aside_for_checkpoints(tmp_path):
+    small = cuda(plan_of(EMBEDDED, config(), cuda(80 * GB)).total(2) / 2)
+    pool = WorkerPool(tmp_path, config(), small, "ipc://none")
+    assert pool.environment_of_learner["GRPO_ACTORS_CHECKPOINT_ROOM"] == "0"
 
 
 def test_without_a_plan_memory_is_divided_equally_where_it_is_the_machines(tmp_path):

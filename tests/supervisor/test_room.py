@@ -65,8 +65,8 @@ def test_a_gpus_memory_limits_workers_by_the_plan():
 def test_with_a_model_on_the_hub_a_worker_counts_as_large_as_the_learner():
     unknown = config("model_name=owner/name", "eval_every_updates=0")
     assert room_of(unknown, cuda(80e9)).workers == 8  # computed again with the learner's measured peak
-    # 0.95 × 80 = 76 GB: the learner's 10.6, and six workers of 10.6.
-    assert room_of(unknown, cuda(80e9), 10 * GB).workers == 6
+    # 0.95 × 80 = 76 GB: the learner's 11.3, and five workers of 11.3.
+    assert room_of(unknown, cuda(80e9), 10 * GB).workers == 5
     assert room_of(unknown, cpu(16), 10 * GB).workers == 1
 
 
