@@ -24,7 +24,7 @@ from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.report import length_metrics, reward_metrics, staleness
 from grpo_actors.objective.advantages import Advantages, compute_advantages
 from grpo_actors.objective.batch_loss import objective_loss
-from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, pack
+from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, empty_micro_batch, pack
 from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, summary
 from grpo_actors.policy.cuda_rows import cuda_row
@@ -82,6 +82,19 @@ class Grpo:
     def layout(self) -> Layout:
         """The sizes of micro-batches; the first read tries on the model whether completions may share a row."""
         return layout_of(self.config, packed=packs_rows(self.policy.model))
+
+    def warm_up(self) -> None:
+        """Compute the gradient of padding and drop it: on CUDA this plans and compiles what the first update needs.
+
+        Call it while the workers sample their first batch.
+        """
+        if not self.layout.fixed_row:
+            return
+        [arrays] = self._inputs([empty_micro_batch(self.layout)])
+        for _ in range(2):  # the first micro-batch of an update, and one that adds to its gradient
+            with self._training_mode():
+                self.training.accumulate(arrays)
+        self.training.forget_gradient()
 
     def update(self, groups: Sequence[SampledGroup]) -> dict[str, Any]:
         """Do one update on the groups, and return its metrics."""

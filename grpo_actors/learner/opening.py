@@ -70,7 +70,7 @@ def open_live(
         if bias := sampling_params(config).bias:
             exchange.record("log", level="warning", text=bias)
         publisher.publish(grpo.version, grpo.policy.trainable())
-        _ = grpo.layout  # only now: tried while the workers sample their first batch
+        grpo.warm_up()
         local = (
             stack.enter_context(open_local_worker(config, grpo, listening, welcome, stop))
             if config.rollout.workers == 0

@@ -152,6 +152,12 @@ def pack(
     )
 
 
+def empty_micro_batch(layout: Layout) -> MicroBatch:
+    """Return a micro-batch of the largest fixed shape, with padding only."""
+    rows = max(1, layout.tokens // layout.fixed_row)
+    return _micro_batch([], [_Row(layout.fixed_row)] * rows, np.zeros(0), layout)
+
+
 def _check(completions: Sequence[Completion]) -> None:
     for i, c in enumerate(completions):
         if len(c.prompt_ids) == 0:
@@ -264,7 +270,7 @@ def _micro_batch(
     lengths = [len(completions[i].completion_ids) for i in held]
     if layout.fixed_row:
         # More completions, or longer ones, only if a recorded run had other limits.
-        N, C, K = max(layout.completions, len(held)), max(layout.longest, *lengths), B * T
+        N, C, K = max(layout.completions, len(held)), max([layout.longest, *lengths]), B * T
     else:
         N, C, K = len(held), max(lengths), sum(lengths)
     C = _ceil(C, MULTIPLE)

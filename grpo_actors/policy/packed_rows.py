@@ -17,7 +17,7 @@ from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from grpo_actors.policy.attention import Callers
-from grpo_actors.policy.model import same_logits
+from grpo_actors.policy.model import logits_alone, same_logits
 
 
 class PackedRows:
@@ -107,7 +107,7 @@ def packs_rows(model: Any) -> bool:
         return False  # the model reads other attributes of a cache, or expects its offset to be one number
     texts = {(3, 1, 2, 1, 3, 2, 1, 2, 2): (6, 7, 8), (2, 1, 3, 2): (11, 12), (2, 1, 1, 3, 1): (13, 14, 15)}
     return all(
-        same_logits(packed[at], logits)
-        for text, places in texts.items()
-        for at, logits in zip(places, model(mx.array([text]))[0, -len(places) :], strict=True)
+        same_logits(packed[at], row[len(text) - len(places) + i])
+        for row, (text, places) in zip(logits_alone(model, list(texts)), texts.items(), strict=True)
+        for i, at in enumerate(places)
     )

@@ -81,6 +81,10 @@ class Training:
         mx.eval(statistics, self._gradients)
         return statistics
 
+    def forget_gradient(self) -> None:
+        """Drop what was accumulated."""
+        self._gradients = None
+
     def step(self, learning_rate: float) -> tuple[float, bool]:
         """Apply the accumulated gradients.
 

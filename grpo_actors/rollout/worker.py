@@ -13,6 +13,7 @@ completion.
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -22,6 +23,8 @@ import mlx.core as mx
 from grpo_actors.config import Config
 from grpo_actors.errors import ProtocolError
 from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
+from grpo_actors.policy.decoding.sampling import Sampler, rows_for
+from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
 from grpo_actors.rollout.episodes import Episodes
@@ -49,6 +52,8 @@ from grpo_actors.wire.messages import (
 
 #: Seconds after which a group that is not acknowledged is sent again.
 RESEND_S = 5.0
+#: The batch of `warm_up`: tokens of its prompts, and its steps; the first is still under way when the second begins.
+WARM_UP_PROMPT, WARM_UP_STEPS = 100, 3
 
 
 @dataclass(slots=True)
@@ -298,3 +303,17 @@ def sampling_params(config: Config) -> SamplingParams:
         max_kv_tokens=rollout.max_kv_tokens,
         compiled=config.learner.use_compile,
     )
+
+
+def warm_up(policy: Policy, config: Config) -> None:
+    """Decode a few tokens of a full batch: on CUDA this plans and compiles what the first leases need."""
+    if not on_cuda():
+        return
+    rollout, params = config.rollout, sampling_params(config)
+    completions = rollout.batch_groups * rollout.num_generations
+    rows = rows_for(policy, completions, config.data.max_prompt_length, params)
+    with closing(Sampler(policy, params, rows)) as sampler:
+        for group in range(rollout.batch_groups):
+            sampler.submit(group, [1] * WARM_UP_PROMPT, range(rollout.num_generations))
+        for _ in range(WARM_UP_STEPS):
+            sampler.step()

@@ -36,7 +36,7 @@ def test_the_plan_has_a_line_for_each_process_and_the_total_beside_the_memory():
     ]
     # 697,472 weights of 2 bytes, and 12 bytes of training each.
     assert "weights 0.00 GB, training 0.01 GB, activations" in lines[1]
-    assert lines[1].endswith("CUDA 0.60 GB")
+    assert lines[1].endswith("CUDA 1.31 GB")
     total = (plan.learner.total + 2 * plan.worker.total + plan.evaluator.total) / 1e9
     assert lines[-1] == f"total      {total:.2f} GB at most, of the GPU's 80.00 GB"
 
@@ -50,11 +50,11 @@ def test_a_model_on_the_hub_has_no_plan_yet():
 def test_a_run_is_refused_only_if_weights_training_and_contexts_alone_do_not_fit():
     plan = plan_of(EMBEDDED, config("kl_coeff=0"), cuda(80 * GB))
     # Four processes with a context each; 14 bytes a weight in the learner besides its own 2, 2 in each other.
-    certain = 4 * 600 * 10**6 + 697_472 * (2 + 16 + 3 * 2)
+    certain = 4 * 1300 * 10**6 + 697_472 * (2 + 16 + 3 * 2)
     assert plan.certain(2) == certain
     check_memory(config("kl_coeff=0"), cuda(certain))
     with pytest.raises(
-        ConfigError, match=r"memory: weights and training state must fit into the GPU's 2\.42 GB"
+        ConfigError, match=r"memory: weights and training state must fit into the GPU's 5\.22 GB"
     ):
         check_memory(config("kl_coeff=0"), cuda(certain - 1))
     check_memory(config("kl_coeff=0"), cuda(None))

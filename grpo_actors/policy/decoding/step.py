@@ -27,7 +27,7 @@ from grpo_actors.policy.decoding.fixed_batch import FixedBatch, prefill
 from grpo_actors.policy.decoding.slots import SlotLayer, Slots
 from grpo_actors.policy.decoding.window import Prompts, Window
 from grpo_actors.policy.dora import has_dora
-from grpo_actors.policy.model import Policy, same_logits
+from grpo_actors.policy.model import Policy, logits_alone, same_logits
 
 Cache = Window | Slots | FixedBatch
 #: (the blocks' arrays, only if there are blocks; tokens, lengths, cache) -> logits [R, V].
@@ -162,7 +162,7 @@ def _same_as_alone(logits: mx.array, model: Any) -> bool:
     Most rows must agree, not all: in half precision, rounding alone may move one row far away (as with SmolLM2), while a
     real error affects all rows but the longest, or all but the last.
     """
-    alone = [model(mx.array([prompt]))[0, -1] for prompt in _UNLIKE]
+    alone = [row[len(text) - 1] for row, text in zip(logits_alone(model, _UNLIKE), _UNLIKE, strict=True)]
     agree = sum(same_logits(*pair) for pair in zip(logits, alone, strict=True))
     return 2 * agree > len(_UNLIKE)
 
