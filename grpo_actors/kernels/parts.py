@@ -146,18 +146,19 @@ def head(work: Work) -> None:
     if split_head(model) is None:
         return
 
-    def value(hidden: mx.array, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
+    def value(hidden: mx.array, arrays: Mapping[str, mx.array]) -> tuple[mx.array, Any]:
         logprobs, entropies = target_logprobs(model, hidden, arrays, work.config.rollout.temperature)
         weighted = (arrays["token_weights"] * logprobs).sum()
         if entropies_train:
             weighted = weighted + (arrays["token_weights"] * entropies).sum()
-        return weighted, entropies
+        # Both are results, as they are inputs of the loss: what is computed only for a gradient is fused differently.
+        return weighted, (logprobs, entropies)
 
     value_and_grad = mx.value_and_grad(value)
 
-    def gradient(*inputs: Any) -> tuple[mx.array, mx.array]:
-        (_, entropies), gradients = value_and_grad(*inputs)
-        return entropies, gradients
+    def gradient(*inputs: Any) -> tuple[Any, mx.array]:
+        (_, results), gradients = value_and_grad(*inputs)
+        return results, gradients
 
     floats = (x.dtype for _, x in tree_flatten(model.parameters()) if mx.issubdtype(x.dtype, mx.floating))
     shape = (work.batch["targets"].size, work.policy.architecture["hidden_size"])
@@ -169,7 +170,10 @@ def body(work: Work) -> None:
     """Compute the gradient of the layers, for the first micro-batch and for one that is added to it."""
 
     def value(model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
-        total = predicting_outputs(model, arrays, packed=work.packed).sum()
+        outputs = predicting_outputs(model, arrays, packed=work.packed)
+        # With the head's products: a head that is the embedding too adds to the embedding's gradient.
+        _, head = split_head(model) or (model, None)
+        total = (outputs if head is None else head(outputs)).sum()
         return total, total
 
     training = work.trained(value)

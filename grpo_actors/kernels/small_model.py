@@ -4,6 +4,7 @@ Kernels do not depend on the number of layers, on the width of an MLP or on the 
 and the width of the model stay.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,10 @@ def small_policy(config: ModelConfig, seed: int) -> Policy:
     architecture = in_small(json.loads((folder / "config.json").read_text()))
     model_class, arguments = mlx_lm.utils._get_classes(architecture)  # noqa: SLF001
     mx.random.seed(seed)
-    model: nn.Module = model_class(arguments.from_dict(architecture))
+    model: Any = model_class(arguments.from_dict(architecture))
+    if hasattr(model, "sanitize") and architecture.get("tie_word_embeddings", True):
+        with contextlib.suppress(KeyError):
+            model.sanitize({})  # here gemma3 learns that it has no head of its own
     _quantize_as_stored(model, architecture.get("quantization"))
     tokenizer = mlx_lm.utils.load_tokenizer(EMBEDDED)  # its text does not matter
     policy = Policy(config.model_name, model, tokenizer, architecture, Path(folder), config)

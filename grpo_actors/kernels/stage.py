@@ -70,11 +70,11 @@ class _Part:
     started_s: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def start(cls, folder: Path, config: Config) -> "_Part":
+    def start(cls, folder: Path, stage: "Stage") -> "_Part":
         """Start the part that the folder is named after."""
         with folder.with_suffix(OUTPUT).open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "grpo_actors.kernels.part", folder.name, config.model_dump_json()],
+                [sys.executable, *stage.program, folder.name, stage.config.model_dump_json()],
                 env={**os.environ, KERNELS: str(folder), LIFELINE: "0", "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,  # the lifeline: it closes when this process ends, for whatever reason
                 stdout=output,
@@ -111,6 +111,8 @@ class Stage:
     config: Config
     cache: Path
     marker: Path
+    #: Python's arguments for the program that runs one part; name and settings follow.
+    program: Sequence[str] = ("-m", "grpo_actors.kernels.part")
 
     @classmethod
     def find(cls, config: Config, build: str | None) -> "Stage | None":
@@ -158,7 +160,7 @@ class Stage:
                     folder = place / waiting.pop(0)
                     folder.mkdir()
                     link([*known, *new], self.cache, folder)
-                    running.append(_Part.start(folder, self.config))
+                    running.append(_Part.start(folder, self))
                     stack.callback(running[-1].end)
                 outcomes = [part.outcome() for part in running]
                 new |= self._exchange(running)
