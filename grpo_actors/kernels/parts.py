@@ -25,7 +25,7 @@ from grpo_actors.objective.micro_batches import Completion, pack
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.logprobs import predicting_outputs, split_head, target_logprobs
 from grpo_actors.policy.model import Policy
-from grpo_actors.policy.packed_rows import packs_rows
+from grpo_actors.policy.packed_rows import may_pack_rows
 from grpo_actors.policy.pinned import pin
 from grpo_actors.policy.training import Training
 from grpo_actors.policy.weights import freeze, unpack
@@ -67,11 +67,6 @@ class Work:
         return small_policy(self.config.model, self.config.run.seed)
 
     @cached_property
-    def packed(self) -> bool:
-        """Whether completions share rows."""
-        return packs_rows(self.policy.model)
-
-    @cached_property
     def groups(self) -> list[SampledGroup]:
         """Groups of random ids, as workers send them."""
         return [
@@ -82,9 +77,8 @@ class Work:
             )
         ]
 
-    @cached_property
-    def batch(self) -> dict[str, mx.array]:
-        """The first micro-batch of these groups, with what the objective needs besides."""
+    def batch(self, *, packed: bool) -> dict[str, mx.array]:
+        """Return the first micro-batch of these groups, with what the objective needs besides."""
         objective, config = self.config.objective, self.small
         completions = [
             Completion(group.prompt, c.tokens, c.logprobs, float(i % 2) - 0.5)
@@ -93,7 +87,7 @@ class Work:
         ]
         update = pack(
             completions,
-            layout_of(config, packed=self.packed),
+            layout_of(config, packed=packed),
             aggregation=objective.aggregation,
             max_new_tokens=TOKENS,
         )
@@ -118,26 +112,15 @@ class Work:
 
 
 def loss(work: Work) -> None:
-    """Compute the objective, its statistics, and its gradient down to the log-probs and entropies of all targets."""
-    objective = work.config.objective
-    optional = ("reference_logprobs", "old_logprobs", "entropy_mask")
+    """Compute the gradient of the objective down to the log-probs and entropies of all targets."""
+    _, gradients = _objective(work)
+    mx.eval(gradients)
 
-    def value(
-        logprobs: mx.array, entropies: mx.array, arrays: Mapping[str, mx.array]
-    ) -> tuple[mx.array, mx.array]:
-        at = arrays["target_at"]
-        given = {name: arrays.get(name) for name in optional}
-        return objective_loss(logprobs[at], arrays, objective, entropies=entropies[at], **given)
 
-    value_and_grad = mx.value_and_grad(value, argnums=(0, 1))
-
-    def gradient(*inputs: Any) -> tuple[mx.array, Any]:
-        (_, statistics), gradients = value_and_grad(*inputs)
-        return statistics, gradients
-
-    targets = work.batch["targets"].size
-    inputs = (-mx.random.uniform(shape=(targets,)), mx.random.uniform(shape=(targets,)), work.batch)
-    mx.eval(work.compiled(gradient)(*inputs))
+def statistics(work: Work) -> None:
+    """Compute the objective's statistics."""
+    measured, _ = _objective(work)
+    mx.eval(measured)
 
 
 def head(work: Work) -> None:
@@ -161,16 +144,20 @@ def head(work: Work) -> None:
         return results, gradients
 
     floats = (x.dtype for _, x in tree_flatten(model.parameters()) if mx.issubdtype(x.dtype, mx.floating))
-    shape = (work.batch["targets"].size, work.policy.architecture["hidden_size"])
+    # Kernels are the same whether rows are packed or not.
+    batch = work.batch(packed=True)
+    shape = (batch["targets"].size, work.policy.architecture["hidden_size"])
     hidden = mx.random.normal(shape).astype(next(floats))
-    mx.eval(work.compiled(gradient)(hidden, work.batch))
+    mx.eval(work.compiled(gradient)(hidden, batch))
 
 
 def body(work: Work) -> None:
     """Compute the gradient of the layers, for the first micro-batch and for one that is added to it."""
+    packed = may_pack_rows(work.policy.model)  # without its trial, which `update` does
+    batch = work.batch(packed=packed)
 
     def value(model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
-        outputs = predicting_outputs(model, arrays, packed=work.packed)
+        outputs = predicting_outputs(model, arrays, packed=packed)
         # With the head's products: a head that is the embedding too adds to the embedding's gradient.
         _, head = split_head(model) or (model, None)
         total = (outputs if head is None else head(outputs)).sum()
@@ -178,8 +165,8 @@ def body(work: Work) -> None:
 
     training = work.trained(value)
     work.policy.model.train()
-    training.accumulate(work.batch)
-    training.accumulate(work.batch)
+    training.accumulate(batch)
+    training.accumulate(batch)
 
 
 def step(work: Work) -> None:
@@ -241,8 +228,41 @@ def update(work: Work) -> None:
 
 #: The parts by name; see `stage.parts_of`.
 PARTS: dict[str, Callable[[Work], None]] = {
-    part.__name__: part for part in (loss, head, body, step, sampling, evaluation, weights, update)
+    part.__name__: part
+    for part in (loss, statistics, head, body, step, sampling, evaluation, weights, update)
 }
+
+
+def _objective(work: Work) -> tuple[mx.array, Any]:
+    """Return the statistics and the gradients of the objective for random log-probs, not evaluated.
+
+    They are results of one compiled function, as in an update, and each can be evaluated without the other.
+    """
+    objective, batch = (
+        work.config.objective,
+        work.batch(packed=True),
+    )  # kernels are the same for both kinds of rows
+    optional = ("reference_logprobs", "old_logprobs", "entropy_mask")
+
+    def value(
+        logprobs: mx.array, entropies: mx.array, arrays: Mapping[str, mx.array]
+    ) -> tuple[mx.array, mx.array]:
+        at = arrays["target_at"]
+        given = {name: arrays.get(name) for name in optional}
+        return objective_loss(logprobs[at], arrays, objective, entropies=entropies[at], **given)
+
+    value_and_grad = mx.value_and_grad(value, argnums=(0, 1))
+
+    def gradient(*inputs: Any) -> tuple[mx.array, Any]:
+        (_, measured), gradients = value_and_grad(*inputs)
+        return measured, gradients
+
+    logprobs, entropies = (
+        -mx.random.uniform(shape=batch["targets"].shape),
+        mx.random.uniform(shape=batch["targets"].shape),
+    )
+    found: tuple[mx.array, Any] = work.compiled(gradient)(logprobs, entropies, batch)
+    return found
 
 
 def _sample(policy: Policy, params: SamplingParams, *, groups: int, each: int) -> None:

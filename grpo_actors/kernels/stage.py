@@ -186,7 +186,7 @@ def parts_of(config: Config) -> list[str]:
     The last one does everything that the learner's parts do; it compiles what is left.
     """
     evaluation = ["evaluation"] if config.evaluator.eval_every_updates else []
-    return ["loss", "body", "head", "step", "sampling", *evaluation, "weights", "update"]
+    return ["loss", "statistics", "body", "head", "step", "sampling", *evaluation, "weights", "update"]
 
 
 def _digest(config: Config, build: str) -> str:

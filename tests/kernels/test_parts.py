@@ -15,7 +15,7 @@ from grpo_actors.kernels.small_model import in_small, small_policy
 from grpo_actors.kernels.stage import parts_of
 from grpo_actors.policy.quantization import is_quantized
 
-LEARNER = ("loss", "head", "body", "step", "update")
+LEARNER = ("loss", "statistics", "head", "body", "step", "update")
 SAMPLER = ("sampling", "evaluation", "weights")
 
 
@@ -62,7 +62,7 @@ def test_every_part_runs_for_adapters_and_quantised_weights(work_of, settings, p
     parts.PARTS[part](work_of("qwen2", wide, **settings))
 
 
-@pytest.mark.parametrize("part", ["loss", "head", "update"])
+@pytest.mark.parametrize("part", ["loss", "statistics", "head", "update"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -83,10 +83,9 @@ def test_the_stage_and_the_parts_have_the_same_names(work_of):
 
 
 def test_the_learner_has_two_micro_batches_so_that_gradients_are_added(work_of):
-    work = work_of()
-    assert work.packed
-    N = work.batch["mask"].shape[0]
-    assert 0 < N < parts.GROUPS * parts.GENERATIONS
+    for packed in (True, False):
+        first = work_of().batch(packed=packed)["mask"].shape[0]
+        assert 0 < first < parts.GROUPS * parts.GENERATIONS
 
 
 def test_a_small_model_keeps_heads_and_kinds_of_layers():
@@ -116,7 +115,7 @@ def test_a_model_stored_with_quantised_weights_is_quantised_in_small_too(work_of
 def test_a_part_is_a_process_whose_last_line_says_why_it_failed(work_of):
     config = work_of().config
     (Path(config.model.model_name) / "config.json").write_text('{"model_type": "unheard_of"}')
-    command = [sys.executable, "-m", "grpo_actors.kernels.part", "loss", config.model_dump_json()]
+    command = [sys.executable, "-m", "grpo_actors.kernels.part", "head", config.model_dump_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode
     assert done.stderr.splitlines()[-1] == "ValueError: Model type unheard_of not supported."
