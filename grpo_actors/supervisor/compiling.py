@@ -18,6 +18,7 @@ def compile_kernels(stage: Stage | None, status: StatusLine, gives_up: Callable[
     if stage is None or stage.is_done:
         return
     started_s, count = time.monotonic(), 0
+    failed: dict[str, list[str]] = {}  # reason -> parts
 
     def show(new: int) -> None:
         nonlocal count
@@ -27,14 +28,16 @@ def compile_kernels(stage: Stage | None, status: StatusLine, gives_up: Callable[
     try:
         for outcome in stage.run(show, gives_up):
             if outcome.failure:
-                status.print_line(
-                    f"kernels for {outcome.part} are compiled when they are needed ({outcome.failure})",
-                    "yellow",
-                )
+                failed.setdefault(outcome.failure, []).append(outcome.part)
     except OSError as error:
-        status.print_line(f"kernels are compiled when they are needed ({error})", "yellow")
+        failed.setdefault(str(error), []).append("all parts")
     status.show_preparation("")
-    if stage.is_done:
+    if count:
+        seconds = time.monotonic() - started_s
         status.print_line(
-            f"compiled {count} kernels in {time.monotonic() - started_s:.0f} s, once for this GPU"
+            f"compiled {count} kernels in {seconds:.0f} s, once for this GPU and these settings"
+        )
+    for reason, parts in failed.items():
+        status.print_line(
+            f"kernels for {', '.join(sorted(parts))}: compiled when they are needed ({reason})", "yellow"
         )

@@ -10,8 +10,11 @@ from grpo_actors.kernels.stage import Stage
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.supervisor.compiling import compile_kernels
 
-#: Each part fails.
-PROGRAM = ("-c", "import sys; print('details'); sys.exit(f'no {sys.argv[1]} here')")
+#: Two parts fail for one reason, one for another.
+PROGRAM = (
+    "-c",
+    "import sys; print('details'); sys.exit({'head': 'no head', 'body': 'no memory', 'step': 'no memory'}.get(sys.argv[1]))",
+)
 
 
 def output_of(stage: Stage | None) -> list[str]:
@@ -27,19 +30,21 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_every_part_that_fails_leaves_one_line_and_the_next_run_does_not_try_again(cache):
+def test_every_reason_for_a_failure_leaves_one_line_and_the_next_run_does_not_try_again(cache):
     stage = Stage(Config(), cache, cache / "x.done", PROGRAM)
-    lines = output_of(stage)
-    assert lines[0] == "compiling kernels for this GPU: 0 of about 40"
-    assert "kernels for head are compiled when they are needed (no head here)" in lines
-    assert sum("here)" in line for line in lines) == len(lines) - 1 == 9
+    progress, *lines = output_of(stage)
+    assert progress == "compiling kernels for this GPU: 0 of about 40"
+    assert sorted(lines) == [
+        "kernels for body, step: compiled when they are needed (no memory)",
+        "kernels for head: compiled when they are needed (no head)",
+    ]
     assert output_of(stage) == []
 
 
 def test_a_cache_that_cannot_be_written_leaves_one_line(cache):
     cache.write_text("a file")
     [line] = output_of(Stage(Config(), cache, cache / "x.done", PROGRAM))
-    assert line.startswith("kernels are compiled when they are needed (")
+    assert line.startswith("kernels for all parts: compiled when they are needed (")
 
 
 def test_where_mlx_compiles_no_kernels_nothing_is_shown():
