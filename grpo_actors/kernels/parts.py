@@ -20,8 +20,9 @@ from grpo_actors.config import Config
 from grpo_actors.kernels.small_model import small_policy
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.learner.grpo import Grpo, layout_of
-from grpo_actors.objective.batch_loss import objective_loss
+from grpo_actors.objective.batch_loss import clip_bounds, objective_loss
 from grpo_actors.objective.micro_batches import Completion, pack
+from grpo_actors.objective.statistics import token_statistics
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.logprobs import predicting_outputs, split_head, target_logprobs
 from grpo_actors.policy.model import Policy
@@ -112,15 +113,48 @@ class Work:
 
 
 def loss(work: Work) -> None:
-    """Compute the gradient of the objective down to the log-probs and entropies of all targets."""
-    _, gradients = _objective(work)
-    mx.eval(gradients)
+    """Compute the objective, and its gradient down to the log-probs and entropies of all targets; no statistics."""
+    objective, batch = (
+        work.config.objective,
+        work.batch(packed=True),
+    )  # kernels are the same for both kinds of rows
+    optional = ("reference_logprobs", "old_logprobs", "entropy_mask")
+
+    def value(
+        logprobs: mx.array, entropies: mx.array, arrays: Mapping[str, mx.array]
+    ) -> tuple[mx.array, mx.array]:
+        at = arrays["target_at"]
+        given = {name: arrays.get(name) for name in optional}
+        return objective_loss(logprobs[at], arrays, objective, entropies=entropies[at], **given)
+
+    gradient = work.compiled(mx.value_and_grad(value, argnums=(0, 1)))
+    logprobs, entropies = (mx.random.uniform(shape=batch["targets"].shape) for _ in range(2))
+    # The statistics are results too, as in an update, but are not evaluated.
+    (total, _), gradients = gradient(-logprobs, entropies, batch)
+    mx.eval(total, gradients)
 
 
 def statistics(work: Work) -> None:
-    """Compute the objective's statistics."""
-    measured, _ = _objective(work)
-    mx.eval(measured)
+    """Compute the statistics of a loss."""
+    objective, batch = work.config.objective, work.batch(packed=True)
+    bounds, second_bound = clip_bounds(objective)
+    mask, random = batch["mask"], mx.random.uniform(shape=batch["mask"].shape)
+
+    def measure(ratio: mx.array, log_mismatch: mx.array, entropies: mx.array, kl: mx.array) -> mx.array:
+        return token_statistics(
+            loss=mx.array(1.0),
+            mask=mask,
+            ratio=ratio,
+            bounds=bounds,
+            second_bound=second_bound,
+            advantages=batch["advantages"],
+            kl=kl if objective.kl_coeff > 0 else None,
+            log_mismatch=log_mismatch,
+            cut=mask if objective.correction != "none" else None,
+            entropies=entropies,
+        )
+
+    mx.eval(work.compiled(measure)(random, -random, random + 1, random + 2))
 
 
 def head(work: Work) -> None:
@@ -231,38 +265,6 @@ PARTS: dict[str, Callable[[Work], None]] = {
     part.__name__: part
     for part in (loss, statistics, head, body, step, sampling, evaluation, weights, update)
 }
-
-
-def _objective(work: Work) -> tuple[mx.array, Any]:
-    """Return the statistics and the gradients of the objective for random log-probs, not evaluated.
-
-    They are results of one compiled function, as in an update, and each can be evaluated without the other.
-    """
-    objective, batch = (
-        work.config.objective,
-        work.batch(packed=True),
-    )  # kernels are the same for both kinds of rows
-    optional = ("reference_logprobs", "old_logprobs", "entropy_mask")
-
-    def value(
-        logprobs: mx.array, entropies: mx.array, arrays: Mapping[str, mx.array]
-    ) -> tuple[mx.array, mx.array]:
-        at = arrays["target_at"]
-        given = {name: arrays.get(name) for name in optional}
-        return objective_loss(logprobs[at], arrays, objective, entropies=entropies[at], **given)
-
-    value_and_grad = mx.value_and_grad(value, argnums=(0, 1))
-
-    def gradient(*inputs: Any) -> tuple[mx.array, Any]:
-        (_, measured), gradients = value_and_grad(*inputs)
-        return measured, gradients
-
-    logprobs, entropies = (
-        -mx.random.uniform(shape=batch["targets"].shape),
-        mx.random.uniform(shape=batch["targets"].shape),
-    )
-    found: tuple[mx.array, Any] = work.compiled(gradient)(logprobs, entropies, batch)
-    return found
 
 
 def _sample(policy: Policy, params: SamplingParams, *, groups: int, each: int) -> None:
