@@ -21,6 +21,8 @@ from types import ModuleType
 #: Where the NVIDIA driver describes each GPU that this machine or container sees.
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
+#: Environment variable: folder with the kernels that MLX has compiled for CUDA (`kernels.files`).
+KERNELS = "MLX_PTX_CACHE_DIR"
 #: Environment variable: folder with the sockets of CUDA MPS, by which processes share a GPU instead of taking turns.
 MPS_FOLDER = "CUDA_MPS_PIPE_DIRECTORY"
 
@@ -83,11 +85,11 @@ def keep_kernels(gpus: Path = _NVIDIA_GPUS) -> None:
     The files hold code for one GPU and are found by the kernel's name alone, so each build of MLX and each model of GPU has
     its own folder. On a machine with several models MLX's default stays: which of them is used is not known here.
     """
-    if os.environ.get("MLX_PTX_CACHE_DIR"):
+    if os.environ.get(KERNELS):
         return
     try:
         models = _gpu_models(gpus)
-        build = _cuda_build() if len(models) == 1 else None
+        build = cuda_build() if len(models) == 1 else None
         if build is None:
             return
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -97,7 +99,7 @@ def keep_kernels(gpus: Path = _NVIDIA_GPUS) -> None:
         _remove_unfinished_kernels(folder)
     except (OSError, RuntimeError):
         return  # no home folder, or none that can be written: MLX's default is as good
-    os.environ["MLX_PTX_CACHE_DIR"] = str(folder)
+    os.environ[KERNELS] = str(folder)
 
 
 def _gpu_models(gpus: Path) -> set[str]:
@@ -106,7 +108,7 @@ def _gpu_models(gpus: Path) -> set[str]:
     return {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}
 
 
-def _cuda_build() -> str | None:
+def cuda_build() -> str | None:
     """Return distribution and version of the installed MLX for CUDA, as ``mlx_cuda_13-0.32.4``; None without it."""
     spec = importlib.util.find_spec("mlx")
     sites = [Path(place).parent for place in (spec.submodule_search_locations or ())] if spec else []

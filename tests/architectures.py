@@ -93,9 +93,14 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
+def config_json(family: str, **changes: Any) -> dict[str, Any]:
+    """Return the content of config.json of mlx-lm's module `family`."""
+    return {"model_type": family, **_COMMON, **_OWN.get(family, {}), **changes}
+
+
 def random_policy(family: str, *, seed: int = 0, **changes: Any) -> Policy:
     """Build a policy of mlx-lm's module `family` with random weights; only `STOP` ends a completion."""
-    config = {"model_type": family, **_COMMON, **_OWN.get(family, {}), **changes}
+    config = config_json(family, **changes)
     module = importlib.import_module(f"mlx_lm.models.{family}")
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(config))

@@ -36,6 +36,9 @@ FORBIDDEN = {
     # It plans with policy.locate and policy.copies, which load no MLX: the last test of this file proves it.
     "supervisor": ("mlx", "mlx_lm", "numpy", "grpo_actors.objective"),
     "supervisor/supervisor": ARRAYS,
+    "kernels": (*SOCKETS, *WIRE),
+    "kernels/stage": ("mlx", "mlx_lm", "numpy", "grpo_actors.objective"),
+    "kernels/files": ARRAYS,
     "tail": ARRAYS,
     "wire": (*ARRAYS, *SOCKETS),
     "errors": ("grpo_actors",),
@@ -159,6 +162,7 @@ MODEL_MAKERS = {
     "bench.sampling_process": "times mlx-lm's own sampler",
     "convert": "writes model folders with mlx-lm, and compares them with their sources",
     "export.fusing": "adds an adapter to its base",
+    "kernels.small_model": "makes a small model of a run's architecture with random weights",
     "rundir.checkpoint_weights": "writes checkpoints that mlx-lm loads",
 }
 

@@ -19,17 +19,17 @@ from types import FrameType
 from typing import Any
 
 from grpo_actors import __version__
+from grpo_actors.backend import KERNELS
 from grpo_actors.bench.job_report import Interrupt, Job, report
 from grpo_actors.bench.launched import Launched
 from grpo_actors.bench.watching import Watch, nvidia_smi
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError
+from grpo_actors.kernels.files import kernels_in
 from grpo_actors.rundir.checkpoints import checkpoint_at
 from grpo_actors.rundir.folder import checkpoint_folder
 from grpo_actors.supervisor.machine import Machine
 
-#: Environment variable with the folder of the kernels that MLX compiles for CUDA; one .ptx file for each.
-KERNELS = "MLX_PTX_CACHE_DIR"
 #: Lines of launch.py's output that are shown if it failed.
 SHOWN_LINES = 20
 
@@ -138,7 +138,7 @@ def _new_folder(folder: Path | None) -> Iterator[Path]:
 
 def _kernels() -> set[str]:
     folder = os.environ.get(KERNELS)
-    return {path.name for path in Path(folder).glob("*.ptx")} if folder else set()
+    return set(kernels_in(Path(folder))) if folder else set()
 
 
 def description() -> dict[str, Any]:

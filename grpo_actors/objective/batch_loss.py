@@ -67,18 +67,25 @@ def objective_loss(
     L, cut = _corrected(L, objective, old, behaviour, mask)
     L, kl = _with_terms(L, objective, logprobs, reference, entropies)
     loss = (weights * mx.where(mask, L, 0.0)).sum()
+    bounds, second_bound = clip_bounds(objective)
     return loss, token_statistics(
         loss=loss,
         mask=mask,
         ratio=exp_clamped(log_ratio),
-        bounds=_call(row.bounds, inputs),
-        second_bound=None if row.second_bound is None else inputs[row.second_bound],
+        bounds=bounds,
+        second_bound=second_bound,
         advantages=batch["advantages"],
         kl=kl,
         log_mismatch=(logprobs if old_logprobs is None else old) - behaviour,
         cut=cut,
         entropies=entropies,
     )
+
+
+def clip_bounds(objective: ObjectiveConfig) -> tuple[tuple[float, float], float | None]:
+    """Return `bounds` and `second_bound` of `token_statistics`."""
+    row, numbers = LOSSES[objective.loss], objective.numbers
+    return _call(row.bounds, numbers), None if row.second_bound is None else numbers[row.second_bound]
 
 
 def _corrected(

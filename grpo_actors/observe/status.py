@@ -58,6 +58,17 @@ class StatusLine:
         if record["topic"] == "metrics":
             self._show_status()
 
+    def show_preparation(self, text: str) -> None:
+        """Show what the run does before its actors start: redraw one line, or print it for a log from time to time.
+
+        An empty text ends the display.
+        """
+        if self._screen is not None:
+            self._screen.draw_text(text)
+        elif text and self._clock() - self._drawn_at >= PLAIN_PERIOD_S:
+            self._drawn_at = self._clock()
+            print(text, file=self._stream, flush=True)
+
     def close(self) -> None:
         """Close the display and leave its last state visible; may be called twice."""
         if self._screen is not None:
@@ -130,6 +141,9 @@ class _Screen:
 
     def draw(self, view: RunView) -> None:
         self._live.update(_bar_and_line(view, self._console.width), refresh=True)
+
+    def draw_text(self, text: str) -> None:
+        self._live.update(text, refresh=True)
 
     def print(self, text: str, style: str) -> None:
         self._console.print(text, style=style, markup=False)

@@ -35,10 +35,24 @@ def micro_batch_logprobs(
     Returns:
         As `completion_logprobs`.
     """
-    body, head = split_head(model) or (model, None)
+    return target_logprobs(model, predicting_outputs(model, batch, packed=packed), batch, temperature)
+
+
+def predicting_outputs(model: Any, batch: Mapping[str, mx.array], *, packed: bool) -> mx.array:
+    """Return the outputs [K, …] of the model's body for the tokens that predict; see `micro_batch_logprobs`.
+
+    They are hidden states, or logits of a model that `split_head` does not divide.
+    """
+    body, _ = split_head(model) or (model, None)
     outputs = packed_outputs(model, body, batch) if packed else body(batch["tokens"]).flatten(0, 1)
-    if batch["inputs_at"].size < len(outputs):
-        outputs = outputs[batch["inputs_at"]]
+    return outputs[batch["inputs_at"]] if batch["inputs_at"].size < len(outputs) else outputs
+
+
+def target_logprobs(
+    model: Any, outputs: mx.array, batch: Mapping[str, mx.array], temperature: float
+) -> tuple[mx.array, mx.array]:
+    """Compute the log-probs and entropies [N, C] of a micro-batch from its `predicting_outputs`."""
+    _, head = split_head(model) or (model, None)
     logits = outputs if head is None else head(outputs)
     logprobs, entropies = _logprobs(logits, batch["targets"], temperature)
     return logprobs[batch["target_at"]], entropies[batch["target_at"]]

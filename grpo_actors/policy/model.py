@@ -173,6 +173,13 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
         ConfigError: an adapter setting does not fit this model, or all weights are to be trained but are quantised.
     """
     policy = load_base(config, dtype=dtype)
+    prepare_training(policy, seed)
+    return policy
+
+
+def prepare_training(policy: Policy, seed: int) -> None:
+    """Make all weights of a base trainable, or add its adapter; raises ConfigError, as `load_policy` does."""
+    config = policy.config
     if policy.has_adapter:
         add_adapter(policy.model, config, seed)
     elif is_quantized(policy.model):
@@ -184,7 +191,6 @@ def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> 
         policy.model.unfreeze()
     policy.model.eval()
     mx.eval(policy.model.parameters())
-    return policy
 
 
 def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
@@ -213,20 +219,35 @@ def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
         raise ModelError(
             f"model.model_name: {config.model_name!r} cannot be loaded: {first_line(error)}"
         ) from error
+    policy = Policy(config.model_name, model, tokenizer, architecture, Path(source), config)
+    prepare_base(policy, dtype or config.dtype)
+    return policy
+
+
+def prepare_base(policy: Policy, dtype: str) -> None:
+    """Quantise the weights as read to base_bits, give them their type, freeze and evaluate them.
+
+    Args:
+        policy: Not evaluated yet, so that the whole model is never in memory.
+        dtype: As in section [model], or `AS_STORED`.
+
+    Raises:
+        ConfigError: as `load_base`.
+    """
+    model, config = policy.model, policy.config
     if config.base_bits:
         if is_quantized(model):
             raise ConfigError(
                 f"model.base_bits: must be 0 for {config.model_name}, which is quantised already, got {config.base_bits}"
             )
         # Before the change of type, so that the base is the same under every model.dtype, and the same as
-        # mlx_lm.convert writes. Before anything is evaluated, so that the whole model is never in memory.
+        # mlx_lm.convert writes.
         quantize(model, config.base_bits)
     if dtype != AS_STORED:
-        model.set_dtype(resolve_dtype(dtype or config.dtype, architecture))
+        model.set_dtype(resolve_dtype(dtype, policy.architecture))
     model.freeze()
     model.eval()
     mx.eval(model.parameters())
-    return Policy(config.model_name, model, tokenizer, architecture, Path(source), config)
 
 
 def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:

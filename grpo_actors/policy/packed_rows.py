@@ -88,11 +88,18 @@ def packed_outputs(model: Any, body: Callable[..., mx.array], batch: Mapping[str
     return outputs
 
 
-def packs_rows(model: Any) -> bool:
-    """Return whether the model's outputs are the same in packed rows: tries a row of two prompts and three completions."""
+def may_pack_rows(model: Any) -> bool:
+    """Return whether all layers keep keys and values of every position, and prepare them for `packed_outputs`."""
     if not all(type(layer) is KVCache for layer in make_prompt_cache(model)):
         return False
     Callers(model)  # so that the layers ask their cache for attention
+    return True
+
+
+def packs_rows(model: Any) -> bool:
+    """Return whether the model's outputs are the same in packed rows: tries a row of two prompts and three completions."""
+    if not may_pack_rows(model):
+        return False
     # 3 1 2 1 3 2 | 1 2 2, then 2 1 | 3 2 and 2 1 | 1 3 1, then padding.
     batch = {
         "tokens": mx.array([[3, 1, 2, 1, 3, 2, 1, 2, 2, 2, 1, 3, 2, 1, 3, 1]]),

@@ -1,7 +1,7 @@
 """Run the actors as child processes: start them, watch them, restart them, stop them in order.
 
 The supervisor imports neither MLX nor a model. It divides cores and memory among the processes that do, and on CUDA lets
-them share the GPU (`mps`).
+them share the GPU (`mps`) and compiles the kernels that they will need before it starts them (`compiling`).
 
 Crashes: a worker, the evaluator or a tracker is started again, after a pause that grows if it keeps crashing
 (`worker_pool` decides how many workers run). If the learner ends, the run ends with its exit code; the same command
@@ -24,13 +24,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
+from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
+from grpo_actors.kernels.stage import Stage
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.process import EXIT_USAGE
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
 from grpo_actors.supervisor.children import Actor, how_it_ended
+from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.mps import Mps, mps_environment, mps_helps
 from grpo_actors.supervisor.preflight import prepared
@@ -265,6 +268,7 @@ def _open(
     status = stack.enter_context(StatusLine(config.learner.max_updates or None, every_updates=every_updates))
     follower_stack = stack.enter_context(ExitStack())
     mps = stack.enter_context(Mps(starts=mps_helps(config, machine.back_end)))
+    compile_kernels(Stage.find(config, cuda_build()), status, gives_up=lambda: signals.count)
     endpoints = replace(endpoints, mps=mps.folder(gives_up=lambda: signals.count))
     if mps.reason:
         status.print_line(

@@ -1,0 +1,51 @@
+"""The supervisor's display of the stage that compiles kernels, and that it stops no run."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from grpo_actors.config import Config
+from grpo_actors.kernels.stage import Stage
+from grpo_actors.observe.status import StatusLine
+from grpo_actors.supervisor.compiling import compile_kernels
+
+#: Two parts fail for one reason, one for another.
+PROGRAM = (
+    "-c",
+    "import sys; print('details'); sys.exit({'head': 'no head', 'body': 'no memory', 'step': 'no memory'}.get(sys.argv[1]))",
+)
+
+
+def output_of(stage: Stage | None) -> list[str]:
+    stream = io.StringIO()
+    with StatusLine(None, stream, clock=lambda: 0.0) as status:  # progress is shown once
+        compile_kernels(stage, status, gives_up=lambda: False)
+    return stream.getvalue().splitlines()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_every_reason_for_a_failure_leaves_one_line_and_the_next_run_does_not_try_again(cache):
+    stage = Stage(Config(), cache, cache / "x.done", PROGRAM)
+    progress, *lines = output_of(stage)
+    assert progress == "compiling kernels for this GPU: 0 of about 40"
+    assert sorted(lines) == [
+        "kernels for body, step: compiled when they are needed (no memory)",
+        "kernels for head: compiled when they are needed (no head)",
+    ]
+    assert output_of(stage) == []
+
+
+def test_a_cache_that_cannot_be_written_leaves_one_line(cache):
+    cache.write_text("a file")
+    [line] = output_of(Stage(Config(), cache, cache / "x.done", PROGRAM))
+    assert line.startswith("kernels for all parts: compiled when they are needed (")
+
+
+def test_where_mlx_compiles_no_kernels_nothing_is_shown():
+    assert output_of(None) == []
