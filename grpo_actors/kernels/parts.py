@@ -114,10 +114,8 @@ class Work:
 
 def loss(work: Work) -> None:
     """Compute the objective, and its gradient down to the log-probs and entropies of all targets; no statistics."""
-    objective, batch = (
-        work.config.objective,
-        work.batch(packed=True),
-    )  # kernels are the same for both kinds of rows
+    # Kernels are the same whether rows are packed or not, here and in the next two parts.
+    objective, batch = work.config.objective, work.batch(packed=True)
     optional = ("reference_logprobs", "old_logprobs", "entropy_mask")
 
     def value(
@@ -178,7 +176,6 @@ def head(work: Work) -> None:
         return results, gradients
 
     floats = (x.dtype for _, x in tree_flatten(model.parameters()) if mx.issubdtype(x.dtype, mx.floating))
-    # Kernels are the same whether rows are packed or not.
     batch = work.batch(packed=True)
     shape = (batch["targets"].size, work.policy.architecture["hidden_size"])
     hidden = mx.random.normal(shape).astype(next(floats))

@@ -2,7 +2,7 @@
 
 A process keeps its kernels in a folder of its own. What it has finished goes into the user's cache and to the other
 processes, which then do not compile it again (`files`). A marker in the cache remembers which settings are done, so that
-the stage costs nothing the next time. It only saves time: a kernel that no part has compiled is compiled by the actor
+the stage costs nothing the next time, even if a part has failed. It only saves time: a kernel that no part has compiled is compiled by the actor
 that needs it. Loads no MLX.
 """
 
@@ -152,6 +152,7 @@ class Stage:
         with ExitStack() as stack:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-kernels-")))
             self.cache.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.cache).close()  # fails now, not after the first kernel
             known = list(kernels_in(self.cache))
             while waiting or running:
                 if gives_up():
@@ -186,7 +187,7 @@ def parts_of(config: Config) -> list[str]:
     The last one does everything that the learner's parts do; it compiles what is left.
     """
     evaluation = ["evaluation"] if config.evaluator.eval_every_updates else []
-    return ["loss", "statistics", "body", "head", "step", "sampling", *evaluation, "weights", "update"]
+    return ["body", "loss", "statistics", "head", "step", "sampling", *evaluation, "weights", "update"]
 
 
 def _digest(config: Config, build: str) -> str:

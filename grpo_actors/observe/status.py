@@ -65,8 +65,8 @@ class StatusLine:
         """
         if self._screen is not None:
             self._screen.draw_text(text)
-        elif text and self._clock() - self._drawn_at >= PLAIN_PERIOD_S:
-            self._drawn_at = self._clock()
+        elif text and (now := self._clock()) - self._drawn_at >= PLAIN_PERIOD_S:
+            self._drawn_at = now
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:

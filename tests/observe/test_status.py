@@ -106,3 +106,26 @@ def test_closing_twice_or_before_the_first_update_is_fine():
         status = StatusLine(100, stream)
         status.close()
         status.close()
+
+
+def test_a_preparation_is_one_line_that_is_redrawn_and_leaves_nothing_behind():
+    stream = Terminal()
+    with StatusLine(100, stream) as status:
+        status.show_preparation("compiling: 1 of 40")
+        status.show_preparation("compiling: 2 of 40")
+        status.show_preparation("")
+        status.print_line("compiled 40")
+    text = stream.getvalue()
+    assert text.count("compiling: ") == 2
+    # The line is erased after its second state, before anything else is printed.
+    assert "\x1b[2K" in text[text.index("2 of 40") : text.index("compiled 40")]
+
+
+def test_a_log_gets_a_preparation_only_every_few_seconds():
+    stream = io.StringIO()
+    # Each reading of the clock is a second later than the one before.
+    with StatusLine(100, stream, clock=count(0.0).__next__) as status:
+        for done in range(8):
+            status.show_preparation(f"{done} of 40")
+        status.show_preparation("")
+    assert lines_of(stream) == ["0 of 40", "5 of 40"]
