@@ -132,7 +132,8 @@ class RolloutConfig(Section):
         """Return how many runs of `batch_groups` leases a worker holds at a time.
 
         Two: one is sampled and one waits, so that the worker never waits for a round trip. With in-flight updates
-        there are no batches that end together; one run has rows, and two wait until rows become free.
+        there are no batches that end together; one run has rows, and two wait until rows become free. Where there are
+        several workers, each holds one run less: what waits at one could begin at another.
         """
         return 3 if self.in_flight_updates else 2
 

@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.attention import Callers
 from grpo_actors.policy.model import logits_alone, same_logits
 
@@ -97,9 +98,14 @@ def may_pack_rows(model: Any) -> bool:
 
 
 def packs_rows(model: Any) -> bool:
-    """Return whether the model's outputs are the same in packed rows: tries a row of two prompts and three completions."""
+    """Return whether the model's outputs are the same in packed rows.
+
+    Known blocks give the same; of others a row of two prompts and three completions is tried.
+    """
     if not may_pack_rows(model):
         return False
+    if architecture_of(model).plain_blocks:
+        return True
     # 3 1 2 1 3 2 | 1 2 2, then 2 1 | 3 2 and 2 1 | 1 3 1, then padding.
     batch = {
         "tokens": mx.array([[3, 1, 2, 1, 3, 2, 1, 2, 2, 2, 1, 3, 2, 1, 3, 1]]),

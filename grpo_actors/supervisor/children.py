@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from grpo_actors.process import EXIT_USAGE, LIFELINE
 
@@ -43,8 +44,8 @@ class Actor:
     in_background: bool = False
     #: Descriptors that the child inherits besides the lifeline.
     inherited: tuple[int, ...] = ()
-    #: Whether it is started only when the learner listens.
-    waits: bool = False
+    #: What it waits for before it is started for the first time.
+    waits_for: Literal["nothing", "learner", "update"] = "nothing"
     process: "subprocess.Popen[bytes] | None" = None
     #: Monotonic time of the last start.
     _started_s: float = 0.0

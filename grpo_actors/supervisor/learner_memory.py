@@ -18,13 +18,15 @@ from grpo_actors.supervisor.model_files import Tensor, Widths
 #: Bytes of a gradient: gradients and optimizer state are float32.
 _GRADIENT_BYTES = 4
 #: Bytes per weight for the running means of its gradient and of the gradient's square. Adafactor keeps only a row and
-#: a column of these, counted as 0.
+#: a column of these.
 _STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "adafactor": 0, "muon": 4}
 #: Bytes per weight that a step holds besides the old state, and those of a gradient before it is added to the sum.
 _STEP_BYTES, _NEW_GRADIENT_BYTES = 5, 6
 #: Length of a row in those of a prompt with a completion: in longer ones, which `pack` tries too, attention takes more time
 #: than computing a prompt again.
 LONG_ROW = 3
+#: Bytes of an optimizer's numbers, such as its step, that a checkpoint holds besides arrays of the weights' shapes.
+_NUMBERS_BYTES = 4096
 #: A weight in a layer; the groups are the layer's number and the module's name within the layer.
 _IN_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)\.weight$")
 
@@ -146,6 +148,7 @@ def _all_weights(config: Config, tensors: Sequence[Tensor], width: int) -> Train
     # Half-precision weights are updated as float32 copies, or small steps would be lost.
     masters = 4 if width < 4 else 0
     reference = width if config.objective.kl_coeff else 0
+    stored = reference if config.objective.reference_refresh_updates else 0
     size = sum(tensor.size for tensor in tensors)
     state = sum(_state_bytes(config, tensor) for tensor in tensors)
     return Trained(
@@ -153,12 +156,18 @@ def _all_weights(config: Config, tensors: Sequence[Tensor], width: int) -> Train
         largest=max(tensor.size for tensor in tensors),
         weights=size * width,
         training=size * (_GRADIENT_BYTES + masters + reference) + state,
-        snapshot=size * (width + masters) + state,
+        snapshot=size * (width + masters + stored) + state + _NUMBERS_BYTES,
     )
 
 
 def _state_bytes(config: Config, tensor: Tensor) -> int:
     optimizer = config.learner.optimizer
+    if optimizer == "adafactor":  # a row and a column of each matrix, and all of a vector
+        return 4 * (
+            tensor.size // tensor.shape[-1] + tensor.size // tensor.shape[-2]
+            if len(tensor.shape) > 1
+            else tensor.size
+        )
     by_adamw = optimizer == "muon" and not (len(tensor.shape) == 2 and _IN_LAYER.search(tensor.name))
     return tensor.size * _STATE_BYTES["adamw" if by_adamw else optimizer]
 
@@ -178,10 +187,11 @@ def _adapter(config: Config, tensors: Sequence[Tensor], layers: int) -> Trained:
             sizes.append(prod(stack) * (model.lora_rank * (rows + columns) + magnitudes))
     size, state = sum(sizes), _STATE_BYTES[config.learner.optimizer]
     reference = 4 if config.objective.kl_coeff else 0
+    stored = reference if config.objective.reference_refresh_updates else 0
     return Trained(
         size=size,
         largest=max(sizes),
         weights=4 * size,
         training=size * (_GRADIENT_BYTES + state + reference),
-        snapshot=size * (4 + state),
+        snapshot=size * (4 + state + stored) + _NUMBERS_BYTES,
     )

@@ -50,8 +50,8 @@ FLUSH_S = 30.0
 DRAIN_NOTE_S = 30.0
 #: Seconds between two checks of the children.
 TICK_S = 0.1
-#: Cores from which on the evaluator starts together with the learner and the workers.
-CORES_FOR_ALL = 4
+#: Longest wait of the evaluator for the first update, in seconds after the learner listens.
+FIRST_UPDATE_S = 10.0
 
 
 @dataclass
@@ -95,6 +95,10 @@ class Supervisor:
     follower_stack: ExitStack
     #: None until the learner has written its endpoints.
     _follower: Follower | None = None
+    #: Monotonic time at which it had.
+    _listening_since_s: float = 0.0
+    #: Whether an update was done since the start.
+    _has_updated: bool = False
     #: Unix time of the start, in seconds.
     _since: float = field(default_factory=time.time)
     #: Monotonic time at which the first Ctrl-C was handled; None before.
@@ -144,10 +148,17 @@ class Supervisor:
             # Not earlier: a subscriber that cannot connect retries after longer and longer pauses.
             events = self.follower_stack.enter_context(EventSubscriber(self.endpoints.events))
             self._follower = self.follower_stack.enter_context(Follower(events, self.run_dir))
+            self._listening_since_s = time.monotonic()
         for child in self._children:
-            waits = child.waits and self._follower is None
-            if child.process is None and not self.signals.count and not waits:
+            if child.process is None and not self.signals.count and not self._must_wait(child):
                 child.start(self.lifeline)
+
+    def _must_wait(self, child: Actor) -> bool:
+        if child.waits_for == "nothing":
+            return False
+        if child.waits_for == "learner" or self._follower is None:
+            return self._follower is None
+        return not self._has_updated and time.monotonic() < self._listening_since_s + FIRST_UPDATE_S
 
     def _show_output(self, wait_s: float) -> None:
         """Show new records and the lines that the children printed; wait up to `wait_s` for the first record."""
@@ -155,6 +166,7 @@ class Supervisor:
             time.sleep(wait_s)
         while self._follower is not None and (record := self._follower.receive(wait_s)) is not None:
             if record["time"] >= self._since:  # older records: a resumed run has shown them before
+                self._has_updated |= record["topic"] == "metrics"
                 if record["topic"] != "headcount":  # the pool's decisions were shown when they were taken
                     self.status.show(record)
                 if not self.signals.count:
@@ -284,7 +296,7 @@ def _open(
         respawns=False,
         inherited=(lock,),
     )
-    observers = _observers(run_dir, config, endpoints, pool.environment_of_evaluator, machine)
+    observers = _observers(run_dir, config, endpoints, pool.environment_of_evaluator)
     supervisor = Supervisor(
         run_dir, config, endpoints, learner, observers, pool, status, signals, lifeline, follower_stack
     )
@@ -293,19 +305,20 @@ def _open(
 
 
 def _observers(
-    run_dir: Path, config: Config, endpoints: Endpoints, environment: Mapping[str, str], machine: Machine
+    run_dir: Path, config: Config, endpoints: Endpoints, environment: Mapping[str, str]
 ) -> list[Actor]:
     """Build the evaluator and the trackers that the settings name."""
     observers = []
     if config.evaluator.eval_every_updates:
         command = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control]
-        # On few cores its imports would only delay the first update.
-        waits = machine.cores < CORES_FOR_ALL
+        # Its imports and the evaluation of the base model would only delay the first update.
         observers.append(
-            Actor("evaluator", command, environment, respawns=True, waits=waits, in_background=True)
+            Actor("evaluator", command, environment, respawns=True, waits_for="update", in_background=True)
         )
     for name in config.metrics.trackers:
         command = ["grpo_actors.trackers", str(run_dir), name]
         # It must not read the records that a resumed learner has yet to cut off.
-        observers.append(Actor(name, command, environment, respawns=True, waits=True, in_background=True))
+        observers.append(
+            Actor(name, command, environment, respawns=True, waits_for="learner", in_background=True)
+        )
     return observers

@@ -11,6 +11,7 @@ from grpo_actors.learner.grpo import Grpo
 from grpo_actors.policy.architectures import ARCHITECTURES, Architecture
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy
+from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint
 from grpo_actors.supervisor.learner_memory import largest_micro_batch
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.memory_plan import plan_of
@@ -60,3 +61,27 @@ def test_an_update_of_the_largest_shape_stays_below_the_plan_and_near_it(setting
     need = plan_of(EMBEDDED, config, MACHINE).learner
     planned = sum(need.held.values()) + need.at_times["activations"]
     assert peak < planned < 1.7 * peak
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("fine_tune_type=lora",),
+        ("fine_tune_type=dora",),
+        ("optimizer=lion",),
+        ("optimizer=muon",),
+        ("optimizer=adafactor",),
+        ("kl_coeff=0.1", "reference_refresh_updates=1"),
+    ],
+)
+def test_the_plan_has_room_for_every_byte_of_a_checkpoint(settings, dtype):
+    # One byte too few, and the learner would wait for every checkpoint.
+    given = ["task=arithmetic", "model_name=tiny", f"dtype={dtype}", "functions={correctness=1.0}"]
+    config = load_config(None, [*given, *settings]).config
+    grpo = Grpo(config, load_policy(config.model, seed=0), total_updates=10)
+    reference = grpo.reference if config.objective.reference_refresh_updates else None
+    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {}, reference=reference)
+    planned = plan_of(EMBEDDED, config, MACHINE).learner.checkpoint
+    assert frozen.bytes <= planned < 1.02 * frozen.bytes

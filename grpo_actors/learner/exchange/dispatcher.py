@@ -282,11 +282,18 @@ class Dispatcher:
     # --- granting ---------------------------------------------------------------------------------
 
     def _grant(self, now_s: float) -> None:
-        """Grant the leases that may go out, to the worker with the fewest first, so that all share a small window."""
+        """Grant the leases that may go out, to the worker with the fewest first, so that all share a small window.
+
+        The last run of leases that a worker may hold would only wait there until the worker is free. It is granted if no
+        other worker could begin it earlier.
+        """
         willing = [peer for peer in self._roster if peer.may_hold_leases and peer.role not in self._dismissed]
+        run = self._table.batch_groups
+        reserve = run if len(willing) > 1 else 0
         while willing:
             peer = min(willing, key=lambda peer: self._table.held_by(peer.name))
-            granted = self._table.grant(peer.name, peer.credits, now_s)
+            capacity = max(min(run, peer.credits), peer.credits - reserve)
+            granted = self._table.grant(peer.name, capacity, now_s)
             if not granted:
                 willing.remove(peer)
                 continue

@@ -18,6 +18,7 @@ import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from grpo_actors.errors import ConfigError
+from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.attention import Callers
 from grpo_actors.policy.decoding import attention, draw_kernel, slot_kernels
 from grpo_actors.policy.decoding.blocks import Arrays, Blocks, blocks_of
@@ -116,13 +117,14 @@ _UNLIKE = [[(5 * i + 1) * i % 29 + 1 for i in range(length)] for length in (40, 
 def fits(policy: Policy) -> bool:
     """Return whether a window can hold the model's cache: keys and values of every position, in every layer.
 
-    The model must also read positions and mask from the cache, row by row. That is tested once, by decoding one token of
-    prompts of different lengths.
+    The model must also read positions and mask from the cache, row by row. Known blocks do; of others that is tested once,
+    by decoding one token of prompts of different lengths.
     """
     found = findings(policy)
     if found.fits_window is None:
         plain = all(type(layer) is KVCache for layer in make_prompt_cache(policy.model))
-        found.fits_window = plain and _decodes_unlike_rows(policy.model)
+        known = architecture_of(policy.model).plain_blocks
+        found.fits_window = plain and (known or _decodes_unlike_rows(policy.model))
     return found.fits_window
 
 
