@@ -177,7 +177,10 @@ class LearnerConfig(Section):
     learning_rate: float = Field(1e-6, ge=0, description="learning rate at the peak of the schedule")
     num_epochs: Positive = Field(1, description="passes over the training problems")
     max_updates: NotNegative = Field(0, description="stop after this many updates; 0: after num_epochs")
-    batch_size: Positive = Field(1, description="groups in one micro-batch, which has to fit in memory")
+    batch_size: Positive = Field(
+        1,
+        description="groups of the greatest lengths for which one micro-batch has room; it has to fit in memory",
+    )
     gradient_accumulation_steps: Positive = Field(4, description="micro-batches in one update")
     num_iterations: Positive = Field(1, description="optimizer steps on the same groups")
     optimizer: Literal["adamw", "adam", "muon", "lion", "adafactor"] = Field(

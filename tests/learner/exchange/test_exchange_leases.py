@@ -195,3 +195,19 @@ def test_a_data_set_without_a_short_prompt_ends_the_run_with_the_cure(start):
     peer.send(peer.hello())  # found out when the first leases are made, which is for the first worker
     with pytest.raises(DataError, match=r"no problem has a prompt of at most 3 tokens; raise it"):
         wait_until(lambda: run.exchange.next_batch(0.1))
+
+
+def test_a_run_of_leases_waits_for_the_first_free_worker_not_behind_another_run(run):
+    # Two runs of two leases may be out, and each worker has room for both.
+    busy, other = run.peer("busy").join(), run.peer("other").join()
+    other.wait_until_seen()
+    first = busy.take(capacity=4)
+    busy.beat(4, holding=[lease.lease for lease in first])
+    busy.receive(wire.Announcement)
+    assert [message for message in busy.unread if isinstance(message, wire.Grant)] == []
+    second = other.take(capacity=4)
+    assert [lease.lease for lease in [*first, *second]] == [0, 1, 2, 3]
+
+
+def test_a_worker_without_company_gets_the_next_run_while_it_samples_the_first(run):
+    assert [lease.lease for lease in run.peer("alone").join().take(capacity=4, runs=2)] == [0, 1, 2, 3]
