@@ -118,8 +118,8 @@ def cuda_build() -> str | None:
 def _remove_unfinished_kernels(folder: Path) -> None:
     """Remove what a killed process or a full disk left: MLX would fail on it each time, and a reboot keeps this folder.
 
-    MLX writes a kernel as NAME.ptx, NAME.txt, NAME.cu, in this order; a long name has folders. Removing one that another process is writing just now
-    costs a compilation, no more.
+    MLX writes a kernel as NAME.ptx, NAME.txt, NAME.cu, in this order; a long name has folders. Removing one that another
+    process is writing just now costs a compilation, no more.
     """
     for code in folder.rglob("*.ptx"):
         source = code.with_suffix(".cu")

@@ -26,6 +26,7 @@ PROC = Path("/proc")
 _PACKAGE = "grpo_actors."
 #: The module that starts each actor; the actor's own module follows it on the command line.
 _ENTRY = "grpo_actors.supervisor.entry"
+_KEEPER = "grpo_actors.supervisor.mps_keeper"
 
 
 class Process(NamedTuple):
@@ -43,7 +44,7 @@ class MemorySample:
 
     #: Unix seconds, as in records.
     time: float
-    #: Of the whole GPU, whoever uses it; None without nvidia-smi.
+    #: Of the whole GPU, by all programs; None without nvidia-smi.
     gpu: int | None
     #: Process -> its GPU memory; empty if nvidia-smi does not list processes, as in some containers.
     gpu_of: Mapping[str, int]
@@ -80,7 +81,7 @@ class Watch:
         others = {process.pid: Path(process.command[0]).name for process in everything if process.command}
         used: dict[str, int] = {}
         for pid, mebibytes in _numbers(nvidia_smi("--query-compute-apps=pid,used_memory")):
-            # A process that is not of the run: that of CUDA MPS, or a stranger on the same GPU.
+            # A process that is not of the run is a stranger on the same GPU.
             name = names.get(pid) or others.get(pid, f"pid {pid}")
             used[name] = used.get(name, 0) + mebibytes * MIB
         whole = _numbers(nvidia_smi("--query-gpu=memory.used"))
@@ -130,7 +131,9 @@ def names_of(everything: Sequence[Process], root: int) -> dict[int, str]:
 
 
 def _actor(command: Sequence[str]) -> str | None:
-    """Return the name of the actor that a command line starts: learner, evaluator, or a worker's own name."""
+    """Return the name of the actor that a command line starts: learner, evaluator, or a worker's own name; also mps."""
+    if _KEEPER in command:
+        return "mps"
     if _ENTRY not in command[:-1]:
         return None
     module = command[command.index(_ENTRY) + 1]

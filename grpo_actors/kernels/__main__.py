@@ -39,7 +39,7 @@ def main() -> int:
             "there are no kernels to compile: they are for one model of NVIDIA GPU and MLX for CUDA, and kept in "
             "MLX_PTX_CACHE_DIR"
         )
-    if stage.is_done:
+    if stage.is_complete:
         print(f"{stage.cache}: done before for these settings")
         return 0
     try:

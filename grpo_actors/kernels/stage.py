@@ -2,8 +2,8 @@
 
 A process keeps its kernels in a folder of its own. What it has finished goes into the user's cache and to the other
 processes, which then do not compile it again (`files`). A marker in the cache remembers which settings are done, so that
-the stage costs nothing the next time, even if a part has failed. It only saves time: a kernel that no part has compiled is compiled by the actor
-that needs it. Loads no MLX.
+the stage costs nothing the next time, even if a part has failed. It only saves time: a kernel that no part has compiled
+is compiled by the actor that needs it. Loads no MLX.
 """
 
 import contextlib
@@ -129,8 +129,13 @@ class Stage:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to compile."""
+        """Whether all parts have run; a run does not try again what failed."""
         return self.marker.exists()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all parts have run and none failed."""
+        return self.is_done and not self.marker.read_text()
 
     def run(
         self,
@@ -148,7 +153,7 @@ class Stage:
         Raises:
             OSError: The cache or the temporary folder cannot be written.
         """
-        waiting, running, new = parts_of(self.config), list[_Part](), set[str]()
+        waiting, running, new, failed = parts_of(self.config), list[_Part](), set[str](), list[str]()
         with ExitStack() as stack:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-kernels-")))
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -166,10 +171,11 @@ class Stage:
                 outcomes = [part.outcome() for part in running]
                 new |= self._exchange(running)
                 show(len(new))
+                failed += [outcome.part for outcome in outcomes if outcome is not None and outcome.failure]
                 running = [part for part, outcome in zip(running, outcomes, strict=True) if outcome is None]
                 yield from (outcome for outcome in outcomes if outcome is not None)
                 time.sleep(TICK_S)
-            self.marker.touch()
+            self.marker.write_text("".join(f"{part}\n" for part in failed))
 
     def _exchange(self, running: Sequence[_Part]) -> set[str]:
         """Publish what the processes have finished, and give it to the others; return the names."""

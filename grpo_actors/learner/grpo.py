@@ -84,13 +84,14 @@ class Grpo:
         return layout_of(self.config, packed=packs_rows(self.policy.model))
 
     def warm_up(self) -> None:
-        """Compute the gradient of padding and drop it: on CUDA this plans and compiles what the first update needs.
+        """Compute the gradient of padding and drop it: on CUDA this plans and compiles the gradient of the first update.
 
         Call it while the workers sample their first batch.
         """
         if not self.layout.fixed_row:
             return
-        [arrays] = self._inputs([empty_micro_batch(self.layout)])
+        longest = self.config.data.max_prompt_length + self.config.rollout.max_new_tokens
+        [arrays] = self._inputs([empty_micro_batch(self.layout, longest)])
         for _ in range(2):  # the first micro-batch of an update, and one that adds to its gradient
             with self._training_mode():
                 self.training.accumulate(arrays)

@@ -17,8 +17,8 @@ from grpo_actors.learner.publishing import Publisher
 from grpo_actors.process import StopRequest, is_supervised
 from grpo_actors.rollout.worker import RolloutWorker
 
-#: Seconds that the end of a run waits for an absent evaluator, which may be restarting.
-EVALUATOR_ABSENT_S = 20.0
+#: Seconds that the end of a run waits for an absent evaluator, which may be restarting, or start only now.
+EVALUATOR_ABSENT_S = 30.0
 #: Longest wait for a batch or an evaluation, in seconds, between two checks of the stop flag.
 POLL_S = 0.1
 

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 #: Columns are padded up to multiples of this number.
 MULTIPLE = 16
 #: Lengths of rows that are tried, in multiples of the shortest that holds every completion with its prompt.
-ROW_LENGTHS = (1, 1.5, 2, 3, 4, 6, 8)
+ROW_LENGTHS = (1, 1.5, 2, 3, 4, 6)
 #: Tokens of a row at which attention takes as long as the rest of a layer, roughly: its time grows with the square.
 ATTENTION_TOKENS = 2048
 
@@ -138,9 +138,12 @@ def pack(
         for i, c in enumerate(completions)
         if lengths[i] and not (skip_zero_advantage and c.advantage == 0.0)
     ]
-    rows = _rows(completions, kept, layout)
-    parts = list(_parts(rows, layout))
-    micro_batches = tuple(_micro_batch(completions, part, weights, layout) for part in parts)
+    sizes = {i: len(completions[i].completion_ids) for i in kept}
+    groups = _groups(completions, kept, sizes)
+    rows = _rows(groups, sizes, layout)
+    micro_batches = tuple(
+        _micro_batch(completions, groups, part, weights, layout) for part in _parts(rows, layout)
+    )
     positions = sum(batch.tokens.size for batch in micro_batches)
     filled = sum(row.used for row in rows)
     return Update(
@@ -152,10 +155,11 @@ def pack(
     )
 
 
-def empty_micro_batch(layout: Layout) -> MicroBatch:
-    """Return a micro-batch of the largest fixed shape, with padding only."""
-    rows = max(1, layout.tokens // layout.fixed_row)
-    return _micro_batch([], [_Row(layout.fixed_row)] * rows, np.zeros(0), layout)
+def empty_micro_batch(layout: Layout, longest: int) -> MicroBatch:
+    """Return a micro-batch of the largest fixed shape, with padding only; `longest`: tokens of the longest text."""
+    row = _ceil(longest, layout.fixed_row)
+    rows = max(1, layout.tokens // row)
+    return _micro_batch([], [], [_Row(row)] * rows, np.zeros(0), layout)
 
 
 def _check(completions: Sequence[Completion]) -> None:
@@ -176,64 +180,79 @@ def _check(completions: Sequence[Completion]) -> None:
 # --- rows -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The kept completions of one prompt, by number, longest first."""
+
+    prompt: Sequence[int]  # all tokens but the last
+    completions: Sequence[int]
+
+
 @dataclass(slots=True)
 class _Row:
-    """The content of a row: prompts (all tokens but the last) and the numbers of their completions."""
+    """The content of a row."""
 
     length: int  # T
     used: int = 0
-    texts: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
+    completions: int = 0
+    #: Number of a group -> its completions in this row.
+    texts: dict[int, list[int]] = field(default_factory=dict)
 
-    @property
-    def completions(self) -> int:
-        return sum(map(len, self.texts.values()))
+    def needs(self, group: int, prompt: int, length: int) -> int:
+        """Return the tokens that one more completion of a group adds, given the lengths of its prompt and itself."""
+        return length + (0 if group in self.texts else prompt)
 
-    def needs(self, prompt: tuple[int, ...], length: int) -> int:
-        """Return the tokens that one more completion of `length` tokens would add."""
-        return length + (0 if prompt in self.texts else len(prompt))
-
-    def add(self, prompt: tuple[int, ...], completion: int, length: int) -> None:
-        self.used += self.needs(prompt, length)
-        self.texts.setdefault(prompt, []).append(completion)
+    def add(self, group: int, prompt: int, completion: int, length: int) -> None:
+        self.used += self.needs(group, prompt, length)
+        self.completions += 1
+        self.texts.setdefault(group, []).append(completion)
 
 
-def _rows(completions: Sequence[Completion], kept: Sequence[int], layout: Layout) -> list[_Row]:
-    """Distribute the kept completions over rows of equal length, the fullest rows first."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+def _groups(completions: Sequence[Completion], kept: Sequence[int], sizes: dict[int, int]) -> list[_Group]:
+    """Put the kept completions of each prompt together, the groups of most tokens first."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i in kept:
-        groups.setdefault(tuple(completions[i].prompt_ids[:-1]), []).append(i)
+        by_prompt.setdefault(tuple(completions[i].prompt_ids[:-1]), []).append(i)
+    groups = [
+        _Group(prompt, sorted(numbers, key=lambda i: -sizes[i])) for prompt, numbers in by_prompt.items()
+    ]
+    return sorted(groups, key=lambda group: -len(group.prompt) - sum(sizes[i] for i in group.completions))
+
+
+def _rows(groups: Sequence[_Group], sizes: dict[int, int], layout: Layout) -> list[_Row]:
+    """Distribute the completions over rows of equal length, the fullest rows first."""
     if not groups:
         return []
-    sizes = {i: len(completions[i].completion_ids) for i in kept}
-    shortest = max(len(prompt) + sizes[i] for prompt, group in groups.items() for i in group)
+    shortest = max(len(group.prompt) + sizes[group.completions[0]] for group in groups)
     if layout.fixed_row:
-        return _fill(groups, sizes, layout, max(layout.fixed_row, _ceil(shortest, layout.fixed_row)))
+        return _fill(groups, sizes, layout, _ceil(shortest, layout.fixed_row))
+    shortest = _ceil(shortest, MULTIPLE)
     if not layout.shared:
-        return _fill(groups, sizes, layout, _ceil(shortest, MULTIPLE))
+        return _fill(groups, sizes, layout, shortest)
     lengths = {_ceil(round(shortest * factor), MULTIPLE) for factor in ROW_LENGTHS}
-    tried = [_fill(groups, sizes, layout, length) for length in sorted(lengths)]
+    fitting = [length for length in sorted(lengths) if length <= max(layout.tokens, shortest)]
+    tried = [_fill(groups, sizes, layout, length) for length in fitting]
     return min(tried, key=lambda rows: len(rows) * rows[0].length * (1 + rows[0].length / ATTENTION_TOKENS))
 
 
-def _fill(
-    groups: dict[tuple[int, ...], list[int]], sizes: dict[int, int], layout: Layout, length: int
-) -> list[_Row]:
-    """Put each completion, longest first within the largest group first, where it leaves the least room."""
+def _fill(groups: Sequence[_Group], sizes: dict[int, int], layout: Layout, length: int) -> list[_Row]:
+    """Put each completion where it leaves the least room."""
     rows: list[_Row] = []
-    total = {prompt: len(prompt) + sum(sizes[i] for i in group) for prompt, group in groups.items()}
-    for prompt in sorted(groups, key=lambda prompt: -total[prompt]):
-        for i in sorted(groups[prompt], key=lambda i: -sizes[i]):
+    for number, group in enumerate(groups):
+        prompt = len(group.prompt)
+        for i in group.completions:
             fitting = [
                 row
                 for row in rows
-                if row.used + row.needs(prompt, sizes[i]) <= length and row.completions < layout.completions
+                if row.used + row.needs(number, prompt, sizes[i]) <= length
+                and row.completions < layout.completions
             ]
             if not fitting or not layout.shared:
                 rows.append(_Row(length))
                 fitting = rows[-1:]
             # Next to its own prompt if possible: the prompt is then not computed again.
-            best = min(fitting, key=lambda row: (prompt not in row.texts, -row.used))
-            best.add(prompt, i, sizes[i])
+            best = min(fitting, key=lambda row: (number not in row.texts, -row.used))
+            best.add(number, prompt, i, sizes[i])
     return sorted(rows, key=lambda row: -row.used)
 
 
@@ -263,7 +282,11 @@ def _padded(part: list[_Row], layout: Layout) -> list[_Row]:
 
 
 def _micro_batch(
-    completions: Sequence[Completion], rows: Sequence[_Row], weights: Array, layout: Layout
+    completions: Sequence[Completion],
+    groups: Sequence[_Group],
+    rows: Sequence[_Row],
+    weights: Array,
+    layout: Layout,
 ) -> MicroBatch:
     B, T = len(rows), rows[0].length
     held = [i for row in rows for group in row.texts.values() for i in group]
@@ -290,7 +313,8 @@ def _micro_batch(
     n = k = 0
     for b, row in enumerate(rows):
         t = in_row = 0
-        for number, (prompt, group) in enumerate(row.texts.items()):
+        for number, (of_group, group) in enumerate(row.texts.items()):
+            prompt = groups[of_group].prompt
             end = t + len(prompt)
             batch.tokens[b, t:end] = prompt
             batch.positions[b, t:end] = np.arange(len(prompt))

@@ -306,8 +306,11 @@ def sampling_params(config: Config) -> SamplingParams:
 
 
 def warm_up(policy: Policy, config: Config) -> None:
-    """Decode a few tokens of a full batch: on CUDA this plans and compiles what the first leases need."""
-    if not on_cuda():
+    """Decode a few tokens of a full batch: on CUDA this plans and compiles what the first leases need.
+
+    Not for a model that is quantised for sampling, which happens when the learner has answered.
+    """
+    if not on_cuda() or config.rollout.quantize_for_rollouts:
         return
     rollout, params = config.rollout, sampling_params(config)
     completions = rollout.batch_groups * rollout.num_generations

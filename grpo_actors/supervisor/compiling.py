@@ -32,7 +32,7 @@ def compile_kernels(stage: Stage | None, status: StatusLine, gives_up: Callable[
     except OSError as error:
         failed.setdefault(str(error), []).append("all parts")
     status.show_preparation("")
-    if count:
+    if count and stage.is_done:  # else it was given up
         seconds = time.monotonic() - started_s
         status.print_line(
             f"compiled {count} kernels in {seconds:.0f} s, once for this GPU and these settings"

@@ -26,12 +26,6 @@ def find_plan(config: Config, machine: Machine) -> Plan | None:
     return plan_of(folder, config, machine) if isinstance(folder, Path) else None
 
 
-def worker_count(config: Config, machine: Machine) -> int:
-    """Return the most workers that the run starts."""
-    wanted = config.rollout.workers
-    return room_of(config, machine).workers if wanted == "auto" else wanted
-
-
 def plan_text(config: Config, machine: Machine) -> str:
     """Format the plan, one line per process and the total; a single line if it is not known."""
     plan, wanted = find_plan(config, machine), config.rollout.workers
@@ -48,7 +42,11 @@ def plan_text(config: Config, machine: Machine) -> str:
         if plan.evaluator is not None:
             lines.append(f"evaluator  {plan.evaluator}")
         lines.append(f"total      {gb(plan.total(count))} at most, of {_of(machine)}")
-        if warning := tight(plan, count, machine):
+        if not plan.is_whole:
+            lines.append(
+                "config.json does not tell the model's widths: no activations and KV caches are counted"
+            )
+        elif warning := tight(plan, count, machine):
             lines.append(warning)
     if wanted == "auto":
         lines.append(f"rollout workers: {room_of(config, machine)}")

@@ -7,7 +7,6 @@ Every number is an upper bound that follows from shapes. The factors of the acti
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 from grpo_actors.config import Config
 from grpo_actors.policy.architectures import Architecture
@@ -176,22 +175,23 @@ def _adapter(config: Config, tensors: Sequence[Tensor], layers: int) -> Trained:
     """Return the sizes of an adapter, which is always float32."""
     model = config.model
     first = 0 if model.lora_layers < 0 else layers - model.lora_layers
-    sizes = [0]
+    arrays: list[Tensor] = []
     for tensor in tensors:
         match = _IN_LAYER.search(tensor.name)
         if match is None or len(tensor.shape) < 2 or int(match[1]) < first:
             continue
         if not model.lora_keys or match[2] in model.lora_keys:
             *stack, rows, columns = tensor.shape
-            magnitudes = rows if model.fine_tune_type == "dora" else 0
-            sizes.append(prod(stack) * (model.lora_rank * (rows + columns) + magnitudes))
-    size, state = sum(sizes), _STATE_BYTES[config.learner.optimizer]
+            shapes = [(*stack, rows, model.lora_rank), (*stack, model.lora_rank, columns)]
+            shapes += [(*stack, rows)] if model.fine_tune_type == "dora" else []
+            arrays += [Tensor(tensor.name, shape) for shape in shapes]
+    size, state = sum(array.size for array in arrays), sum(_state_bytes(config, array) for array in arrays)
     reference = 4 if config.objective.kl_coeff else 0
     stored = reference if config.objective.reference_refresh_updates else 0
     return Trained(
         size=size,
-        largest=max(sizes),
+        largest=max((array.size for array in arrays), default=0),
         weights=4 * size,
-        training=size * (_GRADIENT_BYTES + state + reference),
-        snapshot=size * (4 + state + stored) + _NUMBERS_BYTES,
+        training=size * (_GRADIENT_BYTES + reference) + state,
+        snapshot=size * (4 + stored) + state + _NUMBERS_BYTES,
     )

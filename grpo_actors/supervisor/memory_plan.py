@@ -1,10 +1,9 @@
 """Bound the memory of each process of a run from the model's files and the settings, before anything is loaded.
 
 This is the one plan: `--dry-run` prints it, a run that it proves impossible is refused (`fit`), the processes are limited
-to it (`limits`), and `room` takes the number of workers from it.
+to it (`fit.limited`), and `room` takes the number of workers from it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,7 @@ from grpo_actors.config import Config
 from grpo_actors.policy.architectures import ARCHITECTURES, Architecture
 from grpo_actors.supervisor.learner_memory import activation_bytes, trained
 from grpo_actors.supervisor.machine import Machine
-from grpo_actors.supervisor.model_files import Widths, read_tensors
+from grpo_actors.supervisor.model_files import Widths, read_json, read_tensors, text_part
 from grpo_actors.supervisor.sampling_memory import (
     Batch,
     cache_bytes,
@@ -88,6 +87,8 @@ class Plan:
     worker: Need
     #: None without an evaluator.
     evaluator: Need | None
+    #: Whether activations and caches are counted: the model's config.json tells its widths.
+    is_whole: bool = True
 
     @property
     def others(self) -> list[Need]:
@@ -105,14 +106,14 @@ class Plan:
 
 def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
     """Bound the memory of a run of the model in `folder` on a machine."""
-    architecture = json.loads((folder / "config.json").read_text())
+    architecture = read_json((folder / "config.json").read_bytes(), folder / "config.json")
     tensors = read_tensors(folder, architecture.get("quantization", {}))
     widths, back_end = Widths.of(architecture), machine.back_end
     width = _float_bytes(config.model.dtype, architecture, machine)
     bits = config.model.base_bits
     rollout_bits = bits or (config.rollout.rollout_bits if config.rollout.quantize_for_rollouts else 0)
     base, sampling = (sum(tensor.bytes(width, each) for tensor in tensors) for each in (bits, rollout_bits))
-    parts = trained(config, tensors, architecture.get("num_hidden_layers", 0), width)
+    parts = trained(config, tensors, text_part(architecture).get("num_hidden_layers", 0), width)
     adapter = parts.weights if config.model.fine_tune_type != "full" else 0.0
     context, slack = (CUDA_CONTEXT_BYTES, CUDA_SLACK) if back_end == "cuda" else (0.0, 0.0)
     joined = joined_bytes(tensors, width, machine.device_bytes) if back_end == "cuda" else 0.0
@@ -157,6 +158,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         evaluator=sampler(base, 0.0 if bits else joined, evaluator_batch(config))
         if config.evaluator.eval_every_updates
         else None,
+        is_whole=bool(widths.layers),
     )
 
 

@@ -1,7 +1,7 @@
 """Read the sizes of a model from its files, without loading weights: its tensors, and its layers' widths."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Numbers of elements per token that a model computes. All are 0 if its config.json has other names for them."""
+    """Numbers of elements per token that a model computes. All are 0 if its config.json does not tell them."""
 
     layers: int = 0
     #: Of the residual stream, or of all heads together if that is more.
@@ -54,23 +54,43 @@ class Widths:
 
     @classmethod
     def of(cls, architecture: dict[str, Any]) -> "Widths":
-        """Read the widths from the content of a config.json."""
+        """Read the widths from the content of a config.json, or from its part about text."""
+        architecture = text_part(architecture)
         try:
             hidden, heads = architecture["hidden_size"], architecture["num_attention_heads"]
             size = architecture.get("head_dim") or hidden // heads
             intermediate = architecture.get("intermediate_size", 4 * hidden)
             if experts := architecture.get("num_experts_per_tok"):
                 intermediate = experts * architecture.get("moe_intermediate_size", intermediate)
-            return cls(
+            found = cls(
                 layers=architecture["num_hidden_layers"],
                 hidden=max(hidden, heads * size),
                 intermediate=intermediate,
                 heads=heads,
-                keys_values=2 * architecture.get("num_key_value_heads", heads) * size,
+                keys_values=2 * (architecture.get("num_key_value_heads") or heads) * size,
                 vocabulary=architecture.get("vocab_size", 0),
             )
-        except KeyError:
+        except (KeyError, TypeError):
             return cls()
+        # Some models have a list with a number for each layer.
+        return found if all(isinstance(number, int) for number in astuple(found)) else cls()
+
+
+def text_part(architecture: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a config.json that describes the language model; models with several parts nest it."""
+    nested = architecture.get("text_config")
+    return nested if isinstance(nested, dict) else architecture
+
+
+def read_json(data: bytes, path: Path) -> dict[str, Any]:
+    """Read an object from a model's file; raises ModelError if there is none."""
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise ModelError(f"model.model_name: {path} cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"model.model_name: {path} must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
 def read_tensors(folder: Path, quantization: dict[str, Any]) -> list[Tensor]:
@@ -90,7 +110,7 @@ def read_tensors(folder: Path, quantization: dict[str, Any]) -> list[Tensor]:
             size = int.from_bytes(file.read(8), "little")
             if size > path.stat().st_size:
                 raise ModelError(f"model.model_name: {path} is not a safetensors file, or is cut off")
-            header |= json.loads(file.read(size))
+            header |= read_json(file.read(size), path)
     header.pop("__metadata__", None)
     tensors = []
     for name, entry in header.items():
@@ -101,7 +121,7 @@ def read_tensors(folder: Path, quantization: dict[str, Any]) -> list[Tensor]:
             continue
         if packed and leaf == "weight":
             own = quantization.get(module)
-            bits = own["bits"] if isinstance(own, dict) else quantization["bits"]
+            bits = own["bits"] if isinstance(own, dict) else quantization.get("bits", 8)
             shape = (*shape[:-1], shape[-1] * 32 // bits)
         tensors.append(Tensor(name, shape, bits))
     return tensors

@@ -5,6 +5,7 @@ wanted (``run.cuda_mps``) and is not there yet, from the user or the system. A k
 ends it with the run. If it does not come up, the run goes on without it.
 """
 
+import contextlib
 import errno
 import os
 import select
@@ -39,11 +40,11 @@ def is_provided(default: Path = DEFAULT_FOLDER) -> bool:
     """Return whether the user or the system provides MPS: a folder is set, or a daemon answers in the default one."""
     if MPS_FOLDER in os.environ:
         return True
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
             probe.connect(os.fspath(default / "control"))
-        except OSError as error:
-            return error.errno == errno.EPROTOTYPE  # somebody listens, on a socket of another type
+    except OSError as error:
+        return error.errno == errno.EPROTOTYPE  # somebody listens, on a socket of another type
     return True
 
 
@@ -106,6 +107,9 @@ class Mps:
         try:
             self._keeper.wait(END_S)
         except subprocess.TimeoutExpired:
+            self._keeper.terminate()  # it ends the daemon first
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._keeper.wait(END_S)
             self._keeper.kill()
             self._keeper.wait()
         self._keeper.stdout.close()

@@ -28,8 +28,8 @@ SERVER_S = 2.0
 QUIT_S = 2
 #: Seconds that the control program has to answer. It may answer `quit` only when the clients have left.
 ANSWER_S = QUIT_S + 2.0
-#: Longest time in seconds from the end of standard input to that of the keeper: an answer that was awaited, and `end`.
-END_S = 2 * ANSWER_S + QUIT_S + 1.0
+#: Longest time in seconds from the end of standard input to that of the keeper: two answers that were awaited, and `end`.
+END_S = 3 * ANSWER_S + QUIT_S + 1.0
 #: Seconds between two looks.
 POLL_S = 0.02
 #: Longest path of the folder in bytes: the daemon adds names of up to 27, and the path of a Unix socket ends at 107.
@@ -87,11 +87,16 @@ class Daemon:
 
     @property
     def server_state(self) -> str:
-        """``INITIALIZING``, ``ACTIVE`` or ``FAULT``; empty without a server (not yet started, or ended by itself)."""
-        servers = (self._ask("get_server_list") or "").split()
+        """``INITIALIZING``, ``ACTIVE`` or ``FAULT``; empty without a server (not yet started, or ended by itself).
+
+        A daemon that does not answer in time counts as ``INITIALIZING``.
+        """
+        listed = self._ask("get_server_list")
+        servers = ["?"] if listed is None else listed.split()
         if not servers or not servers[0].isdigit():
-            return ""
-        return (self._ask(f"get_server_status {servers[0]}") or "").strip()
+            return "" if listed is not None else "INITIALIZING"
+        answer = self._ask(f"get_server_status {servers[0]}")
+        return "INITIALIZING" if answer is None else answer.strip()
 
     def end(self) -> None:
         """End the daemon and its server: in order if they answer, in any case within some seconds."""

@@ -51,7 +51,7 @@ DRAIN_NOTE_S = 30.0
 #: Seconds between two checks of the children.
 TICK_S = 0.1
 #: Longest wait of the evaluator for the first update, in seconds after the learner listens.
-FIRST_UPDATE_S = 10.0
+FIRST_UPDATE_S = 5.0
 
 
 @dataclass

@@ -73,7 +73,8 @@ class WorkerPool:
             count = wanted
             self._share = equal_share(self.machine, others + count)
         most = room.workers if wanted == "auto" else wanted
-        self._plan = find_plan(self.config, self.machine)
+        plan = find_plan(self.config, self.machine)
+        self._plan = plan if plan is not None and plan.is_whole else None  # else its limits would be too low
         if self._plan is not None:
             self._scale = scale(self._plan, most, self.machine)
             if warning := tight(self._plan, most, self.machine):

@@ -67,7 +67,8 @@ def test_updates_beside_an_evaluation_are_told_from_those_without():
         scored(0, at_s=29, seconds=4, accuracy=0.2),
         scored(2, at_s=35, seconds=2, accuracy=0.5),
     )
-    # Update 1 took from 22 to 31, the first evaluation from 25 to 29. Update 5 took from 33.5 to 35, update 4 from 33 to 34; update 6 from 35 to 36.
+    # Update 1 took from 22 to 31, the first evaluation from 25 to 29. Update 4 took from 33 to 34, update 5 from 33.5 to 35,
+    # update 6 from 35 to 36.
     assert [update.evaluating for update in done.updates] == pytest.approx([4 / 9, 0, 0, 1, 1, 0])
     assert rows["median while evaluating s"] == 1.25
     assert rows["median while not evaluating s"] == 1  # updates 2 and 6

@@ -1,5 +1,7 @@
 """The update on the embedded model, with groups made by hand: metrics and weights follow the formulas."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -240,3 +242,28 @@ def test_a_learner_made_anew_from_its_state_goes_on_bit_for_bit():
     for key in ("loss", "grad_norm", "reward_mean", "entropy"):
         assert metrics[0][key].hex() == metrics[1][key].hex()
     assert_same_weights(weights(straight), weights(resumed))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"kl_coeff": 0.1},
+        {"ratio": "recomputed"},
+        {"top_entropy_share": 0.5, "entropy_coeff": 0.01},
+        {"model": {"fine_tune_type": "lora", "lora_rank": 4, "lora_dropout": 0.5}},
+        {"model": {"fine_tune_type": "dora", "lora_rank": 4}},
+    ],
+    ids=str,
+)
+def test_warming_up_changes_no_update(settings):
+    def updated(*, warm):
+        grpo = learner(config(learning_rate=1e-2, **settings))
+        grpo.layout = replace(grpo.layout, fixed_row=64, longest=MAX_NEW)  # as on CUDA
+        if warm:
+            grpo.warm_up()
+        return grpo.update(groups_of(grpo.policy)), weights(grpo)
+
+    (metrics, cold), (warm_metrics, warm) = updated(warm=False), updated(warm=True)
+    assert_same_weights(warm, cold)
+    assert warm_metrics["grad_norm"] == metrics["grad_norm"] > 0

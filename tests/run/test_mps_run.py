@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from grpo_actors.supervisor.machine import Machine
 
 SETTINGS = {"workers": 1, "eval_every_updates": 0, "save_steps": 0}
 VARIABLE = "CUDA_MPS_PIPE_DIRECTORY"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="CUDA MPS is for Linux")
 
 
 def seemingly_on_cuda(run: Run, kind: str) -> StandIn:

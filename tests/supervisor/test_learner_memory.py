@@ -73,6 +73,8 @@ def test_an_update_of_the_largest_shape_stays_below_the_plan_and_near_it(setting
         ("optimizer=lion",),
         ("optimizer=muon",),
         ("optimizer=adafactor",),
+        ("fine_tune_type=lora", "optimizer=adafactor"),
+        ("fine_tune_type=dora", "optimizer=muon"),
         ("kl_coeff=0.1", "reference_refresh_updates=1"),
     ],
 )

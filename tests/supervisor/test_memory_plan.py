@@ -1,12 +1,17 @@
 """Test the memory plan, which is computed from the model's files only."""
 
+import json
+import shutil
+
 import mlx_lm.utils
 import pytest
 
 from grpo_actors.config import load_config
+from grpo_actors.errors import ModelError
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, plan_of
+from grpo_actors.supervisor.worker_pool import WorkerPool
 
 # Embedding 320·128; four layers of 4·128² attention, 3·128·256 MLP, 2·128 norms; one last norm.
 MATRICES_IN_LAYERS = 4 * (4 * 128**2 + 3 * 128 * 256)
@@ -127,3 +132,35 @@ def test_a_smaller_micro_batch_and_recomputation_need_less():
     whole = plan("batch_size=4").learner.at_times["activations"]
     assert plan("batch_size=1").learner.at_times["activations"] < whole / 2
     assert plan("batch_size=4", "gradient_checkpointing=true").learner.at_times["activations"] < whole
+
+
+def changed_model(tmp_path, change):
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    return folder
+
+
+def test_a_model_of_several_parts_is_planned_by_its_part_about_text(tmp_path):
+    nested = changed_model(tmp_path, lambda config: {"model_type": "gemma3", "text_config": config})
+    assert plan(folder=nested).worker.at_times == plan().worker.at_times
+    assert plan(folder=nested).is_whole
+
+
+@pytest.mark.parametrize("change", [lambda _: {"n_embd": 4}, lambda c: c | {"intermediate_size": [1, 2]}])
+def test_a_config_json_that_does_not_tell_the_widths_gives_a_plan_that_limits_nothing(tmp_path, change):
+    folder = changed_model(tmp_path, change)
+    assert not plan(folder=folder).is_whole
+    config = load_config(None, ["task=arithmetic", f"model_name={folder}"]).config
+    pool = WorkerPool(tmp_path, config, CUDA, "ipc://none")
+    assert pool.environment_of_learner["GRPO_ACTORS_MEMORY_LIMIT"] == "0"
+    assert pool.environment_of_learner["GRPO_ACTORS_CACHE_LIMIT"] == "0"
+
+
+@pytest.mark.parametrize("content", ["[1]", "{"])
+def test_a_config_json_that_is_none_is_one_error(tmp_path, content):
+    folder = changed_model(tmp_path, lambda config: config)
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        plan(folder=folder)

@@ -23,6 +23,8 @@ with Mps(starts=True) as mps:
     sys.stdin.read()
 """
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="CUDA MPS is for Linux")
+
 
 @pytest.fixture
 def stand_in(request, tmp_path_factory, monkeypatch) -> StandIn:

@@ -284,12 +284,12 @@ class Dispatcher:
     def _grant(self, now_s: float) -> None:
         """Grant the leases that may go out, to the worker with the fewest first, so that all share a small window.
 
-        The last run of leases that a worker may hold would only wait there until the worker is free. It is granted if no
-        other worker could begin it earlier.
+        The last run of leases that a worker may hold would only wait there until the worker is free. It is granted only
+        if no other worker asks for leases: another one may be free earlier.
         """
         willing = [peer for peer in self._roster if peer.may_hold_leases and peer.role not in self._dismissed]
         run = self._table.batch_groups
-        reserve = run if len(willing) > 1 else 0
+        reserve = run if sum(peer.credits > 0 for peer in willing) > 1 else 0
         while willing:
             peer = min(willing, key=lambda peer: self._table.held_by(peer.name))
             capacity = max(min(run, peer.credits), peer.credits - reserve)
