@@ -36,7 +36,7 @@ from grpo_actors.policy.plan import GROUP_SIZE
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoints import Checkpoint, as_json, seal
 from grpo_actors.rundir.folder import OPTIMIZER, REFERENCE, STATE, checkpoint_folder
-from grpo_actors.rundir.tensor_files import Reader, TensorFile, freeze, read_in_place, write_files
+from grpo_actors.rundir.tensor_files import Reader, TensorFile, freeze, write_files
 
 ADAPTER = "adapters.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -63,7 +63,7 @@ class FrozenCheckpoint:
         """Bytes of its arrays: memory that it holds as soon as training has replaced them."""
         return sum(file.bytes for file in self.tensors)
 
-    def write(self, run_dir: Path, read: Reader = read_in_place) -> Checkpoint:
+    def write(self, run_dir: Path, read: Reader) -> Checkpoint:
         """Write the checkpoint into the run folder; return it when it is durable.
 
         Raises:
@@ -114,13 +114,6 @@ def freeze_checkpoint(
     if reference is not None:
         tensors += freeze(REFERENCE, reference, shard_bytes)
     return FrozenCheckpoint(update, tensors, {**others, STATE: as_json({"update": update, **state})})
-
-
-def write_checkpoint(
-    run_dir: Path, update: int, policy: Policy, training: Training, state: Mapping[str, Any]
-) -> Checkpoint:
-    """Write checkpoint-`update` and wait for it; see `freeze_checkpoint` and `FrozenCheckpoint.write`."""
-    return freeze_checkpoint(update, policy, training, state).write(run_dir)
 
 
 def restore(checkpoint: Checkpoint, policy: Policy, training: Training) -> dict[str, mx.array] | None:

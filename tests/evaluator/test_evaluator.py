@@ -4,6 +4,7 @@ from dataclasses import asdict
 import mlx.core as mx
 import pytest
 from evaluated import config
+from written import write_checkpoint
 
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ConfigError, DataError
@@ -11,7 +12,6 @@ from grpo_actors.evaluator.following import RunEvaluator
 from grpo_actors.evaluator.score import answer_problems, evaluate, held_out
 from grpo_actors.policy.training import Training
 from grpo_actors.process import StopRequest
-from grpo_actors.rundir.checkpoint_weights import write_checkpoint
 from grpo_actors.rundir.checkpoints import find_checkpoints
 from grpo_actors.rundir.folder import EVALUATION_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task

@@ -5,13 +5,14 @@ import json
 import mlx.core as mx
 import mlx_lm
 import pytest
+from written import write_checkpoint
 
 from grpo_actors.config import LearnerConfig, ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.export.fusing import load_fused
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.training import Training
-from grpo_actors.rundir.checkpoint_weights import write_checkpoint, write_model
+from grpo_actors.rundir.checkpoint_weights import write_model
 
 IDS = mx.array([[2, 21, 22, 15, 23, 24, 1, 3]])
 

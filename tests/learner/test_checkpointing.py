@@ -1,7 +1,9 @@
 """Checkpoints written while training goes on: what they contain, when they count, and how an error surfaces."""
 
 import contextlib
+import threading
 import time
+from dataclasses import dataclass, field, fields
 
 import mlx.core as mx
 import pytest
@@ -10,8 +12,9 @@ from hand_made import assert_same_weights, config, groups_of, learner, weights
 from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.checkpointing import CheckpointWriter, has_room
-from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint
+from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint, freeze_checkpoint
 from grpo_actors.rundir.checkpoints import Snapshot, find_checkpoints, read_state, verify
+from grpo_actors.rundir.tensor_files import read_in_place
 from grpo_actors.schedule.lease import Cursor
 from grpo_actors.wire.messages import Evaluation
 
@@ -50,7 +53,7 @@ def test_a_frozen_checkpoint_keeps_its_moment_while_training_goes_on(tmp_path):
     frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {"run_id": "r", "skipped_steps": 0})
     for _ in range(2):
         grpo.update(groups)
-    frozen.write(tmp_path)
+    frozen.write(tmp_path, read_in_place)
 
     resumed = learner(settings)
     Archive(tmp_path, settings, "run").restore(resumed)
@@ -164,3 +167,33 @@ def test_training_waits_where_the_memory_has_no_room_for_the_arrays_twice(tmp_pa
         assert writer.start(freeze_checkpoint(2, grpo.policy, grpo.training, {})).done()
     assert [checkpoint.update for checkpoint in find_checkpoints(tmp_path)] == [1, 2]
     assert_same_weights(weights(grpo), dict(mx.load(str(tmp_path / "checkpoint-1" / "model.safetensors"))))
+
+
+@dataclass(frozen=True)
+class Slow(FrozenCheckpoint):
+    """Is written as soon as `may_go_on` is set."""
+
+    may_go_on: threading.Event = field(default_factory=threading.Event)
+
+    def write(self, run_dir, read):
+        assert self.may_go_on.wait(60)
+        return super().write(run_dir, read)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_training_goes_on_beside_a_checkpoint_for_which_the_plan_has_room(tmp_path, monkeypatch, fails):
+    grpo = learner(config())
+    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {})
+    slow = Slow(**{each.name: getattr(frozen, each.name) for each in fields(frozen)})
+    if fails:
+        (tmp_path / "checkpoint-1.tmp").write_text("in the way")
+    monkeypatch.setenv("GRPO_ACTORS_CHECKPOINT_ROOM", str(slow.bytes))
+    # The peak leaves no room: MLX computes as far ahead as its limit allows.
+    limit = mx.get_peak_memory()
+    with memory_limit(limit), contextlib.closing(CheckpointWriter(tmp_path)) as writer:
+        written = writer.start(slow)
+        assert not written.done()
+        assert mx.get_memory_limit() == limit + slow.bytes
+        slow.may_go_on.set()
+        assert (written.exception(60) is not None) == fails
+        assert mx.get_memory_limit() == limit

@@ -10,6 +10,7 @@ import pytest
 from architectures import random_policy
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.dora import DoRALinear
+from written import write_checkpoint
 
 from grpo_actors.config import Config, ModelConfig
 from grpo_actors.errors import ConfigError
@@ -23,7 +24,7 @@ from grpo_actors.policy.model import load_base, load_policy
 from grpo_actors.policy.quantization import quantize
 from grpo_actors.policy.training import Training
 from grpo_actors.policy.weights import freeze, pack, unpack
-from grpo_actors.rundir.checkpoint_weights import check_adapter, write_checkpoint
+from grpo_actors.rundir.checkpoint_weights import check_adapter
 
 PROMPT = [2, 21, 22, 15, 23, 24, 1, 3]
 TOKENS = mx.array([[*PROMPT, 9, 9]])

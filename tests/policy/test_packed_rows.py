@@ -96,6 +96,30 @@ def test_a_cache_that_does_not_keep_all_keys_and_values_is_not_packed(family):
     assert not packs_rows(random_policy(family).model)
 
 
+class LooksAtItsNeighbours(nn.Module):
+    """A model whose outputs also depend on the other tokens of a batch row, not by way of attention."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.layers = model.layers
+
+    def __call__(self, tokens, cache=None):
+        return self.model(tokens, cache=cache) * (1 + mx.cumsum(tokens, axis=1)[..., None] % 3)
+
+
+class NeedsOneOffset(LooksAtItsNeighbours):
+    """A model that reads the cache's offset as one number."""
+
+    def __call__(self, tokens, cache=None):
+        return self.model(tokens, cache=cache) + (0 if cache is None else int(cache[0].offset))
+
+
+@pytest.mark.parametrize("kind", [LooksAtItsNeighbours, NeedsOneOffset])
+def test_a_model_that_gives_other_results_in_packed_rows_is_not_packed(kind):
+    assert not packs_rows(kind(random_policy("llama").model))
+
+
 @pytest.mark.parametrize("family", ["gemma3_text", "mamba2"])
 def test_other_models_get_each_completion_after_its_own_prompt(family):
     # No token sees right padding, so a row gives the same log-probs as its tokens alone.

@@ -5,6 +5,7 @@ import mlx_lm
 import numpy as np
 import pytest
 from mlx_lm.generate import generate_step
+from written import write_checkpoint
 
 from grpo_actors.config import LearnerConfig, ModelConfig
 from grpo_actors.errors import ModelError
@@ -13,7 +14,7 @@ from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.training import Training
-from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint, load_weights, restore, write_checkpoint
+from grpo_actors.rundir.checkpoint_weights import load_weights, restore
 from grpo_actors.rundir.checkpoints import find_checkpoints, read_state, verify
 
 PROMPT = [2, 21, 22, 15, 23, 24, 1, 3]
@@ -172,7 +173,7 @@ def test_a_folder_without_weights_and_one_with_broken_ones_are_refused(tiny, run
 def test_only_a_resume_reads_the_training_state(tiny, run_dir):
     training = trained(tiny)
     reference = {name: array + 1 for name, array in tiny.trainable().items()}
-    checkpoint = freeze_checkpoint(3, tiny, training, {}, reference=reference).write(run_dir)
+    checkpoint = write_checkpoint(run_dir, 3, tiny, training, {}, reference=reference)
     for name in ("optimizer.safetensors", "reference.safetensors"):
         whole = (checkpoint.path / name).read_bytes()
         (checkpoint.path / name).write_bytes(whole[:-1])
@@ -185,7 +186,7 @@ def test_only_a_resume_reads_the_training_state(tiny, run_dir):
 def test_a_state_of_several_files_is_restored_whole(tiny, run_dir):
     training = trained(tiny)
     # 2.8 MB of weights and twice as much of moments, in files of 1 MiB.
-    checkpoint = freeze_checkpoint(3, tiny, training, {}, shard_bytes=1 << 20).write(run_dir)
+    checkpoint = write_checkpoint(run_dir, 3, tiny, training, {}, shard_bytes=1 << 20)
     assert len(list(checkpoint.path.glob("model-0*-of-00003.safetensors"))) == 3
     assert len(list(checkpoint.path.glob("optimizer-0*-of-00006.safetensors"))) == 6
     model, _ = mlx_lm.load(str(checkpoint.path))

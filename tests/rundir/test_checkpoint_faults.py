@@ -11,11 +11,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from written import write_checkpoint
 
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import RunError
 from grpo_actors.policy.training import Training
-from grpo_actors.rundir.checkpoint_weights import write_checkpoint
 from grpo_actors.rundir.checkpoints import find_checkpoints, newest_sound, read_state, verify
 from grpo_actors.rundir.folder import STATE
 

@@ -5,12 +5,12 @@ import shutil
 
 import mlx.core as mx
 import pytest
+from written import write_checkpoint
 
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.training import Training
-from grpo_actors.rundir.checkpoint_weights import write_checkpoint
 from grpo_actors.rundir.checkpoints import mark_best
 from grpo_actors.rundir.naming import open_policy, resolve, weights_digest
 

@@ -1,13 +1,13 @@
 import mlx.core as mx
 import pytest
 from evaluated import config
+from written import write_checkpoint
 
 from grpo_actors.config import Config, LearnerConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.evaluator.comparison.candidates import find_candidates, load_candidate, pick, settings_of
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.training import Training
-from grpo_actors.rundir.checkpoint_weights import write_checkpoint
 from grpo_actors.rundir.checkpoints import mark_best
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from written import write_checkpoint
 
 from grpo_actors.config import Config, LearnerConfig
 from grpo_actors.errors import ConfigError, DataError
@@ -15,7 +16,6 @@ from grpo_actors.evaluator.comparison.files import chosen_file
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.training import Training
 from grpo_actors.process import StopRequest
-from grpo_actors.rundir.checkpoint_weights import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
