@@ -22,13 +22,13 @@ from grpo_actors import __version__
 from grpo_actors.backend import KERNELS
 from grpo_actors.bench.job_report import Interrupt, Job, report
 from grpo_actors.bench.launched import Launched
-from grpo_actors.bench.watching import Watch, nvidia_smi
+from grpo_actors.bench.watching import Watch
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError
 from grpo_actors.kernels.files import kernels_in
 from grpo_actors.rundir.checkpoints import checkpoint_at
 from grpo_actors.rundir.folder import checkpoint_folder
-from grpo_actors.supervisor.machine import Machine
+from grpo_actors.supervisor.machine import Machine, nvidia_smi
 
 #: Lines of launch.py's output that are shown if it failed.
 SHOWN_LINES = 20

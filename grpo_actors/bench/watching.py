@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from grpo_actors.supervisor.machine import nvidia_smi
+
 #: Seconds between two samples.
 PERIOD_S = 1.0
 #: Seconds after which a listing is given up; the sample then lacks it.
@@ -140,13 +142,6 @@ def _actor(command: Sequence[str]) -> str | None:
     if "--name" in command[:-1]:
         return command[command.index("--name") + 1]
     return module.removeprefix(_PACKAGE)
-
-
-def nvidia_smi(query: str) -> list[list[str]]:
-    """Return the lines of one query on the GPU that MLX uses, cut into cells; none if nvidia-smi fails."""
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
-    lines = _lines(["nvidia-smi", f"--id={gpu}", query, "--format=csv,noheader,nounits"])
-    return [[cell.strip() for cell in line.split(",")] for line in lines]
 
 
 def _numbers(rows: Sequence[Sequence[str]]) -> list[list[int]]:

@@ -72,9 +72,7 @@ class MicroBatch:
     input of a completion predicts one target, and a prompt predicts nothing.
     """
 
-    tokens: (
-        Array  # [B, T] int32, the inputs: prompts without their last tokens, and completions without theirs
-    )
+    tokens: Array  # [B, T] int32, the inputs: prompts and completions without their last tokens
     positions: Array  # [B, T] int32, of each token in its own text
     prompt_of: Array  # [B, T] int32, number of the token's prompt in its row; −1: padding
     completion_of: Array  # [B, T] int32, number of the token's completion in its row, from 1; 0: a prompt

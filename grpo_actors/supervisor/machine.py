@@ -114,10 +114,19 @@ def _is_installed(distribution: str) -> bool:
 
 def cuda_bytes() -> int | None:
     """Return the memory of the first visible GPU, which is the one MLX uses; None if nvidia-smi does not report it."""
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
-    command = ["nvidia-smi", f"--id={device}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    rows = nvidia_smi("--query-gpu=memory.total")
+    try:
+        return int(rows[0][0]) * 2**20  # nvidia-smi prints MiB
+    except (ValueError, IndexError):
+        return None
+
+
+def nvidia_smi(query: str) -> list[list[str]]:
+    """Return the lines of one query on the GPU that MLX uses, cut into cells; none if nvidia-smi fails."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
+    command = ["nvidia-smi", f"--id={gpu}", query, "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_NVIDIA_SMI_S)
-        return int(done.stdout.split()[0]) * 2**20  # nvidia-smi prints MiB
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]

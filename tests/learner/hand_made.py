@@ -11,6 +11,8 @@ from grpo_actors.learner.grpo import Grpo
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_policy
+from grpo_actors.rundir.checkpoints import Snapshot
+from grpo_actors.schedule.lease import Cursor
 from grpo_actors.tasks.task import Problem
 
 QUESTIONS = ["What is 12 + 34?", "7", "Tom has 21 apples and buys 3 bags of 14. How many has he?", "5 + 5?"]
@@ -101,3 +103,19 @@ def changed(groups, group, index, **changes):
     completions[index] = replace(completions[index], **changes)
     result[group] = replace(result[group], completions=completions)
     return result
+
+
+class RecordList:
+    """Keeps records in memory; each record's fields follow its topic."""
+
+    def __init__(self):
+        self.records = []
+
+    def record(self, topic, **fields):
+        self.records.append((topic, fields))
+
+    def snapshot(self):
+        return Snapshot(Cursor(), len(self.records))
+
+    def updates(self, topic):
+        return [fields["update"] for name, fields in self.records if name == topic]

@@ -4,24 +4,9 @@ import uuid
 
 import numpy as np
 import pytest
-from hand_made import assert_same_weights, config, groups_of, learner
+from hand_made import RecordList, assert_same_weights, config, groups_of, learner
 
 from grpo_actors.learner.archive import Archive
-from grpo_actors.rundir.checkpoints import Snapshot
-from grpo_actors.schedule.lease import Cursor
-
-
-class RecordList:
-    """Keeps records in memory."""
-
-    def __init__(self):
-        self.records = []
-
-    def record(self, topic, **fields):
-        self.records.append((topic, fields))
-
-    def snapshot(self):
-        return Snapshot(Cursor(), len(self.records))
 
 
 def save(archive, grpo):

@@ -7,32 +7,15 @@ from dataclasses import dataclass, field, fields
 
 import mlx.core as mx
 import pytest
-from hand_made import assert_same_weights, config, groups_of, learner, weights
+from hand_made import RecordList, assert_same_weights, config, groups_of, learner, weights
 
 from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.checkpointing import CheckpointWriter, has_room
 from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint, freeze_checkpoint
-from grpo_actors.rundir.checkpoints import Snapshot, find_checkpoints, read_state, verify
+from grpo_actors.rundir.checkpoints import find_checkpoints, read_state, verify
 from grpo_actors.rundir.tensor_files import read_in_place
-from grpo_actors.schedule.lease import Cursor
 from grpo_actors.wire.messages import Evaluation
-
-
-class RecordList:
-    """Keeps records in memory; each record's fields follow its topic."""
-
-    def __init__(self):
-        self.records = []
-
-    def record(self, topic, **fields):
-        self.records.append((topic, fields))
-
-    def snapshot(self):
-        return Snapshot(Cursor(), len(self.records))
-
-    def updates(self, topic):
-        return [fields["update"] for name, fields in self.records if name == topic]
 
 
 @pytest.fixture
