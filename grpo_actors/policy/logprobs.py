@@ -2,6 +2,9 @@
 
 The head (hidden state -> vocabulary) runs only where a completion token is predicted, not on the prompt. The
 distribution is the one that the rollout sampled from: logits divided by the temperature.
+
+On a GPU the head runs part by part, and again in the backward pass: logits are the largest arrays of an update, and
+computing them twice costs little. A CPU keeps them, because there the exponentials are expensive and memory is not.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,13 +15,28 @@ from mlx import nn
 
 from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.device import on_cuda
+from grpo_actors.policy.gpu_rows import HEAD_ROWS
 from grpo_actors.policy.mean_logit import mean_logits
 from grpo_actors.policy.packed_rows import packed_outputs
+from grpo_actors.policy.recomputation import recomputed
 
 #: Tokens [N, T], and a cache -> hidden states [N, T, H].
 Body = Callable[..., mx.array]
-#: Hidden states [.., H] -> logits [.., V].
-Head = Callable[[mx.array], mx.array]
+
+
+class Head:
+    """The last product of a model: hidden states [.., H] -> logits [.., V]."""
+
+    def __init__(self, module: Any, *, tied: bool) -> None:
+        """Take the module that has the weights; `tied`: it is the embedding."""
+        #: The module that has the weights.
+        self.module = module
+        self._tied = tied
+
+    def __call__(self, hidden: mx.array) -> mx.array:
+        """Return the logits of hidden states."""
+        logits: mx.array = self.module.as_linear(hidden) if self._tied else self.module(hidden)
+        return logits
 
 
 def micro_batch_logprobs(
@@ -53,9 +71,33 @@ def target_logprobs(
 ) -> tuple[mx.array, mx.array]:
     """Compute the log-probs and entropies [N, C] of a micro-batch from its `predicting_outputs`."""
     _, head = split_head(model) or (model, None)
-    logits = outputs if head is None else head(outputs)
-    logprobs, entropies = _logprobs(logits, batch["targets"], temperature)
+    if head is None:
+        logprobs, entropies = _logprobs(outputs, batch["targets"], temperature)
+    elif mx.default_device().type == mx.DeviceType.gpu:
+        logprobs, entropies = logprobs_by_parts(head, outputs, batch["targets"], temperature)
+    else:
+        logprobs, entropies = _logprobs(head(outputs), batch["targets"], temperature)
     return logprobs[batch["target_at"]], entropies[batch["target_at"]]
+
+
+def logprobs_by_parts(
+    head: Head, hidden: mx.array, targets: mx.array, temperature: float, rows: int = HEAD_ROWS
+) -> tuple[mx.array, mx.array]:
+    """Compute log-probs and entropies [K] of hidden states [K, H] and targets [K], `rows` of them at a time.
+
+    Each part's logits are freed at once, and computed again for the gradient.
+    """
+
+    def part(module: Any, hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+        del module  # the head's
+        return _logprobs(head(hidden), targets, temperature)
+
+    bounds = list(range(rows, len(targets), rows))
+    parts = [
+        recomputed(part)(head.module, *inputs)
+        for inputs in zip(mx.split(hidden, bounds), mx.split(targets, bounds), strict=True)
+    ]
+    return mx.concatenate([one for one, _ in parts]), mx.concatenate([one for _, one in parts])
 
 
 def completion_logprobs(
@@ -130,5 +172,5 @@ def split_head(model: nn.Module) -> tuple[Body, Head] | None:
         return None
     body: Any = model["model"]
     if "lm_head" in model:
-        return body, model["lm_head"]
-    return body, body["embed_tokens"].as_linear
+        return body, Head(model["lm_head"], tied=False)
+    return body, Head(body["embed_tokens"], tied=True)

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.policy.architectures import ARCHITECTURES
-from grpo_actors.policy.logprobs import completion_logprobs
+from grpo_actors.policy.logprobs import completion_logprobs, logprobs_by_parts, split_head
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.recomputation import recomputed_blocks, recomputed_gates
 
@@ -43,6 +43,28 @@ def test_recomputed_blocks_give_the_same_gradient(family):
     forward = type(model.layers[0]).__call__
     assert_recomputing_changes_no_gradient(model)
     assert type(model.layers[0]).__call__ is forward, "sampling runs the plain block again"
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_a_head_that_runs_by_parts_gives_the_same_values_and_gradient(family, rows):
+    model = random_policy(family).model
+    tokens, targets = mx.array([[1, 2, 3, 4, 5, 6, 7]]), mx.array([2, 3, 4, 5, 6, 7, 8])
+
+    def results(rows):
+        def value(model):
+            body, head = split_head(model)
+            logprobs, entropies = logprobs_by_parts(head, body(tokens)[0], targets, 0.7, rows)
+            return logprobs.sum() + 0.1 * entropies.sum(), (logprobs, entropies)
+
+        (_, (logprobs, entropies)), gradients = nn.value_and_grad(model, value)(model)
+        arrays = {name: np.array(array) for name, array in tree_flatten(gradients)}
+        return arrays | {"logprobs": np.array(logprobs), "entropies": np.array(entropies)}
+
+    whole = results(len(targets))
+    for name, array in results(rows).items():
+        np.testing.assert_allclose(array, whole[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert np.abs(whole["model.embed_tokens.weight"]).max() > 1e-3
 
 
 @pytest.mark.gpu
