@@ -222,8 +222,11 @@ class Grpo:
         return frozen
 
     def _logprobs(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
-        temperature = self.config.rollout.temperature
-        return micro_batch_logprobs(model, arrays, temperature, packed=self.layout.shared)
+        return micro_batch_logprobs(
+            *(model, arrays, self.config.rollout.temperature),
+            packed=self.layout.shared,
+            entropies_train=self.objective.entropy_coeff != 0,
+        )
 
     def _refresh_reference(self) -> None:
         """Every N updates, set reference ← α · policy + (1 − α) · reference. TR-DPO, 2404.09656."""
