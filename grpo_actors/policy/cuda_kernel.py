@@ -61,7 +61,15 @@ Constant = tuple[str, Value]
 class CudaKernel:
     """One kernel: the names of its arrays, and its body."""
 
-    def __init__(self, name: str, inputs: Sequence[str], outputs: Sequence[str], body: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        body: str,
+        *,
+        all_registers: bool = False,
+    ) -> None:
         """Describe a kernel; nothing is compiled yet.
 
         Args:
@@ -69,8 +77,10 @@ class CudaKernel:
             inputs: The input arrays. The body may read the sizes of ``x`` as ``x_shape``.
             outputs: The output arrays.
             body: CUDA C++ without headers. Numbers of 16 bits are structs that convert to float, and explicitly from it.
+            all_registers: Whether a block may take all registers of a multiprocessor, to read further ahead.
         """
         self._name, self._inputs, self._outputs, self._body = name, inputs, outputs, body
+        self._all_registers = all_registers
         self._shaped = [f"{input_}_shape" in body for input_ in inputs]
         self._compiled: dict[tuple[Any, ...], tuple[str, bytes]] = {}
 
@@ -97,13 +107,15 @@ class CudaKernel:
         Raises:
             OSError: The kernel cannot be compiled.
         """
+        threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
         key = (
+            threads,
             *(array.dtype for array in inputs),
             *(array.ndim for array in inputs),
             *(*output_dtypes, *template),
         )
         if key not in self._compiled:
-            self._compiled[key] = self._compile(inputs, output_dtypes, template)
+            self._compiled[key] = self._compile(inputs, output_dtypes, template, threads)
         symbol, code = self._compiled[key]
         return mx.fast.precompiled_cuda_kernel(
             name=symbol,
@@ -122,10 +134,16 @@ class CudaKernel:
         )
 
     def _compile(
-        self, inputs: Sequence[mx.array], output_dtypes: Sequence[mx.Dtype], template: Sequence[Constant]
+        self,
+        inputs: Sequence[mx.array],
+        output_dtypes: Sequence[mx.Dtype],
+        template: Sequence[Constant],
+        threads: int,
     ) -> tuple[str, bytes]:
-        """Return the kernel's symbol and its machine code."""
+        """Return the kernel's symbol and its machine code, for blocks of so many threads."""
         source = self._source(inputs, output_dtypes, template)
+        if self._all_registers:
+            source = source.replace("KERNEL(", f"__launch_bounds__({threads}, 1) KERNEL(")
         # MLX knows a kernel by its symbol alone, in memory and on disk.
         digest = hashlib.sha256(f"{_architecture()}\n{source}".encode()).hexdigest()
         symbol = f"{self._name}_{digest[:16]}"
@@ -156,16 +174,29 @@ class CudaKernel:
         ]
         declarations = [
             *(f"const int {name}[] = {{{', '.join(names)}}};" for name, names in sizes.items()),
-            *(_constant(name, value) for name, value in template),
+            *(_declared(name, value) for name, value in template),
         ]
         signature = f'extern "C" __global__ void KERNEL({", ".join(parameters)}) {{'
         return "\n".join((_HALF_TYPES, signature, *declarations, self._body, "}"))
 
 
 @lru_cache(maxsize=16)
-def cuda_kernel(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], body: str) -> CudaKernel:
+def cuda_kernel(
+    name: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    body: str,
+    *,
+    all_registers: bool = False,
+) -> CudaKernel:
     """Return the one `CudaKernel` with these arguments, so that it is compiled once in a process."""
-    return CudaKernel(name, inputs, outputs, body)
+    return CudaKernel(name, inputs, outputs, body, all_registers=all_registers)
+
+
+@lru_cache(maxsize=512, typed=True)
+def constant(value: float) -> mx.array:
+    """Return an array [1] of the type of `value`; cached, because a step needs many."""
+    return mx.array([value])
 
 
 @lru_cache(maxsize=1)
@@ -188,7 +219,7 @@ def _keep(path: Path, symbol: str, source: str, code: bytes) -> None:
     draft.replace(path)
 
 
-def _constant(name: str, value: Value) -> str:
+def _declared(name: str, value: Value) -> str:
     if isinstance(value, mx.Dtype):
         return f"using {name} = {_TYPES[value]};"
     return f"constexpr {'bool' if isinstance(value, bool) else 'int'} {name} = {int(value)};"

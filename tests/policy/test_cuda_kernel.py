@@ -11,8 +11,9 @@ import pytest
 
 from grpo_actors.backend import KERNELS
 from grpo_actors.policy.cuda_kernel import cuda_kernel
+from grpo_actors.policy.device import on_cuda
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not on_cuda(), reason="needs CUDA")]
 
 _COPY = """
     const int i = blockIdx.x * blockDim.x + threadIdx.x;

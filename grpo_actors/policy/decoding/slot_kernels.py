@@ -6,12 +6,10 @@ that is their input; `slots` explains why this is safe. Their results must agree
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import mlx.core as mx
 
-from grpo_actors.policy.cuda_kernel import cuda_kernel
+from grpo_actors.policy.cuda_kernel import constant, cuda_kernel
 
 #: Warps per block: as many threads as the largest head has elements.
 WARPS = 8
@@ -237,11 +235,11 @@ def _attend(
     (out,) = cuda_kernel("slot_attention", _ATTEND_INPUTS, ("out",), _ATTEND)(
         inputs=[
             *new,
-            *(past.cache, _constant(past.layer), past.lengths),
-            _constant(heads.scale),
-            _constant(0.0) if rotation is None else rotation,
+            *(past.cache, constant(past.layer), past.lengths),
+            constant(heads.scale),
+            constant(0.0) if rotation is None else rotation,
             *(norms or new[:2]),
-            _constant(heads.eps),
+            constant(heads.eps),
         ],
         template=[
             *(("T", dtype), ("D", heads.size), ("HQ", heads.queries), ("HK", heads.keys)),
@@ -283,9 +281,3 @@ def place_prompts(
         output_dtypes=[mx.uint8],
     )
     return done
-
-
-@lru_cache(maxsize=512, typed=True)
-def _constant(value: float) -> Any:
-    """Return an array [1] of the type of `value`; cached, because a step needs many."""
-    return mx.array([value])
