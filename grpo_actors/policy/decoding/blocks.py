@@ -22,7 +22,7 @@ from mlx_lm.models.activations import swiglu
 
 from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.copies import may_copy
-from grpo_actors.policy.decoding.products import fits, gated_rows, product
+from grpo_actors.policy.decoding.products import arranged, fits, gated_rows, product, tiled, untiled
 from grpo_actors.policy.decoding.slot_kernels import Heads, Past, attend_joined
 from grpo_actors.policy.device import memory_bytes
 
@@ -49,7 +49,7 @@ class Blocks:
         """Return the model's weights, joined where the step needs it; joined weights are copies of the present ones."""
         body = model.model
         head = model.get("lm_head", body.embed_tokens)
-        layer_arrays = _normed_layer_arrays if self._own_products else _layer_arrays
+        layer_arrays = _own_layer_arrays if self._own_products else _layer_arrays
         return {
             "embedding": body.embed_tokens.weight,
             "layers": [layer_arrays(layer) for layer in model.layers],
@@ -76,23 +76,30 @@ class Blocks:
         """
         x = arrays["embedding"][tokens]
         rotation = self._rotation(lengths)
+        own = self._own_products
+        x = tiled(x) if own else x
         for i, layer in enumerate(arrays["layers"]):
-            past = Past(cache, i, lengths)
             attended = partial(
-                attend, past=past, heads=self._heads, rotation=rotation, norms=layer.get("head_norms")
+                attend,
+                past=Past(cache, i, lengths),
+                heads=self._heads,
+                rotation=rotation,
+                norms=layer.get("head_norms"),
+                tiles=own,
             )
-            x = (self._own_layer if self._own_products else self._layer)(x, layer, attended)
+            x = (self._own_layer if own else self._layer)(x, layer, attended)
+        x = untiled(x, tokens.size) if own else x
         return _product(self._normed(x, arrays["norm"]), arrays["head"])
 
     def _own_layer(self, x: mx.array, layer: Arrays, attended: Callable[[mx.array], mx.array]) -> mx.array:
-        """Compute a layer [R, H] in five kernels; `attended` maps its joined product to what the heads return."""
-        joined = product(x, **layer["queries_keys_values"], norm_eps=self._eps)
+        """Compute a layer of tiled rows [R, H] in five kernels; `attended` maps the joined product to the heads' results."""
+        joined = product(x, **layer["queries_keys_values"], norm_eps=self._eps, tiles=False)
         x = product(attended(joined), **layer["out"], plus=x)
         gated = product(x, **layer["gate_up"], norm_eps=self._eps, gated=True)
         return product(gated, **layer["down"], plus=x)
 
     def _layer(self, x: mx.array, layer: Arrays, attended: Callable[[mx.array], mx.array]) -> mx.array:
-        """Compute the same in eight kernels."""
+        """Compute the same of rows [R, H] in eight kernels."""
         joined = _product(self._normed(x, layer["attention_norm"]), layer["queries_keys_values"])
         x = _product(attended(joined), layer["out"], plus=x)
         gate_up = _product(self._normed(x, layer["mlp_norm"]), layer["gate_up"])
@@ -116,7 +123,7 @@ class Blocks:
 
 
 def blocks_of(model: Any) -> Blocks | None:
-    """Return the model's blocks; None for other architectures, or if the model is too large to copy its weights."""
+    """Return the model's blocks; None for other architectures, or if the model is too large to copy its layers' weights."""
     if not architecture_of(model).plain_blocks or not all(_is_plain(layer) for layer in model.layers):
         return None
     embedding = model.model.embed_tokens
@@ -125,21 +132,21 @@ def blocks_of(model: Any) -> Blocks | None:
         return None
     if len({array.dtype for _, array in tree_flatten(model.parameters())}) > 1:  # the kernels support one
         return None
-    copied = sum(linear.weight.nbytes for layer in model.layers for linear in _joined_linears(layer))
+    copied = sum(linear.weight.nbytes for layer in model.layers for linear in _linears(layer))
     return Blocks(model) if may_copy(copied, memory_bytes()) else None
 
 
 def _is_plain(layer: Any) -> bool:
     """Return whether a layer has unpacked weights without adapters, and rotates element i of a head with i + D/2."""
-    rest = (layer.self_attn.o_proj, layer.mlp.down_proj)
     return not getattr(layer.self_attn.rope, "traditional", False) and all(
-        type(linear) is nn.Linear for linear in (*_joined_linears(layer), *rest)
+        type(linear) is nn.Linear for linear in _linears(layer)
     )
 
 
-def _joined_linears(layer: Any) -> tuple[nn.Linear, ...]:
+def _linears(layer: Any) -> tuple[nn.Linear, ...]:
     attention, mlp = layer.self_attn, layer.mlp
-    return (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
+    heads = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    return (*heads, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
 
 def _fits(layer: Any) -> bool:
@@ -154,27 +161,27 @@ def _fits(layer: Any) -> bool:
     return all(fits(*shape, attention.q_proj.weight.dtype) for shape in shapes)
 
 
-def _normed_layer_arrays(layer: Any) -> Arrays:
+def _own_layer_arrays(layer: Any) -> Arrays:
     """Return a layer's weights for `products`: the norms' weights are parts of the products after them."""
     attention, mlp = layer.self_attn, layer.mlp
+    gate_up = {name: gated_rows(mlp.gate_proj[name], mlp.up_proj[name]) for name in _names(mlp.gate_proj)}
     return _head_norms(attention) | {
-        "queries_keys_values": _after_norm(
-            layer.input_layernorm, _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        "queries_keys_values": _arranged(
+            _joined(attention.q_proj, attention.k_proj, attention.v_proj), layer.input_layernorm
         ),
-        "out": _joined(attention.o_proj),
-        "gate_up": _after_norm(
-            layer.post_attention_layernorm,
-            {name: gated_rows(mlp.gate_proj[name], mlp.up_proj[name]) for name in _names(mlp.gate_proj)},
-        ),
-        "down": _joined(mlp.down_proj),
+        "out": _arranged(_joined(attention.o_proj)),
+        "gate_up": _arranged(gate_up, layer.post_attention_layernorm),
+        "down": _arranged(_joined(mlp.down_proj)),
     }
 
 
-def _after_norm(norm: Any, linear: Arrays) -> Arrays:
+def _arranged(linear: Arrays, norm: Any = None) -> Arrays:
     weight = linear["weight"]
-    return linear | {
-        "weight": (weight.astype(mx.float32) * norm.weight.astype(mx.float32)).astype(weight.dtype)
-    }
+    if norm is not None:
+        scaled = weight.astype(mx.float32) * norm.weight.astype(mx.float32)
+        weight = scaled.astype(weight.dtype)
+    # Contiguous, or every step would copy it.
+    return linear | {"weight": mx.contiguous(arranged(weight))}
 
 
 def _head_norms(attention: Any) -> Arrays:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from grpo_actors.policy.cuda_kernel import constant, cuda_kernel
+from grpo_actors.policy.decoding.products import TILE, TILED_PLACE
 
 #: Warps per block: as many threads as the largest head has elements.
 WARPS = 8
@@ -26,7 +27,9 @@ HEAD_SIZES = (32, 64, 96, 128, 256)
 # lanes. A warp reads several columns at a time; each part of it keeps a running softmax over its own columns for each
 # query. The first threads join them. The row's new column is read from the step's own arrays, so that no block waits
 # for the one that writes it.
-_ATTEND = """
+_ATTEND = (
+    TILED_PLACE
+    + """
     constexpr int LANES = D <= 32 ? 4 : D <= 64 ? 8 : D <= 128 ? 16 : 32;
     constexpr int PARTS = W * 32 / LANES, HALF = D / 2, AHEAD = 2;
     constexpr unsigned ALL = 0xffffffffu;
@@ -133,11 +136,14 @@ _ATTEND = """
           whole += share * totals[p];
           result += share * sums[p][threadIdx.x];
         }
-        out[(row * HQ + head + g) * D + threadIdx.x] = static_cast<T>(result / whole);
+        const int column = (head + g) * D + threadIdx.x;
+        const long to = TILED ? tiled_place(row, column / 8, HQ * D) * 8 + column % 8 : (long)row * HQ * D + column;
+        out[to] = static_cast<T>(result / whole);
       }
       __syncthreads();
     }
 """
+)
 _ATTEND_INPUTS = ("q", "k", "v", "cache", "layer", "length", "scale", "rotation", "q_norm", "k_norm", "eps")
 
 # Eight elements per thread: the columns of a prompt are contiguous in both arrays.
@@ -205,20 +211,23 @@ def attend_joined(
     heads: Heads,
     rotation: mx.array,
     norms: tuple[mx.array, mx.array] | None = None,
+    *,
+    tiles: bool = False,
 ) -> mx.array:
     """Compute `attend_rows` on the output of one joined product, and normalise and rotate the heads too.
 
     Args:
-        joined: [R, (Hq + 2 H) × D]: queries, keys and values, neither normalised nor rotated.
+        joined: [R, (Hq + 2 H) × D] or more rows: queries, keys and values, neither normalised nor rotated.
         past: The rows' past; CHANGES.
         heads: The division of `joined`.
         rotation: [R, D] float32: cosines of the row's D/2 angles, then their sines. Element i rotates with i + D/2.
         norms: Weights [D] of the RMS norms of queries and of keys; None without norms.
+        tiles: Whether the result is tiled, for a `products.product`.
 
     Returns:
-        [R, Hq × D].
+        [R, Hq × D]; if tiled, R is rounded up to a multiple of 16.
     """
-    return _attend((joined,) * 3, past, heads, rotation, norms)
+    return _attend((joined,) * 3, past, heads, rotation, norms, tiles=tiles)
 
 
 def _attend(
@@ -227,6 +236,8 @@ def _attend(
     heads: Heads,
     rotation: mx.array | None = None,
     norms: tuple[mx.array, mx.array] | None = None,
+    *,
+    tiles: bool = False,
 ) -> mx.array:
     rows, dtype = past.lengths.size, past.cache.dtype
     shared_by = heads.queries // heads.keys
@@ -244,11 +255,11 @@ def _attend(
         template=[
             *(("T", dtype), ("D", heads.size), ("HQ", heads.queries), ("HK", heads.keys)),
             *(("W", WARPS), ("G", together)),
-            *(("JOINED", rotation is not None), ("NORMED", norms is not None)),
+            *(("JOINED", rotation is not None), ("NORMED", norms is not None), ("TILED", tiles)),
         ],
         grid=(32 * WARPS * heads.queries // together, rows, 1),
         threadgroup=(32 * WARPS, 1, 1),
-        output_shapes=[(rows, heads.queries * heads.size)],
+        output_shapes=[(rows + (-rows % TILE if tiles else 0), heads.queries * heads.size)],
         output_dtypes=[dtype],
     )
     return out

@@ -87,7 +87,7 @@ def test_a_model_whose_joined_weights_would_take_too_much_memory_is_not_supporte
     copied = sum(
         array.nbytes
         for layer in Blocks(model).arrays(model)["layers"]
-        for name in ("queries_keys_values", "gate_up")
+        for name in ("queries_keys_values", "out", "gate_up", "down")
         for array in layer[name].values()
     )
     monkeypatch.setattr(copies, "MEMORY_PARTS", memory_bytes() / copied)
