@@ -154,11 +154,13 @@ def _fits(layer: Any) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
     size = attention.q_proj.weight.shape[1]
     joined = sum(len(linear.weight) for linear in (attention.q_proj, attention.k_proj, attention.v_proj))
-    shapes = [(joined, size), (2 * len(mlp.up_proj.weight), size)]
+    shapes = [(joined, size)]
     shapes += [
         (linear.weight.shape[0], linear.weight.shape[1]) for linear in (attention.o_proj, mlp.down_proj)
     ]
-    return all(fits(*shape, attention.q_proj.weight.dtype) for shape in shapes)
+    dtype = attention.q_proj.weight.dtype
+    gates_fit = fits(2 * len(mlp.up_proj.weight), size, dtype, gated=True)
+    return gates_fit and all(fits(*shape, dtype) for shape in shapes)
 
 
 def _own_layer_arrays(layer: Any) -> Arrays:

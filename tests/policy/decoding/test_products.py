@@ -16,8 +16,10 @@ EPS = 1e-6
 def test_rows_of_whole_pieces_and_whole_blocks_of_columns_fit():
     assert fits(1152, 896, mx.bfloat16)
     assert fits(32, 32, mx.float16)
-    assert not fits(48, 32, mx.bfloat16)
-    assert not fits(64, 48, mx.bfloat16)
+    assert fits(9728, 896, mx.bfloat16, gated=True)
+    assert not fits(48, 32, mx.bfloat16)  # columns by 32
+    assert not fits(32, 32, mx.bfloat16, gated=True)  # by 64
+    assert not fits(64, 48, mx.bfloat16)  # numbers by 32
     assert not fits(64, 64, mx.float32)
 
 
