@@ -150,7 +150,7 @@ class Archive:
     # --- during -----------------------------------------------------------------------------------
 
     def prepare(self, grpo: Grpo) -> None:
-        """Let the memory for checkpoints be reserved in the background, before the first one needs it."""
+        """Make what all checkpoints share, and start to reserve memory for them, before the first one has to wait for it."""
         refreshes = bool(self._config.objective.reference_refresh_updates)
         self._writer.prepare(_freeze(grpo, {}, with_reference=refreshes or grpo.reference_refreshed))
 
