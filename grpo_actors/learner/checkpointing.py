@@ -41,7 +41,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._host_memory: Future[snapshot.HostMemory | None] | None = None
         self._under_way: list[Future[Written]] = []
-        #: Whether MLX's memory holds the arrays twice; None before the first checkpoint.
+        #: Whether training goes on beside arrays that are read in place; None before the first checkpoint.
         self._has_room: bool | None = None
         #: MLX's memory limit next to no checkpoint.
         self._limit = mx.get_memory_limit()
@@ -60,7 +60,10 @@ class CheckpointWriter:
             frozen = replace(frozen, tensors=host_memory.copy(frozen.tensors))
             in_background = True
         else:
-            in_background = self._reserve is None and self._fits_twice(frozen.bytes)
+            if self._has_room is None:
+                # Decided once, when the peak is that of updates alone: later it includes a checkpoint.
+                self._has_room = self._reserve is None and has_room(frozen.bytes)
+            in_background = self._has_room
         if in_background:
             mx.set_memory_limit(self._limit + granted_room())
         written = self._thread.submit(self._write, frozen)
@@ -75,12 +78,6 @@ class CheckpointWriter:
         if self._host_memory is not None and (host_memory := self._host_memory.result()) is not None:
             host_memory.close()
         self._host_memory = None
-
-    def _fits_twice(self, size: int) -> bool:
-        if self._has_room is None:
-            # Decided once, when the peak is that of updates alone: later it includes a checkpoint.
-            self._has_room = has_room(size)
-        return self._has_room
 
     def _write(self, frozen: FrozenCheckpoint) -> Written:
         started_s = time.monotonic()

@@ -7,15 +7,14 @@ place.
 """
 
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
 
 import mlx.core as mx
 
 from grpo_actors.host_memory import available_bytes
-from grpo_actors.policy.pinned import pin
+from grpo_actors.policy.pinned import Pinned, pin
 from grpo_actors.rundir.tensor_files import TensorFile
 
 #: The most of the host's available memory that is pinned, as a share: the files that are written fill its cache, too.
@@ -26,20 +25,10 @@ _ALIGNMENT = 16
 _ADVICE = ("MADV_HUGEPAGE", "MADV_DONTFORK")
 
 
-class Pin(Protocol):
-    """Pinned memory, as `policy.pinned.Pinned` provides it."""
-
-    def store(self, arrays: Mapping[int, mx.array]) -> Sequence[mx.array]:
-        """Copy arrays to their offsets when the result is evaluated."""
-
-    def close(self) -> None:
-        """Unpin the memory."""
-
-
 class HostMemory:
     """Pinned memory that holds one checkpoint at a time."""
 
-    def __init__(self, memory: memoryview, pinned: Pin) -> None:
+    def __init__(self, memory: memoryview, pinned: Pinned) -> None:
         self._memory = memory
         self._pinned = pinned
 
@@ -74,7 +63,7 @@ class HostMemory:
 
 def reserve(
     size: int,
-    pin: Callable[[memoryview], Pin | None] = pin,
+    pin: Callable[[memoryview], Pinned | None] = pin,
     available_bytes: Callable[[], int] = available_bytes,
 ) -> HostMemory | None:
     """Pin `size` bytes, which takes seconds for gigabytes; None if the host or the driver has not as many to give."""
