@@ -29,6 +29,7 @@ def train(run: Run) -> int:
     """
     grpo, source, history = run.grpo, run.source, run.history
     reason = "all updates done"
+    history.archive.prepare(grpo)  # while the first batch is sampled
     while grpo.version < grpo.total_updates and history.ended_by is None:
         started_s = time.monotonic()
         groups = source.next_batch()

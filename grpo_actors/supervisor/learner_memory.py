@@ -101,7 +101,7 @@ class Trained:
     weights: float
     #: Bytes of float32 weights, gradients, the optimizer's state and the reference.
     training: float
-    #: Bytes that a checkpoint copies before it writes them in the background.
+    #: Bytes of the arrays in a checkpoint, which exist twice until it is written.
     snapshot: float
 
 
