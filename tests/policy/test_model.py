@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.identity import identify
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy, resolve_dtype
 
@@ -188,3 +189,13 @@ def test_another_fine_tune_of_the_same_model_has_another_identity(tiny):
     other = load("tiny", dtype="float32")
     other.load_trainable({name: array * 1.001 for name, array in other.trainable().items()})
     assert "weights" in (tiny.identity.mismatch(other.identity) or "")
+
+
+def test_the_vocabulary_is_part_of_the_identity_and_the_order_in_which_it_is_listed_is_not(tiny):
+    def digest(vocabulary):
+        return identify("name", "llama", tiny.model, vocabulary).tokenizer
+
+    given = digest({"a": 0, "b": 1, "c": 3})
+    assert digest({"c": 3, "a": 0, "b": 1}) == given
+    others = ({"b": 0, "a": 1, "c": 3}, {"a": 0, "b": 1, "c": 2}, {"a": 0, "bc": 3})
+    assert given not in map(digest, others)
