@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 
@@ -40,6 +41,7 @@ def edit(path, **changes):
         (lambda f: (f / "config.json").unlink(), "config.json not found"),
         (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
         (lambda f: (f / "config.json").write_text("{"), "cannot be loaded"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be loaded"),
         (lambda f: edit(f / "config.json", model_type="nonsense"), "nonsense"),
         (lambda f: edit(f / "config.json", hidden_size=64), "cannot be loaded"),
         (lambda f: edit(f / "config.json", num_hidden_layers=3), "cannot be loaded"),
@@ -176,6 +178,22 @@ def test_a_template_without_system_turns_raises_an_error_that_names_the_setting(
     tiny.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(ModelError, match=r"System role not supported.*system_prompt"):
         tiny.encode_chat([{"role": "system", "content": "s"}, {"role": "user", "content": "1"}])
+
+
+def test_a_tokenizer_that_may_come_later_is_the_same_and_reports_its_error_at_its_first_use(tiny, folder):
+    later = load_policy(ModelConfig(model_name=str(folder)), seed=0, tokenizer_later=True)
+    assert later.identity.mismatch(tiny.identity) is None
+    assert later.stop_tokens == tiny.stop_tokens
+    (folder / "tokenizer.json").write_text("{")
+    later = load_policy(ModelConfig(model_name=str(folder)), seed=0, tokenizer_later=True)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=f"{folder.name}.*cannot be loaded"):
+            later.encode_chat([])
+
+
+def test_garbage_is_collected_again_after_a_tokenizer_was_read(tiny):
+    assert tiny.tokenizer
+    assert gc.isenabled()
 
 
 # --- identity -------------------------------------------------------------------------------------
