@@ -37,7 +37,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, setting
         RunError: the learner refused the worker, or could not be reached for `patience_s`.
     """
     # These imports take seconds, so they come after the signal handlers are in place.
-    from grpo_actors.config import Config, read_config  # noqa: PLC0415
+    from grpo_actors.config import Config  # noqa: PLC0415
     from grpo_actors.policy.pinned import pin  # noqa: PLC0415
     from grpo_actors.rollout.episodes import open_episodes  # noqa: PLC0415
     from grpo_actors.rollout.joining import load_welcome_policy, preload_policy  # noqa: PLC0415
@@ -51,9 +51,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, setting
     from grpo_actors.wire.messages import Bye, encode  # noqa: PLC0415
 
     bound_memory()
-    preloaded = preload_policy(settings) if settings else None
-    if settings and preloaded:
-        warm_up(preloaded, read_config(settings))
+    preloaded = preload_policy(settings, warm_up) if settings else None
     with zmq_context() as context, contextlib.closing(ControlClient(context, endpoint, name)) as control:
         welcome = handshake(control, "rollout", stop, patience_s)
         if welcome is None:
