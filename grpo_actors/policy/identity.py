@@ -42,7 +42,7 @@ def identify(name: str, architecture: str, model: nn.Module, vocabulary: Mapping
     """Return the identity of the base model in `model`; an adapter on it makes no difference."""
     base = sorted(_base_parameters(model), key=lambda item: item[0])
     heads = [_head(array) for _, array in base]
-    mx.eval(heads)  # all at once: on CUDA, waiting for each of hundreds takes half a second
+    mx.eval(heads)  # all at once, instead of a wait for each of hundreds
     weights = xxhash.xxh3_64()
     for (key, array), head in zip(base, heads, strict=True):
         weights.update(f"{key}{array.shape}".encode())
