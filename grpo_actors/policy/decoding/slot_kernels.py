@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from grpo_actors.policy.cuda_kernel import constant, cuda_kernel
+from grpo_actors.policy.cuda_kernel import Constant, constant, cuda_kernel
+from grpo_actors.policy.decoding import tensor_attention
 from grpo_actors.policy.decoding.products import TILE, TILED_PLACE
 
 #: Warps per block: as many threads as the largest head has elements.
@@ -27,9 +28,7 @@ HEAD_SIZES = (32, 64, 96, 128, 256)
 # lanes. A warp reads several columns at a time; each part of it keeps a running softmax over its own columns for each
 # query. The first threads join them. The row's new column is read from the step's own arrays, so that no block waits
 # for the one that writes it.
-_ATTEND = (
-    TILED_PLACE
-    + """
+_ATTEND = """
     constexpr int LANES = D <= 32 ? 4 : D <= 64 ? 8 : D <= 128 ? 16 : 32;
     constexpr int PARTS = W * 32 / LANES, HALF = D / 2, AHEAD = 2;
     constexpr unsigned ALL = 0xffffffffu;
@@ -143,7 +142,6 @@ _ATTEND = (
       __syncthreads();
     }
 """
-)
 _ATTEND_INPUTS = ("q", "k", "v", "cache", "layer", "length", "scale", "rotation", "q_norm", "k_norm", "eps")
 
 # Eight elements per thread: the columns of a prompt are contiguous in both arrays.
@@ -241,9 +239,24 @@ def _attend(
 ) -> mx.array:
     rows, dtype = past.lengths.size, past.cache.dtype
     shared_by = heads.queries // heads.keys
-    together = shared_by if rows * heads.keys >= ENOUGH_BLOCKS and shared_by <= MOST_TOGETHER else 1
+    constants: list[Constant] = [
+        *(("T", dtype), ("D", heads.size), ("HQ", heads.queries), ("HK", heads.keys)),
+        *(("JOINED", rotation is not None), ("NORMED", norms is not None), ("TILED", tiles)),
+    ]
+    if tensor_attention.fits(heads.size, dtype):
+        together = max(n for n in range(1, tensor_attention.MOST_QUERIES + 1) if shared_by % n == 0)
+        kernel = cuda_kernel(
+            "tensor_attention", _ATTEND_INPUTS, ("out",), TILED_PLACE + tensor_attention.ATTEND
+        )
+        warps = tensor_attention.WARPS
+        constants.append(("BRAIN", dtype == mx.bfloat16))
+    else:
+        is_many = rows * heads.keys >= ENOUGH_BLOCKS and shared_by <= MOST_TOGETHER
+        together = shared_by if is_many else 1
+        kernel = cuda_kernel("slot_attention", _ATTEND_INPUTS, ("out",), TILED_PLACE + _ATTEND)
+        warps = WARPS
     out: mx.array
-    (out,) = cuda_kernel("slot_attention", _ATTEND_INPUTS, ("out",), _ATTEND)(
+    (out,) = kernel(
         inputs=[
             *new,
             *(past.cache, constant(past.layer), past.lengths),
@@ -252,13 +265,9 @@ def _attend(
             *(norms or new[:2]),
             constant(heads.eps),
         ],
-        template=[
-            *(("T", dtype), ("D", heads.size), ("HQ", heads.queries), ("HK", heads.keys)),
-            *(("W", WARPS), ("G", together)),
-            *(("JOINED", rotation is not None), ("NORMED", norms is not None), ("TILED", tiles)),
-        ],
-        grid=(32 * WARPS * heads.queries // together, rows, 1),
-        threadgroup=(32 * WARPS, 1, 1),
+        template=[*constants, ("W", warps), ("G", together)],
+        grid=(32 * warps * heads.queries // together, rows, 1),
+        threadgroup=(32 * warps, 1, 1),
         output_shapes=[(rows + (-rows % TILE if tiles else 0), heads.queries * heads.size)],
         output_dtypes=[dtype],
     )
