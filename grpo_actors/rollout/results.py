@@ -43,6 +43,7 @@ def score_group(
     return Group(
         lease=lease.lease,
         attempt=lease.attempt,
+        token=lease.token,
         completions=completions,
         sampling_s=sampling_s,
         scoring_s=time.monotonic() - started_s,

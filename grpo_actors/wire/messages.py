@@ -27,7 +27,7 @@ from grpo_actors.wire.spans import check_spans
 # Re-exported, so that the users of the wire format import one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 MAX_COMPLETIONS = 4096
 
@@ -39,6 +39,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, le=3e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
+#: Fencing token of a grant.
+Token = Annotated[int, Field(ge=0, lt=2**64)]
 #: int32 values, little-endian.
 Ints = Annotated[bytes, Field(max_length=MAX_ARRAY_BYTES)]
 #: float32 values, little-endian.
@@ -109,6 +111,8 @@ class Group(Message):
     kind: Literal["group"] = "group"
     lease: Count
     attempt: Annotated[int, Field(ge=1, le=2**53)]
+    #: That of the lease.
+    token: Token
     completions: Annotated[list[Completion], Field(min_length=1, max_length=MAX_COMPLETIONS), FailFast()]
     #: Seconds of sampling and of scoring: this group's share of its batch.
     sampling_s: NotNegative
@@ -195,8 +199,10 @@ class Lease(Message):
 
     #: Position in the order of problems; identifies the lease permanently.
     lease: Count
-    #: Fencing token: the learner refuses a result of an older attempt.
+    #: Counts the grants of the lease: the learner refuses a result of an older attempt.
     attempt: Count
+    #: Random; the group returns it, which proves that its sender was granted the lease.
+    token: Token
     #: Sample with this version or a newer one.
     min_version: Count
     problem_id: Text

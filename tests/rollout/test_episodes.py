@@ -25,6 +25,7 @@ def lease_of(policy, **columns):
     fields = {
         "lease": 3,
         "attempt": 1,
+        "token": 7,
         "min_version": 0,
         "problem_id": "p3",
         "seeds": SEEDS,

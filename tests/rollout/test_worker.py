@@ -76,7 +76,8 @@ class HandLearner:
     def grant(self, *leases: int, attempt: int = 1, min_version: int = 0) -> None:
         granted = []
         for lease in leases:
-            base = {"lease": lease, "attempt": attempt, "min_version": min_version, "problem_id": f"p{lease}"}
+            base = {"lease": lease, "attempt": attempt, "token": 10 * lease + attempt}
+            base |= {"min_version": min_version, "problem_id": f"p{lease}"}
             prompt = {"prompt": wire.ints([2, 21, 22, 3]), "messages": [], "answer": "1", "columns": "{}"}
             seeds = {"seeds": [2 * lease, 2 * lease + 1]}
             granted.append(wire.Lease.model_validate(base | prompt | seeds))
@@ -186,7 +187,7 @@ def test_a_lease_that_is_granted_again_comes_back_once_under_its_new_attempt(lea
     learner.grant(0, attempt=2)
     learner.turns(TURNS)
     [group] = learner.groups()
-    assert (group.lease, group.attempt) == (0, 2)
+    assert (group.lease, group.attempt, group.token) == (0, 2, 2)
     assert learner.last_beat().holding == [0]
 
 

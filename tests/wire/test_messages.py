@@ -41,6 +41,7 @@ def group(**changes: Any) -> dict[str, Any]:
         "kind": "group",
         "lease": 5,
         "attempt": 1,
+        "token": 2**64 - 1,
         "completions": [completion(), completion(finished=False)],
         "sampling_s": 1.5,
         "scoring_s": 0.0,
@@ -52,6 +53,7 @@ def group(**changes: Any) -> dict[str, Any]:
 LEASE = {
     "lease": 5,
     "attempt": 2,
+    "token": 2**64 - 1,
     "min_version": 3,
     "problem_id": "gsm8k/17",
     "prompt": wire.ints([10, 11]),
@@ -171,6 +173,7 @@ def test_every_field_refuses_a_value_of_another_type(adapter, example):
         {"lease": True},
         {"lease": 1.0},
         {"attempt": 0},
+        {"token": -1},
         {"sampling_s": float("nan")},
         {"sampling_s": float("inf")},
         {"sampling_s": -0.1},

@@ -78,6 +78,7 @@ class Supply:
         return Lease(
             lease=granted.lease,
             attempt=granted.attempt,
+            token=granted.token,
             min_version=granted.min_version,
             problem_id=problem.id,
             prompt=ints(self.prompt(granted.lease)),

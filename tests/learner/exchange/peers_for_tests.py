@@ -121,7 +121,8 @@ def completion(seed: int, version: int, **changes: Any) -> dict[str, Any]:
 
 
 def group(lease: wire.Lease, version: int = 0, completions: Any = None, **changes: Any) -> wire.Group:
-    fields = {"lease": lease.lease, "attempt": lease.attempt, "sampling_s": 0.1, "scoring_s": 0.1}
+    grant = {"lease": lease.lease, "attempt": lease.attempt, "token": lease.token}
+    fields = grant | {"sampling_s": 0.1, "scoring_s": 0.1}
     sampled = [completion(seed, version) for seed in lease.seeds] if completions is None else completions
     return wire.Group.model_validate(fields | {"completions": sampled} | changes)
 
