@@ -71,7 +71,10 @@ class Hello(Message):
 
 
 class Completion(Message):
-    """One sampled completion of one or several turns. It includes the stop token of each turn, with its log-prob."""
+    """One sampled completion of one or several turns. It includes the stop token of each turn, with its log-prob.
+
+    Its text is not sent: it is what the tokens decode to.
+    """
 
     #: Token ids, int32 [T], T >= 1.
     tokens: Ints
@@ -81,13 +84,9 @@ class Completion(Message):
     versions: Ints
     #: False if the completion was cut at ``max_new_tokens``.
     finished: bool
-    #: All tokens as text.
-    text: Text
     #: Bounds of the environment spans (`wire.spans`), int32 [2 S]; the log-probs of their tokens mean nothing. Empty if
     #: the completion has one turn, all of it sampled.
     inserted: Ints = b""
-    #: Text that was sampled in the last turn; None if there is only one turn.
-    last_turn: Text | None = None
     #: Reward function -> unweighted value; None if there is no valid reward.
     rewards: Annotated[dict[Name, float | None], Field(max_length=64)]
 
@@ -97,7 +96,8 @@ class Completion(Message):
             raise ValueError(f"tokens must hold at least one int32, got {len(self.tokens)} bytes")
         if not len(self.tokens) == len(self.logprobs) == len(self.versions):
             raise ValueError("tokens, logprobs and versions must have the same length")
-        if not all(map(math.isfinite, memoryview(self.logprobs).cast("f"))):
+        # Float32 values cannot overflow this sum: it is finite if and only if all of them are.
+        if not math.isfinite(sum(memoryview(self.logprobs).cast("f"))):
             raise ValueError("logprobs must be finite")
         if len(self.inserted) % 8:
             raise ValueError(f"inserted must hold pairs of int32, got {len(self.inserted)} bytes")

@@ -15,6 +15,7 @@ def deliver(
     oldest_version: int,
     group: G,
     filter_result: FilterResult = NOT_FILTERED,
+    *,
     worker: str = "w",
 ) -> Verdict:
     made = claim(granted, oldest_version, worker)

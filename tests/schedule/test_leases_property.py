@@ -80,7 +80,7 @@ class Run(RuleBasedStateMachine):
 
     def accept(self, worker: str, grant: Granted, version: int) -> bool:
         result = self.filter_result(grant.lease, version)
-        return deliver(self.table, grant, version, (grant.lease, version), result, worker).new
+        return deliver(self.table, grant, version, (grant.lease, version), result, worker=worker).new
 
     # --- workers ---
 

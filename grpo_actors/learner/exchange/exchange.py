@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from grpo_actors.errors import TrainingError
 from grpo_actors.learner.exchange.dispatcher import TICK_S, Dispatcher
 from grpo_actors.learner.exchange.peers import BEAT_S, LOST_S
+from grpo_actors.learner.exchange.sampling_rules import SamplingRules
 from grpo_actors.learner.exchange.selection import Selection
 from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.learner.groups import SampledGroup
@@ -30,7 +31,7 @@ from grpo_actors.transport.weights import WeightsServer
 from grpo_actors.wire import fetching
 from grpo_actors.wire.messages import Evaluation, Manifest, Welcome
 
-__all__ = ["BEAT_S", "LOST_S", "Exchange", "Selection", "Supply"]
+__all__ = ["BEAT_S", "LOST_S", "Exchange", "SamplingRules", "Selection", "Supply"]
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from grpo_actors.learner.exchange.exchange import Exchange
+from grpo_actors.learner.exchange.exchange import Exchange, SamplingRules
 from grpo_actors.learner.exchange.selection import Selection
 from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.observe.sinks import Journal
@@ -25,6 +25,15 @@ CHUNK = 1000
 PROBLEMS = [
     Problem(f"p{i}", ({"role": "user", "content": f"problem {i}"},), f"{i}", {"n": i}) for i in range(20)
 ]
+
+RULES = SamplingRules(
+    vocabulary=100,
+    max_new_tokens=4,
+    max_turns=2,
+    stop_tokens=frozenset({1}),
+    ends=lambda turn: turn[-1] == 1,
+    rewards=frozenset({"correct"}),
+)
 
 
 class Clock:
@@ -108,13 +117,17 @@ class Peer:
         return ack
 
 
+def tokens_of(seed: int) -> bytes:
+    """Return two tokens, of which only the second ends a completion."""
+    return wire.ints([2 + seed % 98, 1])
+
+
 def completion(seed: int, version: int, **changes: Any) -> dict[str, Any]:
     fields = {
-        "tokens": wire.ints([seed % 100, 1]),
+        "tokens": tokens_of(seed),
         "logprobs": wire.floats([-0.5, -0.25]),
         "versions": wire.ints([version, version]),
         "finished": True,
-        "text": "x",
         "rewards": {"correct": 1.0},
     }
     return fields | changes
@@ -142,9 +155,7 @@ class Run:
             order=ProblemOrder(len(of_supply["problems"]), 3, shuffle=False),
             seed=3,
             num_generations=2,
-            max_new_tokens=4,
-            vocab_size=100,
-            rewards=frozenset({"correct"}),
+            rules=RULES,
             encode_chat=lambda messages: [ord(letter) % 100 for letter in messages[-1]["content"]],
             **of_supply,
         )
