@@ -8,7 +8,15 @@ from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive
-from grpo_actors.learner.exchange.exchange import BEAT_S, LOST_S, Exchange, SamplingRules, Selection, Supply
+from grpo_actors.learner.exchange.exchange import (
+    BEAT_S,
+    LOST_S,
+    Exchange,
+    Quarantine,
+    SamplingRules,
+    Selection,
+    Supply,
+)
 from grpo_actors.learner.group_filter import group_filter
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
@@ -54,6 +62,7 @@ def build_exchange(
         ),
         supply=supply,
         selection=build_selection(config, task, supply, grpo.policy, archive.success_rates),
+        quarantine=Quarantine(config.health.max_logprob_gap),
         welcome=welcome,
         # A worker sends no beat while a reward function runs, so the limit allows for a slow one.
         lost_s=max(LOST_S, config.reward.reward_timeout_s + 10 * BEAT_S),

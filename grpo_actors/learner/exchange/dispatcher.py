@@ -6,6 +6,7 @@ Other modules decide; this one carries their decisions to the sockets and into t
     peers        who takes part
     supply       what a group must look like
     selection    which groups count
+    quarantine   whose log-probs cannot be trusted
     standstill   why no group arrives
 
 A group on its way in: `_receive` decodes it, `_handle_group` judges it, `_accept_group` puts it into the lease
@@ -27,6 +28,7 @@ from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.schedule.lease import Claim, Verdict
 from grpo_actors.schedule.leases import LeaseTable
+from grpo_actors.schedule.quarantine import Gap, Quarantine
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.weights import WeightsServer
 from grpo_actors.wire import messages as wire
@@ -49,6 +51,7 @@ class Dispatcher:
         table: LeaseTable[SampledGroup],
         supply: Supply,
         selection: Selection,
+        quarantine: Quarantine,
         welcome: wire.Welcome,
         lost_s: float,
         clock: Callable[[], float],
@@ -61,6 +64,9 @@ class Dispatcher:
         self._table.skips = selection.skips
         self._supply = supply
         self._selection = selection
+        self._quarantine = quarantine
+        #: Name and text of the alarm that the last update raised; None: it raised none.
+        self.alarm: str | None = None
         self._welcome = welcome
         self._clock = clock
         self._roster = Roster(welcome.run_id, lost_s)
@@ -75,13 +81,23 @@ class Dispatcher:
 
     # --- the learner's requests -------------------------------------------------------------------
 
-    def consume(self, leases: Sequence[int]) -> None:
-        """Consume these leases: their groups produced the next version, which may be published a while later."""
-        if leases:
-            alarm = self._selection.settle(self._table.consume(leases))
-            if alarm is not None:
-                self.record("alarm", {"name": "no signal", "text": alarm, "update": self._table.version})
-            self._batch_taken = False
+    def consume(self, leases: Sequence[int], gaps: Mapping[int, Sequence[Gap]]) -> None:
+        """Consume these leases: their groups produced the next version, which may be published a while later.
+
+        A worker that is quarantined for its `gaps` loses its leases before another batch is taken.
+        """
+        if not leases:
+            return
+        measured = [
+            (self._table.worker_of(lease), gap) for lease, of_lease in gaps.items() for gap in of_lease
+        ]
+        self.alarm = None
+        alarm = self._selection.settle(self._table.consume(leases))
+        if alarm is not None:
+            self._raise_alarm("no signal", alarm)
+        for session, reason in self._quarantine.judge(measured).items():
+            self._isolate(session, reason)
+        self._batch_taken = False
 
     def publish(self, manifest: wire.Manifest, data: memoryview) -> None:
         """Serve this version to the workers, and announce it."""
@@ -254,7 +270,7 @@ class Dispatcher:
         self._table.reconcile(peer.session, beat.holding, now_s)
         if peer.role in self._dismissed:
             self._send(peer.identity, wire.Bye(reason=self._dismissed[peer.role]))
-        elif peer.may_hold_leases and self._published >= 0:
+        elif peer.role == "rollout" and self._published >= 0:
             self._send(peer.identity, wire.Announcement(version=self._published))
 
     def _handle_group(self, peer: Peer, message: wire.Group) -> None:
@@ -291,6 +307,21 @@ class Dispatcher:
         )
         self._send(peer.identity, ack)
 
+    def _isolate(self, session: str, reason: str) -> None:
+        """Quarantine a worker: it gets no more leases, and its groups that have not trained are sampled again."""
+        peer = self._roster.of_session(session)
+        # The worker in this process samples with the learner's own policy.
+        if peer is None or peer.in_this_process:
+            return
+        self._table.distrust(session)
+        peer.quarantine = reason
+        self._raise_alarm("worker quarantined", f"{peer.name} gets no more leases: {reason}; start it again")
+        self.record("worker", peer.describe())
+
+    def _raise_alarm(self, name: str, text: str) -> None:
+        self.record("alarm", {"name": name, "text": text, "update": self._table.version})
+        self.alarm = self.alarm or f"{name}: {text}"
+
     # --- losses -----------------------------------------------------------------------------------
 
     def _mark_lost(self, peer: Peer, why: str) -> None:
@@ -310,7 +341,8 @@ class Dispatcher:
         waits = (
             not self._batch_taken and "rollout" not in self._dismissed and self._table.next_batch() is None
         )
-        text = self._standstill.explain(now_s, waits=waits, shut_out={})
+        shut_out = {peer.name: f"quarantined, {peer.quarantine}" for peer in self._roster if peer.quarantine}
+        text = self._standstill.explain(now_s, waits=waits, shut_out=shut_out)
         if text is not None:
             self.record("log", {"level": "warning", "text": text})
 

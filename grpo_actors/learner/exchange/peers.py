@@ -45,6 +45,8 @@ class Peer:
     last_seen_s: float
     probed_s: float = 0.0
     state: str = "joined"
+    #: Why it gets no leases until it says Hello again; "": it gets some.
+    quarantine: str = ""
     has_beaten: bool = False
     credits: int = 0
     version: int = -1
@@ -66,8 +68,8 @@ class Peer:
 
     @property
     def may_hold_leases(self) -> bool:
-        """Whether it is a worker that is not lost."""
-        return self.role == "rollout" and self.state != "lost"
+        """Whether it is a worker that is neither lost nor quarantined."""
+        return self.role == "rollout" and self.state != "lost" and not self.quarantine
 
     def record_beat(self, beat: Beat, now_s: float) -> None:
         """Update the peer from a beat."""
@@ -87,10 +89,12 @@ class Peer:
 
     def describe(self) -> dict[str, Any]:
         """Return the fields of a `worker` record."""
+        shut_out = self.quarantine and self.state not in ("left", "lost")
         return {
             "worker": self.name,
             "role": self.role,
-            "state": self.state,
+            "state": "quarantined" if shut_out else self.state,
+            "why": self.quarantine if shut_out else None,
             "groups": self.groups,
             "tokens_per_s": round(self.tokens_per_s, 1),
             "version": self.version,
@@ -133,6 +137,10 @@ class Roster:
     def get(self, identity: bytes) -> Peer | None:
         """Return the peer that said Hello with this identity; None if there is none."""
         return self._peers.get(identity)
+
+    def of_session(self, session: str) -> Peer | None:
+        """Return the peer of a session; None if it left or was replaced."""
+        return next((peer for peer in self if peer.session == session), None)
 
     def refusal(self, identity: bytes, hello: Hello) -> str | None:
         """Return why this Hello is refused, as text for the user who started the peer; None: accept it."""

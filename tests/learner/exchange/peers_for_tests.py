@@ -9,12 +9,13 @@ from typing import Any
 
 import xxhash
 
-from grpo_actors.learner.exchange.exchange import Exchange, SamplingRules
+from grpo_actors.learner.exchange.exchange import Exchange, Quarantine, SamplingRules
 from grpo_actors.learner.exchange.selection import Selection
 from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
+from grpo_actors.schedule.quarantine import Gap
 from grpo_actors.tasks.task import Problem
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import Context, Endpoints
@@ -167,12 +168,19 @@ class Run:
             table=self.table,
             supply=self.supply,
             selection=Selection(self.supply.problem),
+            quarantine=Quarantine(max_gap=0.1),
             welcome=welcome,
             open_journal=lambda publisher: Journal(folder, publish=publisher.publish),
             clock=self.clock,
         )
 
-    def publish(self, version: int, consumed: Sequence[int] = (), size: int = 2500) -> bytes:
+    def publish(
+        self,
+        version: int,
+        consumed: Sequence[int] = (),
+        size: int = 2500,
+        gaps: dict[int, list[Gap]] | None = None,
+    ) -> bytes:
         data = bytes((version + at) % 256 for at in range(size))
         manifest = wire.Manifest(
             version=version,
@@ -181,7 +189,7 @@ class Run:
             chunk_bytes=CHUNK,
             tensors=[wire.TensorEntry(name="w", dtype="uint8", shape=[size], offset=0)],
         )
-        self.exchange.consume(consumed)
+        self.exchange.consume(consumed, gaps or {})
         self.exchange.publish(manifest, memoryview(data))
         return data
 

@@ -5,6 +5,7 @@ from peers_for_tests import DEADLINE_S, completion, group, wait_until
 
 from grpo_actors.learner.exchange.peers import MAX_OFFENCES
 from grpo_actors.learner.exchange.standstill import MAX_NAMED, STANDSTILL_S, Standstill
+from grpo_actors.schedule.quarantine import MAX_UPDATES_BEYOND, Gap
 from grpo_actors.wire import messages as wire
 
 # --- leases of others -----------------------------------------------------------------------------
@@ -83,6 +84,106 @@ def test_a_session_that_is_replaced_takes_its_leases_with_it(run):
     ack = former.deliver(lease)
     assert not ack.accepted
     assert run.records("log") == []  # no lie: its Hello crossed the grant
+
+
+# --- log-probs ------------------------------------------------------------------------------------
+
+
+def deliver_one(peer, version=0):
+    """Take one lease and no other, and deliver its group."""
+    [lease] = peer.take(capacity=1)
+    peer.beat(capacity=0, holding=[lease.lease])
+    assert peer.deliver(lease, version=version).accepted
+
+
+def trained_gaps(run, liars, beyond=MAX_UPDATES_BEYOND):
+    """Train updates of one group of each of two workers; the liars' log-probs are 2 nats off. Return the next leases."""
+    peers = [run.peer(name).join() for name in ("w", "x")]
+    for update in range(beyond):
+        for peer in peers:
+            deliver_one(peer, update)
+        batch = run.exchange.next_batch(DEADLINE_S)
+        gaps = {group.lease: [Gap(0, 100, 200.0 if group.worker in liars else 2.0)] for group in batch}
+        run.publish(update + 1, [group.lease for group in batch], gaps=gaps)
+    return peers
+
+
+def test_a_worker_beyond_the_band_for_three_updates_is_quarantined_and_the_others_do_its_work(start):
+    run = start(max_staleness=0, batch_groups=1)
+    w, x = trained_gaps(run, liars={"w"})
+    w.beat(capacity=2, version=3)
+    granted = x.take(capacity=2, runs=2)
+    assert [lease.lease for lease in granted] == [6, 7]
+    for lease in granted:
+        x.deliver(lease, version=3)
+    assert {group.worker for group in run.exchange.next_batch(DEADLINE_S)} == {"x"}
+    why = "its log-probs are 2 nats off the learner's on average, for 3 updates; 0.1 is the most for it"
+    [alarm] = run.records("alarm")
+    assert (alarm["name"], alarm["update"]) == ("worker quarantined", 3)
+    assert alarm["text"] == f"w gets no more leases: {why}; start it again"
+    assert run.exchange.alarm() == f"worker quarantined: {alarm['text']}"
+    assert [(r["state"], r["why"]) for r in run.records("worker") if r["worker"] == "w"][-1] == (
+        "quarantined",
+        why,
+    )
+    run.exchange.record("metrics", update=4)
+    wait_until(lambda: run.records("metrics"))
+    assert run.states("w")[-1] == "quarantined"
+
+
+def test_two_updates_beyond_the_band_change_nothing(start):
+    run = start(max_staleness=0, batch_groups=1)
+    w, _ = trained_gaps(run, liars={"w"}, beyond=MAX_UPDATES_BEYOND - 1)
+    assert w.take(capacity=1)
+    assert run.records("alarm") == []
+    assert run.exchange.alarm() is None
+
+
+def test_groups_of_a_quarantined_worker_that_have_not_trained_are_sampled_again(start):
+    run = start(max_staleness=1, batch_groups=1)
+    w, x = run.peer("w").join(), run.peer("x").join()
+    for update in range(3):
+        for peer in (w, x) if update else (w, x, w, x):  # one update ahead
+            deliver_one(peer, update)
+        batch = run.exchange.next_batch(DEADLINE_S)
+        gaps = {group.lease: [Gap(0, 100, 200.0 if group.worker == "w" else 2.0)] for group in batch}
+        run.publish(update + 1, [group.lease for group in batch], gaps=gaps)
+    # Of update 4, the group of w is taken back, and with it the lease that it would get next.
+    again = x.take(capacity=1)
+    assert [(lease.lease, lease.attempt) for lease in again] == [(6, 3)]
+    assert run.exchange.next_batch(0.0) is None
+    x.deliver(again[0], version=3)
+    assert [group.worker for group in run.exchange.next_batch(DEADLINE_S)] == ["x", "x"]
+
+
+def test_a_quarantined_worker_that_was_silent_is_still_quarantined_and_one_that_was_started_again_is_not(
+    start,
+):
+    run = start(max_staleness=0, batch_groups=1)
+    w, x = trained_gaps(run, liars={"w"})
+    run.clock.ahead_s += 121
+    wait_until(lambda: run.states("w")[-1] == "lost")
+    w.beat(capacity=2, version=3)
+    w.receive(wire.Announcement)
+    x.beat(capacity=1, version=3)
+    assert [lease.lease for lease in x.receive(wire.Grant).leases] == [6]
+    assert run.states("w")[-1] == "quarantined"
+    w.control.close()
+    assert [lease.lease for lease in run.peer("w", pid=8).join().take(capacity=1)] == [7]
+
+
+def test_a_run_whose_only_worker_is_quarantined_says_why(start):
+    run = start(max_staleness=0, batch_groups=1)
+    w, x = trained_gaps(run, liars={"w"})
+    x.send(wire.Bye())
+    w.beat(capacity=2, version=3)
+    wait_until(lambda: run.states("x")[-1] == "left")
+    run.exchange.snapshot()
+    run.clock.ahead_s += 1
+    wait_until(lambda: run.exchange.next_batch(0.3) is None)  # a tick has passed: the wait began
+    run.clock.ahead_s += STANDSTILL_S + 1
+    wait_until(lambda: "no group was accepted for" in str(run.records("log")))
+    assert "w: quarantined, its log-probs are 2 nats off" in run.records("log")[-1]["text"]
 
 
 # --- what is wrong, said aloud --------------------------------------------------------------------
