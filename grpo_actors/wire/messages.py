@@ -172,7 +172,7 @@ class Bye(Message):
     reason: Text = ""
     #: From the learner: send Hello again, because the learner does not know this peer (it was restarted).
     again: bool = False
-    #: From the learner, in answer to Hello: no error, but no more peers of this role are needed.
+    #: From the learner: no error, but no more peers of this role are needed.
     dismissed: bool = False
 
 

@@ -210,10 +210,16 @@ def test_a_restarted_learner_gets_no_group_that_its_predecessor_granted(learner)
 def test_a_dismissal_takes_effect_while_completions_are_under_way(learner):
     learner.grant(0)
     learner.turns(3)
-    learner.send(wire.Bye(reason="the run is over"))
+    learner.send(wire.Bye(reason="the run is over", dismissed=True))
     learner.turns(1)
-    assert learner.worker.dismissed == "the run is over"
+    assert (learner.worker.dismissed, learner.worker.dropped) == ("the run is over", False)
     assert learner.groups() == []
+
+
+def test_a_worker_that_the_learner_drops_knows_that_this_is_an_error(learner):
+    learner.send(wire.Bye(reason="10 messages against the protocol"))
+    learner.turns(1)
+    assert (learner.worker.dismissed, learner.worker.dropped) == ("10 messages against the protocol", True)
 
 
 def test_time_counts_as_waiting_where_there_is_nothing_to_sample(learner):

@@ -164,7 +164,7 @@ class Dispatcher:
         self._dismissed[role] = reason
         for peer in self._roster:
             if peer.role == role:
-                self._send(peer.identity, wire.Bye(reason=reason))
+                self._send(peer.identity, wire.Bye(reason=reason, dismissed=True))
 
     def awaits_goodbyes(self) -> bool:
         """Return whether a dismissed peer has not left yet; the local worker, in this process, does not count."""
@@ -205,7 +205,8 @@ class Dispatcher:
                 self._count_offence(identity, str(error))
 
     def _count_offence(self, identity: bytes, reason: str) -> None:
-        name = identity.decode(errors="replace")
+        peer = self._roster.get(identity)
+        name = "a stranger" if peer is None else peer.name
         self.record("log", {"level": "warning", "text": f"{name}: {reason}"})
         self._standstill.note(name, reason)
         if self._roster.count_offence(identity):
@@ -269,7 +270,7 @@ class Dispatcher:
             self._set_state(peer, beat.state)
         self._table.reconcile(peer.session, beat.holding, now_s)
         if peer.role in self._dismissed:
-            self._send(peer.identity, wire.Bye(reason=self._dismissed[peer.role]))
+            self._send(peer.identity, wire.Bye(reason=self._dismissed[peer.role], dismissed=True))
         elif peer.role == "rollout" and self._published >= 0:
             self._send(peer.identity, wire.Announcement(version=self._published))
 
