@@ -143,3 +143,9 @@ def test_only_some_of_many_workers_are_shown_and_active_ones_come_first():
     text = drawn(view_of([*gone, ("worker", {"worker": "z", "state": "sampling"})]), 80, 40)
     assert "z " in text
     assert "and 1 more" in text
+
+
+def test_a_worker_in_quarantine_is_shown_with_the_reason():
+    why = "its log-probs are 2 nats off the learner's on average"
+    text = drawn(view_of([("worker", {"worker": "w", "state": "quarantined", "why": why})]), 120, 40)
+    assert re.search(r"w +quarantined its log-probs are 2 nats off", text)
