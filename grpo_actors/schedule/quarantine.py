@@ -68,8 +68,8 @@ class Quarantine:
             if self._count(worker, beyond=mean > limit) == MAX_UPDATES_BEYOND:
                 del self._updates_beyond[worker]
                 found[worker] = (
-                    f"its log-probs are {mean:.3g} nats off the learner's on average, for {MAX_UPDATES_BEYOND} updates; "
-                    f"{limit:.3g} is the most for it"
+                    f"log-probs {mean:.3g} nats off the learner's, {limit:.3g} at most, "
+                    f"in {MAX_UPDATES_BEYOND} updates in a row"
                 )
         return found
 

@@ -32,7 +32,7 @@ def test_a_worker_with_wrong_log_probs_is_quarantined_and_the_run_goes_on():
         run._spawn(["liar.py", "--attach", str(run.folder), "--name", "liar"])
         [alarm] = wait_until(lambda: run.records("alarm"), "the liar is found out")
         assert alarm["name"] == "worker quarantined"
-        assert alarm["text"].startswith("liar gets no more leases: its log-probs are ")
+        assert alarm["text"].startswith("liar gets no more leases: log-probs ")
         found = alarm["update"]
         run.wait_for_update(found + 3)
         run.signal(signal.SIGINT)

@@ -146,6 +146,6 @@ def test_only_some_of_many_workers_are_shown_and_active_ones_come_first():
 
 
 def test_a_worker_in_quarantine_is_shown_with_the_reason():
-    why = "its log-probs are 2 nats off the learner's on average"
-    text = drawn(view_of([("worker", {"worker": "w", "state": "quarantined", "why": why})]), 120, 40)
-    assert re.search(r"w +quarantined its log-probs are 2 nats off", text)
+    fields = {"worker": "w", "state": "quarantined", "why": "log-probs 2 nats off the learner's, 0.1 at most"}
+    text = drawn(view_of([*RECORDS, ("worker", fields)]), 160, 40)
+    assert re.search(r"w +quarantined log-probs 2 nats off", text)

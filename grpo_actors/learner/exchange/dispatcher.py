@@ -342,7 +342,11 @@ class Dispatcher:
         waits = (
             not self._batch_taken and "rollout" not in self._dismissed and self._table.next_batch() is None
         )
-        shut_out = {peer.name: f"quarantined, {peer.quarantine}" for peer in self._roster if peer.quarantine}
+        # While other workers sample, a quarantine is not what the learner waits for.
+        alone = not any(peer.may_hold_leases for peer in self._roster)
+        shut_out = {
+            peer.name: f"quarantined, {peer.quarantine}" for peer in self._roster if peer.quarantine and alone
+        }
         text = self._standstill.explain(now_s, waits=waits, shut_out=shut_out)
         if text is not None:
             self.record("log", {"level": "warning", "text": text})

@@ -117,7 +117,7 @@ def test_a_worker_beyond_the_band_for_three_updates_is_quarantined_and_the_other
     for lease in granted:
         x.deliver(lease, version=3)
     assert {group.worker for group in run.exchange.next_batch(DEADLINE_S)} == {"x"}
-    why = "its log-probs are 2 nats off the learner's on average, for 3 updates; 0.1 is the most for it"
+    why = "log-probs 2 nats off the learner's, 0.1 at most, in 3 updates in a row"
     [alarm] = run.records("alarm")
     assert (alarm["name"], alarm["update"]) == ("worker quarantined", 3)
     assert alarm["text"] == f"w gets no more leases: {why}; start it again"
@@ -183,7 +183,7 @@ def test_a_run_whose_only_worker_is_quarantined_says_why(start):
     wait_until(lambda: run.exchange.next_batch(0.3) is None)  # a tick has passed: the wait began
     run.clock.ahead_s += STANDSTILL_S + 1
     wait_until(lambda: "no group was accepted for" in str(run.records("log")))
-    assert "w: quarantined, its log-probs are 2 nats off" in run.records("log")[-1]["text"]
+    assert "w: quarantined, log-probs 2 nats off" in run.records("log")[-1]["text"]
 
 
 # --- what is wrong, said aloud --------------------------------------------------------------------
