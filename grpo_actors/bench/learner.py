@@ -64,7 +64,7 @@ def sampled_groups(work: Workload, vocabulary: int) -> list[SampledGroup]:
         tokens: list[int] = drawn.tolist()  # type: ignore[assignment]
         # Random ids have the log-probs of a uniform distribution.
         logprobs = [-log(vocabulary)] * length
-        return SampledCompletion(tokens, logprobs, [0] * length, True, "", {"correctness": reward})
+        return SampledCompletion(tokens, logprobs, [0] * length, True, {"correctness": reward})
 
     return [
         SampledGroup(

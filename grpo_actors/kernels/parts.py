@@ -278,4 +278,4 @@ def _ids(count: int) -> list[int]:
 
 def _completion(length: int, reward: float) -> SampledCompletion:
     logprobs = [-log(IDS)] * length
-    return SampledCompletion(_ids(length), logprobs, [0] * length, True, "", {"reward": reward})
+    return SampledCompletion(_ids(length), logprobs, [0] * length, True, {"reward": reward})

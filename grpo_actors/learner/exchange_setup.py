@@ -8,7 +8,15 @@ from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive
-from grpo_actors.learner.exchange.exchange import BEAT_S, LOST_S, Exchange, Selection, Supply
+from grpo_actors.learner.exchange.exchange import (
+    BEAT_S,
+    LOST_S,
+    Exchange,
+    Quarantine,
+    SamplingRules,
+    Selection,
+    Supply,
+)
 from grpo_actors.learner.group_filter import group_filter
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
@@ -53,7 +61,8 @@ def build_exchange(
             config, version=grpo.version, total_updates=grpo.total_updates, cursor=archive.cursor
         ),
         supply=supply,
-        selection=build_selection(config, task, supply, archive.success_rates),
+        selection=build_selection(config, task, supply, grpo.policy, archive.success_rates),
+        quarantine=Quarantine(config.health.max_logprob_gap),
         welcome=welcome,
         # A worker sends no beat while a reward function runs, so the limit allows for a slow one.
         lost_s=max(LOST_S, config.reward.reward_timeout_s + 10 * BEAT_S),
@@ -92,17 +101,32 @@ def build_supply(config: Config, problems: Sequence[Problem], policy: Policy) ->
         seed=config.run.seed,
         num_generations=config.rollout.num_generations,
         max_prompt_length=config.data.max_prompt_length,
-        max_new_tokens=config.rollout.max_new_tokens,
-        vocab_size=policy.architecture.get("vocab_size", 2**31),
-        rewards=frozenset(config.reward.functions),
         encode_chat=policy.encode_chat,
+        rules=build_sampling_rules(config, policy),
+    )
+
+
+def build_sampling_rules(config: Config, policy: Policy) -> SamplingRules:
+    """Build the rules that the completions of a run follow."""
+    rollout = config.rollout
+    return SamplingRules(
+        vocabulary=policy.vocabulary,
+        max_new_tokens=rollout.max_new_tokens,
+        max_turns=rollout.max_turns if config.data.environment else 1,
+        stop_tokens=policy.stop_tokens,
+        ends=lambda turn: policy.ends(turn, rollout.stop),
+        rewards=frozenset(config.reward.functions),
     )
 
 
 def build_selection(
-    config: Config, task: Task, supply: Supply, success_rates: Mapping[str, float]
+    config: Config, task: Task, supply: Supply, policy: Policy, success_rates: Mapping[str, float]
 ) -> Selection:
     """Build the selection of section [selection]; `success_rates` are those of the checkpoint."""
     selection = config.selection
     curriculum = Curriculum(config.run.seed, selection.curriculum_floor, dict(success_rates))
-    return Selection(supply.problem, group_filter(config, task), curriculum if selection.curriculum else None)
+    return Selection(
+        supply.problem,
+        group_filter(config, task, policy.decode),
+        curriculum if selection.curriculum else None,
+    )

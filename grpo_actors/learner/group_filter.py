@@ -3,7 +3,7 @@
 Depends on groups and reward maths only, not on the policy. The lease table decides what happens to a filtered group.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,9 @@ def has_signal(group: SampledGroup, config: Config) -> bool:
     return bool(np.any(advantages.values[in_loss]))
 
 
-def group_filter(config: Config, task: Task) -> Callable[[SampledGroup], FilterResult] | None:
+def group_filter(
+    config: Config, task: Task, decode: Callable[[Sequence[int]], str]
+) -> Callable[[SampledGroup], FilterResult] | None:
     """Return the function that filters a group for the schedule; None if section [selection] needs no filter."""
     selection = config.selection
     if not (selection.replaces_groups or selection.curriculum):
@@ -61,7 +63,7 @@ def group_filter(config: Config, task: Task) -> Callable[[SampledGroup], FilterR
     criteria = GroupCriteria(selection.dynamic_sampling, selection.min_success, selection.max_success)
 
     def filter_group(group: SampledGroup) -> FilterResult:
-        right = [task.is_correct(c.answer, group.problem) for c in group.completions]
+        right = [task.is_correct(decode(c.last_turn), group.problem) for c in group.completions]
         return criteria.filter_group(sum(right) / len(right), signal=has_signal(group, config))
 
     return filter_group

@@ -15,11 +15,9 @@ class SampledCompletion:
     logprobs: list[float]
     versions: list[int]
     finished: bool
-    text: str
     rewards: dict[str, float | None]
-    #: These two are the fields of `messages.Completion`; `sampled` and `answer` interpret them.
+    #: As in `messages.Completion`; `sampled` and `last_turn` interpret it.
     inserted: list[int] = field(default_factory=list)
-    last_turn: str | None = None
 
     @property
     def sampled(self) -> list[bool]:
@@ -32,9 +30,9 @@ class SampledCompletion:
         return 1 + len(self.inserted) // 2
 
     @property
-    def answer(self) -> str:
-        """Return the text that is judged: that of the last turn."""
-        return self.text if self.last_turn is None else self.last_turn
+    def last_turn(self) -> list[int]:
+        """Return the tokens that are judged: those of the last turn."""
+        return self.tokens[self.inserted[-1] :] if self.inserted else self.tokens
 
     @classmethod
     def read(cls, completion: Completion) -> "SampledCompletion":
@@ -44,10 +42,8 @@ class SampledCompletion:
             read_floats(completion.logprobs),
             read_ints(completion.versions),
             completion.finished,
-            completion.text,
             completion.rewards,
             read_ints(completion.inserted),
-            completion.last_turn,
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from grpo_actors.config import Config
 from grpo_actors.config.objective import LOSSES
 from grpo_actors.errors import TrainingError
+from grpo_actors.learner.gaps import gaps_by_lease, mean_gaps
 from grpo_actors.learner.group_filter import penalties_of, rewards_of
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.report import length_metrics, reward_metrics, staleness
@@ -26,13 +27,14 @@ from grpo_actors.objective.advantages import Advantages, compute_advantages
 from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, empty_micro_batch, pack
 from grpo_actors.objective.shaping import top_entropy_masks
-from grpo_actors.objective.statistics import add_statistics, summary
+from grpo_actors.objective.statistics import add_statistics, completion_gaps, summary
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.gpu_rows import cuda_row
 from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.packed_rows import packs_rows
 from grpo_actors.policy.training import Training, learning_rate
+from grpo_actors.schedule.quarantine import Gap
 
 #: Consecutive steps without a finite gradient after which the run ends, with its last good checkpoint.
 MAX_SKIPPED_IN_A_ROW = 10
@@ -72,6 +74,8 @@ class Grpo:
     #: Steps without a finite gradient: consecutive ones up to now, and all of the run.
     skipped_in_a_row: int = 0
     skipped: int = 0
+    #: Lease -> gaps of the completions that the last update computed.
+    gaps: dict[int, list[Gap]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.objective = self.config.objective
@@ -120,23 +124,30 @@ class Grpo:
 
         statistics = first_statistics = None
         norm = rate = 0.0
+        # Completion -> sum over its tokens, before this batch has moved the policy.
+        gaps: dict[int, float] = {}
         # The seed depends on the update only, so that a resumed run drops the same inputs (model.lora_dropout).
         mx.random.seed((config.run.seed + self.version) % 2**64)
         for iteration in range(config.learner.num_iterations):
             statistics = None
-            for arrays in batches:
+            for arrays, numbers in zip(batches, packed.numbers, strict=True):
                 with self._training_mode():
-                    statistics = add_statistics(statistics, self.training.accumulate(arrays))
+                    vector = self.training.accumulate(arrays)
+                statistics = add_statistics(statistics, vector)
+                if iteration == 0:
+                    gaps.update(zip(numbers, completion_gaps(vector), strict=False))  # padding follows
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
             norm, taken = self.training.step(rate)
             self._count_step(taken=taken or not batches, norm=norm)
             first_statistics = statistics if first_statistics is None else first_statistics
+        self.gaps = gaps_by_lease(groups, gaps, self.version)
         self.version += 1
         self._refresh_reference()
         seconds = time.monotonic() - started_s
         return {
             **self._measured(statistics, first_statistics),
+            "logprob_gaps": mean_gaps(groups, self.gaps),
             **reward_metrics(groups, advantages),
             **length_metrics(groups),
             "staleness": staleness(groups, self.version - 1),

@@ -94,7 +94,8 @@ class History:
         }
         self.records.record("metrics", **metrics, ledger=ledger(groups))
         self._record_decisions()
-        for sample in samples(groups, self.config.metrics.log_completions, self.config.reward.functions):
+        shown, weights = self.config.metrics.log_completions, self.config.reward.functions
+        for sample in samples(groups, shown, weights, self.grpo.policy.decode):
             self.records.record("sample", update=update, **sample)
         if self._groups is not None:
             self._groups.write(update, total * self.config.groups_per_update, groups)

@@ -75,7 +75,7 @@ def open_replay(
             stack.enter_context(Journal(run_dir, seq=archive.records, log_jsonl=metrics.log_jsonl)),
             stack.enter_context(StatusLine(total, every_updates=metrics.logging_steps)),
             stop,
-            vocabulary=grpo.policy.architecture.get("vocab_size", 2**31),
+            vocabulary=grpo.policy.vocabulary,
             taken=archive.cursor.position,
         )
         history = stack.enter_context(
@@ -121,7 +121,7 @@ class ReplaySource:
     journal: Journal
     status: StatusLine
     stop: StopRequest
-    #: Size of the vocabulary: token ids are below it.
+    #: Number of token ids that the model can predict.
     vocabulary: int
     #: Groups that have trained so far.
     taken: int

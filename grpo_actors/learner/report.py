@@ -1,7 +1,7 @@
 """The report on the groups of an update: numbers for the metrics, texts for the samples. Pure functions."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -54,7 +54,10 @@ def ledger(groups: Sequence[SampledGroup]) -> list[list[Any]]:
 
 
 def samples(
-    groups: Sequence[SampledGroup], count: int, weights: dict[str, float]
+    groups: Sequence[SampledGroup],
+    count: int,
+    weights: dict[str, float],
+    decode: Callable[[Sequence[int]], str],
 ) -> Iterator[dict[str, Any]]:
     """Return the first `count` groups as texts with their rewards."""
     for group in groups[:count]:
@@ -64,7 +67,7 @@ def samples(
             "answer": group.problem.answer,
             "completions": [
                 {
-                    "text": completion.text,
+                    "text": decode(completion.tokens),
                     "reward": sum(
                         weights.get(name, 0.0) * value  # a replay may use fewer functions than were recorded
                         for name, value in completion.rewards.items()

@@ -72,7 +72,7 @@ class LiveSource:
 
     def publish(self, grpo: Grpo, groups: Sequence[SampledGroup]) -> None:
         """Consume the leases of the groups, then publish the version; workers can fetch it a moment later."""
-        self.exchange.consume([group.lease for group in groups])
+        self.exchange.consume([group.lease for group in groups], grpo.gaps)
         self.publisher.publish(grpo.version, grpo.policy.trainable())
         if self.local is not None:
             self.local.version = grpo.version
@@ -82,9 +82,8 @@ class LiveSource:
         return self.exchange.take_tokens() / update_s
 
     def alarm(self) -> str | None:
-        """Return the alarm text if the update hit `selection.refill_limit`."""
-        alarm = self.exchange.selection_alarm()
-        return None if alarm is None else f"no signal: {alarm}"
+        """Return the alarm that the exchange raised for the update: at the refill limit, or a worker in quarantine."""
+        return self.exchange.alarm()
 
     def take_evaluations(self) -> None:
         """Record the scores that the evaluator has sent."""

@@ -43,8 +43,8 @@ def objective_loss(
             in the denominators and keep their KL and entropy terms.
 
     Returns:
-        The loss, a float32 scalar whose gradients add up over the micro-batches of an update, and a vector of
-        sums for `statistics.add_statistics`.
+        The loss, a float32 scalar whose gradients add up over the micro-batches of an update, and the vector of
+        `statistics.token_statistics`.
 
     Raises:
         ValueError: An array has another shape, or one that the objective needs is missing.

@@ -95,6 +95,8 @@ class Update:
 
     #: Empty if all completions are masked or skipped: there is nothing to learn.
     micro_batches: tuple[MicroBatch, ...]
+    #: Of each micro-batch: which of the given completions it holds, in order.
+    numbers: tuple[tuple[int, ...], ...]
     completions: int  # all completions given
     active: int  # those whose tokens have weight in the loss
     tokens: int  # prompt and completion tokens of the computed completions: a prompt counts once for each
@@ -139,13 +141,13 @@ def pack(
     sizes = {i: len(completions[i].completion_ids) for i in kept}
     groups = _groups(completions, kept, sizes)
     rows = _rows(groups, sizes, layout)
-    micro_batches = tuple(
-        _micro_batch(completions, groups, part, weights, layout) for part in _parts(rows, layout)
-    )
+    parts = list(_parts(rows, layout))
+    micro_batches = tuple(_micro_batch(completions, groups, part, weights, layout) for part in parts)
     positions = sum(batch.tokens.size for batch in micro_batches)
     filled = sum(row.used for row in rows)
     return Update(
         micro_batches=micro_batches,
+        numbers=tuple(tuple(_held(part)) for part in parts),
         completions=len(completions),
         active=int(np.count_nonzero(lengths)),
         tokens=sum(len(completions[i].prompt_ids) + len(completions[i].completion_ids) for i in kept),
@@ -287,7 +289,7 @@ def _micro_batch(
     layout: Layout,
 ) -> MicroBatch:
     B, T = len(rows), rows[0].length
-    held = [i for row in rows for group in row.texts.values() for i in group]
+    held = _held(rows)
     lengths = [len(completions[i].completion_ids) for i in held]
     if layout.fixed_row:
         # More completions, or longer ones, only if a recorded run had other limits.
@@ -338,6 +340,11 @@ def _micro_batch(
                 _fill_completion(batch, n, c, weights[i])
                 t, n = end, n + 1
     return batch
+
+
+def _held(rows: Sequence[_Row]) -> list[int]:
+    """Return the numbers of the completions in these rows, in order."""
+    return [i for row in rows for group in row.texts.values() for i in group]
 
 
 def _fill_completion(batch: MicroBatch, n: int, c: Completion, weight: float) -> None:

@@ -25,6 +25,8 @@ SUMS = (
     "entropy",
 )
 MAXIMA = ("ratio_max", "gap_max")
+#: Number of leading elements that are statistics of the micro-batch; those of its completions follow.
+_TOTALS = len(SUMS + MAXIMA)
 
 
 def token_statistics(
@@ -40,7 +42,7 @@ def token_statistics(
     cut: mx.array | None,
     entropies: mx.array | None,
 ) -> mx.array:
-    """Return `SUMS`, then `MAXIMA`, over the active tokens of one micro-batch as one float32 vector.
+    """Return `SUMS`, `MAXIMA` and the sum of each completion's gaps [N] as one float32 vector; active tokens count.
 
     It is one vector and not a dictionary of scalars for two reasons. It is copied to the host at once. And MLX 0.32
     fails to compile a value-and-grad with two equal outputs (``_Map_base::at``), which any two statistics that are
@@ -59,7 +61,7 @@ def token_statistics(
         entropies: Nats, [N, C]; None if unknown.
     """
     A = advantages[:, None]
-    gap = mx.abs(log_mismatch)
+    gap = mx.where(mask, mx.abs(log_mismatch), 0.0).astype(mx.float32)
     values = {
         "loss": loss,
         "tokens": mask.sum(),
@@ -68,32 +70,43 @@ def token_statistics(
         "clip_delta": _sum(mask, None if second_bound is None else (ratio > second_bound) & (A < 0)),
         "ratio": _sum(mask, ratio),
         "kl": _sum(mask, kl),
-        "gap": _sum(mask, gap),
+        "gap": gap.sum(),
         "mismatch_kl": _sum(mask, k3(mx.clip(log_mismatch, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))),
         "cut": _sum(mask, cut),
         "entropy": _sum(mask, entropies),
         "ratio_max": mx.where(mask, ratio, 0.0).max(),
-        "gap_max": mx.where(mask, gap, 0.0).max(),
+        "gap_max": gap.max(),
     }
-    return mx.stop_gradient(mx.stack([values[name].astype(mx.float32) for name in SUMS + MAXIMA]))
+    totals = mx.stack([values[name].astype(mx.float32) for name in SUMS + MAXIMA])
+    return mx.stop_gradient(mx.concatenate([totals, gap.sum(axis=1)]))
 
 
 def add_statistics(total: mx.array | None, more: mx.array) -> mx.array:
-    """Combine the statistics of two parts; `total` is None at first. Lazy: nothing is evaluated."""
+    """Combine the statistics of two parts, without those of single completions; `total` is None at first.
+
+    Lazy: nothing is evaluated.
+    """
+    more = more[:_TOTALS]
     if total is None:
         return more
     n = len(SUMS)
     return mx.concatenate([total[:n] + more[:n], mx.maximum(total[n:], more[n:])])
 
 
+def completion_gaps(statistics: mx.array) -> list[float]:
+    """Return the sum of the gaps of each completion [N] of one micro-batch, in nats; waits for the device."""
+    gaps: list[float] = np.array(statistics)[_TOTALS:].tolist()
+    return gaps
+
+
 def summary(total: mx.array | None) -> dict[str, float | None]:
-    """Return means under the names of the metrics. The only function here that waits for the device.
+    """Return means under the names of the metrics; waits for the device.
 
     ``clip_share`` counts tokens clipped on either side, ``clip_delta_share`` tokens beyond the second bound, which
     ``clip_share`` leaves out, and ``correction_share`` tokens whose weight was cut. ``loss`` is a sum, not a mean.
     Without active tokens (or with `total` None), means and maxima are None: not measured.
     """
-    values = np.zeros(len(SUMS + MAXIMA)) if total is None else np.array(total, np.float64)
+    values = np.zeros(_TOTALS) if total is None else np.array(total, np.float64)[:_TOTALS]
     of = dict(zip(SUMS + MAXIMA, values.tolist(), strict=True))
     tokens = of["tokens"]
     sums = {

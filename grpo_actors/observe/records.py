@@ -42,6 +42,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "ratio_max": "",
         "logprob_gap_mean": "|learner - worker| at the sampled version",
         "logprob_gap_max": "",
+        "logprob_gaps": "worker -> mean over its tokens",
         "entropy": "per token",
         "staleness": "versions behind -> groups",
         "grad_norm": "before clipping",
@@ -70,7 +71,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     },
     "worker": {
         "worker": "name",
-        "state": "joined, sampling, waiting, left or lost",
+        "state": "joined, sampling, waiting, quarantined, left or lost",
+        "why": "it is quarantined or lost, or null",
         "groups": "delivered so far",
         "tokens_per_s": "all decoded tokens, an environment's included",
         "version": "of the policy it samples with",

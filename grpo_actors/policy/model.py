@@ -60,6 +60,11 @@ class Policy:
         """All token ids that end a completion."""
         return frozenset(self.tokenizer.eos_token_ids)
 
+    @cached_property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model can predict; a tokenizer may have fewer tokens."""
+        return int(self.model(mx.array([[1]])).shape[-1])  # nothing is computed: a shape needs no values
+
     def trainable(self) -> dict[str, mx.array]:
         """Return name -> array of everything that the optimizer updates and the workers need."""
         return dict(tree_flatten(self.model.trainable_parameters()))

@@ -29,7 +29,7 @@ WAIT_S = 0.2
 
 
 def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, settings: Path | None = None) -> int:
-    """Run a worker until it is dismissed or asked to leave, and return the exit code 0.
+    """Run a worker until it is dismissed or asked to leave; return the exit code, 1 if the learner dropped it.
 
     `settings` is the run's config.json, if the worker may load its model before the learner answers.
 
@@ -73,6 +73,9 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, setting
                     raise RunError(f"{endpoint}: the learner has been gone for {patience_s:g} s")
         reason = worker.dismissed or "asked to leave"
         control.send(encode(Bye(reason=reason)))
+        if worker.dropped:
+            print(f"{name} was dropped by the learner: {reason}", file=sys.stderr)
+            return 1
         _print_by_hand(f"left after {worker.delivered} groups: {reason}")
     return 0
 

@@ -32,17 +32,16 @@ def score_group(
             logprobs=floats(sample.logprobs),
             versions=ints(sample.versions),
             finished=sample.finished,
-            text=policy.decode(sample.tokens),
             inserted=ints(sample.spans),
-            last_turn=chat[-1]["content"] if sample.spans else None,
             rewards={name: None if sample.failure else given[i] for name, given in scores.rewards.items()},
         )
-        for i, (sample, chat) in enumerate(zip(samples, chats, strict=True))
+        for i, sample in enumerate(samples)
     ]
     failures = dict.fromkeys(sample.failure for sample in samples if sample.failure)
     return Group(
         lease=lease.lease,
         attempt=lease.attempt,
+        token=lease.token,
         completions=completions,
         sampling_s=sampling_s,
         scoring_s=time.monotonic() - started_s,

@@ -97,8 +97,10 @@ class RolloutWorker:
     #: Time of the last `_book`; `_idle` says how the interval since then counts.
     _booked_s: float = field(default_factory=time.monotonic)
     _idle: bool = True
-    #: Reason that the learner gave for dismissing this worker; None if it did not.
+    #: Reason that the learner gave for parting from this worker; None if it did not.
     dismissed: str | None = None
+    #: Whether the reason is an error: the learner dropped the worker.
+    dropped: bool = False
     _lease_sampler: LeaseSampler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -185,7 +187,7 @@ class RolloutWorker:
                     self._reset()
                     self._send(hello("rollout", self.control.name, self.welcome.run_id))
                 case Bye():
-                    self.dismissed = message.reason
+                    self.dismissed, self.dropped = message.reason, not message.dismissed
                 case Welcome():
                     self._next_beat_s = 0.0
                 case _:

@@ -1,11 +1,14 @@
 """One lease: its state, and the records that the lease table returns about it. The table is in `leases`.
 
-Every grant raises the attempt number of the lease, and the table takes only a group of the last attempt (fencing).
-A lease whose worker dies is granted again unchanged, with the same seeds::
+Every grant raises the attempt number of the lease and draws a random token. The table takes a group only from the
+worker of the last grant, and only with its token (fencing). A lease whose worker dies is granted again unchanged, with
+the same seeds::
 
-    grant("a") -> lease 7, attempt 1     worker "a" falls silent: release("a")
-    grant("b") -> lease 7, attempt 2
-    judge(7, attempt=1) -> refused       the late group of "a"; the group of attempt 2 is accepted
+    grant("a") -> lease 7, attempt 1, token 83     worker "a" falls silent: release("a")
+    grant("b") -> lease 7, attempt 2, token 19
+    judge("a", 7, attempt 1, token 83) -> refused  the late group of "a"
+    judge("c", 7, attempt 2, token 44) -> refused  invented by "c", and the lease stays with "b"
+    judge("b", 7, attempt 2, token 19) -> accepted
 """
 
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
 
 G = TypeVar("G")
 
-#: A lease that lost this many workers is set aside: its problem may be what kills them.
+#: A lease that lost this many workers, or groups with wrong contents, is set aside: its problem may be the cause.
 MAX_LOSSES = 3
 
 
@@ -27,18 +30,31 @@ class Granted:
     lease: int
     attempt: int
     min_version: int
+    #: Random: only its worker can return it.
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What comes with a group: its sender, the grant that it claims to answer, and the versions that sampled it."""
+
+    worker: str
+    lease: int
+    attempt: int
+    token: int
+    #: Oldest policy version that sampled a token of the group.
+    oldest_version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The decision about the group of one attempt. Accepted with a reason: a repeat of a group already taken."""
+    """The decision about a claim. Accepted with a reason: a repeat of a group already taken."""
 
-    lease: int
-    attempt: int
-    #: Oldest policy version that sampled a token of the group.
-    oldest_version: int
+    claim: Claim
     accepted: bool
     reason: str = ""
+    #: Whether there was no such grant: no fault of the network explains the claim.
+    forged: bool = False
 
     @property
     def new(self) -> bool:
@@ -86,9 +102,8 @@ class Consumption:
 
 @dataclass(frozen=True, slots=True)
 class Out:
-    """The worker that holds a lease, and its deadline."""
+    """The time of a grant whose group is awaited, and its deadline."""
 
-    worker: str
     since_s: float
     deadline_s: float
 
@@ -98,6 +113,9 @@ class State(Generic[G]):
     """The state of an open lease: it waits, is out at a worker, or has its group."""
 
     attempt: int = 0
+    #: The worker of the last grant, also while its group is here; "" once the lease was given back or refused.
+    worker: str = ""
+    token: int = 0
     losses: int = 0
     out: Out | None = None
     group: G | None = None
@@ -118,11 +136,24 @@ class State(Generic[G]):
         """
         return self.losses == MAX_LOSSES - 1
 
+    def is_out_at(self, worker: str) -> bool:
+        """Return whether the group of this worker is awaited."""
+        return self.out is not None and self.worker == worker
+
+    def was_granted(self, claim: Claim) -> bool:
+        """Return whether the claim answers the last grant: its attempt, with its token."""
+        return (self.attempt, self.token) == (claim.attempt, claim.token)
+
+    def give_back(self) -> None:
+        """End the last grant without a loss: its group is not taken any more."""
+        self.out, self.worker = None, ""
+
     def take_back(self) -> None:
         """Discard the group, present or expected, so that the lease is sampled again.
 
-        The new attempt number makes the table refuse a group of the old attempt that is still on its way.
+        The new attempt number tells the worker of a group that is still on its way why it is refused.
         """
+        self.give_back()
         self.attempt += 1
-        self.out = self.group = None
+        self.group = None
         self.filter_result = NOT_FILTERED

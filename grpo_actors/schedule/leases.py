@@ -33,6 +33,7 @@ Time is an argument, in seconds of any monotonic clock. Each operation costs a f
 the table needs no more memory than they do.
 """
 
+import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -41,6 +42,7 @@ from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
 from grpo_actors.schedule.lease import (
     MAX_LOSSES,
     START,
+    Claim,
     Consumption,
     Cursor,
     Granted,
@@ -54,6 +56,8 @@ G = TypeVar("G")
 
 #: Seconds that a grant may take to appear in its worker's list of held leases.
 GRACE_S = 5.0
+#: Bits of a fencing token.
+TOKEN_BITS = 64
 
 
 @dataclass
@@ -125,9 +129,10 @@ class LeaseTable(Generic[G]):
         for slot, position in run:
             state = self._states[position]
             state.attempt += 1
-            state.out = Out(worker, now_s, now_s + self.lease_timeout_s)
+            state.worker, state.token = worker, secrets.randbits(TOKEN_BITS)
+            state.out = Out(now_s, now_s + self.lease_timeout_s)
             state.oldest_version = self._min_version(slot)
-            granted.append(Granted(position, state.attempt, state.oldest_version))
+            granted.append(Granted(position, state.attempt, state.oldest_version, state.token))
         return granted
 
     def _next_run(self) -> Iterator[tuple[int, int]]:
@@ -168,56 +173,86 @@ class LeaseTable(Generic[G]):
         later = min(slot // self.groups_per_update, self.max_staleness)
         return max(0, self.version + later - self.max_staleness)
 
-    def judge(self, lease: int, attempt: int, oldest_version: int) -> Verdict:
+    def judge(self, claim: Claim) -> Verdict:
         """Decide on a group, without a change. Call `accept` if the verdict is `new`, `refuse` if not `accepted`."""
-        return Verdict(lease, attempt, oldest_version, *self._judge(lease, attempt, oldest_version))
-
-    def _judge(self, lease: int, attempt: int, oldest_version: int) -> tuple[bool, str]:
-        state = self._states.get(lease)
+        lease, state = claim.lease, self._states.get(claim.lease)
         if state is None:
             settled = lease < self.cursor.position
-            return settled, "settled before" if settled else f"lease {lease} is not open"
-        if state.attempt == 0:
-            return False, f"lease {lease} was not granted yet"
-        if attempt != state.attempt:
-            return False, f"attempt {attempt} of lease {lease} was given up; {state.attempt} is the last"
+            return Verdict(claim, settled, "settled before" if settled else f"lease {lease} is not open")
+        if claim.attempt < state.attempt:
+            reason = f"attempt {claim.attempt} of lease {lease} was given up; {state.attempt} is the last"
+            return Verdict(claim, accepted=False, reason=reason)
+        if not state.was_granted(claim):
+            reason = f"attempt {claim.attempt} of lease {lease} was not granted to the sender"
+            return Verdict(claim, accepted=False, reason=reason, forged=True)
+        return Verdict(claim, *self._judge_holder(claim, state))
+
+    def _judge_holder(self, claim: Claim, state: State[G]) -> tuple[bool, str]:
+        """Return whether the group of the last grant is accepted, and the reason."""
+        lease = claim.lease
+        if claim.worker != state.worker:
+            return False, f"lease {lease} is not held by the sender"
         if state.group is not None:
             return True, "had it"
         needed = self._min_version(next(slot for slot, position, *_ in self._slots() if position == lease))
-        if oldest_version < needed:
-            return False, f"lease {lease} was sampled with version {oldest_version}, needs {needed}"
+        if claim.oldest_version < needed:
+            return False, f"lease {lease} was sampled with version {claim.oldest_version}, needs {needed}"
         return True, ""
 
     def accept(self, verdict: Verdict, group: G, filter_result: FilterResult = NOT_FILTERED) -> None:
         """Take the group of a verdict that is `new`. The table must not have changed since the verdict."""
         assert verdict.new, verdict
-        state = self._states[verdict.lease]
-        assert (state.attempt, state.group) == (verdict.attempt, None), (
-            "the table has changed since the verdict"
-        )
+        claim = verdict.claim
+        state = self._states[claim.lease]
+        assert state.was_granted(claim), "the table has changed since the verdict"
+        assert (state.worker, state.group) == (claim.worker, None), "the table has changed since the verdict"
         state.out, state.group, state.filter_result = None, group, filter_result
-        state.oldest_version = verdict.oldest_version
+        state.oldest_version = claim.oldest_version
 
-    def refuse(self, lease: int, attempt: int) -> None:
-        """Discard the result of this attempt: the lease waits again, and this does not count as a loss."""
-        state = self._states.get(lease)
-        if state is not None and state.attempt == attempt:
-            assert state.group is None, f"the group of lease {lease} was accepted"
-            state.out = None
+    def refuse(self, claim: Claim, *, faulty: bool = False) -> list[int]:
+        """Discard the group of a claim: its lease waits again.
+
+        Nothing changes if the sender does not hold the lease by this grant: a refusal never costs another worker its lease.
+
+        Args:
+            claim: That of a verdict.
+            faulty: Whether the contents were wrong. That counts as a loss: the seeds of a lease never change, so the
+                next worker may send the same.
+
+        Returns:
+            The lease, if it is now set aside for good.
+        """
+        state = self._states.get(claim.lease)
+        if state is None or not state.was_granted(claim) or state.worker != claim.worker:
+            return []
+        assert state.group is None, f"the group of lease {claim.lease} was accepted"
+        state.give_back()
+        return self._count_losses([claim.lease]) if faulty else []
+
+    def withdraw(self, granted: Iterable[Granted]) -> None:
+        """Take back grants that were never sent; this does not count as a loss."""
+        for grant in granted:
+            self._states[grant.lease].give_back()
 
     def release(self, worker: str) -> list[int]:
         """Take back a dead worker's leases, counting a loss for each; return those now set aside for good."""
-        return self._give_up(lambda out: out.worker == worker)
+        return self._give_up(lambda state: state.is_out_at(worker))
 
     def expire(self, now_s: float) -> list[int]:
         """Take back leases past their deadline, counting a loss for each; return those now set aside for good."""
-        return self._give_up(lambda out: out.deadline_s <= now_s)
+        return self._give_up(lambda state: state.out is not None and state.out.deadline_s <= now_s)
 
     def hand_back(self, worker: str) -> None:
         """Take back the leases of a worker that leaves properly; this does not count as a loss."""
         for state in self._states.values():
-            if state.out and state.out.worker == worker:
-                state.out = None
+            if state.is_out_at(worker):
+                state.give_back()
+
+    def distrust(self, worker: str) -> None:
+        """Take back all leases of a worker and discard its groups that have not trained; this does not count as a loss."""
+        for state in [*self._states.values(), *self._closed.values()]:
+            if state.worker == worker:
+                state.take_back()
 
     def reconcile(self, worker: str, holding: Collection[int], now_s: float) -> None:
         """Take back leases that were granted to a worker but are missing from its list of held leases."""
@@ -226,22 +261,28 @@ class LeaseTable(Generic[G]):
             # The grant, or the list itself, may still be on its way: wait for GRACE_S.
             if (
                 state.out
-                and state.out.worker == worker
+                and state.worker == worker
                 and position not in held
                 and now_s - state.out.since_s > GRACE_S
             ):
-                state.out = None
+                state.give_back()
 
-    def _give_up(self, lost: Callable[[Out], bool]) -> list[int]:
+    def _give_up(self, lost: Callable[[State[G]], bool]) -> list[int]:
+        given_up = [position for position, state in self._states.items() if lost(state)]
+        for position in given_up:
+            # Still the last grant: a late group of this worker is taken until the lease is granted again.
+            self._states[position].out = None
+        return self._count_losses(given_up)
+
+    def _count_losses(self, positions: Iterable[int]) -> list[int]:
+        """Count a loss for each of these leases; return those now set aside for good."""
         poisoned = []
-        for position, state in self._states.items():
-            if state.out and lost(state.out):
-                state.out = None
-                state.losses += 1
-                if state.losses >= MAX_LOSSES:
-                    poisoned.append(position)
-        for position in poisoned:
-            del self._states[position]
+        for position in positions:
+            state = self._states[position]
+            state.losses += 1
+            if state.losses >= MAX_LOSSES:
+                poisoned.append(position)
+                del self._states[position]
         self._set_aside.update(poisoned)
         return poisoned
 
@@ -296,4 +337,8 @@ class LeaseTable(Generic[G]):
 
     def held_by(self, worker: str) -> int:
         """Return the number of leases that are out at a worker."""
-        return sum(1 for state in self._states.values() if state.out and state.out.worker == worker)
+        return sum(state.is_out_at(worker) for state in self._states.values())
+
+    def worker_of(self, lease: int) -> str:
+        """Return the worker of the last grant of an open lease; "" if it gave the lease back."""
+        return self._states[lease].worker

@@ -20,7 +20,14 @@ _LABEL_WIDTH = 12
 _NUMBER_WIDTH = 12
 #: From this width on, a worker's line also shows its number of groups.
 _WIDE_LINE = 48
-_STATE_STYLE = {"sampling": "green", "joined": "cyan", "waiting": "yellow", "left": "dim", "lost": "bold red"}
+_STATE_STYLE = {
+    "sampling": "green",
+    "joined": "cyan",
+    "waiting": "yellow",
+    "quarantined": "bold red",
+    "left": "dim",
+    "lost": "bold red",
+}
 
 
 def learning(view: RunView, width: int) -> Table:
@@ -147,6 +154,9 @@ def workers(view: RunView, width: int) -> Table:
     for name, record in ordered[:WORKERS_SHOWN]:
         state = printable(record.get("state"))
         line = Text(f"{state:8}", style=_STATE_STYLE.get(state, ""))
+        if state == "quarantined":
+            _row(table, printable(name)[:_LABEL_WIDTH], line.append(f" {printable(record.get('why'))}"))
+            continue
         line.append(f" v{count(number(record, 'version'))}", style="default")
         line.append(f" {count(number(record, 'tokens_per_s'))} tok/s", style="default")
         if width >= _WIDE_LINE:

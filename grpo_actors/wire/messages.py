@@ -27,7 +27,7 @@ from grpo_actors.wire.spans import check_spans
 # Re-exported, so that the users of the wire format import one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 MAX_COMPLETIONS = 4096
 
@@ -39,6 +39,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, le=3e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
+#: Fencing token of a grant.
+Token = Annotated[int, Field(ge=0, lt=2**64)]
 #: int32 values, little-endian.
 Ints = Annotated[bytes, Field(max_length=MAX_ARRAY_BYTES)]
 #: float32 values, little-endian.
@@ -69,7 +71,10 @@ class Hello(Message):
 
 
 class Completion(Message):
-    """One sampled completion of one or several turns. It includes the stop token of each turn, with its log-prob."""
+    """One sampled completion of one or several turns. It includes the stop token of each turn, with its log-prob.
+
+    Its text is not sent: it is what the tokens decode to.
+    """
 
     #: Token ids, int32 [T], T >= 1.
     tokens: Ints
@@ -79,13 +84,9 @@ class Completion(Message):
     versions: Ints
     #: False if the completion was cut at ``max_new_tokens``.
     finished: bool
-    #: All tokens as text.
-    text: Text
     #: Bounds of the environment spans (`wire.spans`), int32 [2 S]; the log-probs of their tokens mean nothing. Empty if
     #: the completion has one turn, all of it sampled.
     inserted: Ints = b""
-    #: Text that was sampled in the last turn; None if there is only one turn.
-    last_turn: Text | None = None
     #: Reward function -> unweighted value; None if there is no valid reward.
     rewards: Annotated[dict[Name, float | None], Field(max_length=64)]
 
@@ -95,7 +96,8 @@ class Completion(Message):
             raise ValueError(f"tokens must hold at least one int32, got {len(self.tokens)} bytes")
         if not len(self.tokens) == len(self.logprobs) == len(self.versions):
             raise ValueError("tokens, logprobs and versions must have the same length")
-        if not all(map(math.isfinite, memoryview(self.logprobs).cast("f"))):
+        # Float32 values cannot overflow this sum: it is finite if and only if all of them are.
+        if not math.isfinite(sum(memoryview(self.logprobs).cast("f"))):
             raise ValueError("logprobs must be finite")
         if len(self.inserted) % 8:
             raise ValueError(f"inserted must hold pairs of int32, got {len(self.inserted)} bytes")
@@ -109,6 +111,8 @@ class Group(Message):
     kind: Literal["group"] = "group"
     lease: Count
     attempt: Annotated[int, Field(ge=1, le=2**53)]
+    #: That of the lease.
+    token: Token
     completions: Annotated[list[Completion], Field(min_length=1, max_length=MAX_COMPLETIONS), FailFast()]
     #: Seconds of sampling and of scoring: this group's share of its batch.
     sampling_s: NotNegative
@@ -168,7 +172,7 @@ class Bye(Message):
     reason: Text = ""
     #: From the learner: send Hello again, because the learner does not know this peer (it was restarted).
     again: bool = False
-    #: From the learner, in answer to Hello: no error, but no more peers of this role are needed.
+    #: From the learner: no error, but no more peers of this role are needed.
     dismissed: bool = False
 
 
@@ -195,8 +199,10 @@ class Lease(Message):
 
     #: Position in the order of problems; identifies the lease permanently.
     lease: Count
-    #: Fencing token: the learner refuses a result of an older attempt.
+    #: Counts the grants of the lease: the learner refuses a result of an older attempt.
     attempt: Count
+    #: Random; the group returns it, which proves that its sender was granted the lease.
+    token: Token
     #: Sample with this version or a newer one.
     min_version: Count
     problem_id: Text

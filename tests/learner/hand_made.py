@@ -61,14 +61,7 @@ def groups_of(policy, rewards=REWARDS, temperature=1.0, questions=QUESTIONS):
             prompt=prompts[i],
             worker="w",
             completions=[
-                SampledCompletion(
-                    s.tokens,
-                    s.logprobs,
-                    [0] * len(s.tokens),
-                    s.finished,
-                    policy.decode(s.tokens),
-                    {"hand": reward},
-                )
+                SampledCompletion(s.tokens, s.logprobs, [0] * len(s.tokens), s.finished, {"hand": reward})
                 for s, reward in zip(samples, row, strict=True)
             ],
         )

@@ -9,7 +9,14 @@ from grpo_actors.schedule.group_criteria import FilterResult
 from grpo_actors.tasks.arithmetic import Arithmetic
 from grpo_actors.tasks.task import Problem
 
-RIGHT, WRONG = "<answer>46</answer>", "<answer>5</answer>"
+#: Texts by the token that stands for them here.
+TEXTS = {7: "<answer>46</answer>", 8: "<answer>5</answer>", 9: ""}
+RIGHT, WRONG, EMPTY = TEXTS
+
+
+def decode(tokens) -> str:
+    [token] = tokens
+    return TEXTS[token]
 
 
 def config(weights=None, **sections) -> Config:
@@ -19,16 +26,16 @@ def config(weights=None, **sections) -> Config:
     )
 
 
-def group(*rewards, texts=None, lengths=None, finished=True) -> SampledGroup:
+def group(*rewards, turns=None, lengths=None, finished=True) -> SampledGroup:
     """Make a group with one completion for each reward, or mapping of rewards."""
     completions = [
         SampledCompletion(
-            tokens=[1] * (lengths[i] if lengths else 2),
+            tokens=turns[i] if turns else [1] * (lengths[i] if lengths else 2),
             logprobs=[],
             versions=[],
             finished=finished if isinstance(finished, bool) else finished[i],
-            text=texts[i] if texts else "",
             rewards=given if isinstance(given, dict) else {"r": given},
+            inserted=[1, 2] if turns and len(turns[i]) > 1 else [],
         )
         for i, given in enumerate(rewards)
     ]
@@ -74,13 +81,20 @@ def test_an_advantage_that_is_masked_is_no_signal():
 
 
 def test_success_is_the_share_of_completions_that_the_task_calls_right():
-    filter_group = group_filter(config(selection={"min_success": 0.3}), Arithmetic(0, 6, 6))
+    filter_group = group_filter(config(selection={"min_success": 0.3}), Arithmetic(0, 6, 6), decode)
     assert filter_group is not None
-    sampled = group(1.0, 0.0, 0.0, 0.0, texts=[RIGHT, WRONG, WRONG, ""])
+    sampled = group(1.0, 0.0, 0.0, 0.0, turns=[[RIGHT], [WRONG], [WRONG], [EMPTY]])
     assert filter_group(sampled) == FilterResult(0.25, "too_hard")
-    assert filter_group(group(1.0, 0.0, texts=[RIGHT, WRONG])) == FilterResult(0.5)
+    assert filter_group(group(1.0, 0.0, turns=[[RIGHT], [WRONG]])) == FilterResult(0.5)
+
+
+def test_the_last_turn_is_judged():
+    filter_group = group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6), decode)
+    sampled = group(1.0, 0.0, turns=[[WRONG, EMPTY, RIGHT], [RIGHT, EMPTY, WRONG]])
+    assert filter_group(sampled).success == 0.5
+    assert filter_group(group(1.0, turns=[[WRONG, EMPTY, RIGHT]])).success == 1.0
 
 
 def test_no_group_is_filtered_where_nothing_is_selected():
-    assert group_filter(config(), Arithmetic(0, 6, 6)) is None
-    assert group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6)) is not None
+    assert group_filter(config(), Arithmetic(0, 6, 6), decode) is None
+    assert group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6), decode) is not None

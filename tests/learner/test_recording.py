@@ -23,10 +23,8 @@ def group(lease: int) -> SampledGroup:
         logprobs=LOGPROBS,
         versions=[0, 0, 1, 1, 1],
         finished=lease % 2 == 0,
-        text='a "quoted"\nline of 中文',
         rewards={"correctness": 1.0, "own.py:brevity": 0.1, "none": None},
         inserted=[1, 2, 3, 4],
-        last_turn="中文",
     )
     messages = ({"role": "system", "content": "s"}, {"role": "user", "content": f"{lease}?"})
     return SampledGroup(lease, 0, Problem(f"p{lease}", messages, "3", columns), [2, 9], "w", [completion] * 2)
@@ -166,7 +164,7 @@ def test_a_recording_without_turns_reads_as_one_turn_and_bad_bounds_are_refused(
     path = written(run_dir, [1])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for each in lines[0]["completions"]:  # as it was written before there were turns
-        del each["inserted"], each["last_turn"]
+        del each["inserted"]
     lines[1]["completions"][0]["inserted"] = [3, 9]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with Recording(path) as recording:

@@ -7,9 +7,7 @@ from grpo_actors.tasks.task import Problem
 
 
 def completion(tokens, rewards, *, versions=None, finished=True):
-    return SampledCompletion(
-        tokens, [0.0] * len(tokens), versions or [0] * len(tokens), finished, "text", rewards
-    )
+    return SampledCompletion(tokens, [0.0] * len(tokens), versions or [0] * len(tokens), finished, rewards)
 
 
 def group(*completions, lease=0):
@@ -59,8 +57,9 @@ def test_the_ledger_names_lease_epoch_problem_and_worker():
 
 
 def test_samples_show_the_users_turn_and_the_weighted_reward():
-    [sample] = samples(GROUPS, 1, WEIGHTS)
+    [sample] = samples(GROUPS, 1, WEIGHTS, str)
     assert (sample["problem"], sample["prompt"], sample["answer"]) == ("p0", "q", "a")
     assert [c["reward"] for c in sample["completions"]] == [2.0, 0.0]
     assert [c["truncated"] for c in sample["completions"]] == [False, True]
-    assert list(samples(GROUPS, 0, WEIGHTS)) == []
+    assert [c["text"] for c in sample["completions"]] == ["[1, 2]", "[1]"]  # the tokens, decoded
+    assert list(samples(GROUPS, 0, WEIGHTS, str)) == []

@@ -16,7 +16,7 @@ from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.correction import CORRECTIONS
 from grpo_actors.objective.kl import KL_ESTIMATORS
 from grpo_actors.objective.micro_batches import Completion, Layout, pack
-from grpo_actors.objective.statistics import add_statistics, summary
+from grpo_actors.objective.statistics import add_statistics, completion_gaps, summary
 
 FULL = {"clip_eps": 0.2, "clip_eps_high": 0.28, "clip_delta": 1.6, "dual_clip": 1.7, "cispo_cap": 1.4}
 
@@ -190,6 +190,27 @@ def test_statistics_count_what_the_loss_did():
         "loss": 0.0,
         "tokens": 0.0,
     }
+
+
+@pytest.mark.parametrize("packing", [{"rows": 1}, {"rows": 3}, {"fixed_row": 32}])
+def test_the_gap_of_each_completion_is_reported_beside_the_totals(packing):
+    update, objective = RandomUpdate(8), ObjectiveConfig(ratio="recomputed")
+    packed = update.packed(objective, **packing)
+    found = {}
+    for m, numbers in zip(packed.micro_batches, packed.numbers, strict=True):
+        inputs = inputs_of(update, m, objective)
+        logprobs = mx.array(padded(update, m, update.logprobs))
+        _, statistics = objective_loss(logprobs, m.arrays(), objective, **inputs)
+        gaps = completion_gaps(statistics)
+        assert len(gaps) == len(m.mask)
+        found |= dict(zip(numbers, gaps, strict=False))
+        assert not any(gaps[len(numbers) :])
+    expected = {
+        i: np.abs(np.subtract(update.old[i], update.behaviour[i])).sum()
+        for i in range(update.size)
+        if update.trains(i, False)
+    }
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])

@@ -76,7 +76,8 @@ class HandLearner:
     def grant(self, *leases: int, attempt: int = 1, min_version: int = 0) -> None:
         granted = []
         for lease in leases:
-            base = {"lease": lease, "attempt": attempt, "min_version": min_version, "problem_id": f"p{lease}"}
+            base = {"lease": lease, "attempt": attempt, "token": 10 * lease + attempt}
+            base |= {"min_version": min_version, "problem_id": f"p{lease}"}
             prompt = {"prompt": wire.ints([2, 21, 22, 3]), "messages": [], "answer": "1", "columns": "{}"}
             seeds = {"seeds": [2 * lease, 2 * lease + 1]}
             granted.append(wire.Lease.model_validate(base | prompt | seeds))
@@ -186,7 +187,7 @@ def test_a_lease_that_is_granted_again_comes_back_once_under_its_new_attempt(lea
     learner.grant(0, attempt=2)
     learner.turns(TURNS)
     [group] = learner.groups()
-    assert (group.lease, group.attempt) == (0, 2)
+    assert (group.lease, group.attempt, group.token) == (0, 2, 2)
     assert learner.last_beat().holding == [0]
 
 
@@ -209,10 +210,16 @@ def test_a_restarted_learner_gets_no_group_that_its_predecessor_granted(learner)
 def test_a_dismissal_takes_effect_while_completions_are_under_way(learner):
     learner.grant(0)
     learner.turns(3)
-    learner.send(wire.Bye(reason="the run is over"))
+    learner.send(wire.Bye(reason="the run is over", dismissed=True))
     learner.turns(1)
-    assert learner.worker.dismissed == "the run is over"
+    assert (learner.worker.dismissed, learner.worker.dropped) == ("the run is over", False)
     assert learner.groups() == []
+
+
+def test_a_worker_that_the_learner_drops_knows_that_this_is_an_error(learner):
+    learner.send(wire.Bye(reason="10 messages against the protocol"))
+    learner.turns(1)
+    assert (learner.worker.dismissed, learner.worker.dropped) == ("10 messages against the protocol", True)
 
 
 def test_time_counts_as_waiting_where_there_is_nothing_to_sample(learner):

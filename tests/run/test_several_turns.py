@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 from runs import Run, new_run
 
+from grpo_actors.config import ModelConfig
+from grpo_actors.policy.model import load_base
+
 ENVIRONMENT = '''
 def asks_again(messages, answer, **columns):
     """Reply to every first answer, with a text that depends on it."""
@@ -48,13 +51,14 @@ def test_completions_have_two_turns_with_the_environments_tokens_marked_between(
     completions = [completion for group in groups(whole) for completion in group["completions"]]
     two = [c for c in completions if c["inserted"]]
     assert len(two) > len(completions) / 2
+    decode = load_base(ModelConfig()).decode
     for c in two:
         [start, stop] = c["inserted"]
         assert set(c["logprobs"][start:stop]) == {0.0}
         assert all(logprob != 0.0 for logprob in c["logprobs"][:start])
         reply = r"<\|end\|><\|user\|>(\d+)\?<\|end\|><\|assistant\|>"
-        first, length, last = re.fullmatch(f"(.*){reply}(.*)", c["text"], re.DOTALL).groups()
-        assert (int(length), last) == (len(first), c["last_turn"])
+        first, length, last = re.fullmatch(f"(.*){reply}(.*)", decode(c["tokens"]), re.DOTALL).groups()
+        assert (int(length), last) == (len(first), decode(c["tokens"][stop:]))
 
 
 def test_metrics_report_turns_and_a_worker_that_agrees_with_the_learner(whole):

@@ -1,9 +1,11 @@
 """The lease table, rule by rule; `test_leases_property` lets hypothesis search for further cases."""
 
-import pytest
-from deliveries import deliver
+from dataclasses import replace
 
-from grpo_actors.schedule.lease import Cursor, Granted
+import pytest
+from deliveries import claim, deliver
+
+from grpo_actors.schedule.lease import MAX_LOSSES, Cursor, Granted
 from grpo_actors.schedule.leases import GRACE_S, LeaseTable
 
 TIMEOUT_S = 100.0
@@ -17,6 +19,10 @@ def leases(granted: list[Granted]) -> list[int]:
     return [grant.lease for grant in granted]
 
 
+def grants(granted: list[Granted]) -> list[tuple[int, int]]:
+    return [(grant.lease, grant.attempt) for grant in granted]
+
+
 def grant_all(table: LeaseTable[str], worker: str = "w", now_s: float = 0.0) -> list[Granted]:
     """Grant all leases that may go out to one worker of unlimited capacity."""
     granted: list[Granted] = []
@@ -25,10 +31,12 @@ def grant_all(table: LeaseTable[str], worker: str = "w", now_s: float = 0.0) -> 
     return granted
 
 
-def accept(table: LeaseTable[str], granted: list[Granted], version: int | None = None) -> None:
+def accept(
+    table: LeaseTable[str], granted: list[Granted], version: int | None = None, worker: str = "w"
+) -> None:
     for grant in granted:
         oldest = table.version if version is None else version
-        assert deliver(table, grant, oldest, f"group {grant.lease}").accepted
+        assert deliver(table, grant, oldest, f"group {grant.lease}", worker=worker).accepted
 
 
 def train(table: LeaseTable[str]) -> list[int]:
@@ -76,7 +84,8 @@ def test_a_group_that_is_too_old_is_refused_and_its_lease_waits_again():
     verdict = deliver(table, first, 3, "old")
     assert not verdict.accepted
     assert verdict.reason == "lease 0 was sampled with version 3, needs 4"
-    assert table.grant("other", 1, 0.0) == [Granted(0, 2, 4)]
+    [again] = table.grant("other", 1, 0.0)
+    assert (again.lease, again.attempt, again.min_version) == (0, 2, 4)
 
 
 def test_groups_are_consumed_in_order_whatever_order_they_came_in():
@@ -99,59 +108,142 @@ def test_a_repeat_is_accepted_and_changes_nothing():
     table = make_table(groups=1, batch=1)
     granted = grant_all(table)
     accept(table, granted)
-    again = deliver(table, Granted(0, 1, 0), 0, "another")
+    again = deliver(table, granted[0], 0, "another")
     assert again.accepted
     assert not again.new
     assert table.next_batch() == [(0, "group 0")]
     train(table)
-    after = deliver(table, Granted(0, 1, 0), 0, "another")
+    after = deliver(table, granted[0], 0, "another")
     assert after.accepted
     assert not after.new
 
 
 def test_a_verdict_serves_once():
     table = make_table(groups=1, batch=1)
-    grant_all(table)
-    verdict = table.judge(0, 1, 0)
+    grant, *_ = grant_all(table)
+    verdict = table.judge(claim(grant))
     table.accept(verdict, "group")
     with pytest.raises(AssertionError, match="has changed since"):
         table.accept(verdict, "another")
     with pytest.raises(AssertionError, match="was accepted"):
-        table.refuse(0, 1)
+        table.refuse(claim(grant))
     with pytest.raises(AssertionError, match="had it"):
-        table.accept(table.judge(0, 1, 0), "another")
+        table.accept(table.judge(claim(grant)), "another")
     assert table.next_batch() == [(0, "group")]
 
 
 def test_a_result_of_an_older_attempt_is_refused():
     table = make_table()
-    table.grant("dead", 2, 0.0)
+    old, _ = table.grant("dead", 2, 0.0)
     table.release("dead")
     table.grant("alive", 2, 0.0)
-    verdict = deliver(table, Granted(0, 1, 0), 0, "late")
+    verdict = deliver(table, old, 0, "late", worker="dead")
     assert (verdict.accepted, verdict.reason) == (False, "attempt 1 of lease 0 was given up; 2 is the last")
 
 
 def test_a_late_result_is_taken_while_no_other_worker_has_the_lease():
     table = make_table()
-    table.grant("silent", 2, 0.0)
+    first, _ = table.grant("silent", 2, 0.0)
     table.release("silent")
-    assert deliver(table, Granted(0, 1, 0), 0, "late").new
+    assert deliver(table, first, 0, "late", worker="silent").new
 
 
 @pytest.mark.parametrize("attempt", [0, 1])
 def test_a_lease_that_was_never_granted_takes_no_group(attempt):
     table = make_table()
     table.grant("w", 2, 0.0)
-    assert not deliver(table, Granted(3, attempt, 0), 0, "invented").accepted  # open, but not out
-    assert not deliver(table, Granted(1000, attempt, 0), 0, "invented").accepted
+    assert not deliver(table, Granted(3, attempt, 0, 0), 0, "invented").accepted  # open, but not out
+    assert not deliver(table, Granted(1000, attempt, 0, 0), 0, "invented").accepted
+
+
+# --- who holds a lease ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("worker", "attempt", "off", "reason"),
+    [
+        ("liar", 1, 1, "attempt 1 of lease 0 was not granted to the sender"),
+        ("holder", 1, 1, "attempt 1 of lease 0 was not granted to the sender"),
+        ("liar", 2, 0, "attempt 2 of lease 0 was not granted to the sender"),
+        ("liar", 1, 0, "lease 0 is not held by the sender"),
+    ],
+    ids=["guessed token", "the holder's wrong token", "later attempt", "stolen token"],
+)
+def test_only_the_holder_of_a_lease_delivers_its_group_and_a_refusal_leaves_the_lease_with_it(
+    worker, attempt, off, reason
+):
+    table = make_table()
+    granted, _ = table.grant("holder", 2, 0.0)
+    invented = replace(granted, attempt=attempt, token=granted.token ^ off)
+    verdict = deliver(table, invented, 0, "forged", worker=worker)
+    assert (verdict.accepted, verdict.reason) == (False, reason)
+    assert verdict.forged == (invented != granted)
+    assert table.held_by("holder") == 2
+    assert deliver(table, granted, 0, "true", worker="holder").new
+
+
+def test_a_forged_group_is_refused_also_once_the_true_one_is_there():
+    table = make_table(groups=1, batch=1)
+    granted, _ = grant_all(table)
+    accept(table, [granted])
+    for invented in (replace(granted, token=granted.token ^ 1), replace(granted, attempt=2)):
+        for worker in ("liar", "w"):
+            assert deliver(table, invented, 0, "forged", worker=worker).forged
+    assert table.next_batch() == [(0, "group 0")]
+
+
+def test_every_grant_has_its_own_token():
+    table = make_table(groups=8)
+    tokens = {grant.token for grant in grant_all(table)}
+    table.release("w")
+    tokens |= {grant.token for grant in grant_all(table)}
+    assert len(tokens) == 32  # 16 leases, granted twice
+
+
+@pytest.mark.parametrize("ends", ["hand_back", "refuse", "distrust"])
+def test_a_grant_that_ended_without_a_loss_takes_no_late_group(ends):
+    table = make_table()
+    granted, _ = table.grant("w", 2, 0.0)
+    if ends == "refuse":
+        table.refuse(claim(granted))
+    else:
+        getattr(table, ends)("w")
+    assert not deliver(table, granted, 0, "late").accepted
+    # Nor does it under the next attempt number, which it can guess.
+    assert not deliver(table, replace(granted, attempt=2), 0, "late").accepted
+
+
+def test_a_lease_whose_groups_are_faulty_each_time_is_set_aside():
+    table = make_table(groups=1, batch=1, staleness=0)
+    for _ in range(MAX_LOSSES - 1):
+        [granted] = table.grant("w", 1, 0.0)
+        assert table.refuse(claim(granted), faulty=True) == []
+    [granted] = table.grant("w", 1, 0.0)
+    assert table.refuse(claim(granted, worker="liar"), faulty=True) == []  # it is not the liar's
+    assert table.refuse(claim(granted), faulty=True) == [0]
+    assert leases(table.grant("w", 1, 0.0)) == [1]
+
+
+def test_groups_of_a_distrusted_worker_are_sampled_again_by_another_one():
+    table = make_table(groups=2, batch=1)
+    mine = table.grant("w", 4, 0.0) + table.grant("w", 4, 0.0)
+    theirs = table.grant("other", 1, 0.0)
+    accept(table, mine[:1])
+    accept(table, theirs, worker="other")
+    table.distrust("w")
+    assert grants(grant_all(table, "other")) == [(0, 3), (1, 3), (3, 1)]
+    assert not deliver(table, mine[1], 0, "late").accepted
+    assert table.next_batch() is None
+
+
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def test_a_dead_workers_leases_go_out_again_with_a_higher_attempt():
     table = make_table()
     table.grant("dead", 2, 0.0)
     assert table.release("dead") == []
-    assert table.grant("alive", 2, 0.0) == [Granted(0, 2, 0), Granted(1, 2, 0)]
+    assert grants(table.grant("alive", 2, 0.0)) == [(0, 2), (1, 2)]
 
 
 def test_leases_expire_at_their_deadline():
@@ -170,9 +262,10 @@ def test_a_lease_that_lost_two_workers_is_granted_alone_and_set_aside_after_the_
         assert table.release("w") == []
     assert leases(table.grant("w", 2, 0.0)) == [0]
     assert table.release("w") == [0]
-    assert leases(table.grant("w", 2, 0.0)) == [1]
+    alone = table.grant("w", 2, 0.0)
+    assert leases(alone) == [1]
     # The update takes the next lease instead: 0 is gone, 1 and 2 complete it.
-    accept(table, [Granted(1, 3, 0), *table.grant("w", 3, 0.0)])
+    accept(table, [*alone, *table.grant("w", 3, 0.0)])
     assert train(table) == [1, 2]
 
 
@@ -190,7 +283,7 @@ def test_a_grant_that_was_lost_on_its_way_goes_out_again_after_a_grace():
     assert table.held_by("w") == 2
     table.reconcile("w", [1], GRACE_S + 0.1)
     assert table.held_by("w") == 1
-    assert table.grant("w", 2, 0.0) == [Granted(0, 2, 0)]
+    assert grants(table.grant("w", 2, 0.0)) == [(0, 2)]
 
 
 def test_one_workers_list_of_held_leases_does_not_affect_another_worker():

@@ -1,6 +1,7 @@
 """The lease table under random events: no group trains twice, is lost or is too old."""
 
 import random
+from dataclasses import replace
 
 from deliveries import deliver
 from hypothesis import HealthCheck, given, settings
@@ -63,6 +64,7 @@ class Run(RuleBasedStateMachine):
         #: The grants that each worker holds; all grants so far; how often each lease lost its worker.
         self.held: dict[str, dict[int, Granted]] = {name: {} for name in WORKERS}
         self.granted: list[Granted] = []
+        self.last_worker: dict[int, str] = {}
         self.accepted: set[int] = set()
         self.losses: dict[int, int] = {}
 
@@ -76,9 +78,9 @@ class Run(RuleBasedStateMachine):
     def filter_result(self, position: int, version: int) -> FilterResult:
         return FilterResult(0.0, "no_signal") if (position + version) % self.flaws == 0 else NOT_FILTERED
 
-    def accept(self, grant: Granted, version: int) -> bool:
+    def accept(self, worker: str, grant: Granted, version: int) -> bool:
         result = self.filter_result(grant.lease, version)
-        return deliver(self.table, grant, version, (grant.lease, version), result).new
+        return deliver(self.table, grant, version, (grant.lease, version), result, worker=worker).new
 
     # --- workers ---
 
@@ -94,6 +96,7 @@ class Run(RuleBasedStateMachine):
             assert grant.attempt > max((g.attempt for g in self.granted if g.lease == grant.lease), default=0)
             self.granted.append(grant)
             self.held[worker][grant.lease] = grant
+            self.last_worker[grant.lease] = worker
         assert len(self.held[worker]) <= max(capacity, len(self.held[worker]) - len(run))
 
     @precondition(lambda self: any(self.held.values()))
@@ -110,10 +113,27 @@ class Run(RuleBasedStateMachine):
             self.table.hand_back(worker)
             self.held[worker].clear()
             return
-        if self.accept(grant, version):
+        if self.accept(worker, grant, version):
             self.accepted.add(grant.lease)
         else:
             assert not self.exact
+
+    @precondition(lambda self: self.granted)
+    @rule(data=st.data(), worker=workers, bits=st.integers(0, 3), later=st.integers(0, 1))
+    def forge(self, data: st.DataObject, worker: str, bits: int, later: int) -> None:
+        """Send a group for a grant of another worker, or with a token or an attempt that were never granted."""
+        grant = data.draw(st.sampled_from(self.granted))
+        holds = self.held[worker].get(grant.lease)
+        invented = replace(grant, token=grant.token ^ bits, attempt=grant.attempt + later)
+        if holds == invented:
+            return  # `finish` covers this case
+        before = {name: self.table.held_by(name) for name in WORKERS if name != worker}
+        if self.accept(worker, invented, self.table.version):
+            # A worker that was given up on may still deliver, until its lease is granted again.
+            assert invented == grant
+            assert self.last_worker[grant.lease] == worker
+            self.accepted.add(grant.lease)
+        assert before == {name: self.table.held_by(name) for name in before}
 
     @precondition(lambda self: self.granted)
     @rule(data=st.data(), version=st.integers(0, 3))
@@ -123,7 +143,8 @@ class Run(RuleBasedStateMachine):
         open_now = grant.lease not in self.accepted | self.set_aside and grant.attempt == last
         if open_now:
             return  # `finish` and `finish_too_old` cover this case
-        verdict = deliver(self.table, grant, version, (grant.lease, -1))
+        worker = data.draw(workers)
+        verdict = deliver(self.table, grant, version, (grant.lease, -1), worker=worker)
         assert not verdict.new
 
     @precondition(lambda self: any(self.held.values()))
@@ -134,7 +155,7 @@ class Run(RuleBasedStateMachine):
         slot = next(slot for slot, position, *_ in self.table._slots() if position == grant.lease)
         needed = self.table.version + min(slot // self.groups, self.staleness) - self.staleness
         if needed > 0:
-            assert not deliver(self.table, grant, needed - 1, (grant.lease, -1)).accepted
+            assert not deliver(self.table, grant, needed - 1, (grant.lease, -1), worker=worker).accepted
             del self.held[worker][grant.lease]  # and it may be granted again
 
     @rule(worker=workers)
@@ -157,7 +178,7 @@ class Run(RuleBasedStateMachine):
         for grant in list(self.held[worker].values()):
             if grant.min_version <= self.table.version:
                 del self.held[worker][grant.lease]
-                if self.accept(grant, grant.min_version):
+                if self.accept(worker, grant, grant.min_version):
                     self.accepted.add(grant.lease)
                 else:
                     assert not self.exact

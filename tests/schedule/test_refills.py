@@ -3,7 +3,7 @@
 from deliveries import deliver
 
 from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
-from grpo_actors.schedule.lease import Consumption, Cursor, Granted, Settled
+from grpo_actors.schedule.lease import Consumption, Cursor, Settled
 from grpo_actors.schedule.leases import LeaseTable
 
 FLAWED = FilterResult(0.0, "no_signal")
@@ -79,7 +79,7 @@ def test_groups_sampled_ahead_serve_the_next_update_while_they_are_young_enough(
     first = table.grant("w", 10, 0.0)
     assert [grant.lease for grant in first] == [0]
     assert sample(table) == [1, 2, 3, 4, 5, 6, 7]
-    deliver(table, Granted(0, 1, 0), 0, "group")
+    deliver(table, first[0], 0, "group")
     assert train(table).outdated == 0
     assert train(table).outdated == 4  # 4 to 7, which would now train at 2
     assert table.cursor == Cursor(4)

@@ -143,3 +143,9 @@ def test_only_some_of_many_workers_are_shown_and_active_ones_come_first():
     text = drawn(view_of([*gone, ("worker", {"worker": "z", "state": "sampling"})]), 80, 40)
     assert "z " in text
     assert "and 1 more" in text
+
+
+def test_a_worker_in_quarantine_is_shown_with_the_reason():
+    fields = {"worker": "w", "state": "quarantined", "why": "log-probs 2 nats off the learner's, 0.1 at most"}
+    text = drawn(view_of([*RECORDS, ("worker", fields)]), 160, 40)
+    assert re.search(r"w +quarantined log-probs 2 nats off", text)

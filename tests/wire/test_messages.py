@@ -30,7 +30,6 @@ def completion(**changes: Any) -> dict[str, Any]:
         "logprobs": wire.floats([-0.5, -1.0, 0.0]),
         "versions": wire.ints([7, 7, 8]),
         "finished": True,
-        "text": "4 ✓",
         "rewards": {"correct": 1.0, "format": None},
         **changes,
     }
@@ -41,6 +40,7 @@ def group(**changes: Any) -> dict[str, Any]:
         "kind": "group",
         "lease": 5,
         "attempt": 1,
+        "token": 2**64 - 1,
         "completions": [completion(), completion(finished=False)],
         "sampling_s": 1.5,
         "scoring_s": 0.0,
@@ -52,6 +52,7 @@ def group(**changes: Any) -> dict[str, Any]:
 LEASE = {
     "lease": 5,
     "attempt": 2,
+    "token": 2**64 - 1,
     "min_version": 3,
     "problem_id": "gsm8k/17",
     "prompt": wire.ints([10, 11]),
@@ -132,7 +133,7 @@ def test_every_message_survives_the_wire(adapter, example):
 
 @pytest.mark.parametrize("bounds", [[], [1, 2]])
 def test_a_completion_carries_its_environment_spans(bounds):
-    sent = group(completions=[completion(inserted=wire.ints(bounds), last_turn="x" if bounds else None)])
+    sent = group(completions=[completion(inserted=wire.ints(bounds))])
     received = wire.decode(wire.from_peer, wire.encode(wire.from_peer.validate_python(sent)))
     assert wire.read_ints(received.completions[0].inserted) == bounds
 
@@ -171,6 +172,7 @@ def test_every_field_refuses_a_value_of_another_type(adapter, example):
         {"lease": True},
         {"lease": 1.0},
         {"attempt": 0},
+        {"token": -1},
         {"sampling_s": float("nan")},
         {"sampling_s": float("inf")},
         {"sampling_s": -0.1},
@@ -182,6 +184,8 @@ def test_every_field_refuses_a_value_of_another_type(adapter, example):
         {"completions": [completion(versions=wire.ints([1, 2, 3, 4]))]},
         {"completions": [completion(logprobs=wire.floats([0.0, float("nan"), 0.0]))]},
         {"completions": [completion(logprobs=wire.floats([0.0, float("-inf"), 0.0]))]},
+        {"completions": [completion(logprobs=wire.floats([float("inf"), float("-inf"), 0.0]))]},
+        {"completions": [completion(text="4")]},
         {"completions": [completion(tokens="abc")]},
         {"completions": [completion(finished=1)]},
         {"completions": [completion(rewards={"correct": float("nan")})]},

@@ -6,6 +6,8 @@ Other modules decide; this one carries their decisions to the sockets and into t
     peers        who takes part
     supply       what a group must look like
     selection    which groups count
+    quarantine   whose log-probs cannot be trusted
+    standstill   why no group arrives
 
 A group on its way in: `_receive` decodes it, `_handle_group` judges it, `_accept_group` puts it into the lease
 table, `_acknowledge` answers the worker. One thread owns a Dispatcher.
@@ -19,18 +21,22 @@ from grpo_actors.errors import ProtocolError
 from grpo_actors.learner.exchange.evaluations import Evaluations
 from grpo_actors.learner.exchange.peers import MAX_OFFENCES, Peer, Roster
 from grpo_actors.learner.exchange.selection import Selection
+from grpo_actors.learner.exchange.standstill import Standstill
 from grpo_actors.learner.exchange.supply import Supply, oldest_version
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.checkpoints import Snapshot
-from grpo_actors.schedule.lease import Verdict
+from grpo_actors.schedule.lease import Claim, Verdict
 from grpo_actors.schedule.leases import LeaseTable
+from grpo_actors.schedule.quarantine import Gap, Quarantine
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.weights import WeightsServer
 from grpo_actors.wire import messages as wire
 
 #: Seconds between two checks of deadlines and processes: a killed local worker is noticed within this time.
 TICK_S = 0.25
+#: A longer message of a banned peer is not even read: it is no Hello.
+MAX_HELLO_BYTES = 4096
 
 
 class Dispatcher:
@@ -45,6 +51,7 @@ class Dispatcher:
         table: LeaseTable[SampledGroup],
         supply: Supply,
         selection: Selection,
+        quarantine: Quarantine,
         welcome: wire.Welcome,
         lost_s: float,
         clock: Callable[[], float],
@@ -57,12 +64,16 @@ class Dispatcher:
         self._table.skips = selection.skips
         self._supply = supply
         self._selection = selection
+        self._quarantine = quarantine
+        #: Name and text of the alarm that the last update raised; None: it raised none.
+        self.alarm: str | None = None
         self._welcome = welcome
         self._clock = clock
         self._roster = Roster(welcome.run_id, lost_s)
         self._published = -1  # the newest version that workers can fetch
         self._batch_taken = False
         self._evaluations = Evaluations()
+        self._standstill = Standstill()
         self._sampled_tokens = 0
         self._next_tick_s = 0.0
         self._last_left_out = -1  # the last position whose exclusion was logged
@@ -70,13 +81,23 @@ class Dispatcher:
 
     # --- the learner's requests -------------------------------------------------------------------
 
-    def consume(self, leases: Sequence[int]) -> None:
-        """Consume these leases: their groups produced the next version, which may be published a while later."""
-        if leases:
-            alarm = self._selection.settle(self._table.consume(leases))
-            if alarm is not None:
-                self.record("alarm", {"name": "no signal", "text": alarm, "update": self._table.version})
-            self._batch_taken = False
+    def consume(self, leases: Sequence[int], gaps: Mapping[int, Sequence[Gap]]) -> None:
+        """Consume these leases: their groups produced the next version, which may be published a while later.
+
+        A worker that is quarantined for its `gaps` loses its leases before another batch is taken.
+        """
+        if not leases:
+            return
+        measured = [
+            (self._table.worker_of(lease), gap) for lease, of_lease in gaps.items() for gap in of_lease
+        ]
+        self.alarm = None
+        alarm = self._selection.settle(self._table.consume(leases))
+        if alarm is not None:
+            self._raise_alarm("no signal", alarm)
+        for session, reason in self._quarantine.judge(measured).items():
+            self._isolate(session, reason)
+        self._batch_taken = False
 
     def publish(self, manifest: wire.Manifest, data: memoryview) -> None:
         """Serve this version to the workers, and announce it."""
@@ -143,7 +164,7 @@ class Dispatcher:
         self._dismissed[role] = reason
         for peer in self._roster:
             if peer.role == role:
-                self._send(peer.identity, wire.Bye(reason=reason))
+                self._send(peer.identity, wire.Bye(reason=reason, dismissed=True))
 
     def awaits_goodbyes(self) -> bool:
         """Return whether a dismissed peer has not left yet; the local worker, in this process, does not count."""
@@ -168,24 +189,37 @@ class Dispatcher:
             for peer, why in self._roster.find_lost(now_s):
                 self._mark_lost(peer, why)
             self._report_set_aside(self._table.expire(now_s))
+            self._report_standstill(now_s)
         self._grant(now_s)
 
     def _receive(self, identity: bytes, data: bytes) -> None:
-        if self._roster.banned(identity):
+        banned = self._roster.banned(identity)
+        if banned and len(data) > MAX_HELLO_BYTES:
             return
         try:
-            self._handle(identity, wire.decode(wire.from_peer, data))
+            message = wire.decode(wire.from_peer, data)
+            if not banned or isinstance(message, wire.Hello):
+                self._handle(identity, message)
         except ProtocolError as error:
-            self.record("log", {"level": "warning", "text": f"{identity.decode(errors='replace')}: {error}"})
-            if self._roster.count_offence(identity):
-                self._ban(identity)
+            if not banned:
+                self._count_offence(identity, str(error))
 
-    def _ban(self, identity: bytes) -> None:
-        reason = f"{MAX_OFFENCES} messages against the protocol"
+    def _count_offence(self, identity: bytes, reason: str) -> None:
+        peer = self._roster.get(identity)
+        name = "a stranger" if peer is None else peer.name
+        self.record("log", {"level": "warning", "text": f"{name}: {reason}"})
+        self._standstill.note(name, reason)
+        if self._roster.count_offence(identity):
+            self._ban(identity, f"{MAX_OFFENCES} messages against the protocol, the last: {reason}")
+
+    def _ban(self, identity: bytes, reason: str) -> None:
         self._send(identity, wire.Bye(reason=reason))
         peer = self._roster.get(identity)
         if peer is not None:
-            self._mark_lost(peer, reason)
+            self._standstill.note(peer.name, f"dropped after {reason}")
+            # Not a loss of its leases: the problems are not what broke the peer.
+            self._table.hand_back(peer.session)
+            self._set_state(peer, "lost", why=reason)
             self._roster.remove(peer)
 
     def _handle(self, identity: bytes, message: wire.FromPeer) -> None:
@@ -208,7 +242,7 @@ class Dispatcher:
             case wire.Evaluation() if peer.role == "evaluator":
                 self._evaluations.add(message, self._table.version)
             case wire.Bye():
-                self._table.hand_back(peer.name)
+                self._table.hand_back(peer.session)
                 self._set_state(peer, "left")
                 self._roster.remove(peer)
             case _:
@@ -222,8 +256,9 @@ class Dispatcher:
         if hello.role in self._dismissed:
             self._send(identity, wire.Bye(reason=self._dismissed[hello.role], dismissed=True))
             return
-        # A reconnect under the same name: the peer no longer holds its earlier leases.
-        self._table.hand_back(hello.name)
+        former = self._roster.get(identity)
+        if former is not None:  # its process was started again, or its connection was cut
+            self._table.hand_back(former.session)
         peer = self._roster.admit(identity, hello, self._clock())
         self._send(identity, self._welcome)
         self._set_state(peer, "joined")
@@ -233,21 +268,24 @@ class Dispatcher:
         peer.record_beat(beat, now_s)
         if beat.state in ("sampling", "waiting") and peer.state != beat.state:
             self._set_state(peer, beat.state)
-        self._table.reconcile(peer.name, beat.holding, now_s)
+        self._table.reconcile(peer.session, beat.holding, now_s)
         if peer.role in self._dismissed:
-            self._send(peer.identity, wire.Bye(reason=self._dismissed[peer.role]))
-        elif peer.may_hold_leases and self._published >= 0:
+            self._send(peer.identity, wire.Bye(reason=self._dismissed[peer.role], dismissed=True))
+        elif peer.role == "rollout" and self._published >= 0:
             self._send(peer.identity, wire.Announcement(version=self._published))
 
     def _handle_group(self, peer: Peer, message: wire.Group) -> None:
-        verdict = self._table.judge(message.lease, message.attempt, oldest_version(message))
+        claim = Claim(peer.session, message.lease, message.attempt, message.token, oldest_version(message))
+        verdict = self._table.judge(claim)
         if verdict.new:
             try:
                 self._accept_group(peer, message, verdict)
             except ProtocolError as error:
-                self._acknowledge(peer, replace(verdict, accepted=False, reason=str(error)))
+                self._acknowledge(peer, replace(verdict, accepted=False, reason=str(error)), faulty=True)
                 raise
         self._acknowledge(peer, verdict)
+        if verdict.forged:
+            raise ProtocolError(verdict.reason)
 
     def _accept_group(self, peer: Peer, message: wire.Group, verdict: Verdict) -> None:
         """Check the contents of the group, count it and put it into the lease table."""
@@ -257,27 +295,61 @@ class Dispatcher:
         for failure in message.failures:
             self.record("log", {"level": "warning", "text": f"{group.problem.id}: {failure}"})
         self._table.accept(verdict, group, self._selection.filter_group(group))
+        self._standstill.end()
 
-    def _acknowledge(self, peer: Peer, verdict: Verdict) -> None:
+    def _acknowledge(self, peer: Peer, verdict: Verdict, *, faulty: bool = False) -> None:
         """Acknowledge a group; give back its lease first if it is refused. Only this method does either."""
+        claim = verdict.claim
         if not verdict.accepted:
-            self._table.refuse(verdict.lease, verdict.attempt)
+            self._standstill.note(peer.name, verdict.reason)
+            self._report_set_aside(self._table.refuse(claim, faulty=faulty))
         ack = wire.Ack(
-            lease=verdict.lease, attempt=verdict.attempt, accepted=verdict.accepted, reason=verdict.reason
+            lease=claim.lease, attempt=claim.attempt, accepted=verdict.accepted, reason=verdict.reason
         )
         self._send(peer.identity, ack)
+
+    def _isolate(self, session: str, reason: str) -> None:
+        """Quarantine a worker: it gets no more leases, and its groups that have not trained are sampled again."""
+        peer = self._roster.of_session(session)
+        # The worker in this process samples with the learner's own policy.
+        if peer is None or peer.in_this_process:
+            return
+        self._table.distrust(session)
+        peer.quarantine = reason
+        self._raise_alarm("worker quarantined", f"{peer.name} gets no more leases: {reason}; start it again")
+        self.record("worker", peer.describe())
+
+    def _raise_alarm(self, name: str, text: str) -> None:
+        self.record("alarm", {"name": name, "text": text, "update": self._table.version})
+        self.alarm = self.alarm or f"{name}: {text}"
 
     # --- losses -----------------------------------------------------------------------------------
 
     def _mark_lost(self, peer: Peer, why: str) -> None:
         self._set_state(peer, "lost", why=why)
-        self._report_set_aside(self._table.release(peer.name))
+        self._report_set_aside(self._table.release(peer.session))
 
     def _report_set_aside(self, positions: Sequence[int]) -> None:
         for position in positions:
             _, problem = self._supply.problem(position)
-            text = f"{problem.id}: three workers died or timed out on it; it is left out (lease {position})"
+            text = (
+                f"{problem.id}: three attempts failed (a worker died, timed out, or sent a group that was refused); "
+                f"it is left out (lease {position})"
+            )
             self.record("alarm", {"name": "problem set aside", "text": text})
+
+    def _report_standstill(self, now_s: float) -> None:
+        waits = (
+            not self._batch_taken and "rollout" not in self._dismissed and self._table.next_batch() is None
+        )
+        # While other workers sample, a quarantine is not what the learner waits for.
+        alone = not any(peer.may_hold_leases for peer in self._roster)
+        shut_out = {
+            peer.name: f"quarantined, {peer.quarantine}" for peer in self._roster if peer.quarantine and alone
+        }
+        text = self._standstill.explain(now_s, waits=waits, shut_out=shut_out)
+        if text is not None:
+            self.record("log", {"level": "warning", "text": text})
 
     # --- granting ---------------------------------------------------------------------------------
 
@@ -291,17 +363,16 @@ class Dispatcher:
         run = self._table.batch_groups
         reserve = run if sum(peer.credits > 0 for peer in willing) > 1 else 0
         while willing:
-            peer = min(willing, key=lambda peer: self._table.held_by(peer.name))
+            peer = min(willing, key=lambda peer: self._table.held_by(peer.session))
             capacity = max(min(run, peer.credits), peer.credits - reserve)
-            granted = self._table.grant(peer.name, capacity, now_s)
+            granted = self._table.grant(peer.session, capacity, now_s)
             if not granted:
                 willing.remove(peer)
                 continue
             grants = wire.Grant(leases=[self._supply.lease_message(grant) for grant in granted])
             if not self._send(peer.identity, grants):
                 # The grant was never sent, so it does not count as a loss of these leases.
-                for grant in granted:
-                    self._table.refuse(grant.lease, grant.attempt)
+                self._table.withdraw(granted)
                 self._mark_lost(peer, "its connection is closed or full")
                 willing.remove(peer)
 

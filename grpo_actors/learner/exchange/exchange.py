@@ -9,19 +9,21 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from grpo_actors.errors import TrainingError
 from grpo_actors.learner.exchange.dispatcher import TICK_S, Dispatcher
 from grpo_actors.learner.exchange.peers import BEAT_S, LOST_S
+from grpo_actors.learner.exchange.sampling_rules import SamplingRules
 from grpo_actors.learner.exchange.selection import Selection
 from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.schedule.leases import LeaseTable
+from grpo_actors.schedule.quarantine import Gap, Quarantine
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.events import EventPublisher
 from grpo_actors.transport.sockets import Endpoints, zmq_context
@@ -30,7 +32,7 @@ from grpo_actors.transport.weights import WeightsServer
 from grpo_actors.wire import fetching
 from grpo_actors.wire.messages import Evaluation, Manifest, Welcome
 
-__all__ = ["BEAT_S", "LOST_S", "Exchange", "Selection", "Supply"]
+__all__ = ["BEAT_S", "LOST_S", "Exchange", "Quarantine", "SamplingRules", "Selection", "Supply"]
 
 T = TypeVar("T")
 
@@ -51,6 +53,7 @@ class Exchange:
         table: LeaseTable[SampledGroup],
         supply: Supply,
         selection: Selection,
+        quarantine: Quarantine,
         welcome: Welcome,
         open_journal: Callable[[EventPublisher], Journal],
         lost_s: float = LOST_S,
@@ -62,6 +65,7 @@ class Exchange:
         self._table = table
         self._supply = supply
         self._selection = selection
+        self._quarantine = quarantine
         self._welcome = welcome
         self._open_journal = open_journal
         self._clock = clock
@@ -81,9 +85,12 @@ class Exchange:
         self._thread.start()
         self._bound.result()
 
-    def consume(self, leases: Sequence[int]) -> None:
-        """Consume these leases: their groups produced the next version."""
-        self._post(lambda dispatcher: dispatcher.consume(leases))
+    def consume(self, leases: Sequence[int], gaps: Mapping[int, Sequence[Gap]]) -> None:
+        """Consume these leases: their groups produced the next version.
+
+        `gaps`: lease -> gaps between the log-probs of its worker and those that the update computed.
+        """
+        self._post(lambda dispatcher: dispatcher.consume(leases, gaps))
 
     def publish(self, manifest: Manifest, data: memoryview) -> None:
         """Serve this version to the workers. May be called on any thread."""
@@ -120,9 +127,9 @@ class Exchange:
         """Return the number of sampled tokens in the groups that arrived since the last call."""
         return self._ask(Dispatcher.take_tokens)
 
-    def selection_alarm(self) -> str | None:
-        """Return the alarm text that the selection recorded for the last update; None if there was no alarm."""
-        return self._ask(lambda _: self._selection.alarm)
+    def alarm(self) -> str | None:
+        """Return name and text of the alarm that was recorded for the last update; None if there was no alarm."""
+        return self._ask(lambda dispatcher: dispatcher.alarm)
 
     def evaluator_present(self) -> bool:
         """Return whether an evaluator takes part."""
@@ -180,6 +187,7 @@ class Exchange:
                         table=self._table,
                         supply=self._supply,
                         selection=self._selection,
+                        quarantine=self._quarantine,
                         welcome=self._welcome,
                         lost_s=self._lost_s,
                         clock=self._clock,

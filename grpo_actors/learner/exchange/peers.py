@@ -20,7 +20,8 @@ LOST_S = float(os.environ.get("GRPO_ACTORS_LOST_S", "120"))
 LOADING_S = 600.0
 #: A lost peer that is still silent after this many seconds is forgotten; if it wakes up, it says Hello again.
 FORGET_S = 600.0
-#: A peer that has sent this many messages against the protocol is banned: its messages are ignored.
+#: A peer that has sent this many messages against the protocol is banned: its messages are ignored until it says Hello
+#: again. The ban ends a session, not a name: the process that replaces the peer has the same name.
 MAX_OFFENCES = 10
 #: Number of offenders remembered. It is bounded because a stranger can use any number of identities.
 MAX_OFFENDERS = 1024
@@ -33,6 +34,8 @@ class Peer:
     """A worker or an evaluator, as its messages describe it."""
 
     identity: bytes
+    #: Its name and the number of its Hello. Leases belong to a session: what one holds is not the next one's.
+    session: str
     name: str
     role: str
     host: str
@@ -42,6 +45,8 @@ class Peer:
     last_seen_s: float
     probed_s: float = 0.0
     state: str = "joined"
+    #: Why it gets no leases until it says Hello again; "": it gets some.
+    quarantine: str = ""
     has_beaten: bool = False
     credits: int = 0
     version: int = -1
@@ -63,8 +68,8 @@ class Peer:
 
     @property
     def may_hold_leases(self) -> bool:
-        """Whether it is a worker that is not lost."""
-        return self.role == "rollout" and self.state != "lost"
+        """Whether it is a worker that is neither lost nor quarantined."""
+        return self.role == "rollout" and self.state != "lost" and not self.quarantine
 
     def record_beat(self, beat: Beat, now_s: float) -> None:
         """Update the peer from a beat."""
@@ -84,10 +89,12 @@ class Peer:
 
     def describe(self) -> dict[str, Any]:
         """Return the fields of a `worker` record."""
+        shut_out = self.quarantine and self.state not in ("left", "lost")
         return {
             "worker": self.name,
             "role": self.role,
-            "state": self.state,
+            "state": "quarantined" if shut_out else self.state,
+            "why": self.quarantine if shut_out else None,
             "groups": self.groups,
             "tokens_per_s": round(self.tokens_per_s, 1),
             "version": self.version,
@@ -108,6 +115,7 @@ class Roster:
         self._run_id = run_id
         self._lost_s = lost_s
         self._peers: dict[bytes, Peer] = {}
+        self._hellos = 0
         self._offences: dict[bytes, int] = {}
 
     def __iter__(self) -> Iterator[Peer]:
@@ -130,6 +138,10 @@ class Roster:
         """Return the peer that said Hello with this identity; None if there is none."""
         return self._peers.get(identity)
 
+    def of_session(self, session: str) -> Peer | None:
+        """Return the peer of a session; None if it left or was replaced."""
+        return next((peer for peer in self if peer.session == session), None)
+
     def refusal(self, identity: bytes, hello: Hello) -> str | None:
         """Return why this Hello is refused, as text for the user who started the peer; None: accept it."""
         if hello.protocol != PROTOCOL_VERSION:
@@ -142,12 +154,12 @@ class Roster:
 
     def admit(self, identity: bytes, hello: Hello, now_s: float) -> Peer:
         """Add a peer. It replaces one of the same name: that process was restarted, or its connection was cut."""
-        former = self._peers.get(identity)
-        if former is None or (former.host, former.pid) != (hello.host, hello.pid):
-            self._offences.pop(identity, None)
+        self._offences.pop(identity, None)
+        self._hellos += 1
         # Two hosts may have the same name, so a process that is not visible here now is never watched.
         local = hello.host == socket.gethostname() and process_lives(hello.pid)
-        peer = Peer(identity, hello.name, hello.role, hello.host, hello.pid, local, now_s)
+        session = f"{hello.name}#{self._hellos}"
+        peer = Peer(identity, session, hello.name, hello.role, hello.host, hello.pid, local, now_s)
         self._peers[identity] = peer
         return peer
 
@@ -163,7 +175,7 @@ class Roster:
         return self.banned(identity)
 
     def banned(self, identity: bytes) -> bool:
-        """Return whether messages of this identity are ignored."""
+        """Return whether messages of this identity are ignored, except a Hello."""
         return self._offences.get(identity, 0) >= MAX_OFFENCES
 
     def to_probe(self, now_s: float) -> Iterator[Peer]:

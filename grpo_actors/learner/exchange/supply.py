@@ -1,7 +1,6 @@
 """The supply of problems: makes lease messages from problems, and groups from the answers. No socket.
 
-Checks that a group fits the run, so that nothing reaches the update that would break it: a token id outside the
-vocabulary, a version from the future, an unknown reward.
+What a group must look like is in `sampling_rules`.
 """
 
 import json
@@ -10,11 +9,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from grpo_actors.errors import DataError, ProtocolError
+from grpo_actors.learner.exchange.sampling_rules import SamplingRules
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.schedule.lease import Granted
 from grpo_actors.schedule.order import ProblemOrder, sample_seeds
 from grpo_actors.tasks.task import Problem
-from grpo_actors.wire.messages import Completion, Group, Lease, ints
+from grpo_actors.wire.messages import Group, Lease, ints
 
 #: Tokenised prompts kept in the cache from lease to group: more than the leases open at a time.
 CACHED_PROMPTS = 1024
@@ -29,13 +29,9 @@ class Supply:
     seed: int
     num_generations: int
     max_prompt_length: int
-    max_new_tokens: int
-    #: Size of the vocabulary: token ids are below it.
-    vocab_size: int
-    #: Names of the reward functions; every completion has a value or None for each.
-    rewards: frozenset[str]
     #: Messages -> token ids.
     encode_chat: Callable[[Sequence[Mapping[str, str]]], list[int]]
+    rules: SamplingRules
     _encoded: Callable[[int], list[int]] = field(init=False)
     _excluded_in_a_row: int = field(init=False, default=0)
 
@@ -78,6 +74,7 @@ class Supply:
         return Lease(
             lease=granted.lease,
             attempt=granted.attempt,
+            token=granted.token,
             min_version=granted.min_version,
             problem_id=problem.id,
             prompt=ints(self.prompt(granted.lease)),
@@ -97,28 +94,11 @@ class Supply:
             raise ProtocolError(
                 f"a group has {self.num_generations} completions, got {len(message.completions)}"
             )
-        for completion in message.completions:
-            self._check(completion, newest_version)
-        epoch, problem = self.problem(message.lease)
         completions = [SampledCompletion.read(completion) for completion in message.completions]
+        for completion in completions:
+            self.rules.check(completion, newest_version)
+        epoch, problem = self.problem(message.lease)
         return SampledGroup(message.lease, epoch, problem, self.prompt(message.lease), worker, completions)
-
-    def _check(self, completion: Completion, newest_version: int) -> None:
-        tokens, versions = (memoryview(raw).cast("i") for raw in (completion.tokens, completion.versions))
-        if len(tokens) > self.max_new_tokens:
-            raise ProtocolError(f"a completion has at most {self.max_new_tokens} tokens, got {len(tokens)}")
-        if min(tokens) < 0 or max(tokens) >= self.vocab_size:
-            raise ProtocolError(
-                f"token ids lie in 0 … {self.vocab_size - 1}, got {min(tokens)} … {max(tokens)}"
-            )
-        if min(versions) < 0 or max(versions) > newest_version:
-            raise ProtocolError(
-                f"version {newest_version} is the newest, got {min(versions)} … {max(versions)}"
-            )
-        if completion.rewards.keys() != self.rewards:
-            raise ProtocolError(
-                f"the rewards are {', '.join(sorted(self.rewards))}, got {', '.join(sorted(completion.rewards))[:200]}"
-            )
 
 
 def oldest_version(message: Group) -> int:

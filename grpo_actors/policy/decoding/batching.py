@@ -20,7 +20,6 @@ those of its own version and of earlier ones. Prompts that were prefilled for la
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
@@ -268,7 +267,7 @@ class Sampler:
 
     def _update_seen(self) -> None:
         """Add the tokens that are fed now, and the prompts of new rows, to `_seen`."""
-        vocabulary = self._vocabulary
+        vocabulary = self.policy.vocabulary
         if self._seen is None:
             self._seen = mx.zeros((len(self._rows), vocabulary), mx.bool_)
         for index, prompt in self._unseen:
@@ -277,11 +276,6 @@ class Sampler:
             self._seen[index] = mx.array(mask)
         self._unseen.clear()
         self._seen = mx.put_along_axis(self._seen, self._token[:, None], mx.array(True), axis=1)
-
-    @cached_property
-    def _vocabulary(self) -> int:
-        """Number of logits per token; a tokenizer may have fewer tokens."""
-        return int(self.policy.model(mx.array([[1]])).shape[-1])
 
     def _read(self, step: Step) -> tuple[int, list[tuple[int, list[Sample]]]]:
         """Wait for a step and append its tokens to the completions that have not ended; see `step` for the result."""

@@ -9,12 +9,13 @@ from typing import Any
 
 import xxhash
 
-from grpo_actors.learner.exchange.exchange import Exchange
+from grpo_actors.learner.exchange.exchange import Exchange, Quarantine, SamplingRules
 from grpo_actors.learner.exchange.selection import Selection
 from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
+from grpo_actors.schedule.quarantine import Gap
 from grpo_actors.tasks.task import Problem
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.sockets import Context, Endpoints
@@ -25,6 +26,15 @@ CHUNK = 1000
 PROBLEMS = [
     Problem(f"p{i}", ({"role": "user", "content": f"problem {i}"},), f"{i}", {"n": i}) for i in range(20)
 ]
+
+RULES = SamplingRules(
+    vocabulary=100,
+    max_new_tokens=4,
+    max_turns=2,
+    stop_tokens=frozenset({1}),
+    ends=lambda turn: turn[-1] == 1,
+    rewards=frozenset({"correct"}),
+)
 
 
 class Clock:
@@ -108,20 +118,25 @@ class Peer:
         return ack
 
 
+def tokens_of(seed: int) -> bytes:
+    """Return two tokens, of which only the second ends a completion."""
+    return wire.ints([2 + seed % 98, 1])
+
+
 def completion(seed: int, version: int, **changes: Any) -> dict[str, Any]:
     fields = {
-        "tokens": wire.ints([seed % 100, 1]),
+        "tokens": tokens_of(seed),
         "logprobs": wire.floats([-0.5, -0.25]),
         "versions": wire.ints([version, version]),
         "finished": True,
-        "text": "x",
         "rewards": {"correct": 1.0},
     }
     return fields | changes
 
 
 def group(lease: wire.Lease, version: int = 0, completions: Any = None, **changes: Any) -> wire.Group:
-    fields = {"lease": lease.lease, "attempt": lease.attempt, "sampling_s": 0.1, "scoring_s": 0.1}
+    grant = {"lease": lease.lease, "attempt": lease.attempt, "token": lease.token}
+    fields = grant | {"sampling_s": 0.1, "scoring_s": 0.1}
     sampled = [completion(seed, version) for seed in lease.seeds] if completions is None else completions
     return wire.Group.model_validate(fields | {"completions": sampled} | changes)
 
@@ -141,9 +156,7 @@ class Run:
             order=ProblemOrder(len(of_supply["problems"]), 3, shuffle=False),
             seed=3,
             num_generations=2,
-            max_new_tokens=4,
-            vocab_size=100,
-            rewards=frozenset({"correct"}),
+            rules=RULES,
             encode_chat=lambda messages: [ord(letter) % 100 for letter in messages[-1]["content"]],
             **of_supply,
         )
@@ -155,12 +168,19 @@ class Run:
             table=self.table,
             supply=self.supply,
             selection=Selection(self.supply.problem),
+            quarantine=Quarantine(max_gap=0.1),
             welcome=welcome,
             open_journal=lambda publisher: Journal(folder, publish=publisher.publish),
             clock=self.clock,
         )
 
-    def publish(self, version: int, consumed: Sequence[int] = (), size: int = 2500) -> bytes:
+    def publish(
+        self,
+        version: int,
+        consumed: Sequence[int] = (),
+        size: int = 2500,
+        gaps: dict[int, list[Gap]] | None = None,
+    ) -> bytes:
         data = bytes((version + at) % 256 for at in range(size))
         manifest = wire.Manifest(
             version=version,
@@ -169,7 +189,7 @@ class Run:
             chunk_bytes=CHUNK,
             tensors=[wire.TensorEntry(name="w", dtype="uint8", shape=[size], offset=0)],
         )
-        self.exchange.consume(consumed)
+        self.exchange.consume(consumed, gaps or {})
         self.exchange.publish(manifest, memoryview(data))
         return data
 

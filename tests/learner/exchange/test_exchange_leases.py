@@ -1,7 +1,7 @@
 """How a peer joins, and the way of a lease: granted, sampled, accepted."""
 
 import pytest
-from peers_for_tests import DEADLINE_S, PROBLEMS, completion, wait_until
+from peers_for_tests import DEADLINE_S, PROBLEMS, completion, tokens_of, wait_until
 
 from grpo_actors.errors import DataError
 from grpo_actors.schedule.order import sample_seeds
@@ -79,7 +79,9 @@ def test_groups_become_batches_in_the_order_of_their_leases(run):
     assert [group.lease for group in batch] == [0, 1]
     assert batch[0].problem is PROBLEMS[0]
     assert batch[0].worker == "w"
-    assert [c.tokens for c in batch[0].completions] == [[seed % 100, 1] for seed in leases[0].seeds]
+    assert [c.tokens for c in batch[0].completions] == [
+        wire.read_ints(tokens_of(seed)) for seed in leases[0].seeds
+    ]
     assert run.exchange.next_batch(0.05) is None  # one at a time, until it was published
     run.publish(1, [0, 1])
     assert [group.lease for group in run.exchange.next_batch(DEADLINE_S)] == [2, 3]
@@ -104,11 +106,10 @@ def test_only_sampled_tokens_are_counted(run):
     peer = run.peer("w").join()
     lease = peer.take()[0]
     of_two_turns = {
-        "tokens": wire.ints([5, 1, 7, 1]),
+        "tokens": wire.ints([1, 5, 7, 1]),
         "logprobs": wire.floats([-0.5, 0.0, 0.0, -0.25]),
         "versions": wire.ints([0] * 4),
         "inserted": wire.ints([1, 3]),
-        "last_turn": "x",
     }
     one, other = lease.seeds
     peer.deliver(lease, completions=[completion(one, 0), completion(other, 0, **of_two_turns)])

@@ -144,7 +144,10 @@ def test_a_problem_that_kills_three_workers_is_set_aside_with_an_alarm(start):
         wait_until(lambda victim=victim: "lost" in run.states(victim.name))
     wait_until(lambda: run.records("alarm"))
     (alarm,) = run.records("alarm")
-    assert alarm["text"] == "p0: three workers died or timed out on it; it is left out (lease 0)"
+    assert alarm["text"] == (
+        "p0: three attempts failed (a worker died, timed out, or sent a group that was refused); "
+        "it is left out (lease 0)"
+    )
     assert [lease.lease for lease in run.peer("w").join().take(capacity=1)] == [1]
 
 
@@ -177,14 +180,40 @@ def test_after_ten_offences_a_peer_is_dropped_and_its_leases_go_out_again(run, d
     offender.take()
     for _ in range(MAX_OFFENCES):
         offender.send(data)
-    assert offender.receive(wire.Bye).reason == "10 messages against the protocol"
+    assert offender.receive(wire.Bye).reason.startswith("10 messages against the protocol, the last: ")
     other.beat(capacity=2)
     assert [lease.lease for lease in other.receive(wire.Grant).leases] == [0, 1]
-    offender.send(offender.hello())
-    other.beat(capacity=2, holding=[0, 1])
-    other.receive(wire.Announcement)
-    assert run.states("offender")[-1] == "lost"  # its Hello came before the other's beat, to no effect
+    assert run.states("offender")[-1] == "lost"
+    offender.send(data)
+    offender.beat(capacity=2)
+    other.wait_until_seen()  # the offender's messages came before this one, to no effect
+    assert run.states("offender")[-1] == "lost"
     assert len(run.records("log")) == MAX_OFFENCES
+
+
+@pytest.mark.parametrize("pid", [7, 8], ids=["the same process", "another process"])
+def test_a_hello_after_a_ban_starts_clean(run, pid):
+    offender = run.peer("w").join()
+    for _ in range(MAX_OFFENCES):
+        offender.send(b"\xc1")
+    offender.receive(wire.Bye)
+    offender.control.close()
+    after = run.peer("w", pid=pid).join()
+    for _ in range(MAX_OFFENCES - 1):
+        after.send(b"\xc1")
+    first, _ = after.take()
+    assert after.deliver(first).accepted
+
+
+def test_a_ban_does_not_count_against_the_problems_that_its_worker_held(run):
+    for _ in range(4):  # after three losses a problem would be set aside
+        offender = run.peer("w").join()
+        assert [lease.lease for lease in offender.take()] == [0, 1]
+        for _ in range(MAX_OFFENCES):
+            offender.send(b"\xc1")
+        offender.receive(wire.Bye)
+        offender.control.close()
+    assert run.records("alarm") == []
 
 
 def test_nine_offences_are_tolerated(run):
