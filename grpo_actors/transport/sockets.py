@@ -7,6 +7,7 @@ Measured with libzmq 4.3.5; these are the reasons for the options below:
   when the connection is cut, so a sender that needs an effect repeats its message.
 - When a peer takes over an identity (HANDOVER), the old owner stays connected but can neither send nor receive, and gets
   no event. Only the answers to its beats show a peer that it is still the owner.
+- A message carries its connection's descriptor (SRCFD) and, with keys, its key (User-Id); see `cut` and `access`.
 - A frame above MAXMSGSIZE ends the connection. A binding socket continues and its peer reconnects; a connecting socket
   never comes back. So no sender may exceed the receiver's bound.
 - A second ipc bind on one path steals it; the lock on the run folder prevents that.
@@ -68,6 +69,8 @@ class Endpoints:
     pid: int
     #: Folder of the run's CUDA MPS; empty if it has none.
     mps: str = ""
+    #: The command that adds a worker from another host; empty if no other host can reach the run.
+    join: str = ""
 
     def write(self, run_dir: Path) -> None:
         """Write the file in the run folder, whole or not at all."""
@@ -91,11 +94,11 @@ class Endpoints:
             raise RunError(f"{path}: unreadable ({error}); is the run folder of an older version?") from None
 
 
-def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int) -> Endpoints:
+def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int, *, keys: bool = False) -> Endpoints:
     """Choose the three addresses of a run, without binding them.
 
     ipc sockets are in a folder of mode 0700 under the system's temporary folder, whose name is derived from the run
-    folder's path: that path itself may be longer than the path of a Unix socket can be.
+    folder's path: that path itself may be longer than the path of a Unix socket can be. `keys`: whether peers need one.
 
     Raises:
         RunError: the folder for the sockets cannot be created, or no port is free.
@@ -103,11 +106,17 @@ def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int) -> Endpoint
     if scheme == "ipc":
         folder = _private_folder(run_dir)
         control, weights, events = (f"ipc://{folder}/{part}" for part in PARTS)
-    else:
-        first = port or _free_port(host)
-        address = f"[{host.strip('[]')}]" if ":" in host else host
-        control, weights, events = (f"tcp://{address}:{first + i}" for i in range(len(PARTS)))
-    return Endpoints(control, weights, events, pid=os.getpid())
+        return Endpoints(control, weights, events, pid=os.getpid())
+    first = port or _free_port(host)
+    control, weights, events = (f"tcp://{_bracketed(host)}:{first + i}" for i in range(len(PARTS)))
+    # An address that stands for all of this host's is none that another host could connect to.
+    reached = _bracketed(socket.gethostname() if host in ("0.0.0.0", "::", "[::]") else host)  # noqa: S104
+    join = f"python -m grpo_actors.rollout --connect tcp://{reached}:{first}{' --key FILE' if keys else ''}"
+    return Endpoints(control, weights, events, pid=os.getpid(), join=join)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host.strip('[]')}]" if ":" in host else host
 
 
 def remove_endpoints(run_dir: Path, endpoints: Endpoints) -> None:
@@ -201,7 +210,11 @@ def _bind_port(stack: contextlib.ExitStack, host: str, port: int) -> int:
 
 
 def bind(
-    context: Context, kind: int, endpoint: str, max_bytes: int, options: Iterable[tuple[int, int]] = ()
+    context: Context,
+    kind: int,
+    endpoint: str,
+    max_bytes: int,
+    options: Iterable[tuple[int, int | bytes]] = (),
 ) -> Socket:
     """Bind a socket that accepts frames of at most `max_bytes`.
 
@@ -269,6 +282,37 @@ def _open(context: Context, kind: int, endpoint: str, max_bytes: int) -> Socket:
     ):
         opened.setsockopt(option, value)
     return opened
+
+
+def cut(bound: Socket, descriptor: int) -> None:
+    """Close a connection of a bound socket, by the descriptor that came with its messages; the peer may connect again.
+
+    ZeroMQ has no call for this. It notices that the connection is shut down, and frees all that it holds for it.
+    """
+    try:
+        duplicate = os.dup(descriptor)
+    except OSError:  # already closed
+        return
+    try:
+        connection = socket.socket(fileno=duplicate)
+    except OSError:  # closed, and the number now belongs to a file
+        os.close(duplicate)
+        return
+    with connection, contextlib.suppress(OSError):
+        # The number may by now belong to a connection of somebody else.
+        if _is_at(connection.getsockname(), endpoint_of(bound)):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def endpoint_of(bound: Socket) -> str:
+    """Return the address at which a socket is bound, with the port that was chosen."""
+    return bound.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def _is_at(name: str | tuple[str, int], endpoint: str) -> bool:
+    if isinstance(name, str):
+        return endpoint == f"ipc://{name}"
+    return endpoint.rpartition(":")[2] == str(name[1])
 
 
 @contextlib.contextmanager

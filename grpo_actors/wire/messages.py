@@ -27,7 +27,7 @@ from grpo_actors.wire.spans import check_spans
 # Re-exported, so that the users of the wire format import one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 MAX_COMPLETIONS = 4096
 
@@ -60,12 +60,14 @@ class Hello(Message):
     kind: Literal["hello"] = "hello"
     protocol: Count
     role: Literal["rollout", "evaluator"]
-    #: The peer's name, which is also its socket identity; the same after every reconnect.
-    name: Name
+    #: The peer's name, unique among all peers; the same after every reconnect.
+    name: Annotated[str, Field(min_length=1, max_length=200)]
     host: Name
     pid: Annotated[int, Field(ge=1, lt=2**31)]
     #: The run that the peer expects to join; empty: any.
     run_id: Name = ""
+    #: Secret of the run's own evaluator, which nobody else has: only it may report scores.
+    token: Name = ""
 
 
 class Completion(Message):

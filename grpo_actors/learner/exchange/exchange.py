@@ -22,6 +22,7 @@ from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.schedule.leases import LeaseTable
+from grpo_actors.transport.access import Access
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.events import EventPublisher
 from grpo_actors.transport.sockets import Endpoints, zmq_context
@@ -53,10 +54,18 @@ class Exchange:
         selection: Selection,
         welcome: Welcome,
         open_journal: Callable[[EventPublisher], Journal],
+        access: Access | None = None,
+        evaluator_token: str = "",
         lost_s: float = LOST_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep the parts; bind nothing yet. `lost_s`: longest silence of a peer that has sent a beat, in seconds."""
+        """Keep the parts; bind nothing yet.
+
+        `access`: who may use the sockets; None: everyone who reaches them. `evaluator_token`: secret of the run's own
+        evaluator. `lost_s`: longest silence of a peer that has sent a beat, in seconds.
+        """
+        self._access = access or Access()
+        self._evaluator_token = evaluator_token
         self._lost_s = lost_s
         self._endpoints = endpoints
         self._table = table
@@ -168,10 +177,10 @@ class Exchange:
 
     def _run(self) -> None:
         try:
-            with zmq_context() as context:
-                control = ControlServer(context, self._endpoints.control)
-                weights = WeightsServer(context, self._endpoints.weights, fetching)
-                publisher = EventPublisher(context, self._endpoints.events)
+            with zmq_context() as context, self._access.enforced(context):
+                control = ControlServer(context, self._endpoints.control, self._access)
+                weights = WeightsServer(context, self._endpoints.weights, fetching, self._access)
+                publisher = EventPublisher(context, self._endpoints.events, self._access)
                 with contextlib.closing(publisher), self._open_journal(publisher) as journal:
                     dispatcher = Dispatcher(
                         control=control,
@@ -182,23 +191,25 @@ class Exchange:
                         selection=self._selection,
                         welcome=self._welcome,
                         lost_s=self._lost_s,
+                        evaluator_token=self._evaluator_token,
                         clock=self._clock,
                     )
                     self._bound.set_result(None)
                     self._waiter.watch(control.socket, weights.socket)
-                    self._loop(dispatcher)
+                    self._loop(dispatcher, publisher)
         except BaseException as error:  # noqa: BLE001 - a thread's outermost frame: the learner raises it
             self._failure = error
             if not self._bound.done():
                 self._bound.set_exception(error)
             self._batches.put(None)
 
-    def _loop(self, dispatcher: Dispatcher) -> None:
+    def _loop(self, dispatcher: Dispatcher, publisher: EventPublisher) -> None:
         while not self._may_close(dispatcher):
             self._waiter.wait(TICK_S)
             while not self._commands.empty():
                 self._commands.get()(dispatcher)
             dispatcher.turn()
+            publisher.tend()
             batch = dispatcher.next_batch()
             if batch is not None:
                 self._batches.put(batch)

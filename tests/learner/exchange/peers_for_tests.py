@@ -21,6 +21,8 @@ from grpo_actors.transport.sockets import Context, Endpoints
 from grpo_actors.wire import messages as wire
 
 DEADLINE_S = 10.0
+#: Secret of the run's evaluator.
+TOKEN = "5ecret"  # noqa: S105
 CHUNK = 1000
 PROBLEMS = [
     Problem(f"p{i}", ({"role": "user", "content": f"problem {i}"},), f"{i}", {"n": i}) for i in range(20)
@@ -75,6 +77,7 @@ class Peer:
             "name": self.name,
             "host": self.host,
             "pid": self.pid,
+            "token": TOKEN if self.role == "evaluator" else "",
         }
         return wire.Hello.model_validate(fields | changes)
 
@@ -157,6 +160,7 @@ class Run:
             selection=Selection(self.supply.problem),
             welcome=welcome,
             open_journal=lambda publisher: Journal(folder, publish=publisher.publish),
+            evaluator_token=TOKEN,
             clock=self.clock,
         )
 
@@ -188,7 +192,7 @@ class Run:
 def evaluation(update: int, accuracy: float = 0.5) -> wire.Evaluation:
     return wire.Evaluation(
         update=update,
-        checkpoint=f"checkpoint-{update}",
+        checkpoint=f"checkpoint-{update}" if update else "base",
         samples=10,
         accuracy=accuracy,
         accuracy_low=0.0,

@@ -1,0 +1,69 @@
+"""Why a connecting socket is refused.
+
+ZeroMQ tells the application nothing: a send to a learner that refuses the connection waits for ever. Only the socket's
+monitor has the reason, and after most of them the socket never tries again (measured), so each ends the command.
+"""
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from grpo_actors.errors import RunError
+from grpo_actors.transport.keys import ClientKey
+from grpo_actors.transport.sockets import Socket
+
+#: Handshakes in a row that the learner breaks off without a word, as it does if the key pins another learner. A single
+#: one may be a learner that ends.
+BROKEN_OFF = 10
+
+
+class Refusals:
+    """The watch over one connecting TCP socket, by the thread that owns it. Unix sockets refuse nobody."""
+
+    def __init__(self, connecting: Socket, endpoint: str, key: ClientKey | None) -> None:
+        self._socket, self._endpoint, self._key = connecting, endpoint, key
+        self._broken_off = 0
+        self._monitor: zmq.Socket[bytes] | None = None
+        if endpoint.startswith("tcp://"):
+            self._monitor = connecting.get_monitor_socket(
+                zmq.EVENT_HANDSHAKE_SUCCEEDED
+                | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+                | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            )
+
+    def check(self) -> None:
+        """Look at what happened since the last call.
+
+        Raises:
+            RunError: the learner refuses this peer for good.
+        """
+        while self._monitor is not None and self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                name = "" if self._key is None else f" {self._key.name!r} with the role {self._key.role!r}"
+                raise RunError(
+                    f"{self._endpoint}: the key{name} is not let in here: it was revoked, or is for something else "
+                    "(python -m grpo_actors.keys list, on the learner's host)"
+                )
+            if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                raise RunError(f"{self._endpoint}: {self._mismatch}")
+            self._broken_off = self._broken_off + 1 if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL else 0
+            if self._key is not None and self._broken_off >= BROKEN_OFF:
+                raise RunError(
+                    f"{self._endpoint}: is not the learner that the key {self._key.name!r} is for, or it has a new key"
+                )
+
+    @property
+    def _mismatch(self) -> str:
+        if self._key is None:
+            return (
+                "needs a key: --key FILE, made by python -m grpo_actors.keys new NAME on the learner's host"
+            )
+        return "has no keys (transport.insecure = true there); leave --key out if you trust the network"
+
+    def close(self) -> None:
+        """Stop watching; before the socket is closed. May be called twice."""
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
+            self._monitor = None
