@@ -28,6 +28,10 @@ MAY_USE = {
 }
 
 
+#: Most bytes that ZeroMQ adds to a message: two frame heads, and encryption.
+ADDED_BYTES = 128
+
+
 @dataclass(frozen=True, slots=True)
 class Sender:
     """Who sent a message: its connection's key and role, both empty without keys, and the connection's descriptor."""
@@ -66,6 +70,8 @@ class Access:
         self._secret = b""
         self._listed: dict[str, str] = {}
         self._state: tuple[int, ...] | None = None
+        #: Descriptor of a connection -> bytes of the messages that it delivered, with what ZeroMQ adds to each.
+        self.delivered: dict[int, int] = {}
         if folder is not None:
             check_curve()
             self._secret = folder.learner()[1].encode()
@@ -107,6 +113,7 @@ class Access:
     def sender(self, frame: zmq.Frame, socket: str) -> Sender | None:
         """Return who sent a message that arrived at a socket, by one of its frames; None: its key was revoked."""
         descriptor = int(frame.get(zmq.SRCFD))
+        self.delivered[descriptor] = self.delivered.get(descriptor, 0) + len(frame) + ADDED_BYTES
         if self._folder is None:
             return Sender(descriptor=descriptor)
         key = str(frame.get("User-Id"))

@@ -19,7 +19,7 @@ from grpo_actors.errors import ProtocolError, RunError
 from grpo_actors.transport.access import Access, Sender
 from grpo_actors.transport.keys import ClientKey
 from grpo_actors.transport.refusals import Refusals
-from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect, cut
+from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect, cut, endpoint_of
 
 #: Messages per call of `receive`, so that a flood from one peer cannot keep the caller from its other duties.
 MAX_MESSAGES_PER_CALL = 64
@@ -49,6 +49,7 @@ class ControlServer:
         self._access = access or Access()
         options = [*self._access.options("control"), (zmq.RCVHWM, UNREAD)]
         self.socket = bind(context, zmq.ROUTER, endpoint, CONTROL_BYTES, options)
+        self._endpoint = endpoint_of(self.socket)
 
     def send(self, peer: bytes, data: bytes) -> bool:
         """Send; return False if the peer is not connected, or reads so slowly that its queue is full."""
@@ -77,7 +78,7 @@ class ControlServer:
                 return
             sender = self._access.sender(frames[-1], "control")
             if sender is None:
-                cut(self.socket, int(frames[-1].get(zmq.SRCFD)))
+                cut(self._endpoint, int(frames[-1].get(zmq.SRCFD)))
             else:
                 yield Arrival(frames[0].bytes, frames[1].bytes if len(frames) == 2 else b"", sender)
 
@@ -87,7 +88,7 @@ class ControlServer:
 
     def cut(self, sender: Sender) -> None:
         """Close a peer's connection."""
-        cut(self.socket, sender.descriptor)
+        cut(self._endpoint, sender.descriptor)
 
 
 class ControlClient:

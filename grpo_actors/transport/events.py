@@ -58,33 +58,33 @@ class EventPublisher:
             (zmq.SNDHWM, EVENTS_HELD),
             (zmq.XPUB_VERBOSE, 1),  # show each subscription, not only the first to a topic
         ]
-        self._socket = bind(context, zmq.XPUB, endpoint, 1 + MAX_TOPIC_BYTES, options)
+        self.socket = bind(context, zmq.XPUB, endpoint, 1 + MAX_TOPIC_BYTES, options)
         #: Connection (see `_connection`) -> its reader, and the number of its subscriptions.
         self._readers: dict[tuple[int, int], tuple[Sender, int]] = {}
 
     @property
     def endpoint(self) -> str:
         """The address to connect to, with the chosen port if the endpoint was ``tcp://…:*``."""
-        return endpoint_of(self._socket)
+        return endpoint_of(self.socket)
 
     def tend(self) -> None:
         """Look through the readers: cut off those that subscribe to too much, and those whose key was revoked."""
-        while self._socket.poll(0, zmq.POLLIN):
-            frame = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)[0]
+        while self.socket.poll(0, zmq.POLLIN):
+            frame = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)[0]
             if frame.bytes[:1] == b"\1":
                 self._note_subscription(frame)
         for connection, (reader, _) in list(self._readers.items()):
             if _connection(reader.descriptor) != connection:
                 del self._readers[connection]
             elif not self._access.may(reader.key, "events"):
-                cut(self._socket, reader.descriptor)
+                cut(self.endpoint, reader.descriptor)
 
     def _note_subscription(self, frame: zmq.Frame) -> None:
         descriptor = int(frame.get(zmq.SRCFD))
         reader, connection = self._access.sender(frame, "events"), _connection(descriptor)
         subscriptions = 1 + (self._readers[connection][1] if connection in self._readers else 0)
         if reader is None or subscriptions > MAX_TOPICS:
-            cut(self._socket, descriptor)
+            cut(self.endpoint, descriptor)
         elif connection is not None:
             self._readers[connection] = reader, subscriptions
 
@@ -95,15 +95,15 @@ class EventPublisher:
         """
         if len(event) > MAX_EVENT_BYTES:
             return False
-        self._socket.send_multipart((topic.encode(), event), flags=zmq.NOBLOCK)
+        self.socket.send_multipart((topic.encode(), event), flags=zmq.NOBLOCK)
         return True
 
     def close(self) -> None:
         """Unbind; events that slow readers do not take within `FAREWELL_S` are dropped. May be called twice."""
-        if self._socket.closed:
+        if self.socket.closed:
             return
         endpoint = self.endpoint
-        self._socket.close(linger=int(FAREWELL_S * 1000))
+        self.socket.close(linger=int(FAREWELL_S * 1000))
         # ZeroMQ leaves the file of an ipc socket behind. "@" is Linux's abstract namespace, which has no files.
         if endpoint.startswith("ipc://") and not endpoint.startswith("ipc://@"):
             Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)

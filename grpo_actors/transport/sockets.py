@@ -31,12 +31,13 @@ import zmq
 from grpo_actors.atomic import write_whole
 from grpo_actors.errors import RunError
 from grpo_actors.rundir.folder import ENDPOINTS_FILE
+from grpo_actors.transport.limits import MAX_MESSAGE_BYTES
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
-#: Largest control message in bytes. It holds one group, for which 64 MiB is far more than enough.
-CONTROL_BYTES = 64 * 2**20
+#: Largest control message in bytes.
+CONTROL_BYTES = MAX_MESSAGE_BYTES
 #: Bytes per chunk of a version: 1 to 4 MiB are the fastest.
 CHUNK_BYTES = 2**21
 
@@ -52,6 +53,8 @@ QUEUED = 100
 
 PARTS = ("control", "weights", "events")
 
+#: Added to the path of a Unix socket: where it is bound behind its gate (`gate`).
+INNER = "~"
 #: Longest path of a Unix socket in bytes: the limit of the kernel's address structure.
 MAX_IPC_PATH = 103 if sys.platform == "darwin" else 107
 
@@ -126,6 +129,7 @@ def remove_endpoints(run_dir: Path, endpoints: Endpoints) -> None:
         if endpoint.startswith("ipc://"):
             path = Path(endpoint.removeprefix("ipc://"))
             path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}{INNER}").unlink(missing_ok=True)
             with contextlib.suppress(
                 OSError
             ):  # not empty because of another run's leftovers, or already gone
@@ -162,7 +166,7 @@ def check_ports(host: str, first: int) -> None:
 def _private_folder(run_dir: Path) -> Path:
     name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"grpo-{os.getuid()}-{name}"
-    longest = max(len(os.fsencode(folder / part)) for part in PARTS)
+    longest = max(len(os.fsencode(folder / f"{part}{INNER}")) for part in PARTS)
     if longest > MAX_IPC_PATH:
         raise RunError(
             f"{folder}: too long for sockets ({longest} characters with their names, at most {MAX_IPC_PATH}); "
@@ -284,8 +288,8 @@ def _open(context: Context, kind: int, endpoint: str, max_bytes: int) -> Socket:
     return opened
 
 
-def cut(bound: Socket, descriptor: int) -> None:
-    """Close a connection of a bound socket, by the descriptor that came with its messages; the peer may connect again.
+def cut(endpoint: str, descriptor: int) -> None:
+    """Close a connection of the socket bound at an address, by its descriptor; the peer may connect again.
 
     ZeroMQ has no call for this. It notices that the connection is shut down, and frees all that it holds for it.
     """
@@ -300,7 +304,7 @@ def cut(bound: Socket, descriptor: int) -> None:
         return
     with connection, contextlib.suppress(OSError):
         # The number may by now belong to a connection of somebody else.
-        if _is_at(connection.getsockname(), endpoint_of(bound)):
+        if _is_at(connection.getsockname(), endpoint):
             connection.shutdown(socket.SHUT_RDWR)
 
 

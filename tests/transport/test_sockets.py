@@ -15,6 +15,7 @@ from real_sockets import wait_until
 
 from grpo_actors.errors import RunError
 from grpo_actors.transport.sockets import (
+    INNER,
     MAX_IPC_PATH,
     Endpoints,
     bind,
@@ -87,12 +88,13 @@ def test_a_temporary_folder_that_is_too_deep_for_sockets_is_refused_with_the_cur
 def test_the_longest_path_that_is_planned_can_be_bound(zmq_sockets, tmp_path, monkeypatch):
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         # The longest socket name, and the longest folder that still fits with it.
-        room = MAX_IPC_PATH - len(f"{short}//grpo-{os.getuid()}-{'0' * 12}/control")
+        room = MAX_IPC_PATH - len(f"{short}//grpo-{os.getuid()}-{'0' * 12}/control~")
         monkeypatch.setattr(tempfile, "tempdir", f"{short}/{'x' * room}")
         Path(tempfile.tempdir or "").mkdir()
         endpoints = plan_endpoints(tmp_path, "ipc", "", 0)
-        assert len(endpoints.control.removeprefix("ipc://")) == MAX_IPC_PATH
-        bind(zmq_sockets, zmq.ROUTER, endpoints.control, 100)
+        inner = f"{endpoints.control}{INNER}"
+        assert len(inner.removeprefix("ipc://")) == MAX_IPC_PATH
+        bind(zmq_sockets, zmq.ROUTER, inner, 100)
         monkeypatch.setattr(tempfile, "tempdir", f"{tempfile.tempdir}x")
         with pytest.raises(RunError, match="too long"):
             plan_endpoints(tmp_path, "ipc", "", 0)

@@ -25,8 +25,10 @@ from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.transport.access import Access
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.events import EventPublisher
+from grpo_actors.transport.gate import gated
 from grpo_actors.transport.sockets import Endpoints, zmq_context
 from grpo_actors.transport.waiting import Waiter
+from grpo_actors.transport.watch import watched
 from grpo_actors.transport.weights import WeightsServer
 from grpo_actors.wire import fetching
 from grpo_actors.wire.messages import Evaluation, Manifest, Welcome
@@ -177,10 +179,14 @@ class Exchange:
 
     def _run(self) -> None:
         try:
-            with zmq_context() as context, self._access.enforced(context):
-                control = ControlServer(context, self._endpoints.control, self._access)
-                weights = WeightsServer(context, self._endpoints.weights, fetching, self._access)
-                publisher = EventPublisher(context, self._endpoints.events, self._access)
+            with (
+                gated(self._endpoints) as endpoints,
+                zmq_context() as context,
+                self._access.enforced(context),
+            ):
+                control = ControlServer(context, endpoints.control, self._access)
+                weights = WeightsServer(context, endpoints.weights, fetching, self._access)
+                publisher = EventPublisher(context, endpoints.events, self._access)
                 with contextlib.closing(publisher), self._open_journal(publisher) as journal:
                     dispatcher = Dispatcher(
                         control=control,
@@ -196,7 +202,8 @@ class Exchange:
                     )
                     self._bound.set_result(None)
                     self._waiter.watch(control.socket, weights.socket)
-                    self._loop(dispatcher, publisher)
+                    with watched((control.socket, weights.socket, publisher.socket), self._access.delivered):
+                        self._loop(dispatcher, publisher)
         except BaseException as error:  # noqa: BLE001 - a thread's outermost frame: the learner raises it
             self._failure = error
             if not self._bound.done():

@@ -22,7 +22,7 @@ import zmq
 from grpo_actors.errors import ProtocolError
 from grpo_actors.transport.access import Access
 from grpo_actors.transport.keys import ClientKey
-from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect, cut
+from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect, cut, endpoint_of
 from grpo_actors.transport.weights.base import Format, ReceivedVersion, Version
 
 #: Requests in flight: enough to hide the round trip, few enough that a slow reader ties up little memory.
@@ -71,6 +71,7 @@ class WeightsServer:
         self._access = access or Access()
         options = [*self._access.options("weights"), (zmq.SNDHWM, QUEUED_ANSWERS)]
         self.socket = bind(context, zmq.ROUTER, endpoint, REQUEST_BYTES, options)
+        self._endpoint = endpoint_of(self.socket)
         #: Identity -> client, of those for whom something is held.
         self._clients: dict[bytes, Client] = {}
         #: Requests for chunks that wait for memory: identity, version, index.
@@ -101,7 +102,7 @@ class WeightsServer:
                 break
             descriptor = int(frames[-1].get(zmq.SRCFD))
             if self._access.sender(frames[-1], "weights") is None:
-                cut(self.socket, descriptor)
+                cut(self._endpoint, descriptor)
                 continue
             try:
                 wanted = self._wire.read_request(frames[-1].bytes)
@@ -137,7 +138,7 @@ class WeightsServer:
         now_s = time.monotonic()
         for client in self._clients.values():
             if client.unsent and now_s - client.unsent[0][2] > STALLED_S:
-                cut(self.socket, client.descriptor)
+                cut(self._endpoint, client.descriptor)
 
     def _send_chunk(self, peer: bytes, version: int, index: int) -> int:
         """Send one chunk, and return its bytes."""
