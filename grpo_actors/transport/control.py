@@ -106,8 +106,10 @@ class ControlClient:
         #: Session token: the same at every reconnect of this process, and known to no one else but the learner.
         self.identity = secrets.token_hex(16).encode()
         options = [(zmq.IDENTITY, self.identity), *(key.options if key is not None else ())]
-        self.socket = connect(context, zmq.DEALER, endpoint, CONTROL_BYTES, options)
-        self._refusals = Refusals(self.socket, endpoint, key)
+        self._refusals = Refusals(endpoint, key)
+        self.socket = connect(
+            context, zmq.DEALER, endpoint, CONTROL_BYTES, options, before=self._refusals.watch
+        )
 
     def send(self, data: bytes) -> bool:
         """Send; return False if there is no connection now, and the caller has to send again later."""

@@ -28,7 +28,7 @@ from grpo_actors.errors import RunError
 from grpo_actors.transport.access import Access, Sender
 from grpo_actors.transport.keys import ClientKey
 from grpo_actors.transport.refusals import Refusals
-from grpo_actors.transport.sockets import Context, bind, connect, cut, endpoint_of
+from grpo_actors.transport.sockets import LEAST_FRAME_BYTES, Context, bind, connect, cut, endpoint_of
 
 #: Events kept for one slow subscriber. A step has several: enough for a pause of a minute at one step per second.
 EVENTS_HELD = 256
@@ -58,7 +58,7 @@ class EventPublisher:
             (zmq.SNDHWM, EVENTS_HELD),
             (zmq.XPUB_VERBOSE, 1),  # show each subscription, not only the first to a topic
         ]
-        self.socket = bind(context, zmq.XPUB, endpoint, 1 + MAX_TOPIC_BYTES, options)
+        self.socket = bind(context, zmq.XPUB, endpoint, LEAST_FRAME_BYTES, options)
         #: Connection (see `_connection`) -> its reader, and the number of its subscriptions.
         self._readers: dict[tuple[int, int], tuple[Sender, int]] = {}
 
@@ -83,7 +83,7 @@ class EventPublisher:
         descriptor = int(frame.get(zmq.SRCFD))
         reader, connection = self._access.sender(frame, "events"), _connection(descriptor)
         subscriptions = 1 + (self._readers[connection][1] if connection in self._readers else 0)
-        if reader is None or subscriptions > MAX_TOPICS:
+        if reader is None or subscriptions > MAX_TOPICS or len(frame) > 1 + MAX_TOPIC_BYTES:
             cut(self.endpoint, descriptor)
         elif connection is not None:
             self._readers[connection] = reader, subscriptions
@@ -139,11 +139,13 @@ class EventSubscriber:
         wanted = [(zmq.SUBSCRIBE, topic.encode()) for topic in self._topics or ("",)]
         try:
             options = [(zmq.RCVHWM, EVENTS_HELD), *wanted, *(key.options if key is not None else ())]
-            self._socket = connect(self._context, zmq.SUB, endpoint, MAX_EVENT_BYTES, options)
+            self._refusals = Refusals(endpoint, key)
+            self._socket = connect(
+                self._context, zmq.SUB, endpoint, MAX_EVENT_BYTES, options, before=self._refusals.watch
+            )
         except RunError:
             self._context.term()
             raise
-        self._refusals = Refusals(self._socket, endpoint, key)
 
     def receive(self, timeout_s: float | None) -> tuple[str, bytes] | None:
         """Return the next event as (topic, bytes), or None if none arrives within `timeout_s` seconds.

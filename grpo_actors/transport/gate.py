@@ -2,9 +2,9 @@
 
 ZeroMQ bounds a frame (MAXMSGSIZE) and the number of whole unread messages (RCVHWM). The frames of a message that is not
 finished count as neither: it keeps them all, without limit, and the application sees nothing of them. It also accepts any
-number of connections. So peers connect to the gate, which passes their bytes on to the socket behind it, counts the bytes
-of each unfinished message on the way, and closes the connection of a peer that goes too far. An honest peer never
-notices: it sends one frame per message, and connects again by itself.
+number of connections. So peers connect to the gate, which passes their bytes on to the socket behind it, reads the
+heads of the frames on the way, and closes the connection of a peer that goes too far. No peer of ours sends a message
+of several frames, so none is let through; and the frames that are on their way are bounded together.
 
 Bytes on the way to the peers, which may be whole versions of the weights, are moved within the kernel where it can
 (splice). Measured on two cores: 0.9 to 1.1 GB/s in chunks, as without a gate.
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from grpo_actors.errors import RunError
-from grpo_actors.transport.limits import FRAME_BYTES, MAX_CONNECTIONS, MAX_MESSAGE_BYTES, MAX_TOTAL_BYTES
+from grpo_actors.transport.limits import MAX_CONNECTIONS, MAX_MESSAGE_BYTES, MAX_TOTAL_BYTES
 from grpo_actors.transport.sockets import INNER, Endpoints
 
 #: Bytes read at a time.
@@ -44,7 +44,7 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 # The parts of ZMTP 3, ZeroMQ's protocol: a greeting, then frames, each with flags and a size of one or eight bytes.
 GREETING_BYTES = 64
 SIGNATURE, MAJOR_AT, MAJOR = 0xFF, 10, 3
-MORE, LONG, COMMAND = 1, 2, 4
+LONG, COMMAND = 2, 4
 
 
 class TooMuch(Exception):  # noqa: N818 - no error of ours: the connection is closed
@@ -55,61 +55,52 @@ class TooMuch(Exception):  # noqa: N818 - no error of ours: the connection is cl
 class Frames:
     """The sizes of one connection's frames, read from its bytes."""
 
-    #: Cost of the frames of the unfinished message, in bytes.
+    #: Bytes of the frame that has not arrived whole; 0 between two frames.
     unfinished: int = 0
-    _skip: int = GREETING_BYTES
+    _skip: int = 0
     _head: bytearray = field(default_factory=bytearray)
     _greeted: bool = False
-    _is_last: bool = True
 
     def read(self, data: bytes) -> None:
         """Go through bytes that arrived.
 
         Raises:
-            TooMuch: they are not frames, or a message is too large.
+            TooMuch: they are not frames, a frame is too large, or a message has several.
         """
-        if not self._greeted:
-            data = self._read_greeting(data)
-        at = 0
+        at = 0 if self._greeted else self._read_greeting(data)
         while at < len(data):
-            if self._skip:
-                step = min(self._skip, len(data) - at)
-                self._skip -= step
-                at += step
-                self._end_frame()
-                continue
-            self._head.append(data[at])
-            at += 1
-            self._read_head()
+            if not self._skip:
+                self._head.append(data[at])
+                at += 1
+                self._read_head()
+            step = min(self._skip, len(data) - at)
+            self._skip -= step
+            at += step
+            if not self._skip:
+                self.unfinished = 0
 
-    def _read_greeting(self, data: bytes) -> bytes:
+    def _read_greeting(self, data: bytes) -> int:
+        """Return where the frames begin."""
         missing = GREETING_BYTES - len(self._head)
         self._head += data[:missing]
         if self._head[0] != SIGNATURE or (len(self._head) > MAJOR_AT and self._head[MAJOR_AT] < MAJOR):
             raise TooMuch("not ZeroMQ 4")
         if len(self._head) == GREETING_BYTES:
-            self._greeted, self._skip = True, 0
+            self._greeted = True
             self._head.clear()
-        return data[missing:]
+        return min(missing, len(data))
 
     def _read_head(self) -> None:
         flags = self._head[0]
-        if flags > MORE | LONG | COMMAND:
-            raise TooMuch("not a frame")
+        if flags & ~(LONG | COMMAND):
+            raise TooMuch("not a frame, or one of several")
         if len(self._head) < (9 if flags & LONG else 2):
             return
         size = int.from_bytes(self._head[1:], "big")
         self._head.clear()
-        self._is_last = not flags & MORE
-        self.unfinished += FRAME_BYTES + size
-        if self.unfinished > MAX_MESSAGE_BYTES:
-            raise TooMuch("a message too large")
-        self._skip = size
-        self._end_frame()
-
-    def _end_frame(self) -> None:
-        if not self._skip and self._is_last:
-            self.unfinished = 0
+        if size > MAX_MESSAGE_BYTES:
+            raise TooMuch("a frame too large")
+        self.unfinished = self._skip = size
 
 
 class Connection:

@@ -4,7 +4,5 @@
 MAX_MESSAGE_BYTES = 64 * 2**20
 #: Bytes of all peers' unfinished messages together.
 MAX_TOTAL_BYTES = 256 * 2**20
-#: What ZeroMQ itself needs for a frame, in bytes.
-FRAME_BYTES = 64
 #: Connections at one socket.
 MAX_CONNECTIONS = 256

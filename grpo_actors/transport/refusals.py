@@ -19,11 +19,16 @@ BROKEN_OFF = 10
 class Refusals:
     """The watch over one connecting TCP socket, by the thread that owns it. Unix sockets refuse nobody."""
 
-    def __init__(self, connecting: Socket, endpoint: str, key: ClientKey | None) -> None:
-        self._socket, self._endpoint, self._key = connecting, endpoint, key
+    def __init__(self, endpoint: str, key: ClientKey | None) -> None:
+        self._endpoint, self._key = endpoint, key
         self._broken_off = 0
-        self._monitor: zmq.Socket[bytes] | None = None
-        if endpoint.startswith("tcp://"):
+        self._socket: Socket | None = None
+        self._monitor: Socket | None = None
+
+    def watch(self, connecting: Socket) -> None:
+        """Begin to watch a socket; before it connects, because the first refusal may be the only one."""
+        if self._endpoint.startswith("tcp://"):
+            self._socket = connecting
             self._monitor = connecting.get_monitor_socket(
                 zmq.EVENT_HANDSHAKE_SUCCEEDED
                 | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -63,7 +68,7 @@ class Refusals:
 
     def close(self) -> None:
         """Stop watching; before the socket is closed. May be called twice."""
-        if self._monitor is not None:
+        if self._monitor is not None and self._socket is not None:
             self._socket.disable_monitor()
             self._monitor.close(linger=0)
             self._monitor = None

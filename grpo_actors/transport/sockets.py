@@ -20,9 +20,10 @@ import json
 import os
 import socket
 import stat
+import struct
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,6 +41,9 @@ Socket = zmq.Socket[bytes]
 CONTROL_BYTES = MAX_MESSAGE_BYTES
 #: Bytes per chunk of a version: 1 to 4 MiB are the fastest.
 CHUNK_BYTES = 2**21
+
+#: Least bound on the frames of a bound socket: those of an encrypted handshake have up to 400 bytes.
+LEAST_FRAME_BYTES = 2**10
 
 HANDSHAKE_TIMEOUT_S = 5.0
 #: ZeroMQ's own heartbeats detect a dead host, but not a hung Python loop.
@@ -247,8 +251,12 @@ def connect(
     endpoint: str,
     max_bytes: int,
     options: Iterable[tuple[int, int | bytes]] = (),
+    *,
+    before: Callable[[Socket], object] = lambda _: None,
 ) -> Socket:
     """Return a socket that connects as soon as `endpoint` is bound, and reconnects by itself without limit.
+
+    `before` is called with the socket before it connects.
 
     Raises:
         RunError: `endpoint` is not a valid address.
@@ -261,6 +269,7 @@ def connect(
         connected.setsockopt(zmq.IMMEDIATE, 1)
     for option, value in options:
         connected.setsockopt(option, value)
+    before(connected)
     try:
         connected.connect(endpoint)
     except zmq.ZMQError as error:
@@ -305,6 +314,8 @@ def cut(endpoint: str, descriptor: int) -> None:
     with connection, contextlib.suppress(OSError):
         # The number may by now belong to a connection of somebody else.
         if _is_at(connection.getsockname(), endpoint):
+            # Without lingering, so that a peer in the middle of a large message learns of it at once.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.shutdown(socket.SHUT_RDWR)
 
 

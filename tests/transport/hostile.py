@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from typing import Self
+from typing import NoReturn, Self
 
 MORE, LONG, COMMAND = 1, 2, 4
 
@@ -24,6 +24,10 @@ def ready(kind: bytes, identity: bytes = b"") -> bytes:
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 
 
+def _raise_cut() -> NoReturn:
+    raise ConnectionResetError("the other side closed the connection")
+
+
 class RawPeer:
     """A connection to a bound ZeroMQ socket of the mechanism NULL, after its handshake."""
 
@@ -35,10 +39,14 @@ class RawPeer:
             host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
             self.socket = socket.create_connection((host, int(port)))
         self.socket.settimeout(10.0)
-        self.socket.sendall(GREETING + ready(kind))
-        greeted = b""
-        while len(greeted) < len(GREETING):
-            greeted += self.socket.recv(4096)
+        try:
+            self.socket.sendall(GREETING + ready(kind))
+            greeted = b""
+            while len(greeted) < len(GREETING):
+                greeted += self.socket.recv(4096) or _raise_cut()
+        except ConnectionError:
+            self.close()
+            raise
 
     def send_until_cut(self, data: bytes, most: int) -> int:
         """Send these bytes again and again; return how many were sent when the connection was cut, or `most`."""

@@ -22,7 +22,15 @@ import zmq
 from grpo_actors.errors import ProtocolError
 from grpo_actors.transport.access import Access
 from grpo_actors.transport.keys import ClientKey
-from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect, cut, endpoint_of
+from grpo_actors.transport.sockets import (
+    CONTROL_BYTES,
+    LEAST_FRAME_BYTES,
+    Context,
+    bind,
+    connect,
+    cut,
+    endpoint_of,
+)
 from grpo_actors.transport.weights.base import Format, ReceivedVersion, Version
 
 #: Requests in flight: enough to hide the round trip, few enough that a slow reader ties up little memory.
@@ -40,8 +48,6 @@ MAX_WAITING = 1024
 STALLED_S = 5.0
 #: Requests answered per call of `serve`: about 10 ms of copying; then the caller can see to its other duties.
 MAX_REQUESTS_PER_CALL = 16
-#: Largest request in bytes; a request is a few numbers.
-REQUEST_BYTES = 256
 #: Longest wait for an answer during a fetch, in seconds; then the fetch starts over with the newest version.
 FETCH_TIMEOUT_S = 10.0
 
@@ -70,7 +76,7 @@ class WeightsServer:
         self._wire = wire
         self._access = access or Access()
         options = [*self._access.options("weights"), (zmq.SNDHWM, QUEUED_ANSWERS)]
-        self.socket = bind(context, zmq.ROUTER, endpoint, REQUEST_BYTES, options)
+        self.socket = bind(context, zmq.ROUTER, endpoint, LEAST_FRAME_BYTES, options)
         self._endpoint = endpoint_of(self.socket)
         #: Identity -> client, of those for whom something is held.
         self._clients: dict[bytes, Client] = {}
