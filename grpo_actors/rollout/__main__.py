@@ -151,7 +151,7 @@ def main() -> int:
         key = key or read_run_key(args.attach)
         join_mps(endpoints.mps)
         if endpoints.join:
-            _print_by_hand(f"from another host: {endpoints.join}")
+            _print_by_hand(f"from another host: {endpoints.how_to_join}")
     return work(endpoint, args.name, stop, args.patience, key=key, settings=args.preload)
 
 

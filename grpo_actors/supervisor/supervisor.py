@@ -224,7 +224,7 @@ class Supervisor:
             f"run folder {self.run_dir}\n"
             f"  watch it:      python -m grpo_actors.tail {self.run_dir}\n"
             f"  add a worker:  python -m grpo_actors.rollout --attach {self.run_dir}"
-            + (f"\n  elsewhere:     {self.endpoints.join}" if self.endpoints.join else "")
+            + (f"\n  elsewhere:     {self.endpoints.how_to_join}" if self.endpoints.join else "")
         )
         if warning := self.config.transport.warning:
             self.status.print_line(warning, "yellow")

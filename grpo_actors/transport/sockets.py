@@ -79,6 +79,12 @@ class Endpoints:
     #: The command that adds a worker from another host; empty if no other host can reach the run.
     join: str = ""
 
+    @property
+    def how_to_join(self) -> str:
+        """Return `join`, and as a comment of the shell where its key file comes from."""
+        made = "  # FILE: python -m grpo_actors.keys new NAME" if "--key" in self.join else ""
+        return f"{self.join}{made}"
+
     def write(self, run_dir: Path) -> None:
         """Write the file in the run folder, whole or not at all."""
         write_whole(run_dir / ENDPOINTS_FILE, json.dumps(asdict(self), indent=2) + "\n")

@@ -40,6 +40,8 @@ T = TypeVar("T")
 #: Seconds that dismissed peers have to say Bye before the sockets close. An unread message is lost with its
 #: connection, and a peer that never read its dismissal would wait for ever.
 FAREWELL_S = 2.0
+#: Longest wait for a message while requests for weights wait for memory, in seconds.
+SHORT_S = 0.01
 #: Seconds to wait for an answer before checking again that the thread is alive.
 ANSWER_S = 0.5
 
@@ -203,16 +205,16 @@ class Exchange:
                     self._bound.set_result(None)
                     self._waiter.watch(control.socket, weights.socket)
                     with watched((control.socket, weights.socket, publisher.socket), self._access.delivered):
-                        self._loop(dispatcher, publisher)
+                        self._loop(dispatcher, weights, publisher)
         except BaseException as error:  # noqa: BLE001 - a thread's outermost frame: the learner raises it
             self._failure = error
             if not self._bound.done():
                 self._bound.set_exception(error)
             self._batches.put(None)
 
-    def _loop(self, dispatcher: Dispatcher, publisher: EventPublisher) -> None:
+    def _loop(self, dispatcher: Dispatcher, weights: WeightsServer, publisher: EventPublisher) -> None:
         while not self._may_close(dispatcher):
-            self._waiter.wait(TICK_S)
+            self._waiter.wait(SHORT_S if weights.is_short else TICK_S)
             while not self._commands.empty():
                 self._commands.get()(dispatcher)
             dispatcher.turn()

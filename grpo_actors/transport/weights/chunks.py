@@ -7,9 +7,9 @@ in the middle of an older one gets an empty chunk and starts over.
 Chunks of 2 MiB with a few requests in flight move 2.5 to 3.9 GB/s over ipc; one huge message is the slowest choice
 (0.75 to 1.1 GB/s).
 
-What the server copies for its clients is bounded. ZeroMQ tells when the kernel has taken a chunk (a tracker), so the
-server knows what is unsent: at most `CREDITS` chunks for one client, whose further requests are not answered, and at most
-`MAX_UNSENT_BYTES` for all, beyond which requests wait. If they do, clients that have not read for `STALLED_S` are cut off.
+What the server copies for its clients is bounded. ZeroMQ queues at most `CREDITS` chunks for one client; further requests
+get no answer. For all clients together, ZeroMQ tells when it has done with a chunk (a tracker): beyond `MAX_UNSENT_BYTES`,
+requests wait. If they do, clients that have not read for `STALLED_S` are cut off.
 """
 
 import time
@@ -35,10 +35,8 @@ from grpo_actors.transport.weights.base import Format, ReceivedVersion, Version
 
 #: Requests in flight: enough to hide the round trip, few enough that a slow reader ties up little memory.
 WINDOW = 4
-#: Unsent chunks and waiting requests of one client: more than WINDOW, because a tracker is a little late.
+#: Answers queued for one client. Not WINDOW: ZeroMQ learns only after each half of the queue that it was read.
 CREDITS = 2 * WINDOW
-#: Answers queued for one client: above CREDITS, so that it only bounds the manifests.
-QUEUED_ANSWERS = 2 * CREDITS
 #: Bytes of unsent chunks of all clients together.
 MAX_UNSENT_BYTES = 128 * 2**20
 #: Requests of all clients that wait together.
@@ -75,7 +73,7 @@ class WeightsServer:
     def __init__(self, context: Context, endpoint: str, wire: Format, access: Access | None = None) -> None:
         self._wire = wire
         self._access = access or Access()
-        options = [*self._access.options("weights"), (zmq.SNDHWM, QUEUED_ANSWERS)]
+        options = [*self._access.options("weights"), (zmq.SNDHWM, CREDITS)]
         self.socket = bind(context, zmq.ROUTER, endpoint, LEAST_FRAME_BYTES, options)
         self._endpoint = endpoint_of(self.socket)
         #: Identity -> client, of those for whom something is held.
@@ -120,15 +118,18 @@ class WeightsServer:
                 continue
             client = self._clients.setdefault(peer, Client())
             client.descriptor = descriptor
-            if len(client.unsent) + client.waiting >= CREDITS or len(self._waiting) >= MAX_WAITING:
-                continue
-            if unsent < MAX_UNSENT_BYTES:
+            if unsent < MAX_UNSENT_BYTES and not self._waiting:
                 unsent += self._send_chunk(peer, *wanted)
-            else:
+            elif client.waiting < WINDOW and len(self._waiting) < MAX_WAITING:
                 client.waiting += 1
                 self._waiting.append((peer, *wanted))
         if self._waiting:
             self._cut_stalled()
+
+    @property
+    def is_short(self) -> bool:
+        """Whether requests wait for memory; call `serve` again soon, without waiting for a message."""
+        return bool(self._waiting)
 
     def _settle(self) -> int:
         """Return the bytes of all unsent chunks; forget clients for whom nothing is held."""
