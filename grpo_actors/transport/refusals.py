@@ -4,6 +4,9 @@ ZeroMQ tells the application nothing: a send to a learner that refuses the conne
 monitor has the reason, and after most of them the socket never tries again (measured), so each ends the command.
 """
 
+import time
+from collections import deque
+
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
@@ -11,9 +14,9 @@ from grpo_actors.errors import RunError
 from grpo_actors.transport.keys import ClientKey
 from grpo_actors.transport.sockets import Socket
 
-#: Handshakes in a row that the learner breaks off without a word, as it does if the key pins another learner. A single
-#: one may be a learner that ends.
-BROKEN_OFF = 10
+#: Handshakes in a row that the learner breaks off without a word, and the seconds within which it does so, if the key
+#: pins another learner: five a second. A learner that ends breaks off one, and one that is stopped lets them time out.
+BROKEN_OFF, BROKEN_OFF_S = 10, 10.0
 
 
 class Refusals:
@@ -21,7 +24,8 @@ class Refusals:
 
     def __init__(self, endpoint: str, key: ClientKey | None) -> None:
         self._endpoint, self._key = endpoint, key
-        self._broken_off = 0
+        #: Times of the last handshakes that were broken off.
+        self._broken_off: deque[float] = deque(maxlen=BROKEN_OFF)
         self._socket: Socket | None = None
         self._monitor: Socket | None = None
 
@@ -52,8 +56,12 @@ class Refusals:
                 )
             if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 raise RunError(f"{self._endpoint}: {self._mismatch}")
-            self._broken_off = self._broken_off + 1 if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL else 0
-            if self._key is not None and self._broken_off >= BROKEN_OFF:
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._broken_off.clear()
+                continue
+            self._broken_off.append(time.monotonic())
+            quickly = self._broken_off[-1] - self._broken_off[0] < BROKEN_OFF_S
+            if self._key is not None and len(self._broken_off) == BROKEN_OFF and quickly:
                 raise RunError(
                     f"{self._endpoint}: is not the learner that the key {self._key.name!r} is for, or it has a new key"
                 )
