@@ -3,9 +3,9 @@
     python -m grpo_actors.rollout --attach RUN_DIR                 join a live run on this machine
     python -m grpo_actors.rollout --connect ENDPOINT --key FILE    join a run by the address of its control socket
 
-The address, and the key that the learner's host made for it, are all that a worker needs. The learner sends the configuration and the identity of the model; each lease
-carries the prompt's tokens, the seeds and the inputs of the reward functions. Ctrl-C makes the worker leave, and its
-unfinished leases go to another worker.
+The address, and on TCP a key made on the learner's host, are all that a worker needs. The learner sends the
+configuration and the identity of the model; each lease carries the prompt's tokens, the seeds and the inputs of the
+reward functions. Ctrl-C makes the worker leave, and its unfinished leases go to another worker.
 """
 
 import argparse

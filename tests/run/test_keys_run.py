@@ -43,6 +43,13 @@ def guarded_run() -> Iterator[Run]:
         keys(run, "revoke", "laptop")
         run.guest_exit, run.guest_said = guest.wait(60), guest.stderr_text()
         run.guest_lost = run.wait_for("worker", worker="guest", state="lost")
+        here = run.attach("--attach", str(run.folder), "--name", "here")
+        wait_until(
+            lambda: delivered(run, "here") >= 1, "a group of the worker by --attach, which needs no file"
+        )
+        here.send_signal(signal.SIGINT)
+        assert here.wait(60) == 0
+        run.here_said = here.stderr_text()
         run.scored = run.wait_for("eval", update=2)
         run.signal(signal.SIGINT)
         assert run.end() == 0, run.stderr
@@ -59,6 +66,8 @@ def test_the_run_names_the_command_for_another_host(guarded_run):
     join = f"python -m grpo_actors.rollout --connect {guarded_run.endpoints['control']} --key FILE"
     assert guarded_run.endpoints["join"] == join
     assert join in guarded_run.stderr
+    made = "  # FILE: python -m grpo_actors.keys new NAME"
+    assert guarded_run.here_said.splitlines()[0] == f"from another host: {join}{made}"
 
 
 def test_a_worker_without_a_key_is_told_how_to_get_one(guarded_run):

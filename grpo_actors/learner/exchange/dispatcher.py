@@ -227,9 +227,13 @@ class Dispatcher:
                 raise ProtocolError(f"{type(message).__name__} from a peer whose role is {peer.role}")
 
     def _handle_hello(self, identity: bytes, hello: wire.Hello, sender: Sender) -> None:
-        namesake = self._roster.named(hello.name)
-        if namesake is not None and not self._control.reaches(namesake.identity, self._probe):
-            self._mark_lost(namesake, "its connection is closed")
+        former = self._roster.named(hello.name)
+        if (
+            former is not None
+            and former.state != "lost"
+            and not self._control.reaches(former.identity, self._probe)
+        ):
+            self._mark_lost(former, "its connection is closed")
         refusal = self._roster.refusal(identity, hello, sender)
         if refusal is not None:
             self._warn(f"{hello.name} on {hello.host} was refused: {refusal}")
@@ -238,12 +242,11 @@ class Dispatcher:
         if hello.role in self._dismissed:
             self._send(identity, wire.Bye(reason=self._dismissed[hello.role], dismissed=True))
             return
-        former = self._roster.named(hello.name)
         if former is not None:
             # Its process was started again, or its connection was cut: the peer no longer holds its earlier leases.
             self._table.hand_back(former.name)
             if former.identity != identity:
-                self._send(former.identity, wire.Bye(reason="another process with its key took its name"))
+                self._send(former.identity, wire.Bye(reason="another process took its name"))
                 self._roster.remove(former)
         peer = self._roster.admit(identity, hello, sender, self._clock())
         self._send(identity, self._welcome)

@@ -18,8 +18,8 @@ class Evaluations:
         Raises:
             ProtocolError: the update is newer than `newest_version`, or the checkpoint's name is not that of the update.
         """
-        name = f"{CHECKPOINT}{evaluation.update}" if evaluation.update else "base"
-        if evaluation.checkpoint != name:
+        name = f"{CHECKPOINT}{evaluation.update}"
+        if evaluation.checkpoint != name and (evaluation.update, evaluation.checkpoint) != (0, "base"):
             raise ProtocolError(
                 f"the checkpoint of update {evaluation.update} is {name}, got {evaluation.checkpoint!r}"
             )
