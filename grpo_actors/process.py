@@ -27,6 +27,8 @@ MEMORY_LIMIT = "GRPO_ACTORS_MEMORY_LIMIT"
 CACHE_LIMIT = "GRPO_ACTORS_CACHE_LIMIT"
 #: Environment variable: further bytes that the learner may use while it writes a checkpoint in the background.
 CHECKPOINT_ROOM = "GRPO_ACTORS_CHECKPOINT_ROOM"
+#: Environment variable: the secret by which a run's own evaluator proves to the learner what it is (`take_secret`).
+EVALUATOR_TOKEN = "GRPO_ACTORS_EVALUATOR_TOKEN"  # noqa: S105 - the variable's name
 #: Without CACHE_LIMIT, MLX may keep freed arrays of 1 / CACHE_PARTS of its own memory limit, which is most of the device.
 CACHE_PARTS = 16
 
@@ -52,6 +54,11 @@ class StopRequest:
     def set(self) -> None:
         """Ask the loop to stop."""
         self._event.set()
+
+
+def take_secret(name: str) -> str:
+    """Return the secret in an environment variable ("" if there is none), and hide it from the processes started here."""
+    return os.environ.pop(name, "")
 
 
 def is_supervised() -> bool:

@@ -90,7 +90,7 @@ def _numbers_read(objective: "ObjectiveConfig") -> frozenset[str]:
 
 def _unused_in_transport_and_evaluator(config: "Config") -> Iterator[tuple[str, str]]:
     if config.transport.scheme == "ipc":
-        for leaf in ("host", "port", "insecure"):
+        for leaf in ("host", "port", "keys_dir", "insecure", "events_text"):
             yield f"transport.{leaf}", 'scheme is "ipc"'
     if not config.evaluator.eval_sampled:
         yield "evaluator.eval_temperature", "eval_sampled is false"

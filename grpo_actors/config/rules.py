@@ -46,7 +46,6 @@ def contradictions(config: "Config") -> Iterator[Contradiction]:
     yield from _check_objective(config)
     yield from _check_selection(config)
     yield from _check_task(config)
-    yield from _check_transport(config)
     yield from _check_trackers(config)
 
 
@@ -191,18 +190,7 @@ def _check_task(config: "Config") -> Iterator[Contradiction]:
         )
 
 
-def _check_transport(config: "Config") -> Iterator[Contradiction]:
-    transport = config.transport
-    if transport.scheme == "tcp" and not transport.insecure and not _is_loopback(transport.host):
-        yield Contradiction(
-            ("transport.host", "transport.scheme", "transport.insecure"),
-            "must be 127.0.0.1: beyond this host the sockets are neither encrypted nor authenticated. Either forward "
-            "the three ports (ssh -L) to 127.0.0.1, or set transport.insecure = true on a network you trust",
-            transport.host,
-        )
-
-
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Return whether only this host can reach the address. A name other than localhost may resolve to any address."""
     if host == "localhost":
         return True

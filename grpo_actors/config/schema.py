@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from grpo_actors.config.data import DataConfig, RewardConfig
 from grpo_actors.config.objective import ObjectiveConfig
-from grpo_actors.config.rules import check
+from grpo_actors.config.rules import check, is_loopback
 from grpo_actors.config.section import NotNegative, NotNegativeOrAuto, Positive, Section, Text, Texts
 from grpo_actors.config.thresholds import HealthConfig
 
@@ -240,9 +240,38 @@ class TransportConfig(Section):
     port: int = Field(
         0, ge=0, le=LAST_FIRST_PORT, description="tcp: first of three consecutive ports; 0: free ones"
     )
-    insecure: bool = Field(
-        default=False, description="tcp: listen beyond this host, without encryption or authentication"
+    keys_dir: Text = Field(
+        "~/.config/grpo_actors/keys",
+        description="tcp: folder of the learner's key and of the list of keys that it lets in (grpo_actors.keys)",
     )
+    insecure: bool = Field(
+        default=False,
+        description="tcp: no keys: nothing is encrypted, and everyone who reaches the port may join",
+    )
+    events_text: bool = Field(
+        default=False,
+        description="tcp beyond this host: also send texts (prompts, completions, logs) to readers of the events",
+    )
+
+    @property
+    def uses_keys(self) -> bool:
+        """Return whether a peer needs a key to connect."""
+        return self.scheme == "tcp" and not self.insecure
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether only this host can reach the sockets."""
+        return self.scheme == "ipc" or is_loopback(self.host)
+
+    @property
+    def warning(self) -> str | None:
+        """Return the line to show at every start; None if the sockets are protected."""
+        if self.scheme == "ipc" or not self.insecure:
+            return None
+        return (
+            f"transport.insecure = true: whoever reaches {self.host} can join this run, read its weights and send it "
+            "samples; nothing is encrypted"
+        )
 
 
 class MetricsConfig(Section):

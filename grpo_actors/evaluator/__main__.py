@@ -52,18 +52,19 @@ def parser() -> argparse.ArgumentParser:
     add("--plot", type=Path, metavar="FILE.png|svg", help="plot accuracy over updates")
     add("--json", action="store_true", help="print one JSON object")
     add("--follow", metavar="ENDPOINT", help=argparse.SUPPRESS)
+    add("--key", metavar="FILE", type=Path, help=argparse.SUPPRESS)
     return command
 
 
 def main() -> int:
     """Parse the command line and score."""
     given = vars(parser().parse_args())
-    endpoint = given.pop("follow")
+    endpoint, key = given.pop("follow"), given.pop("key")
     stop = enter_process()
     submit_long_graphs()
     bound_memory()
     if endpoint:
-        return follow_run(Path(given["checkpoints"][0]), endpoint, stop)
+        return follow_run(Path(given["checkpoints"][0]), endpoint, stop, key)
     return evaluate_checkpoints(Options(**given), stop)
 
 

@@ -17,7 +17,7 @@ from grpo_actors.atomic import whole_file
 from grpo_actors.config import Config
 from grpo_actors.evaluator.score import Score, evaluate, held_out
 from grpo_actors.policy.model import Policy, load_policy
-from grpo_actors.process import StopRequest
+from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
 from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.rundir.checkpoint_weights import load_weights
 from grpo_actors.rundir.checkpoints import (
@@ -30,6 +30,7 @@ from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE, MAN
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
+from grpo_actors.transport.keys import ClientKey, read_run_key
 from grpo_actors.transport.sockets import zmq_context
 from grpo_actors.wire.handshake import handshake, hello
 from grpo_actors.wire.messages import Beat, Bye, Evaluation, decode, encode, from_learner
@@ -48,13 +49,21 @@ class RunEvaluator:
     """The evaluator of one run folder. It scores the base model and each checkpoint, and reports to the learner."""
 
     def __init__(
-        self, run_dir: Path, control: ControlClient, config: Config, stop: StopRequest, beat_s: float
+        self,
+        run_dir: Path,
+        control: ControlClient,
+        config: Config,
+        stop: StopRequest,
+        beat_s: float,
+        *,
+        token: str = "",
     ) -> None:
         self._run_dir = run_dir
         self._control = control
         self._config = config
         self._stop = stop
         self._beat_s = beat_s
+        self._token = token
         self._next_beat_s = 0.0
         #: Whether the learner has sent Bye.
         self._run_ended = False
@@ -129,7 +138,7 @@ class RunEvaluator:
             return
         message = decode(from_learner, data)
         if isinstance(message, Bye) and message.again:
-            self._control.send(encode(hello("evaluator", self._control.name)))
+            self._control.send(encode(hello("evaluator", self._control.name, token=self._token)))
         elif isinstance(message, Bye):
             self._run_ended = True
 
@@ -148,15 +157,17 @@ class RunEvaluator:
             )
 
 
-def follow_run(run_dir: Path, endpoint: str, stop: StopRequest) -> int:
-    """Evaluate a run until it ends; return the exit code."""
+def follow_run(run_dir: Path, endpoint: str, stop: StopRequest, key_file: Path | None = None) -> int:
+    """Evaluate a run until it ends; return the exit code. `key_file`: a key with the role evaluator, if not the run's."""
+    token = take_secret(EVALUATOR_TOKEN)
+    key = ClientKey.read(key_file) if key_file else read_run_key(run_dir)
     with zmq_context() as context:
-        control = ControlClient(context, endpoint, "evaluator")
-        welcome = handshake(control, "evaluator", stop, patience_s=PATIENCE_S)
+        control = ControlClient(context, endpoint, "evaluator", key)
+        welcome = handshake(control, "evaluator", stop, patience_s=PATIENCE_S, token=token)
         if welcome is None:
             return 0
         config = Config.model_validate_json(welcome.config)
         with suppress(EvaluationStopped):
-            RunEvaluator(run_dir, control, config, stop, welcome.beat_s).run()
+            RunEvaluator(run_dir, control, config, stop, welcome.beat_s, token=token).run()
         control.send(encode(Bye(reason="done")))
     return 0

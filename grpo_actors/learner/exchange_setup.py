@@ -20,7 +20,8 @@ from grpo_actors.learner.exchange.exchange import (
 from grpo_actors.learner.group_filter import group_filter
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
-from grpo_actors.observe.sinks import Journal
+from grpo_actors.observe.records import numbers_only
+from grpo_actors.observe.sinks import Journal, Publish
 from grpo_actors.policy.identity import Identity
 from grpo_actors.policy.model import Policy
 from grpo_actors.schedule.curriculum import Curriculum
@@ -28,6 +29,8 @@ from grpo_actors.schedule.lease import Cursor
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
 from grpo_actors.tasks.task import Problem, Task
+from grpo_actors.transport.access import Access
+from grpo_actors.transport.events import EventPublisher
 from grpo_actors.transport.sockets import Endpoints
 from grpo_actors.wire.messages import Welcome
 
@@ -52,6 +55,8 @@ def build_exchange(
     run_dir: Path,
     endpoints: Endpoints,
     welcome: Welcome,
+    access: Access,
+    evaluator_token: str,
 ) -> Exchange:
     """Build the exchange of a run that continues from its archive; it is not started yet."""
     supply = build_supply(config, task.problems("train"), grpo.policy)
@@ -64,12 +69,24 @@ def build_exchange(
         selection=build_selection(config, task, supply, grpo.policy, archive.success_rates),
         quarantine=Quarantine(config.health.max_logprob_gap),
         welcome=welcome,
+        access=access,
+        evaluator_token=evaluator_token,
         # A worker sends no beat while a reward function runs, so the limit allows for a slow one.
         lost_s=max(LOST_S, config.reward.reward_timeout_s + 10 * BEAT_S),
         open_journal=lambda publisher: Journal(
-            run_dir, seq=archive.records, log_jsonl=config.metrics.log_jsonl, publish=publisher.publish
+            run_dir,
+            seq=archive.records,
+            log_jsonl=config.metrics.log_jsonl,
+            publish=_publish(config, publisher),
         ),
     )
+
+
+def _publish(config: Config, publisher: EventPublisher) -> Publish:
+    """Return what sends a record to the readers: as it is, or with its numbers only if other hosts may be listening."""
+    if config.transport.is_local or config.transport.events_text:
+        return publisher.publish
+    return lambda topic, line: publisher.publish(topic, numbers_only(line))
 
 
 def build_lease_table(

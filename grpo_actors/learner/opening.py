@@ -18,11 +18,13 @@ from grpo_actors.learner.local_worker import open_local_worker
 from grpo_actors.learner.loop import Run
 from grpo_actors.learner.publishing import Publisher
 from grpo_actors.learner.source import LiveSource
-from grpo_actors.process import StopRequest
+from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
 from grpo_actors.rollout.worker import sampling_params
 from grpo_actors.rundir.claim import total_updates, with_rewards
 from grpo_actors.rundir.folder import locked
 from grpo_actors.tasks.registry import load_task
+from grpo_actors.transport.access import Access
+from grpo_actors.transport.keys import KeyFolder, read_run_key, run_key
 from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
 
 
@@ -38,6 +40,7 @@ def open_live(
         stop: Set by the first signal.
         endpoints: The addresses to bind, chosen by the supervisor; None: choose them here.
     """
+    evaluator_token = take_secret(EVALUATOR_TOKEN)
     with ExitStack() as stack:
         stack.enter_context(locked(run_dir))
         task = load_task(config.data, seed=config.run.seed)
@@ -53,10 +56,18 @@ def open_live(
         identity = grpo.policy.identity
         check_sampling(config, grpo)
         archive.restore(grpo)
-        listening = _endpoints(run_dir, config, endpoints)
+        listening, access = _listen(stack, run_dir, config, endpoints)
         welcome = build_welcome(config, archive.run_id, identity, listening)
         exchange = build_exchange(
-            config, task, grpo, archive, run_dir=run_dir, endpoints=listening, welcome=welcome
+            config,
+            task,
+            grpo,
+            archive,
+            run_dir=run_dir,
+            endpoints=listening,
+            welcome=welcome,
+            access=access,
+            evaluator_token=evaluator_token,
         )
         history = stack.enter_context(
             contextlib.closing(History(run_dir, config, grpo, archive, records=exchange))
@@ -72,15 +83,25 @@ def open_live(
         publisher.publish(grpo.version, grpo.policy.trainable())
         grpo.warm_up()
         local = (
-            stack.enter_context(open_local_worker(config, grpo, listening, welcome, stop))
+            stack.enter_context(open_local_worker(config, grpo, listening, welcome, stop, run_dir=run_dir))
             if config.rollout.workers == 0
             else None
         )
         yield Run(grpo, LiveSource(exchange, publisher, archive, stop, local), history, stop)
 
 
-def _endpoints(run_dir: Path, config: Config, chosen: Endpoints | None) -> Endpoints:
-    if chosen is not None:
-        return replace(chosen, pid=os.getpid())
+def _listen(
+    stack: ExitStack, run_dir: Path, config: Config, chosen: Endpoints | None
+) -> tuple[Endpoints, Access]:
+    """Return the addresses to bind and who may use them; a learner without a supervisor chooses both here."""
     transport = config.transport
-    return plan_endpoints(run_dir, transport.scheme, transport.host, transport.port)
+    folder = KeyFolder(Path(transport.keys_dir)) if transport.uses_keys else None
+    if chosen is not None:
+        return replace(chosen, pid=os.getpid()), Access(folder, read_run_key(run_dir))
+    if transport.warning:
+        print(transport.warning, file=sys.stderr)
+    stack.enter_context(run_key(run_dir, folder))
+    endpoints = plan_endpoints(
+        run_dir, transport.scheme, transport.host, transport.port, keys=transport.uses_keys
+    )
+    return endpoints, Access(folder, read_run_key(run_dir))

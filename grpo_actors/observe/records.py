@@ -118,6 +118,20 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+#: Topic -> fields whose texts are sent to readers on other hosts: names and words that this package or the user's
+#: command line gave.
+PUBLIC_TEXTS: Mapping[str, tuple[str, ...]] = {
+    "start": ("run_name", "version", "commit", "versions"),
+    "worker": ("worker", "role", "state", "why"),
+    "headcount": ("reason",),
+    "policy": ("digest",),
+    "alarm": ("name",),
+    "log": ("level",),
+}
+#: Stands for any other text there.
+WITHHELD = "(kept on the learner's host)"
+
+
 def make_record(seq: int, time: float, topic: str, fields: Mapping[str, Any]) -> Record:
     """Build a record in its final form: strict JSON values, and the schema's keys in the schema's order.
 
@@ -141,6 +155,21 @@ def make_record(seq: int, time: float, topic: str, fields: Mapping[str, Any]) ->
 def encode(record: Record) -> bytes:
     """Encode a record as one line of ASCII JSON without its newline; no text inside it can break the line."""
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def numbers_only(line: bytes) -> bytes:
+    """Return an encoded record without the texts that may hold a prompt, a completion, or something else of the user's."""
+    record = decode(line)
+    public = ("seq", "time", "topic", *PUBLIC_TEXTS.get(record["topic"], ()))
+    return encode({key: value if key in public else _withhold(value) for key, value in record.items()})
+
+
+def _withhold(value: Any) -> Any:
+    if isinstance(value, str):
+        return WITHHELD
+    if isinstance(value, dict):
+        return {key: _withhold(item) for key, item in value.items()}
+    return [_withhold(item) for item in value] if isinstance(value, list) else value
 
 
 def decode(line: bytes) -> Record:

@@ -1,11 +1,11 @@
 """Rollout worker: samples groups with the old policy and scores them.
 
-    python -m grpo_actors.rollout --attach RUN_DIR      join a live run on this machine
-    python -m grpo_actors.rollout --connect ENDPOINT    join a run by the address of its control socket
+    python -m grpo_actors.rollout --attach RUN_DIR                 join a live run on this machine
+    python -m grpo_actors.rollout --connect ENDPOINT --key FILE    join a run by the address of its control socket
 
-The address is all that a worker needs. The learner sends the configuration and the identity of the model; each lease
-carries the prompt's tokens, the seeds and the inputs of the reward functions. Ctrl-C makes the worker leave, and its
-unfinished leases go to another worker.
+The address, and on TCP a key made on the learner's host, are all that a worker needs. The learner sends the
+configuration and the identity of the model; each lease carries the prompt's tokens, the seeds and the inputs of the
+reward functions. Ctrl-C makes the worker leave, and its unfinished leases go to another worker.
 """
 
 import argparse
@@ -22,16 +22,26 @@ from grpo_actors.errors import RunError
 from grpo_actors.process import StopRequest, bound_memory, enter_process, is_supervised, run_command
 
 if TYPE_CHECKING:
+    from grpo_actors.transport.keys import ClientKey
     from grpo_actors.transport.sockets import Endpoints
 
 #: Longest wait for a message before the stop flag is checked, in seconds.
 WAIT_S = 0.2
 
 
-def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, settings: Path | None = None) -> int:
+def work(
+    endpoint: str,
+    name: str,
+    stop: StopRequest,
+    patience_s: float,
+    *,
+    key: "ClientKey | None" = None,
+    settings: Path | None = None,
+) -> int:
     """Run a worker until it is dismissed or asked to leave; return the exit code, 1 if the learner dropped it.
 
-    `settings` is the run's config.json, if the worker may load its model before the learner answers.
+    `key` is needed where the learner asks for one. `settings` is the run's config.json, if the worker may load its model
+    before the learner answers.
 
     Raises:
         RunError: the learner refused the worker, or could not be reached for `patience_s`.
@@ -52,7 +62,10 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, setting
 
     bound_memory()
     preloaded = preload_policy(settings, warm_up) if settings else None
-    with zmq_context() as context, contextlib.closing(ControlClient(context, endpoint, name)) as control:
+    with (
+        zmq_context() as context,
+        contextlib.closing(ControlClient(context, endpoint, name, key)) as control,
+    ):
         welcome = handshake(control, "rollout", stop, patience_s)
         if welcome is None:
             return 0
@@ -63,7 +76,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, setting
             open_episodes(config, policy) as turns,
         ):
             weights = WeightsClient(
-                context, reachable_endpoint(welcome.weights_endpoint, endpoint), fetching, pin
+                context, reachable_endpoint(welcome.weights_endpoint, endpoint), fetching, pin, key
             )
             worker = RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop)
             _print_by_hand(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
@@ -114,6 +127,12 @@ def main() -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--attach", metavar="RUN_DIR", type=Path, help="folder of a live run on this machine")
     where.add_argument("--connect", metavar="ENDPOINT", help="address of a run's control socket")
+    parser.add_argument(
+        "--key",
+        metavar="FILE",
+        type=Path,
+        help="key made by python -m grpo_actors.keys new on the learner's host",
+    )
     default_name = f"attached-{socket.gethostname()}-{os.getpid()}"
     parser.add_argument("--name", default=default_name, help="name in the logs")
     parser.add_argument(
@@ -123,12 +142,18 @@ def main() -> int:
     args = parser.parse_args()
     stop = enter_process()
     submit_long_graphs()
+    from grpo_actors.transport.keys import ClientKey, read_run_key  # noqa: PLC0415
+
     endpoint = args.connect
+    key = ClientKey.read(args.key) if args.key else None
     if args.attach:
         endpoints = live_endpoints(args.attach)
         endpoint = endpoints.control
+        key = key or read_run_key(args.attach)
         join_mps(endpoints.mps)
-    return work(endpoint, args.name, stop, args.patience, args.preload)
+        if endpoints.join:
+            _print_by_hand(f"from another host: {endpoints.how_to_join}")
+    return work(endpoint, args.name, stop, args.patience, key=key, settings=args.preload)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ BEST = "best.json"
 WORKERS_FILE = "workers.json"
 #: Addresses of the sockets; exists while the run lives.
 ENDPOINTS_FILE = "endpoints.json"
+#: Key of the run's own processes, for TCP sockets that ask for one; exists while the run lives.
+RUN_KEY_FILE = "run.key"
 #: The position of each tracker in the records, and the output of trackers that write files.
 TRACKERS_FOLDER = "trackers"
 LOCK_FILE = "lock"

@@ -17,6 +17,8 @@ from grpo_actors.tasks.own.replying import Replier
 from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.trackers import check_installed
+from grpo_actors.transport.access import check_curve
+from grpo_actors.transport.keys import KeyFolder
 from grpo_actors.transport.sockets import check_ports
 
 
@@ -33,6 +35,9 @@ def check(config: Config, machine: Machine) -> None:
     check_resume(config, run_dir)
     if config.transport.scheme == "tcp" and config.transport.port:
         check_ports(config.transport.host, config.transport.port)
+    if config.transport.uses_keys:
+        check_curve()
+        KeyFolder(Path(config.transport.keys_dir)).check()
     check_installed(config.metrics.trackers)
     check_memory(config, machine)
     if config.data.path or config.data.task != "gsm8k":  # gsm8k: only the learner asks the hub

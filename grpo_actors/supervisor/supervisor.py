@@ -15,6 +15,7 @@ children end.
 import contextlib
 import json
 import os
+import secrets
 import signal
 import sys
 import time
@@ -29,7 +30,7 @@ from grpo_actors.config import Config
 from grpo_actors.kernels.stage import Stage
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.status import StatusLine
-from grpo_actors.process import EXIT_USAGE
+from grpo_actors.process import EVALUATOR_TOKEN, EXIT_USAGE
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
 from grpo_actors.supervisor.children import Actor, how_it_ended
@@ -39,6 +40,7 @@ from grpo_actors.supervisor.mps import Mps, mps_environment, mps_helps
 from grpo_actors.supervisor.preflight import prepared
 from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
+from grpo_actors.transport.keys import KeyFolder, read_run_key, run_key
 from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
 
 #: Seconds that the other processes have to stop after the learner has ended, before they are killed.
@@ -146,7 +148,9 @@ class Supervisor:
         """Start all children that were not started yet; some of them only when the learner listens."""
         if self._follower is None and (self.run_dir / ENDPOINTS_FILE).exists():
             # Not earlier: a subscriber that cannot connect retries after longer and longer pauses.
-            events = self.follower_stack.enter_context(EventSubscriber(self.endpoints.events))
+            events = self.follower_stack.enter_context(
+                EventSubscriber(self.endpoints.events, key=read_run_key(self.run_dir))
+            )
             self._follower = self.follower_stack.enter_context(Follower(events, self.run_dir))
             self._listening_since_s = time.monotonic()
         for child in self._children:
@@ -220,7 +224,10 @@ class Supervisor:
             f"run folder {self.run_dir}\n"
             f"  watch it:      python -m grpo_actors.tail {self.run_dir}\n"
             f"  add a worker:  python -m grpo_actors.rollout --attach {self.run_dir}"
+            + (f"\n  elsewhere:     {self.endpoints.how_to_join}" if self.endpoints.join else "")
         )
+        if warning := self.config.transport.warning:
+            self.status.print_line(warning, "yellow")
 
     def report_outcome(self) -> int:
         """Print the result of the run; return the run's exit code, which is the learner's."""
@@ -259,8 +266,12 @@ def run(config: Config) -> int:
     machine = Machine.here(asks_gpu=True)
     with prepared(config, machine) as (run_dir, lock):
         transport = config.transport
-        endpoints = plan_endpoints(run_dir, transport.scheme, transport.host, transport.port)
+        folder = KeyFolder(Path(transport.keys_dir)) if transport.uses_keys else None
+        endpoints = plan_endpoints(
+            run_dir, transport.scheme, transport.host, transport.port, keys=transport.uses_keys
+        )
         with ExitStack() as stack:
+            stack.enter_context(run_key(run_dir, folder))
             supervisor = _open(stack, run_dir, config, machine, endpoints, lock=lock)
             supervisor.run()
         return supervisor.report_outcome()
@@ -289,14 +300,15 @@ def _open(
             "yellow",
         )
     pool = WorkerPool(run_dir, config, machine, endpoints.control, mps_environment(endpoints.mps))
+    token = secrets.token_hex(16)
     learner = Actor(
         "learner",
         ["grpo_actors.learner", str(run_dir), "--endpoints", json.dumps(asdict(endpoints))],
-        pool.environment_of_learner | {LOCK: str(lock)},
+        pool.environment_of_learner | {LOCK: str(lock), EVALUATOR_TOKEN: token},
         respawns=False,
         inherited=(lock,),
     )
-    observers = _observers(run_dir, config, endpoints, pool.environment_of_evaluator)
+    observers = _observers(run_dir, config, endpoints, pool.environment_of_evaluator, token)
     supervisor = Supervisor(
         run_dir, config, endpoints, learner, observers, pool, status, signals, lifeline, follower_stack
     )
@@ -305,15 +317,22 @@ def _open(
 
 
 def _observers(
-    run_dir: Path, config: Config, endpoints: Endpoints, environment: Mapping[str, str]
+    run_dir: Path, config: Config, endpoints: Endpoints, environment: Mapping[str, str], token: str
 ) -> list[Actor]:
-    """Build the evaluator and the trackers that the settings name."""
+    """Build the evaluator, which gets the token that lets it report scores, and the trackers that the settings name."""
     observers = []
     if config.evaluator.eval_every_updates:
         command = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control]
         # Its imports and the evaluation of the base model would only delay the first update.
         observers.append(
-            Actor("evaluator", command, environment, respawns=True, waits_for="update", in_background=True)
+            Actor(
+                "evaluator",
+                command,
+                {**environment, EVALUATOR_TOKEN: token},
+                respawns=True,
+                waits_for="update",
+                in_background=True,
+            )
         )
     for name in config.metrics.trackers:
         command = ["grpo_actors.trackers", str(run_dir), name]

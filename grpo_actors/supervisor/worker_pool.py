@@ -18,7 +18,7 @@ from grpo_actors.observe.records import Record
 from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
 from grpo_actors.rundir.decisions import Decision, append_decision, kept_workers
-from grpo_actors.rundir.folder import CONFIG_FILE, WORKERS_FILE
+from grpo_actors.rundir.folder import CONFIG_FILE, RUN_KEY_FILE, WORKERS_FILE
 from grpo_actors.supervisor.children import Actor, how_it_ended
 from grpo_actors.supervisor.fit import find_plan, limited, scale, tight
 from grpo_actors.supervisor.headcount import Headcount, Measurement
@@ -173,6 +173,8 @@ class WorkerPool:
         name = f"rollout-{len(self.actors)}"
         command = [WORKER, "--connect", self.control, "--name", name, "--patience", "600"]
         command += ["--preload", str(self.run_dir / CONFIG_FILE)]
+        if self.config.transport.uses_keys:
+            command += ["--key", str(self.run_dir / RUN_KEY_FILE)]
         environment = self._limited(self._share, None if self._plan is None else self._plan.worker)
         actor = Actor(name, command, environment, respawns=True)
         self.actors.append(actor)

@@ -1,4 +1,4 @@
-"""Watch a run: ``python -m grpo_actors.tail RUN_DIR|ENDPOINT [--json]``.
+"""Watch a run: ``python -m grpo_actors.tail RUN_DIR|ENDPOINT [--key FILE] [--json]``.
 
 It only reads: the run folder's files and the events socket. It may start late, stop, or be started many
 times without any effect on the run. It exits when the run has ended.
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 if the run or the user ended it, 2 for a wrong target."""
     options = _parser().parse_args(arguments)
     try:
-        with closing(_target(options.target)) as target:
+        with closing(_target(options.target, options.key)) as target:
             _watch(target, _display(as_json=options.json))
     except KeyboardInterrupt:
         return 0
@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "target", metavar="RUN_DIR|ENDPOINT", help="a run's output folder, or ipc://… or tcp://…"
+    )
+    parser.add_argument(
+        "--key", metavar="FILE", type=Path, help="key of the role reader, for a run on another host"
     )
     parser.add_argument("--json", action="store_true", help="print one record per line, for pipes")
     return parser
@@ -77,11 +80,12 @@ class Target(Protocol):
 class _Endpoint:
     """A run known only by its address, for example one on another host."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key_file: Path | None) -> None:
         from grpo_actors.observe.follow import Follower  # noqa: PLC0415
         from grpo_actors.transport.events import EventSubscriber  # noqa: PLC0415
+        from grpo_actors.transport.keys import ClientKey  # noqa: PLC0415
 
-        self._subscriber = EventSubscriber(address)
+        self._subscriber = EventSubscriber(address, key=ClientKey.read(key_file) if key_file else None)
         self.follower = Follower(self._subscriber, None)
 
     def why_over(self) -> str | None:
@@ -131,14 +135,16 @@ class _RunFolder:
         if address is None or (self._subscriber is not None and self._subscriber.endpoint == address):
             return
         from grpo_actors.transport.events import EventSubscriber  # noqa: PLC0415
+        from grpo_actors.transport.keys import read_run_key  # noqa: PLC0415
 
         if self._subscriber is not None:
             self._subscriber.close()
-        self._subscriber = self.follower.source = EventSubscriber(address)
+        key = read_run_key(self._path.parent)
+        self._subscriber = self.follower.source = EventSubscriber(address, key=key)
 
 
-def _target(text: str) -> Target:
-    return _Endpoint(text) if "://" in text else _RunFolder(Path(text))
+def _target(text: str, key_file: Path | None) -> Target:
+    return _Endpoint(text, key_file) if "://" in text else _RunFolder(Path(text))
 
 
 def _read_endpoints(path: Path) -> tuple[str | None, int | None]:

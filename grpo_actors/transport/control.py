@@ -9,24 +9,47 @@ Why nothing blocks: a send never waits. If the peer is gone or its queue is full
 treats the message as lost.
 """
 
+import secrets
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import zmq
 
 from grpo_actors.errors import ProtocolError, RunError
-from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect
+from grpo_actors.transport.access import Access, Sender
+from grpo_actors.transport.keys import ClientKey
+from grpo_actors.transport.refusals import Refusals
+from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect, cut, endpoint_of
 
 #: Messages per call of `receive`, so that a flood from one peer cannot keep the caller from its other duties.
 MAX_MESSAGES_PER_CALL = 64
-#: Longest name in bytes: ZeroMQ's limit for an identity.
-MAX_NAME_BYTES = 255
+#: Longest name in characters.
+MAX_NAME = 200
+#: Messages of one peer that are kept unread. Few, because the largest may have 64 MiB.
+UNREAD = 4
+
+
+class Arrival(NamedTuple):
+    """One message of a peer."""
+
+    identity: bytes
+    #: b"" for a wrong number of frames.
+    data: bytes
+    sender: Sender
 
 
 class ControlServer:
-    """The learner's end. Not thread-safe: one thread owns it."""
+    """The learner's end. Not thread-safe: one thread owns it.
 
-    def __init__(self, context: Context, endpoint: str) -> None:
-        self.socket = bind(context, zmq.ROUTER, endpoint, CONTROL_BYTES)
+    A peer's identity is a secret of its process (`ControlClient.identity`). Whoever connects with an identity takes over
+    its messages (HANDOVER), which is how a peer comes back after its connection was cut. So no one else can.
+    """
+
+    def __init__(self, context: Context, endpoint: str, access: Access | None = None) -> None:
+        self._access = access or Access()
+        options = [*self._access.options("control"), (zmq.RCVHWM, UNREAD)]
+        self.socket = bind(context, zmq.ROUTER, endpoint, CONTROL_BYTES, options)
+        self._endpoint = endpoint_of(self.socket)
 
     def send(self, peer: bytes, data: bytes) -> bool:
         """Send; return False if the peer is not connected, or reads so slowly that its queue is full."""
@@ -46,33 +69,47 @@ class ControlServer:
             raise
         return None
 
-    def receive(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield some of the (peer, data) that have arrived, without waiting; data is b"" for a wrong number of frames."""
+    def receive(self) -> Iterator[Arrival]:
+        """Yield some of the messages that have arrived, without waiting. One whose key was revoked ends its connection."""
         for _ in range(MAX_MESSAGES_PER_CALL):
             try:
-                frames = self.socket.recv_multipart(zmq.DONTWAIT)
+                frames = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
-            yield frames[0], frames[1] if len(frames) == 2 else b""
+            sender = self._access.sender(frames[-1], "control")
+            if sender is None:
+                cut(self._endpoint, int(frames[-1].get(zmq.SRCFD)))
+            else:
+                yield Arrival(frames[0].bytes, frames[1].bytes if len(frames) == 2 else b"", sender)
+
+    def admits(self, sender: Sender) -> bool:
+        """Return whether the key of a peer is still listed."""
+        return self._access.may(sender.key, "control")
+
+    def cut(self, sender: Sender) -> None:
+        """Close a peer's connection."""
+        cut(self._endpoint, sender.descriptor)
 
 
 class ControlClient:
     """A worker's or an evaluator's end. Not thread-safe."""
 
-    def __init__(self, context: Context, endpoint: str, name: str) -> None:
-        """Connect in the background. `name` is the peer's identity: unique among all peers, the same at every reconnect.
+    def __init__(self, context: Context, endpoint: str, name: str, key: ClientKey | None = None) -> None:
+        """Connect in the background. `name` is unique among all peers; `key` is needed where the learner asks for one.
 
         Raises:
-            RunError: `name` is not a valid identity, or `endpoint` not a valid address.
+            RunError: `name` is not a valid name, or `endpoint` not a valid address.
         """
         self.endpoint, self.name = endpoint, name
-        identity = name.encode()
-        # ZeroMQ reserves identities that begin with a zero byte.
-        if not 0 < len(identity) <= MAX_NAME_BYTES or identity.startswith(b"\0"):
-            raise RunError(
-                f"--name: must have 1 to {MAX_NAME_BYTES} bytes, got {len(identity)}: {name[:40]!r}"
-            )
-        self.socket = connect(context, zmq.DEALER, endpoint, CONTROL_BYTES, [(zmq.IDENTITY, identity)])
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            raise RunError(f"--name: must have 1 to {MAX_NAME} printable characters, got {name[:40]!r}")
+        #: Session token: the same at every reconnect of this process, and known to no one else but the learner.
+        self.identity = secrets.token_hex(16).encode()
+        options = [(zmq.IDENTITY, self.identity), *(key.options if key is not None else ())]
+        self._refusals = Refusals(endpoint, key)
+        self.socket = connect(
+            context, zmq.DEALER, endpoint, CONTROL_BYTES, options, before=self._refusals.watch
+        )
 
     def send(self, data: bytes) -> bool:
         """Send; return False if there is no connection now, and the caller has to send again later."""
@@ -84,14 +121,20 @@ class ControlClient:
         return True
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """Return the next message, or None after `timeout_s` seconds (0: do not wait)."""
+        """Return the next message, or None after `timeout_s` seconds (0: do not wait).
+
+        Raises:
+            RunError: the learner refuses this peer's key, or one of the two expects a key where the other has none.
+        """
         if not self.socket.poll(int(timeout_s * 1000)):
+            self._refusals.check()
             return None
         frames = self.socket.recv_multipart()
         return frames[-1]
 
     def close(self) -> None:
         """Disconnect; messages sent before, such as a Bye, still have a second to leave."""
+        self._refusals.close()
         self.socket.close(linger=1_000)
 
 

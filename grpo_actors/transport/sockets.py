@@ -7,6 +7,7 @@ Measured with libzmq 4.3.5; these are the reasons for the options below:
   when the connection is cut, so a sender that needs an effect repeats its message.
 - When a peer takes over an identity (HANDOVER), the old owner stays connected but can neither send nor receive, and gets
   no event. Only the answers to its beats show a peer that it is still the owner.
+- A message carries its connection's descriptor (SRCFD) and, with keys, its key (User-Id); see `cut` and `access`.
 - A frame above MAXMSGSIZE ends the connection. A binding socket continues and its peer reconnects; a connecting socket
   never comes back. So no sender may exceed the receiver's bound.
 - A second ipc bind on one path steals it; the lock on the run folder prevents that.
@@ -19,9 +20,10 @@ import json
 import os
 import socket
 import stat
+import struct
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,14 +32,18 @@ import zmq
 from grpo_actors.atomic import write_whole
 from grpo_actors.errors import RunError
 from grpo_actors.rundir.folder import ENDPOINTS_FILE
+from grpo_actors.transport.limits import MAX_MESSAGE_BYTES
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
-#: Largest control message in bytes. It holds one group, for which 64 MiB is far more than enough.
-CONTROL_BYTES = 64 * 2**20
+#: Largest control message in bytes.
+CONTROL_BYTES = MAX_MESSAGE_BYTES
 #: Bytes per chunk of a version: 1 to 4 MiB are the fastest.
 CHUNK_BYTES = 2**21
+
+#: Least bound on the frames of a bound socket: those of an encrypted handshake have up to 400 bytes.
+LEAST_FRAME_BYTES = 2**10
 
 HANDSHAKE_TIMEOUT_S = 5.0
 #: ZeroMQ's own heartbeats detect a dead host, but not a hung Python loop.
@@ -51,6 +57,8 @@ QUEUED = 100
 
 PARTS = ("control", "weights", "events")
 
+#: Added to the path of a Unix socket: where it is bound behind its gate (`gate`).
+INNER = "~"
 #: Longest path of a Unix socket in bytes: the limit of the kernel's address structure.
 MAX_IPC_PATH = 103 if sys.platform == "darwin" else 107
 
@@ -68,6 +76,14 @@ class Endpoints:
     pid: int
     #: Folder of the run's CUDA MPS; empty if it has none.
     mps: str = ""
+    #: The command that adds a worker from another host; empty if no other host can reach the run.
+    join: str = ""
+
+    @property
+    def how_to_join(self) -> str:
+        """Return `join`, and as a comment of the shell where its key file comes from."""
+        made = "  # FILE: python -m grpo_actors.keys new NAME" if "--key" in self.join else ""
+        return f"{self.join}{made}"
 
     def write(self, run_dir: Path) -> None:
         """Write the file in the run folder, whole or not at all."""
@@ -91,11 +107,11 @@ class Endpoints:
             raise RunError(f"{path}: unreadable ({error}); is the run folder of an older version?") from None
 
 
-def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int) -> Endpoints:
+def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int, *, keys: bool = False) -> Endpoints:
     """Choose the three addresses of a run, without binding them.
 
     ipc sockets are in a folder of mode 0700 under the system's temporary folder, whose name is derived from the run
-    folder's path: that path itself may be longer than the path of a Unix socket can be.
+    folder's path: that path itself may be longer than the path of a Unix socket can be. `keys`: whether peers need one.
 
     Raises:
         RunError: the folder for the sockets cannot be created, or no port is free.
@@ -103,11 +119,17 @@ def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int) -> Endpoint
     if scheme == "ipc":
         folder = _private_folder(run_dir)
         control, weights, events = (f"ipc://{folder}/{part}" for part in PARTS)
-    else:
-        first = port or _free_port(host)
-        address = f"[{host.strip('[]')}]" if ":" in host else host
-        control, weights, events = (f"tcp://{address}:{first + i}" for i in range(len(PARTS)))
-    return Endpoints(control, weights, events, pid=os.getpid())
+        return Endpoints(control, weights, events, pid=os.getpid())
+    first = port or _free_port(host)
+    control, weights, events = (f"tcp://{_bracketed(host)}:{first + i}" for i in range(len(PARTS)))
+    # An address that stands for all of this host's is none that another host could connect to.
+    reached = _bracketed(socket.gethostname() if host in ("0.0.0.0", "::", "[::]") else host)  # noqa: S104
+    join = f"python -m grpo_actors.rollout --connect tcp://{reached}:{first}{' --key FILE' if keys else ''}"
+    return Endpoints(control, weights, events, pid=os.getpid(), join=join)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host.strip('[]')}]" if ":" in host else host
 
 
 def remove_endpoints(run_dir: Path, endpoints: Endpoints) -> None:
@@ -117,6 +139,7 @@ def remove_endpoints(run_dir: Path, endpoints: Endpoints) -> None:
         if endpoint.startswith("ipc://"):
             path = Path(endpoint.removeprefix("ipc://"))
             path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}{INNER}").unlink(missing_ok=True)
             with contextlib.suppress(
                 OSError
             ):  # not empty because of another run's leftovers, or already gone
@@ -153,7 +176,7 @@ def check_ports(host: str, first: int) -> None:
 def _private_folder(run_dir: Path) -> Path:
     name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"grpo-{os.getuid()}-{name}"
-    longest = max(len(os.fsencode(folder / part)) for part in PARTS)
+    longest = max(len(os.fsencode(folder / f"{part}{INNER}")) for part in PARTS)
     if longest > MAX_IPC_PATH:
         raise RunError(
             f"{folder}: too long for sockets ({longest} characters with their names, at most {MAX_IPC_PATH}); "
@@ -201,7 +224,11 @@ def _bind_port(stack: contextlib.ExitStack, host: str, port: int) -> int:
 
 
 def bind(
-    context: Context, kind: int, endpoint: str, max_bytes: int, options: Iterable[tuple[int, int]] = ()
+    context: Context,
+    kind: int,
+    endpoint: str,
+    max_bytes: int,
+    options: Iterable[tuple[int, int | bytes]] = (),
 ) -> Socket:
     """Bind a socket that accepts frames of at most `max_bytes`.
 
@@ -230,8 +257,12 @@ def connect(
     endpoint: str,
     max_bytes: int,
     options: Iterable[tuple[int, int | bytes]] = (),
+    *,
+    before: Callable[[Socket], object] = lambda _: None,
 ) -> Socket:
     """Return a socket that connects as soon as `endpoint` is bound, and reconnects by itself without limit.
+
+    `before` is called with the socket before it connects.
 
     Raises:
         RunError: `endpoint` is not a valid address.
@@ -244,6 +275,7 @@ def connect(
         connected.setsockopt(zmq.IMMEDIATE, 1)
     for option, value in options:
         connected.setsockopt(option, value)
+    before(connected)
     try:
         connected.connect(endpoint)
     except zmq.ZMQError as error:
@@ -269,6 +301,39 @@ def _open(context: Context, kind: int, endpoint: str, max_bytes: int) -> Socket:
     ):
         opened.setsockopt(option, value)
     return opened
+
+
+def cut(endpoint: str, descriptor: int) -> None:
+    """Close a connection of the socket bound at an address, by its descriptor; the peer may connect again.
+
+    ZeroMQ has no call for this. It notices that the connection is shut down, and frees all that it holds for it.
+    """
+    try:
+        duplicate = os.dup(descriptor)
+    except OSError:  # already closed
+        return
+    try:
+        connection = socket.socket(fileno=duplicate)
+    except OSError:  # closed, and the number now belongs to a file
+        os.close(duplicate)
+        return
+    with connection, contextlib.suppress(OSError):
+        # The number may by now belong to a connection of somebody else.
+        if _is_at(connection.getsockname(), endpoint):
+            # Without lingering, so that a peer in the middle of a large message learns of it at once.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def endpoint_of(bound: Socket) -> str:
+    """Return the address at which a socket is bound, with the port that was chosen."""
+    return bound.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def _is_at(name: str | tuple[str, int], endpoint: str) -> bool:
+    if isinstance(name, str):
+        return endpoint == f"ipc://{name}"
+    return endpoint.rpartition(":")[2] == str(name[1])
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HELLO_S = 2.0
 
 
-def hello(role: Literal["rollout", "evaluator"], name: str, run_id: str = "") -> Hello:
+def hello(role: Literal["rollout", "evaluator"], name: str, run_id: str = "", token: str = "") -> Hello:
     """Return the Hello of this process; `run_id` is the run that it was part of before, if any."""
     return Hello(
         protocol=PROTOCOL_VERSION,
@@ -26,13 +26,18 @@ def hello(role: Literal["rollout", "evaluator"], name: str, run_id: str = "") ->
         host=socket.gethostname(),
         pid=os.getpid(),
         run_id=run_id,
+        token=token,
     )
 
 
 def handshake(
-    control: "ControlClient", role: Literal["rollout", "evaluator"], stop: StopRequest, patience_s: float
+    control: "ControlClient",
+    role: Literal["rollout", "evaluator"],
+    stop: StopRequest,
+    patience_s: float,
+    token: str = "",
 ) -> Welcome | None:
-    """Send Hello until the learner answers, and return its Welcome.
+    """Send Hello until the learner answers, and return its Welcome. `token`: that of the run's own evaluator.
 
     Returns None if a stop is requested meanwhile, or if the run needs no more peers of this role.
 
@@ -47,7 +52,7 @@ def handshake(
             raise RunError(
                 f"{control.endpoint}: no learner answered within {patience_s:g} s; is the run live?"
             )
-        if now_s >= next_hello_s and control.send(encode(hello(role, control.name))):
+        if now_s >= next_hello_s and control.send(encode(hello(role, control.name, token=token))):
             next_hello_s = now_s + HELLO_S
         data = control.receive(0.05)
         if data is None:

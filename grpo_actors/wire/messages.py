@@ -62,12 +62,14 @@ class Hello(Message):
     kind: Literal["hello"] = "hello"
     protocol: Count
     role: Literal["rollout", "evaluator"]
-    #: The peer's name, which is also its socket identity; the same after every reconnect.
-    name: Name
+    #: The peer's name, unique among all peers; the same after every reconnect.
+    name: Annotated[str, Field(min_length=1, max_length=200)]
     host: Name
     pid: Annotated[int, Field(ge=1, lt=2**31)]
     #: The run that the peer expects to join; empty: any.
     run_id: Name = ""
+    #: Secret of the run's own evaluator, which nobody else has: only it may report scores.
+    token: Name = ""
 
 
 class Completion(Message):

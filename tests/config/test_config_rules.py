@@ -146,18 +146,26 @@ def test_a_contradiction_names_the_source_that_made_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "*", "::", "192.168.1.5", "my-mac.local"])  # noqa: S104
-def test_tcp_beyond_this_host_needs_insecure_and_the_error_gives_the_cure(host):
+def test_tcp_beyond_this_host_uses_keys_unless_insecure_which_warns(host):
     overrides = ["scheme=tcp", f"host={host}"]
-    with pytest.raises(
-        ConfigError, match=r"transport\.host must be 127\.0\.0\.1: .*ssh -L.*transport\.insecure = true"
-    ):
-        load_config(None, overrides)
-    assert load_config(None, [*overrides, "insecure=true"]).config.transport.host == host
+    transport = load_config(None, overrides).config.transport
+    assert (transport.uses_keys, transport.is_local, transport.warning) == (True, False, None)
+    transport = load_config(None, [*overrides, "insecure=true"]).config.transport
+    assert (transport.uses_keys, transport.is_local) == (False, False)
+    assert transport.warning.startswith(
+        f"transport.insecure = true: whoever reaches {host} can join this run"
+    )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "[::1]", "localhost"])
-def test_tcp_on_this_host_needs_nothing(host):
-    assert load_config(None, ["scheme=tcp", f"host={host}"]).config.transport.host == host
+def test_tcp_on_this_host_uses_keys_too(host):
+    transport = load_config(None, ["scheme=tcp", f"host={host}"]).config.transport
+    assert (transport.uses_keys, transport.is_local) == (True, True)
+
+
+def test_unix_sockets_need_no_keys():
+    transport = load_config(None, []).config.transport
+    assert (transport.uses_keys, transport.is_local, transport.warning) == (False, True, None)
 
 
 def test_ipc_ignores_the_host():

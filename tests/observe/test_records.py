@@ -5,7 +5,15 @@ import json
 import pytest
 
 from grpo_actors.errors import ProtocolError
-from grpo_actors.observe.records import FIELDS, decode, encode, make_record
+from grpo_actors.observe.records import (
+    FIELDS,
+    PUBLIC_TEXTS,
+    WITHHELD,
+    decode,
+    encode,
+    make_record,
+    numbers_only,
+)
 
 
 @pytest.mark.parametrize("topic", FIELDS)
@@ -56,3 +64,38 @@ def test_lists_and_tuples_are_searched_for_non_finite_numbers():
     assert record["completions"] == [{"reward": 1.0}, {"reward": None}]
     assert record["nonfinite"] == ["completions.1.reward"]
     json.loads(encode(record))
+
+
+def test_for_other_hosts_only_the_numbers_of_a_record_are_left():
+    sample = {
+        "update": 3,
+        "problem": "p1",
+        "prompt": "secret",
+        "answer": "secret",
+        "completions": [{"text": "secret", "reward": 1.0, "rewards": {"correct": 1.0}, "truncated": False}],
+    }
+    line = numbers_only(encode(make_record(7, 1.5, "sample", sample)))
+    assert b"secret" not in line
+    record = decode(line)
+    assert (record["seq"], record["time"], record["topic"], record["update"]) == (7, 1.5, "sample", 3)
+    assert record["prompt"] == WITHHELD
+    (completion,) = record["completions"]
+    assert completion == {"text": WITHHELD, "reward": 1.0, "rewards": {"correct": 1.0}, "truncated": False}
+
+
+@pytest.mark.parametrize("topic", FIELDS)
+def test_for_other_hosts_no_topic_keeps_a_free_text(topic):
+    fields = dict.fromkeys(FIELDS[topic], "public")
+    secret = {name for name in FIELDS[topic] if name not in PUBLIC_TEXTS.get(topic, ())}
+    record = decode(numbers_only(encode(make_record(1, 0.0, topic, fields | {"more": ["x", {"y": "z"}]}))))
+    assert {name for name in FIELDS[topic] if record[name] == WITHHELD} == secret
+    assert record["more"] == [WITHHELD, {"y": WITHHELD}]
+    assert secret >= {"text", "reason"} & FIELDS[topic].keys() - (
+        {"reason"} if topic == "headcount" else set()
+    )
+
+
+def test_for_other_hosts_the_numbers_of_an_update_stay():
+    fields = {"update": 1, "loss": 0.5, "rewards": {"correct": 0.25}, "staleness": {"0": 2}}
+    line = encode(make_record(1, 0.0, "metrics", fields))
+    assert decode(numbers_only(line)) == decode(line)

@@ -69,7 +69,7 @@ class HandLearner:
 
     def send(self, message: wire.Message) -> None:
         """Send a message; return once it has arrived, so that the worker's next turn handles it."""
-        while not self._control.send(NAME.encode(), wire.encode(message)):
+        while not self._control.send(self.worker.control.identity, wire.encode(message)):
             self.turns(1)  # the worker connects
         assert self.worker.control.socket.poll(10_000)
 
@@ -98,7 +98,7 @@ class HandLearner:
     def turns(self, count: int) -> None:
         for _ in range(count):
             self.worker.turn(wait_s=0.001)
-            self.received += [wire.decode(wire.from_peer, data) for _, data in self._control.receive()]
+            self.received += [wire.decode(wire.from_peer, data) for _, data, _ in self._control.receive()]
 
     def groups(self) -> list[wire.Group]:
         return [message for message in self.received if isinstance(message, wire.Group)]

@@ -58,6 +58,7 @@ def small_run() -> Iterator[Run]:
         "learning_rate": 1e-2,
     }
     with new_run(**settings) as run:
+        run.settings["keys_dir"] = str(run.folder.parent / "keys")
         assert run.run() == 0, run.stderr
         yield run
 

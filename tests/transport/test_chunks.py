@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import zmq
-from real_sockets import DEADLINE_S
+from real_sockets import DEADLINE_S, wait_until
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.transport.sockets import Context, connect
 from grpo_actors.transport.weights import Version, WeightsClient, WeightsServer
-from grpo_actors.transport.weights.chunks import MAX_REQUESTS_PER_CALL, WINDOW
+from grpo_actors.transport.weights.chunks import CREDITS, MAX_REQUESTS_PER_CALL, WINDOW
 
 CHUNK = 1000
 
@@ -218,3 +218,71 @@ def test_a_flood_of_requests_is_answered_in_portions(zmq_sockets, ipc_address):
     server.socket.poll(int(DEADLINE_S * 1000))
     server.serve()
     assert 0 < len(served) <= MAX_REQUESTS_PER_CALL
+
+
+# --- clients that ask and do not read ----------------------------------------------------------------
+
+BIG = 2**21
+
+
+def unread(context: Context, address: str, requests: int) -> Any:
+    """A client that sends so many requests for chunks and reads no answer."""
+    client = context.socket(zmq.DEALER)
+    client.setsockopt(zmq.RCVHWM, 1)
+    client.connect(address)
+    for index in range(requests):
+        assert client.poll(int(DEADLINE_S * 1000), zmq.POLLOUT)
+        client.send(b"1 %d" % index)
+    return client
+
+
+def serve_all(server: WeightsServer) -> None:
+    while server.socket.poll(100):
+        server.serve()
+
+
+def unsent_bytes(server: WeightsServer) -> int:
+    return sum(client.settle() for client in server._clients.values())
+
+
+def test_a_client_that_does_not_read_gets_no_more_than_its_credits(zmq_sockets, ipc_address):
+    server = WeightsServer(zmq_sockets, ipc_address, Numbers())
+    server.publish(1, b"m", memoryview(bytes(50 * BIG)), BIG)
+    unread(zmq_sockets, ipc_address, 40)
+    serve_all(server)
+    # Those in its queue, and those on their way from there to the kernel.
+    assert 0 < unsent_bytes(server) <= (CREDITS + 2) * BIG
+
+
+def test_all_clients_together_get_no_more_than_the_bound_and_those_that_read_are_served(
+    zmq_sockets, ipc_address, monkeypatch
+):
+    monkeypatch.setattr("grpo_actors.transport.weights.chunks.MAX_UNSENT_BYTES", 10 * BIG)
+    monkeypatch.setattr("grpo_actors.transport.weights.chunks.STALLED_S", 0.2)
+    learner = Learner(zmq_sockets, ipc_address)
+    try:
+        with learner.lock:
+            learner.server.publish(1, b"m", memoryview(bytes(50 * BIG)), BIG)
+        for _ in range(5):
+            unread(zmq_sockets, ipc_address, 10)
+        # Served once the stalled ones are cut off, although they had used up all memory.
+        arrived = client_of(zmq_sockets, ipc_address).fetch(Version(1, 50 * BIG, BIG))
+        assert arrived is not None
+        with learner.lock:
+            assert unsent_bytes(learner.server) <= 10 * BIG + BIG
+    finally:
+        learner.close()
+
+
+def test_a_client_that_left_costs_nothing(zmq_sockets, ipc_address):
+    server = WeightsServer(zmq_sockets, ipc_address, Numbers())
+    server.publish(1, b"m", memoryview(bytes(50 * BIG)), BIG)
+    client = unread(zmq_sockets, ipc_address, 10)
+    serve_all(server)
+    client.close(linger=0)
+
+    def forgotten() -> bool:
+        server.serve()
+        return not server._clients
+
+    wait_until(forgotten)

@@ -11,9 +11,17 @@ from pathlib import Path
 
 import pytest
 import zmq
+from hostile import RawPeer, frame
 
 from grpo_actors.errors import RunError
-from grpo_actors.transport.events import EVENTS_HELD, MAX_EVENT_BYTES, EventPublisher, EventSubscriber
+from grpo_actors.transport.events import (
+    EVENTS_HELD,
+    MAX_EVENT_BYTES,
+    MAX_TOPIC_BYTES,
+    MAX_TOPICS,
+    EventPublisher,
+    EventSubscriber,
+)
 
 DEADLINE_S = 20.0
 
@@ -200,3 +208,34 @@ def test_closing_leaves_no_socket_file(context, address):
     with EventPublisher(context, address):
         assert path.exists()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("topic", [b"x" * (MAX_TOPIC_BYTES + 1), b"x" * 5000], ids=["long", "very long"])
+def test_a_reader_that_subscribes_to_a_long_topic_is_cut_off(context, address, topic):
+    with EventPublisher(context, address) as publisher, RawPeer(address, b"SUB") as reader:
+        reader.socket.sendall(frame(b"\1" + topic))
+        assert tended(publisher, reader)
+
+
+def test_a_reader_of_many_topics_is_cut_off(context, address):
+    with EventPublisher(context, address) as publisher, RawPeer(address, b"SUB") as reader:
+        for number in range(MAX_TOPICS):
+            reader.socket.sendall(frame(b"\1topic-%d" % number))
+        assert not tended(publisher, reader, times=10)
+        reader.socket.sendall(frame(b"\1one more"))
+        assert tended(publisher, reader)
+
+
+def tended(publisher: EventPublisher, reader: RawPeer, times: int = 1000) -> bool:
+    """Tend the publisher again and again; return whether the reader is cut off meanwhile."""
+    reader.socket.settimeout(0.01)
+    for _ in range(times):
+        publisher.tend()
+        try:
+            if not reader.socket.recv(4096):
+                return True
+        except TimeoutError:
+            pass
+        except ConnectionError:
+            return True
+    return False

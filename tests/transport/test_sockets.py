@@ -15,6 +15,7 @@ from real_sockets import wait_until
 
 from grpo_actors.errors import RunError
 from grpo_actors.transport.sockets import (
+    INNER,
     MAX_IPC_PATH,
     Endpoints,
     bind,
@@ -84,15 +85,38 @@ def test_a_temporary_folder_that_is_too_deep_for_sockets_is_refused_with_the_cur
         plan_endpoints(tmp_path, "ipc", "", 0)
 
 
+@pytest.mark.parametrize(
+    ("host", "keys", "join"),
+    [
+        ("192.0.2.1", True, "--connect tcp://192.0.2.1:7000 --key FILE"),
+        ("192.0.2.1", False, "--connect tcp://192.0.2.1:7000"),
+        ("::1", True, "--connect tcp://[::1]:7000 --key FILE"),
+        ("0.0.0.0", True, f"--connect tcp://{socket.gethostname()}:7000 --key FILE"),  # noqa: S104
+    ],
+)
+def test_the_endpoints_hold_the_command_for_another_host(tmp_path, host, keys, join):
+    endpoints = plan_endpoints(tmp_path, "tcp", host, 7000, keys=keys)
+    assert endpoints.join == f"python -m grpo_actors.rollout {join}"
+    assert endpoints.how_to_join.startswith(endpoints.join)
+    assert ("grpo_actors.keys new" in endpoints.how_to_join) == keys
+    endpoints.write(tmp_path)
+    assert Endpoints.read(tmp_path).join == endpoints.join
+
+
+def test_unix_sockets_have_no_command_for_another_host(short_tmp, tmp_path):
+    assert plan_endpoints(tmp_path, "ipc", "", 0).join == ""
+
+
 def test_the_longest_path_that_is_planned_can_be_bound(zmq_sockets, tmp_path, monkeypatch):
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         # The longest socket name, and the longest folder that still fits with it.
-        room = MAX_IPC_PATH - len(f"{short}//grpo-{os.getuid()}-{'0' * 12}/control")
+        room = MAX_IPC_PATH - len(f"{short}//grpo-{os.getuid()}-{'0' * 12}/control~")
         monkeypatch.setattr(tempfile, "tempdir", f"{short}/{'x' * room}")
         Path(tempfile.tempdir or "").mkdir()
         endpoints = plan_endpoints(tmp_path, "ipc", "", 0)
-        assert len(endpoints.control.removeprefix("ipc://")) == MAX_IPC_PATH
-        bind(zmq_sockets, zmq.ROUTER, endpoints.control, 100)
+        inner = f"{endpoints.control}{INNER}"
+        assert len(inner.removeprefix("ipc://")) == MAX_IPC_PATH
+        bind(zmq_sockets, zmq.ROUTER, inner, 100)
         monkeypatch.setattr(tempfile, "tempdir", f"{tempfile.tempdir}x")
         with pytest.raises(RunError, match="too long"):
             plan_endpoints(tmp_path, "ipc", "", 0)

@@ -23,12 +23,14 @@ from grpo_actors.learner.exchange.peers import MAX_OFFENCES, Peer, Roster
 from grpo_actors.learner.exchange.selection import Selection
 from grpo_actors.learner.exchange.standstill import Standstill
 from grpo_actors.learner.exchange.supply import Supply, oldest_version
+from grpo_actors.learner.exchange.throttle import Throttle
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.schedule.lease import Claim, Verdict
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.quarantine import Gap, Quarantine
+from grpo_actors.transport.access import Sender
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.weights import WeightsServer
 from grpo_actors.wire import messages as wire
@@ -54,6 +56,7 @@ class Dispatcher:
         quarantine: Quarantine,
         welcome: wire.Welcome,
         lost_s: float,
+        evaluator_token: str,
         clock: Callable[[], float],
     ) -> None:
         self._control = control
@@ -69,7 +72,8 @@ class Dispatcher:
         self.alarm: str | None = None
         self._welcome = welcome
         self._clock = clock
-        self._roster = Roster(welcome.run_id, lost_s)
+        self._roster = Roster(welcome.run_id, lost_s, evaluator_token)
+        self._warnings = Throttle()
         self._published = -1  # the newest version that workers can fetch
         self._batch_taken = False
         self._evaluations = Evaluations()
@@ -177,37 +181,44 @@ class Dispatcher:
     def turn(self) -> None:
         """Do everything that can be done now; never wait."""
         self._weights.serve()
-        for identity, data in self._control.receive():
-            self._receive(identity, data)
+        for identity, data, sender in self._control.receive():
+            self._receive(identity, data, sender)
         now_s = self._clock()
         if now_s >= self._next_tick_s:
             self._next_tick_s = now_s + TICK_S
-            probe = wire.encode(wire.Announcement(version=max(0, self._published)))
             for peer in self._roster.to_probe(now_s):
-                if not self._control.reaches(peer.identity, probe):
+                if not self._control.reaches(peer.identity, self._probe):
                     self._mark_lost(peer, "its connection is closed")
+            for peer in self._roster:
+                if not self._control.admits(peer.sender):
+                    self._shut_out(peer)
             for peer, why in self._roster.find_lost(now_s):
                 self._mark_lost(peer, why)
             self._report_set_aside(self._table.expire(now_s))
             self._report_standstill(now_s)
         self._grant(now_s)
 
-    def _receive(self, identity: bytes, data: bytes) -> None:
+    @property
+    def _probe(self) -> bytes:
+        """A message that changes nothing, to learn whether a peer is connected."""
+        return wire.encode(wire.Announcement(version=max(0, self._published)))
+
+    def _receive(self, identity: bytes, data: bytes, sender: Sender) -> None:
         banned = self._roster.banned(identity)
         if banned and len(data) > MAX_HELLO_BYTES:
             return
         try:
             message = wire.decode(wire.from_peer, data)
             if not banned or isinstance(message, wire.Hello):
-                self._handle(identity, message)
+                self._handle(identity, message, sender)
         except ProtocolError as error:
             if not banned:
                 self._count_offence(identity, str(error))
 
     def _count_offence(self, identity: bytes, reason: str) -> None:
         peer = self._roster.get(identity)
-        name = "a stranger" if peer is None else peer.name
-        self.record("log", {"level": "warning", "text": f"{name}: {reason}"})
+        name = "a stranger" if peer is None else peer.name  # the identity itself is a secret
+        self._warn(f"{name}: {reason}")
         self._standstill.note(name, reason)
         if self._roster.count_offence(identity):
             self._ban(identity, f"{MAX_OFFENCES} messages against the protocol, the last: {reason}")
@@ -217,17 +228,14 @@ class Dispatcher:
         peer = self._roster.get(identity)
         if peer is not None:
             self._standstill.note(peer.name, f"dropped after {reason}")
-            # Not a loss of its leases: the problems are not what broke the peer.
-            self._table.hand_back(peer.session)
-            self._set_state(peer, "lost", why=reason)
-            self._roster.remove(peer)
+            self._drop(peer, reason)
 
-    def _handle(self, identity: bytes, message: wire.FromPeer) -> None:
+    def _handle(self, identity: bytes, message: wire.FromPeer, sender: Sender) -> None:
         if isinstance(message, wire.Hello):
-            self._handle_hello(identity, message)
+            self._handle_hello(identity, message, sender)
             return
         peer = self._roster.get(identity)
-        if peer is None:
+        if peer is None or peer.sender.key != sender.key:
             # The learner was restarted while this peer was running: the peer must say Hello again.
             self._send(identity, wire.Bye(reason="say Hello again", again=True))
             return
@@ -248,18 +256,29 @@ class Dispatcher:
             case _:
                 raise ProtocolError(f"{type(message).__name__} from a peer whose role is {peer.role}")
 
-    def _handle_hello(self, identity: bytes, hello: wire.Hello) -> None:
-        refusal = self._roster.refusal(identity, hello)
+    def _handle_hello(self, identity: bytes, hello: wire.Hello, sender: Sender) -> None:
+        former = self._roster.named(hello.name)
+        if (
+            former is not None
+            and former.state != "lost"
+            and not self._control.reaches(former.identity, self._probe)
+        ):
+            self._mark_lost(former, "its connection is closed")
+        refusal = self._roster.refusal(identity, hello, sender)
         if refusal is not None:
+            self._warn(f"{hello.name} on {hello.host} was refused: {refusal}")
             self._send(identity, wire.Bye(reason=refusal))
             return
         if hello.role in self._dismissed:
             self._send(identity, wire.Bye(reason=self._dismissed[hello.role], dismissed=True))
             return
-        former = self._roster.get(identity)
-        if former is not None:  # its process was started again, or its connection was cut
+        if former is not None:
+            # Its process was started again, or its connection was cut: the peer no longer holds its earlier leases.
             self._table.hand_back(former.session)
-        peer = self._roster.admit(identity, hello, self._clock())
+            if former.identity != identity:
+                self._send(former.identity, wire.Bye(reason="another process took its name"))
+                self._roster.remove(former)
+        peer = self._roster.admit(identity, hello, sender, self._clock())
         self._send(identity, self._welcome)
         self._set_state(peer, "joined")
 
@@ -293,7 +312,7 @@ class Dispatcher:
         peer.groups += 1
         self._sampled_tokens += sum(sum(completion.sampled) for completion in group.completions)
         for failure in message.failures:
-            self.record("log", {"level": "warning", "text": f"{group.problem.id}: {failure}"})
+            self._warn(f"{group.problem.id}: {failure}")
         self._table.accept(verdict, group, self._selection.filter_group(group))
         self._standstill.end()
 
@@ -328,6 +347,17 @@ class Dispatcher:
     def _mark_lost(self, peer: Peer, why: str) -> None:
         self._set_state(peer, "lost", why=why)
         self._report_set_aside(self._table.release(peer.session))
+
+    def _drop(self, peer: Peer, why: str) -> None:
+        """Part from a peer. This is no loss of its leases: the problems are not why it goes."""
+        self._table.hand_back(peer.session)
+        self._set_state(peer, "lost", why=why)
+        self._roster.remove(peer)
+
+    def _shut_out(self, peer: Peer) -> None:
+        """Part from a peer whose key was revoked."""
+        self._drop(peer, "its key was revoked")
+        self._control.cut(peer.sender)
 
     def _report_set_aside(self, positions: Sequence[int]) -> None:
         for position in positions:
@@ -391,6 +421,11 @@ class Dispatcher:
         peer.state = state
         if is_event:
             self.record("worker", {**peer.describe(), **more})
+
+    def _warn(self, text: str) -> None:
+        """Record a warning that a peer caused. A peer can cause any number, and of any length."""
+        for line in self._warnings.let_through(text, self._clock()):
+            self.record("log", {"level": "warning", "text": line})
 
     def _send(self, identity: bytes, message: wire.Message) -> bool:
         return self._control.send(identity, wire.encode(message))

@@ -1,6 +1,7 @@
 """The evaluator's scores on their way to the learner: one for each update, none for an update still to come."""
 
 from grpo_actors.errors import ProtocolError
+from grpo_actors.rundir.folder import CHECKPOINT
 from grpo_actors.wire.messages import Evaluation
 
 
@@ -15,8 +16,13 @@ class Evaluations:
         """Keep a score, unless its update already has one.
 
         Raises:
-            ProtocolError: the update is newer than `newest_version`.
+            ProtocolError: the update is newer than `newest_version`, or the checkpoint's name is not that of the update.
         """
+        name = f"{CHECKPOINT}{evaluation.update}"
+        if evaluation.checkpoint != name and (evaluation.update, evaluation.checkpoint) != (0, "base"):
+            raise ProtocolError(
+                f"the checkpoint of update {evaluation.update} is {name}, got {evaluation.checkpoint!r}"
+            )
         if evaluation.update > newest_version:
             raise ProtocolError(
                 f"update {newest_version} is the newest, got an evaluation of {evaluation.update}"

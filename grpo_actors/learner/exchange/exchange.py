@@ -24,10 +24,13 @@ from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.quarantine import Gap, Quarantine
+from grpo_actors.transport.access import Access
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.events import EventPublisher
+from grpo_actors.transport.gate import gated
 from grpo_actors.transport.sockets import Endpoints, zmq_context
 from grpo_actors.transport.waiting import Waiter
+from grpo_actors.transport.watch import watched
 from grpo_actors.transport.weights import WeightsServer
 from grpo_actors.wire import fetching
 from grpo_actors.wire.messages import Evaluation, Manifest, Welcome
@@ -39,6 +42,8 @@ T = TypeVar("T")
 #: Seconds that dismissed peers have to say Bye before the sockets close. An unread message is lost with its
 #: connection, and a peer that never read its dismissal would wait for ever.
 FAREWELL_S = 2.0
+#: Longest wait for a message while requests for weights wait for memory, in seconds.
+SHORT_S = 0.01
 #: Seconds to wait for an answer before checking again that the thread is alive.
 ANSWER_S = 0.5
 
@@ -56,10 +61,18 @@ class Exchange:
         quarantine: Quarantine,
         welcome: Welcome,
         open_journal: Callable[[EventPublisher], Journal],
+        access: Access | None = None,
+        evaluator_token: str = "",
         lost_s: float = LOST_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep the parts; bind nothing yet. `lost_s`: longest silence of a peer that has sent a beat, in seconds."""
+        """Keep the parts; bind nothing yet.
+
+        `access`: who may use the sockets; None: everyone who reaches them. `evaluator_token`: secret of the run's own
+        evaluator. `lost_s`: longest silence of a peer that has sent a beat, in seconds.
+        """
+        self._access = access or Access()
+        self._evaluator_token = evaluator_token
         self._lost_s = lost_s
         self._endpoints = endpoints
         self._table = table
@@ -175,10 +188,14 @@ class Exchange:
 
     def _run(self) -> None:
         try:
-            with zmq_context() as context:
-                control = ControlServer(context, self._endpoints.control)
-                weights = WeightsServer(context, self._endpoints.weights, fetching)
-                publisher = EventPublisher(context, self._endpoints.events)
+            with (
+                gated(self._endpoints) as endpoints,
+                zmq_context() as context,
+                self._access.enforced(context),
+            ):
+                control = ControlServer(context, endpoints.control, self._access)
+                weights = WeightsServer(context, endpoints.weights, fetching, self._access)
+                publisher = EventPublisher(context, endpoints.events, self._access)
                 with contextlib.closing(publisher), self._open_journal(publisher) as journal:
                     dispatcher = Dispatcher(
                         control=control,
@@ -190,23 +207,26 @@ class Exchange:
                         quarantine=self._quarantine,
                         welcome=self._welcome,
                         lost_s=self._lost_s,
+                        evaluator_token=self._evaluator_token,
                         clock=self._clock,
                     )
                     self._bound.set_result(None)
                     self._waiter.watch(control.socket, weights.socket)
-                    self._loop(dispatcher)
+                    with watched((control.socket, weights.socket, publisher.socket), self._access.delivered):
+                        self._loop(dispatcher, weights, publisher)
         except BaseException as error:  # noqa: BLE001 - a thread's outermost frame: the learner raises it
             self._failure = error
             if not self._bound.done():
                 self._bound.set_exception(error)
             self._batches.put(None)
 
-    def _loop(self, dispatcher: Dispatcher) -> None:
+    def _loop(self, dispatcher: Dispatcher, weights: WeightsServer, publisher: EventPublisher) -> None:
         while not self._may_close(dispatcher):
-            self._waiter.wait(TICK_S)
+            self._waiter.wait(SHORT_S if weights.is_short else TICK_S)
             while not self._commands.empty():
                 self._commands.get()(dispatcher)
             dispatcher.turn()
+            publisher.tend()
             batch = dispatcher.next_batch()
             if batch is not None:
                 self._batches.put(batch)

@@ -1,13 +1,17 @@
 """The peers of a run: names, signs of life, offences. No socket; time is an argument."""
 
+import hmac
 import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo_actors.wire.messages import PROTOCOL_VERSION, Beat, Hello
+
+if TYPE_CHECKING:
+    from grpo_actors.transport.access import Sender
 
 #: A peer that is silent for this many seconds is sent a probe. If its process or its host is gone, the connection
 #: turns out closed, at once or when ZeroMQ's heartbeats fail: within 12 s in all.
@@ -33,9 +37,12 @@ RATE_S = 2.0
 class Peer:
     """A worker or an evaluator, as its messages describe it."""
 
+    #: Session token of its process.
     identity: bytes
     #: Its name and the number of its Hello. Leases belong to a session: what one holds is not the next one's.
     session: str
+    #: Key and connection of its Hello.
+    sender: "Sender"
     name: str
     role: str
     host: str
@@ -110,9 +117,16 @@ class Peer:
 class Roster:
     """All peers of a run, by socket identity."""
 
-    def __init__(self, run_id: str, lost_s: float = LOST_S) -> None:
-        """Make an empty roster. `lost_s`: longest silence of a peer that has sent a beat, in seconds."""
+    def __init__(self, run_id: str, lost_s: float = LOST_S, evaluator_token: str = "") -> None:
+        """Make an empty roster.
+
+        Args:
+            run_id: The run.
+            lost_s: Longest silence of a peer that has sent a beat, in seconds.
+            evaluator_token: Secret of the run's own evaluator; empty: it has none.
+        """
         self._run_id = run_id
+        self._evaluator_token = evaluator_token
         self._lost_s = lost_s
         self._peers: dict[bytes, Peer] = {}
         self._hellos = 0
@@ -138,28 +152,53 @@ class Roster:
         """Return the peer that said Hello with this identity; None if there is none."""
         return self._peers.get(identity)
 
+    def named(self, name: str) -> Peer | None:
+        """Return the peer of this name; None if there is none."""
+        return next((peer for peer in self if peer.name == name), None)
+
     def of_session(self, session: str) -> Peer | None:
         """Return the peer of a session; None if it left or was replaced."""
         return next((peer for peer in self if peer.session == session), None)
 
-    def refusal(self, identity: bytes, hello: Hello) -> str | None:
+    def refusal(self, identity: bytes, hello: Hello, sender: "Sender") -> str | None:
         """Return why this Hello is refused, as text for the user who started the peer; None: accept it."""
         if hello.protocol != PROTOCOL_VERSION:
             return f"protocol {hello.protocol} there, {PROTOCOL_VERSION} here: install the same version"
         if hello.run_id and hello.run_id != self._run_id:
             return f"this is run {self._run_id}, not {hello.run_id}"
-        if hello.name.encode() != identity:
-            return f"the name {hello.name!r} is not the identity of its socket"
+        if hello.role == "evaluator" and not self._is_evaluator(hello, sender):
+            return "only the run's own evaluator, or one whose key has that role, may report scores"
+        if hello.role == "rollout" and not sender.may_sample:
+            return f"its key has the role {sender.role!r}, not 'worker'"
+        former = self.get(identity)
+        if former is not None and former.name != hello.name:
+            return f"this process joined as {former.name!r} already"
+        namesake = self.named(hello.name)
+        if namesake is not None and not self._may_replace(namesake, identity, sender):
+            return f"a live peer has the name {hello.name!r}; choose another with --name"
         return None
 
-    def admit(self, identity: bytes, hello: Hello, now_s: float) -> Peer:
-        """Add a peer. It replaces one of the same name: that process was restarted, or its connection was cut."""
+    def _is_evaluator(self, hello: Hello, sender: "Sender") -> bool:
+        token = self._evaluator_token
+        has_token = bool(token) and hmac.compare_digest(hello.token.encode(), token.encode())
+        return sender.may_evaluate or (sender.is_own and has_token)
+
+    def _may_replace(self, peer: Peer, identity: bytes, sender: "Sender") -> bool:
+        """Return whether a newcomer is the same process or holds the same listed key, or the peer is gone."""
+        if peer.identity == identity:
+            return True
+        # The run's own key proves no more than none: all of the run's processes have it.
+        same_key = not sender.is_own and peer.sender.key == sender.key
+        return same_key or peer.state == "lost" or (peer.local and not process_lives(peer.pid))
+
+    def admit(self, identity: bytes, hello: Hello, sender: "Sender", now_s: float) -> Peer:
+        """Add a peer. It replaces one with the same identity: its connection was cut."""
         self._offences.pop(identity, None)
         self._hellos += 1
         # Two hosts may have the same name, so a process that is not visible here now is never watched.
         local = hello.host == socket.gethostname() and process_lives(hello.pid)
         session = f"{hello.name}#{self._hellos}"
-        peer = Peer(identity, session, hello.name, hello.role, hello.host, hello.pid, local, now_s)
+        peer = Peer(identity, session, sender, hello.name, hello.role, hello.host, hello.pid, local, now_s)
         self._peers[identity] = peer
         return peer
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from grpo_actors.transport.keys import ClientKey
 from grpo_actors.transport.sockets import Context
 from grpo_actors.transport.weights.base import (
     Buffer,
@@ -43,10 +44,15 @@ class WeightsClient:
     """A worker's end: fetches the newest manifest and the bytes of a version. Not thread-safe."""
 
     def __init__(
-        self, context: Context, endpoint: str, wire: Format, pin: PinMemory = lambda _: None
+        self,
+        context: Context,
+        endpoint: str,
+        wire: Format,
+        pin: PinMemory = lambda _: None,
+        key: ClientKey | None = None,
     ) -> None:
         """Open all receivers. `pin` is called with the memory in which a learner on this host keeps its versions."""
-        self.socket = WeightsSocket(context, endpoint, wire)
+        self.socket = WeightsSocket(context, endpoint, wire, key)
         self._receivers = [transport.receiver(self.socket, pin) for transport in TRANSPORTS]
 
     def manifest(self) -> bytes | None:

@@ -5,34 +5,81 @@ delays no one, and a worker that joins late is served like any other. The server
 in the middle of an older one gets an empty chunk and starts over.
 
 Chunks of 2 MiB with a few requests in flight move 2.5 to 3.9 GB/s over ipc; one huge message is the slowest choice
-(0.75 to 1.1 GB/s). If a client stops reading, the few chunks that it asked for stay in memory until its connection's
-heartbeat fails.
+(0.75 to 1.1 GB/s).
+
+What the server copies for its clients is bounded. ZeroMQ queues at most `CREDITS` chunks for one client; further requests
+get no answer. For all clients together, ZeroMQ tells when it has done with a chunk (a tracker): beyond `MAX_UNSENT_BYTES`,
+requests wait. If they do, clients that have not read for `STALLED_S` are cut off.
 """
 
+import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import zmq
 
 from grpo_actors.errors import ProtocolError
-from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect
+from grpo_actors.transport.access import Access
+from grpo_actors.transport.keys import ClientKey
+from grpo_actors.transport.sockets import (
+    CONTROL_BYTES,
+    LEAST_FRAME_BYTES,
+    Context,
+    bind,
+    connect,
+    cut,
+    endpoint_of,
+)
 from grpo_actors.transport.weights.base import Format, ReceivedVersion, Version
 
 #: Requests in flight: enough to hide the round trip, few enough that a slow reader ties up little memory.
 WINDOW = 4
+#: Answers queued for one client. Not WINDOW: ZeroMQ learns only after each half of the queue that it was read.
+CREDITS = 2 * WINDOW
+#: Bytes of unsent chunks of all clients together.
+MAX_UNSENT_BYTES = 128 * 2**20
+#: Requests of all clients that wait together.
+MAX_WAITING = 1024
+#: Seconds after which a client that does not read may be cut off. Less than FETCH_TIMEOUT_S, so that those who wait for
+#: its memory still get their answer.
+STALLED_S = 5.0
 #: Requests answered per call of `serve`: about 10 ms of copying; then the caller can see to its other duties.
 MAX_REQUESTS_PER_CALL = 16
-#: Largest request in bytes; a request is a few numbers.
-REQUEST_BYTES = 2**16
 #: Longest wait for an answer during a fetch, in seconds; then the fetch starts over with the newest version.
 FETCH_TIMEOUT_S = 10.0
+
+
+@dataclass(slots=True)
+class Client:
+    """What the server holds for one client."""
+
+    descriptor: int = -1
+    #: Trackers of unsent chunks with their bytes and the time at which they were queued, oldest first.
+    unsent: deque[tuple[zmq.MessageTracker, int, float]] = field(default_factory=deque)
+    #: Requests that wait for memory.
+    waiting: int = 0
+
+    def settle(self) -> int:
+        """Forget the chunks that were sent, and return the bytes of those that were not."""
+        while self.unsent and self.unsent[0][0].done:
+            self.unsent.popleft()
+        return sum(size for _, size, _ in self.unsent)
 
 
 class WeightsServer:
     """The learner's end. Not thread-safe: one thread owns it."""
 
-    def __init__(self, context: Context, endpoint: str, wire: Format) -> None:
+    def __init__(self, context: Context, endpoint: str, wire: Format, access: Access | None = None) -> None:
         self._wire = wire
-        self.socket = bind(context, zmq.ROUTER, endpoint, REQUEST_BYTES)
+        self._access = access or Access()
+        options = [*self._access.options("weights"), (zmq.SNDHWM, CREDITS)]
+        self.socket = bind(context, zmq.ROUTER, endpoint, LEAST_FRAME_BYTES, options)
+        self._endpoint = endpoint_of(self.socket)
+        #: Identity -> client, of those for whom something is held.
+        self._clients: dict[bytes, Client] = {}
+        #: Requests for chunks that wait for memory: identity, version, index.
+        self._waiting: deque[tuple[bytes, int, int]] = deque()
         self._version = -1
         self._manifest = b""
         self._data = memoryview(b"")
@@ -45,21 +92,69 @@ class WeightsServer:
     def serve(self) -> None:
         """Answer some of the requests that have arrived, without waiting.
 
-        A request that does not parse gets no answer; its sender times out.
+        A request that does not parse, or is one too many, gets no answer; its sender times out.
         """
+        unsent = self._settle()
+        while self._waiting and unsent < MAX_UNSENT_BYTES:
+            peer, version, index = self._waiting.popleft()
+            self._clients[peer].waiting -= 1
+            unsent += self._send_chunk(peer, version, index)
         for _ in range(MAX_REQUESTS_PER_CALL):
             try:
-                frames = self.socket.recv_multipart(zmq.DONTWAIT)
+                frames = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
-                return
+                break
+            descriptor = int(frames[-1].get(zmq.SRCFD))
+            if self._access.sender(frames[-1], "weights") is None:
+                cut(self._endpoint, descriptor)
+                continue
             try:
-                wanted = self._wire.read_request(frames[-1])
+                wanted = self._wire.read_request(frames[-1].bytes)
             except ProtocolError:
                 continue
+            peer = frames[0].bytes
             if wanted is None:
-                self._reply(frames[0], self._manifest, b"")
-            else:
-                self._reply(frames[0], self._wire.chunk_header(*wanted), self._chunk(*wanted))
+                self._reply(peer, self._manifest, b"")
+                continue
+            client = self._clients.setdefault(peer, Client())
+            client.descriptor = descriptor
+            if unsent < MAX_UNSENT_BYTES and not self._waiting:
+                unsent += self._send_chunk(peer, *wanted)
+            elif client.waiting < WINDOW and len(self._waiting) < MAX_WAITING:
+                client.waiting += 1
+                self._waiting.append((peer, *wanted))
+        if self._waiting:
+            self._cut_stalled()
+
+    @property
+    def is_short(self) -> bool:
+        """Whether requests wait for memory; call `serve` again soon, without waiting for a message."""
+        return bool(self._waiting)
+
+    def _settle(self) -> int:
+        """Return the bytes of all unsent chunks; forget clients for whom nothing is held."""
+        total = 0
+        for peer, client in list(self._clients.items()):
+            total += client.settle()
+            if not client.unsent and not client.waiting:
+                del self._clients[peer]
+        return total
+
+    def _cut_stalled(self) -> None:
+        """Close the connections of clients that do not read; ZeroMQ then frees what they were to get."""
+        now_s = time.monotonic()
+        for client in self._clients.values():
+            if client.unsent and now_s - client.unsent[0][2] > STALLED_S:
+                cut(self._endpoint, client.descriptor)
+
+    def _send_chunk(self, peer: bytes, version: int, index: int) -> int:
+        """Send one chunk, and return its bytes."""
+        chunk = self._chunk(version, index)
+        tracker = self._reply(peer, self._wire.chunk_header(version, index), chunk)
+        if tracker is None or tracker.done:
+            return 0
+        self._clients[peer].unsent.append((tracker, len(chunk), time.monotonic()))
+        return len(chunk)
 
     def _chunk(self, version: int, index: int) -> bytes:
         if version != self._version:
@@ -67,26 +162,29 @@ class WeightsServer:
         # A copy: a chunk queued for a slow peer must not change when a later version overwrites the memory.
         return bytes(self._data[index * self._chunk_bytes : (index + 1) * self._chunk_bytes])
 
-    def _reply(self, peer: bytes, header: bytes, body: bytes) -> None:
+    def _reply(self, peer: bytes, header: bytes, body: bytes) -> zmq.MessageTracker | None:
         try:
-            self.socket.send_multipart([peer, header, body], zmq.DONTWAIT, copy=False)
+            return self.socket.send_multipart([peer, header, body], zmq.DONTWAIT, copy=False, track=True)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
+        return None
 
 
 class WeightsSocket:
     """A worker's end of the weights socket. Not thread-safe."""
 
-    def __init__(self, context: Context, endpoint: str, wire: Format) -> None:
+    def __init__(self, context: Context, endpoint: str, wire: Format, key: ClientKey | None = None) -> None:
         self.wire = wire
+        self._key = key
         self.timeout_s = FETCH_TIMEOUT_S
         self._context = context
         self._endpoint = endpoint
         self._open()
 
     def _open(self) -> None:
-        self._socket = connect(self._context, zmq.DEALER, self._endpoint, CONTROL_BYTES)
+        options = self._key.options if self._key is not None else ()
+        self._socket = connect(self._context, zmq.DEALER, self._endpoint, CONTROL_BYTES, options)
 
     def manifest(self) -> bytes | None:
         """Return the newest version's manifest; None if no answer came in time, or there is no version yet."""

@@ -1,7 +1,6 @@
 """An exchange and small real peers for it: DEALER sockets that send what a test wants."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +16,15 @@ from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.order import ProblemOrder
 from grpo_actors.schedule.quarantine import Gap
 from grpo_actors.tasks.task import Problem
+from grpo_actors.transport.access import Access
 from grpo_actors.transport.control import ControlClient
-from grpo_actors.transport.sockets import Context, Endpoints
+from grpo_actors.transport.keys import ClientKey
+from grpo_actors.transport.sockets import Context, plan_endpoints
 from grpo_actors.wire import messages as wire
 
 DEADLINE_S = 10.0
+#: Secret of the run's evaluator.
+TOKEN = "5ecret"  # noqa: S105
 CHUNK = 1000
 PROBLEMS = [
     Problem(f"p{i}", ({"role": "user", "content": f"problem {i}"},), f"{i}", {"n": i}) for i in range(20)
@@ -50,11 +53,18 @@ class Peer:
     """A worker or evaluator without a model."""
 
     def __init__(
-        self, run: "Run", name: str, role: str = "rollout", host: str = "elsewhere", pid: int = 7
+        self,
+        run: "Run",
+        name: str,
+        role: str = "rollout",
+        *,
+        host: str = "elsewhere",
+        pid: int = 7,
+        key: ClientKey | None = None,
     ) -> None:
         self.run, self.name, self.role, self.host, self.pid = run, name, role, host, pid
         self.unread: list[wire.Message] = []
-        self.control = ControlClient(run.context, run.endpoints.control, name)
+        self.control = ControlClient(run.context, run.endpoints.control, name, key)
 
     def send(self, message: "wire.Message | bytes") -> None:
         data = message if isinstance(message, bytes) else wire.encode(message)
@@ -85,6 +95,7 @@ class Peer:
             "name": self.name,
             "host": self.host,
             "pid": self.pid,
+            "token": TOKEN if self.role == "evaluator" else "",
         }
         return wire.Hello.model_validate(fields | changes)
 
@@ -147,7 +158,9 @@ class Run:
     def __init__(self, folder: Path, sockets: str, context: Context, **settings: Any) -> None:
         self.folder, self.context, self.clock = folder, context, Clock()
         self.peers: list[Peer] = []
-        self.endpoints = Endpoints(*(f"ipc://{sockets}/{part}" for part in "cwe"), os.getpid())  # type: ignore[arg-type]
+        access: Access | None = settings.pop("access", None)
+        scheme = "ipc" if access is None else "tcp"
+        self.endpoints = plan_endpoints(Path(sockets), scheme, "127.0.0.1", 0)
         of_table = {"groups_per_update": 2, "max_staleness": 1, "batch_groups": 2, "last_version": 100}
         of_table |= {key: settings.pop(key) for key in [*of_table, "version", "cursor"] if key in settings}
         self.table: LeaseTable[Any] = LeaseTable(lease_timeout_s=60.0, **of_table)
@@ -171,6 +184,8 @@ class Run:
             quarantine=Quarantine(max_gap=0.1),
             welcome=welcome,
             open_journal=lambda publisher: Journal(folder, publish=publisher.publish),
+            access=access,
+            evaluator_token=TOKEN,
             clock=self.clock,
         )
 
@@ -208,7 +223,7 @@ class Run:
 def evaluation(update: int, accuracy: float = 0.5) -> wire.Evaluation:
     return wire.Evaluation(
         update=update,
-        checkpoint=f"checkpoint-{update}",
+        checkpoint=f"checkpoint-{update}" if update else "base",
         samples=10,
         accuracy=accuracy,
         accuracy_low=0.0,

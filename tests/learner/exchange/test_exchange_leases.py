@@ -25,9 +25,16 @@ def test_a_hello_is_answered_with_what_a_peer_needs(run):
     [
         ({"protocol": 1}, f"protocol 1 there, {PROTOCOL_VERSION} here: install the same version"),
         ({"run_id": "run-0"}, "this is run run-1, not run-0"),
-        ({"name": "someone else"}, "the name 'someone else' is not the identity of its socket"),
+        (
+            {"role": "evaluator"},
+            "only the run's own evaluator, or one whose key has that role, may report scores",
+        ),
+        (
+            {"role": "evaluator", "token": "guess"},
+            "only the run's own evaluator, or one whose key has that role, may report scores",
+        ),
     ],
-    ids=["protocol", "run", "name"],
+    ids=["protocol", "run", "evaluator", "guess"],
 )
 def test_a_hello_that_does_not_fit_is_refused_with_the_reason(run, changes, reason):
     peer = run.peer("w")

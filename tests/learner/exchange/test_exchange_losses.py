@@ -19,6 +19,7 @@ from grpo_actors.learner.exchange.peers import (
     Roster,
 )
 from grpo_actors.schedule.leases import GRACE_S
+from grpo_actors.transport.access import Sender
 from grpo_actors.wire import messages as wire
 
 # --- losses ------------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ def test_the_share_of_waiting_is_that_of_all_workers_since_it_was_last_taken():
 
     def joins(name):
         fields = {"protocol": wire.PROTOCOL_VERSION, "role": "rollout", "name": name, "host": "h", "pid": 7}
-        return roster.admit(name.encode(), wire.Hello.model_validate(fields), now_s=0.0)
+        return roster.admit(name.encode(), wire.Hello.model_validate(fields), Sender(), now_s=0.0)
 
     one, other = joins("one"), joins("other")
     assert roster.take_wait_share() is None

@@ -1,0 +1,1 @@
+"""The command that makes, lists and revokes keys for peers on other hosts."""

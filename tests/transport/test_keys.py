@@ -1,0 +1,123 @@
+"""Key files, and the list of keys that a learner lets in."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_actors.errors import RunError
+from grpo_actors.keys.__main__ import main
+from grpo_actors.transport.keys import ClientKey, KeyFolder, read_run_key, run_key
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> KeyFolder:
+    return KeyFolder(tmp_path / "keys")
+
+
+def test_every_file_is_readable_by_its_owner_only_whatever_the_umask(folder, tmp_path):
+    os.umask(0o000)
+    folder.new("laptop", "worker").write(tmp_path / "laptop.key")
+    files = [folder.folder / "learner.json", folder.folder / "allowed.json", tmp_path / "laptop.key"]
+    assert [path.stat().st_mode & 0o777 for path in files] == [0o600] * 3
+    assert folder.folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture(autouse=True)
+def _umask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o620])
+def test_a_file_that_others_may_open_is_refused_with_the_cure(folder, tmp_path, mode):
+    path = tmp_path / "laptop.key"
+    folder.new("laptop", "worker").write(path)
+    for secret, read in (
+        (path, lambda: ClientKey.read(path)),
+        (folder.folder / "learner.json", folder.learner),
+        (folder.folder / "allowed.json", folder.listed),
+    ):
+        secret.chmod(mode)
+        with pytest.raises(RunError, match=r"other users may open it, .*chmod 600 it, or make a new key"):
+            read()
+        secret.chmod(0o600)
+
+
+def test_a_key_file_holds_all_that_its_holder_needs(folder, tmp_path):
+    made = folder.new("laptop", "reader")
+    made.write(tmp_path / "k")
+    assert ClientKey.read(tmp_path / "k") == made
+    assert made.learner == folder.learner()[0]
+    assert {public: (entry.name, entry.role) for public, entry in folder.listed().items()} == {
+        made.public: ("laptop", "reader")
+    }
+
+
+def test_the_learners_key_stays_the_same(folder):
+    assert folder.learner() == KeyFolder(folder.folder).learner()
+
+
+def test_a_name_is_listed_once_until_it_is_revoked(folder):
+    first = folder.new("laptop", "worker")
+    with pytest.raises(RunError, match="laptop: a key of this name is listed"):
+        folder.new("laptop", "reader")
+    folder.revoke("laptop")
+    assert folder.listed() == {}
+    assert folder.new("laptop", "worker").public != first.public
+    with pytest.raises(RunError, match="tablet: no key of this name is listed"):
+        folder.revoke("tablet")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"name": 1}', '{"public": "x"}'], ids=repr)
+def test_what_is_no_key_file_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "k"
+    path.write_text(content)
+    path.chmod(0o600)
+    with pytest.raises(RunError, match="k: is no key file; make one with"):
+        ClientKey.read(path)
+
+
+def test_a_damaged_list_is_refused_in_one_line(folder):
+    folder.new("laptop", "worker")
+    path = folder.folder / "allowed.json"
+    path.write_text('{"x": 3}')
+    with pytest.raises(RunError, match=r"allowed\.json: is damaged"):
+        folder.listed()
+
+
+def test_a_folder_that_cannot_be_written_names_the_setting():
+    with pytest.raises(RunError, match=r"cannot be written .* set transport\.keys_dir"):
+        KeyFolder(Path("/proc/nothing")).learner()
+
+
+def test_a_runs_key_lives_as_long_as_the_run(folder, run_dir):
+    with run_key(run_dir, folder):
+        key = read_run_key(run_dir)
+        assert (key.role, key.learner) == ("run", folder.learner()[0])
+        assert (run_dir / "run.key").stat().st_mode & 0o777 == 0o600
+    assert read_run_key(run_dir) is None
+    (run_dir / "run.key").write_text("left by a killed run")
+    with run_key(run_dir, None):
+        assert read_run_key(run_dir) is None
+
+
+def test_the_command_makes_lists_and_revokes(tmp_path, monkeypatch, capsys):
+    def command(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["keys", "--keys-dir", str(tmp_path / "keys"), *arguments])
+        assert main() == 0
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    assert command("new", "laptop", "--role", "reader").startswith("laptop.key: give it to laptop only")
+    public = ClientKey.read(tmp_path / "laptop.key").public
+    since = KeyFolder(tmp_path / "keys").listed()[public].since
+    assert command("list").split() == ["laptop", "reader", "since", since, public]
+    with pytest.raises(RunError, match=r"laptop\.key: is there already; choose another --output"):
+        command("new", "laptop")
+    with pytest.raises(RunError, match="NAME must have 1 to 100 printable characters and no slash"):
+        command("new", "../laptop")
+    assert command("revoke", "laptop") == "laptop is let in no more\n"
+    assert command("list") == ""
