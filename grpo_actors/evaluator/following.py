@@ -115,6 +115,7 @@ class RunEvaluator:
             result = Score(**json.loads(score_file.read_text()))
         else:
             result = score()
+            reach("evaluator.scored")
             with whole_file(score_file) as draft:
                 write_json(draft, asdict(result))
         message = encode(Evaluation(update=update, checkpoint=name, **asdict(result)))

@@ -6,6 +6,7 @@ Live runs and replays share this loop; they differ in their `Source`. The update
 import time
 from dataclasses import dataclass
 
+from grpo_actors.failpoints import reach
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.history import History
 from grpo_actors.learner.source import Source
@@ -37,8 +38,11 @@ def train(run: Run) -> int:
             reason = f"{why} after update {grpo.version}"
             break
         wait_s = time.monotonic() - started_s
+        reach("learner.batch")
         measured = grpo.update(groups)
+        reach("learner.updated")
         source.publish(grpo, groups)
+        reach("learner.published")
         update_s = time.monotonic() - started_s
         sampled_per_s = source.sampled_per_s(update_s)
         history.record_update(

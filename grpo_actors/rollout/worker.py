@@ -22,6 +22,7 @@ import mlx.core as mx
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ProtocolError
+from grpo_actors.failpoints import reach
 from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
 from grpo_actors.policy.decoding.sampling import Sampler, rows_for
 from grpo_actors.policy.device import on_cuda
@@ -136,6 +137,7 @@ class RolloutWorker:
 
     def _step(self) -> None:
         tokens, done = self._lease_sampler.step()
+        reach("worker.sampling")
         self._tokens += tokens
         for group in [self._score(sampling) for sampling in done]:
             self._deliver(group)
@@ -213,7 +215,9 @@ class RolloutWorker:
 
     def _deliver(self, group: Group) -> None:
         self._unacknowledged[group.lease] = Unacknowledged(group, time.monotonic())
+        reach("worker.scored")
         self._send(group)
+        reach("worker.sent")
 
     def _send(self, message: Message) -> None:
         """Send if connected; a message that must have an effect is sent again until it has."""
