@@ -5,6 +5,7 @@ into one line and an exit code. Imports nothing heavy, so that ``--help`` stays 
 """
 
 import contextlib
+import faulthandler
 import os
 import select
 import signal
@@ -29,6 +30,9 @@ CACHE_LIMIT = "GRPO_ACTORS_CACHE_LIMIT"
 CHECKPOINT_ROOM = "GRPO_ACTORS_CHECKPOINT_ROOM"
 #: Without CACHE_LIMIT, MLX may keep freed arrays of 1 / CACHE_PARTS of its own memory limit, which is most of the device.
 CACHE_PARTS = 16
+
+#: Signal at which a process prints the stacks of all its threads to stderr, even while it hangs in a computation.
+PRINT_STACKS = signal.SIGUSR1
 
 #: Exit code for unusable input.
 EXIT_USAGE = 2
@@ -74,6 +78,7 @@ def enter_process() -> StopRequest:
         stop.set()
 
     follow_parent()
+    print_stacks_when_asked()
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, signal.SIG_IGN if is_supervised() else handle)
     return stop
@@ -84,6 +89,11 @@ def follow_parent() -> None:
     if is_supervised() and not any(thread.name == LIFELINE for thread in threading.enumerate()):
         lifeline = int(os.environ[LIFELINE])
         threading.Thread(target=_end_with_parent, args=(lifeline,), name=LIFELINE, daemon=True).start()
+
+
+def print_stacks_when_asked() -> None:
+    """Print the stacks of all threads at each `PRINT_STACKS`, without Python's help. May be called twice."""
+    faulthandler.register(PRINT_STACKS, all_threads=True)
 
 
 def bound_memory() -> None:

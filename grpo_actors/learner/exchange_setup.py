@@ -8,13 +8,14 @@ from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive
-from grpo_actors.learner.exchange.exchange import BEAT_S, LOST_S, Exchange, Selection, Supply
+from grpo_actors.learner.exchange.exchange import BEAT_S, Exchange, Selection, Supply
 from grpo_actors.learner.group_filter import group_filter
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.policy.identity import Identity
 from grpo_actors.policy.model import Policy
+from grpo_actors.progress import scoring_patience_s
 from grpo_actors.schedule.curriculum import Curriculum
 from grpo_actors.schedule.lease import Cursor
 from grpo_actors.schedule.leases import LeaseTable
@@ -55,10 +56,13 @@ def build_exchange(
         supply=supply,
         selection=build_selection(config, task, supply, archive.success_rates),
         welcome=welcome,
-        # A worker sends no beat while a reward function runs, so the limit allows for a slow one.
-        lost_s=max(LOST_S, config.reward.reward_timeout_s + 10 * BEAT_S),
+        lost_s=scoring_patience_s(config.reward.reward_timeout_s),
         open_journal=lambda publisher: Journal(
-            run_dir, seq=archive.records, log_jsonl=config.metrics.log_jsonl, publish=publisher.publish
+            run_dir,
+            seq=archive.records,
+            log_jsonl=config.metrics.log_jsonl,
+            publish=publisher.publish,
+            session=endpoints.session,
         ),
     )
 

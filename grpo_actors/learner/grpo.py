@@ -33,6 +33,7 @@ from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.packed_rows import packs_rows
 from grpo_actors.policy.training import Training, learning_rate
+from grpo_actors.progress import report_progress
 
 #: Consecutive steps without a finite gradient after which the run ends, with its last good checkpoint.
 MAX_SKIPPED_IN_A_ROW = 10
@@ -127,6 +128,7 @@ class Grpo:
             for arrays in batches:
                 with self._training_mode():
                     statistics = add_statistics(statistics, self.training.accumulate(arrays))
+                report_progress()
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
             norm, taken = self.training.step(rate)
@@ -219,6 +221,7 @@ class Grpo:
         """Return log-probs and entropies under the policy's present weights, already evaluated: no graph is kept."""
         frozen = self._logprobs(self.policy.model, arrays)
         mx.eval(*frozen)
+        report_progress()
         return frozen
 
     def _logprobs(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:

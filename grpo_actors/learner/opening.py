@@ -28,7 +28,11 @@ from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endp
 
 @contextlib.contextmanager
 def open_live(
-    run_dir: Path, config: Config, stop: StopRequest, endpoints: Endpoints | None = None
+    run_dir: Path,
+    config: Config,
+    stop: StopRequest,
+    endpoints: Endpoints | None = None,
+    run_id: str | None = None,
 ) -> Iterator[Run | None]:
     """Open the run in a folder, new or continued; yield None if nothing is left to do.
 
@@ -37,13 +41,15 @@ def open_live(
         config: Its settings.
         stop: Set by the first signal.
         endpoints: The addresses to bind, chosen by the supervisor; None: choose them here.
+        run_id: The id if this is a new run; the supervisor gives each learner that it starts the same, so that workers
+            stay with the run also if the first one left no checkpoint. None: choose it here.
     """
     with ExitStack() as stack:
         stack.enter_context(locked(run_dir))
         task = load_task(config.data, seed=config.run.seed)
         config = with_rewards(config, task)
         total = total_updates(config, len(task.problems("train")))
-        archive = Archive(run_dir, config, uuid.uuid4().hex[:12])
+        archive = Archive(run_dir, config, run_id or uuid.uuid4().hex[:12])
         if note := archive.note_if_complete(total):
             print(note, file=sys.stderr)
             yield None
@@ -80,7 +86,7 @@ def open_live(
 
 
 def _endpoints(run_dir: Path, config: Config, chosen: Endpoints | None) -> Endpoints:
-    if chosen is not None:
-        return replace(chosen, pid=os.getpid())
     transport = config.transport
-    return plan_endpoints(run_dir, transport.scheme, transport.host, transport.port)
+    if chosen is None:
+        chosen = plan_endpoints(run_dir, transport.scheme, transport.host, transport.port)
+    return replace(chosen, pid=os.getpid(), session=uuid.uuid4().hex[:8])

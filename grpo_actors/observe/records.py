@@ -1,8 +1,8 @@
 """Define the records of a run: topics, fields and units, and their strict JSON form.
 
 This is the schema of ``metrics.jsonl``, ``completions.jsonl`` and the events socket. Every record has
-``seq`` (1, 2, 3, … without a gap), ``time`` (Unix seconds) and ``topic``, then the topic's fields in
-the order below; a field that was not measured is null. A number that JSON cannot represent (NaN,
+``seq`` (1, 2, 3, … without a gap), ``time`` (Unix seconds), ``session`` (which learner wrote it: `reading`)
+and ``topic``, then the topic's fields in the order below; a field that was not measured is null. A number that JSON cannot represent (NaN,
 ±infinity) becomes null too, and its path is listed in ``nonfinite``: "loss was NaN" and "loss was not
 measured" stay different. This module has no file and no socket.
 """
@@ -116,7 +116,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def make_record(seq: int, time: float, topic: str, fields: Mapping[str, Any]) -> Record:
+def make_record(seq: int, time: float, topic: str, fields: Mapping[str, Any], session: str = "") -> Record:
     """Build a record in its final form: strict JSON values, and the schema's keys in the schema's order.
 
     Fields outside the schema follow in alphabetical order.
@@ -128,7 +128,7 @@ def make_record(seq: int, time: float, topic: str, fields: Mapping[str, Any]) ->
         raise ValueError(f"no such topic: {topic!r}; topics are {', '.join(FIELDS)}")
     nonfinite: list[str] = []
     clean = {str(key): _strict(value, str(key), nonfinite) for key, value in fields.items()}
-    record: Record = {"seq": seq, "time": time, "topic": topic}
+    record: Record = {"seq": seq, "time": time, "session": session, "topic": topic}
     record |= {key: clean.pop(key, None) for key in FIELDS[topic]}
     record |= {key: clean[key] for key in sorted(clean) if key not in record}
     if nonfinite:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from grpo_actors.backend import join_mps, submit_long_graphs
 from grpo_actors.errors import RunError
 from grpo_actors.process import StopRequest, bound_memory, enter_process, is_supervised, run_command
+from grpo_actors.progress import LOADING_S, begin_work
 
 if TYPE_CHECKING:
     from grpo_actors.transport.sockets import Endpoints
@@ -58,6 +59,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, setting
         welcome = handshake(control, "rollout", stop, patience_s)
         if welcome is None:
             return 0
+        begin_work("", LOADING_S)  # to load the model
         config = Config.model_validate_json(welcome.config)
         policy = load_welcome_policy(welcome, config, preloaded)
         with (

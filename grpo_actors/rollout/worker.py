@@ -28,6 +28,7 @@ from grpo_actors.policy.decoding.sampling import Sampler, rows_for
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
+from grpo_actors.progress import LOADING_S, begin_work, report_progress, scoring_patience_s
 from grpo_actors.rollout.episodes import Episodes
 from grpo_actors.rollout.joining import fetch_weights
 from grpo_actors.rollout.lease_sampler import LeaseSampler, LeaseSamples
@@ -89,6 +90,7 @@ class RolloutWorker:
     #: Number of groups that the learner accepted.
     delivered: int = 0
     _newest: int = 0
+    _has_stepped: bool = False
     _grants: deque[Grant] = field(default_factory=deque)
     _unacknowledged: dict[int, Unacknowledged] = field(default_factory=dict)
     _tokens: int = 0
@@ -106,6 +108,7 @@ class RolloutWorker:
         self._lease_sampler = LeaseSampler(
             self.policy, self.config, sampling_params(self.config), self._respond
         )
+        self._begin_work([])
 
     @property
     def busy(self) -> bool:
@@ -128,21 +131,37 @@ class RolloutWorker:
             self._lease_sampler.drop(list(self._lease_sampler.leases))
             return
         while self._may_begin and self._can_sample():
-            self._lease_sampler.begin(self._grants.popleft().leases, self.version)
+            leases = self._grants.popleft().leases
+            self._begin_work([*self._lease_sampler.leases, *(lease.lease for lease in leases)])
+            self._lease_sampler.begin(leases, self.version)
         if self.busy:
             self._step()
             self._book()
             # A worker that has run out of work reports it at once.
             self._beat("sampling" if self.busy else "waiting", force=not self.busy)
 
+    def _begin_work(self, leases: Sequence[int]) -> None:
+        """Report which leases are sampled from now on. Within the learner's process, the learner reports its own work."""
+        if self.weights is None:
+            return
+        work = f"the leases {', '.join(map(str, leases))}" if leases else ""
+        patience_s = scoring_patience_s(self.config.reward.reward_timeout_s)
+        # The first step may compile.
+        begin_work(work, LOADING_S if work and not self._has_stepped else patience_s)
+
     def _step(self) -> None:
         tokens, done = self._lease_sampler.step()
+        if not self._has_stepped:
+            self._has_stepped = True
+            self._begin_work(list(self._lease_sampler.leases))
         reach("worker.sampling")
         self._tokens += tokens
         for group in [self._score(sampling) for sampling in done]:
             self._deliver(group)
         # Only now: a beat sent during scoring must still list these leases, or the learner takes them for lost.
         self._lease_sampler.drop([sampling.lease.lease for sampling in done])
+        if not self.busy:
+            self._begin_work([])
 
     def _before_step(self, wait_s: float) -> None:
         """Handle messages first, because one may void all grants; then adopt new weights and resend groups."""
@@ -232,6 +251,7 @@ class RolloutWorker:
                 self._send(waiting.group)
 
     def _beat(self, state: Literal["sampling", "scoring", "waiting"], *, force: bool = False) -> None:
+        report_progress()
         now_s = time.monotonic()
         if not force and now_s < self._next_beat_s:
             return

@@ -19,7 +19,7 @@ from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
 from grpo_actors.rundir.decisions import Decision, append_decision, kept_workers
 from grpo_actors.rundir.folder import CONFIG_FILE, WORKERS_FILE
-from grpo_actors.supervisor.children import Actor, how_it_ended
+from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.fit import find_plan, limited, scale, tight
 from grpo_actors.supervisor.headcount import Headcount, Measurement
 from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
@@ -122,7 +122,7 @@ class WorkerPool:
         for worker in list(self.workers):
             if self.headcount is not None and len(self.workers) > 1 and worker.returncode:
                 self.workers.remove(worker)
-                self._apply(self.headcount.worker_died(how_it_ended(worker.returncode)))
+                self._apply(self.headcount.worker_died(worker.how_it_ended))
             elif note := worker.revive(lifeline):
                 yield note, "yellow"
         notes, self._notes = self._notes, []
@@ -174,7 +174,7 @@ class WorkerPool:
         command = [WORKER, "--connect", self.control, "--name", name, "--patience", "600"]
         command += ["--preload", str(self.run_dir / CONFIG_FILE)]
         environment = self._limited(self._share, None if self._plan is None else self._plan.worker)
-        actor = Actor(name, command, environment, respawns=True)
+        actor = Actor(name, command, environment, respawns=True, is_watched=True, gives_up_work=True)
         self.actors.append(actor)
         self.workers.append(actor)
 

@@ -68,6 +68,8 @@ class Endpoints:
     pid: int
     #: Folder of the run's CUDA MPS; empty if it has none.
     mps: str = ""
+    #: The learner's session, which its records name too.
+    session: str = ""
 
     def write(self, run_dir: Path) -> None:
         """Write the file in the run folder, whole or not at all."""

@@ -27,7 +27,7 @@ from grpo_actors.wire.spans import check_spans
 # Re-exported, so that the users of the wire format import one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 MAX_COMPLETIONS = 4096
 
@@ -161,6 +161,14 @@ class Evaluation(Message):
     seconds: NotNegative
 
 
+class Unscored(Message):
+    """The evaluator will send no score of this checkpoint; the learner need not wait for it."""
+
+    kind: Literal["unscored"] = "unscored"
+    update: Count
+    reason: Text
+
+
 class Bye(Message):
     """Either side is leaving. The leases that the peer holds can be granted again at once."""
 
@@ -286,7 +294,7 @@ class Chunk(Message):
     index: Count
 
 
-FromPeer = Hello | Group | Beat | Evaluation | Bye
+FromPeer = Hello | Group | Beat | Evaluation | Unscored | Bye
 FromLearner = Welcome | Grant | Ack | Announcement | Bye
 WeightsRequest = FetchManifest | FetchChunk
 WeightsReply = Manifest | Chunk

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_actors.progress import LOADING_S, LOST_S
 from grpo_actors.wire.messages import PROTOCOL_VERSION, Beat, Hello
 
 #: A peer that is silent for this many seconds is sent a probe. If its process or its host is gone, the connection
 #: turns out closed, at once or when ZeroMQ's heartbeats fail: within 12 s in all.
 PROBE_S = 2.0
 #: Peers send a beat every BEAT_S seconds. One that is silent for LOST_S is considered hung, and its leases go out
-#: again. LOST_S is long because a first step on a GPU may compile for a minute; GRPO_ACTORS_LOST_S overrides it.
+#: again; for one that has sent no beat yet the limit is LOADING_S: it loads its model and holds no lease.
 BEAT_S = 1.0
-LOST_S = float(os.environ.get("GRPO_ACTORS_LOST_S", "120"))
-#: The same limit for a peer that has sent no beat yet: it loads its model, perhaps from the hub, and holds no lease.
-LOADING_S = 600.0
 #: A lost peer that is still silent after this many seconds is forgotten; if it wakes up, it says Hello again.
 FORGET_S = 600.0
 #: A peer that has sent this many messages against the protocol is banned: its messages are ignored.
