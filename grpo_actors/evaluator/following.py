@@ -5,6 +5,7 @@ damaged or its evaluation ended this process several times, is reported as such:
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -38,8 +39,8 @@ from grpo_actors.wire.messages import Beat, Bye, Evaluation, Unscored, decode, e
 
 #: Seconds to wait for a message before the run folder is checked again.
 POLL_S = 0.2
-#: Seconds to wait for the learner, which may have to download its model first. If it fails, launch.py ends this process.
-PATIENCE_S = 600.0
+#: Seconds to wait for the learner: it may have to download its model first. If it fails, launch.py ends this process.
+PATIENCE_S = math.inf
 #: Why work that the supervisor has given up has no score.
 GIVEN_UP = "its evaluation ended the evaluator several times"
 
@@ -86,7 +87,7 @@ class RunEvaluator:
 
             self._begin("base model")
             if self._work in given_up():
-                self._send(Unscored(update=0, reason=GIVEN_UP))
+                self._send(Unscored(update=0, checkpoint="base", reason=GIVEN_UP))
             else:
                 self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
             while not self._stop and not self._run_ended:
@@ -113,7 +114,7 @@ class RunEvaluator:
             fault = verify(checkpoint)
         if fault is not None:
             # Damaged, or pruned meanwhile. A resumed learner skips a damaged checkpoint too, and writes it again.
-            self._send(Unscored(update=checkpoint.update, reason=fault))
+            self._send(Unscored(update=checkpoint.update, checkpoint=checkpoint.path.name, reason=fault))
             return
 
         def load_and_score() -> Score:

@@ -212,7 +212,7 @@ class Archive:
         for evaluation in fresh:
             self._evaluated.add(evaluation.update)
             if isinstance(evaluation, Unscored):
-                text = f"update {evaluation.update} has no score: {evaluation.reason}"
+                text = f"{evaluation.checkpoint} has no score: {evaluation.reason}"
                 records.record("log", level="warning", text=text)
             else:
                 self._record(records, evaluation)

@@ -128,7 +128,7 @@ def make_record(seq: int, time: float, topic: str, fields: Mapping[str, Any], se
         raise ValueError(f"no such topic: {topic!r}; topics are {', '.join(FIELDS)}")
     nonfinite: list[str] = []
     clean = {str(key): _strict(value, str(key), nonfinite) for key, value in fields.items()}
-    record: Record = {"seq": seq, "time": time, "session": session, "topic": topic}
+    record: Record = {"seq": seq, "time": time, **({"session": session} if session else {}), "topic": topic}
     record |= {key: clean.pop(key, None) for key in FIELDS[topic]}
     record |= {key: clean[key] for key in sorted(clean) if key not in record}
     if nonfinite:

@@ -5,15 +5,18 @@
 
 The address is all that a worker needs. The learner sends the configuration and the identity of the model; each lease
 carries the prompt's tokens, the seeds and the inputs of the reward functions. Ctrl-C makes the worker leave, and its
-unfinished leases go to another worker.
+unfinished leases go to another worker. If the learner is gone, the worker waits for it and goes on when it is back.
 """
 
 import argparse
 import contextlib
+import math
 import os
 import socket
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,26 +26,58 @@ from grpo_actors.process import StopRequest, bound_memory, enter_process, is_sup
 from grpo_actors.progress import LOADING_S, begin_work
 
 if TYPE_CHECKING:
+    from grpo_actors.policy.model import Policy
     from grpo_actors.transport.sockets import Endpoints
 
 #: Longest wait for a message before the stop flag is checked, in seconds.
 WAIT_S = 0.2
+#: Seconds without a learner after which the worker says so and looks for it elsewhere. It looks again after twice as long,
+#: and at least every LONGEST_LOOK_S.
+ABSENT_S = 2.0
+LONGEST_LOOK_S = 30.0
 
 
-def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, settings: Path | None = None) -> int:
+def work(
+    find: Callable[[], str], name: str, stop: StopRequest, patience_s: float, settings: Path | None = None
+) -> int:
     """Run a worker until it is dismissed or asked to leave, and return the exit code 0.
 
-    `settings` is the run's config.json, if the worker may load its model before the learner answers.
+    A learner that is gone may come back, at the same address or another one, with the same run or another one: the worker
+    waits for it, and joins it again.
+
+    Args:
+        find: Returns the address of the learner's control socket. Raises RunError if no run is live.
+        name: The worker's name in the logs.
+        stop: Set by the first signal.
+        patience_s: How long to wait for a learner that is not there.
+        settings: The run's config.json, if the worker may load its model before the learner answers.
 
     Raises:
         RunError: the learner refused the worker, or could not be reached for `patience_s`.
     """
     # These imports take seconds, so they come after the signal handlers are in place.
-    from grpo_actors.config import Config, read_config  # noqa: PLC0415
+    from grpo_actors.config import read_config  # noqa: PLC0415
+    from grpo_actors.rollout.joining import preload_policy  # noqa: PLC0415
+    from grpo_actors.rollout.worker import warm_up  # noqa: PLC0415
+
+    bound_memory()
+    preloaded = preload_policy(settings) if settings else None
+    if settings and preloaded:
+        warm_up(preloaded, read_config(settings))
+    while _take_part(find, name, stop, patience_s, preloaded):
+        preloaded = None  # it has learned
+    return 0
+
+
+def _take_part(
+    find: Callable[[], str], name: str, stop: StopRequest, patience_s: float, preloaded: "Policy | None"
+) -> bool:
+    """Join a run and work until the worker leaves it; return whether it must join again."""
+    from grpo_actors.config import Config  # noqa: PLC0415
     from grpo_actors.policy.pinned import pin  # noqa: PLC0415
     from grpo_actors.rollout.episodes import open_episodes  # noqa: PLC0415
-    from grpo_actors.rollout.joining import load_welcome_policy, preload_policy  # noqa: PLC0415
-    from grpo_actors.rollout.worker import RolloutWorker, warm_up  # noqa: PLC0415
+    from grpo_actors.rollout.joining import load_welcome_policy  # noqa: PLC0415
+    from grpo_actors.rollout.worker import RolloutWorker  # noqa: PLC0415
     from grpo_actors.tasks.scoring import open_scorer  # noqa: PLC0415
     from grpo_actors.transport.control import ControlClient  # noqa: PLC0415
     from grpo_actors.transport.sockets import reachable_endpoint, zmq_context  # noqa: PLC0415
@@ -51,14 +86,14 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, setting
     from grpo_actors.wire.handshake import handshake  # noqa: PLC0415
     from grpo_actors.wire.messages import Bye, encode  # noqa: PLC0415
 
-    bound_memory()
-    preloaded = preload_policy(settings) if settings else None
-    if settings and preloaded:
-        warm_up(preloaded, read_config(settings))
-    with zmq_context() as context, contextlib.closing(ControlClient(context, endpoint, name)) as control:
+    endpoint = find()
+    with (
+        zmq_context() as context,
+        contextlib.closing(ControlClient(context, endpoint, name, backs_off=not is_supervised())) as control,
+    ):
         welcome = handshake(control, "rollout", stop, patience_s)
         if welcome is None:
-            return 0
+            return False
         begin_work("", LOADING_S)  # to load the model
         config = Config.model_validate_json(welcome.config)
         policy = load_welcome_policy(welcome, config, preloaded)
@@ -71,14 +106,51 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, setting
             )
             worker = RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop)
             _print_by_hand(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
+            absence = Absence(find, endpoint, patience_s)
             while not stop and worker.dismissed is None:
                 worker.turn(WAIT_S)
-                if time.monotonic() - worker.connected_s > patience_s:
-                    raise RunError(f"{endpoint}: the learner has been gone for {patience_s:g} s")
+                if worker.must_rejoin or absence.has_moved(time.monotonic() - worker.connected_s):
+                    _print_by_hand(f"left after {worker.delivered} groups, to join the run that is there now")
+                    return True
         reason = worker.dismissed or "asked to leave"
         control.send(encode(Bye(reason=reason)))
         _print_by_hand(f"left after {worker.delivered} groups: {reason}")
-    return 0
+    return False
+
+
+@dataclass
+class Absence:
+    """The learner's absence, during which a worker waits."""
+
+    find: Callable[[], str]
+    #: Where the learner was.
+    endpoint: str
+    patience_s: float
+    #: Length of the absence at which it is looked for again; its double the next time.
+    _next_s: float = ABSENT_S
+
+    def has_moved(self, gone_s: float) -> bool:
+        """Return whether the learner listens elsewhere now; `gone_s`: seconds since it could be reached.
+
+        Raises:
+            RunError: it has been gone for too long.
+        """
+        if gone_s > self.patience_s:
+            raise RunError(f"{self.endpoint}: the learner has been gone for {self.patience_s:g} s")
+        if gone_s < ABSENT_S:
+            if self._next_s > ABSENT_S:
+                _print_by_hand("the learner is back")
+            self._next_s = ABSENT_S
+            return False
+        if gone_s < self._next_s:
+            return False
+        if self._next_s == ABSENT_S:
+            until = "" if self.patience_s == math.inf else f" for up to {self.patience_s:g} s (--patience)"
+            _print_by_hand(f"the learner is gone; waiting{until}")
+        self._next_s = min(2 * gone_s, gone_s + LONGEST_LOOK_S)
+        with contextlib.suppress(RunError):  # there is none yet
+            return self.find() != self.endpoint
+        return False
 
 
 def _print_by_hand(text: str) -> None:
@@ -118,18 +190,23 @@ def main() -> int:
     default_name = f"attached-{socket.gethostname()}-{os.getpid()}"
     parser.add_argument("--name", default=default_name, help="name in the logs")
     parser.add_argument(
-        "--patience", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the learner"
+        "--patience",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long to wait for a learner that is gone, or not there yet; 0: for ever (default: %(default)g)",
     )
     parser.add_argument("--preload", metavar="FILE", type=Path, help=argparse.SUPPRESS)  # from launch.py
     args = parser.parse_args()
     stop = enter_process()
     submit_long_graphs()
-    endpoint = args.connect
     if args.attach:
-        endpoints = live_endpoints(args.attach)
-        endpoint = endpoints.control
-        join_mps(endpoints.mps)
-    return work(endpoint, args.name, stop, args.patience, args.preload)
+        join_mps(live_endpoints(args.attach).mps)
+
+    def find() -> str:
+        return live_endpoints(args.attach).control if args.attach else str(args.connect)
+
+    return work(find, args.name, stop, args.patience or math.inf, args.preload)
 
 
 if __name__ == "__main__":

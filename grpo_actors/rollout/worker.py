@@ -102,6 +102,8 @@ class RolloutWorker:
     _idle: bool = True
     #: Reason that the learner gave for dismissing this worker; None if it did not.
     dismissed: str | None = None
+    #: Whether the learner was started again with another run or other settings, for which this worker was not made.
+    must_rejoin: bool = False
     _lease_sampler: LeaseSampler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -204,11 +206,12 @@ class RolloutWorker:
                     self._newest = max(self._newest, message.version)
                 case Bye(again=True):
                     self._reset()
-                    self._send(hello("rollout", self.control.name, self.welcome.run_id))
+                    self._send(hello("rollout", self.control.name))
                 case Bye():
                     self.dismissed = message.reason
                 case Welcome():
                     self._next_beat_s = 0.0
+                    self.must_rejoin = not _same_work(message, self.welcome)
                 case _:
                     raise ProtocolError(f"{type(message).__name__} does not go this way")
 
@@ -311,6 +314,14 @@ class RolloutWorker:
         )
         self._beat("scoring")
         return group
+
+
+def _same_work(one: Welcome, other: Welcome) -> bool:
+    """Return whether two learners ask for the same."""
+    return all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("run_id", "config", "identity", "weights_endpoint")
+    )
 
 
 def sampling_params(config: Config) -> SamplingParams:

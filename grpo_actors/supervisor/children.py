@@ -78,8 +78,10 @@ class Actor:
     _is_given_up: bool = False
     #: Monotonic time of the last start.
     _started_s: float = 0.0
-    #: Seconds of the next pause.
-    _backoff_s: float = BACKOFF_S
+    #: Seconds of the first pause after a crash.
+    backoff_s: float = BACKOFF_S
+    #: Seconds of the next pause; None: `backoff_s`.
+    _next_backoff_s: float | None = None
     #: Monotonic time at which the pause ends; None if there is no pause.
     _start_after_s: float | None = None
     #: Output after the last line break.
@@ -242,11 +244,10 @@ class Actor:
     def _pause(self) -> float:
         """Begin the pause before the next start, and return its seconds."""
         now_s = time.monotonic()
-        if now_s - self._started_s > HEALTHY_S:
-            self._backoff_s = BACKOFF_S
-        pause_s = self._backoff_s
+        healthy = now_s - self._started_s > HEALTHY_S
+        pause_s = self.backoff_s if healthy or self._next_backoff_s is None else self._next_backoff_s
         self._start_after_s = now_s + pause_s
-        self._backoff_s = min(2 * pause_s, LONGEST_BACKOFF_S)
+        self._next_backoff_s = min(2 * pause_s, LONGEST_BACKOFF_S)
         return pause_s
 
     def printed(self) -> Iterator[str]:

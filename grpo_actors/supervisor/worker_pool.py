@@ -171,7 +171,11 @@ class WorkerPool:
         """Add a worker. The supervisor starts its process, as for all children that were not started yet."""
         # A number is never used twice: the stopped worker that had it may not have ended yet.
         name = f"rollout-{len(self.actors)}"
-        command = [WORKER, "--connect", self.control, "--name", name, "--patience", "600"]
+        command = [WORKER, "--connect", self.control, "--name", name]
+        command += [
+            "--patience",
+            "0",
+        ]  # a learner that is started again may load for long; this process ends its workers
         command += ["--preload", str(self.run_dir / CONFIG_FILE)]
         environment = self._limited(self._share, None if self._plan is None else self._plan.worker)
         actor = Actor(name, command, environment, respawns=True, is_watched=True, gives_up_work=True)

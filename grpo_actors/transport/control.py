@@ -18,6 +18,8 @@ from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect
 
 #: Messages per call of `receive`, so that a flood from one peer cannot keep the caller from its other duties.
 MAX_MESSAGES_PER_CALL = 64
+#: Longest pause between two attempts of a peer that backs off, in seconds.
+LONGEST_BACKOFF_S = 5.0
 #: Longest name in bytes: ZeroMQ's limit for an identity.
 MAX_NAME_BYTES = 255
 
@@ -59,8 +61,10 @@ class ControlServer:
 class ControlClient:
     """A worker's or an evaluator's end. Not thread-safe."""
 
-    def __init__(self, context: Context, endpoint: str, name: str) -> None:
+    def __init__(self, context: Context, endpoint: str, name: str, *, backs_off: bool = False) -> None:
         """Connect in the background. `name` is the peer's identity: unique among all peers, the same at every reconnect.
+
+        With `backs_off` the attempts to connect become rarer, for a peer that may wait for hours.
 
         Raises:
             RunError: `name` is not a valid identity, or `endpoint` not a valid address.
@@ -72,7 +76,10 @@ class ControlClient:
             raise RunError(
                 f"--name: must have 1 to {MAX_NAME_BYTES} bytes, got {len(identity)}: {name[:40]!r}"
             )
-        self.socket = connect(context, zmq.DEALER, endpoint, CONTROL_BYTES, [(zmq.IDENTITY, identity)])
+        options: list[tuple[int, int | bytes]] = [(zmq.IDENTITY, identity)]
+        if backs_off:
+            options.append((zmq.RECONNECT_IVL_MAX, round(1000 * LONGEST_BACKOFF_S)))
+        self.socket = connect(context, zmq.DEALER, endpoint, CONTROL_BYTES, options)
 
     def send(self, data: bytes) -> bool:
         """Send; return False if there is no connection now, and the caller has to send again later."""

@@ -166,6 +166,7 @@ class Unscored(Message):
 
     kind: Literal["unscored"] = "unscored"
     update: Count
+    checkpoint: Name
     reason: Text
 
 
