@@ -45,7 +45,8 @@ class Watch:
 
     def look(self, now_s: float) -> None:
         """Read the reports since the last look; `now_s`: monotonic time."""
-        self.silent_s += min(now_s - (self._looked_s or now_s), LONGEST_LOOK_S)
+        if self._looked_s is not None:
+            self.silent_s += min(now_s - self._looked_s, LONGEST_LOOK_S)
         self._looked_s = now_s
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.pipe, 2**16):
