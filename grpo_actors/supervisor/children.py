@@ -12,7 +12,6 @@ no model.
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Literal
 
 from grpo_actors.process import EXIT_USAGE, LIFELINE, PRINT_STACKS
 from grpo_actors.progress import GIVEN_UP, PROGRESS
+from grpo_actors.supervisor.deaths import MAX_DEATHS, Deaths
 from grpo_actors.supervisor.watch import Watch
 
 #: Seconds before a crashed child is started again for the first time. The pause doubles with each crash, up to
@@ -31,10 +31,10 @@ from grpo_actors.supervisor.watch import Watch
 BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
 HEALTHY_S = 60.0
-#: Deaths in a row at the same work and with the same error after which that work is given up.
-MAX_DEATHS = 3
 #: Seconds that a child without progress has to print the stacks of its threads before it is killed.
 STACKS_S = 1.0
+#: Reads of a child's output at a time, so that one that prints without end cannot keep this process from the others.
+READS_AT_ONCE = 16
 #: A longer line is cut, so that a child that prints without end cannot fill this process's memory.
 MAX_LINE_BYTES = 2**16
 #: Added to this process's nice value for a child in the background. Linux gives nine such threads as much time as one
@@ -69,9 +69,7 @@ class Actor:
     _watch: Watch | None = None
     #: Monotonic time at which the process was found to hang; None: it was not.
     _hung_since_s: float | None = None
-    #: Work, end and error of the last death, and how often in a row it happened.
-    _death: tuple[str, ...] = ()
-    _deaths: int = 0
+    _deaths: Deaths = field(default_factory=Deaths)
     #: Work that is not to be tried again.
     _given_up: list[str] = field(default_factory=list)
     #: Whether the child itself is given up.
@@ -213,33 +211,20 @@ class Actor:
 
     def _note_death(self) -> str:
         """Decide what follows from a death, and return the line that says it."""
-        self._read_output()  # its last line is its error
-        how = self.how_it_ended
+        self._read_output()
         if self._watch is not None:
             self._watch.look(time.monotonic())
-        if self._watch is None or self._count_death(self._watch) < MAX_DEATHS:
+        how, error = self.how_it_ended, "" if self._has_hung else self._last_line
+        killed = self.returncode in (-signal.SIGKILL, -signal.SIGTERM)
+        if self._watch is None or not self._deaths.repeat(self._watch.work, how, error, killed=killed):
             return f"{self.name} {how}; starts again in {self._pause():.0f} s"
-        error = f": {self._last_line}" if self._last_line and not self._has_hung else ""
-        times = f"{how}, {MAX_DEATHS} times in a row{self._watch.place}{error}"
+        times = f"{how}, {MAX_DEATHS} times in a row{self._watch.place}" + (f": {error}" if error else "")
         if self._watch.work and self.gives_up_work:
             self._given_up.append(self._watch.work)
-            return (
-                f"{self.name} gives up {self._watch.work}: it {times}; starts again in {self._pause():.0f} s"
-            )
+            pause_s = self._pause()
+            return f"{self.name} gives up {self._watch.work}: it {times}; starts again in {pause_s:.0f} s"
         self._is_given_up = self._reported = True
         return f"{self.name} {times}; it is not started again"
-
-    def _count_death(self, watch: Watch) -> int:
-        """Return how many deaths in a row had the same work, end and error; 0 if this one proves nothing."""
-        killed = self.returncode in (-signal.SIGKILL, -signal.SIGTERM)
-        if killed and not watch.work:  # neither its work nor an error of its own was the cause
-            self._death, self._deaths = (), 0
-            return 0
-        error = "" if self._has_hung else _NUMBERS.sub("#", self._last_line)
-        death = (watch.work, self.how_it_ended, error)
-        self._deaths = self._deaths + 1 if death == self._death else 1
-        self._death = death
-        return self._deaths
 
     def _pause(self) -> float:
         """Begin the pause before the next start, and return its seconds."""
@@ -263,7 +248,10 @@ class Actor:
         if self.process is None or self.process.stdout is None or self.process.stdout.closed:
             return
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.process.stdout.fileno(), 2**16):
+            for _ in range(READS_AT_ONCE):
+                data = os.read(self.process.stdout.fileno(), 2**16)
+                if not data:
+                    return
                 if self._watch is not None:
                     self._watch.note_output()
                 *lines, rest = (self._partial_line + data).split(b"\n")
@@ -279,7 +267,6 @@ class Actor:
         self._partial_line, self._last_line = b"", ""
         if self._watch is not None:
             self._watch.close()
-            self._watch = None
 
     def end(self, deadline_s: float) -> None:
         """Wait for the child until the monotonic time `deadline_s`, then kill it, and close its pipes."""
@@ -291,10 +278,6 @@ class Actor:
             self.process.kill()
             self.process.wait()
         self._close_pipes()
-
-
-#: What differs between two texts of the same error: counts and addresses.
-_NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
 def how_it_ended(code: int) -> str:

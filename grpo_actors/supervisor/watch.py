@@ -19,7 +19,7 @@ LONGEST_LOOK_S = 1.0
 class Watch:
     """One child from its start to its end."""
 
-    #: Read end of the pipe into which it reports. Non-blocking.
+    #: Read end of the pipe into which it reports, non-blocking; -1: it is closed.
     pipe: int
     #: Name of its work; empty while it has none.
     work: str = ""
@@ -49,7 +49,7 @@ class Watch:
             self.silent_s += min(now_s - self._looked_s, LONGEST_LOOK_S)
         self._looked_s = now_s
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.pipe, 2**16):
+            while self.pipe >= 0 and (data := os.read(self.pipe, 2**16)):
                 self._take(data)
 
     def note_output(self) -> None:
@@ -58,8 +58,10 @@ class Watch:
             self.silent_s = 0.0
 
     def close(self) -> None:
-        """Close the pipe."""
-        os.close(self.pipe)
+        """Close the pipe; may be called twice."""
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
 
     def _take(self, data: bytes) -> None:
         *lines, self._partial_line = (self._partial_line + data).split(b"\n")

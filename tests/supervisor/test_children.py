@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo_actors.supervisor.children import BACKGROUND_NICE, MAX_DEATHS, Actor
+from grpo_actors.supervisor.children import BACKGROUND_NICE, Actor
+from grpo_actors.supervisor.deaths import MAX_DEATHS
 
 
 @pytest.fixture
@@ -120,6 +121,13 @@ begin_work("lease 7", patience_s=1.0)
 print("begun", flush=True)
 spin()
 """
+
+
+def test_a_child_that_prints_without_end_does_not_keep_the_supervisor(watched):
+    child = watched("while True:\n    print('x' * 1000, flush=True)")
+    until(lambda: next(child.printed(), None), "it prints")
+    assert len(list(child.printed())) < 2000  # 16 reads of 64 KiB hold 1,048 lines
+    assert child.alive
 
 
 @pytest.mark.parametrize("stopped", [False, True])
