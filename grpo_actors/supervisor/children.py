@@ -31,6 +31,8 @@ from grpo_actors.supervisor.watch import Watch
 BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
 HEALTHY_S = 60.0
+#: Seconds of silence after which a child is named as what a run waits for.
+QUIET_S = 10.0
 #: Seconds that a child without progress has to print the stacks of its threads before it is killed.
 STACKS_S = 1.0
 #: Reads of a child's output at a time, so that one that prints without end cannot keep this process from the others.
@@ -170,6 +172,22 @@ class Actor:
         if self._watch is not None and self._has_hung:
             return f"made no progress for {self._watch.patience_s:.0f} s"
         return how_it_ended(self.returncode)
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps the child from its work, in words that follow its name; None if nothing does."""
+        if self._start_after_s is not None:
+            pause_s = max(0.0, self._start_after_s - time.monotonic())
+            return f"{self.how_it_ended} and starts again in {pause_s:.0f} s"
+        if self.returncode is not None:
+            return "is not started again" if self.is_hopeless else None
+        if self._watch is None:
+            return None
+        if not self._watch.has_reported:
+            return "still starts"
+        if self._watch.silent_s > QUIET_S:
+            return f"is silent for {self._watch.silent_s:.0f} s{self._watch.place}"
+        return None
 
     def end_if_hung(self) -> str | None:
         """Kill the child if it makes no progress; return a line when that is first noticed.

@@ -43,6 +43,7 @@ from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.mps import Mps, mps_environment, mps_helps
 from grpo_actors.supervisor.preflight import prepared
+from grpo_actors.supervisor.stall import Stall
 from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
 from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
@@ -107,6 +108,7 @@ class Supervisor:
     _listening: int | None = None
     #: Sessions of the learners of this start. A resumed run has shown the records of others before.
     _sessions: set[str] = field(default_factory=set)
+    _stall: Stall = field(default_factory=Stall)
     #: Whether an update was done since the start.
     _has_updated: bool = False
     #: Monotonic time at which the first Ctrl-C was handled; None before.
@@ -148,6 +150,10 @@ class Supervisor:
                     (self.run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
         for text, style in self.pool.revive(self.lifeline):
             self.status.print_line(text, style)
+        waited_for = ((child.name, child.trouble) for child in (self.learner, *self.pool.workers))
+        troubles = {name: trouble for name, trouble in waited_for if trouble is not None}
+        if note := self._stall.explain(time.monotonic(), troubles):
+            self.status.print_line(note, "yellow")
         if self.pool.is_hopeless and not self._all_workers_failed:
             self._all_workers_failed = True
             self.status.print_line(
@@ -192,7 +198,9 @@ class Supervisor:
             time.sleep(wait_s)
         while self._follower is not None and (record := self._follower.receive(wait_s)) is not None:
             if session_of(record) in self._sessions:
-                self._has_updated |= record["topic"] == "metrics"
+                if record["topic"] == "metrics":
+                    self._has_updated = True
+                    self._stall.end()
                 if record["topic"] != "headcount":  # the pool's decisions were shown when they were taken
                     self.status.show(record)
                 if not self.signals.count:

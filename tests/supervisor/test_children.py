@@ -133,6 +133,7 @@ def test_a_child_that_prints_without_end_does_not_keep_the_supervisor(watched):
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_child_that_hangs_prints_its_stacks_and_is_started_again(watched, lifeline, stopped):
     child = watched(SPINS, backoff_s=0.01)
+    assert child.trouble == "still starts"
     until(lambda: "begun" in child.printed(), "it begins")
     first = child.process
     if stopped:
@@ -145,6 +146,7 @@ def test_a_child_that_hangs_prints_its_stacks_and_is_started_again(watched, life
     assert "in spin" in stacks
     assert "in serve" in stacks
     assert child.revive(lifeline) == "child made no progress for 1 s; starts again in 0 s"
+    assert child.trouble == "made no progress for 1 s and starts again in 0 s"
     until(lambda: child.revive(lifeline) or child.process is not first, "it is started again")
     assert child.alive
 
