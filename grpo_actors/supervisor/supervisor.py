@@ -150,10 +150,7 @@ class Supervisor:
                     (self.run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
         for text, style in self.pool.revive(self.lifeline):
             self.status.print_line(text, style)
-        waited_for = ((child.name, child.trouble) for child in (self.learner, *self.pool.workers))
-        troubles = {name: trouble for name, trouble in waited_for if trouble is not None}
-        if note := self._stall.explain(time.monotonic(), troubles):
-            self.status.print_line(note, "yellow")
+        self._explain_stall()
         if self.pool.is_hopeless and not self._all_workers_failed:
             self._all_workers_failed = True
             self.status.print_line(
@@ -161,6 +158,12 @@ class Supervisor:
             )
             self.learner.send(signal.SIGTERM)
         return True
+
+    def _explain_stall(self) -> None:
+        waited_for = ((child.name, child.trouble) for child in (self.learner, *self.pool.workers))
+        troubles = {name: trouble for name, trouble in waited_for if trouble is not None}
+        if note := self._stall.explain(time.monotonic(), troubles):
+            self.status.print_line(note, "yellow")
 
     def _start_children(self) -> None:
         """Start all children that were not started yet; some of them only when the learner listens."""
