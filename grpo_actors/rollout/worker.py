@@ -146,7 +146,7 @@ class RolloutWorker:
         """Report which leases are sampled from now on. Within the learner's process, the learner reports its own work."""
         if self.weights is None:
             return
-        work = f"the leases {', '.join(map(str, leases))}" if leases else ""
+        work = f"lease{'s' * (len(leases) > 1)} {', '.join(map(str, leases))}" if leases else ""
         patience_s = scoring_patience_s(self.config.reward.reward_timeout_s)
         # The first step may compile.
         begin_work(work, LOADING_S if work and not self._has_stepped else patience_s)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.faults
 DEADLINE_S = 60.0
 #: Failpoint -> the process that hangs there, and what it works on.
 HANGS = {
-    "worker.sampling": ("rollout-0", "the leases "),
+    "worker.sampling": ("rollout-0", "lease"),
     "learner.batch": ("learner", "update "),
     "evaluator.scored": ("evaluator", "checkpoint-"),
 }
