@@ -116,4 +116,4 @@ def random_policy(family: str, *, seed: int = 0, **changes: Any) -> Policy:
     model.eval()
     mx.eval(model.parameters())
     tokenizer = SimpleNamespace(eos_token_ids={STOP})
-    return Policy(family, model, tokenizer, config, Path(), ModelConfig())
+    return Policy(family, model, lambda: tokenizer, config, Path(), ModelConfig())

@@ -28,6 +28,23 @@ import torch
 print(torch.__version__)
 """
 
+#: Counts how often transformers' model files are opened as text, then lists again what they define, by its own functions.
+SCAN = """
+import collections, importlib.util, sys
+opened = collections.Counter()
+sys.addaudithook(lambda event, data: event == "open" and data[1] == "r" and opened.update([data[0]]))
+import mlx_lm
+from transformers.utils import import_utils as ours
+models = str(importlib.util.find_spec("transformers").submodule_search_locations[0]) + "/models"
+files = {name: times for name, times in opened.items() if str(name).startswith(models)}
+print(len(files) > 500, max(files.values()))
+spec = importlib.util.spec_from_file_location("transformers.utils.unchanged", ours.__file__)
+unchanged = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(unchanged)
+print(unchanged.fetch__all__ is not ours.fetch__all__)
+print(unchanged.define_import_structure(models) == ours.define_import_structure(models))
+"""
+
 
 @pytest.fixture
 def torch_folder(tmp_path):
@@ -56,6 +73,24 @@ def test_no_actor_imports_torch_and_an_import_by_the_user_still_works(torch_fold
     (torch_folder / "probe.py").write_text(ACTORS)
     printed = run(["-m", "grpo_actors.supervisor.entry", "probe"], torch_folder)
     assert printed == ["False", "2.11.0"]
+
+
+def test_transformers_reads_each_model_file_once_and_finds_the_same(tmp_path):
+    (tmp_path / "probe.py").write_text(SCAN)
+    printed = run(["-m", "grpo_actors.supervisor.entry", "probe"], tmp_path)
+    assert printed == ["True", "1", "True", "True"]
+
+
+def test_a_transformers_that_searches_in_another_way_is_left_as_it_is(tmp_path):
+    utils = tmp_path / "transformers" / "utils"
+    utils.mkdir(parents=True)
+    (tmp_path / "transformers" / "__init__.py").write_text(
+        "from transformers.utils.import_utils import fetch__all__"
+    )
+    (utils / "__init__.py").touch()
+    (utils / "import_utils.py").write_text("def fetch__all__(lines): return len(lines)")
+    (tmp_path / "probe.py").write_text("import transformers\nprint(transformers.fetch__all__(['a', 'b']))")
+    assert run(["-m", "grpo_actors.supervisor.entry", "probe"], tmp_path) == ["2"]
 
 
 def test_a_users_reward_gets_transformers_with_torch(torch_folder, tmp_path, monkeypatch):

@@ -7,11 +7,10 @@ from grpo_actors.policy.model import Policy
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint
 from grpo_actors.rundir.checkpoints import Checkpoint
-from grpo_actors.rundir.tensor_files import read_in_place
 
 
 def write_checkpoint(
     run_dir: Path, update: int, policy: Policy, training: Training, state: dict[str, Any], **more: Any
 ) -> Checkpoint:
     """Write checkpoint-`update`; `more`: arguments of `freeze_checkpoint`."""
-    return freeze_checkpoint(update, policy, training, state, **more).write(run_dir, read_in_place)
+    return freeze_checkpoint(update, policy, training, state, **more).write(run_dir)

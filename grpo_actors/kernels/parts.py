@@ -162,7 +162,8 @@ def head(work: Work) -> None:
         return
 
     def value(hidden: mx.array, arrays: Mapping[str, mx.array]) -> tuple[mx.array, Any]:
-        logprobs, entropies = target_logprobs(model, hidden, arrays, work.config.rollout.temperature)
+        inputs = (model, hidden, arrays, work.config.rollout.temperature)
+        logprobs, entropies = target_logprobs(*inputs, entropies_train=entropies_train)
         weighted = (arrays["token_weights"] * logprobs).sum()
         if entropies_train:
             weighted = weighted + (arrays["token_weights"] * entropies).sum()

@@ -43,7 +43,7 @@ def small_policy(config: ModelConfig, seed: int) -> Policy:
             model.sanitize({})  # here gemma3 learns that it has no head of its own
     _quantize_as_stored(model, architecture.get("quantization"))
     tokenizer = mlx_lm.utils.load_tokenizer(EMBEDDED)  # its text does not matter
-    policy = Policy(config.model_name, model, tokenizer, architecture, Path(folder), config)
+    policy = Policy(config.model_name, model, lambda: tokenizer, architecture, Path(folder), config)
     prepare_base(policy, config.dtype)
     prepare_training(policy, seed)
     return policy

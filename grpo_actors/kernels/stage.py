@@ -27,7 +27,7 @@ from grpo_actors.policy.locate import locate
 from grpo_actors.process import LIFELINE
 
 #: Kernels of a usual run, for the progress display.
-USUAL_KERNELS = 40
+USUAL_KERNELS = 45
 #: Suffix of the file with what a part prints.
 OUTPUT = ".output"
 #: Seconds between two looks at the processes, and after which a part is given up.

@@ -9,7 +9,7 @@ Has no socket: its records go to `Records`.
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from grpo_actors.config import Config
 from grpo_actors.errors import RunError
 from grpo_actors.learner.checkpointing import CheckpointWriter, Written
 from grpo_actors.learner.grpo import Grpo
-from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint, restore
+from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint, freeze_checkpoint, restore
 from grpo_actors.rundir.checkpoints import (
     Checkpoint,
     Snapshot,
@@ -61,7 +61,7 @@ class _UnderWay:
 class Archive:
     """The checkpoints of one run.
 
-    Call `restore` and `announce` once at the start, `save` when a checkpoint is due, `collect` often, `close` last.
+    Call `restore`, `announce` and `prepare` once at the start, `save` when a checkpoint is due, `collect` often, `close` last.
     """
 
     def __init__(self, run_dir: Path, config: Config, run_id: str) -> None:
@@ -149,6 +149,11 @@ class Archive:
 
     # --- during -----------------------------------------------------------------------------------
 
+    def prepare(self, grpo: Grpo) -> None:
+        """Make what all checkpoints share, and start to reserve memory for them, before the first one has to wait for it."""
+        refreshes = bool(self._config.objective.reference_refresh_updates)
+        self._writer.prepare(_freeze(grpo, {}, with_reference=refreshes or grpo.reference_refreshed))
+
     def is_due(self, update: int) -> bool:
         """Return whether to save after `update`: at multiples of save_steps, and of eval_every_updates, for a score."""
         periods = (self._config.run.save_steps, self._config.evaluator.eval_every_updates)
@@ -165,9 +170,8 @@ class Archive:
         started_s = time.monotonic()
         self.collect(records, wait=True)
         state = {"run_id": self.run_id, **asdict(records.snapshot()), "skipped_steps": grpo.skipped}
-        reference = grpo.reference if grpo.reference_refreshed else None
-        frozen = freeze_checkpoint(grpo.version, grpo.policy, grpo.training, state, reference=reference)
-        written = self._writer.start(frozen)
+        # Nothing here keeps what was frozen: on CUDA its arrays may be freed as soon as the writer has copied them.
+        written = self._writer.start(_freeze(grpo, state, with_reference=grpo.reference_refreshed))
         self._last_saved = grpo.version
         self._under_way = _UnderWay(grpo.version, written, time.monotonic() - started_s)
 
@@ -259,3 +263,8 @@ class Archive:
             there = checkpoint_folder(self._run_dir, record["update"]).is_dir()
             if record["update"] and there and (marked is None or score > marked["accuracy"]):
                 mark_best(self._run_dir, record["update"], score)
+
+
+def _freeze(grpo: Grpo, state: Mapping[str, Any], *, with_reference: bool) -> FrozenCheckpoint:
+    reference = grpo.reference if with_reference else None
+    return freeze_checkpoint(grpo.version, grpo.policy, grpo.training, state, reference=reference)

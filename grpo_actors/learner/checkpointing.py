@@ -1,23 +1,24 @@
 """Writing checkpoints while training goes on.
 
-A frozen checkpoint holds the arrays of its moment, and training makes new ones: until the checkpoint is written, its
-arrays exist twice. Where the memory has no room for that, the learner waits instead. The thread computes nothing.
+A frozen checkpoint holds the arrays of its moment, and training makes new ones. On a CPU and on Metal its arrays exist
+twice until it is written. On CUDA they are copied to the host's memory first, and the device holds nothing. Where the
+memory has no room for that, the learner waits for the checkpoint instead. The thread computes nothing.
 """
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.process import CHECKPOINT_ROOM
+from grpo_actors.rundir import snapshot
 from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint
 from grpo_actors.rundir.checkpoints import Checkpoint
-from grpo_actors.rundir.staging import Staging, open_staging
-from grpo_actors.rundir.tensor_files import Reader, read_in_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,40 +32,57 @@ class Written:
 class CheckpointWriter:
     """Writes the checkpoints of one run in a thread of its own, one after the other."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(
+        self, run_dir: Path, reserve: Callable[[int], snapshot.HostMemory | None] | None = None
+    ) -> None:
+        """`reserve` makes host memory of so many bytes to copy to; None: `snapshot.reserve` on CUDA, else nothing does."""
         self._run_dir = run_dir
+        self._reserve = reserve or (snapshot.reserve if on_cuda() else None)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._staging: Staging | None = None
-        #: Whether training goes on meanwhile; None before the first checkpoint.
-        self._in_background: bool | None = None
+        self._host_memory: Future[snapshot.HostMemory | None] | None = None
+        self._under_way: list[Future[Written]] = []
+        #: Whether training goes on beside arrays that are read in place; None before the first checkpoint.
+        self._has_room: bool | None = None
         #: MLX's memory limit next to no checkpoint.
         self._limit = mx.get_memory_limit()
 
+    def prepare(self, frozen: FrozenCheckpoint) -> None:
+        """Start to reserve the host memory, if any, that checkpoints of this size need; only the first call counts."""
+        if self._reserve is not None and self._host_memory is None:
+            self._host_memory = self._thread.submit(self._reserve, snapshot.size_of(frozen.tensors))
+
     def start(self, frozen: FrozenCheckpoint) -> Future[Written]:
         """Start to write a checkpoint; return when training may go on. The result is a `RunError` if it fails."""
-        if self._in_background is None:
-            # Decided once, when the peak is that of updates alone: later it includes a checkpoint.
-            self._staging = open_staging()
-            self._in_background = has_room(frozen.bytes) and (not on_cuda() or self._staging is not None)
-        read = read_in_place if self._staging is None else self._staging.read
-        if self._in_background:
+        self.prepare(frozen)
+        host_memory = None if self._host_memory is None else self._host_memory.result()
+        if host_memory is not None and host_memory.has_room(frozen.tensors):
+            wait(self._under_way)  # the checkpoint before is read there
+            frozen = replace(frozen, tensors=host_memory.copy(frozen.tensors))
+            in_background = True
+        else:
+            if self._has_room is None:
+                # Decided once, when the peak is that of updates alone: later it includes a checkpoint.
+                self._has_room = self._reserve is None and has_room(frozen.bytes)
+            in_background = self._has_room
+        if in_background:
             mx.set_memory_limit(self._limit + granted_room())
-        written = self._thread.submit(self._write, frozen, read)
-        if not self._in_background:
-            wait([written])
+        written = self._thread.submit(self._write, frozen)
+        self._under_way = [written]
+        if not in_background:
+            wait(self._under_way)
         return written
 
     def close(self) -> None:
         """Finish the checkpoint under way; may be called twice."""
         self._thread.shutdown()
-        if self._staging is not None:
-            self._staging.close()
-            self._staging = None
+        if self._host_memory is not None and (host_memory := self._host_memory.result()) is not None:
+            host_memory.close()
+        self._host_memory = None
 
-    def _write(self, frozen: FrozenCheckpoint, read: Reader) -> Written:
+    def _write(self, frozen: FrozenCheckpoint) -> Written:
         started_s = time.monotonic()
         try:
-            return Written(frozen.write(self._run_dir, read), time.monotonic() - started_s)
+            return Written(frozen.write(self._run_dir), time.monotonic() - started_s)
         finally:
             mx.set_memory_limit(self._limit)
 

@@ -27,8 +27,8 @@ from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, empty_micro_batch, pack
 from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, summary
-from grpo_actors.policy.cuda_rows import cuda_row
 from grpo_actors.policy.device import on_cuda
+from grpo_actors.policy.gpu_rows import cuda_row
 from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.packed_rows import packs_rows
@@ -225,8 +225,11 @@ class Grpo:
         return frozen
 
     def _logprobs(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
-        temperature = self.config.rollout.temperature
-        return micro_batch_logprobs(model, arrays, temperature, packed=self.layout.shared)
+        return micro_batch_logprobs(
+            *(model, arrays, self.config.rollout.temperature),
+            packed=self.layout.shared,
+            entropies_train=self.objective.entropy_coeff != 0,
+        )
 
     def _refresh_reference(self) -> None:
         """Every N updates, set reference ← α · policy + (1 − α) · reference. TR-DPO, 2404.09656."""

@@ -31,6 +31,7 @@ def train(run: Run) -> int:
     """
     grpo, source, history = run.grpo, run.source, run.history
     reason, pace = "all updates done", Pace()
+    history.archive.prepare(grpo)  # while the first batch is sampled
     while grpo.version < grpo.total_updates and history.ended_by is None:
         begin_work(f"update {grpo.version + 1}", pace.patience_s)
         started_s = time.monotonic()

@@ -41,20 +41,33 @@ class Identity:
 def identify(name: str, architecture: str, model: nn.Module, vocabulary: Mapping[str, int]) -> Identity:
     """Return the identity of the base model in `model`; an adapter on it makes no difference."""
     base = sorted(_base_parameters(model), key=lambda item: item[0])
+    heads = [_head(array) for _, array in base]
+    mx.eval(heads)  # all at once, instead of a wait for each of hundreds
     weights = xxhash.xxh3_64()
-    for key, array in base:
-        head = array.reshape(-1)[:_SAMPLE]
-        # NumPy has no bfloat16; float32 holds every half-precision value exactly.
-        values = head.astype(mx.float32) if mx.issubdtype(head.dtype, mx.floating) else head
+    for (key, array), head in zip(base, heads, strict=True):
         weights.update(f"{key}{array.shape}".encode())
-        weights.update(np.array(values).tobytes())
+        weights.update(np.array(head).tobytes())
     return Identity(
         name=name,
         architecture=architecture,
         parameters=sum(array.size for _, array in base),
         weights=weights.hexdigest(),
-        tokenizer=xxhash.xxh3_64_hexdigest(json.dumps(sorted(vocabulary.items())).encode()),
+        tokenizer=_vocabulary_hash(vocabulary),
     )
+
+
+def _vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
+    """Return the hash of texts and ids, in the order of the ids: sorting 150,000 pairs would take three times as long."""
+    texts = sorted(vocabulary, key=vocabulary.__getitem__)
+    digest = xxhash.xxh3_64(json.dumps(texts).encode())
+    digest.update(np.fromiter(map(vocabulary.__getitem__, texts), np.int64, len(texts)).tobytes())
+    return digest.hexdigest()
+
+
+def _head(array: mx.array) -> mx.array:
+    """Return the first values of an array in a type that NumPy has: float32 holds every half-precision value exactly."""
+    head = array.reshape(-1)[:_SAMPLE]
+    return head.astype(mx.float32) if mx.issubdtype(head.dtype, mx.floating) else head
 
 
 def _base_parameters(model: nn.Module) -> Iterator[tuple[str, mx.array]]:

@@ -2,9 +2,12 @@
 
 The head (hidden state -> vocabulary) runs only where a completion token is predicted, not on the prompt. The
 distribution is the one that the rollout sampled from: logits divided by the temperature.
+
+On a GPU the head runs part by part, and again in the backward pass: logits are the largest arrays of an update, and
+computing them twice costs little. A CPU keeps them, because there the exponentials are expensive and memory is not.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -12,17 +15,37 @@ from mlx import nn
 
 from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.device import on_cuda
+from grpo_actors.policy.gpu_rows import HEAD_ROWS
 from grpo_actors.policy.mean_logit import mean_logits
 from grpo_actors.policy.packed_rows import packed_outputs
+from grpo_actors.policy.recomputation import recomputed
 
 #: Tokens [N, T], and a cache -> hidden states [N, T, H].
 Body = Callable[..., mx.array]
-#: Hidden states [.., H] -> logits [.., V].
-Head = Callable[[mx.array], mx.array]
+
+
+class Head:
+    """The last product of a model: hidden states [.., H] -> logits [.., V]."""
+
+    def __init__(self, module: Any, *, tied: bool) -> None:
+        """Take the module that has the weights; `tied`: it is the embedding."""
+        self.module = module
+        self._tied = tied
+
+    @property
+    def plain_weight(self) -> mx.array | None:
+        """The weight [V, H], if the product is nothing else: not quantised, no bias, no adapter."""
+        plain = type(self.module) is (nn.Embedding if self._tied else nn.Linear) and "bias" not in self.module
+        return self.module.weight if plain else None
+
+    def __call__(self, hidden: mx.array) -> mx.array:
+        """Return the logits of hidden states."""
+        logits: mx.array = self.module.as_linear(hidden) if self._tied else self.module(hidden)
+        return logits
 
 
 def micro_batch_logprobs(
-    model: Any, batch: Mapping[str, mx.array], temperature: float, *, packed: bool
+    model: Any, batch: Mapping[str, mx.array], temperature: float, *, packed: bool, entropies_train: bool
 ) -> tuple[mx.array, mx.array]:
     """Compute log π(target) and the entropy of π for every completion token of a micro-batch.
 
@@ -31,11 +54,13 @@ def micro_batch_logprobs(
         batch: `MicroBatch.arrays()`.
         temperature: Temperature of the rollout; 0 counts as 1.
         packed: Whether a row holds several completions; only for a model for which `packed_rows.packs_rows` is true.
+        entropies_train: Whether the entropies need a gradient.
 
     Returns:
         As `completion_logprobs`.
     """
-    return target_logprobs(model, predicting_outputs(model, batch, packed=packed), batch, temperature)
+    outputs = predicting_outputs(model, batch, packed=packed)
+    return target_logprobs(model, outputs, batch, temperature, entropies_train=entropies_train)
 
 
 def predicting_outputs(model: Any, batch: Mapping[str, mx.array], *, packed: bool) -> mx.array:
@@ -49,13 +74,74 @@ def predicting_outputs(model: Any, batch: Mapping[str, mx.array], *, packed: boo
 
 
 def target_logprobs(
-    model: Any, outputs: mx.array, batch: Mapping[str, mx.array], temperature: float
+    model: Any, outputs: mx.array, batch: Mapping[str, mx.array], temperature: float, *, entropies_train: bool
 ) -> tuple[mx.array, mx.array]:
     """Compute the log-probs and entropies [N, C] of a micro-batch from its `predicting_outputs`."""
     _, head = split_head(model) or (model, None)
-    logits = outputs if head is None else head(outputs)
-    logprobs, entropies = _logprobs(logits, batch["targets"], temperature)
+    if head is None:
+        logprobs, entropies = _logprobs(outputs, batch["targets"], temperature)
+    elif mx.default_device().type == mx.DeviceType.gpu:
+        inputs = (head, outputs, batch["targets"], temperature)
+        logprobs, entropies = logprobs_by_parts(*inputs, entropies_train=entropies_train)
+    else:
+        logprobs, entropies = _logprobs(head(outputs), batch["targets"], temperature)
     return logprobs[batch["target_at"]], entropies[batch["target_at"]]
+
+
+def logprobs_by_parts(
+    head: Head,
+    hidden: mx.array,
+    targets: mx.array,
+    temperature: float,
+    *,
+    entropies_train: bool,
+    rows: int = HEAD_ROWS,
+) -> tuple[mx.array, mx.array]:
+    """Compute log-probs and entropies [K] of hidden states [K, H] and targets [K], `rows` of them at a time.
+
+    Each part's logits are freed at once, and computed again for the gradient. A head with an adapter runs as a whole:
+    few models have one.
+    """
+    weight, bounds = head.plain_weight, list(range(rows, len(targets), rows))
+    if weight is None and head.module.trainable_parameters():
+        return _logprobs(head(hidden), targets, temperature)
+
+    def part(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+        logprobs, entropies = _logprobs(logits, targets, temperature)
+        return logprobs, entropies if entropies_train else mx.stop_gradient(entropies)
+
+    if weight is None:
+        again = recomputed(lambda _, hidden, targets: part(head(hidden), targets))
+        pieces = zip(mx.split(hidden, bounds), mx.split(targets, bounds), strict=True)
+        return _joined([again(head.module, *piece) for piece in pieces])
+
+    @mx.custom_function
+    def by_parts(hidden: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
+        pieces = zip(mx.split(hidden, bounds), mx.split(targets, bounds), strict=True)
+        return _joined([part(hidden @ weight.T, targets) for hidden, targets in pieces])
+
+    @by_parts.vjp
+    def gradient(primals: Any, cotangents: Any, results: Any) -> tuple[mx.array, mx.array]:
+        del results
+        hidden, weight = primals
+        hidden_gradients, weight_gradient = [], mx.zeros_like(weight)
+        for piece, chosen, *wanted in zip(
+            *(mx.split(array, bounds) for array in (hidden, targets, *cotangents)), strict=True
+        ):
+            _, (logits,) = mx.vjp(
+                lambda logits, chosen=chosen: part(logits, chosen), [piece @ weight.T], wanted
+            )
+            hidden_gradients.append(logits @ weight)
+            # The product adds to the sum itself. A sum of all parts would be another kernel for each number of them.
+            weight_gradient = mx.addmm(weight_gradient, logits.T, piece)
+        return mx.concatenate(hidden_gradients), weight_gradient
+
+    results: tuple[mx.array, mx.array] = by_parts(hidden, weight)  # type: ignore[assignment]
+    return results
+
+
+def _joined(parts: Sequence[tuple[mx.array, mx.array]]) -> tuple[mx.array, mx.array]:
+    return mx.concatenate([one for one, _ in parts]), mx.concatenate([one for _, one in parts])
 
 
 def completion_logprobs(
@@ -130,5 +216,5 @@ def split_head(model: nn.Module) -> tuple[Body, Head] | None:
         return None
     body: Any = model["model"]
     if "lm_head" in model:
-        return body, model["lm_head"]
-    return body, body["embed_tokens"].as_linear
+        return body, Head(model["lm_head"], tied=False)
+    return body, Head(body["embed_tokens"], tied=True)

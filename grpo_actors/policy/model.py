@@ -5,7 +5,7 @@ this one, holding the values that its trainable arrays had at the start.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,12 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from grpo_actors.config import ModelConfig
-from grpo_actors.errors import ConfigError, ModelError, first_line
+from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.adapter import add_adapter
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
+from grpo_actors.policy.tokenizer import as_model_error, read_beside
 
 #: Passed as `dtype`: the weights keep the type that they have in their files.
 AS_STORED = "as stored"
@@ -36,7 +37,8 @@ class Policy:
 
     name: str
     model: nn.Module
-    tokenizer: Any
+    #: Returns the tokenizer, and waits while it is still being read; raises ModelError if it is unusable.
+    read_tokenizer: Callable[[], Any]
     #: Content of the model's config.json.
     architecture: dict[str, Any]
     #: Folder of the tokenizer and generation files.
@@ -47,6 +49,11 @@ class Policy:
     def has_adapter(self) -> bool:
         """Whether only an adapter trains."""
         return self.config.fine_tune_type != "full"
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """mlx-lm's wrapper of the tokenizer."""
+        return self.read_tokenizer()
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:
@@ -160,19 +167,22 @@ class Policy:
         return identify(self.name, architecture, self.model, self.tokenizer.get_vocab())
 
 
-def load_policy(config: ModelConfig, *, seed: int, dtype: str | None = None) -> Policy:
+def load_policy(
+    config: ModelConfig, *, seed: int, dtype: str | None = None, tokenizer_later: bool = False
+) -> Policy:
     """Load a model as the configuration describes it, including its adapter, ready to train.
 
     Args:
         config: Section [model].
         seed: Seed of a new adapter's initial values.
         dtype: Overrides config.dtype.
+        tokenizer_later: As in `load_base`.
 
     Raises:
         ModelError: the folder is unusable, or the hub could not be reached.
         ConfigError: an adapter setting does not fit this model, or all weights are to be trained but are quantised.
     """
-    policy = load_base(config, dtype=dtype)
+    policy = load_base(config, dtype=dtype, tokenizer_later=tokenizer_later)
     prepare_training(policy, seed)
     return policy
 
@@ -193,34 +203,30 @@ def prepare_training(policy: Policy, seed: int) -> None:
     mx.eval(policy.model.parameters())
 
 
-def load_base(config: ModelConfig, *, dtype: str | None = None) -> Policy:
+def load_base(config: ModelConfig, *, dtype: str | None = None, tokenizer_later: bool = False) -> Policy:
     """Load a model without trainable arrays, quantised to base_bits if that is set.
 
     Args:
         config: Section [model].
         dtype: Overrides config.dtype; `AS_STORED` keeps the types in the files.
+        tokenizer_later: Do not wait for the tokenizer. Its first use waits, and raises the ModelError.
 
     Raises:
         ModelError: as `load_policy`.
         ConfigError: base_bits is set for a model that is already quantised.
     """
-    location = locate(config.model_name)
-    try:
-        model, tokenizer, architecture = mlx_lm.utils.load(
-            str(location),
-            lazy=True,
-            return_config=True,
-            tokenizer_config={"trust_remote_code": config.trust_remote_code},
-            trust_remote_code=config.trust_remote_code,
+    location = str(locate(config.model_name))
+    with as_model_error(config):
+        source = mlx_lm.utils._download(location)  # noqa: SLF001 - the only way to get a hub model's folder
+    read_tokenizer = read_beside(source, config)
+    with as_model_error(config):
+        model, architecture = mlx_lm.utils.load_model(
+            source, lazy=True, trust_remote_code=config.trust_remote_code
         )
-        source = mlx_lm.utils._download(str(location))  # noqa: SLF001 - the only way to get a hub model's folder
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        # TypeError: a setting is missing in config.json. RuntimeError: mlx cannot read a weights file.
-        raise ModelError(
-            f"model.model_name: {config.model_name!r} cannot be loaded: {first_line(error)}"
-        ) from error
-    policy = Policy(config.model_name, model, tokenizer, architecture, Path(source), config)
+    policy = Policy(config.model_name, model, read_tokenizer, architecture, source, config)
     prepare_base(policy, dtype or config.dtype)
+    if not tokenizer_later:
+        _ = policy.tokenizer
     return policy
 
 

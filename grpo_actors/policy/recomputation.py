@@ -2,7 +2,8 @@
 
 `recomputed_blocks` recomputes whole transformer blocks, at the cost of another forward pass (gradient
 checkpointing). `recomputed_gates` recomputes only the product of gate and up in each MLP; this costs next to
-nothing on a GPU, and the product is a quarter of what a block keeps.
+nothing on a GPU, and the product is a quarter of what a block keeps. `recomputed` is the function that both can
+be made of, for one module.
 
 Depends on modules and their dropout only, not on what is trained.
 """
@@ -26,7 +27,7 @@ def recomputed_blocks(model: Any) -> Iterator[None]:
     This patches the class of the transformer blocks, for every thread: nothing else may run the model meanwhile.
     """
     with _called_instead(
-        {kind: _recomputed(kind.__call__) for kind in {type(block) for block in model.layers}}
+        {kind: recomputed(kind.__call__) for kind in {type(block) for block in model.layers}}
     ):
         yield
 
@@ -40,6 +41,27 @@ def recomputed_gates(model: Any) -> Iterator[None]:
     gated = {type(module) for module in model.modules() if _is_gated(module)}
     with _called_instead(dict.fromkeys(gated, _gated)):
         yield
+
+
+def recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `forward` (module, arguments -> arrays) as a function that a backward pass computes again.
+
+    It keeps its arguments and the module's weights, and nothing that it computes.
+    """
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        key = _random_key()
+
+        def pure(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            module.update(parameters)
+            # `mx.checkpoint` needs the gradient of every argument, and CUDA's attention has no gradient of a mask.
+            args, kwargs = tree_map(_constant, (args, kwargs))
+            with _dropout_from(key):
+                return forward(module, *args, **kwargs)
+
+        return mx.checkpoint(pure)(module.trainable_parameters(), *args, **kwargs)
+
+    return call
 
 
 @contextlib.contextmanager
@@ -72,22 +94,6 @@ def _gated(mlp: Any, x: mx.array) -> mx.array:
         mlp.down_proj.trainable_parameters(), mlp.gate_proj(x), mlp.up_proj(x)
     )
     return down
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        key = _random_key()
-
-        def pure(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-            block.update(parameters)
-            # `mx.checkpoint` needs the gradient of every argument, and CUDA's attention has no gradient of a mask.
-            args, kwargs = tree_map(_constant, (args, kwargs))
-            with _dropout_from(key):
-                return forward(block, *args, **kwargs)
-
-        return mx.checkpoint(pure)(block.trainable_parameters(), *args, **kwargs)
-
-    return call
 
 
 def _random_key() -> mx.array:

@@ -56,14 +56,11 @@ def work(
         RunError: the learner refused the worker, or could not be reached for `patience_s`.
     """
     # These imports take seconds, so they come after the signal handlers are in place.
-    from grpo_actors.config import read_config  # noqa: PLC0415
     from grpo_actors.rollout.joining import preload_policy  # noqa: PLC0415
     from grpo_actors.rollout.worker import warm_up  # noqa: PLC0415
 
     bound_memory()
-    preloaded = preload_policy(settings) if settings else None
-    if settings and preloaded:
-        warm_up(preloaded, read_config(settings))
+    preloaded = preload_policy(settings, warm_up) if settings else None
     while _take_part(find, name, stop, patience_s, preloaded):
         preloaded = None  # it has learned
     return 0

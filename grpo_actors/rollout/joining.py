@@ -37,17 +37,23 @@ def fetch_weights(
     return (manifest.version, arrays) if arrived.whole() else None
 
 
-def preload_policy(settings: Path) -> Policy | None:
+def preload_policy(settings: Path, prepare: Callable[[Policy, Config], None]) -> Policy | None:
     """Load the model of a run's config.json while the learner loads its own, and compute its identity.
 
-    Returns None if it cannot be loaded: the learner then reports the same error, which is enough.
+    Args:
+        settings: The config.json.
+        prepare: Called with the model while its tokenizer is still being read.
+
+    Returns:
+        The policy; None if it cannot be loaded: the learner then reports the same error, which is enough.
     """
     try:
         config = read_config(settings)
-        policy = load_policy(config.model, seed=config.run.seed)
+        policy = load_policy(config.model, seed=config.run.seed, tokenizer_later=True)
+        prepare(policy, config)
+        _ = policy.identity  # computed once, here
     except GrpoActorsError:
         return None
-    _ = policy.identity  # computed once, here
     return policy
 
 

@@ -37,7 +37,7 @@ from grpo_actors.policy.plan import GROUP_SIZE
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoints import Checkpoint, as_json, seal
 from grpo_actors.rundir.folder import OPTIMIZER, REFERENCE, STATE, checkpoint_folder
-from grpo_actors.rundir.tensor_files import Reader, TensorFile, freeze, write_files
+from grpo_actors.rundir.tensor_files import TensorFile, freeze, write_files
 
 ADAPTER = "adapters.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -64,7 +64,7 @@ class FrozenCheckpoint:
         """Bytes of its arrays: memory that it holds as soon as training has replaced them."""
         return sum(file.bytes for file in self.tensors)
 
-    def write(self, run_dir: Path, read: Reader) -> Checkpoint:
+    def write(self, run_dir: Path) -> Checkpoint:
         """Write the checkpoint into the run folder; return it when it is durable.
 
         Raises:
@@ -78,7 +78,7 @@ class FrozenCheckpoint:
             reach("checkpoint.begun")
             for name, content in self.others.items():
                 (temporary / name).write_bytes(content)
-            entries = write_files(temporary, self.tensors, read)
+            entries = write_files(temporary, self.tensors)
             reach("checkpoint.written")
             seal(temporary, final, entries)
             reach("checkpoint.sealed")
@@ -215,7 +215,7 @@ def _make_companions(policy: Policy) -> Mapping[str, bytes]:
 
 def _index(files: list[TensorFile]) -> bytes:
     """Return the content of the index that transformers needs if the weights are in several files."""
-    places = {name: file.name for file in files for name in file.arrays}
+    places = {name: file.name for file in files for name in file.data}
     return as_json({"metadata": {"total_size": sum(file.bytes for file in files)}, "weight_map": places})
 
 

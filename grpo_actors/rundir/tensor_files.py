@@ -8,7 +8,7 @@ bytes, not on what the arrays mean.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,6 @@ import numpy as np
 THREADS = 4
 #: Bytes that are written and then hashed at a time: small enough to be hashed from a core's cache.
 PIECE_BYTES = 1 << 20
-
-#: Yields the bytes of flat arrays [bytes] of uint8, one array after the other; each piece is valid until the next.
-Reader = Callable[[Sequence[mx.array]], Iterator[memoryview]]
 
 #: Type in MLX -> name in a safetensors header.
 _NAMES = {
@@ -46,17 +43,17 @@ _ALIGNMENT = 8
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """One safetensors file to be written. Its arrays never change, whatever the arrays they were made from become."""
+    """One safetensors file to be written. Its data never changes, whatever the arrays it was made from become."""
 
     name: str
     header: bytes
-    #: Tensor name -> its bytes, flat arrays of uint8, evaluated, in the order of the header.
-    arrays: Mapping[str, mx.array]
+    #: Tensor name -> its bytes, in the order of the header: a flat array of uint8, evaluated, or a copy in host memory.
+    data: Mapping[str, mx.array | memoryview]
 
     @property
     def bytes(self) -> int:
-        """Size of its arrays."""
-        return sum(array.nbytes for array in self.arrays.values())
+        """Size of its data."""
+        return sum(tensor.nbytes for tensor in self.data.values())
 
 
 def freeze(stem: str, arrays: Mapping[str, mx.array], shard_bytes: int | None = None) -> list[TensorFile]:
@@ -82,30 +79,24 @@ def freeze(stem: str, arrays: Mapping[str, mx.array], shard_bytes: int | None = 
         TensorFile(name, _header(shard), {key: _bytes_of(array) for key, array in shard.items()})
         for name, shard in zip(names, shards, strict=True)
     ]
-    mx.eval([file.arrays for file in files])
+    mx.eval([file.data for file in files])
     return files
 
 
-def read_in_place(arrays: Sequence[mx.array]) -> Iterator[memoryview]:
-    """Yield the memory of arrays where the host can read it. On CUDA this moves them, so nothing may be using them."""
-    for array in arrays:
-        yield np.asarray(array).data
-
-
-def write_files(
-    folder: Path, files: Sequence[TensorFile], read: Reader = read_in_place
-) -> dict[str, dict[str, Any]]:
+def write_files(folder: Path, files: Sequence[TensorFile]) -> dict[str, dict[str, Any]]:
     """Write the files durably, `THREADS` at a time; return {name: {"bytes": size, "sha256": digest}}.
+
+    On CUDA this moves arrays to where the host can read them, so nothing may be using them; copies in host memory stay.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.
     """
     with ThreadPoolExecutor(THREADS, thread_name_prefix="tensors") as threads:
-        written = threads.map(lambda file: _write(folder / file.name, file, read), files)
+        written = threads.map(lambda file: _write(folder / file.name, file), files)
         return {file.name: entry for file, entry in zip(files, written, strict=True)}
 
 
-def _write(path: Path, file: TensorFile, read: Reader) -> dict[str, Any]:
+def _write(path: Path, file: TensorFile) -> dict[str, Any]:
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as target:
 
@@ -117,8 +108,8 @@ def _write(path: Path, file: TensorFile, read: Reader) -> dict[str, Any]:
                 digest.update(piece)
 
         put(memoryview(file.header))
-        for data in read(list(file.arrays.values())):
-            put(data)
+        for tensor in file.data.values():
+            put(np.asarray(tensor).data)
         os.fsync(target.fileno())
     return {"bytes": len(file.header) + file.bytes, "sha256": digest.hexdigest()}
 

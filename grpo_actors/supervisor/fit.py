@@ -42,6 +42,8 @@ def plan_text(config: Config, machine: Machine) -> str:
         if plan.evaluator is not None:
             lines.append(f"evaluator  {plan.evaluator}")
         lines.append(f"total      {gb(plan.total(count))} at most, of {_of(machine)}")
+        if machine.back_end == "cuda":
+            lines.append(f"host       {gb(plan.snapshot)}: the copy from which checkpoints are written")
         if not plan.is_whole:
             lines.append(
                 "config.json does not tell the model's widths: no activations and KV caches are counted"
@@ -88,7 +90,7 @@ def scale(plan: Plan, workers: int, machine: Machine) -> float:
 def limited(share: Share, need: Need, fits: float) -> Share:
     """Return a process's share with the limits of its plan, of which it may use the part `fits`.
 
-    The learner may copy a checkpoint only if everything fits: MLX refuses no memory beyond a limit.
+    The learner may hold a checkpoint's arrays only if everything fits: MLX refuses no memory beyond a limit.
     """
     checkpoint = need.checkpoint if fits == 1 else 0.0
     memory = need.arrays * fits - checkpoint

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from grpo_actors.config import Config
 from grpo_actors.policy.architectures import Architecture
-from grpo_actors.policy.cuda_rows import cuda_row
+from grpo_actors.policy.gpu_rows import HEAD_ROWS, cuda_row
 from grpo_actors.supervisor.machine import BackEnd
 from grpo_actors.supervisor.model_files import Tensor, Widths
 
@@ -43,12 +43,11 @@ class Arrays:
 _KEPT = {"cuda": Arrays(10, 2, 1.25), "metal": Arrays(10, 2, 1.25), "cpu": Arrays(10, 5, 1.25)}
 #: Arrays that the backward pass of one layer adds for a moment.
 _BACKWARD = Arrays(18, 12, 3)
-#: Arrays of the vocabulary's width for each completion token: the logits and their gradient, in the model's type where
-#: MLX has a kernel for them (CUDA), else in float32 with the exponentials.
-_LOGITS_KEPT = {"cuda": 2.25, "metal": 3.25, "cpu": 5}
-#: Further float32 arrays of that size: on Metal those of the entropies, of which many parts are submitted before the
-#: first is freed.
-_ENTROPIES = {"cuda": 0.25, "metal": 1, "cpu": 0}
+#: Arrays of the vocabulary's width for each position of the head: the logits and their gradient, in the model's type where
+#: MLX has a kernel for them (CUDA), else in float32 with the exponentials, and on Metal with those of the entropies.
+_LOGITS_KEPT = {"cuda": 2.5, "metal": 4.25, "cpu": 5}
+#: Parts of the head whose logits exist at the same time: a GPU is sent the next part before it has freed the first.
+_HEAD_PARTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ class Trained:
     weights: float
     #: Bytes of float32 weights, gradients, the optimizer's state and the reference.
     training: float
-    #: Bytes that a checkpoint copies before it writes them in the background.
+    #: Bytes of the arrays in a checkpoint, which exist twice until it is written.
     snapshot: float
 
 
@@ -132,9 +131,10 @@ def activation_bytes(
         kept = width * batch.tokens * widths.hidden * widths.layers
         backward += layer_bytes(_KEPT["cpu"])
     # On a CPU and on Metal logits are float32, whatever the model's type.
-    logit_bytes = width if back_end == "cuda" else 4
-    per_logit = _LOGITS_KEPT[back_end] * logit_bytes + _ENTROPIES[back_end] * 4
-    logits = per_logit * batch.logits * widths.vocabulary
+    per_logit = _LOGITS_KEPT[back_end] * (width if back_end == "cuda" else 4)
+    by_parts = known.plain_head and back_end != "cpu"
+    rows = min(batch.logits, _HEAD_PARTS * HEAD_ROWS) if by_parts else batch.logits
+    logits = per_logit * rows * widths.vocabulary
     at_once = max(backward, logits)
     return max(
         kept + at_once + _NEW_GRADIENT_BYTES * parts.largest,

@@ -18,8 +18,8 @@ from grpo_actors.supervisor.model_files import Widths, read_json, read_tensors, 
 from grpo_actors.supervisor.sampling_memory import (
     Batch,
     cache_bytes,
+    copied_bytes,
     evaluator_batch,
-    joined_bytes,
     step_bytes,
     worker_batch,
 )
@@ -54,7 +54,7 @@ class Need:
 
     @property
     def checkpoint(self) -> float:
-        """Bytes of the copy that is held while a checkpoint is written; part of `at_times`."""
+        """Bytes of the arrays that are held while a checkpoint is written; part of `at_times`."""
         return self.at_times.get(CHECKPOINT, 0.0)
 
     @property
@@ -89,6 +89,8 @@ class Plan:
     evaluator: Need | None
     #: Whether activations and caches are counted: the model's config.json tells its widths.
     is_whole: bool = True
+    #: Bytes of the arrays in a checkpoint. On CUDA they are copied to the host's memory.
+    snapshot: float = 0.0
 
     @property
     def others(self) -> list[Need]:
@@ -116,7 +118,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
     parts = trained(config, tensors, text_part(architecture).get("num_hidden_layers", 0), width)
     adapter = parts.weights if config.model.fine_tune_type != "full" else 0.0
     context, slack = (CUDA_CONTEXT_BYTES, CUDA_SLACK) if back_end == "cuda" else (0.0, 0.0)
-    joined = joined_bytes(tensors, width, machine.device_bytes) if back_end == "cuda" else 0.0
+    joined = copied_bytes(tensors, width, machine.device_bytes) if back_end == "cuda" else 0.0
 
     def sampler(weights: float, copies: float, batch: Batch) -> Need:
         step = step_bytes(widths, batch, width)
@@ -140,7 +142,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         "activations": activations,
         # The former version, until it is copied to where the workers fetch it.
         "publication": parts.weights,
-        CHECKPOINT: parts.snapshot,
+        CHECKPOINT: 0.0 if back_end == "cuda" else parts.snapshot,
     }
     if config.rollout.workers == 0:  # the learner samples with its own weights
         at_times |= {name: worker.at_times[name] for name in ("copies of weights", "KV cache", "a step")}
@@ -159,6 +161,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         if config.evaluator.eval_every_updates
         else None,
         is_whole=bool(widths.layers),
+        snapshot=parts.snapshot,
     )
 
 

@@ -3,18 +3,20 @@
 import contextlib
 import threading
 import time
-from dataclasses import dataclass, field, fields
+from concurrent.futures import Future
+from dataclasses import dataclass, fields
 
 import mlx.core as mx
 import pytest
 from hand_made import RecordList, assert_same_weights, config, groups_of, learner, weights
+from host_copies import HostCopy
 
 from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.checkpointing import CheckpointWriter, has_room
 from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint, freeze_checkpoint
 from grpo_actors.rundir.checkpoints import find_checkpoints, read_state, verify
-from grpo_actors.rundir.tensor_files import read_in_place
+from grpo_actors.rundir.snapshot import reserve
 from grpo_actors.wire.messages import Evaluation
 
 
@@ -36,7 +38,7 @@ def test_a_frozen_checkpoint_keeps_its_moment_while_training_goes_on(tmp_path):
     frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {"run_id": "r", "skipped_steps": 0})
     for _ in range(2):
         grpo.update(groups)
-    frozen.write(tmp_path, read_in_place)
+    frozen.write(tmp_path)
 
     resumed = learner(settings)
     Archive(tmp_path, settings, "run").restore(resumed)
@@ -156,18 +158,22 @@ def test_training_waits_where_the_memory_has_no_room_for_the_arrays_twice(tmp_pa
 class Slow(FrozenCheckpoint):
     """Is written as soon as `may_go_on` is set."""
 
-    may_go_on: threading.Event = field(default_factory=threading.Event)
+    may_go_on: threading.Event
 
-    def write(self, run_dir, read):
+    def write(self, run_dir):
         assert self.may_go_on.wait(60)
-        return super().write(run_dir, read)
+        return super().write(run_dir)
+
+
+def slowly(frozen, may_go_on):
+    return Slow(**{each.name: getattr(frozen, each.name) for each in fields(frozen)}, may_go_on=may_go_on)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_training_goes_on_beside_a_checkpoint_for_which_the_plan_has_room(tmp_path, monkeypatch, fails):
-    grpo = learner(config())
+    grpo, may_go_on = learner(config()), threading.Event()
     frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {})
-    slow = Slow(**{each.name: getattr(frozen, each.name) for each in fields(frozen)})
+    slow = slowly(frozen, may_go_on)
     if fails:
         (tmp_path / "checkpoint-1.tmp").write_text("in the way")
     monkeypatch.setenv("GRPO_ACTORS_CHECKPOINT_ROOM", str(slow.bytes))
@@ -177,6 +183,63 @@ def test_training_goes_on_beside_a_checkpoint_for_which_the_plan_has_room(tmp_pa
         written = writer.start(slow)
         assert not written.done()
         assert mx.get_memory_limit() == limit + slow.bytes
-        slow.may_go_on.set()
+        may_go_on.set()
         assert (written.exception(60) is not None) == fails
         assert mx.get_memory_limit() == limit
+
+
+class Reservation:
+    """Reserves host memory as on CUDA, and takes note of the sizes."""
+
+    def __init__(self, pin=HostCopy):
+        self.pin, self.sizes = pin, []
+
+    def __call__(self, size):
+        self.sizes.append(size)
+        return reserve(size, self.pin, lambda: 2 * size)
+
+
+def test_beside_a_copy_in_the_hosts_memory_nothing_holds_the_arrays_of_its_moment(tmp_path):
+    grpo = learner(config())
+    groups, may_go_on = groups_of(grpo.policy), threading.Event()
+    grpo.update(groups)
+    before, reservation = weights(grpo), Reservation()
+    with contextlib.closing(CheckpointWriter(tmp_path, reservation)) as writer:
+        writer.prepare(freeze_checkpoint(0, grpo.policy, grpo.training, {}))
+        active = mx.get_active_memory()
+        written = writer.start(slowly(freeze_checkpoint(1, grpo.policy, grpo.training, {}), may_go_on))
+        grpo.update(groups)
+        done, grown = written.done(), mx.get_active_memory() - active
+        may_go_on.set()
+        written.result(60)
+    assert not done
+    # 8.4 MB of weights and moments were replaced; what was frozen would still be held.
+    assert grown < 1_000_000
+    assert_same_weights(before, dict(mx.load(str(tmp_path / "checkpoint-1" / "model.safetensors"))))
+    assert len(reservation.sizes) == 1
+
+
+def test_the_next_copy_waits_until_the_one_before_is_written(tmp_path):
+    grpo = learner(config())
+    first: list[Future] = []
+    done = []
+
+    class Noting(HostCopy):
+        def store(self, arrays):
+            done.extend(each.done() for each in first)
+            return super().store(arrays)
+
+    with contextlib.closing(CheckpointWriter(tmp_path, Reservation(Noting))) as writer:
+        first.append(writer.start(freeze_checkpoint(1, grpo.policy, grpo.training, {})))
+        writer.start(freeze_checkpoint(2, grpo.policy, grpo.training, {}))
+    assert done == [True]
+    assert [verify(checkpoint, to_resume=True) for checkpoint in find_checkpoints(tmp_path)] == [None, None]
+
+
+def test_training_waits_where_the_host_has_no_memory_for_the_copy_or_too_little(tmp_path):
+    grpo = learner(config())
+    small = reserve(16, HostCopy, lambda: 32)
+    for update, host_memory in ((1, None), (2, small)):
+        with contextlib.closing(CheckpointWriter(tmp_path, lambda _, memory=host_memory: memory)) as writer:
+            assert writer.start(freeze_checkpoint(update, grpo.policy, grpo.training, {})).done()
+    assert [checkpoint.update for checkpoint in find_checkpoints(tmp_path)] == [1, 2]

@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.identity import identify
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy, resolve_dtype
 
@@ -39,6 +41,7 @@ def edit(path, **changes):
         (lambda f: (f / "config.json").unlink(), "config.json not found"),
         (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
         (lambda f: (f / "config.json").write_text("{"), "cannot be loaded"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be loaded"),
         (lambda f: edit(f / "config.json", model_type="nonsense"), "nonsense"),
         (lambda f: edit(f / "config.json", hidden_size=64), "cannot be loaded"),
         (lambda f: edit(f / "config.json", num_hidden_layers=3), "cannot be loaded"),
@@ -177,6 +180,22 @@ def test_a_template_without_system_turns_raises_an_error_that_names_the_setting(
         tiny.encode_chat([{"role": "system", "content": "s"}, {"role": "user", "content": "1"}])
 
 
+def test_a_tokenizer_that_may_come_later_is_the_same_and_reports_its_error_at_its_first_use(tiny, folder):
+    later = load_policy(ModelConfig(model_name=str(folder)), seed=0, tokenizer_later=True)
+    assert later.identity.mismatch(tiny.identity) is None
+    assert later.stop_tokens == tiny.stop_tokens
+    (folder / "tokenizer.json").write_text("{")
+    later = load_policy(ModelConfig(model_name=str(folder)), seed=0, tokenizer_later=True)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=f"{folder.name}.*cannot be loaded"):
+            later.encode_chat([])
+
+
+def test_garbage_is_collected_again_after_a_tokenizer_was_read(tiny):
+    assert tiny.tokenizer
+    assert gc.isenabled()
+
+
 # --- identity -------------------------------------------------------------------------------------
 
 
@@ -188,3 +207,13 @@ def test_another_fine_tune_of_the_same_model_has_another_identity(tiny):
     other = load("tiny", dtype="float32")
     other.load_trainable({name: array * 1.001 for name, array in other.trainable().items()})
     assert "weights" in (tiny.identity.mismatch(other.identity) or "")
+
+
+def test_the_vocabulary_is_part_of_the_identity_and_the_order_in_which_it_is_listed_is_not(tiny):
+    def digest(vocabulary):
+        return identify("name", "llama", tiny.model, vocabulary).tokenizer
+
+    given = digest({"a": 0, "b": 1, "c": 3})
+    assert digest({"c": 3, "a": 0, "b": 1}) == given
+    others = ({"b": 0, "a": 1, "c": 3}, {"a": 0, "b": 1, "c": 2}, {"a": 0, "bc": 3})
+    assert given not in map(digest, others)

@@ -53,7 +53,7 @@ def assert_packing_changes_nothing(model, completions, rows=16):
     """Compare log-probs and entropies within 1e-4, and the gradient of a loss that weights every token differently."""
 
     def loss(model, batch, packed):
-        logprobs, entropies = micro_batch_logprobs(model, batch, 0.7, packed=packed)
+        logprobs, entropies = micro_batch_logprobs(model, batch, 0.7, packed=packed, entropies_train=True)
         weights = batch["mask"] * (0.3 + mx.sin(batch["targets"][batch["target_at"]]))
         return (weights * (logprobs + 0.1 * entropies)).sum(), (logprobs, entropies)
 
@@ -125,7 +125,9 @@ def test_other_models_get_each_completion_after_its_own_prompt(family):
     # No token sees right padding, so a row gives the same log-probs as its tokens alone.
     completions, model = completions_of(), random_policy(family).model
     (batch,) = batches_of(completions, shared=False)
-    found = by_completion([batch], [micro_batch_logprobs(model, batch, 1.0, packed=False)])
+    found = by_completion(
+        [batch], [micro_batch_logprobs(model, batch, 1.0, packed=False, entropies_train=True)]
+    )
     assert len(batch["tokens"]) == len(completions)
     for each in completions:
         prompt, completion = each.prompt_ids, each.completion_ids
@@ -165,7 +167,7 @@ def test_recomputed_blocks_have_the_same_gradient_in_packed_rows(family, compile
     assert packs_rows(model)
 
     def loss(model, batch):
-        logprobs, _ = micro_batch_logprobs(model, batch, 1.0, packed=True)
+        logprobs, _ = micro_batch_logprobs(model, batch, 1.0, packed=True, entropies_train=True)
         return mx.where(batch["mask"], logprobs, 0.0).sum()
 
     gradient = nn.value_and_grad(model, loss)

@@ -6,10 +6,11 @@ import pytest
 from architectures import random_policy
 from mlx import nn
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.lora import LoRALinear
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.policy.architectures import ARCHITECTURES
-from grpo_actors.policy.logprobs import completion_logprobs
+from grpo_actors.policy.logprobs import completion_logprobs, logprobs_by_parts, split_head
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.recomputation import recomputed_blocks, recomputed_gates
 
@@ -43,6 +44,63 @@ def test_recomputed_blocks_give_the_same_gradient(family):
     forward = type(model.layers[0]).__call__
     assert_recomputing_changes_no_gradient(model)
     assert type(model.layers[0]).__call__ is forward, "sampling runs the plain block again"
+
+
+def head_of_its_own(policy):
+    assert type(policy.model.lm_head) is nn.Linear
+
+
+def head_tied(policy):
+    policy.model.pop("lm_head")
+    policy.model.args.tie_word_embeddings = True
+
+
+def head_quantised(policy):
+    policy.model.lm_head = policy.model.lm_head.to_quantized(group_size=32, bits=8)
+
+
+def head_with_an_adapter(policy):
+    policy.model.lm_head = LoRALinear.from_base(policy.model.lm_head, r=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "entropies_train"),
+    [
+        *((head_tied, train) for train in (True, False)),
+        *((change, True) for change in (head_of_its_own, head_quantised, head_with_an_adapter)),
+    ],
+)
+def test_a_head_that_runs_by_parts_gives_the_same_values_and_gradient(change, entropies_train):
+    policy = random_policy("qwen2")
+    change(policy)
+    model, temperature = policy.model, 0.7
+    tokens, targets = mx.array([[1, 2, 3, 4, 5, 6, 7]]), mx.array([2, 3, 4, 5, 6, 7, 8])
+
+    def whole(head, hidden):
+        logits = head(hidden) / temperature
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        entropies = -(mx.exp(logprobs) * logprobs).sum(axis=-1)
+        return mx.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0], entropies
+
+    def by_parts(head, hidden):  # of three, three and one
+        return logprobs_by_parts(head, hidden, targets, temperature, entropies_train=entropies_train, rows=3)
+
+    def results(compute):
+        def value(model):
+            body, head = split_head(model)
+            logprobs, entropies = compute(head, body(tokens)[0])
+            trained = logprobs.sum() + (0.1 * entropies.sum() if entropies_train else 0)
+            return trained, (logprobs, entropies)
+
+        (_, (logprobs, entropies)), gradients = nn.value_and_grad(model, value)(model)
+        arrays = {name: np.array(array) for name, array in tree_flatten(gradients)}
+        return arrays | {"logprobs": np.array(logprobs), "entropies": np.array(entropies)}
+
+    expected, got = results(whole), results(by_parts)
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert np.abs(expected["model.layers.0.mlp.down_proj.weight"]).max() > 1e-3
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 """A worker loads what the learner's Welcome describes."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -8,8 +9,10 @@ from mlx import nn
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy
 from grpo_actors.rollout.joining import load_welcome_policy, preload_policy
+from grpo_actors.rollout.worker import warm_up
 from grpo_actors.wire.messages import Welcome
 
 
@@ -49,13 +52,23 @@ def test_a_workers_quantised_base_must_be_the_learners():
 def test_a_worker_keeps_the_model_that_it_loaded_early_only_if_it_is_the_learners(tmp_path):
     settings, others = config(), config(fine_tune_type="dora")
     (tmp_path / "config.json").write_text(settings.model_dump_json())
-    early = preload_policy(tmp_path / "config.json")
+    prepared = []
+    early = preload_policy(tmp_path / "config.json", lambda policy, config: prepared.append((policy, config)))
+    assert prepared == [(early, settings)]
     assert load_welcome_policy(welcome(settings, early.identity), settings, early) is early
     loaded = load_welcome_policy(welcome(others, early.identity), others, early)
     assert loaded.config == others.model
 
 
 def test_a_model_that_cannot_be_loaded_early_is_left_to_the_learner_to_report(tmp_path):
-    assert preload_policy(tmp_path / "config.json") is None
+    def early():
+        return preload_policy(tmp_path / "config.json", warm_up)
+
+    assert early() is None
     (tmp_path / "config.json").write_text(config(model_name=str(tmp_path)).model_dump_json())
-    assert preload_policy(tmp_path / "config.json") is None
+    assert early() is None
+    # The tokenizer is read beside the weights, which are whole.
+    folder = shutil.copytree(EMBEDDED, tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{")
+    (tmp_path / "config.json").write_text(config(model_name=str(folder)).model_dump_json())
+    assert early() is None

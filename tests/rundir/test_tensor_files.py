@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from grpo_actors.rundir.staging import open_staging
-from grpo_actors.rundir.tensor_files import THREADS, freeze, write_files
+from grpo_actors.rundir.tensor_files import freeze, write_files
 
 
 def one_of_each():
@@ -78,65 +77,3 @@ def test_large_states_become_files_of_about_equal_size(tmp_path, sizes, files):
     )
     write_files(tmp_path, frozen)
     assert_equal(read_back(tmp_path, names), arrays)
-
-
-class HostRoom:
-    """Stands for pinned memory where there is no CUDA device: copies when the arrays are stored."""
-
-    def __init__(self, memory):
-        self.memory, self.closed = memory, False
-
-    def store(self, arrays):
-        for offset, array in arrays.items():
-            assert offset % 16 == 0, "the device copies 16 bytes at a time"
-            self.memory[offset : offset + array.nbytes] = np.asarray(array).data
-        return list(arrays.values())
-
-    def close(self):
-        self.closed = True
-
-
-def test_what_passes_through_pinned_memory_in_parts_gives_the_same_files(tmp_path):
-    # 64 bytes of room: arrays of 1 to 200 bytes share it, fill it exactly, or take several parts.
-    arrays = {
-        f"a{n}": mx.arange(n % 256, n % 256 + size).astype(mx.uint8)
-        for n, size in enumerate([1, 16, 17, 64, 200, 0, 64, 3, 128])
-    }
-    files = freeze("model", arrays | one_of_each(), shard_bytes=150)
-    rooms = []
-
-    def pin(memory):
-        rooms.append(HostRoom(memory))
-        return rooms[-1]
-
-    staging = open_staging(pin, room_bytes=64)
-    assert staging is not None
-    (tmp_path / "staged").mkdir()
-    assert write_files(tmp_path / "staged", files, staging.read) == write_files(tmp_path, files)
-    staging.close()
-    assert [room.closed for room in rooms] == [True] * THREADS
-
-
-def test_without_room_for_every_thread_nothing_is_pinned():
-    rooms = []
-
-    def pin(memory):
-        if len(rooms) == THREADS - 1:
-            return None
-        rooms.append(HostRoom(memory))
-        return rooms[-1]
-
-    assert open_staging(pin, room_bytes=64) is None
-    assert all(room.closed for room in rooms)
-
-
-@pytest.mark.skipif(not mx.cuda.is_available(), reason="memory is pinned for CUDA")
-def test_a_cuda_device_gives_the_same_files_through_pinned_memory_while_it_computes(tmp_path):
-    arrays = {f"a{n}": mx.random.normal((n + 1, 999)).astype(mx.bfloat16) for n in range(64)} | one_of_each()
-    files = freeze("model", arrays, shard_bytes=1 << 20)
-    staging = open_staging(room_bytes=1 << 16)
-    assert staging is not None
-    (tmp_path / "staged").mkdir()
-    staged = write_files(tmp_path / "staged", files, staging.read)
-    staging.close()
-    assert staged == write_files(tmp_path, files)

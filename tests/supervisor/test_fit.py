@@ -33,12 +33,15 @@ def test_the_plan_has_a_line_for_each_process_and_the_total_beside_the_memory():
         "rollout-1",
         "evaluator",
         "total",
+        "host",
     ]
     # 697,472 weights of 2 bytes, and 12 bytes of training each.
     assert "weights 0.00 GB, training 0.01 GB, activations" in lines[1]
     assert lines[1].endswith("CUDA 1.31 GB")
     total = (plan.learner.total + 2 * plan.worker.total + plan.evaluator.total) / 1e9
-    assert lines[-1] == f"total      {total:.2f} GB at most, of the GPU's 80.00 GB"
+    assert lines[-2] == f"total      {total:.2f} GB at most, of the GPU's 80.00 GB"
+    # 14 bytes a weight: its bfloat16 and float32 values, and two means.
+    assert lines[-1] == "host       0.01 GB: the copy from which checkpoints are written"
 
 
 def test_a_model_on_the_hub_has_no_plan_yet():
@@ -98,11 +101,13 @@ def test_the_processes_get_the_limits_of_the_plan(machine, tmp_path):
         assert int(environment["GRPO_ACTORS_MEMORY_LIMIT"]) == int(limit)
         assert int(environment["GRPO_ACTORS_CACHE_LIMIT"]) == int(min(need.reused, limit / 2))
         assert int(environment["GRPO_ACTORS_CHECKPOINT_ROOM"]) == int(need.checkpoint)
-    assert plan.learner.checkpoint > 0 == plan.worker.checkpoint
+    # On CUDA the host's memory holds the copy.
+    assert plan.learner.checkpoint == (0 if machine.back_end == "cuda" else plan.snapshot)
+    assert plan.snapshot > 0 == plan.worker.checkpoint
 
 
 def test_where_the_plan_does_not_fit_no_memory_is_set_aside_for_checkpoints(tmp_path):
-    small = cuda(plan_of(EMBEDDED, config(), cuda(80 * GB)).total(2) / 2)
+    small = Machine("cpu", 8, int(plan_of(EMBEDDED, config(), Machine("cpu", 8, 64 * GB)).total(2) / 2))
     pool = WorkerPool(tmp_path, config(), small, "ipc://none")
     assert pool.environment_of_learner["GRPO_ACTORS_CHECKPOINT_ROOM"] == "0"
 

@@ -85,5 +85,5 @@ def test_the_plan_has_room_for_every_byte_of_a_checkpoint(settings, dtype):
     grpo = Grpo(config, load_policy(config.model, seed=0), total_updates=10)
     reference = grpo.reference if config.objective.reference_refresh_updates else None
     frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {}, reference=reference)
-    planned = plan_of(EMBEDDED, config, MACHINE).learner.checkpoint
+    planned = plan_of(EMBEDDED, config, MACHINE).snapshot
     assert frozen.bytes <= planned < 1.02 * frozen.bytes

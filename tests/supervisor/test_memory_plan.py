@@ -84,6 +84,12 @@ def test_a_checkpoint_copies_weights_and_state_but_not_the_frozen_base_of_an_ada
     assert 0 <= adapter - 12 * 2 * 4 * (4 * 256 + 3 * 384) < 5000
 
 
+def test_on_cuda_a_checkpoint_takes_memory_of_the_host_and_none_of_the_gpu():
+    on_cuda = plan("dtype=bfloat16", machine=CUDA)
+    assert on_cuda.learner.checkpoint == 0
+    assert on_cuda.snapshot == plan("dtype=bfloat16").learner.checkpoint
+
+
 def test_a_quantised_base_and_its_adapter_are_small_in_every_process():
     # 4 bits, and for each 64 weights a scale and an offset of 4 bytes: 5 bits a weight. The norms stay.
     base = (PARAMETERS - NORMS) * 5 / 8 + 4 * NORMS

@@ -1,10 +1,12 @@
-"""Tokens of a micro-batch's row on CUDA. Loads no MLX: memory planning uses it too."""
+"""Sizes of a micro-batch on a GPU: its rows, and the parts of the head. Loads no MLX: memory planning uses it too."""
 
 #: A row has a multiple of this many tokens, so that a few shapes hold all updates: each costs a third of a second once.
 #: MLX has a fused gradient of attention for multiples of 128 only.
 PACKED_ROW = 1024
 #: The same for a model that computes one completion in a row.
 ROW = 128
+#: Most positions whose logits exist at the same time (`logprobs`): enough to keep a GPU busy.
+HEAD_ROWS = 1024
 
 
 def cuda_row(*, packed: bool) -> int:

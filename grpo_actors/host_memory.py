@@ -1,0 +1,31 @@
+"""The memory of this host that a process may still take. Loads no MLX."""
+
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+#: Where a container sees its own limits (cgroup v2).
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
+    """Return the bytes that fit into memory without swapping, and within the container's limit; 0 if Linux does not tell.
+
+    Beyond a container's limit no allocation fails: the kernel kills one of its processes.
+    """
+    available = _numbers(meminfo).get("MemAvailable:", 0) * 1024
+    try:
+        limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # not in a container, or one without a limit ("max")
+        return available
+    stat = _numbers(cgroup / "memory.stat")
+    cached = stat.get("active_file", 0) + stat.get(
+        "inactive_file", 0
+    )  # counted as used, and given up on demand
+    return max(0, min(available, limit - used + cached))
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Read lines of a name and a number, and perhaps a unit; no lines if there is no such file."""
+    if not path.is_file():
+        return {}
+    return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
