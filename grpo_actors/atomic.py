@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from grpo_actors.errors import ModelError
+from grpo_actors.failpoints import reach
 
 #: Suffix of a file or folder that is being written or removed.
 UNFINISHED = ".tmp"
@@ -64,6 +65,7 @@ def discard_folder(folder: Path) -> None:
     renamed = draft_of(_old(folder))
     shutil.rmtree(renamed, ignore_errors=True)
     folder.rename(renamed)
+    reach("folder.discarded")
     shutil.rmtree(renamed, ignore_errors=True)
 
 

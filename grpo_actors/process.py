@@ -5,6 +5,7 @@ into one line and an exit code. Imports nothing heavy, so that ``--help`` stays 
 """
 
 import contextlib
+import faulthandler
 import os
 import select
 import signal
@@ -31,6 +32,9 @@ CHECKPOINT_ROOM = "GRPO_ACTORS_CHECKPOINT_ROOM"
 EVALUATOR_TOKEN = "GRPO_ACTORS_EVALUATOR_TOKEN"  # noqa: S105 - the variable's name
 #: Without CACHE_LIMIT, MLX may keep freed arrays of 1 / CACHE_PARTS of its own memory limit, which is most of the device.
 CACHE_PARTS = 16
+
+#: Signal at which a process prints the stacks of all its threads to stderr, even while it hangs in a computation.
+PRINT_STACKS = signal.SIGUSR1
 
 #: Exit code for unusable input.
 EXIT_USAGE = 2
@@ -81,6 +85,7 @@ def enter_process() -> StopRequest:
         stop.set()
 
     follow_parent()
+    print_stacks_when_asked()
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, signal.SIG_IGN if is_supervised() else handle)
     return stop
@@ -91,6 +96,11 @@ def follow_parent() -> None:
     if is_supervised() and not any(thread.name == LIFELINE for thread in threading.enumerate()):
         lifeline = int(os.environ[LIFELINE])
         threading.Thread(target=_end_with_parent, args=(lifeline,), name=LIFELINE, daemon=True).start()
+
+
+def print_stacks_when_asked() -> None:
+    """Print the stacks of all threads at each `PRINT_STACKS`, without Python's help. May be called twice."""
+    faulthandler.register(PRINT_STACKS, all_threads=True)
 
 
 def bound_memory() -> None:

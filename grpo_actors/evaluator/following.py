@@ -1,10 +1,11 @@
 """Evaluate a run while it trains: score the base model, then every checkpoint as it appears; report to the learner.
 
-A score is saved in a file of the checkpoint and never computed again.
+A score is saved in a file of the checkpoint and never computed again. A checkpoint that cannot be scored, because it is
+damaged or its evaluation ended this process several times, is reported as such: the learner does not wait for its score.
 """
 
 import json
-import sys
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,8 +17,10 @@ import mlx.core as mx
 from grpo_actors.atomic import whole_file
 from grpo_actors.config import Config
 from grpo_actors.evaluator.score import Score, evaluate, held_out
+from grpo_actors.failpoints import reach
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
+from grpo_actors.progress import LOADING_S, begin_work, given_up, scoring_patience_s
 from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.rundir.checkpoint_weights import load_weights
 from grpo_actors.rundir.checkpoints import (
@@ -26,19 +29,21 @@ from grpo_actors.rundir.checkpoints import (
     verify,
     write_json,
 )
-from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE, MANIFEST
+from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.keys import ClientKey, read_run_key
 from grpo_actors.transport.sockets import zmq_context
 from grpo_actors.wire.handshake import handshake, hello
-from grpo_actors.wire.messages import Beat, Bye, Evaluation, decode, encode, from_learner
+from grpo_actors.wire.messages import Beat, Bye, Evaluation, Unscored, decode, encode, from_learner
 
 #: Seconds to wait for a message before the run folder is checked again.
 POLL_S = 0.2
-#: Seconds to wait for the learner, which may have to download its model first. If it fails, launch.py ends this process.
-PATIENCE_S = 600.0
+#: Seconds to wait for the learner: it may have to download its model first. If it fails, launch.py ends this process.
+PATIENCE_S = math.inf
+#: Why work that the supervisor has given up has no score.
+GIVEN_UP = "its evaluation ended the evaluator several times"
 
 
 class EvaluationStopped(Exception):  # noqa: N818 - not an error: it only leaves the computation
@@ -67,8 +72,13 @@ class RunEvaluator:
         self._next_beat_s = 0.0
         #: Whether the learner has sent Bye.
         self._run_ended = False
-        #: Update and time of the manifest, in nanoseconds, of each checkpoint that was handled.
-        self._seen: set[tuple[int, int]] = set()
+        self._patience_s = scoring_patience_s(config.reward.reward_timeout_s)
+        #: What is scored; empty in between.
+        self._work = ""
+        #: Updates whose checkpoint was reported to this learner. One that a resumed learner wrote again is reported again.
+        self._reported: set[int] = set()
+        #: The report on the base model, which cannot be scored again once a checkpoint is loaded.
+        self._base = b""
 
     def run(self) -> None:
         """Score checkpoints until the learner sends Bye or the process is asked to stop."""
@@ -84,32 +94,36 @@ class RunEvaluator:
                     policy, task, questions, config, scorer, episodes=turns, on_step=self._on_step
                 )
 
-            self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
+            self._begin("base model")
+            if self._work in given_up():
+                self._send(Unscored(update=0, checkpoint="base", reason=GIVEN_UP))
+            else:
+                self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
             while not self._stop and not self._run_ended:
                 checkpoint = self._next_checkpoint()
                 if checkpoint is None:
+                    self._begin("")
                     self._handle_message(POLL_S)
                 else:
                     self._report_checkpoint(checkpoint, policy, score)
 
     def _next_checkpoint(self) -> Checkpoint | None:
-        """Return the oldest checkpoint not handled yet, or None. One that a resumed run wrote again counts as new."""
+        """Return the oldest checkpoint not reported yet, or None."""
         for checkpoint in find_checkpoints(self._run_dir):
-            try:
-                version = (checkpoint.update, (checkpoint.path / MANIFEST).stat().st_mtime_ns)
-            except FileNotFoundError:  # pruned since it was listed
-                continue
-            if version not in self._seen:
-                self._seen.add(version)
+            if checkpoint.update not in self._reported:
+                self._reported.add(checkpoint.update)
                 return checkpoint
         return None
 
     def _report_checkpoint(self, checkpoint: Checkpoint, policy: Policy, score: Callable[[], Score]) -> None:
+        self._begin(checkpoint.path.name)
         score_file = checkpoint.path / EVALUATION_FILE
-        fault = None if score_file.is_file() else verify(checkpoint)
+        fault = GIVEN_UP if self._work in given_up() else None
+        if fault is None and not score_file.is_file():
+            fault = verify(checkpoint)
         if fault is not None:
             # Damaged, or pruned meanwhile. A resumed learner skips a damaged checkpoint too, and writes it again.
-            print(f"evaluator: not scored: {fault}", file=sys.stderr)
+            self._send(Unscored(update=checkpoint.update, checkpoint=checkpoint.path.name, reason=fault))
             return
 
         def load_and_score() -> Score:
@@ -124,11 +138,23 @@ class RunEvaluator:
             result = Score(**json.loads(score_file.read_text()))
         else:
             result = score()
+            reach("evaluator.scored")
             with whole_file(score_file) as draft:
                 write_json(draft, asdict(result))
-        message = encode(Evaluation(update=update, checkpoint=name, **asdict(result)))
-        while not self._control.send(message) and not self._stop:
+        message = Evaluation(update=update, checkpoint=name, **asdict(result))
+        if not update:
+            self._base = encode(message)
+        self._send(message)
+
+    def _send(self, message: Evaluation | Unscored) -> None:
+        data = encode(message)
+        while not self._control.send(data) and not self._stop:
             self._handle_message(POLL_S)
+
+    def _begin(self, work: str) -> None:
+        """Report the work that begins. Up to its first step it may load and compile for long."""
+        self._work = work
+        begin_work(work, LOADING_S if work else self._patience_s)
 
     def _handle_message(self, wait_s: float) -> None:
         """Wait up to `wait_s` for a message of the learner and handle it."""
@@ -138,12 +164,17 @@ class RunEvaluator:
             return
         message = decode(from_learner, data)
         if isinstance(message, Bye) and message.again:
+            # A new learner, which has none of the scores.
             self._control.send(encode(hello("evaluator", self._control.name, token=self._token)))
+            self._reported.clear()
+            if self._base:
+                self._control.send(self._base)
         elif isinstance(message, Bye):
             self._run_ended = True
 
     def _on_step(self, new_tokens: int) -> None:
         del new_tokens
+        begin_work(self._work, self._patience_s)
         self._beat("evaluating")
         if self._stop:
             raise EvaluationStopped
@@ -166,6 +197,7 @@ def follow_run(run_dir: Path, endpoint: str, stop: StopRequest, key_file: Path |
         welcome = handshake(control, "evaluator", stop, patience_s=PATIENCE_S, token=token)
         if welcome is None:
             return 0
+        begin_work("", LOADING_S)  # to load the model
         config = Config.model_validate_json(welcome.config)
         with suppress(EvaluationStopped):
             RunEvaluator(run_dir, control, config, stop, welcome.beat_s, token=token).run()

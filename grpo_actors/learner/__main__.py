@@ -26,7 +26,9 @@ def main() -> int:
         opened = open_replay(args.run_dir, args.replay, args.config, args.overrides, stop)
     else:
         endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
-        opened = open_live(args.run_dir, read_config(args.run_dir / CONFIG_FILE), stop, endpoints)
+        opened = open_live(
+            args.run_dir, read_config(args.run_dir / CONFIG_FILE), stop, endpoints, args.run_id
+        )
     with opened as run:
         return 0 if run is None else train(run)
 
@@ -64,6 +66,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--endpoints", help=argparse.SUPPRESS
     )  # JSON, from launch.py: the other processes got the same
+    parser.add_argument("--run-id", help=argparse.SUPPRESS)  # from launch.py, for a new run
     args = parser.parse_args()
     if args.replay is None and (args.config or args.overrides):
         parser.error(

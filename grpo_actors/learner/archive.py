@@ -32,7 +32,7 @@ from grpo_actors.rundir.checkpoints import (
 )
 from grpo_actors.rundir.folder import BEST, CHECKPOINT, METRICS_FILE, checkpoint_folder, update_of
 from grpo_actors.schedule.lease import START, Cursor
-from grpo_actors.wire.messages import Evaluation
+from grpo_actors.wire.messages import Evaluation, Unscored
 
 #: Suffix of the folder name of a checkpoint that was put aside because it did not verify.
 DAMAGED = ".damaged"
@@ -207,7 +207,7 @@ class Archive:
         updates = map(update_of, self._run_dir.glob(f"{CHECKPOINT}*"))
         return {update for update in updates if update is not None} - self._evaluated
 
-    def take_evaluations(self, records: Records, arrived: Sequence[Evaluation]) -> None:
+    def take_evaluations(self, records: Records, arrived: Sequence[Evaluation | Unscored]) -> None:
         """Record the scores that have arrived; a score that is recorded already is dropped."""
         # A checkpoint that has a score is durable, or is about to be: its record comes first.
         scored = self._under_way is not None and self._under_way.update in {e.update for e in arrived}
@@ -215,7 +215,11 @@ class Archive:
         fresh = [e for e in arrived if e.update not in self._evaluated]
         for evaluation in fresh:
             self._evaluated.add(evaluation.update)
-            self._record(records, evaluation)
+            if isinstance(evaluation, Unscored):
+                text = f"{evaluation.checkpoint} has no score: {evaluation.reason}"
+                records.record("log", level="warning", text=text)
+            else:
+                self._record(records, evaluation)
         if fresh and self._under_way is None:  # else the next `collect` does
             self._prune()  # checkpoints that were kept only until their score came
 

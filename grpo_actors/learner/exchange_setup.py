@@ -10,7 +10,6 @@ from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.exchange.exchange import (
     BEAT_S,
-    LOST_S,
     Exchange,
     Quarantine,
     SamplingRules,
@@ -24,6 +23,7 @@ from grpo_actors.observe.records import numbers_only
 from grpo_actors.observe.sinks import Journal, Publish
 from grpo_actors.policy.identity import Identity
 from grpo_actors.policy.model import Policy
+from grpo_actors.progress import scoring_patience_s
 from grpo_actors.schedule.curriculum import Curriculum
 from grpo_actors.schedule.lease import Cursor
 from grpo_actors.schedule.leases import LeaseTable
@@ -71,13 +71,13 @@ def build_exchange(
         welcome=welcome,
         access=access,
         evaluator_token=evaluator_token,
-        # A worker sends no beat while a reward function runs, so the limit allows for a slow one.
-        lost_s=max(LOST_S, config.reward.reward_timeout_s + 10 * BEAT_S),
+        lost_s=scoring_patience_s(config.reward.reward_timeout_s),
         open_journal=lambda publisher: Journal(
             run_dir,
             seq=archive.records,
             log_jsonl=config.metrics.log_jsonl,
             publish=_publish(config, publisher),
+            session=endpoints.session,
         ),
     )
 

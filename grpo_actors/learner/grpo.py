@@ -34,6 +34,7 @@ from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.packed_rows import packs_rows
 from grpo_actors.policy.training import Training, learning_rate
+from grpo_actors.progress import report_progress
 from grpo_actors.schedule.quarantine import Gap
 
 #: Consecutive steps without a finite gradient after which the run ends, with its last good checkpoint.
@@ -136,6 +137,7 @@ class Grpo:
                 statistics = add_statistics(statistics, vector)
                 if iteration == 0:
                     gaps.update(zip(numbers, completion_gaps(vector), strict=False))  # padding follows
+                report_progress()
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
             norm, taken = self.training.step(rate)
@@ -230,6 +232,7 @@ class Grpo:
         """Return log-probs and entropies under the policy's present weights, already evaluated: no graph is kept."""
         frozen = self._logprobs(self.policy.model, arrays)
         mx.eval(*frozen)
+        report_progress()
         return frozen
 
     def _logprobs(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:

@@ -30,7 +30,11 @@ from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endp
 
 @contextlib.contextmanager
 def open_live(
-    run_dir: Path, config: Config, stop: StopRequest, endpoints: Endpoints | None = None
+    run_dir: Path,
+    config: Config,
+    stop: StopRequest,
+    endpoints: Endpoints | None = None,
+    run_id: str | None = None,
 ) -> Iterator[Run | None]:
     """Open the run in a folder, new or continued; yield None if nothing is left to do.
 
@@ -39,6 +43,8 @@ def open_live(
         config: Its settings.
         stop: Set by the first signal.
         endpoints: The addresses to bind, chosen by the supervisor; None: choose them here.
+        run_id: The id if this is a new run; the supervisor gives each learner that it starts the same, so that workers
+            stay with the run also if the first one left no checkpoint. None: choose it here.
     """
     evaluator_token = take_secret(EVALUATOR_TOKEN)
     with ExitStack() as stack:
@@ -46,7 +52,7 @@ def open_live(
         task = load_task(config.data, seed=config.run.seed)
         config = with_rewards(config, task)
         total = total_updates(config, len(task.problems("train")))
-        archive = Archive(run_dir, config, uuid.uuid4().hex[:12])
+        archive = Archive(run_dir, config, run_id or uuid.uuid4().hex[:12])
         if note := archive.note_if_complete(total):
             print(note, file=sys.stderr)
             yield None
@@ -96,12 +102,12 @@ def _listen(
     """Return the addresses to bind and who may use them; a learner without a supervisor chooses both here."""
     transport = config.transport
     folder = KeyFolder(Path(transport.keys_dir)) if transport.uses_keys else None
-    if chosen is not None:
-        return replace(chosen, pid=os.getpid()), Access(folder, read_run_key(run_dir))
-    if transport.warning:
-        print(transport.warning, file=sys.stderr)
-    stack.enter_context(run_key(run_dir, folder))
-    endpoints = plan_endpoints(
-        run_dir, transport.scheme, transport.host, transport.port, keys=transport.uses_keys
-    )
+    if chosen is None:
+        if transport.warning:
+            print(transport.warning, file=sys.stderr)
+        stack.enter_context(run_key(run_dir, folder))
+        chosen = plan_endpoints(
+            run_dir, transport.scheme, transport.host, transport.port, keys=transport.uses_keys
+        )
+    endpoints = replace(chosen, pid=os.getpid(), session=uuid.uuid4().hex[:8])
     return endpoints, Access(folder, read_run_key(run_dir))

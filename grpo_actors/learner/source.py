@@ -15,6 +15,7 @@ from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.publishing import Publisher
 from grpo_actors.process import StopRequest, is_supervised
+from grpo_actors.progress import report_progress
 from grpo_actors.rollout.worker import RolloutWorker
 
 #: Seconds that the end of a run waits for an absent evaluator, which may be restarting, or start only now.
@@ -68,6 +69,7 @@ class LiveSource:
                 while self.local.busy:
                     self.local.turn(wait_s=0)
             self.take_evaluations()
+            report_progress()  # the exchange thread has answered: neither of the two hangs
         return None
 
     def publish(self, grpo: Grpo, groups: Sequence[SampledGroup]) -> None:
@@ -110,4 +112,5 @@ class LiveSource:
             if self.exchange.evaluator_present():
                 last_seen_s = time.monotonic()
             self.take_evaluations()
+            report_progress()
             time.sleep(POLL_S)

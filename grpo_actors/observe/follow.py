@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
 from grpo_actors.errors import ProtocolError
+from grpo_actors.observe.reading import Reading
 from grpo_actors.observe.records import Record, decode
 from grpo_actors.rundir.folder import COMPLETIONS_FILE, METRICS_FILE
 
@@ -27,8 +28,8 @@ class Source(Protocol):
 class Follower:
     """The records of one run, merged from the files of `folder` and the events of `source`; either may be None.
 
-    A resumed run continues numbering from its checkpoint. Its records repeat numbers, but have newer
-    times, so they are returned too: numbers may fall back, at a ``start``, and then rise again.
+    A resumed run continues numbering from its checkpoint. Its records repeat numbers in a new session
+    (`reading`), so they are returned too: numbers may fall back, at a ``start``, and then rise again.
     """
 
     #: Records missing from both events and files, since the first one seen.
@@ -40,9 +41,7 @@ class Follower:
         self.source = source
         self._files = None if folder is None else HistoryReader(folder)
         self._pending: Record | None = None
-        self._last_seq = 0
-        # The newest time, not the last: setting a clock back must not make old records look new.
-        self._newest_time = float("-inf")
+        self._reading = Reading()
 
     def receive(self, timeout_s: float) -> Record | None:
         """Return the next record, or None if there is none within `timeout_s`."""
@@ -78,32 +77,26 @@ class Follower:
         except ProtocolError:
             self.malformed += 1
             return True
-        if self._is_new(record):
+        if self._reading.is_new(record):
             self._pending = record
-            if record["seq"] <= self._last_seq and self._files is not None:
+            if record["seq"] <= self._reading.seq and self._files is not None:
                 self._files.rewind()  # the run was resumed: its file was truncated and has grown again
         return True
 
     def _from_files(self) -> Record | None:
         while self._files is not None and (record := self._files.read()) is not None:
-            if self._is_new(record):
-                return self._pass_on(record)
+            if self._reading.is_new(record):
+                self._reading.mark(record)
+                return record
         return None
 
     def _from_event(self) -> Record | None:
         record, self._pending = self._pending, None
-        if record is None or not self._is_new(record):
+        if record is None or not self._reading.is_new(record):
             return None
-        if self._last_seq:
-            self.lost += max(record["seq"] - self._last_seq - 1, 0)
-        return self._pass_on(record)
-
-    def _is_new(self, record: Record) -> bool:
-        return bool(record["seq"] > self._last_seq or record["time"] > self._newest_time)
-
-    def _pass_on(self, record: Record) -> Record:
-        self._last_seq = record["seq"]
-        self._newest_time = max(self._newest_time, record["time"])
+        if self._reading.seq:
+            self.lost += max(record["seq"] - self._reading.seq - 1, 0)
+        self._reading.mark(record)
         return record
 
 

@@ -1,8 +1,8 @@
 """Define the records of a run: topics, fields and units, and their strict JSON form.
 
 This is the schema of ``metrics.jsonl``, ``completions.jsonl`` and the events socket. Every record has
-``seq`` (1, 2, 3, … without a gap), ``time`` (Unix seconds) and ``topic``, then the topic's fields in
-the order below; a field that was not measured is null. A number that JSON cannot represent (NaN,
+``seq`` (1, 2, 3, … without a gap), ``time`` (Unix seconds), ``session`` (which learner wrote it: `reading`)
+and ``topic``, then the topic's fields in the order below; a field that was not measured is null. A number that JSON cannot represent (NaN,
 ±infinity) becomes null too, and its path is listed in ``nonfinite``: "loss was NaN" and "loss was not
 measured" stay different. This module has no file and no socket.
 """
@@ -132,7 +132,7 @@ PUBLIC_TEXTS: Mapping[str, tuple[str, ...]] = {
 WITHHELD = "(kept on the learner's host)"
 
 
-def make_record(seq: int, time: float, topic: str, fields: Mapping[str, Any]) -> Record:
+def make_record(seq: int, time: float, topic: str, fields: Mapping[str, Any], session: str = "") -> Record:
     """Build a record in its final form: strict JSON values, and the schema's keys in the schema's order.
 
     Fields outside the schema follow in alphabetical order.
@@ -144,7 +144,7 @@ def make_record(seq: int, time: float, topic: str, fields: Mapping[str, Any]) ->
         raise ValueError(f"no such topic: {topic!r}; topics are {', '.join(FIELDS)}")
     nonfinite: list[str] = []
     clean = {str(key): _strict(value, str(key), nonfinite) for key, value in fields.items()}
-    record: Record = {"seq": seq, "time": time, "topic": topic}
+    record: Record = {"seq": seq, "time": time, **({"session": session} if session else {}), "topic": topic}
     record |= {key: clean.pop(key, None) for key in FIELDS[topic]}
     record |= {key: clean[key] for key in sorted(clean) if key not in record}
     if nonfinite:
@@ -160,7 +160,7 @@ def encode(record: Record) -> bytes:
 def numbers_only(line: bytes) -> bytes:
     """Return an encoded record without the texts that may hold a prompt, a completion, or something else of the user's."""
     record = decode(line)
-    public = ("seq", "time", "topic", *PUBLIC_TEXTS.get(record["topic"], ()))
+    public = ("seq", "time", "session", "topic", *PUBLIC_TEXTS.get(record["topic"], ()))
     return encode({key: value if key in public else _withhold(value) for key, value in record.items()})
 
 

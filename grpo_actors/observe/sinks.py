@@ -9,6 +9,7 @@ it there. This module has no socket: the caller passes a function that publishes
 import functools
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -39,14 +40,17 @@ class Journal:
         seq: int = 0,
         log_jsonl: bool = True,
         publish: Publish | None = None,
+        session: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Open the files of `folder` to continue after record `seq` (0: empty them).
 
-        Without `log_jsonl` no file is touched: records are only numbered and published.
+        Without `log_jsonl` no file is touched: records are only numbered and published. `session` names the life
+        of the process that writes; if it is empty, a name is chosen.
         """
         self._seq = seq
         self._publish = publish
+        self._session = session or uuid.uuid4().hex[:8]
         self._clock = clock
         self._metrics: LineFile | None = None
         self._completions: LineFile | None = None
@@ -71,7 +75,7 @@ class Journal:
         A `RunError` (disk full) leaves files and numbering unchanged and publishes nothing: the call may be
         repeated once there is free space.
         """
-        record = make_record(self._seq + 1, self._clock(), topic, fields)
+        record = make_record(self._seq + 1, self._clock(), topic, fields, self._session)
         line = encode(record)
         self._write(record, line)
         self._seq += 1
@@ -108,9 +112,8 @@ class Journal:
         before = self._completions.size
         self._completions.write(line)
         try:
-            self._metrics.write(
-                encode({key: record[key] for key in ("seq", "time", "topic", "update", "problem")})
-            )
+            keys = ("seq", "time", "session", "topic", "update", "problem")
+            self._metrics.write(encode({key: record[key] for key in keys}))
         except RunError:
             self._completions.cut(before)
             raise

@@ -5,53 +5,84 @@
 
 The address, and on TCP a key made on the learner's host, are all that a worker needs. The learner sends the
 configuration and the identity of the model; each lease carries the prompt's tokens, the seeds and the inputs of the
-reward functions. Ctrl-C makes the worker leave, and its unfinished leases go to another worker.
+reward functions. Ctrl-C makes the worker leave, and its unfinished leases go to another worker. If the learner is gone,
+the worker waits for it and goes on when it is back.
 """
 
 import argparse
 import contextlib
+import math
 import os
 import socket
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_actors.backend import join_mps, submit_long_graphs
 from grpo_actors.errors import RunError
 from grpo_actors.process import StopRequest, bound_memory, enter_process, is_supervised, run_command
+from grpo_actors.progress import LOADING_S, begin_work
 
 if TYPE_CHECKING:
+    from grpo_actors.policy.model import Policy
     from grpo_actors.transport.keys import ClientKey
     from grpo_actors.transport.sockets import Endpoints
 
 #: Longest wait for a message before the stop flag is checked, in seconds.
 WAIT_S = 0.2
+#: Seconds without a learner after which the worker says so and looks for it elsewhere. It looks again after twice as long,
+#: and at least every LONGEST_LOOK_S.
+ABSENT_S = 2.0
+LONGEST_LOOK_S = 30.0
 
 
 def work(
-    endpoint: str,
-    name: str,
-    stop: StopRequest,
-    patience_s: float,
-    *,
-    key: "ClientKey | None" = None,
-    settings: Path | None = None,
+    find: "Callable[[], Place]", name: str, stop: StopRequest, patience_s: float, settings: Path | None = None
 ) -> int:
     """Run a worker until it is dismissed or asked to leave; return the exit code, 1 if the learner dropped it.
 
-    `key` is needed where the learner asks for one. `settings` is the run's config.json, if the worker may load its model
-    before the learner answers.
+    A learner that is gone may come back, at the same address or another one, with the same run or another one: the worker
+    waits for it, and joins it again.
+
+    Args:
+        find: Returns where the learner is. Raises RunError if no run is live.
+        name: The worker's name in the logs.
+        stop: Set by the first signal.
+        patience_s: How long to wait for a learner that is not there.
+        settings: The run's config.json, if the worker may load its model before the learner answers.
 
     Raises:
         RunError: the learner refused the worker, or could not be reached for `patience_s`.
     """
     # These imports take seconds, so they come after the signal handlers are in place.
+    from grpo_actors.rollout.joining import preload_policy  # noqa: PLC0415
+    from grpo_actors.rollout.worker import warm_up  # noqa: PLC0415
+    from grpo_actors.transport.control import new_session  # noqa: PLC0415
+
+    bound_memory()
+    preloaded = preload_policy(settings, warm_up) if settings else None
+    # The same each time: a learner that knows this process already lets it join again under its name.
+    session, place = new_session(), find()
+    while True:
+        absence = Absence(find, place, patience_s)
+        outcome = _take_part(absence, name, session, stop, preloaded)
+        if not isinstance(outcome, Place):
+            return outcome
+        place, preloaded = outcome, None  # it has learned
+
+
+def _take_part(
+    absence: "Absence", name: str, session: bytes, stop: StopRequest, preloaded: "Policy | None"
+) -> "Place | int":
+    """Join a run and work until the worker leaves it; return the exit code, or where the run is that it must join now."""
     from grpo_actors.config import Config  # noqa: PLC0415
     from grpo_actors.policy.pinned import pin  # noqa: PLC0415
     from grpo_actors.rollout.episodes import open_episodes  # noqa: PLC0415
-    from grpo_actors.rollout.joining import load_welcome_policy, preload_policy  # noqa: PLC0415
-    from grpo_actors.rollout.worker import RolloutWorker, warm_up  # noqa: PLC0415
+    from grpo_actors.rollout.joining import load_welcome_policy  # noqa: PLC0415
+    from grpo_actors.rollout.worker import RolloutWorker  # noqa: PLC0415
     from grpo_actors.tasks.scoring import open_scorer  # noqa: PLC0415
     from grpo_actors.transport.control import ControlClient  # noqa: PLC0415
     from grpo_actors.transport.sockets import reachable_endpoint, zmq_context  # noqa: PLC0415
@@ -60,15 +91,19 @@ def work(
     from grpo_actors.wire.handshake import handshake  # noqa: PLC0415
     from grpo_actors.wire.messages import Bye, encode  # noqa: PLC0415
 
-    bound_memory()
-    preloaded = preload_policy(settings, warm_up) if settings else None
+    place = absence.place
     with (
         zmq_context() as context,
-        contextlib.closing(ControlClient(context, endpoint, name, key)) as control,
+        contextlib.closing(
+            ControlClient(
+                *(context, place.endpoint, name, place.key), session=session, backs_off=not is_supervised()
+            )
+        ) as control,
     ):
-        welcome = handshake(control, "rollout", stop, patience_s)
+        welcome = handshake(control, "rollout", stop, absence.patience_s)
         if welcome is None:
             return 0
+        begin_work("", LOADING_S)  # to load the model
         config = Config.model_validate_json(welcome.config)
         policy = load_welcome_policy(welcome, config, preloaded)
         with (
@@ -76,14 +111,27 @@ def work(
             open_episodes(config, policy) as turns,
         ):
             weights = WeightsClient(
-                context, reachable_endpoint(welcome.weights_endpoint, endpoint), fetching, pin, key
+                context,
+                reachable_endpoint(welcome.weights_endpoint, place.endpoint),
+                fetching,
+                pin,
+                place.key,
             )
             worker = RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop)
             _print_by_hand(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
             while not stop and worker.dismissed is None:
-                worker.turn(WAIT_S)
-                if time.monotonic() - worker.connected_s > patience_s:
-                    raise RunError(f"{endpoint}: the learner has been gone for {patience_s:g} s")
+                try:
+                    worker.turn(WAIT_S)
+                    gone_s = time.monotonic() - worker.connected_s
+                    found = place if worker.must_rejoin else absence.look(gone_s)
+                except RunError:
+                    # Refused, perhaps by a learner with a new key that listens at the same address.
+                    found = absence.find_other()
+                    if found is None:
+                        raise
+                if found is not None:
+                    _print_by_hand(f"left after {worker.delivered} groups, to join the run that is there now")
+                    return found
         reason = worker.dismissed or "asked to leave"
         control.send(encode(Bye(reason=reason)))
         if worker.dropped:
@@ -91,6 +139,56 @@ def work(
             return 1
         _print_by_hand(f"left after {worker.delivered} groups: {reason}")
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a learner is."""
+
+    #: Address of its control socket.
+    endpoint: str
+    #: What its sockets ask for; None: nothing.
+    key: "ClientKey | None" = None
+
+
+@dataclass
+class Absence:
+    """The learner's absence, during which a worker waits."""
+
+    find: Callable[[], Place]
+    #: Where the learner was.
+    place: Place
+    patience_s: float
+    #: Length of the absence at which it is looked for again; its double the next time.
+    _next_s: float = ABSENT_S
+
+    def look(self, gone_s: float) -> Place | None:
+        """Return where the learner is now, if it has moved; `gone_s`: seconds since it could be reached.
+
+        Raises:
+            RunError: it has been gone for too long.
+        """
+        if gone_s > self.patience_s:
+            raise RunError(f"{self.place.endpoint}: the learner has been gone for {self.patience_s:g} s")
+        if gone_s < ABSENT_S:
+            if self._next_s > ABSENT_S:
+                _print_by_hand("the learner is back")
+            self._next_s = ABSENT_S
+            return None
+        if gone_s < self._next_s:
+            return None
+        if self._next_s == ABSENT_S:
+            until = "" if self.patience_s == math.inf else f" for up to {self.patience_s:g} s (--patience)"
+            _print_by_hand(f"the learner is gone; waiting{until}")
+        self._next_s = min(2 * gone_s, gone_s + LONGEST_LOOK_S)
+        return self.find_other()
+
+    def find_other(self) -> Place | None:
+        """Return where the learner is now, if it is elsewhere or has another key."""
+        with contextlib.suppress(RunError):  # there is none yet
+            found = self.find()
+            return None if found == self.place else found
+        return None
 
 
 def _print_by_hand(text: str) -> None:
@@ -136,7 +234,11 @@ def main() -> int:
     default_name = f"attached-{socket.gethostname()}-{os.getpid()}"
     parser.add_argument("--name", default=default_name, help="name in the logs")
     parser.add_argument(
-        "--patience", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the learner"
+        "--patience",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long to wait for a learner that is gone, or not there yet; 0: for ever (default: %(default)g)",
     )
     parser.add_argument("--preload", metavar="FILE", type=Path, help=argparse.SUPPRESS)  # from launch.py
     args = parser.parse_args()
@@ -144,16 +246,20 @@ def main() -> int:
     submit_long_graphs()
     from grpo_actors.transport.keys import ClientKey, read_run_key  # noqa: PLC0415
 
-    endpoint = args.connect
-    key = ClientKey.read(args.key) if args.key else None
     if args.attach:
         endpoints = live_endpoints(args.attach)
-        endpoint = endpoints.control
-        key = key or read_run_key(args.attach)
         join_mps(endpoints.mps)
         if endpoints.join:
             _print_by_hand(f"from another host: {endpoints.how_to_join}")
-    return work(endpoint, args.name, stop, args.patience, key=key, settings=args.preload)
+
+    def find() -> Place:
+        """Read the files anew each time: a learner that is started again may have another address and another key."""
+        endpoint = live_endpoints(args.attach).control if args.attach else str(args.connect)
+        if args.key:
+            return Place(endpoint, ClientKey.read(args.key))
+        return Place(endpoint, read_run_key(args.attach) if args.attach else None)
+
+    return work(find, args.name, stop, args.patience or math.inf, args.preload)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,13 @@ import mlx.core as mx
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ProtocolError
+from grpo_actors.failpoints import reach
 from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
 from grpo_actors.policy.decoding.sampling import Sampler, rows_for
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
+from grpo_actors.progress import LOADING_S, begin_work, report_progress, scoring_patience_s
 from grpo_actors.rollout.episodes import Episodes
 from grpo_actors.rollout.joining import fetch_weights
 from grpo_actors.rollout.lease_sampler import LeaseSampler, LeaseSamples
@@ -88,6 +90,7 @@ class RolloutWorker:
     #: Number of groups that the learner accepted.
     delivered: int = 0
     _newest: int = 0
+    _has_stepped: bool = False
     _grants: deque[Grant] = field(default_factory=deque)
     _unacknowledged: dict[int, Unacknowledged] = field(default_factory=dict)
     _tokens: int = 0
@@ -101,12 +104,15 @@ class RolloutWorker:
     dismissed: str | None = None
     #: Whether the reason is an error: the learner dropped the worker.
     dropped: bool = False
+    #: Whether the learner was started again with another run or other settings, for which this worker was not made.
+    must_rejoin: bool = False
     _lease_sampler: LeaseSampler = field(init=False)
 
     def __post_init__(self) -> None:
         self._lease_sampler = LeaseSampler(
             self.policy, self.config, sampling_params(self.config), self._respond
         )
+        self._begin_work([])
 
     @property
     def busy(self) -> bool:
@@ -129,20 +135,37 @@ class RolloutWorker:
             self._lease_sampler.drop(list(self._lease_sampler.leases))
             return
         while self._may_begin and self._can_sample():
-            self._lease_sampler.begin(self._grants.popleft().leases, self.version)
+            leases = self._grants.popleft().leases
+            self._begin_work([*self._lease_sampler.leases, *(lease.lease for lease in leases)])
+            self._lease_sampler.begin(leases, self.version)
         if self.busy:
             self._step()
             self._book()
             # A worker that has run out of work reports it at once.
             self._beat("sampling" if self.busy else "waiting", force=not self.busy)
 
+    def _begin_work(self, leases: Sequence[int]) -> None:
+        """Report which leases are sampled from now on. Within the learner's process, the learner reports its own work."""
+        if self.weights is None:
+            return
+        work = f"lease{'s' * (len(leases) > 1)} {', '.join(map(str, leases))}" if leases else ""
+        patience_s = scoring_patience_s(self.config.reward.reward_timeout_s)
+        # The first step may compile.
+        begin_work(work, LOADING_S if work and not self._has_stepped else patience_s)
+
     def _step(self) -> None:
         tokens, done = self._lease_sampler.step()
+        if not self._has_stepped:
+            self._has_stepped = True
+            self._begin_work(list(self._lease_sampler.leases))
+        reach("worker.sampling")
         self._tokens += tokens
         for group in [self._score(sampling) for sampling in done]:
             self._deliver(group)
         # Only now: a beat sent during scoring must still list these leases, or the learner takes them for lost.
         self._lease_sampler.drop([sampling.lease.lease for sampling in done])
+        if not self.busy:
+            self._begin_work([])
 
     def _before_step(self, wait_s: float) -> None:
         """Handle messages first, because one may void all grants; then adopt new weights and resend groups."""
@@ -185,11 +208,12 @@ class RolloutWorker:
                     self._newest = max(self._newest, message.version)
                 case Bye(again=True):
                     self._reset()
-                    self._send(hello("rollout", self.control.name, self.welcome.run_id))
+                    self._send(hello("rollout", self.control.name))
                 case Bye():
                     self.dismissed, self.dropped = message.reason, not message.dismissed
                 case Welcome():
                     self._next_beat_s = 0.0
+                    self.must_rejoin = not _same_work(message, self.welcome)
                 case _:
                     raise ProtocolError(f"{type(message).__name__} does not go this way")
 
@@ -215,7 +239,9 @@ class RolloutWorker:
 
     def _deliver(self, group: Group) -> None:
         self._unacknowledged[group.lease] = Unacknowledged(group, time.monotonic())
+        reach("worker.scored")
         self._send(group)
+        reach("worker.sent")
 
     def _send(self, message: Message) -> None:
         """Send if connected; a message that must have an effect is sent again until it has."""
@@ -230,6 +256,7 @@ class RolloutWorker:
                 self._send(waiting.group)
 
     def _beat(self, state: Literal["sampling", "scoring", "waiting"], *, force: bool = False) -> None:
+        report_progress()
         now_s = time.monotonic()
         if not force and now_s < self._next_beat_s:
             return
@@ -289,6 +316,14 @@ class RolloutWorker:
         )
         self._beat("scoring")
         return group
+
+
+def _same_work(one: Welcome, other: Welcome) -> bool:
+    """Return whether two learners ask for the same."""
+    return all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("run_id", "config", "identity", "weights_endpoint")
+    )
 
 
 def sampling_params(config: Config) -> SamplingParams:

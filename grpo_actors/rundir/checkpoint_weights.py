@@ -29,6 +29,7 @@ from mlx.utils import tree_flatten
 from grpo_actors.atomic import draft_of
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError, RunError
+from grpo_actors.failpoints import reach
 from grpo_actors.policy.adapter import adapted_layers, adapter_parameters
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import Policy
@@ -74,9 +75,13 @@ class FrozenCheckpoint:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
+            reach("checkpoint.begun")
             for name, content in self.others.items():
                 (temporary / name).write_bytes(content)
-            seal(temporary, final, write_files(temporary, self.tensors))
+            entries = write_files(temporary, self.tensors)
+            reach("checkpoint.written")
+            seal(temporary, final, entries)
+            reach("checkpoint.sealed")
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise RunError(

@@ -15,6 +15,7 @@ from typing import Any
 
 from grpo_actors.atomic import UNFINISHED, discard_folder, seal_folder, whole_file
 from grpo_actors.errors import RunError
+from grpo_actors.failpoints import reach
 from grpo_actors.rundir.folder import (
     BEST,
     CHECKPOINT,
@@ -166,6 +167,7 @@ def seal(temporary: Path, final: Path, known: Mapping[str, Mapping[str, Any]] | 
         if path.name not in entries:
             entries[path.name] = _describe(path)
     write_json(temporary / MANIFEST, {"files": dict(sorted(entries.items()))})
+    reach("checkpoint.manifest")
     seal_folder(temporary, final)
 
 

@@ -7,6 +7,9 @@ Crashes: a worker, the evaluator or a tracker is started again, after a pause th
 (`worker_pool` decides how many workers run). If the learner ends, the run ends with its exit code; the same command
 continues the run.
 
+Hangs: a learner, a worker or an evaluator that makes no progress is killed and started again. The learner continues from
+its last checkpoint; the others wait for it and join again.
+
 Stopping: the first Ctrl-C asks the learner to finish its step and write a checkpoint; then the others stop too. The
 second Ctrl-C kills all. If the supervisor itself is killed, the pipe that every child inherits closes, and the
 children end.
@@ -19,6 +22,7 @@ import secrets
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -27,17 +31,20 @@ from types import FrameType
 
 from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
+from grpo_actors.errors import RunError
 from grpo_actors.kernels.stage import Stage
 from grpo_actors.observe.follow import Follower
+from grpo_actors.observe.reading import session_of
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.process import EVALUATOR_TOKEN, EXIT_USAGE
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
-from grpo_actors.supervisor.children import Actor, how_it_ended
+from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.mps import Mps, mps_environment, mps_helps
 from grpo_actors.supervisor.preflight import prepared
+from grpo_actors.supervisor.stall import Stall
 from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
 from grpo_actors.transport.keys import KeyFolder, read_run_key, run_key
@@ -95,14 +102,17 @@ class Supervisor:
     lifeline: int
     #: Closes the follower of the run's records and its socket.
     follower_stack: ExitStack
-    #: None until the learner has written its endpoints.
+    #: None until the first learner has written its endpoints.
     _follower: Follower | None = None
     #: Monotonic time at which it had.
     _listening_since_s: float = 0.0
+    #: Process id of the learner that has written its endpoints.
+    _listening: int | None = None
+    #: Sessions of the learners of this start. A resumed run has shown the records of others before.
+    _sessions: set[str] = field(default_factory=set)
+    _stall: Stall = field(default_factory=Stall)
     #: Whether an update was done since the start.
     _has_updated: bool = False
-    #: Unix time of the start, in seconds.
-    _since: float = field(default_factory=time.time)
     #: Monotonic time at which the first Ctrl-C was handled; None before.
     _draining_since_s: float | None = None
     #: Number of notes that the step still runs.
@@ -126,16 +136,23 @@ class Supervisor:
         """Check all children once; return False if the learner has ended."""
         self._start_children()
         self._show_output(wait_s=TICK_S)
-        if not self.learner.alive:
+        for child in self._children:
+            if note := child.end_if_hung():
+                self.status.print_line(note, "yellow")
+        if not self.learner.alive and (self.signals.count or self.learner.is_over):
             return False
         if self.signals.count:
             self._handle_signals()
             return True
-        for observer in self.observers:
-            if note := observer.revive(self.lifeline):
+        for child in (self.learner, *self.observers):
+            if note := child.revive(self.lifeline):
                 self.status.print_line(note, "yellow")
+                if child is self.learner:
+                    # Nobody is to attach before its successor listens, which binds the same addresses again.
+                    (self.run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
         for text, style in self.pool.revive(self.lifeline):
             self.status.print_line(text, style)
+        self._explain_stall()
         if self.pool.is_hopeless and not self._all_workers_failed:
             self._all_workers_failed = True
             self.status.print_line(
@@ -144,18 +161,36 @@ class Supervisor:
             self.learner.send(signal.SIGTERM)
         return True
 
+    def _explain_stall(self) -> None:
+        waited_for = ((child.name, child.trouble) for child in (self.learner, *self.pool.workers))
+        troubles = {name: trouble for name, trouble in waited_for if trouble is not None}
+        if note := self._stall.explain(time.monotonic(), troubles):
+            self.status.print_line(note, "yellow")
+
     def _start_children(self) -> None:
         """Start all children that were not started yet; some of them only when the learner listens."""
-        if self._follower is None and (self.run_dir / ENDPOINTS_FILE).exists():
+        self._follow_learner()
+        for child in self._children:
+            if child.process is None and not self.signals.count and not self._must_wait(child):
+                child.start(self.lifeline)
+
+    def _follow_learner(self) -> None:
+        """Follow the records of a learner that has written its endpoints."""
+        learner = self.learner.process
+        if learner is None or learner.pid == self._listening or not (self.run_dir / ENDPOINTS_FILE).exists():
+            return
+        with contextlib.suppress(RunError):  # it has just ended
+            written = Endpoints.read(self.run_dir)
+            if written.pid == learner.pid:  # else a killed run has left them
+                self._listening = learner.pid
+                self._sessions.add(written.session)
+        if self._listening is not None and self._follower is None:
             # Not earlier: a subscriber that cannot connect retries after longer and longer pauses.
             events = self.follower_stack.enter_context(
                 EventSubscriber(self.endpoints.events, key=read_run_key(self.run_dir))
             )
             self._follower = self.follower_stack.enter_context(Follower(events, self.run_dir))
             self._listening_since_s = time.monotonic()
-        for child in self._children:
-            if child.process is None and not self.signals.count and not self._must_wait(child):
-                child.start(self.lifeline)
 
     def _must_wait(self, child: Actor) -> bool:
         if child.waits_for == "nothing":
@@ -169,8 +204,10 @@ class Supervisor:
         if self._follower is None:
             time.sleep(wait_s)
         while self._follower is not None and (record := self._follower.receive(wait_s)) is not None:
-            if record["time"] >= self._since:  # older records: a resumed run has shown them before
-                self._has_updated |= record["topic"] == "metrics"
+            if session_of(record) in self._sessions:
+                if record["topic"] == "metrics":
+                    self._has_updated = True
+                    self._stall.end()
                 if record["topic"] != "headcount":  # the pool's decisions were shown when they were taken
                     self.status.show(record)
                 if not self.signals.count:
@@ -236,12 +273,14 @@ class Supervisor:
             code = 0  # stopped before the learner had started or handled signals: there was nothing to save
         if code == 0 and self._all_workers_failed:
             return EXIT_USAGE
+        if code < 0 and self.learner.is_hopeless:
+            code = 1  # it was killed because it hung, the last of several times
         if code == 0:
             print(summary(self.run_dir), file=sys.stderr)
         elif code < 0 or code == 1:
             kept = find_checkpoints(self.run_dir)
             effect = f"continues the run after update {kept[-1].update}" if kept else "starts it again"
-            print(f"the learner {how_it_ended(code)}; the same command {effect}", file=sys.stderr)
+            print(f"the learner {self.learner.how_it_ended}; the same command {effect}", file=sys.stderr)
         return code if code >= 0 else 128 - code
 
 
@@ -303,9 +342,14 @@ def _open(
     token = secrets.token_hex(16)
     learner = Actor(
         "learner",
-        ["grpo_actors.learner", str(run_dir), "--endpoints", json.dumps(asdict(endpoints))],
+        [
+            *("grpo_actors.learner", str(run_dir), "--run-id", uuid.uuid4().hex[:12]),
+            *("--endpoints", json.dumps(asdict(endpoints))),
+        ],
         pool.environment_of_learner | {LOCK: str(lock), EVALUATOR_TOKEN: token},
         respawns=False,
+        respawns_if_hung=True,
+        is_watched=True,
         inherited=(lock,),
     )
     observers = _observers(run_dir, config, endpoints, pool.environment_of_evaluator, token)
@@ -330,6 +374,8 @@ def _observers(
                 command,
                 {**environment, EVALUATOR_TOKEN: token},
                 respawns=True,
+                is_watched=True,
+                gives_up_work=True,
                 waits_for="update",
                 in_background=True,
             )

@@ -19,7 +19,7 @@ from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
 from grpo_actors.rundir.decisions import Decision, append_decision, kept_workers
 from grpo_actors.rundir.folder import CONFIG_FILE, RUN_KEY_FILE, WORKERS_FILE
-from grpo_actors.supervisor.children import Actor, how_it_ended
+from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.fit import find_plan, limited, scale, tight
 from grpo_actors.supervisor.headcount import Headcount, Measurement
 from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
@@ -122,7 +122,7 @@ class WorkerPool:
         for worker in list(self.workers):
             if self.headcount is not None and len(self.workers) > 1 and worker.returncode:
                 self.workers.remove(worker)
-                self._apply(self.headcount.worker_died(how_it_ended(worker.returncode)))
+                self._apply(self.headcount.worker_died(worker.how_it_ended))
             elif note := worker.revive(lifeline):
                 yield note, "yellow"
         notes, self._notes = self._notes, []
@@ -171,12 +171,16 @@ class WorkerPool:
         """Add a worker. The supervisor starts its process, as for all children that were not started yet."""
         # A number is never used twice: the stopped worker that had it may not have ended yet.
         name = f"rollout-{len(self.actors)}"
-        command = [WORKER, "--connect", self.control, "--name", name, "--patience", "600"]
+        command = [WORKER, "--connect", self.control, "--name", name]
+        command += [
+            "--patience",
+            "0",
+        ]  # a learner that is started again may load for long; this process ends its workers
         command += ["--preload", str(self.run_dir / CONFIG_FILE)]
         if self.config.transport.uses_keys:
             command += ["--key", str(self.run_dir / RUN_KEY_FILE)]
         environment = self._limited(self._share, None if self._plan is None else self._plan.worker)
-        actor = Actor(name, command, environment, respawns=True)
+        actor = Actor(name, command, environment, respawns=True, is_watched=True, gives_up_work=True)
         self.actors.append(actor)
         self.workers.append(actor)
 

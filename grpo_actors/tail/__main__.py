@@ -263,11 +263,14 @@ class _Screen:
         self._live = Live(console=self._console, screen=True, auto_refresh=False)
         self._view: RunView | None = None
         self._drawn_at = float("-inf")
+        #: Monotonic time of the last record. Its own time is that of a clock on another host, perhaps, or set back since.
+        self._heard_at = time.monotonic()
         self._live.start()
 
     def show(self, view: "RunView", record: "Record | None") -> None:
         self._view = view
         now = time.monotonic()
+        self._heard_at = self._heard_at if record is None else now
         # History arrives at thousands of records a second; a few redraws a second are enough.
         if record is None or now - self._drawn_at >= TICK_S:
             self._drawn_at = now
@@ -286,7 +289,7 @@ class _Screen:
     def _panel(self, view: "RunView", height: int) -> "RenderableType":
         from grpo_actors.tail.panel import panel  # noqa: PLC0415
 
-        return panel(view, self._console.width, height, time.time())
+        return panel(view, self._console.width, height, time.monotonic() - self._heard_at)
 
 
 def _display(*, as_json: bool) -> Display:

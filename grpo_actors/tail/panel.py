@@ -25,12 +25,12 @@ TALL = 32
 SILENCE_S = 10.0
 
 
-def panel(view: RunView, width: int, height: int, now: float) -> RenderableType:
-    """Draw the view in at most `height` lines; `now` in Unix seconds."""
+def panel(view: RunView, width: int, height: int, silent_s: float) -> RenderableType:
+    """Draw the view in at most `height` lines; `silent_s`: seconds since the last record arrived."""
     columns = 3 if width >= WIDE else 2
     block_width = width // columns - 1
     blocks = [block(view, block_width) for block in (learning, rollout, evaluation, workers)]
-    parts: list[RenderableType] = [_header(view, width, now), *_notes(view)]
+    parts: list[RenderableType] = [_header(view, width, silent_s), *_notes(view)]
     gap = [Text()] if height >= TALL else []
     parts += gap
     if columns == 3:
@@ -49,7 +49,7 @@ def _lines(renderable: RenderableType, width: int) -> int:
     return len(console.render_lines(renderable, pad=False))
 
 
-def _header(view: RunView, width: int, now: float) -> RenderableType:
+def _header(view: RunView, width: int, silent_s: float) -> RenderableType:
     """Draw two lines: which run and its state, then its progress."""
     start = view.start or {}
     names = [printable(start[key]) for key in ("run_name", "model_name") if start.get(key)]
@@ -60,7 +60,7 @@ def _header(view: RunView, width: int, now: float) -> RenderableType:
     row = Table.grid(expand=True)
     row.add_column(ratio=1)
     row.add_column(justify="right", no_wrap=True)
-    row.add_row(title, _state(view, now))
+    row.add_row(title, _state(view, silent_s))
     facts = f"{progress(view)} updates  {pace(view.updates_per_s)}"
     if view.total_updates is None:
         return Group(row, Text(facts))
@@ -71,14 +71,14 @@ def _header(view: RunView, width: int, now: float) -> RenderableType:
     return Group(row, below)
 
 
-def _state(view: RunView, now: float) -> Text:
+def _state(view: RunView, silent_s: float) -> Text:
     if view.stop is not None:
         failed = bool(number(view.stop, "exit_code"))
         return Text(stop_line(view.stop), style="bold red" if failed else "bold green")
     if view.time is None:
         return Text("waiting for the first event", style="yellow")
-    if now - view.time > SILENCE_S:
-        return Text(f"silent for {duration(now - view.time)}", style="yellow")
+    if silent_s > SILENCE_S:
+        return Text(f"silent for {duration(silent_s)}", style="yellow")
     return Text("running", style="green")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from grpo_actors.config.data import RewardConfig
 from grpo_actors.errors import RewardError
+from grpo_actors.progress import report_progress
 from grpo_actors.tasks.code_tests import CODE_TESTS, CodeLimits, CodeTests
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
 from grpo_actors.tasks.own.functions import OwnFunctions, UsesOwnFunctions
@@ -83,6 +84,7 @@ class Scorer(UsesOwnFunctions):
             except RewardError as error:
                 rewards[name] = [None] * len(completions)
                 failures.append(f"reward {name}, problem {problem.id}: {error}")
+            report_progress()
         return Scores(rewards, failures)
 
     def _values(self, name: str, arguments: dict[str, Any]) -> list[float | None]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from grpo_actors.atomic import write_whole
 from grpo_actors.observe.follow import HistoryReader
+from grpo_actors.observe.reading import Reading
 from grpo_actors.observe.records import Record
 from grpo_actors.rundir.folder import TRACKERS_FOLDER
 from grpo_actors.trackers import TrackedRun, Tracker, open_tracker
@@ -20,24 +21,12 @@ from grpo_actors.trackers.values import hyperparameters, is_shown, values
 
 
 @dataclass
-class Position:
+class Position(Reading):
     """A tracker's position in a run: what has been read and sent."""
 
-    run_id: str
-    #: Number of the newest record read.
-    seq: int = 0
-    #: Newest time of the records read, Unix seconds.
-    time: float = 0.0
+    run_id: str = ""
     #: Topic -> newest update sent.
     updates: dict[str, int] = field(default_factory=dict)
-
-    def is_new(self, record: Record) -> bool:
-        """Return whether the record is new by number, or by time: a resumed run repeats numbers."""
-        return bool(record["seq"] > self.seq or record["time"] > self.time)
-
-    def mark_read(self, record: Record) -> None:
-        """Mark the record as read."""
-        self.seq, self.time = record["seq"], max(self.time, record["time"])
 
     def has_sent(self, record: Record) -> bool:
         """Return whether the tracker already has this topic's values of this update."""
@@ -60,7 +49,7 @@ class Feed:
         self._name = name
         self._file = run_dir / TRACKERS_FOLDER / f"{name}.json"
         self._reader = HistoryReader(run_dir)
-        self._position = Position("")
+        self._position = Position()
         self._tracker: Tracker | None = None
         self._total_updates: int | None = None
 
@@ -88,7 +77,7 @@ class Feed:
             self._open(record)
         if self._tracker is None or not self._position.is_new(record):
             return
-        self._position.mark_read(record)
+        self._position.mark(record)
         if topic == "start" and self._tracker.discard_after(record["update"]):
             self._position.back_to(record["update"])
         elif topic in ("metrics", "eval", "sample") and not self._position.has_sent(record):
@@ -126,8 +115,8 @@ class Feed:
             saved: Any = json.loads(self._file.read_text())
             position = Position(**saved)
         except (FileNotFoundError, ValueError, TypeError):
-            return Position(run_id)
-        return position if position.run_id == run_id else Position(run_id)
+            return Position(run_id=run_id)
+        return position if position.run_id == run_id else Position(run_id=run_id)
 
     def _save(self) -> None:
         self._file.parent.mkdir(exist_ok=True)

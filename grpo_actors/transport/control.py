@@ -23,6 +23,8 @@ from grpo_actors.transport.sockets import CONTROL_BYTES, Context, bind, connect,
 
 #: Messages per call of `receive`, so that a flood from one peer cannot keep the caller from its other duties.
 MAX_MESSAGES_PER_CALL = 64
+#: Longest pause between two attempts of a peer that backs off, in seconds.
+LONGEST_BACKOFF_S = 5.0
 #: Longest name in characters.
 MAX_NAME = 200
 #: Messages of one peer that are kept unread. Few, because the largest may have 64 MiB.
@@ -36,6 +38,11 @@ class Arrival(NamedTuple):
     #: b"" for a wrong number of frames.
     data: bytes
     sender: Sender
+
+
+def new_session() -> bytes:
+    """Return a session token: a secret by which the learner knows a process again."""
+    return secrets.token_hex(16).encode()
 
 
 class ControlServer:
@@ -94,8 +101,25 @@ class ControlServer:
 class ControlClient:
     """A worker's or an evaluator's end. Not thread-safe."""
 
-    def __init__(self, context: Context, endpoint: str, name: str, key: ClientKey | None = None) -> None:
-        """Connect in the background. `name` is unique among all peers; `key` is needed where the learner asks for one.
+    def __init__(
+        self,
+        context: Context,
+        endpoint: str,
+        name: str,
+        key: ClientKey | None = None,
+        *,
+        session: bytes | None = None,
+        backs_off: bool = False,
+    ) -> None:
+        """Connect in the background.
+
+        Args:
+            context: The sockets' context.
+            endpoint: Address of the learner's control socket.
+            name: Unique among all peers.
+            key: Needed where the learner asks for one.
+            session: Token of a process that may connect several times; None: a new one.
+            backs_off: Whether the attempts to connect become rarer, for a peer that may wait for hours.
 
         Raises:
             RunError: `name` is not a valid name, or `endpoint` not a valid address.
@@ -104,8 +128,13 @@ class ControlClient:
         if not 0 < len(name) <= MAX_NAME or not name.isprintable():
             raise RunError(f"--name: must have 1 to {MAX_NAME} printable characters, got {name[:40]!r}")
         #: Session token: the same at every reconnect of this process, and known to no one else but the learner.
-        self.identity = secrets.token_hex(16).encode()
-        options = [(zmq.IDENTITY, self.identity), *(key.options if key is not None else ())]
+        self.identity = session or new_session()
+        options: list[tuple[int, int | bytes]] = [
+            (zmq.IDENTITY, self.identity),
+            *(key.options if key is not None else ()),
+        ]
+        if backs_off:
+            options.append((zmq.RECONNECT_IVL_MAX, round(1000 * LONGEST_BACKOFF_S)))
         self._refusals = Refusals(endpoint, key)
         self.socket = connect(
             context, zmq.DEALER, endpoint, CONTROL_BYTES, options, before=self._refusals.watch

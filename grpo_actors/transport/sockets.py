@@ -76,6 +76,8 @@ class Endpoints:
     pid: int
     #: Folder of the run's CUDA MPS; empty if it has none.
     mps: str = ""
+    #: The learner's session, which its records name too.
+    session: str = ""
     #: The command that adds a worker from another host; empty if no other host can reach the run.
     join: str = ""
 

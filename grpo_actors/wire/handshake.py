@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from grpo_actors.errors import RunError
 from grpo_actors.process import StopRequest
+from grpo_actors.progress import begin_work
 from grpo_actors.wire.messages import PROTOCOL_VERSION, Bye, Hello, Welcome, decode, encode, from_learner
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def handshake(
     deadline_s = time.monotonic() + patience_s
     next_hello_s = 0.0
     while not stop:
+        begin_work("")
         now_s = time.monotonic()
         if now_s > deadline_s:
             raise RunError(

@@ -167,6 +167,15 @@ class Evaluation(Message):
     seconds: NotNegative
 
 
+class Unscored(Message):
+    """The evaluator will send no score of this checkpoint; the learner need not wait for it."""
+
+    kind: Literal["unscored"] = "unscored"
+    update: Count
+    checkpoint: Name
+    reason: Text
+
+
 class Bye(Message):
     """Either side is leaving. The leases that the peer holds can be granted again at once."""
 
@@ -294,7 +303,7 @@ class Chunk(Message):
     index: Count
 
 
-FromPeer = Hello | Group | Beat | Evaluation | Bye
+FromPeer = Hello | Group | Beat | Evaluation | Unscored | Bye
 FromLearner = Welcome | Grant | Ack | Announcement | Bye
 WeightsRequest = FetchManifest | FetchChunk
 WeightsReply = Manifest | Chunk

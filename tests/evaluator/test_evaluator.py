@@ -12,11 +12,11 @@ from grpo_actors.evaluator.following import RunEvaluator
 from grpo_actors.evaluator.score import answer_problems, evaluate, held_out
 from grpo_actors.policy.training import Training
 from grpo_actors.process import StopRequest
-from grpo_actors.rundir.checkpoints import find_checkpoints
+from grpo_actors.progress import GIVEN_UP
 from grpo_actors.rundir.folder import EVALUATION_FILE
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import Scorer
-from grpo_actors.wire.messages import Evaluation, decode, from_peer
+from grpo_actors.wire.messages import Bye, Evaluation, Unscored, decode, encode, from_peer
 
 
 def training_of(policy):
@@ -139,18 +139,27 @@ class FakeControl:
 
     name = "evaluator"
 
-    def __init__(self, stop):
+    def __init__(self, stop, answer=lambda: None):
         self.stop = stop
+        #: Returns the next message of the learner; None: it has none.
+        self.answer = answer
+        self.messages = []
         self.evaluations = []
+        self.unscored = []
 
     def send(self, data):
         message = decode(from_peer, data)
         if isinstance(message, Evaluation):
             self.evaluations.append(message)
+        if isinstance(message, Unscored):
+            self.unscored.append(message)
         return True
 
     def receive(self, wait_s):
-        self.stop.set()
+        message = self.answer()
+        if message is None:
+            self.stop.set()
+        return message
 
 
 def follow(run_dir):
@@ -173,16 +182,40 @@ def test_in_a_run_the_base_and_every_checkpoint_are_scored_once(run_dir, tiny):
     assert (again, same) == (reported, scores), "read from the saved files, including the seconds"
 
 
-def test_a_damaged_checkpoint_is_not_scored_until_it_is_written_again(run_dir, tiny, capsys):
+def test_a_damaged_checkpoint_has_no_score_until_a_new_learner_writes_it_again(run_dir, tiny):
     training = training_of(tiny)
     folder = write_checkpoint(run_dir, 5, tiny, training, {}).path
     (folder / "model.safetensors").write_bytes(b"")
+
+    def start_a_learner():
+        """The evaluator has no more work: the learner is started again, and writes the checkpoint again."""
+        if not control.messages:
+            write_checkpoint(run_dir, 5, tiny, training, {})
+            control.messages.append(encode(Bye(again=True)))
+            return control.messages[0]
+        return None
+
     stop = StopRequest()
-    evaluator = RunEvaluator(run_dir, FakeControl(stop), config(), stop, beat_s=1e9)
-    [damaged] = [evaluator._next_checkpoint()]
-    evaluator._report_checkpoint(damaged, tiny, lambda: pytest.fail("scored"))
-    assert "model.safetensors" in capsys.readouterr().err
-    assert evaluator._next_checkpoint() is None
-    write_checkpoint(run_dir, 5, tiny, training, {})
-    assert evaluator._next_checkpoint() == find_checkpoints(run_dir)[0]
-    assert not (folder / EVALUATION_FILE).exists()
+    control = FakeControl(stop, start_a_learner)
+    RunEvaluator(run_dir, control, config(), stop, beat_s=1e9).run()
+    [unscored] = control.unscored
+    assert (unscored.update, unscored.checkpoint) == (5, "checkpoint-5")
+    assert "model.safetensors" in unscored.reason
+    # The new learner does not know the score of the base model either; it is not computed again.
+    assert [e.update for e in control.evaluations] == [0, 0, 5]
+    assert control.evaluations[0] == control.evaluations[1]
+
+
+def test_work_of_which_the_evaluator_died_repeatedly_is_given_up_and_the_rest_is_scored(
+    run_dir, tiny, monkeypatch
+):
+    training = training_of(tiny)
+    for update in (5, 10):
+        write_checkpoint(run_dir, update, tiny, training, {})
+    monkeypatch.setenv(GIVEN_UP, "base model\ncheckpoint-5")
+    stop = StopRequest()
+    control = FakeControl(stop)
+    RunEvaluator(run_dir, control, config(), stop, beat_s=1e9).run()
+    assert [(one.update, one.checkpoint) for one in control.unscored] == [(0, "base"), (5, "checkpoint-5")]
+    assert [e.update for e in control.evaluations] == [10]
+    assert not (run_dir / "checkpoint-5" / EVALUATION_FILE).exists()

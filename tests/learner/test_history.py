@@ -49,7 +49,8 @@ def updated(grpo, history):
 def decided(folder):
     """Return (update, before, workers, reason) of each decision in the records."""
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [tuple(record.values())[3:] for record in records if record["topic"] == "headcount"]
+    keys = ("update", "before", "workers", "reason")
+    return [tuple(record[key] for key in keys) for record in records if record["topic"] == "headcount"]
 
 
 def test_each_decision_about_workers_is_recorded_once_even_if_a_continued_run_has_cut_it(tmp_path):

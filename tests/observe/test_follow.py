@@ -141,6 +141,33 @@ def test_a_clock_that_is_set_back_repeats_nothing(tmp_path):
         assert numbers(everything(follower)) == [1, 2, 3, 4, 5]
 
 
+def test_a_run_that_is_resumed_after_its_clock_was_set_back_is_followed_on(tmp_path):
+    source = ListedEvents()
+    with Follower(source, tmp_path) as follower:
+        with Journal(tmp_path, publish=source.put, clock=count(5000.0).__next__) as journal:
+            for _ in range(6):
+                journal.append("log", {})
+        assert numbers(everything(follower)) == [1, 2, 3, 4, 5, 6]
+        with Journal(tmp_path, seq=4, publish=source.put, clock=count(1400.0).__next__) as journal:
+            for topic in ("start", "log"):
+                journal.append(topic, {})
+        assert numbers(everything(follower)) == [5, 6]
+        assert everything(follower) == []
+
+
+def test_an_event_of_an_earlier_session_that_comes_late_is_dropped():
+    source = ListedEvents()
+    for session, seq in (("a", 1), ("a", 2), ("b", 1), ("a", 3), ("b", 2)):
+        source.put("log", encode(make_record(seq, 0.0, "log", {}, session)))
+    records = everything(Follower(source, None))
+    assert [(record["session"], record["seq"]) for record in records] == [
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+        ("b", 2),
+    ]
+
+
 def test_an_event_that_is_not_a_record_is_dropped_and_counted():
     source = ListedEvents()
     source.put("log", b"{")

@@ -51,10 +51,11 @@ def test_every_record_is_in_metrics_numbered_without_a_gap(tmp_path):
 
 
 def test_a_sample_keeps_its_texts_in_completions_under_its_number(tmp_path):
-    with Journal(tmp_path, clock=lambda: 5.0) as journal:
+    with Journal(tmp_path, clock=lambda: 5.0, session="s") as journal:
         write_updates(journal, range(1, 2))
-    assert lines(tmp_path)[1] == {"seq": 2, "time": 5.0, "topic": "sample", "update": 1, "problem": "p1"}
-    assert lines(tmp_path, "completions.jsonl") == [{"seq": 2, "time": 5.0, "topic": "sample", **SAMPLE}]
+    begin = {"seq": 2, "time": 5.0, "session": "s", "topic": "sample"}
+    assert lines(tmp_path)[1] == {**begin, "update": 1, "problem": "p1"}
+    assert lines(tmp_path, "completions.jsonl") == [{**begin, **SAMPLE}]
 
 
 def test_times_come_from_the_given_clock(tmp_path):

@@ -13,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+
+from grpo_actors.failpoints import FAILPOINTS
 
 ROOT = Path(__file__).parents[2]
 #: On a GPU a first run compiles its kernels for minutes.
@@ -65,7 +67,14 @@ class Run:
         kernels.mkdir(exist_ok=True)
         (self.temporary / "mlx").symlink_to(kernels)
         self.settings = {**SETTINGS, "output_dir": str(self.folder), **settings}
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary)}
+        self.failpoints = folder / "failpoints"
+        self.failpoints.mkdir()
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(self.temporary),
+            FAILPOINTS: str(self.failpoints),
+        }
         self.launched: subprocess.Popen[bytes] | None = None
         self._stderr = folder / "stderr.txt"
         self._started: list[subprocess.Popen[bytes]] = []
@@ -117,6 +126,22 @@ class Run:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+    # --- failing ----------------------------------------------------------------------------------
+
+    def arm(self, failpoint: str, action: str) -> None:
+        """Make the first process that passes this failpoint from now on fail there (see `grpo_actors.failpoints`)."""
+        draft = self.failpoints / "draft"
+        draft.write_text(action)
+        draft.rename(self.failpoints / failpoint)
+
+    def wait_for_failure(self, failpoint: str) -> int:
+        """Wait until an armed failpoint has fired; return the process that it fired in."""
+        fired = wait_until(
+            lambda: next(self.failpoints.glob(f"{failpoint}.*"), None), f"{failpoint}: {self.stderr}"
+        )
+        fired.unlink()
+        return int(fired.suffix[1:])
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -247,11 +272,14 @@ def kill(pid: int, number: int = signal.SIGKILL) -> float:
     return time.time()
 
 
+R = TypeVar("R", bound=Run)
+
+
 @contextlib.contextmanager
-def new_run(**settings: Any) -> Iterator[Run]:
+def new_run(kind: type[R] = Run, **settings: Any) -> Iterator[R]:
     # Not tmp_path: an ipc path may have 103 characters on macOS.
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as name:
-        run = Run(Path(name), **settings)
+        run = kind(Path(name), **settings)
         try:
             yield run
         finally:

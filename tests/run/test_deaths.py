@@ -72,21 +72,23 @@ def test_a_run_with_deaths_leaves_nothing(run_with_deaths):
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_missed_and_its_late_result_does_no_harm(make_run):
-    run = make_run(max_updates=100_000, workers=2, eval_every_updates=0, save_steps=0)
+    """It was started by hand: the supervisor would end one of its own."""
+    run = make_run(max_updates=100_000, workers=1, eval_every_updates=0, save_steps=0)
     run.environment["GRPO_ACTORS_LOST_S"] = "3"
     run.start("--set", "reward_timeout_s=0.1")
+    run.wait_for_update(1)
+    hung = run.attach("--attach", str(run.folder), "--name", "guest").pid
     # A peer that has sent no beat yet is loading its model, and has more time.
-    wait_until(lambda: any(worker == "rollout-0" for *_, worker in run.ledger()), "it delivers")
-    hung = run.child("rollout-0")
+    wait_until(lambda: any(worker == "guest" for *_, worker in run.ledger()), "it delivers")
     kill(hung, signal.SIGSTOP)
-    lost = run.wait_for("worker", worker="rollout-0", state="lost")
+    lost = run.wait_for("worker", worker="guest", state="lost")
     assert lost["why"].startswith("silent for ")
     before = run.updates()
     run.wait_for_update(before + 5)
     kill(hung, signal.SIGCONT)
-    delivered = sum(worker == "rollout-0" for *_, worker in run.ledger())
+    delivered = sum(worker == "guest" for *_, worker in run.ledger())
     wait_until(
-        lambda: sum(worker == "rollout-0" for *_, worker in run.ledger()) > delivered + 2,
+        lambda: sum(worker == "guest" for *_, worker in run.ledger()) > delivered + 2,
         "it is back at work",
     )
     run.signal(signal.SIGINT)

@@ -1,12 +1,14 @@
 """Test when a child is started again and when not, with real processes."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 from grpo_actors.supervisor.children import BACKGROUND_NICE, Actor
+from grpo_actors.supervisor.deaths import MAX_DEATHS
 
 
 @pytest.fixture
@@ -71,3 +73,142 @@ def test_a_child_in_the_background_yields_cores_and_gpu_to_the_others(lifeline, 
         actor.start(lifeline)
     assert shown(urgent) == [f"{own} {os.environ.get('CUDA_MPS_CLIENT_PRIORITY')}"]
     assert shown(waiting) == [f"{min(19, own + BACKGROUND_NICE)} 1"]
+
+
+# --- children that report their progress ----------------------------------------------------------
+
+
+@pytest.fixture
+def watched(lifeline, tmp_path):
+    """Make a child that runs this program and reports its progress; end it afterwards."""
+    made = []
+
+    def make(program: str, **more) -> Actor:
+        (tmp_path / "program.py").write_text(program)
+        environment = {"PYTHONPATH": f"{Path.cwd()}{os.pathsep}{tmp_path}"}
+        actor = Actor("child", ["program"], environment, respawns=True, is_watched=True, **more)
+        actor.start(lifeline)
+        made.append(actor)
+        return actor
+
+    yield make
+    for actor in made:
+        actor.end(deadline_s=0.0)
+
+
+def until(condition, what: str):
+    deadline_s = time.monotonic() + 60
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, what
+        time.sleep(0.01)
+    return value
+
+
+SPINS = """
+import threading, time
+from grpo_actors.progress import begin_work
+
+def serve():
+    while True:
+        time.sleep(0.01)
+
+def spin():
+    while True:
+        pass
+
+threading.Thread(target=serve, daemon=True).start()
+begin_work("lease 7", patience_s=1.0)
+print("begun", flush=True)
+spin()
+"""
+
+
+def test_a_child_that_prints_without_end_does_not_keep_the_supervisor(watched):
+    child = watched("while True:\n    print('x' * 1000, flush=True)")
+    until(lambda: next(child.printed(), None), "it prints")
+    assert len(list(child.printed())) < 2000  # 16 reads of 64 KiB hold 1,048 lines
+    assert child.alive
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_child_that_hangs_prints_its_stacks_and_is_started_again(watched, lifeline, stopped):
+    child = watched(SPINS, backoff_s=0.01)
+    assert child.trouble == "still starts"
+    until(lambda: "begun" in child.printed(), "it begins")
+    first = child.process
+    if stopped:
+        child.send(signal.SIGSTOP)
+    note = until(child.end_if_hung, "it is found to hang")
+    assert note == "child has made no progress for 1 s at lease 7; its threads:"
+    until(lambda: child.end_if_hung() or not child.alive, "it is killed")
+    assert child.returncode == -signal.SIGKILL
+    stacks = "\n".join(child.printed())
+    assert "in spin" in stacks
+    assert "in serve" in stacks
+    assert child.revive(lifeline) == "child made no progress for 1 s; starts again in 0 s"
+    assert child.trouble == "made no progress for 1 s and starts again in 0 s"
+    until(lambda: child.revive(lifeline) or child.process is not first, "it is started again")
+    assert child.alive
+
+
+DIES = """
+import os
+from grpo_actors.progress import begin_work, given_up
+
+for work in ("checkpoint-5", "checkpoint-10"):
+    begin_work(work)
+    if work not in given_up():
+        if work == "checkpoint-5":
+            raise ValueError(f"process {os.getpid()} cannot read it")
+        print("scored", work, flush=True)
+"""
+
+
+def deaths(child: Actor, lifeline: int) -> list[str]:
+    """Start the child again as long as it dies; return what is said about its deaths."""
+    notes = []
+    until(lambda: notes.extend(filter(None, [child.revive(lifeline)])) or child.is_over, "it is over")
+    return notes
+
+
+def test_a_child_goes_on_without_work_of_which_it_died_three_times(watched, lifeline):
+    child = watched(DIES, backoff_s=0.01, gives_up_work=True)
+    *others, last = deaths(child, lifeline)
+    assert others == ["child ended with 1; starts again in 0 s"] * (MAX_DEATHS - 1)
+    assert last.startswith(
+        "child gives up checkpoint-5: it ended with 1, 3 times in a row at checkpoint-5: ValueError: "
+    )
+    assert last.endswith(" cannot read it; starts again in 0 s")
+    assert child.returncode == 0
+    assert list(child.printed())[-1] == "scored checkpoint-10"
+
+
+def test_a_child_that_cannot_give_up_its_work_is_given_up_itself(watched, lifeline):
+    child = watched(DIES, backoff_s=0.01)
+    *_, last = deaths(child, lifeline)
+    assert "child ended with 1, 3 times in a row at checkpoint-5: ValueError: " in last
+    assert last.endswith("; it is not started again")
+    assert child.is_hopeless
+
+
+def test_a_child_that_dies_of_different_errors_is_always_started_again(watched, lifeline, tmp_path):
+    count = tmp_path / "count"
+    count.write_text("")
+    program = f"""
+from pathlib import Path
+count = Path({str(count)!r})
+count.write_text(count.read_text() + "x")
+if len(count.read_text()) < 6:
+    raise ValueError(count.read_text())
+"""
+    assert len(deaths(watched(program, backoff_s=0.01), lifeline)) == 5
+
+
+def test_a_child_that_is_killed_before_it_has_work_is_always_started_again(watched, lifeline):
+    child = watched("import time\nprint('loads', flush=True)\ntime.sleep(60)", backoff_s=0.01)
+    for _ in range(MAX_DEATHS + 1):
+        until(lambda: "loads" in child.printed(), "it loads")
+        child.send(signal.SIGKILL)
+        ended(child)
+        assert child.revive(lifeline) == "child was ended by signal 9; starts again in 0 s"
+        until(lambda: child.revive(lifeline) or child.alive, "it is started again")

@@ -53,10 +53,10 @@ def view_of(records: list[tuple[str, dict]]) -> RunView:
     return view
 
 
-def drawn(view: RunView, width: int, height: int, now: float = 108.0) -> str:
+def drawn(view: RunView, width: int, height: int, silent_s: float = 0.0) -> str:
     console = Console(width=width, height=height, force_terminal=False, color_system=None)
     with console.capture() as capture:
-        console.print(panel(view, width, height, now))
+        console.print(panel(view, width, height, silent_s))
     return capture.get()
 
 
@@ -126,7 +126,7 @@ def test_a_small_terminal_shows_the_best_and_the_worst_completion():
 
 def test_the_header_shows_silence_and_how_the_run_ended():
     assert "waiting for the first event" in drawn(RunView(), 80, 24)
-    assert "silent for 1:00" in drawn(view_of(RECORDS), 80, 24, now=108.0 + 60)
+    assert "silent for 1:00" in drawn(view_of(RECORDS), 80, 24, silent_s=60.0)
     ended = view_of([*RECORDS, ("stop", {"reason": "out of memory", "exit_code": 1})])
     assert "run ended: out of memory (exit code 1)" in drawn(ended, 80, 24)
 

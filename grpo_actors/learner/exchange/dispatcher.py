@@ -150,7 +150,7 @@ class Dispatcher:
         rates = self._selection.success_rates()
         return Snapshot(self._table.cursor, self._journal.seq, success_rates=rates)
 
-    def take_evaluations(self) -> list[wire.Evaluation]:
+    def take_evaluations(self) -> list[wire.Evaluation | wire.Unscored]:
         """Return the evaluations that arrived since the last call."""
         return self._evaluations.take()
 
@@ -247,7 +247,7 @@ class Dispatcher:
                 self._handle_beat(peer, message)
             case wire.Group() if peer.role == "rollout":
                 self._handle_group(peer, message)
-            case wire.Evaluation() if peer.role == "evaluator":
+            case wire.Evaluation() | wire.Unscored() if peer.role == "evaluator":
                 self._evaluations.add(message, self._table.version)
             case wire.Bye():
                 self._table.hand_back(peer.session)

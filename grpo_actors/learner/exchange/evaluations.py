@@ -2,7 +2,7 @@
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.rundir.folder import CHECKPOINT
-from grpo_actors.wire.messages import Evaluation
+from grpo_actors.wire.messages import Evaluation, Unscored
 
 
 class Evaluations:
@@ -10,10 +10,10 @@ class Evaluations:
 
     def __init__(self) -> None:
         self._known: set[int] = set()
-        self._fresh: list[Evaluation] = []
+        self._fresh: list[Evaluation | Unscored] = []
 
-    def add(self, evaluation: Evaluation, newest_version: int) -> None:
-        """Keep a score, unless its update already has one.
+    def add(self, evaluation: Evaluation | Unscored, newest_version: int) -> None:
+        """Keep a score, or the word that there will be none, unless its update already has one.
 
         Raises:
             ProtocolError: the update is newer than `newest_version`, or the checkpoint's name is not that of the update.
@@ -31,7 +31,7 @@ class Evaluations:
             self._known.add(evaluation.update)
             self._fresh.append(evaluation)
 
-    def take(self) -> list[Evaluation]:
+    def take(self) -> list[Evaluation | Unscored]:
         """Return the scores that arrived since the last call."""
         fresh, self._fresh = self._fresh, []
         return fresh

@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 
 from grpo_actors.errors import TrainingError
 from grpo_actors.learner.exchange.dispatcher import TICK_S, Dispatcher
-from grpo_actors.learner.exchange.peers import BEAT_S, LOST_S
+from grpo_actors.learner.exchange.peers import BEAT_S
 from grpo_actors.learner.exchange.sampling_rules import SamplingRules
 from grpo_actors.learner.exchange.selection import Selection
 from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.observe.sinks import Journal
+from grpo_actors.progress import LOST_S
 from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.quarantine import Gap, Quarantine
@@ -33,9 +34,9 @@ from grpo_actors.transport.waiting import Waiter
 from grpo_actors.transport.watch import watched
 from grpo_actors.transport.weights import WeightsServer
 from grpo_actors.wire import fetching
-from grpo_actors.wire.messages import Evaluation, Manifest, Welcome
+from grpo_actors.wire.messages import Evaluation, Manifest, Unscored, Welcome
 
-__all__ = ["BEAT_S", "LOST_S", "Exchange", "Quarantine", "SamplingRules", "Selection", "Supply"]
+__all__ = ["BEAT_S", "Exchange", "Quarantine", "SamplingRules", "Selection", "Supply"]
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ class Exchange:
         """Return the state that a resumed run continues from; all earlier calls have taken effect in it."""
         return self._ask(Dispatcher.snapshot)
 
-    def take_evaluations(self) -> list[Evaluation]:
+    def take_evaluations(self) -> list[Evaluation | Unscored]:
         """Return the evaluations that arrived since the last call."""
         return self._ask(Dispatcher.take_evaluations)
 

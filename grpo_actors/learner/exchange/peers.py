@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grpo_actors.progress import LOADING_S, LOST_S
 from grpo_actors.wire.messages import PROTOCOL_VERSION, Beat, Hello
 
 if TYPE_CHECKING:
@@ -17,11 +18,8 @@ if TYPE_CHECKING:
 #: turns out closed, at once or when ZeroMQ's heartbeats fail: within 12 s in all.
 PROBE_S = 2.0
 #: Peers send a beat every BEAT_S seconds. One that is silent for LOST_S is considered hung, and its leases go out
-#: again. LOST_S is long because a first step on a GPU may compile for a minute; GRPO_ACTORS_LOST_S overrides it.
+#: again; for one that has sent no beat yet the limit is LOADING_S: it loads its model and holds no lease.
 BEAT_S = 1.0
-LOST_S = float(os.environ.get("GRPO_ACTORS_LOST_S", "120"))
-#: The same limit for a peer that has sent no beat yet: it loads its model, perhaps from the hub, and holds no lease.
-LOADING_S = 600.0
 #: A lost peer that is still silent after this many seconds is forgotten; if it wakes up, it says Hello again.
 FORGET_S = 600.0
 #: A peer that has sent this many messages against the protocol is banned: its messages are ignored until it says Hello
@@ -170,12 +168,14 @@ class Roster:
             return "only the run's own evaluator, or one whose key has that role, may report scores"
         if hello.role == "rollout" and not sender.may_sample:
             return f"its key has the role {sender.role!r}, not 'worker'"
-        former = self.get(identity)
-        if former is not None and former.name != hello.name:
+        return self._name_refusal(identity, hello.name, sender)
+
+    def _name_refusal(self, identity: bytes, name: str, sender: "Sender") -> str | None:
+        former, namesake = self.get(identity), self.named(name)
+        if former is not None and former is not namesake:
             return f"this process joined as {former.name!r} already"
-        namesake = self.named(hello.name)
         if namesake is not None and not self._may_replace(namesake, identity, sender):
-            return f"a live peer has the name {hello.name!r}; choose another with --name"
+            return f"a live peer has the name {name!r}; choose another with --name"
         return None
 
     def _is_evaluator(self, hello: Hello, sender: "Sender") -> bool:

@@ -1,0 +1,34 @@
+"""Count the deaths of one child that have the same cause. Knows no process and no clock."""
+
+import re
+from dataclasses import dataclass
+
+#: Deaths in a row at the same work and with the same error after which that work is given up.
+MAX_DEATHS = 3
+#: What differs between two texts of the same error: counts and addresses.
+_NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
+
+
+@dataclass
+class Deaths:
+    """The last deaths of one child."""
+
+    #: Work, end and error of the last death, and how often in a row it happened.
+    _last: tuple[str, str, str] = ("", "", "")
+    _count: int = 0
+
+    def repeat(self, work: str, how: str, error: str, *, killed: bool) -> bool:
+        """Note a death; return whether it was the last of MAX_DEATHS with the same cause.
+
+        Args:
+            work: Name of the work at which the child died; empty: it had none, as while it starts.
+            how: How it ended.
+            error: The last line that it printed; empty if that line is no error.
+            killed: Whether a signal ended it that no error of its own sends. Without work, such a death proves nothing.
+        """
+        death = (work, how, _NUMBERS.sub("#", error))
+        self._count = self._count + 1 if death == self._last else 1
+        self._last = death
+        if killed and not work:
+            self._count = 0
+        return self._count >= MAX_DEATHS

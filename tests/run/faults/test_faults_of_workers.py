@@ -1,0 +1,112 @@
+"""Workers and the evaluator that die, halt or misbehave: the run goes on, and every group trains once."""
+
+import contextlib
+import random
+import signal
+from collections import deque
+
+import pytest
+from runs import kill, wait_until
+
+#: Where a worker is when it dies: in a step of sampling, between scoring and sending, between sending and the ack.
+MOMENTS = ("worker.sampling", "worker.scored", "worker.sent")
+
+
+def test_a_worker_killed_at_every_moment_of_a_lease(start_run):
+    run = start_run(max_updates=16, workers=2, eval_every_updates=0)
+    for moment in MOMENTS:
+        run.arm(moment, "kill")
+        run.wait_for_failure(moment)
+    run.end_well()
+    assert run.exit_codes == [0]
+    assert len(run.records("worker", state="lost", why="its process ended")) == len(MOMENTS)
+
+
+@pytest.mark.faults
+def test_a_worker_stopped_and_continued(start_run):
+    run = start_run(environment={"GRPO_ACTORS_LOST_S": "3"}, max_updates=40, workers=2)
+    stopped = run.child("rollout-0")
+    kill(stopped, signal.SIGSTOP)
+    lost = run.wait_for("worker", worker="rollout-0", state="lost")
+    assert lost["why"].startswith("silent for ")
+    run.wait_for_update(run.updates() + 3)
+    with contextlib.suppress(ProcessLookupError):  # replaced meanwhile
+        kill(stopped, signal.SIGCONT)
+    run.end_well()
+
+
+@pytest.mark.faults
+def test_an_evaluator_killed_with_a_score_that_nobody_has_seen(start_run):
+    run = start_run(max_updates=12, eval_every_updates=4)
+    run.arm("evaluator.scored", "kill")
+    run.wait_for_failure("evaluator.scored")
+    run.end_well()
+    assert sorted(record["update"] for record in run.records("eval")) == [0, 4, 8, 12]
+
+
+@pytest.mark.faults
+def test_eight_attach_four_die_and_four_more_attach(start_run):
+    run = start_run(max_updates=400, save_steps=50, eval_every_updates=0)
+    names = [f"guest-{number}" for number in range(12)]
+    guests = [run.attach("--attach", str(run.folder), "--name", name) for name in names[:8]]
+    for name in names[:8]:
+        run.wait_for("worker", worker=name, state="joined")
+    for guest in guests[:4]:
+        kill(guest.pid)
+    for name in names[8:]:
+        run.attach("--attach", str(run.folder), "--name", name)
+        run.wait_for("worker", worker=name, state="joined")
+    wait_until(lambda: {worker for *_, worker in run.ledger()} & set(names[8:]), "a newcomer delivers")
+    run.stop_well()
+
+
+@pytest.mark.faults
+def test_a_hundred_workers_killed_at_random_moments(start_run):
+    """They attach two at a time: an own worker would pause for up to 30 s before its next start."""
+    run = start_run(max_updates=100_000, save_steps=500, eval_every_updates=0, max_staleness=1)
+    rng = random.Random(0)
+    guests = deque(
+        (name, run.attach("--attach", str(run.folder), "--name", name)) for name in ("mortal-0", "mortal-1")
+    )
+    for number in range(2, 102):
+        name, guest = guests.popleft()
+        run.wait_for("worker", worker=name, state="joined")
+        # From the first look at its weights to a few delivered groups.
+        run.wait_for_update(run.updates() + rng.randrange(4))
+        kill(guest.pid)
+        name = f"mortal-{number}"
+        guests.append((name, run.attach("--attach", str(run.folder), "--name", name)))
+    run.stop_well()
+    assert len(run.records("worker", state="lost")) >= 100
+
+
+#: A reward that fails in another way with texts of another length.
+BAD_REWARD = """
+import os, signal, time
+
+def score(completions, **columns):
+    kind = sum(len(completion[0]["content"]) for completion in completions) % 12
+    if kind == 0:
+        raise ValueError("no")
+    if kind == 1:
+        os._exit(3)
+    if kind == 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if kind == 3:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(1)
+    if kind == 4:
+        return []
+    worth = {5: "one", 6: None, 7: float("nan"), 8: 1e300, 9: [1.0], 10: -float("inf")}.get(kind, 1.0)
+    return [worth] * len(completions)
+"""
+
+
+@pytest.mark.faults
+def test_a_reward_that_fails_in_every_way(start_run, tmp_path):
+    (tmp_path / "bad.py").write_text(BAD_REWARD)
+    rewards = f'reward.functions={{correctness=1.0, "{tmp_path}/bad.py:score"=1.0}}'
+    run = start_run("--set", rewards, max_updates=20, workers=2, eval_every_updates=0, reward_timeout_s=0.5)
+    run.end_well()
+    assert run.exit_codes == [0]
