@@ -3,7 +3,6 @@
 A score is saved in a file of the checkpoint and never computed again.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from grpo_actors.atomic import whole_file
 from grpo_actors.config import Config
-from grpo_actors.evaluator.score import Score, evaluate, held_out
+from grpo_actors.errors import RunError
+from grpo_actors.evaluator.score import evaluate, held_out
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import StopRequest
 from grpo_actors.rollout.episodes import open_episodes
@@ -24,9 +23,9 @@ from grpo_actors.rundir.checkpoints import (
     Checkpoint,
     find_checkpoints,
     verify,
-    write_json,
 )
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE, MANIFEST
+from grpo_actors.rundir.scores import Score, read_score, write_score
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
@@ -111,12 +110,10 @@ class RunEvaluator:
 
     def _report(self, update: int, name: str, score_file: Path, score: Callable[[], Score]) -> None:
         """Send the learner the score saved in `score_file`, or compute and save it first."""
-        if score_file.is_file():
-            result = Score(**json.loads(score_file.read_text()))
-        else:
+        result = _saved(score_file)
+        if result is None:
             result = score()
-            with whole_file(score_file) as draft:
-                write_json(draft, asdict(result))
+            write_score(score_file, result)
         message = encode(Evaluation(update=update, checkpoint=name, **asdict(result)))
         while not self._control.send(message) and not self._stop:
             self._handle_message(POLL_S)
@@ -146,6 +143,15 @@ class RunEvaluator:
             self._control.send(
                 encode(Beat.model_validate({"state": state, "peak_bytes": mx.get_peak_memory()}))
             )
+
+
+def _saved(score_file: Path) -> Score | None:
+    """Return a saved score. One that cannot be read is computed again: it may have been cut by a full disk."""
+    try:
+        return read_score(score_file)
+    except RunError as error:
+        print(f"scored again: {error}", file=sys.stderr)
+        return None
 
 
 def follow_run(run_dir: Path, endpoint: str, stop: StopRequest) -> int:

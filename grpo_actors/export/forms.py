@@ -10,9 +10,9 @@ from grpo_actors.config import Config, read_config
 from grpo_actors.errors import ModelError, RunError
 from grpo_actors.export.card import base_name, card
 from grpo_actors.export.fusing import load_fused
-from grpo_actors.rundir.checkpoint_weights import ADAPTER, ADAPTER_CONFIG, is_adapter, write_model
+from grpo_actors.rundir.checkpoint_weights import ADAPTER_CONFIG, is_adapter, write_model
 from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, verify, write_json
-from grpo_actors.rundir.folder import CONFIG_FILE
+from grpo_actors.rundir.folder import ADAPTER, CONFIG_FILE
 
 CARD_FILE = "README.md"
 
@@ -98,7 +98,7 @@ def _find(run_dir: Path, which: str) -> Checkpoint:
         return kept[-1]
     if which == "best" and marked is None:
         raise RunError(f"--checkpoint best: no checkpoint of {run_dir} has been evaluated; take last")
-    wanted = str(marked["update"]) if marked is not None and which in ("", "best") else which
+    wanted = str(marked.update) if marked is not None and which in ("", "best") else which
     for checkpoint in kept:
         if str(checkpoint.update) == wanted:
             return checkpoint

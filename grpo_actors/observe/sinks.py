@@ -7,9 +7,10 @@ it there. This module has no socket: the caller passes a function that publishes
 """
 
 import functools
+import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -187,17 +188,37 @@ def _kept_head(path: Path, keeps: Callable[[bytes], bool]) -> tuple[int, int]:
     someone else and must not be deleted: `RunError`.
     """
     kept = size = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
+    for line in _whole_lines(path):
+        try:
+            if not keeps(line):
                 break
-            try:
-                if not keeps(line):
-                    break
-            except ProtocolError as error:
-                raise RunError(
-                    f"{path}, line {kept + 1}: {error}; move the file away to resume without it"
-                ) from error
-            kept += 1
-            size += len(line)
+        except ProtocolError as error:
+            raise _refusal(path, kept + 1, error) from error
+        kept += 1
+        size += len(line)
     return kept, size
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield all records of metrics.jsonl; none if there is no such file.
+
+    Raises:
+        RunError: A complete line is not a record.
+    """
+    if not path.is_file():
+        return
+    for number, line in enumerate(_whole_lines(path), 1):
+        try:
+            yield decode(line)
+        except ProtocolError as error:
+            raise _refusal(path, number, error) from error
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file up to one that a kill tore."""
+    with path.open("rb") as file:
+        yield from itertools.takewhile(lambda line: line.endswith(b"\n"), file)
+
+
+def _refusal(path: Path, number: int, error: ProtocolError) -> RunError:
+    return RunError(f"{path}, line {number}: {error}; move the file away to resume without it")

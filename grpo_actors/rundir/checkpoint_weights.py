@@ -35,10 +35,9 @@ from grpo_actors.policy.model import Policy
 from grpo_actors.policy.plan import GROUP_SIZE
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoints import Checkpoint, as_json, seal
-from grpo_actors.rundir.folder import OPTIMIZER, REFERENCE, STATE, checkpoint_folder
+from grpo_actors.rundir.folder import ADAPTER, MODEL, OPTIMIZER, REFERENCE, STATE, checkpoint_folder
 from grpo_actors.rundir.tensor_files import Reader, TensorFile, freeze, write_files
 
-ADAPTER = "adapters.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 #: Arrays of more bytes together become several files, because a file's digest is computed by one core.
@@ -108,7 +107,7 @@ def freeze_checkpoint(
         tensors = freeze(Path(ADAPTER).stem, policy.trainable())  # one file: mlx-lm reads no more
         others = {ADAPTER_CONFIG: as_json(adapter_config(policy))}
     else:
-        tensors = freeze("model", dict(tree_flatten(policy.model.parameters())), shard_bytes)
+        tensors = freeze(MODEL, dict(tree_flatten(policy.model.parameters())), shard_bytes)
         others = {"model.safetensors.index.json": _index(tensors), **_companions(policy)}
     tensors += freeze(OPTIMIZER, training.state(), shard_bytes)
     if reference is not None:
@@ -139,7 +138,7 @@ def load_weights(path: Path, policy: Policy) -> None:
     Raises:
         ModelError: The folder has no weights, or those of another model.
     """
-    files = [path / ADAPTER] if is_adapter(path) else _files(path, "model")
+    files = [path / ADAPTER] if is_adapter(path) else _files(path, MODEL)
     if not files:
         raise ModelError(f"{path}: no weights here (neither {ADAPTER} nor model*.safetensors)")
     policy.load_trainable(_read_arrays(files))

@@ -32,6 +32,7 @@ from grpo_actors.observe.status import StatusLine
 from grpo_actors.process import EXIT_USAGE
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
+from grpo_actors.rundir.scores import read_score
 from grpo_actors.supervisor.children import Actor, how_it_ended
 from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
@@ -240,17 +241,15 @@ class Supervisor:
 
 def summary(run_dir: Path) -> str:
     """Return two lines: the change of accuracy, and the folder of the best checkpoint."""
-    marked, base = best(run_dir), run_dir / BASE_EVALUATION_FILE
+    marked = best(run_dir)
     if marked is None:
         kept = find_checkpoints(run_dir)
         return f"not evaluated\nlast checkpoint: {kept[-1].path if kept else 'none'}"
-    before = json.loads(base.read_text()) if base.is_file() else {}
-    sampled = before.get("sampled_accuracy")
-    score = before.get("accuracy") if sampled is None else sampled
-    known = "?" if score is None else f"{score:.1%}"
+    base = read_score(run_dir / BASE_EVALUATION_FILE)
+    known = "?" if base is None else f"{base.decisive:.1%}"
     return (
-        f"accuracy: {known} (base model) → {marked['accuracy']:.1%} (best, update {marked['update']})\n"
-        f"best checkpoint: {run_dir / marked['checkpoint']}"
+        f"accuracy: {known} (base model) → {marked.accuracy:.1%} (best, update {marked.update})\n"
+        f"best checkpoint: {run_dir / marked.checkpoint}"
     )
 
 

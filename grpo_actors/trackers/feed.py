@@ -9,12 +9,14 @@ overwrites or drops it as it can.
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from grpo_actors.atomic import write_whole
 from grpo_actors.observe.follow import HistoryReader
 from grpo_actors.observe.records import Record
 from grpo_actors.rundir.folder import TRACKERS_FOLDER
+from grpo_actors.rundir.reading import STRICT
 from grpo_actors.trackers import TrackedRun, Tracker, open_tracker
 from grpo_actors.trackers.values import hyperparameters, is_shown, values
 
@@ -31,6 +33,8 @@ class Position:
     #: Topic -> newest update sent.
     updates: dict[str, int] = field(default_factory=dict)
 
+    __pydantic_config__ = STRICT
+
     def is_new(self, record: Record) -> bool:
         """Return whether the record is new by number, or by time: a resumed run repeats numbers."""
         return bool(record["seq"] > self.seq or record["time"] > self.time)
@@ -46,6 +50,9 @@ class Position:
     def back_to(self, update: int) -> None:
         """Go back to `update`, after the tracker has discarded later steps."""
         self.updates = {topic: min(given, update) for topic, given in self.updates.items()}
+
+
+_position = TypeAdapter(Position)
 
 
 class Feed:
@@ -123,9 +130,8 @@ class Feed:
     def _load(self, run_id: str) -> Position:
         """Load the tracker's position in the run `run_id`; the start if none, or another run's, is saved."""
         try:
-            saved: Any = json.loads(self._file.read_text())
-            position = Position(**saved)
-        except (FileNotFoundError, ValueError, TypeError):
+            position = _position.validate_json(self._file.read_bytes())
+        except (FileNotFoundError, ValidationError):
             return Position(run_id)
         return position if position.run_id == run_id else Position(run_id)
 

@@ -69,6 +69,11 @@ class Endpoints:
     #: Folder of the run's CUDA MPS; empty if it has none.
     mps: str = ""
 
+    def __post_init__(self) -> None:
+        for name, kind in type(self).__annotations__.items():
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name} must be {kind.__name__}")
+
     def write(self, run_dir: Path) -> None:
         """Write the file in the run folder, whole or not at all."""
         write_whole(run_dir / ENDPOINTS_FILE, json.dumps(asdict(self), indent=2) + "\n")
@@ -88,7 +93,7 @@ class Endpoints:
                 f"{run_dir}: no run is live here ({ENDPOINTS_FILE} not found); start it with launch.py"
             ) from None
         except (ValueError, TypeError) as error:
-            raise RunError(f"{path}: unreadable ({error}); is the run folder of an older version?") from None
+            raise RunError(f"{path}: unreadable ({error}); start the run anew, or give its address") from None
 
 
 def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int) -> Endpoints:

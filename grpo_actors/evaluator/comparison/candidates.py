@@ -73,7 +73,7 @@ def pick(name: str, candidates: Sequence[Candidate]) -> Candidate | None:
     runs = {candidate.run for candidate in candidates if candidate.run is not None}
     if name == "best" and len(runs) == 1:
         marked = best(runs.pop())
-        name = str(marked["checkpoint"]) if marked else name
+        name = marked.checkpoint if marked else name
     exact = [candidate for candidate in candidates if name == candidate.name]
     meant = exact or [candidate for candidate in candidates if Path(candidate.name).name == name]
     if len(meant) > 1:
