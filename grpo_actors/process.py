@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -70,7 +70,7 @@ def enter_process() -> StopRequest:
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
         if stop:
-            os._exit(128 + number)
+            _leave(128 + number)
         stop.set()
 
     follow_parent()
@@ -112,7 +112,32 @@ def _end_with_parent(lifeline: int) -> None:
     # Not sys.exit: the main thread may be in a computation that nothing interrupts.
     with contextlib.suppress(OSError):  # the pipe to the supervisor broke with it
         sys.stderr.flush()
-    os._exit(1)
+    _leave(1)
+
+
+#: What `_leave` calls.
+_removals: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def removed_at_once(remove: Callable[[], None]) -> Iterator[None]:
+    """Call `remove` if this process ends at once within the block: by a second signal, or with its supervisor.
+
+    No ``finally`` runs then. `remove` may be called while the main thread is in any state, so it only removes files.
+    """
+    _removals.append(remove)
+    try:
+        yield
+    finally:
+        _removals.remove(remove)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process at once, without its files."""
+    for remove in _removals:
+        with contextlib.suppress(OSError):  # the others are to be removed all the same
+            remove()
+    os._exit(code)
 
 
 def hide_warnings_of_others() -> None:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from grpo_actors.config import Config
@@ -18,7 +19,7 @@ from grpo_actors.learner.local_worker import open_local_worker
 from grpo_actors.learner.loop import Run
 from grpo_actors.learner.publishing import Publisher
 from grpo_actors.learner.source import LiveSource
-from grpo_actors.process import StopRequest
+from grpo_actors.process import StopRequest, removed_at_once
 from grpo_actors.rollout.worker import sampling_params
 from grpo_actors.rundir.claim import total_updates, with_rewards
 from grpo_actors.rundir.folder import locked
@@ -61,10 +62,12 @@ def open_live(
         history = stack.enter_context(
             contextlib.closing(History(run_dir, config, grpo, archive, records=exchange))
         )
+        stack.enter_context(removed_at_once(partial(remove_endpoints, run_dir, listening)))
         stack.callback(remove_endpoints, run_dir, listening)
         stack.enter_context(contextlib.closing(exchange))
         exchange.start()
         publisher = stack.enter_context(contextlib.closing(Publisher(exchange.publish)))
+        stack.enter_context(removed_at_once(publisher.unlink))
         listening.write(run_dir)
         history.begin()
         if bias := sampling_params(config).bias:

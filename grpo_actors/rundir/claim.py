@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from grpo_actors.atomic import write_whole
+from grpo_actors.atomic import draft_of, write_whole
 from grpo_actors.config import Config, read_config, resume_conflicts
 from grpo_actors.errors import ConfigError, RunError
 from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, read_state
@@ -38,11 +38,13 @@ def claimed(config: Config) -> Iterator[tuple[Path, int]]:
 
 
 def _clear(run_dir: Path) -> None:
-    """Remove the endpoints that a killed run left. Without a checkpoint to continue from, remove old results too.
+    """Remove the endpoints and drafts that a killed run left. Without a checkpoint to continue from, remove old results too.
 
     Such results (base evaluation, best mark, worker decisions) belong to an earlier run, perhaps of another model.
     """
     (run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
+    for name in (CONFIG_FILE, ENDPOINTS_FILE, BASE_EVALUATION_FILE, BEST, WORKERS_FILE):
+        draft_of(run_dir / name).unlink(missing_ok=True)
     if not find_checkpoints(run_dir):
         for name in (BASE_EVALUATION_FILE, BEST, WORKERS_FILE):
             (run_dir / name).unlink(missing_ok=True)

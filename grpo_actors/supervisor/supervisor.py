@@ -41,6 +41,7 @@ from grpo_actors.supervisor.preflight import prepared
 from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
 from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
+from grpo_actors.transport.weights import remove_leftovers
 
 #: Seconds that the other processes have to stop after the learner has ended, before they are killed.
 LEAVE_S = 5.0
@@ -274,7 +275,9 @@ def _open(
     stack.callback(os.close, write_end)
     signals = Signals()
     stack.enter_context(signals.counted())
-    stack.callback(remove_endpoints, run_dir, endpoints)  # a killed learner could not remove them
+    # A killed learner could not remove them.
+    stack.callback(remove_leftovers)
+    stack.callback(remove_endpoints, run_dir, endpoints)
     every_updates = config.metrics.logging_steps
     status = stack.enter_context(StatusLine(config.learner.max_updates or None, every_updates=every_updates))
     follower_stack = stack.enter_context(ExitStack())
