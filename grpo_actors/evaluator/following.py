@@ -5,13 +5,14 @@ A score is saved in a file of the checkpoint and never computed again.
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import mlx.core as mx
 
+from grpo_actors import consent
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
 from grpo_actors.evaluator.score import evaluate, held_out
@@ -154,14 +155,19 @@ def _saved(score_file: Path) -> Score | None:
         return None
 
 
-def follow_run(run_dir: Path, endpoint: str, stop: StopRequest) -> int:
-    """Evaluate a run until it ends; return the exit code."""
+def follow_run(run_dir: Path, endpoint: str, stop: StopRequest, allowed: Sequence[str] = ()) -> int:
+    """Evaluate a run until it ends; return the exit code.
+
+    Raises:
+        ConfigError: the learner's settings name code that is not `allowed` (`consent`).
+    """
     with zmq_context() as context:
         control = ControlClient(context, endpoint, "evaluator")
         welcome = handshake(control, "evaluator", stop, patience_s=PATIENCE_S)
         if welcome is None:
             return 0
         config = Config.model_validate_json(welcome.config)
+        consent.check(consent.code_of(config), allowed, endpoint)
         with suppress(EvaluationStopped):
             RunEvaluator(run_dir, control, config, stop, welcome.beat_s).run()
         control.send(encode(Bye(reason="done")))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from grpo_actors.atomic import PRIVATE_FILE
 from grpo_actors.errors import ProtocolError, RunError
 from grpo_actors.observe.records import Record, decode, encode, make_record
 from grpo_actors.rundir.folder import COMPLETIONS_FILE, METRICS_FILE
@@ -132,7 +133,7 @@ class LineFile:
         self.path = path
         self._switch = switch
         try:
-            path.touch()
+            path.touch(PRIVATE_FILE)
             #: Number of lines kept, and the file's size in bytes.
             self.kept, self.size = _kept_head(path, keeps)
             os.truncate(path, self.size)

@@ -4,8 +4,8 @@
     python -m grpo_actors.rollout --connect ENDPOINT    join a run by the address of its control socket
 
 The address is all that a worker needs. The learner sends the configuration and the identity of the model; each lease
-carries the prompt's tokens, the seeds and the inputs of the reward functions. Ctrl-C makes the worker leave, and its
-unfinished leases go to another worker.
+carries the prompt's tokens, the seeds and the inputs of the reward functions. But no code that the configuration names runs
+without ``--allow`` (`consent`). Ctrl-C makes the worker leave, and its unfinished leases go to another worker.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,31 @@ if TYPE_CHECKING:
 WAIT_S = 0.2
 
 
-def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, settings: Path | None = None) -> int:
+def work(
+    endpoint: str,
+    name: str,
+    stop: StopRequest,
+    patience_s: float,
+    *,
+    settings: Path | None = None,
+    allowed: Sequence[str] = (),
+) -> int:
     """Run a worker until it is dismissed or asked to leave, and return the exit code 0.
 
-    `settings` is the run's config.json, if the worker may load its model before the learner answers.
+    Args:
+        endpoint: Address of the learner's control socket.
+        name: Name in the logs.
+        stop: Set by the first signal.
+        patience_s: Longest wait for the learner, in seconds.
+        settings: The run's config.json, if the worker may load its model before the learner answers.
+        allowed: Names of the code that the learner's settings may run here (`consent`).
 
     Raises:
         RunError: the learner refused the worker, or could not be reached for `patience_s`.
+        ConfigError: the learner's settings name code that is not allowed.
     """
     # These imports take seconds, so they come after the signal handlers are in place.
+    from grpo_actors import consent  # noqa: PLC0415
     from grpo_actors.config import Config, read_config  # noqa: PLC0415
     from grpo_actors.policy.pinned import pin  # noqa: PLC0415
     from grpo_actors.rollout.episodes import open_episodes  # noqa: PLC0415
@@ -51,7 +68,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, setting
     from grpo_actors.wire.messages import Bye, encode  # noqa: PLC0415
 
     bound_memory()
-    preloaded = preload_policy(settings) if settings else None
+    preloaded = preload_policy(settings, allowed) if settings else None
     if settings and preloaded:
         warm_up(preloaded, read_config(settings))
     with zmq_context() as context, contextlib.closing(ControlClient(context, endpoint, name)) as control:
@@ -59,6 +76,7 @@ def work(endpoint: str, name: str, stop: StopRequest, patience_s: float, setting
         if welcome is None:
             return 0
         config = Config.model_validate_json(welcome.config)
+        consent.check(consent.code_of(config), allowed, endpoint)
         policy = load_welcome_policy(welcome, config, preloaded)
         with (
             open_scorer(config.reward.functions, config.reward) as scorer,
@@ -107,6 +125,8 @@ def live_endpoints(run_dir: Path) -> "Endpoints":
 
 def main() -> int:
     """Parse the command line and run the worker."""
+    from grpo_actors.consent import add_option  # noqa: PLC0415 - pydantic
+
     parser = argparse.ArgumentParser(
         prog="python -m grpo_actors.rollout", description=(__doc__ or "").splitlines()[0]
     )
@@ -118,6 +138,7 @@ def main() -> int:
     parser.add_argument(
         "--patience", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the learner"
     )
+    add_option(parser)
     parser.add_argument("--preload", metavar="FILE", type=Path, help=argparse.SUPPRESS)  # from launch.py
     args = parser.parse_args()
     stop = enter_process()
@@ -127,7 +148,7 @@ def main() -> int:
         endpoints = live_endpoints(args.attach)
         endpoint = endpoints.control
         join_mps(endpoints.mps)
-    return work(endpoint, args.name, stop, args.patience, args.preload)
+    return work(endpoint, args.name, stop, args.patience, settings=args.preload, allowed=args.allow)
 
 
 if __name__ == "__main__":

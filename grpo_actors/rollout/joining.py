@@ -1,11 +1,12 @@
 """Get what a worker needs from its learner: the model, and each new version of the weights."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
+from grpo_actors import consent
 from grpo_actors.config import Config, read_config
 from grpo_actors.errors import GrpoActorsError, ModelError, ProtocolError
 from grpo_actors.policy.identity import Identity
@@ -37,13 +38,15 @@ def fetch_weights(
     return (manifest.version, arrays) if arrived.whole() else None
 
 
-def preload_policy(settings: Path) -> Policy | None:
+def preload_policy(settings: Path, allowed: Sequence[str] = ()) -> Policy | None:
     """Load the model of a run's config.json while the learner loads its own, and compute its identity.
 
-    Returns None if it cannot be loaded: the learner then reports the same error, which is enough.
+    Returns None if it cannot be loaded: the learner then reports the same error, which is enough. Runs only code that is
+    `allowed`.
     """
     try:
         config = read_config(settings)
+        consent.check(consent.code_of_model(config.model), allowed, settings)
         policy = load_policy(config.model, seed=config.run.seed)
     except GrpoActorsError:
         return None

@@ -15,6 +15,7 @@ children end.
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from types import FrameType
 
 from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
+from grpo_actors.consent import options_for
 from grpo_actors.kernels.stage import Stage
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.status import StatusLine
@@ -218,10 +220,12 @@ class Supervisor:
             self._show_output(wait_s=0.02)
 
     def _show_commands(self) -> None:
+        attach = ["python", "-m", "grpo_actors.rollout", "--attach", str(self.run_dir)]
+        attach += options_for(self.config)
         self.status.print_line(
             f"run folder {self.run_dir}\n"
             f"  watch it:      python -m grpo_actors.tail {self.run_dir}\n"
-            f"  add a worker:  python -m grpo_actors.rollout --attach {self.run_dir}"
+            f"  add a worker:  {shlex.join(attach)}"
         )
 
     def report_outcome(self) -> int:
@@ -293,7 +297,10 @@ def _open(
     pool = WorkerPool(run_dir, config, machine, endpoints.control, mps_environment(endpoints.mps))
     learner = Actor(
         "learner",
-        ["grpo_actors.learner", str(run_dir), "--endpoints", json.dumps(asdict(endpoints))],
+        [
+            *("grpo_actors.learner", str(run_dir), "--endpoints", json.dumps(asdict(endpoints))),
+            *options_for(config),
+        ],
         pool.environment_of_learner | {LOCK: str(lock)},
         respawns=False,
         inherited=(lock,),
@@ -312,7 +319,7 @@ def _observers(
     """Build the evaluator and the trackers that the settings name."""
     observers = []
     if config.evaluator.eval_every_updates:
-        command = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control]
+        command = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control, *options_for(config)]
         # Its imports and the evaluation of the base model would only delay the first update.
         observers.append(
             Actor("evaluator", command, environment, respawns=True, waits_for="update", in_background=True)

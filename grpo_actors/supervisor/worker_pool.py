@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from grpo_actors.config import Config
+from grpo_actors.consent import options_for
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
@@ -172,7 +173,7 @@ class WorkerPool:
         # A number is never used twice: the stopped worker that had it may not have ended yet.
         name = f"rollout-{len(self.actors)}"
         command = [WORKER, "--connect", self.control, "--name", name, "--patience", "600"]
-        command += ["--preload", str(self.run_dir / CONFIG_FILE)]
+        command += ["--preload", str(self.run_dir / CONFIG_FILE), *options_for(self.config)]
         environment = self._limited(self._share, None if self._plan is None else self._plan.worker)
         actor = Actor(name, command, environment, respawns=True)
         self.actors.append(actor)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from grpo_actors.atomic import write_whole
+from grpo_actors.atomic import PRIVATE_FOLDER, write_whole
 from grpo_actors.observe.follow import HistoryReader
 from grpo_actors.observe.records import Record
 from grpo_actors.rundir.folder import TRACKERS_FOLDER
@@ -113,6 +113,7 @@ class Feed:
     def _open(self, start: Record) -> None:
         if self._tracker is not None:  # a new run has replaced the former one in the folder
             self._tracker.close()
+        self._file.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)  # before the tracker makes it for everybody
         self._position = self._load(start["run_id"])
         self._total_updates = start["total_updates"]
         self._tracker = open_tracker(
@@ -136,5 +137,4 @@ class Feed:
         return position if position.run_id == run_id else Position(run_id)
 
     def _save(self) -> None:
-        self._file.parent.mkdir(exist_ok=True)
         write_whole(self._file, json.dumps(asdict(self._position)) + "\n")
