@@ -80,6 +80,8 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
         range(len(problems)), k=min(count or len(problems), len(problems))
     )
     limit = config.data.max_prompt_length
+    with policy.template_ends():
+        policy.encode_chat(problems[indices[0]].messages)
     questions = (
         Question(problem, policy.encode_chat(problem.messages))
         for problem in map(problems.__getitem__, indices)

@@ -43,7 +43,8 @@ def open_live(
         stack.enter_context(locked(run_dir))
         task = load_task(config.data, seed=config.run.seed)
         config = with_rewards(config, task)
-        total = total_updates(config, len(task.problems("train")))
+        problems = task.problems("train")
+        total = total_updates(config, len(problems))
         archive = Archive(run_dir, config, uuid.uuid4().hex[:12])
         if note := archive.note_if_complete(total):
             print(note, file=sys.stderr)
@@ -52,7 +53,7 @@ def open_live(
         grpo = load_grpo(config, total)
         # Of the base model: taken before `restore` loads a checkpoint's weights.
         identity = grpo.policy.identity
-        check_sampling(config, grpo)
+        check_sampling(config, grpo, problems[0])
         archive.restore(grpo)
         listening = _endpoints(run_dir, config, endpoints)
         welcome = build_welcome(config, archive.run_id, identity, listening)

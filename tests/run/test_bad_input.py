@@ -217,6 +217,22 @@ def test_weights_that_only_the_learner_can_find_unreadable_are_one_line_too(run)
     run.assert_nothing_left()
 
 
+@pytest.mark.slow
+def test_a_chat_template_that_loops_for_hours_is_one_line(run):
+    folder = run.folder.parent / "model"
+    shutil.copytree(EMBEDDED, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    loop = "{% for i in range(100000) %}"
+    settings["chat_template"] = 3 * loop + "x" + 3 * "{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert run.run("--set", f"model_name={folder}") == 2
+    (line,) = [line for line in run.stderr.splitlines()[3:] if line]
+    assert line.startswith(
+        f"error: {folder}: its chat template does not end within 5 s; correct chat_template"
+    )
+    run.assert_nothing_left()
+
+
 def test_a_folder_in_use_is_refused_and_its_run_is_not_disturbed(make_run):
     run = make_run(max_updates=1000, eval_every_updates=0)
     run.start()
