@@ -8,6 +8,7 @@ import pytest
 
 from grpo_actors import process
 from grpo_actors.errors import DataError
+from grpo_actors.out_of_memory import is_out_of_memory
 from grpo_actors.process import run_command
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,58 @@ def test_ctrl_c_is_quiet(capsys):
         run_command(raising(KeyboardInterrupt()))
     assert left.value.code == 130
     assert capsys.readouterr() == ("", "")
+
+
+#: As MLX raises them: on CUDA, on Metal, on the host.
+LACKS = [
+    "RuntimeError('cudaMallocAsync(&data, size, stream) failed: out of memory')",
+    "RuntimeError('[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum')",
+    "RuntimeError('[METAL] Command buffer execution failed: Insufficient Memory (00000008)')",
+    "RuntimeError('[malloc] Unable to allocate 9 bytes.')",
+    "MemoryError('std::bad_alloc')",
+]
+
+
+@pytest.mark.parametrize(
+    ("role", "setting"),
+    [
+        ("learner", "learner.batch_size"),
+        ("worker", "rollout.batch_groups"),
+        ("evaluator", "evaluator.eval_batch_size"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line_with_the_setting_to_lower_and_the_exit_code_of_a_crash(role, setting):
+    """With 1 the supervisor starts a worker again; with 2 it would give it up."""
+    code = (
+        "import atexit; from grpo_actors.process import run_command\n"
+        "atexit.register(print, 'destructors run')\n"
+        f"def main(): raise {LACKS[0]}\nrun_command(main, {role!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "error: out of memory (cudaMallocAsync(&data, size, stream) failed: out of memory); "
+    )
+    assert f"lower {setting} " in f"{line} "
+
+
+@pytest.mark.parametrize("error", LACKS)
+def test_a_lack_of_memory_is_recognised_on_every_back_end_also_as_the_cause_of_an_error(error):
+    found = eval(error)  # noqa: S307 - the constants above
+    assert is_out_of_memory(found)
+    wrapped = DataError("cannot be loaded")
+    wrapped.__cause__ = found
+    assert is_out_of_memory(wrapped)
+
+
+def test_an_error_that_only_quotes_the_words_is_no_lack_of_memory(capsys):
+    with pytest.raises(SystemExit) as left:
+        run_command(raising(DataError("train.jsonl:3: 'out of memory' is not JSON")), "learner")
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: train.jsonl:3: 'out of memory' is not JSON\n"
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_command(raising(RuntimeError("[matmul] shapes (2,3) and (4,5)")), "learner")
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), BrokenPipeError()])

@@ -31,6 +31,7 @@ from grpo_actors.consent import options_for
 from grpo_actors.kernels.stage import Stage
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.status import StatusLine
+from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
 from grpo_actors.process import EXIT_USAGE
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
@@ -180,6 +181,10 @@ class Supervisor:
             for line in child.printed():
                 # The learner's lines are the run's; the lines of others need a name.
                 self.status.print_line(line if child.name == "learner" else f"{child.name}: {line}")
+                # Its own line has the cure; C++, which ends it without Python, knows none.
+                if says_out_of_memory(line) and not line.startswith("error: "):
+                    cure = CURES[role_of(child.name)]
+                    self.status.print_line(f"{child.name} ran out of memory: {cure}", "yellow")
 
     def _handle_signals(self) -> None:
         """Drain after the first Ctrl-C, kill after the second."""
