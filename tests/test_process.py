@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -9,7 +10,7 @@ import pytest
 from grpo_actors import process
 from grpo_actors.errors import DataError
 from grpo_actors.out_of_memory import is_out_of_memory
-from grpo_actors.process import run_command
+from grpo_actors.process import LIFELINE, run_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,7 +74,7 @@ def test_a_lack_of_memory_is_one_line_with_the_setting_to_lower_and_the_exit_cod
     assert line.startswith(
         "error: out of memory (cudaMallocAsync(&data, size, stream) failed: out of memory); "
     )
-    assert f"lower {setting} " in f"{line} "
+    assert f"; lower {setting}" in line
 
 
 @pytest.mark.parametrize("error", LACKS)
@@ -196,3 +197,43 @@ def test_the_limits_in_the_environment_reach_mlx(limit):
         assert memory == limit
     else:
         assert unchanged == "True"
+
+
+ENDING_AT_ONCE = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from grpo_actors.process import enter_process, removed_at_once
+
+path = Path(sys.argv[1])
+path.touch()
+enter_process()
+with removed_at_once(path.unlink), removed_at_once(partial(Path('/nowhere').unlink)):
+    print('ready', flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("cause", ["two signals", "the supervisor's death"])
+def test_a_process_that_ends_at_once_removes_what_would_outlive_it(cause, tmp_path):
+    path = tmp_path / "socket"
+    lifeline, write_end = os.pipe()
+    supervised = cause == "the supervisor's death"
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDING_AT_ONCE, str(path)],
+        cwd=ROOT,
+        env={**os.environ, **({LIFELINE: str(lifeline)} if supervised else {})},
+        pass_fds=[lifeline],
+        stdout=subprocess.PIPE,
+    )
+    with process, os.fdopen(lifeline):
+        assert process.stdout.readline() == b"ready\n"
+        assert path.exists()
+        if supervised:
+            os.close(write_end)
+        else:
+            # One after the other: two that wait together are one.
+            while process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == (1 if supervised else 128 + signal.SIGTERM)
+    assert not path.exists()
