@@ -16,6 +16,9 @@ from grpo_actors.failpoints import reach
 #: Suffix of a file or folder that is being written or removed.
 UNFINISHED = ".tmp"
 
+#: Modes of files and folders that hold prompts, or the way to them.
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+
 #: File names: `new_folder` replaces only a folder that has one of them.
 _MARKS = ("config.json", "adapter_config.json")
 
@@ -45,8 +48,9 @@ def whole_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_whole(target: Path, text: str, *, durable: bool = False) -> None:
-    """Replace the content of `target`; see `whole_file`."""
+    """Replace the content of `target`, which only this user may read; see `whole_file`."""
     with whole_file(target, durable=durable) as draft:
+        draft.touch(PRIVATE_FILE)
         draft.write_text(text)
 
 

@@ -36,15 +36,23 @@ def check_token(repository: str, option: str) -> None:
         ) from error
 
 
-def send(folder: Path, repository: str, option: str) -> str:
+def send(folder: Path, repository: str, option: str, *, public: bool) -> str:
     """Upload all files of `folder` in one commit, so that all arrive or none; return the address.
 
+    Args:
+        folder: The folder.
+        repository: Its name on the hub, owner/name; made if it does not exist.
+        option: The command line's option that named it.
+        public: Whether everybody may see it. Otherwise a new repository is private, and a public one is refused.
+
     Raises:
-        RunError: the hub rejected it or could not be reached.
+        RunError: the hub rejected it or could not be reached, or the repository is public.
     """
     api = HfApi()
     try:
-        api.create_repo(repository, exist_ok=True)
+        api.create_repo(repository, private=not public, exist_ok=True)
+        if not public and not api.repo_info(repository).private:
+            raise RunError(f"{option}: {repository} is public; add --public, or choose another repository")
         # Delete former weights in the same commit: a loader reads every weight file in the folder.
         api.upload_folder(folder_path=folder, repo_id=repository, delete_patterns=_WEIGHTS)
     except _HUB_ERRORS as error:

@@ -12,12 +12,13 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from grpo_actors.errors import GrpoActorsError
+from grpo_actors.out_of_memory import Role, is_out_of_memory, refusal
 
 #: Environment variable with the descriptor of a pipe's read end. The supervisor holds the write end, so the pipe closes
 #: when the supervisor dies, for whatever reason.
@@ -36,6 +37,8 @@ CACHE_PARTS = 16
 #: Signal at which a process prints the stacks of all its threads to stderr, even while it hangs in a computation.
 PRINT_STACKS = signal.SIGUSR1
 
+#: Exit code for a crash: the supervisor starts the process again.
+EXIT_CRASH = 1
 #: Exit code for unusable input.
 EXIT_USAGE = 2
 #: Exit codes that a shell reports for a process ended by a signal: 128 + SIGINT, 128 + SIGPIPE.
@@ -81,7 +84,7 @@ def enter_process() -> StopRequest:
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
         if stop:
-            os._exit(128 + number)
+            _leave(128 + number)
         stop.set()
 
     follow_parent()
@@ -129,7 +132,32 @@ def _end_with_parent(lifeline: int) -> None:
     # Not sys.exit: the main thread may be in a computation that nothing interrupts.
     with contextlib.suppress(OSError):  # the pipe to the supervisor broke with it
         sys.stderr.flush()
-    os._exit(1)
+    _leave(EXIT_CRASH)
+
+
+#: What `_leave` calls.
+_removals: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def removed_at_once(remove: Callable[[], None]) -> Iterator[None]:
+    """Call `remove` if this process ends at once within the block: by a second signal, or with its supervisor.
+
+    No ``finally`` runs then. `remove` may be called while the main thread is in any state, so it only removes files.
+    """
+    _removals.append(remove)
+    try:
+        yield
+    finally:
+        _removals.remove(remove)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process at once, without its files."""
+    for remove in _removals:
+        with contextlib.suppress(OSError):  # the others are to be removed all the same
+            remove()
+    os._exit(code)
 
 
 def hide_warnings_of_others() -> None:
@@ -156,10 +184,11 @@ def _show_own(
         _show_any(message, category, filename, *rest, **named)
 
 
-def run_command(main: Callable[[], int]) -> NoReturn:
+def run_command(main: Callable[[], int], role: Role | None = None) -> NoReturn:
     """Run a command and leave the process with its exit code.
 
-    An error that this package raises on purpose becomes one line on stderr and exit code 2. Ctrl-C becomes exit code
+    An error that this package raises on purpose becomes one line on stderr and exit code 2. In an actor, which gives its
+    `role`, a lack of memory becomes one line with the settings to lower, and exit code 1. Ctrl-C becomes exit code
     130, and a closed standard output (``| head``) 141, both without output. Any other exception is a defect and keeps
     its traceback.
     """
@@ -167,7 +196,12 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     try:
         code = main()
         sys.stdout.flush()  # here, where a closed pipe can still be handled
-    except GrpoActorsError as error:
+    except (GrpoActorsError, RuntimeError, MemoryError) as error:
+        if role is not None and is_out_of_memory(error):
+            print("error: " + refusal(error, role), file=sys.stderr, flush=True)
+            _leave(EXIT_CRASH)  # CUDA may hang or abort in MLX's destructors now
+        if not isinstance(error, GrpoActorsError):
+            raise
         # The message may quote a user's text, and a line break in it would make two lines.
         print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
         code = EXIT_USAGE

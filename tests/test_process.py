@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -8,7 +9,8 @@ import pytest
 
 from grpo_actors import process
 from grpo_actors.errors import DataError
-from grpo_actors.process import run_command
+from grpo_actors.out_of_memory import is_out_of_memory
+from grpo_actors.process import LIFELINE, run_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +41,58 @@ def test_ctrl_c_is_quiet(capsys):
         run_command(raising(KeyboardInterrupt()))
     assert left.value.code == 130
     assert capsys.readouterr() == ("", "")
+
+
+#: As MLX raises them: on CUDA, on Metal, on the host.
+LACKS = [
+    "RuntimeError('cudaMallocAsync(&data, size, stream) failed: out of memory')",
+    "RuntimeError('[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum')",
+    "RuntimeError('[METAL] Command buffer execution failed: Insufficient Memory (00000008)')",
+    "RuntimeError('[malloc] Unable to allocate 9 bytes.')",
+    "MemoryError('std::bad_alloc')",
+]
+
+
+@pytest.mark.parametrize(
+    ("role", "setting"),
+    [
+        ("learner", "learner.batch_size"),
+        ("worker", "rollout.batch_groups"),
+        ("evaluator", "evaluator.eval_batch_size"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line_with_the_setting_to_lower_and_the_exit_code_of_a_crash(role, setting):
+    """With 1 the supervisor starts a worker again; with 2 it would give it up."""
+    code = (
+        "import atexit; from grpo_actors.process import run_command\n"
+        "atexit.register(print, 'destructors run')\n"
+        f"def main(): raise {LACKS[0]}\nrun_command(main, {role!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "error: out of memory (cudaMallocAsync(&data, size, stream) failed: out of memory); "
+    )
+    assert f"; lower {setting}" in line
+
+
+@pytest.mark.parametrize("error", LACKS)
+def test_a_lack_of_memory_is_recognised_on_every_back_end_also_as_the_cause_of_an_error(error):
+    found = eval(error)  # noqa: S307 - the constants above
+    assert is_out_of_memory(found)
+    wrapped = DataError("cannot be loaded")
+    wrapped.__cause__ = found
+    assert is_out_of_memory(wrapped)
+
+
+def test_an_error_that_only_quotes_the_words_is_no_lack_of_memory(capsys):
+    with pytest.raises(SystemExit) as left:
+        run_command(raising(DataError("train.jsonl:3: 'out of memory' is not JSON")), "learner")
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: train.jsonl:3: 'out of memory' is not JSON\n"
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_command(raising(RuntimeError("[matmul] shapes (2,3) and (4,5)")), "learner")
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), BrokenPipeError()])
@@ -143,3 +197,43 @@ def test_the_limits_in_the_environment_reach_mlx(limit):
         assert memory == limit
     else:
         assert unchanged == "True"
+
+
+ENDING_AT_ONCE = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from grpo_actors.process import enter_process, removed_at_once
+
+path = Path(sys.argv[1])
+path.touch()
+enter_process()
+with removed_at_once(path.unlink), removed_at_once(partial(Path('/nowhere').unlink)):
+    print('ready', flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("cause", ["two signals", "the supervisor's death"])
+def test_a_process_that_ends_at_once_removes_what_would_outlive_it(cause, tmp_path):
+    path = tmp_path / "socket"
+    lifeline, write_end = os.pipe()
+    supervised = cause == "the supervisor's death"
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDING_AT_ONCE, str(path)],
+        cwd=ROOT,
+        env={**os.environ, **({LIFELINE: str(lifeline)} if supervised else {})},
+        pass_fds=[lifeline],
+        stdout=subprocess.PIPE,
+    )
+    with process, os.fdopen(lifeline):
+        assert process.stdout.readline() == b"ready\n"
+        assert path.exists()
+        if supervised:
+            os.close(write_end)
+        else:
+            # One after the other: two that wait together are one.
+            while process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == (1 if supervised else 128 + signal.SIGTERM)
+    assert not path.exists()

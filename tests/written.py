@@ -8,9 +8,12 @@ from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint
 from grpo_actors.rundir.checkpoints import Checkpoint
 
+#: The smallest whole state of a run.
+STATE = {"run_id": "r", "cursor": {"position": 0, "set_aside": []}, "records": 0, "skipped_steps": 0}
+
 
 def write_checkpoint(
     run_dir: Path, update: int, policy: Policy, training: Training, state: dict[str, Any], **more: Any
 ) -> Checkpoint:
-    """Write checkpoint-`update`; `more`: arguments of `freeze_checkpoint`."""
-    return freeze_checkpoint(update, policy, training, state, **more).write(run_dir)
+    """Write checkpoint-`update` with fields of `STATE`; `more`: arguments of `freeze_checkpoint`."""
+    return freeze_checkpoint(update, policy, training, STATE | state, **more).write(run_dir)

@@ -34,4 +34,4 @@ def load_planned(welcome: Welcome, config: Config, preloaded: Policy | None = No
 
 if __name__ == "__main__":
     joining.load_welcome_policy = load_planned
-    run_command(main)
+    run_command(main, "worker")

@@ -15,7 +15,9 @@ from grpo_actors.bench.bench_process import BenchProcess
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.launched import LAUNCH, Launched, with_this_package
 from grpo_actors.bench.options import Options, config_of
-from grpo_actors.config import Config
+from grpo_actors.config import Config, read_config
+from grpo_actors.consent import options_for
+from grpo_actors.rundir.folder import CONFIG_FILE
 
 #: Name of the worker that the bench attaches, in addition to the run's own workers.
 NAME = "bench"
@@ -47,6 +49,7 @@ def _worker_ready_s(run: Launched) -> float:
     """Measure the seconds from a worker's start to its first beat; the worker has ended when this returns."""
     started_at = time.time()
     command = ["-m", "grpo_actors.rollout", "--attach", str(run.run_dir), "--name", NAME]
+    command += options_for(read_config(run.run_dir / CONFIG_FILE))
     worker = subprocess.Popen(
         [sys.executable, *command],
         env=with_this_package(),

@@ -109,6 +109,8 @@ def broken_rule(error: ValidationError, where: Callable[[tuple[str, ...]], str])
         return f"{where(context['keys'])}: {context['key']} {context['rule']}, got {brief(context['value'])}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     location = [str(part) for part in first["loc"]]
+    if not location:
+        return f"{where(())}: must be a table of sections, got {brief(first['input'])}"
     key, value = ".".join(location[:2]), brief(first["input"])
     if first["type"] == "extra_forbidden":
         return f"{where((key,))}: {key} is not a setting{more}"

@@ -47,7 +47,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="the folder to make")
     command.add_argument("--overwrite", action="store_true", help="replace DIR if it is a model folder")
     command.add_argument(
-        UPLOAD, metavar="OWNER/NAME", help="upload the finished folder to this hub repository"
+        UPLOAD,
+        metavar="OWNER/NAME",
+        help="upload the finished folder to this hub repository, which is private",
+    )
+    command.add_argument(
+        "--public", action="store_true", help=f"with {UPLOAD}: let everybody see the repository"
     )
     _add_weight_options(command)
     command.add_argument(
@@ -240,12 +245,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     source = locate(options.hf_path) if options.hf_path else None
     hub_id = source if isinstance(source, str) else None
-    print(f"sent    {upload(options.output_dir, options.upload_repo, hub_id)}")
+    print(f"sent    {upload(options.output_dir, options.upload_repo, hub_id, public=options.public)}")
     return 0
 
 
-def upload(folder: Path, repository: str, base_model: str | None) -> str:
-    """Upload `folder` to the hub; returns the address.
+def upload(folder: Path, repository: str, base_model: str | None, *, public: bool = False) -> str:
+    """Upload `folder` to the hub, for everybody if `public`; returns the address.
 
     The model card names the base model if that has a hub id.
 
@@ -262,9 +267,10 @@ def upload(folder: Path, repository: str, base_model: str | None) -> str:
     origin = f"Converted to MLX from {base_model}." if base_model else "Converted to MLX."
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {repository}\n\n{origin}\n").save(folder / "README.md")
     try:
-        return send(folder, repository, UPLOAD)
+        return send(folder, repository, UPLOAD, public=public)
     except RunError as error:
-        raise RunError(f"{error}; {folder} is whole: send it with hf upload {repository} {folder}") from error
+        by_hand = f"hf upload {repository} {folder}" + ("" if public else " --private")
+        raise RunError(f"{error}; {folder} is whole: send it with {by_hand}") from error
 
 
 if __name__ == "__main__":

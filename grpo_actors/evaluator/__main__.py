@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from grpo_actors.backend import submit_long_graphs
+from grpo_actors.consent import add_option
 from grpo_actors.evaluator.comparison.compare import Options, evaluate_checkpoints
 from grpo_actors.evaluator.following import follow_run
 from grpo_actors.process import bound_memory, enter_process, run_command
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--plot", type=Path, metavar="FILE.png|svg", help="plot accuracy over updates")
     add("--json", action="store_true", help="print one JSON object")
+    add_option(command)
     add("--follow", metavar="ENDPOINT", help=argparse.SUPPRESS)
     add("--key", metavar="FILE", type=Path, help=argparse.SUPPRESS)
     return command
@@ -64,9 +66,9 @@ def main() -> int:
     submit_long_graphs()
     bound_memory()
     if endpoint:
-        return follow_run(Path(given["checkpoints"][0]), endpoint, stop, key)
+        return follow_run(Path(given["checkpoints"][0]), endpoint, stop, key_file=key, allowed=given["allow"])
     return evaluate_checkpoints(Options(**given), stop)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "evaluator")

@@ -4,19 +4,20 @@ A score is saved in a file of the checkpoint and never computed again. A checkpo
 damaged or its evaluation ended this process several times, is reported as such: the learner does not wait for its score.
 """
 
-import json
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import mlx.core as mx
 
-from grpo_actors.atomic import whole_file
+from grpo_actors import consent
 from grpo_actors.config import Config
-from grpo_actors.evaluator.score import Score, evaluate, held_out
+from grpo_actors.errors import RunError
+from grpo_actors.evaluator.score import evaluate, held_out
 from grpo_actors.failpoints import reach
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
@@ -27,9 +28,9 @@ from grpo_actors.rundir.checkpoints import (
     Checkpoint,
     find_checkpoints,
     verify,
-    write_json,
 )
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
+from grpo_actors.rundir.scores import Score, read_score, write_score
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
@@ -134,13 +135,11 @@ class RunEvaluator:
 
     def _report(self, update: int, name: str, score_file: Path, score: Callable[[], Score]) -> None:
         """Send the learner the score saved in `score_file`, or compute and save it first."""
-        if score_file.is_file():
-            result = Score(**json.loads(score_file.read_text()))
-        else:
+        result = _saved(score_file)
+        if result is None:
             result = score()
             reach("evaluator.scored")
-            with whole_file(score_file) as draft:
-                write_json(draft, asdict(result))
+            write_score(score_file, result)
         message = Evaluation(update=update, checkpoint=name, **asdict(result))
         if not update:
             self._base = encode(message)
@@ -188,8 +187,35 @@ class RunEvaluator:
             )
 
 
-def follow_run(run_dir: Path, endpoint: str, stop: StopRequest, key_file: Path | None = None) -> int:
-    """Evaluate a run until it ends; return the exit code. `key_file`: a key with the role evaluator, if not the run's."""
+def _saved(score_file: Path) -> Score | None:
+    """Return a saved score. One that cannot be read is computed again: it may have been cut by a full disk."""
+    try:
+        return read_score(score_file)
+    except RunError as error:
+        print(f"scored again: {error}", file=sys.stderr)
+        return None
+
+
+def follow_run(
+    run_dir: Path,
+    endpoint: str,
+    stop: StopRequest,
+    *,
+    key_file: Path | None = None,
+    allowed: Sequence[str] = (),
+) -> int:
+    """Evaluate a run until it ends; return the exit code.
+
+    Args:
+        run_dir: The run's folder.
+        endpoint: Address of the learner's control socket.
+        stop: Set by the first signal.
+        key_file: A key with the role evaluator; None: the run's own.
+        allowed: Names of the code that the learner's settings may run here (`consent`).
+
+    Raises:
+        ConfigError: the learner's settings name code that is not `allowed`.
+    """
     token = take_secret(EVALUATOR_TOKEN)
     key = ClientKey.read(key_file) if key_file else read_run_key(run_dir)
     with zmq_context() as context:
@@ -199,6 +225,7 @@ def follow_run(run_dir: Path, endpoint: str, stop: StopRequest, key_file: Path |
             return 0
         begin_work("", LOADING_S)  # to load the model
         config = Config.model_validate_json(welcome.config)
+        consent.check(consent.code_of(config), allowed, endpoint)
         with suppress(EvaluationStopped):
             RunEvaluator(run_dir, control, config, stop, welcome.beat_s, token=token).run()
         control.send(encode(Bye(reason="done")))

@@ -16,31 +16,13 @@ from grpo_actors.evaluator.accuracy import wilson_interval
 from grpo_actors.policy.decoding.sampling import Sample, SamplingParams, Submission, sample_in_turn
 from grpo_actors.policy.model import Policy
 from grpo_actors.rollout.episodes import Episodes, chat_of
+from grpo_actors.rundir.scores import Score
 from grpo_actors.schedule.order import sample_seeds
 from grpo_actors.tasks.rewards import text as last_text
 from grpo_actors.tasks.scoring import Scorer, reward_means
 from grpo_actors.tasks.task import Problem, Task
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The result of one policy on the held-out problems."""
-
-    #: Number of problems.
-    samples: int
-    #: Share of greedy completions that are right, and its 95 % interval.
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    #: Share of completions sampled at the evaluator's temperature that are right; None if not requested.
-    sampled_accuracy: float | None
-    #: Unweighted mean of each reward function over the greedy completions to which it applies.
-    rewards: dict[str, float]
-    completion_length_mean: float
-    truncated_share: float
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +80,8 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
         range(len(problems)), k=min(count or len(problems), len(problems))
     )
     limit = config.data.max_prompt_length
+    with policy.template_ends():
+        policy.encode_chat(problems[indices[0]].messages)
     questions = (
         Question(problem, policy.encode_chat(problem.messages))
         for problem in map(problems.__getitem__, indices)

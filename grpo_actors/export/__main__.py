@@ -48,7 +48,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--upload",
         metavar="OWNER/NAME",
-        help="upload it to the hub; alone: the model folder, without a local copy",
+        help="upload it to the hub, to a private repository; alone: the model folder, without a local copy",
+    )
+    command.add_argument(
+        "--public", action="store_true", help="with --upload: let everybody see the repository"
     )
     command.add_argument(
         "--dequantize",
@@ -59,6 +62,13 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", choices=DTYPES, help=f"type of the weights (default: unchanged; with --gguf: {GGUF_DTYPE})"
     )
     command.add_argument("--overwrite", action="store_true", help="replace an existing file or folder")
+    command.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="trust_remote_code: run the Python files of the base model's folder, if the run's settings say so",
+    )
     return command
 
 
@@ -71,7 +81,7 @@ def export(options: argparse.Namespace) -> str:
     _check(options)
     from grpo_actors.export.forms import Export  # noqa: PLC0415  MLX takes a second to import
 
-    exported = Export.choose(options.run_dir, options.checkpoint)
+    exported = Export.choose(options.run_dir, options.checkpoint, options.allow)
     lines = [f"from    {exported.checkpoint.path}"]
     with TemporaryDirectory() as temporary:
         made = _make(exported, options, Path(temporary))
@@ -80,7 +90,7 @@ def export(options: argparse.Namespace) -> str:
         if options.upload:
             from grpo_actors.hub import send  # noqa: PLC0415  half a second, and not always needed
 
-            lines.append(f"sent    {send(made, options.upload, '--upload')}")
+            lines.append(f"sent    {send(made, options.upload, '--upload', public=options.public)}")
     return "\n".join(lines)
 
 
@@ -114,6 +124,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("--upload sends folders: it goes with --fuse, with --adapter, or alone")
     if options.adapter and (options.dtype or options.dequantize):
         raise ConfigError("--adapter takes the adapter as it is; --dtype and --dequantize go with the others")
+    if options.public and not options.upload:
+        raise ConfigError("--public: goes with --upload OWNER/NAME")
     if options.gguf and find_spec("gguf") is None:
         raise ConfigError("--gguf: the gguf package is not installed; pip install 'grpo-actors[gguf]'")
     if options.upload:

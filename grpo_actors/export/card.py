@@ -6,6 +6,7 @@ given by name only.
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from grpo_actors.observe.records import Record
 from grpo_actors.policy.locate import locate
 from grpo_actors.rundir.checkpoints import Checkpoint
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
+from grpo_actors.rundir.scores import read_score
 from grpo_actors.tasks.gsm8k import HUB_ID
 
 #: Rows of the table of scores: title, field, whether the value is a share.
@@ -170,5 +172,6 @@ def _records(run_dir: Path) -> Iterator[Record]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """Return the fields of a saved score; empty if there is none."""
+    score = read_score(path)
+    return {} if score is None else asdict(score)

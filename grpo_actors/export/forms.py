@@ -2,17 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from grpo_actors import consent
 from grpo_actors.config import Config, read_config
 from grpo_actors.errors import ModelError, RunError
 from grpo_actors.export.card import base_name, card
 from grpo_actors.export.fusing import load_fused
-from grpo_actors.rundir.checkpoint_weights import ADAPTER, ADAPTER_CONFIG, is_adapter, write_model
+from grpo_actors.rundir.checkpoint_weights import ADAPTER_CONFIG, is_adapter, write_model
 from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, verify, write_json
-from grpo_actors.rundir.folder import CONFIG_FILE
+from grpo_actors.rundir.folder import ADAPTER, CONFIG_FILE
 
 CARD_FILE = "README.md"
 
@@ -26,11 +28,12 @@ class Export:
     checkpoint: Checkpoint
 
     @classmethod
-    def choose(cls, run_dir: Path, which: str) -> "Export":
+    def choose(cls, run_dir: Path, which: str, allowed: Sequence[str] = ()) -> "Export":
         """Find the checkpoint `which`: a number of updates, ``best``, ``last``, or empty for the best, else the last.
 
         Raises:
             RunError: `run_dir` is not a run folder, has no such checkpoint, or the checkpoint is damaged.
+            ConfigError: the run's settings name code that is not `allowed` (`consent`).
         """
         if not (run_dir / CONFIG_FILE).is_file():
             raise RunError(
@@ -40,7 +43,9 @@ class Export:
         damage = verify(checkpoint)
         if damage is not None:
             raise RunError(f"{damage}; choose another --checkpoint")
-        return cls(run_dir, read_config(run_dir / CONFIG_FILE), checkpoint)
+        config = read_config(run_dir / CONFIG_FILE)
+        consent.check(consent.code_of_model(config.model), allowed, run_dir / CONFIG_FILE)
+        return cls(run_dir, config, checkpoint)
 
     def write_model(self, folder: Path, name: str, dtype: str | None, *, dequantize: bool) -> None:
         """Write a whole model, called `name`, which mlx-lm loads, and transformers if it supports the architecture.
@@ -98,7 +103,7 @@ def _find(run_dir: Path, which: str) -> Checkpoint:
         return kept[-1]
     if which == "best" and marked is None:
         raise RunError(f"--checkpoint best: no checkpoint of {run_dir} has been evaluated; take last")
-    wanted = str(marked["update"]) if marked is not None and which in ("", "best") else which
+    wanted = str(marked.update) if marked is not None and which in ("", "best") else which
     for checkpoint in kept:
         if str(checkpoint.update) == wanted:
             return checkpoint

@@ -16,7 +16,7 @@ from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import AS_STORED, DTYPES, Policy, load_base
 from grpo_actors.policy.quantization import is_quantized
-from grpo_actors.rundir.checkpoint_weights import check_adapter, is_adapter
+from grpo_actors.rundir.checkpoint_weights import check_adapter, is_adapter, load_whole
 
 
 def load_fused(checkpoint: Path, config: ModelConfig, *, dequantize: bool, dtype: str | None) -> Policy:
@@ -32,8 +32,7 @@ def load_fused(checkpoint: Path, config: ModelConfig, *, dequantize: bool, dtype
         ModelError: base or adapter is unusable, or `dtype` is given for quantised weights.
     """
     if not is_adapter(checkpoint):
-        full = config.model_copy(update={"model_name": str(checkpoint), "base_bits": 0})
-        policy = load_base(full, dtype=AS_STORED)
+        policy = load_whole(checkpoint, config, dtype=AS_STORED)
     else:
         check_adapter(checkpoint, config)
         policy = load_base(config, dtype=AS_STORED)

@@ -8,6 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
+from grpo_actors import consent
 from grpo_actors.config import read_config
 from grpo_actors.learner.loop import train
 from grpo_actors.learner.opening import open_live
@@ -23,12 +24,12 @@ def main() -> int:
     stop = enter_process()
     bound_memory()
     if args.replay is not None:
-        opened = open_replay(args.run_dir, args.replay, args.config, args.overrides, stop)
+        opened = open_replay(args.run_dir, args.replay, args.config, args.overrides, stop, allowed=args.allow)
     else:
         endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
-        opened = open_live(
-            args.run_dir, read_config(args.run_dir / CONFIG_FILE), stop, endpoints, args.run_id
-        )
+        config = read_config(args.run_dir / CONFIG_FILE)
+        consent.check(consent.code_of(config), args.allow, args.run_dir / CONFIG_FILE)
+        opened = open_live(args.run_dir, config, stop, endpoints, args.run_id)
     with opened as run:
         return 0 if run is None else train(run)
 
@@ -63,6 +64,7 @@ def _parse_arguments() -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="with --replay: override a setting, such as algorithm=gspo; repeatable",
     )
+    consent.add_option(parser)
     parser.add_argument(
         "--endpoints", help=argparse.SUPPRESS
     )  # JSON, from launch.py: the other processes got the same
@@ -76,4 +78,4 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "learner")

@@ -6,10 +6,9 @@ The score of a checkpoint arrives some updates after it was written; the checkpo
 Has no socket: its records go to `Records`.
 """
 
-import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,23 +18,25 @@ from grpo_actors.config import Config
 from grpo_actors.errors import RunError
 from grpo_actors.learner.checkpointing import CheckpointWriter, Written
 from grpo_actors.learner.grpo import Grpo
+from grpo_actors.observe.records import Record
+from grpo_actors.observe.sinks import read_records
+from grpo_actors.observe.view import number
 from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint, freeze_checkpoint, restore
 from grpo_actors.rundir.checkpoints import (
     Checkpoint,
     Snapshot,
+    State,
     best,
     mark_best,
     newest_sound,
     prune,
+    put_aside,
     read_state,
     remove_unfinished,
 )
 from grpo_actors.rundir.folder import BEST, CHECKPOINT, METRICS_FILE, checkpoint_folder, update_of
 from grpo_actors.schedule.lease import START, Cursor
 from grpo_actors.wire.messages import Evaluation, Unscored
-
-#: Suffix of the folder name of a checkpoint that was put aside because it did not verify.
-DAMAGED = ".damaged"
 
 
 class Records(Protocol):
@@ -85,12 +86,12 @@ class Archive:
                 f"{self._damage[0]}, and no other checkpoint is sound; put one back, "
                 "or choose another run.output_dir to start a new run"
             )
-        self._state: dict[str, Any] = {} if self.resumed is None else read_state(self.resumed)
-        self.run_id: str = self._state.get("run_id", run_id)
+        self._state: State | None = None if self.resumed is None else read_state(self.resumed)
+        self.run_id = run_id if self._state is None else self._state.run_id
         #: Records up to the checkpoint that the run resumes from; later ones are cut and written again.
-        self.records: int = self._state.get("records", 0)
+        self.records = 0 if self._state is None else self._state.records
         self._last_saved = -1 if self.resumed is None else self.resumed.update
-        self._evaluated = {record["update"] for record in self.recorded("eval")}
+        self._evaluated = {update for update, _ in self._scores(self.recorded("eval"))}
 
     @property
     def update(self) -> int:
@@ -99,7 +100,7 @@ class Archive:
 
     def note_if_complete(self, total_updates: int) -> str | None:
         """Return a line for the user if nothing is left to do: all updates done, all kept checkpoints scored."""
-        everything = {record["update"] for record in self._records("eval")}
+        everything = {update for update, _ in self._scores(self._records("eval"))}
         if self.resumed is None or self.update < total_updates or self.unevaluated() - everything:
             return None
         return (
@@ -110,37 +111,36 @@ class Archive:
     @property
     def cursor(self) -> Cursor:
         """The position in the order of problems to continue from."""
-        if not self._state:
-            return START
-        return Cursor(self._state["cursor"]["position"], tuple(self._state["cursor"]["set_aside"]))
+        return START if self._state is None else self._state.cursor
 
     @property
     def success_rates(self) -> dict[str, float]:
         """Success rates by problem id, from which the curriculum continues."""
-        return dict(self._state.get("success_rates", {}))
+        return {} if self._state is None else dict(self._state.success_rates)
 
     def restore(self, grpo: Grpo) -> None:
         """Load the state of the checkpoint into `grpo`, if there is one."""
-        if self.resumed is None:
+        if self.resumed is None or self._state is None:
             return
         reference = restore(self.resumed, grpo.policy, grpo.training)
         if reference is not None:
             grpo.restore_reference(reference)
         grpo.version = self.resumed.update
-        grpo.skipped = self._state["skipped_steps"]
+        grpo.skipped = self._state.skipped_steps
 
     def announce(self, records: Records) -> None:
         """Record what was found, once, after the ``start`` record; put aside damaged checkpoints."""
         remove_unfinished(self._run_dir)
         for text in self._damage:
             records.record("alarm", name="checkpoint damaged", text=text)
-        for path in self._run_dir.glob(f"{CHECKPOINT}*"):
+        for path in sorted(self._run_dir.glob(f"{CHECKPOINT}*")):
             update = update_of(path)
             if update is not None and update > self.update:
                 # The run does not continue from these weights, so their score no longer counts either.
-                path.rename(path.with_name(f"{path.name}{DAMAGED}"))
+                text = f"{path} is not used and was renamed to {put_aside(path).name}"
+                records.record("log", level="warning", text=text)
         marked = best(self._run_dir)
-        if marked is not None and not (self._run_dir / marked["checkpoint"]).is_dir():
+        if marked is not None and not (self._run_dir / marked.checkpoint).is_dir():
             self._mark_best_of_kept()
         if (
             self.resumed is not None
@@ -230,7 +230,7 @@ class Archive:
         score = evaluation.accuracy if evaluation.sampled_accuracy is None else evaluation.sampled_accuracy
         marked = best(self._run_dir)
         # The same update again: after a resume, scores that came after its checkpoint are recorded once more.
-        is_best = marked is None or score > marked["accuracy"] or evaluation.update == marked["update"]
+        is_best = marked is None or score > marked.accuracy or evaluation.update == marked.update
         if is_best and evaluation.update:
             mark_best(self._run_dir, evaluation.update, score)
         records.record("eval", **evaluation.model_dump(exclude={"kind"}), best=is_best)
@@ -247,22 +247,28 @@ class Archive:
 
     def _records(self, topic: str) -> list[dict[str, Any]]:
         """Return all records of a topic that the file has."""
-        metrics = self._run_dir / METRICS_FILE
-        if not metrics.is_file():
-            return []
-        # The last line of a killed run may be incomplete.
-        lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [record for record in map(json.loads, lines) if record["topic"] == topic]
+        return [record for record in read_records(self._run_dir / METRICS_FILE) if record["topic"] == topic]
 
     def _mark_best_of_kept(self) -> None:
         """Mark another best checkpoint, because the best one was put aside: choose among the scored ones that exist."""
         (self._run_dir / BEST).unlink()
-        for record in self.recorded("eval"):
-            score = record["accuracy"] if record["sampled_accuracy"] is None else record["sampled_accuracy"]
+        for update, score in self._scores(self.recorded("eval")):
             marked = best(self._run_dir)
-            there = checkpoint_folder(self._run_dir, record["update"]).is_dir()
-            if record["update"] and there and (marked is None or score > marked["accuracy"]):
-                mark_best(self._run_dir, record["update"], score)
+            there = checkpoint_folder(self._run_dir, update).is_dir()
+            if update and there and (marked is None or score > marked.accuracy):
+                mark_best(self._run_dir, update, score)
+
+    def _scores(self, evaluations: Iterable[Record]) -> Iterator[tuple[int, float]]:
+        """Yield the update and the score of ``eval`` records. Raises RunError for one that was changed by hand."""
+        for record in evaluations:
+            update, score = number(record, "update"), number(record, "sampled_accuracy")
+            score = number(record, "accuracy") if score is None else score
+            if update is None or score is None:
+                raise RunError(
+                    f"{self._run_dir / METRICS_FILE}: record {record['seq']} must have update and accuracy; "
+                    "move the file away to resume without it"
+                )
+            yield int(update), score
 
 
 def _freeze(grpo: Grpo, state: Mapping[str, Any], *, with_reference: bool) -> FrozenCheckpoint:

@@ -9,6 +9,7 @@ from grpo_actors.policy.decoding.step import require_fit
 from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import load_policy
+from grpo_actors.tasks.task import Problem
 
 
 def load_grpo(config: Config, total_updates: int) -> Grpo:
@@ -18,10 +19,13 @@ def load_grpo(config: Config, total_updates: int) -> Grpo:
     return Grpo(config, load_policy(config.model, seed=config.run.seed), total_updates)
 
 
-def check_sampling(config: Config, grpo: Grpo) -> None:
-    """Refuse settings under which workers could not sample from this model."""
+def check_sampling(config: Config, grpo: Grpo, first: Problem) -> None:
+    """Refuse a model or settings with which workers could not sample; `first` is the first problem."""
     if config.rollout.in_flight_updates:
         require_fit(grpo.policy, "rollout.in_flight_updates: must be false")
     if config.data.environment:
         require_fit(grpo.policy, NO_ENVIRONMENT)
-        encode_reply(grpo.policy, {"role": "user", "content": "?"}, after_stop_token=True)
+    with grpo.policy.template_ends():
+        grpo.policy.encode_chat(first.messages)
+        if config.data.environment:
+            encode_reply(grpo.policy, {"role": "user", "content": "?"}, after_stop_token=True)

@@ -7,8 +7,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from grpo_actors import consent
 from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.exchange_setup import build_exchange, build_welcome
@@ -18,7 +20,7 @@ from grpo_actors.learner.local_worker import open_local_worker
 from grpo_actors.learner.loop import Run
 from grpo_actors.learner.publishing import Publisher
 from grpo_actors.learner.source import LiveSource
-from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
+from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, removed_at_once, take_secret
 from grpo_actors.rollout.worker import sampling_params
 from grpo_actors.rundir.claim import total_updates, with_rewards
 from grpo_actors.rundir.folder import locked
@@ -51,7 +53,8 @@ def open_live(
         stack.enter_context(locked(run_dir))
         task = load_task(config.data, seed=config.run.seed)
         config = with_rewards(config, task)
-        total = total_updates(config, len(task.problems("train")))
+        problems = task.problems("train")
+        total = total_updates(config, len(problems))
         archive = Archive(run_dir, config, run_id or uuid.uuid4().hex[:12])
         if note := archive.note_if_complete(total):
             print(note, file=sys.stderr)
@@ -60,7 +63,7 @@ def open_live(
         grpo = load_grpo(config, total)
         # Of the base model: taken before `restore` loads a checkpoint's weights.
         identity = grpo.policy.identity
-        check_sampling(config, grpo)
+        check_sampling(config, grpo, problems[0])
         archive.restore(grpo)
         listening, access = _listen(stack, run_dir, config, endpoints)
         welcome = build_welcome(config, archive.run_id, identity, listening)
@@ -78,10 +81,12 @@ def open_live(
         history = stack.enter_context(
             contextlib.closing(History(run_dir, config, grpo, archive, records=exchange))
         )
+        stack.enter_context(removed_at_once(partial(remove_endpoints, run_dir, listening)))
         stack.callback(remove_endpoints, run_dir, listening)
         stack.enter_context(contextlib.closing(exchange))
         exchange.start()
         publisher = stack.enter_context(contextlib.closing(Publisher(exchange.publish)))
+        stack.enter_context(removed_at_once(publisher.unlink))
         listening.write(run_dir)
         history.begin()
         if bias := sampling_params(config).bias:
@@ -107,7 +112,9 @@ def _listen(
             print(transport.warning, file=sys.stderr)
         stack.enter_context(run_key(run_dir, folder))
         chosen = plan_endpoints(
-            run_dir, transport.scheme, transport.host, transport.port, keys=transport.uses_keys
+            *(run_dir, transport.scheme, transport.host, transport.port),
+            keys=transport.uses_keys,
+            options=consent.options_for(config),
         )
     endpoints = replace(chosen, pid=os.getpid(), session=uuid.uuid4().hex[:8])
     return endpoints, Access(folder, read_run_key(run_dir))

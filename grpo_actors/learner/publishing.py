@@ -50,6 +50,11 @@ class Publisher:
         for sender in self._senders:
             sender.close()
 
+    def unlink(self) -> None:
+        """Remove what would outlive this process if it ends at once; any thread may call it."""
+        for sender in self._senders:
+            sender.unlink()
+
     def _publish(self, frozen: Frozen) -> None:
         buffers = (sender.buffer(frozen.version, frozen.size) for sender in self._senders)
         buffer = next((buffer for buffer in buffers if buffer is not None), Buffer())

@@ -17,12 +17,11 @@ from grpo_actors.errors import DataError, ProtocolError
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.observe.sinks import LineFile
 from grpo_actors.rundir.folder import GROUPS_FILE
+from grpo_actors.rundir.reading import reason_of
 from grpo_actors.wire.spans import check_spans
 
 #: The start of every line: enough to cut a file of gigabytes without parsing the groups.
 _START = re.compile(rb'{"update":(\d+),')
-#: Longest reason in an error, in characters: an error is one line.
-MAX_REASON = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +132,7 @@ class Recording:
         try:
             group = _line.validate_json(line)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            what = f"{place}: {first['msg']}" if place else first["msg"]
-            raise DataError(f"{where}: not a recorded group: {what[:MAX_REASON]}") from None
+            raise DataError(f"{where}: not a recorded group: {reason_of(error)}") from None
         for completion in group.completions:
             _check(completion, where)
         if not group.prompt or not group.completions:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_actors import consent
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError, DataError, RunError
 from grpo_actors.learner.archive import Archive
@@ -40,7 +41,13 @@ from grpo_actors.tasks.registry import load_task
 
 @contextlib.contextmanager
 def open_replay(
-    run_dir: Path, source: Path, config_file: str | None, overrides: Sequence[str], stop: StopRequest
+    run_dir: Path,
+    source: Path,
+    config_file: str | None,
+    overrides: Sequence[str],
+    stop: StopRequest,
+    *,
+    allowed: Sequence[str] = (),
 ) -> Iterator[Run | None]:
     """Open a replay of the groups of `source` in the folder `run_dir`; yield None if nothing is left to do.
 
@@ -50,13 +57,14 @@ def open_replay(
         config_file: The file given with ``--config``; None: the config.json next to the groups.
         overrides: Settings as ``key=value``.
         stop: Set by the first signal; checked after each update.
+        allowed: Names of the code that the recorded run's settings may run (`consent`).
 
     Raises:
         GrpoActorsError: the replay cannot start; one line says why.
     """
     with ExitStack() as stack:
         recording = stack.enter_context(Recording(source))
-        config = _settings(run_dir, recording.path, config_file, overrides)
+        config = _settings(run_dir, recording.path, config_file, overrides, allowed)
         check_resume(config, run_dir, recording=str(recording.path))
         archive = Archive(run_dir, config, uuid.uuid4().hex[:12])
         stack.enter_context(claimed(config))
@@ -86,7 +94,13 @@ def open_replay(
         yield Run(grpo, replayed, history, stop)
 
 
-def _settings(run_dir: Path, recording: Path, config_file: str | None, overrides: Sequence[str]) -> Config:
+def _settings(
+    run_dir: Path,
+    recording: Path,
+    config_file: str | None,
+    overrides: Sequence[str],
+    allowed: Sequence[str],
+) -> Config:
     if run_dir.resolve() == recording.parent:
         raise RunError(f"{run_dir}: holds the recorded run itself; choose another folder for the replay")
     file = config_file or str(recording.with_name(CONFIG_FILE))
@@ -96,6 +110,9 @@ def _settings(run_dir: Path, recording: Path, config_file: str | None, overrides
     # A replay has no evaluator; the user scores its checkpoints by hand.
     last = [f"run.output_dir={json.dumps(str(run_dir))}", "evaluator.eval_every_updates=0"]
     config = load_config(file, [*first, *overrides, *last]).config
+    if config_file is None:  # a replay runs no rewards
+        code = consent.code_of_model(config.model)
+        consent.check(code, [*allowed, *consent.named_by_user(code, overrides)], file)
     if config.reward.functions:
         return config
     return with_rewards(config, load_task(config.data, seed=config.run.seed))

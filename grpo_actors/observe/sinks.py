@@ -7,13 +7,15 @@ it there. This module has no socket: the caller passes a function that publishes
 """
 
 import functools
+import itertools
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from grpo_actors.atomic import PRIVATE_FILE
 from grpo_actors.errors import ProtocolError, RunError
 from grpo_actors.observe.records import Record, decode, encode, make_record
 from grpo_actors.rundir.folder import COMPLETIONS_FILE, METRICS_FILE
@@ -134,7 +136,7 @@ class LineFile:
         self.path = path
         self._switch = switch
         try:
-            path.touch()
+            path.touch(PRIVATE_FILE)
             #: Number of lines kept, and the file's size in bytes.
             self.kept, self.size = _kept_head(path, keeps)
             os.truncate(path, self.size)
@@ -190,17 +192,37 @@ def _kept_head(path: Path, keeps: Callable[[bytes], bool]) -> tuple[int, int]:
     someone else and must not be deleted: `RunError`.
     """
     kept = size = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
+    for line in _whole_lines(path):
+        try:
+            if not keeps(line):
                 break
-            try:
-                if not keeps(line):
-                    break
-            except ProtocolError as error:
-                raise RunError(
-                    f"{path}, line {kept + 1}: {error}; move the file away to resume without it"
-                ) from error
-            kept += 1
-            size += len(line)
+        except ProtocolError as error:
+            raise _refusal(path, kept + 1, error) from error
+        kept += 1
+        size += len(line)
     return kept, size
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield all records of metrics.jsonl; none if there is no such file.
+
+    Raises:
+        RunError: A complete line is not a record.
+    """
+    if not path.is_file():
+        return
+    for number, line in enumerate(_whole_lines(path), 1):
+        try:
+            yield decode(line)
+        except ProtocolError as error:
+            raise _refusal(path, number, error) from error
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file up to one that a kill tore."""
+    with path.open("rb") as file:
+        yield from itertools.takewhile(lambda line: line.endswith(b"\n"), file)
+
+
+def _refusal(path: Path, number: int, error: ProtocolError) -> RunError:
+    return RunError(f"{path}, line {number}: {error}; move the file away to resume without it")

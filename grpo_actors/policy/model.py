@@ -25,9 +25,17 @@ from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
 from grpo_actors.policy.tokenizer import as_model_error, read_beside
+from grpo_actors.time_limit import time_limit
 
 #: Passed as `dtype`: the weights keep the type that they have in their files.
 AS_STORED = "as stored"
+#: Longest time of a chat template in its first calls, in seconds. It takes milliseconds.
+TEMPLATE_S = 5.0
+#: What a chat template can raise: it is a program that came with the model.
+TEMPLATE_ERRORS = (
+    *(TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+    *(RecursionError, MemoryError),
+)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -137,13 +145,29 @@ class Policy:
                 tokenize=True,
                 return_dict=False,
             )
-        except TemplateError as error:
+        except TEMPLATE_ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
             raise ModelError(
                 f"{self.name}: its chat template refuses the turns {roles} ({error}); "
                 'if it knows no system turn, leave that out (data.system_prompt = "")'
             ) from error
         return ids
+
+    @contextlib.contextmanager
+    def template_ends(self) -> Iterator[None]:
+        """Limit the time of chat template calls in the block, before anything depends on them. Only in the main thread.
+
+        Raises:
+            ModelError: the template does not end; later, nothing could interrupt it.
+        """
+        try:
+            with time_limit(TEMPLATE_S):
+                yield
+        except TimeoutError:
+            raise ModelError(
+                f"{self.name}: its chat template does not end within {TEMPLATE_S:g} s; correct chat_template in its "
+                "tokenizer_config.json, or choose another model"
+            ) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of a completion, without the stop token."""

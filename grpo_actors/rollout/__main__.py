@@ -5,8 +5,9 @@
 
 The address, and on TCP a key made on the learner's host, are all that a worker needs. The learner sends the
 configuration and the identity of the model; each lease carries the prompt's tokens, the seeds and the inputs of the
-reward functions. Ctrl-C makes the worker leave, and its unfinished leases go to another worker. If the learner is gone,
-the worker waits for it and goes on when it is back.
+reward functions. But no code that the configuration names runs without ``--allow`` (`consent`). Ctrl-C makes the worker
+leave, and its unfinished leases go to another worker. If the learner is gone, the worker waits for it and goes on when it
+is back.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,13 @@ LONGEST_LOOK_S = 30.0
 
 
 def work(
-    find: "Callable[[], Place]", name: str, stop: StopRequest, patience_s: float, settings: Path | None = None
+    find: "Callable[[], Place]",
+    name: str,
+    stop: StopRequest,
+    patience_s: float,
+    *,
+    settings: Path | None = None,
+    allowed: Sequence[str] = (),
 ) -> int:
     """Run a worker until it is dismissed or asked to leave; return the exit code, 1 if the learner dropped it.
 
@@ -53,9 +60,11 @@ def work(
         stop: Set by the first signal.
         patience_s: How long to wait for a learner that is not there.
         settings: The run's config.json, if the worker may load its model before the learner answers.
+        allowed: Names of the code that the learner's settings may run here (`consent`).
 
     Raises:
         RunError: the learner refused the worker, or could not be reached for `patience_s`.
+        ConfigError: the learner's settings name code that is not allowed.
     """
     # These imports take seconds, so they come after the signal handlers are in place.
     from grpo_actors.rollout.joining import preload_policy  # noqa: PLC0415
@@ -63,21 +72,28 @@ def work(
     from grpo_actors.transport.control import new_session  # noqa: PLC0415
 
     bound_memory()
-    preloaded = preload_policy(settings, warm_up) if settings else None
+    preloaded = preload_policy(settings, warm_up, allowed) if settings else None
     # The same each time: a learner that knows this process already lets it join again under its name.
     session, place = new_session(), find()
     while True:
         absence = Absence(find, place, patience_s)
-        outcome = _take_part(absence, name, session, stop, preloaded)
+        outcome = _take_part(absence, name, session, stop, preloaded=preloaded, allowed=allowed)
         if not isinstance(outcome, Place):
             return outcome
         place, preloaded = outcome, None  # it has learned
 
 
 def _take_part(
-    absence: "Absence", name: str, session: bytes, stop: StopRequest, preloaded: "Policy | None"
+    absence: "Absence",
+    name: str,
+    session: bytes,
+    stop: StopRequest,
+    *,
+    preloaded: "Policy | None",
+    allowed: Sequence[str],
 ) -> "Place | int":
     """Join a run and work until the worker leaves it; return the exit code, or where the run is that it must join now."""
+    from grpo_actors import consent  # noqa: PLC0415
     from grpo_actors.config import Config  # noqa: PLC0415
     from grpo_actors.policy.pinned import pin  # noqa: PLC0415
     from grpo_actors.rollout.episodes import open_episodes  # noqa: PLC0415
@@ -105,6 +121,7 @@ def _take_part(
             return 0
         begin_work("", LOADING_S)  # to load the model
         config = Config.model_validate_json(welcome.config)
+        consent.check(consent.code_of(config), allowed, place.endpoint)
         policy = load_welcome_policy(welcome, config, preloaded)
         with (
             open_scorer(config.reward.functions, config.reward) as scorer,
@@ -219,6 +236,8 @@ def live_endpoints(run_dir: Path) -> "Endpoints":
 
 def main() -> int:
     """Parse the command line and run the worker."""
+    from grpo_actors.consent import add_option  # noqa: PLC0415 - pydantic
+
     parser = argparse.ArgumentParser(
         prog="python -m grpo_actors.rollout", description=(__doc__ or "").splitlines()[0]
     )
@@ -240,6 +259,7 @@ def main() -> int:
         metavar="SECONDS",
         help="how long to wait for a learner that is gone, or not there yet; 0: for ever (default: %(default)g)",
     )
+    add_option(parser)
     parser.add_argument("--preload", metavar="FILE", type=Path, help=argparse.SUPPRESS)  # from launch.py
     args = parser.parse_args()
     stop = enter_process()
@@ -259,8 +279,9 @@ def main() -> int:
             return Place(endpoint, ClientKey.read(args.key))
         return Place(endpoint, read_run_key(args.attach) if args.attach else None)
 
-    return work(find, args.name, stop, args.patience or math.inf, args.preload)
+    patience_s = args.patience or math.inf
+    return work(find, args.name, stop, patience_s, settings=args.preload, allowed=args.allow)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "worker")

@@ -1,11 +1,12 @@
 """Get what a worker needs from its learner: the model, and each new version of the weights."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
+from grpo_actors import consent
 from grpo_actors.config import Config, read_config
 from grpo_actors.errors import GrpoActorsError, ModelError, ProtocolError
 from grpo_actors.policy.identity import Identity
@@ -37,18 +38,22 @@ def fetch_weights(
     return (manifest.version, arrays) if arrived.whole() else None
 
 
-def preload_policy(settings: Path, prepare: Callable[[Policy, Config], None]) -> Policy | None:
+def preload_policy(
+    settings: Path, prepare: Callable[[Policy, Config], None], allowed: Sequence[str] = ()
+) -> Policy | None:
     """Load the model of a run's config.json while the learner loads its own, and compute its identity.
 
     Args:
         settings: The config.json.
         prepare: Called with the model while its tokenizer is still being read.
+        allowed: Names of the code that may run (`consent`).
 
     Returns:
         The policy; None if it cannot be loaded: the learner then reports the same error, which is enough.
     """
     try:
         config = read_config(settings)
+        consent.check(consent.code_of_model(config.model), allowed, settings)
         policy = load_policy(config.model, seed=config.run.seed, tokenizer_later=True)
         prepare(policy, config)
         _ = policy.identity  # computed once, here

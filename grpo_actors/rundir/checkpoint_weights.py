@@ -32,21 +32,21 @@ from grpo_actors.errors import ConfigError, ModelError, RunError
 from grpo_actors.failpoints import reach
 from grpo_actors.policy.adapter import adapted_layers, adapter_parameters
 from grpo_actors.policy.locate import EMBEDDED
-from grpo_actors.policy.model import Policy
+from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.policy.plan import GROUP_SIZE
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoints import Checkpoint, as_json, seal
-from grpo_actors.rundir.folder import OPTIMIZER, REFERENCE, STATE, checkpoint_folder
+from grpo_actors.rundir.folder import ADAPTER, MODEL, OPTIMIZER, REFERENCE, STATE, checkpoint_folder
 from grpo_actors.rundir.tensor_files import TensorFile, freeze, write_files
 
-ADAPTER = "adapters.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 #: Arrays of more bytes together become several files, because a file's digest is computed by one core.
 SHARD_BYTES = 1 << 30
 
-#: Files copied from the source model, next to weights, config and tokenizer: generation defaults, code, licence.
-_COPIED_FILES = ("generation_config.json", "*.py", "LICENSE*")
+#: Files copied from the source model, next to weights, config and tokenizer: generation defaults, licence. Never its code:
+#: whoever opens the folder would have to trust it.
+_COPIED_FILES = ("generation_config.json", "LICENSE*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def freeze_checkpoint(
         tensors = freeze(Path(ADAPTER).stem, policy.trainable())  # one file: mlx-lm reads no more
         others = {ADAPTER_CONFIG: as_json(adapter_config(policy))}
     else:
-        tensors = freeze("model", dict(tree_flatten(policy.model.parameters())), shard_bytes)
+        tensors = freeze(MODEL, dict(tree_flatten(policy.model.parameters())), shard_bytes)
         others = {"model.safetensors.index.json": _index(tensors), **_companions(policy)}
     tensors += freeze(OPTIMIZER, training.state(), shard_bytes)
     if reference is not None:
@@ -144,11 +144,31 @@ def load_weights(path: Path, policy: Policy) -> None:
     Raises:
         ModelError: The folder has no weights, or those of another model.
     """
-    files = [path / ADAPTER] if is_adapter(path) else _files(path, "model")
+    files = [path / ADAPTER] if is_adapter(path) else _files(path, MODEL)
     if not files:
         raise ModelError(f"{path}: no weights here (neither {ADAPTER} nor model*.safetensors)")
     policy.load_trainable(_read_arrays(files))
     mx.eval(policy.model.parameters())
+
+
+def load_whole(folder: Path, config: ModelConfig, *, dtype: str | None = None) -> Policy:
+    """Load a complete model from a folder, as a base without an adapter.
+
+    Args:
+        folder: A model folder or a checkpoint. A checkpoint has none of its model's code, so a model with such code is
+            loaded as section [model] describes, before it gets the checkpoint's weights.
+        config: Section [model]: of a run, if it is its checkpoint.
+        dtype: As for `load_base`.
+
+    Raises:
+        ModelError: The folder, or the model that has its code, is unusable.
+    """
+    if config.trust_remote_code and not any(folder.glob("*.py")):
+        policy = load_policy(config, seed=0)
+        load_weights(folder, policy)
+        return policy
+    plain = {"model_name": str(folder.resolve()), "fine_tune_type": "full", "base_bits": 0}
+    return load_base(config.model_copy(update=plain), dtype=dtype)
 
 
 def check_adapter(path: Path, config: ModelConfig) -> None:
@@ -210,7 +230,9 @@ def _make_companions(policy: Policy) -> Mapping[str, bytes]:
         for pattern in _COPIED_FILES:
             for path in policy.source.glob(pattern):
                 shutil.copy(path, folder)
-        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        # A tokenizer with code of its own may have saved that too.
+        files = (path for path in folder.iterdir() if path.is_file() and path.suffix != ".py")
+        return {path.name: path.read_bytes() for path in files}
 
 
 def _index(files: list[TensorFile]) -> bytes:

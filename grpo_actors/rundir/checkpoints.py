@@ -1,35 +1,51 @@
 """Find, verify, mark and prune checkpoints as files. Loads no model and no MLX, because the supervisor reads them too.
 
 A checkpoint is a folder that was renamed into place when it was complete. Its manifest holds the size and
-sha256 of every file. A run continues from the newest checkpoint that verifies.
+sha256 of every file; a folder with a file more or less does not verify. A run continues from the newest checkpoint that
+verifies.
 """
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from grpo_actors.atomic import UNFINISHED, discard_folder, seal_folder, whole_file
 from grpo_actors.errors import RunError
 from grpo_actors.failpoints import reach
 from grpo_actors.rundir.folder import (
+    ADAPTER,
     BEST,
     CHECKPOINT,
+    EVALUATION_FILE,
     MANIFEST,
+    MODEL,
     OPTIMIZER,
     REFERENCE,
     STATE,
     checkpoint_folder,
     update_of,
 )
+from grpo_actors.rundir.reading import STRICT, read_json
 from grpo_actors.schedule.lease import Cursor
 
+#: Suffix of the folder name of a checkpoint that was put aside because it did not verify. A number follows if a
+#: checkpoint of that name was put aside before.
+DAMAGED = ".damaged"
 #: Files that are verified at the same time.
 _VERIFYING_THREADS = 4
+#: Files of a checkpoint that its manifest does not list: itself, and the score, which comes later.
+_UNLISTED = (MANIFEST, EVALUATION_FILE, f"{EVALUATION_FILE}{UNFINISHED}")
+#: A file of several that hold the arrays of one kind; the groups are the kind and the number of files.
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +73,55 @@ class Snapshot:
     recording: str = ""
     #: Problem id -> success rate; empty without a curriculum.
     success_rates: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State(Snapshot):
+    """The content of state.json."""
+
+    #: Number of updates done.
+    update: Annotated[int, Field(ge=1)]
+    run_id: str
+    #: Number of non-finite steps so far.
+    skipped_steps: Annotated[int, Field(ge=0)]
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The content of best.json."""
+
+    #: Name of the checkpoint's folder within the run folder.
+    checkpoint: str
+    update: int
+    accuracy: float
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Size and digest of one file."""
+
+    bytes: int
+    sha256: str
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """The content of manifest.json: file name -> entry."""
+
+    files: dict[str, _Entry]
+
+    __pydantic_config__ = STRICT
+
+
+_state = TypeAdapter(State)
+_best = TypeAdapter(Best)
+_manifest = TypeAdapter(_Manifest)
 
 
 def find_checkpoints(run_dir: Path) -> list[Checkpoint]:
@@ -91,27 +156,70 @@ def verify(checkpoint: Checkpoint, *, to_resume: bool = False) -> str | None:
             as the weights, and the reference are not read.
     """
     try:
-        files = json.loads((checkpoint.path / MANIFEST).read_text())["files"]
-        if STATE not in files:
-            return f"{checkpoint.path}: its manifest does not list {STATE}"
+        files = read_json(checkpoint.path / MANIFEST, _manifest, "the checkpoint cannot be used").files
+        if fault := _incomplete(checkpoint.path, files):
+            return fault
         names = [name for name in files if to_resume or not name.startswith((OPTIMIZER, REFERENCE))]
         with ThreadPoolExecutor(_VERIFYING_THREADS) as threads:
-            found = dict(
-                zip(names, threads.map(_describe, map(checkpoint.path.joinpath, names)), strict=True)
-            )
-        wrong = [name for name in names if found[name] != files[name]]
+            found = threads.map(_describe, map(checkpoint.path.joinpath, names))
+            wrong = [name for name, entry in zip(names, found, strict=True) if entry != files[name]]
         if wrong:
             return f"{checkpoint.path / wrong[0]}: not the file that was written (size or sha256 differs)"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        # TypeError and AttributeError: the manifest is JSON of another shape, for example after a flipped bit.
-        return f"{checkpoint.path}: unreadable ({error!r})"
+        if to_resume:
+            read_state(checkpoint)
+    except OSError as error:
+        return f"{error.filename or checkpoint.path}: cannot be read ({error.strerror})"
+    except RunError as error:
+        return str(error)
     return None
 
 
-def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the content of a checkpoint's state.json."""
-    state: dict[str, Any] = json.loads((checkpoint.path / STATE).read_text())
+def _incomplete(folder: Path, listed: Collection[str]) -> str | None:
+    """Return None if the manifest lists what a checkpoint must have and the folder holds nothing else, else the fault."""
+    arrays = [name for name in listed if name.endswith(".safetensors")]
+    has = {
+        STATE: STATE in listed,
+        "weights": any(name == ADAPTER or name.startswith(MODEL) for name in arrays),
+        OPTIMIZER: any(name.startswith(OPTIMIZER) for name in arrays),
+    }
+    for what, is_listed in has.items():
+        if not is_listed:
+            return f"{folder / MANIFEST}: lists no {what}, so it is not the one that was written"
+    for name in arrays:
+        shard = _SHARD.fullmatch(name)
+        if shard and sum(other.startswith(f"{shard[1]}-") for other in arrays) != int(shard[2]):
+            return f"{folder / MANIFEST}: does not list all {int(shard[2])} files of {shard[1]}"
+    # Whoever loads the folder would read the others too. A hidden file is the system's.
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if missing := sorted(set(listed) - there):
+        return f"{folder / missing[0]}: is missing"
+    if unlisted := sorted(there - set(listed) - set(_UNLISTED)):
+        return f"{folder / unlisted[0]}: its {MANIFEST} does not list it; move it out of the checkpoint"
+    return None
+
+
+def read_state(checkpoint: Checkpoint) -> State:
+    """Return the content of a checkpoint's state.json.
+
+    Raises:
+        RunError: It is unreadable, or belongs to another checkpoint.
+    """
+    path, cure = checkpoint.path / STATE, "a run cannot continue from this checkpoint"
+    state = read_json(path, _state, cure)
+    if state.update != checkpoint.update:
+        raise RunError(f"{path}: update must be {checkpoint.update}, got {state.update}; {cure}")
     return state
+
+
+def put_aside(folder: Path) -> Path:
+    """Rename a checkpoint's folder so that nothing finds it any more; return its new path, which no earlier one has."""
+    names = (f"{folder.name}{DAMAGED}{suffix}" for suffix in _suffixes())
+    return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
+
+
+def _suffixes() -> Iterator[str]:
+    yield ""
+    yield from (f"-{number}" for number in count(2))
 
 
 def mark_best(run_dir: Path, update: int, accuracy: float) -> None:
@@ -121,28 +229,28 @@ def mark_best(run_dir: Path, update: int, accuracy: float) -> None:
         write_json(draft, {"checkpoint": name, "update": update, "accuracy": accuracy})
 
 
-def best(run_dir: Path) -> dict[str, Any] | None:
-    """Return {"checkpoint", "update", "accuracy"} of the best checkpoint; None before the first evaluation.
+def best(run_dir: Path) -> Best | None:
+    """Return the mark of the best checkpoint; None before the first evaluation.
 
     Raises:
-        RunError: best.json is unreadable, so it is unknown which checkpoint must be kept.
+        RunError: best.json is unusable, so it is unknown which checkpoint must be kept.
     """
-    path = run_dir / BEST
-    try:
-        marked: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+    path, cure = run_dir / BEST, "remove it to let the next evaluation mark the best"
+    if not path.exists():
         return None
-    except ValueError as error:
+    marked = read_json(path, _best, cure)
+    # Also refuses a path that leads out of the run.
+    if marked.checkpoint != checkpoint_folder(run_dir, marked.update).name:
         raise RunError(
-            f"{path}: not JSON ({error}); remove it to let the next evaluation mark the best"
-        ) from error
+            f"{path}: checkpoint must be {CHECKPOINT}{marked.update}, got {marked.checkpoint[:60]!r}; {cure}"
+        )
     return marked
 
 
 def prune(run_dir: Path, keep: int, protected: frozenset[int]) -> None:
     """Remove all checkpoints but the newest `keep` (at least 1), the best, and those in `protected` (not yet evaluated)."""
     marked = best(run_dir)
-    spared = protected | ({int(marked["update"])} if marked else set())
+    spared = protected | ({marked.update} if marked else set())
     for checkpoint in find_checkpoints(run_dir)[:-keep]:
         if checkpoint.update not in spared:
             discard_folder(checkpoint.path)
@@ -165,15 +273,15 @@ def seal(temporary: Path, final: Path, known: Mapping[str, Mapping[str, Any]] | 
     entries = dict(known or {})
     for path in temporary.iterdir():
         if path.name not in entries:
-            entries[path.name] = _describe(path)
+            entries[path.name] = asdict(_describe(path))
     write_json(temporary / MANIFEST, {"files": dict(sorted(entries.items()))})
     reach("checkpoint.manifest")
     seal_folder(temporary, final)
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _describe(path: Path) -> _Entry:
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return _Entry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:

@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from grpo_actors.atomic import write_whole
+from grpo_actors.atomic import draft_of, write_whole
 from grpo_actors.config import Config, read_config, resume_conflicts
 from grpo_actors.errors import ConfigError, RunError
-from grpo_actors.rundir.checkpoints import Checkpoint, find_checkpoints, read_state
+from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, read_state
 from grpo_actors.rundir.folder import (
     BASE_EVALUATION_FILE,
     BEST,
@@ -38,11 +38,13 @@ def claimed(config: Config) -> Iterator[tuple[Path, int]]:
 
 
 def _clear(run_dir: Path) -> None:
-    """Remove the endpoints that a killed run left. Without a checkpoint to continue from, remove old results too.
+    """Remove the endpoints and drafts that a killed run left. Without a checkpoint to continue from, remove old results too.
 
     Such results (base evaluation, best mark, worker decisions) belong to an earlier run, perhaps of another model.
     """
     (run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
+    for name in (CONFIG_FILE, ENDPOINTS_FILE, BASE_EVALUATION_FILE, BEST, WORKERS_FILE):
+        draft_of(run_dir / name).unlink(missing_ok=True)
     if not find_checkpoints(run_dir):
         for name in (BASE_EVALUATION_FILE, BEST, WORKERS_FILE):
             (run_dir / name).unlink(missing_ok=True)
@@ -76,7 +78,7 @@ def check_resume(config: Config, run_dir: Path, *, recording: str = "") -> None:
         recording: Path of the recording that is replayed; empty if workers sample.
 
     Raises:
-        RunError: They may not; the text says why.
+        RunError: They may not, or a file of the folder is unusable; the text says why.
     """
     checkpoints = find_checkpoints(run_dir)
     if not checkpoints:
@@ -90,6 +92,7 @@ def check_resume(config: Config, run_dir: Path, *, recording: str = "") -> None:
             f"run.resume is never, but {run_dir} holds {checkpoints[-1].path.name}; "
             "choose another run.output_dir, or remove that folder"
         )
+    best(run_dir)  # raises: the learner would stop there
     replayed = _recording_of(checkpoints)
     if replayed not in (None, recording):
         was, wanted = (f"a replay of {path}" if path else "a live run" for path in (replayed, recording))
@@ -108,8 +111,8 @@ def check_resume(config: Config, run_dir: Path, *, recording: str = "") -> None:
 def _recording_of(checkpoints: Sequence[Checkpoint]) -> str | None:
     """Return the recording that the run of these checkpoints replays, "" for a live run; None if none is readable."""
     for checkpoint in reversed(checkpoints):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: the learner skips it too
-            return str(read_state(checkpoint).get("recording", ""))
+        with contextlib.suppress(RunError):  # damaged: the learner skips it too
+            return read_state(checkpoint).recording
     return None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from grpo_actors.atomic import PRIVATE_FOLDER
 from grpo_actors.errors import RunError
 
 #: The resolved settings.
@@ -36,6 +37,9 @@ CHECKPOINT = "checkpoint-"
 MANIFEST = "manifest.json"
 #: In a checkpoint: where the run was.
 STATE = "state.json"
+#: In a checkpoint: the weights, an adapter's file or the first word of the names of a whole model's.
+ADAPTER = "adapters.safetensors"
+MODEL = "model"
 #: In a checkpoint: the first words of the names of the files that only a resumed run reads.
 OPTIMIZER = "optimizer"
 REFERENCE = "reference"
@@ -75,7 +79,7 @@ def locked(run_dir: Path) -> Iterator[int]:
     if LOCK in os.environ:
         yield int(os.environ[LOCK])
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
     with (run_dir / LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import Policy, load_base, load_policy
-from grpo_actors.rundir.checkpoint_weights import ADAPTER, ADAPTER_CONFIG, is_adapter, load_weights
+from grpo_actors.rundir.checkpoint_weights import ADAPTER_CONFIG, is_adapter, load_weights
 from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, newest_sound, verify
-from grpo_actors.rundir.folder import METRICS_FILE
+from grpo_actors.rundir.folder import ADAPTER, METRICS_FILE
 
 
 def checkpoints_of(folder: Path) -> list[Checkpoint]:
@@ -47,7 +47,7 @@ def resolve(name: str) -> str:
         return str(folder)
     marked = best(folder)
     if marked is not None:
-        checkpoint = Checkpoint(folder / marked["checkpoint"], marked["update"])
+        checkpoint = Checkpoint(folder / marked.checkpoint, marked.update)
         fault = verify(checkpoint)
         if fault is not None:
             raise ModelError(f"{fault}; it is the run's best checkpoint, name another one")

@@ -5,16 +5,12 @@ from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError
+from grpo_actors.out_of_memory import CURES
 from grpo_actors.policy.locate import locate
 from grpo_actors.supervisor.machine import Machine, Share
 from grpo_actors.supervisor.memory_plan import Need, Plan, gb, plan_of
 from grpo_actors.supervisor.room import room_of
 
-#: What to change if the memory is not enough, in the order in which it costs least.
-_CURES = (
-    "lower learner.batch_size (and raise gradient_accumulation_steps: the gradient stays the same), rollout.workers, "
-    "rollout.batch_groups, evaluator.eval_batch_size or max_prompt_length, or set gradient_checkpointing = true"
-)
 _CURES_OF_WEIGHTS = (
     'set model.fine_tune_type = "lora" (and base_bits = 4), lower rollout.workers, or take a smaller model'
 )
@@ -60,7 +56,7 @@ def tight(plan: Plan, workers: int, machine: Machine) -> str | None:
     usable = machine.usable_bytes
     if usable is None or plan.total(workers) <= usable:
         return None
-    return f"it may need more than the {gb(usable)} that a run may use; if it runs out of memory, {_CURES}"
+    return f"it may need more than the {gb(usable)} that a run may use; if it runs out of memory: {', or '.join(CURES.values())}"
 
 
 def check_memory(config: Config, machine: Machine) -> None:

@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import signal
 import sys
 import time
@@ -31,14 +32,17 @@ from types import FrameType
 
 from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
+from grpo_actors.consent import options_for
 from grpo_actors.errors import RunError
 from grpo_actors.kernels.stage import Stage
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.reading import session_of
 from grpo_actors.observe.status import StatusLine
+from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
 from grpo_actors.process import EVALUATOR_TOKEN, EXIT_USAGE
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
+from grpo_actors.rundir.scores import read_score
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
@@ -49,6 +53,7 @@ from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
 from grpo_actors.transport.keys import KeyFolder, read_run_key, run_key
 from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
+from grpo_actors.transport.weights import remove_leftovers
 
 #: Seconds that the other processes have to stop after the learner has ended, before they are killed.
 LEAVE_S = 5.0
@@ -217,6 +222,10 @@ class Supervisor:
             for line in child.printed():
                 # The learner's lines are the run's; the lines of others need a name.
                 self.status.print_line(line if child.name == "learner" else f"{child.name}: {line}")
+                # Its own line has the cure; C++, which ends it without Python, knows none.
+                if says_out_of_memory(line) and not line.startswith("error: "):
+                    cure = CURES[role_of(child.name)]
+                    self.status.print_line(f"{child.name} ran out of memory: {cure}", "yellow")
 
     def _handle_signals(self) -> None:
         """Drain after the first Ctrl-C, kill after the second."""
@@ -257,10 +266,12 @@ class Supervisor:
             self._show_output(wait_s=0.02)
 
     def _show_commands(self) -> None:
+        attach = ["python", "-m", "grpo_actors.rollout", "--attach", str(self.run_dir)]
+        attach += options_for(self.config)
         self.status.print_line(
             f"run folder {self.run_dir}\n"
             f"  watch it:      python -m grpo_actors.tail {self.run_dir}\n"
-            f"  add a worker:  python -m grpo_actors.rollout --attach {self.run_dir}"
+            f"  add a worker:  {shlex.join(attach)}"
             + (f"\n  elsewhere:     {self.endpoints.how_to_join}" if self.endpoints.join else "")
         )
         if warning := self.config.transport.warning:
@@ -286,17 +297,15 @@ class Supervisor:
 
 def summary(run_dir: Path) -> str:
     """Return two lines: the change of accuracy, and the folder of the best checkpoint."""
-    marked, base = best(run_dir), run_dir / BASE_EVALUATION_FILE
+    marked = best(run_dir)
     if marked is None:
         kept = find_checkpoints(run_dir)
         return f"not evaluated\nlast checkpoint: {kept[-1].path if kept else 'none'}"
-    before = json.loads(base.read_text()) if base.is_file() else {}
-    sampled = before.get("sampled_accuracy")
-    score = before.get("accuracy") if sampled is None else sampled
-    known = "?" if score is None else f"{score:.1%}"
+    base = read_score(run_dir / BASE_EVALUATION_FILE)
+    known = "?" if base is None else f"{base.decisive:.1%}"
     return (
-        f"accuracy: {known} (base model) → {marked['accuracy']:.1%} (best, update {marked['update']})\n"
-        f"best checkpoint: {run_dir / marked['checkpoint']}"
+        f"accuracy: {known} (base model) → {marked.accuracy:.1%} (best, update {marked.update})\n"
+        f"best checkpoint: {run_dir / marked.checkpoint}"
     )
 
 
@@ -307,7 +316,9 @@ def run(config: Config) -> int:
         transport = config.transport
         folder = KeyFolder(Path(transport.keys_dir)) if transport.uses_keys else None
         endpoints = plan_endpoints(
-            run_dir, transport.scheme, transport.host, transport.port, keys=transport.uses_keys
+            *(run_dir, transport.scheme, transport.host, transport.port),
+            keys=transport.uses_keys,
+            options=options_for(config),
         )
         with ExitStack() as stack:
             stack.enter_context(run_key(run_dir, folder))
@@ -325,7 +336,9 @@ def _open(
     stack.callback(os.close, write_end)
     signals = Signals()
     stack.enter_context(signals.counted())
-    stack.callback(remove_endpoints, run_dir, endpoints)  # a killed learner could not remove them
+    # A killed learner could not remove them.
+    stack.callback(remove_leftovers)
+    stack.callback(remove_endpoints, run_dir, endpoints)
     every_updates = config.metrics.logging_steps
     status = stack.enter_context(StatusLine(config.learner.max_updates or None, every_updates=every_updates))
     follower_stack = stack.enter_context(ExitStack())
@@ -345,6 +358,7 @@ def _open(
         [
             *("grpo_actors.learner", str(run_dir), "--run-id", uuid.uuid4().hex[:12]),
             *("--endpoints", json.dumps(asdict(endpoints))),
+            *options_for(config),
         ],
         pool.environment_of_learner | {LOCK: str(lock), EVALUATOR_TOKEN: token},
         respawns=False,
@@ -366,7 +380,7 @@ def _observers(
     """Build the evaluator, which gets the token that lets it report scores, and the trackers that the settings name."""
     observers = []
     if config.evaluator.eval_every_updates:
-        command = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control]
+        command = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control, *options_for(config)]
         # Its imports and the evaluation of the base model would only delay the first update.
         observers.append(
             Actor(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from grpo_actors.config import Config
+from grpo_actors.consent import options_for
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
@@ -172,11 +173,9 @@ class WorkerPool:
         # A number is never used twice: the stopped worker that had it may not have ended yet.
         name = f"rollout-{len(self.actors)}"
         command = [WORKER, "--connect", self.control, "--name", name]
-        command += [
-            "--patience",
-            "0",
-        ]  # a learner that is started again may load for long; this process ends its workers
-        command += ["--preload", str(self.run_dir / CONFIG_FILE)]
+        # A learner that is started again may load for long; this process ends its workers.
+        command += ["--patience", "0"]
+        command += ["--preload", str(self.run_dir / CONFIG_FILE), *options_for(self.config)]
         if self.config.transport.uses_keys:
             command += ["--key", str(self.run_dir / RUN_KEY_FILE)]
         environment = self._limited(self._share, None if self._plan is None else self._plan.worker)

@@ -5,14 +5,13 @@ times without any effect on the run. It exits when the run has ended.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from grpo_actors.errors import GrpoActorsError, RunError
 from grpo_actors.rundir.folder import ENDPOINTS_FILE, METRICS_FILE
@@ -103,8 +102,8 @@ class _RunFolder:
 
         if not folder.is_dir():
             raise RunError(f"{folder} is not there; give a run's output folder or an address like ipc://…")
-        self._path = folder / ENDPOINTS_FILE
-        if not self._path.exists() and not (folder / METRICS_FILE).exists():
+        self._folder = folder
+        if not (folder / ENDPOINTS_FILE).exists() and not (folder / METRICS_FILE).exists():
             raise RunError(
                 f"{folder} has no {ENDPOINTS_FILE}: no run has started there; give its output folder"
             )
@@ -131,7 +130,7 @@ class _RunFolder:
 
     def _connect(self) -> None:
         """Subscribe to the address in endpoints.json; again when a resumed run has another address."""
-        address, self._pid = _read_endpoints(self._path)
+        address, self._pid = _read_endpoints(self._folder)
         if address is None or (self._subscriber is not None and self._subscriber.endpoint == address):
             return
         from grpo_actors.transport.events import EventSubscriber  # noqa: PLC0415
@@ -139,7 +138,7 @@ class _RunFolder:
 
         if self._subscriber is not None:
             self._subscriber.close()
-        key = read_run_key(self._path.parent)
+        key = read_run_key(self._folder)
         self._subscriber = self.follower.source = EventSubscriber(address, key=key)
 
 
@@ -147,17 +146,19 @@ def _target(text: str, key_file: Path | None) -> Target:
     return _Endpoint(text, key_file) if "://" in text else _RunFolder(Path(text))
 
 
-def _read_endpoints(path: Path) -> tuple[str | None, int | None]:
-    """Read the address of the events and the process id; both None if there is no such file."""
-    try:
-        endpoints: Any = json.loads(path.read_bytes())
-        return str(endpoints["events"]), int(endpoints["pid"])
-    except FileNotFoundError:
+def _read_endpoints(folder: Path) -> tuple[str | None, int | None]:
+    """Read the address of the events and the process id; both None if the folder has no live run."""
+    if not (folder / ENDPOINTS_FILE).exists():
         return None, None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(
-            f"{path} must name events and pid ({error}); start the run anew or give its address"
-        ) from error
+    from grpo_actors.transport.sockets import Endpoints  # noqa: PLC0415
+
+    try:
+        endpoints = Endpoints.read(folder)
+    except RunError:
+        if (folder / ENDPOINTS_FILE).exists():
+            raise
+        return None, None  # the run ended just now
+    return endpoints.events, endpoints.pid
 
 
 def _is_alive(pid: int) -> bool:

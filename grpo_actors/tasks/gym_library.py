@@ -20,7 +20,7 @@ from reasoning_gym.factory import DATASETS, create_dataset
 from grpo_actors.errors import DataError, nearest
 from grpo_actors.tasks.answers import extract_answer
 from grpo_actors.tasks.rewards import Chat, text
-from grpo_actors.tasks.time_limit import time_limit
+from grpo_actors.time_limit import time_limit
 
 #: Errors that the library raises for unexpected input: settings out of bounds, or an answer in the wrong form
 #: (for example, the scorer of prime_factorization raises ValueError if an answer is not all numbers).

@@ -13,7 +13,7 @@ from math_verify import parse, verify
 
 from grpo_actors.tasks.answers import extract_answer
 from grpo_actors.tasks.rewards import Chat, text
-from grpo_actors.tasks.time_limit import time_limit
+from grpo_actors.time_limit import time_limit
 
 #: Reading and comparing an answer takes milliseconds; an answer that takes longer is wrong.
 ANSWER_S = 1.0

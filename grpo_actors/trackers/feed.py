@@ -9,13 +9,15 @@ overwrites or drops it as it can.
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from grpo_actors.atomic import write_whole
+from pydantic import TypeAdapter, ValidationError
+
+from grpo_actors.atomic import PRIVATE_FOLDER, write_whole
 from grpo_actors.observe.follow import HistoryReader
 from grpo_actors.observe.reading import Reading
 from grpo_actors.observe.records import Record
 from grpo_actors.rundir.folder import TRACKERS_FOLDER
+from grpo_actors.rundir.reading import STRICT
 from grpo_actors.trackers import TrackedRun, Tracker, open_tracker
 from grpo_actors.trackers.values import hyperparameters, is_shown, values
 
@@ -28,6 +30,8 @@ class Position(Reading):
     #: Topic -> newest update sent.
     updates: dict[str, int] = field(default_factory=dict)
 
+    __pydantic_config__ = STRICT
+
     def has_sent(self, record: Record) -> bool:
         """Return whether the tracker already has this topic's values of this update."""
         return bool(record["update"] <= self.updates.get(record["topic"], -1))
@@ -35,6 +39,9 @@ class Position(Reading):
     def back_to(self, update: int) -> None:
         """Go back to `update`, after the tracker has discarded later steps."""
         self.updates = {topic: min(given, update) for topic, given in self.updates.items()}
+
+
+_position = TypeAdapter(Position)
 
 
 class Feed:
@@ -95,6 +102,7 @@ class Feed:
     def _open(self, start: Record) -> None:
         if self._tracker is not None:  # a new run has replaced the former one in the folder
             self._tracker.close()
+        self._file.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)  # before the tracker makes it for everybody
         self._position = self._load(start["run_id"])
         self._total_updates = start["total_updates"]
         self._tracker = open_tracker(
@@ -112,12 +120,10 @@ class Feed:
     def _load(self, run_id: str) -> Position:
         """Load the tracker's position in the run `run_id`; the start if none, or another run's, is saved."""
         try:
-            saved: Any = json.loads(self._file.read_text())
-            position = Position(**saved)
-        except (FileNotFoundError, ValueError, TypeError):
+            position = _position.validate_json(self._file.read_bytes())
+        except (FileNotFoundError, ValidationError):
             return Position(run_id=run_id)
         return position if position.run_id == run_id else Position(run_id=run_id)
 
     def _save(self) -> None:
-        self._file.parent.mkdir(exist_ok=True)
         write_whole(self._file, json.dumps(asdict(self._position)) + "\n")

@@ -18,12 +18,13 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import socket
 import stat
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,6 +88,11 @@ class Endpoints:
         made = "  # FILE: python -m grpo_actors.keys new NAME" if "--key" in self.join else ""
         return f"{self.join}{made}"
 
+    def __post_init__(self) -> None:
+        for name, kind in type(self).__annotations__.items():
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name} must be {kind.__name__}")
+
     def write(self, run_dir: Path) -> None:
         """Write the file in the run folder, whole or not at all."""
         write_whole(run_dir / ENDPOINTS_FILE, json.dumps(asdict(self), indent=2) + "\n")
@@ -106,14 +112,17 @@ class Endpoints:
                 f"{run_dir}: no run is live here ({ENDPOINTS_FILE} not found); start it with launch.py"
             ) from None
         except (ValueError, TypeError) as error:
-            raise RunError(f"{path}: unreadable ({error}); is the run folder of an older version?") from None
+            raise RunError(f"{path}: unreadable ({error}); start the run anew, or give its address") from None
 
 
-def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int, *, keys: bool = False) -> Endpoints:
+def plan_endpoints(
+    run_dir: Path, scheme: str, host: str, port: int, *, keys: bool = False, options: Sequence[str] = ()
+) -> Endpoints:
     """Choose the three addresses of a run, without binding them.
 
     ipc sockets are in a folder of mode 0700 under the system's temporary folder, whose name is derived from the run
-    folder's path: that path itself may be longer than the path of a Unix socket can be. `keys`: whether peers need one.
+    folder's path: that path itself may be longer than the path of a Unix socket can be. `keys`: whether peers need one. `options`:
+    what else a worker's command needs.
 
     Raises:
         RunError: the folder for the sockets cannot be created, or no port is free.
@@ -126,8 +135,9 @@ def plan_endpoints(run_dir: Path, scheme: str, host: str, port: int, *, keys: bo
     control, weights, events = (f"tcp://{_bracketed(host)}:{first + i}" for i in range(len(PARTS)))
     # An address that stands for all of this host's is none that another host could connect to.
     reached = _bracketed(socket.gethostname() if host in ("0.0.0.0", "::", "[::]") else host)  # noqa: S104
-    join = f"python -m grpo_actors.rollout --connect tcp://{reached}:{first}{' --key FILE' if keys else ''}"
-    return Endpoints(control, weights, events, pid=os.getpid(), join=join)
+    command = ["python", "-m", "grpo_actors.rollout", "--connect", f"tcp://{reached}:{first}"]
+    command += [*(["--key", "FILE"] if keys else []), *options]
+    return Endpoints(control, weights, events, pid=os.getpid(), join=shlex.join(command))
 
 
 def _bracketed(host: str) -> str:

@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from hand_made import RecordList, assert_same_weights, config, groups_of, learner, weights
 from host_copies import HostCopy
+from written import STATE
 
 from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive
@@ -35,7 +36,7 @@ def test_a_frozen_checkpoint_keeps_its_moment_while_training_goes_on(tmp_path):
     grpo = learner(settings)
     groups = groups_of(grpo.policy)
     grpo.update(groups)
-    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {"run_id": "r", "skipped_steps": 0})
+    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, STATE)
     for _ in range(2):
         grpo.update(groups)
     frozen.write(tmp_path)
@@ -62,7 +63,7 @@ def test_a_checkpoint_is_recorded_and_replaces_older_ones_once_it_is_durable(ope
     (kept,) = find_checkpoints(tmp_path)
     assert verify(kept, to_resume=True) is None
     # Three metrics, and the records of the two checkpoints before: a resumed run repeats what came later.
-    assert (kept.update, read_state(kept)["records"]) == (3, 5)
+    assert (kept.update, read_state(kept).records) == (3, 5)
     archive.save(records, grpo)
     assert records.updates("checkpoint") == [1, 2, 3], "this version has one"
 
@@ -139,7 +140,7 @@ def memory_limit(size):
 
 def test_training_waits_where_the_memory_has_no_room_for_the_arrays_twice(tmp_path):
     grpo = learner(config())
-    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {})
+    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, STATE)
     # 0.7 M float32 weights and AdamW's two moments of each, 8.4 MB.
     assert frozen.bytes == sum(a.nbytes for a in (grpo.policy.trainable() | grpo.training.state()).values())
     with memory_limit(mx.get_peak_memory() + frozen.bytes):
@@ -149,7 +150,7 @@ def test_training_waits_where_the_memory_has_no_room_for_the_arrays_twice(tmp_pa
         with memory_limit(mx.get_peak_memory()):
             assert writer.start(frozen).done()
         # The first decision holds: the peak after it may include a checkpoint.
-        assert writer.start(freeze_checkpoint(2, grpo.policy, grpo.training, {})).done()
+        assert writer.start(freeze_checkpoint(2, grpo.policy, grpo.training, STATE)).done()
     assert [checkpoint.update for checkpoint in find_checkpoints(tmp_path)] == [1, 2]
     assert_same_weights(weights(grpo), dict(mx.load(str(tmp_path / "checkpoint-1" / "model.safetensors"))))
 
@@ -172,7 +173,7 @@ def slowly(frozen, may_go_on):
 @pytest.mark.parametrize("fails", [False, True])
 def test_training_goes_on_beside_a_checkpoint_for_which_the_plan_has_room(tmp_path, monkeypatch, fails):
     grpo, may_go_on = learner(config()), threading.Event()
-    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, {})
+    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, STATE)
     slow = slowly(frozen, may_go_on)
     if fails:
         (tmp_path / "checkpoint-1.tmp").write_text("in the way")

@@ -4,7 +4,7 @@ import base64
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 RIGHT = "hf_right"
@@ -14,6 +14,8 @@ class Hub(BaseHTTPRequestHandler):
     """The handler of the stand-in, which keeps what was committed: repository -> file -> bytes."""
 
     repositories: dict[str, dict[str, bytes]]
+    #: The repositories that nobody else may see.
+    private: set[str]
 
     def do_GET(self) -> None:
         match self.path.partition("?")[0].removeprefix("/api/").split("/"):
@@ -25,6 +27,8 @@ class Hub(BaseHTTPRequestHandler):
                         for path, data in files.items()
                     ]
                 )
+            case ["models", owner, name]:
+                self._answer({"id": f"{owner}/{name}", "private": f"{owner}/{name}" in self.private})
             case _:
                 self._answer({"type": "user", "name": "owner"})
 
@@ -34,6 +38,8 @@ class Hub(BaseHTTPRequestHandler):
             case ["repos", "create"]:
                 asked = json.loads(body)
                 name = f"{asked.get('organization') or 'owner'}/{asked['name']}"
+                if name not in self.repositories and asked.get("visibility") == "private":
+                    self.private.add(name)
                 self.repositories.setdefault(name, {})
                 self._answer({"url": f"http://{self.headers['Host']}/{name}", "name": name})
             case ["models", _, _, "preupload", _]:
@@ -82,10 +88,10 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def local_hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
-    """Serve a hub; yield its address and what it keeps."""
+def local_hub(private: Iterable[str] = ()) -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
+    """Serve a hub; yield its address and what it keeps. An existing repository is public unless it is listed."""
     repositories: dict[str, dict[str, bytes]] = {}
-    handler = type("OwnHub", (Hub,), {"repositories": repositories})
+    handler = type("OwnHub", (Hub,), {"repositories": repositories, "private": set(private)})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", repositories

@@ -142,6 +142,35 @@ def test_a_resume_that_was_ruled_out(on_policy_run):
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", "[]", ": must be a table of sections, got []"),
+        ("config.json", "{", ": not JSON: "),
+        (
+            "best.json",
+            "[]",
+            ": Input should be an object; remove it to let the next evaluation mark the best",
+        ),
+        (
+            "best.json",
+            '{"checkpoint": "../other", "update": 1, "accuracy": 1.0}',
+            ": checkpoint must be checkpoint-1, got '../other'; remove it",
+        ),
+    ],
+)
+def test_a_run_file_of_another_form_is_found_before_anything_starts(
+    on_policy_run, run, tmp_path, *, name, content, says
+):
+    shutil.copytree(on_policy_run.folder / "checkpoint-12", tmp_path / "run" / "checkpoint-12")
+    for file in ("config.json", "metrics.jsonl", "best.json"):
+        shutil.copy(on_policy_run.folder / file, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    settings = on_policy_run.settings | {"output_dir": str(tmp_path / "run")}
+    line = assert_refused(run, *(f"--set={key}={json.dumps(value)}" for key, value in settings.items()))
+    assert line.startswith(f"{tmp_path / 'run' / name}{says}")
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["--resume"],
@@ -185,6 +214,22 @@ def test_weights_that_only_the_learner_can_find_unreadable_are_one_line_too(run)
     assert len(errors) == 1, run.stderr
     assert errors[0].startswith(f"error: model.model_name: '{folder}' cannot be loaded: ")
     assert time.monotonic() - start_s < 60
+    run.assert_nothing_left()
+
+
+@pytest.mark.slow
+def test_a_chat_template_that_loops_for_hours_is_one_line(run):
+    folder = run.folder.parent / "model"
+    shutil.copytree(EMBEDDED, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    loop = "{% for i in range(100000) %}"
+    settings["chat_template"] = 3 * loop + "x" + 3 * "{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert run.run("--set", f"model_name={folder}") == 2
+    (line,) = [line for line in run.stderr.splitlines()[3:] if line]
+    assert line.startswith(
+        f"error: {folder}: its chat template does not end within 5 s; correct chat_template"
+    )
     run.assert_nothing_left()
 
 

@@ -108,7 +108,7 @@ def test_an_adapter_leaves_alone_or_as_part_of_its_base(export, lora_run, tmp_pa
 
 
 def test_an_upload_sends_all_files_in_one_commit_and_leaves_nothing_here(export, on_policy_run, tmp_path):
-    with local_hub() as (address, repositories):
+    with local_hub(private=["owner/model"]) as (address, repositories):
         repositories["owner/model"] = {
             "model-00001-of-00002.safetensors": b"of another model",
             "LICENSE": b"",
@@ -123,6 +123,22 @@ def test_an_upload_sends_all_files_in_one_commit_and_leaves_nothing_here(export,
     )  # mlx_lm.load would take it for a part of this model
     assert b"# owner/model" in sent["README.md"]
     assert [path.name for path in tmp_path.iterdir() if path.name != "hf"] == []
+
+
+def test_an_upload_is_private_unless_the_user_says_public(export, on_policy_run, tmp_path):
+    with local_hub() as (address, repositories):
+        hub = {"HF_ENDPOINT": address, "HF_TOKEN": RIGHT}
+        repositories["owner/public"] = {}
+        upload = [on_policy_run.folder, "--upload", "owner/public"]
+        assert refusal(export(*upload, **hub)) == (
+            "--upload: owner/public is public; add --public, or choose another repository"
+        )
+        assert repositories["owner/public"] == {}
+        assert export(*upload, "--public", **hub).returncode == 0
+        assert "config.json" in repositories["owner/public"]
+        # A new repository is made private, or the check above would refuse it.
+        assert export(on_policy_run.folder, "--upload", "owner/new", **hub).returncode == 0
+        assert "config.json" in repositories["owner/new"]
 
 
 def test_an_upload_without_a_token_writes_nothing(export, on_policy_run, tmp_path):

@@ -3,9 +3,23 @@
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from runs import Run, children, kill, living, new_run, wait_until
+
+from grpo_actors.transport.weights.shared_memory import PREFIX, _parent
+
+
+def shared_memory_of(learner: int) -> list[Path]:
+    return list(_parent().glob(f"{PREFIX}{learner}-*"))
+
+
+def left_by(run: Run, learner: int) -> list[Path]:
+    """Return what a run that has ended left behind of what belongs to a live one."""
+    addresses = [run.folder / "endpoints.json"]
+    sockets = [path for path in run.temporary.iterdir() if path.name != "mlx"]
+    return [*sockets, *(path for path in addresses if path.exists()), *shared_memory_of(learner)]
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +36,29 @@ def interrupted_run(on_policy_run) -> Iterator[Run]:
 
         run.start()
         run.wait_for_update(5)
-        kill(run.child("learner"))
+        learner = run.child("learner")
+        assert shared_memory_of(learner), "it has some, or this test shows nothing"
+        kill(learner)
         run.learner_killed_exit = run.end()
         run.learner_killed_stderr = run.stderr
-        run.after_learner_killed = list(run.temporary.iterdir())
+        run.after_learner_killed = left_by(run, learner)
 
         run.start()
         run.wait_for_update(8)
+        learner = run.child("learner")
         family = [run.launched.pid, *(pid for pid, _ in children(run.launched.pid))]
         run.signal(signal.SIGKILL)
         wait_until(lambda: not living(family), "every child is gone", deadline_s=2.0)
+        run.after_supervisor_killed = left_by(run, learner)
+
+        run.start()
+        wait_until(lambda: len(run.records("start")) == 4, "the run continues")
+        learner = run.child("learner")
+        run.signal(signal.SIGINT)
+        wait_until(lambda: "Ctrl-C again stops at once" in run.stderr, "the first is noticed")
+        run.signal(signal.SIGINT)
+        run.end()
+        run.after_two_ctrl_c = left_by(run, learner)
 
         assert run.run("--resume") == 0, run.stderr
         yield run
@@ -51,7 +78,11 @@ def test_a_killed_learner_ends_the_run_and_says_that_the_same_command_continues_
     assert last.startswith(
         "the learner was ended by signal 9; the same command continues the run after update "
     )
-    assert [path.name for path in interrupted_run.after_learner_killed] == ["mlx"]
+
+
+@pytest.mark.parametrize("end", ["learner_killed", "supervisor_killed", "two_ctrl_c"])
+def test_no_end_leaves_sockets_addresses_or_shared_memory(interrupted_run, end):
+    assert getattr(interrupted_run, f"after_{end}") == []
 
 
 def test_losses_rewards_gradients_and_weights_equal_the_uninterrupted_run_bit_by_bit(

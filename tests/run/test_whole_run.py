@@ -163,6 +163,12 @@ def test_the_start_says_where_and_the_end_says_what_came_out(any_run):
     assert best.startswith(f"best checkpoint: {any_run.folder}/checkpoint-")
 
 
+def test_what_holds_prompts_is_for_this_user_only(any_run):
+    assert any_run.folder.stat().st_mode & 0o777 == 0o700
+    for name in ("metrics.jsonl", "completions.jsonl", "config.json"):
+        assert (any_run.folder / name).stat().st_mode & 0o777 == 0o600
+
+
 def test_a_full_checkpoint_is_a_model_that_mlx_lm_loads(on_policy_run):
     from mlx_lm import generate, load
 

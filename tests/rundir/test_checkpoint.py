@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import mlx.core as mx
 import mlx_lm
@@ -14,8 +15,9 @@ from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.training import Training
-from grpo_actors.rundir.checkpoint_weights import load_weights, restore
+from grpo_actors.rundir.checkpoint_weights import load_weights, load_whole, restore, write_model
 from grpo_actors.rundir.checkpoints import find_checkpoints, read_state, verify
+from grpo_actors.schedule.lease import Cursor
 
 PROMPT = [2, 21, 22, 15, 23, 24, 1, 3]
 TARGETS = [9, 8, 7, 6]
@@ -80,15 +82,35 @@ def test_a_full_checkpoint_is_a_complete_model_folder(tiny, run_dir):
     assert json.loads((checkpoint.path / "config.json").read_text())["torch_dtype"] == "float32"
 
 
+def test_the_code_of_a_model_stays_where_it_is(run_dir, tmp_path):
+    """Whoever opens the checkpoint would have to trust it. Its own run's settings say where the code is."""
+    source = shutil.copytree(EMBEDDED, tmp_path / "source")
+    (source / "own.py").write_text("from mlx_lm.models.llama import Model, ModelArgs\n")
+    architecture = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(architecture | {"model_file": "own.py"}))
+    settings = ModelConfig(model_name=str(source), dtype="float32", trust_remote_code=True)
+    policy = load_policy(settings, seed=0)
+    folder = write_checkpoint(run_dir, 1, policy, trained(policy), {}).path
+    (tmp_path / "model").mkdir()
+    write_model(tmp_path / "model", policy)
+    for written in (folder, tmp_path / "model"):
+        assert (written / "config.json").is_file()
+        assert list(written.glob("*.py")) == []
+        assert greedy(load_whole(written, settings)) == greedy(policy)
+        with pytest.raises(ModelError, match=f"'{written}' cannot be loaded"):
+            load_whole(written, settings.model_copy(update={"trust_remote_code": False}))
+
+
 def test_training_continues_bit_for_bit_from_restored_weights_and_optimizer(policy, run_dir):
     training = trained(policy)
-    checkpoint = write_checkpoint(run_dir, 3, policy, training, {"cursor": 7})
+    checkpoint = write_checkpoint(run_dir, 3, policy, training, {"cursor": {"position": 7, "set_aside": [9]}})
     advance(training, 3)
 
     other = load_policy(policy.config, seed=1)
     resumed = Training(other.model, LearnerConfig(), likelihood)
     restore(checkpoint, other, resumed)
-    assert read_state(checkpoint) == {"update": 3, "cursor": 7}
+    state = read_state(checkpoint)
+    assert (state.update, state.cursor) == (3, Cursor(7, (9,)))
     assert resumed.optimizer.step.item() == 3
     advance(resumed, 3)
     for name, array in policy.trainable().items():
@@ -201,10 +223,10 @@ def test_a_state_of_several_files_is_restored_whole(tiny, run_dir):
 
 def test_a_checkpoint_written_again_replaces_the_damaged_one(tiny, run_dir):
     training = trained(tiny)
-    checkpoint = write_checkpoint(run_dir, 4, tiny, training, {"n": 1})
+    checkpoint = write_checkpoint(run_dir, 4, tiny, training, {"records": 1})
     (checkpoint.path / "state.json").write_text("{")
-    assert write_checkpoint(run_dir, 4, tiny, training, {"n": 2}) == checkpoint
+    assert write_checkpoint(run_dir, 4, tiny, training, {"records": 2}) == checkpoint
     assert find_checkpoints(run_dir) == [checkpoint]
     assert verify(checkpoint) is None
-    assert read_state(checkpoint)["n"] == 2
+    assert read_state(checkpoint).records == 2
     assert [path.name for path in run_dir.iterdir()] == ["checkpoint-4"]

@@ -39,7 +39,7 @@ def start_writer(run_dir, *arguments):
 def is_what_was_written(checkpoint):
     """Return whether all weights and the state equal the checkpoint's number."""
     arrays = mx.load(str(checkpoint.path / "model.safetensors"))
-    return read_state(checkpoint)["value"] == checkpoint.update and all(
+    return read_state(checkpoint).records == checkpoint.update and all(
         mx.all(array == checkpoint.update) for array in arrays.values()
     )
 
@@ -106,9 +106,9 @@ def small_disk(folder, megabytes):
 def test_a_full_disk_is_one_error_and_keeps_the_last_checkpoint(run_dir, tiny):
     training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
     with small_disk(run_dir, 12):  # one checkpoint is 8.4 MB
-        write_checkpoint(run_dir, 1, tiny, training, {"value": 1})
+        write_checkpoint(run_dir, 1, tiny, training, {"records": 1})
         with pytest.raises(RunError, match=r"checkpoint-2: cannot be written.*free space"):
-            write_checkpoint(run_dir, 2, tiny, training, {"value": 2})
+            write_checkpoint(run_dir, 2, tiny, training, {"records": 2})
         assert_nothing_half_written(run_dir)
         newest, faults = newest_sound(run_dir)
         assert newest is not None
@@ -124,10 +124,10 @@ def test_a_folder_that_cannot_be_written_is_one_error(run_dir, tiny):
 
 def test_a_damaged_newest_checkpoint_is_skipped_with_one_line(run_dir, tiny):
     training = Training(tiny.model, LearnerConfig(), lambda *_: (mx.zeros(()), mx.zeros(1)))
-    good = write_checkpoint(run_dir, 1, tiny, training, {"value": 1})
+    good = write_checkpoint(run_dir, 1, tiny, training, {"records": 1})
     for name in ("model.safetensors", "optimizer.safetensors", STATE, "config.json", "manifest.json"):
         for damage in ("cut", "flip", "gone"):
-            newest = write_checkpoint(run_dir, 2, tiny, training, {"value": 2})
+            newest = write_checkpoint(run_dir, 2, tiny, training, {"records": 2})
             content = bytearray((newest.path / name).read_bytes())
             if damage == "cut":
                 (newest.path / name).write_bytes(content[: len(content) // 2])

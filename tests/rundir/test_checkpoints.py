@@ -1,16 +1,20 @@
 """Checkpoints as files, without a model."""
 
+import hashlib
 import json
 
 import pytest
+from written import STATE as WHOLE_STATE
 
 from grpo_actors.errors import RunError
 from grpo_actors.rundir.checkpoints import (
+    Best,
     best,
     find_checkpoints,
     mark_best,
     newest_sound,
     prune,
+    put_aside,
     read_state,
     remove_unfinished,
     seal,
@@ -18,13 +22,18 @@ from grpo_actors.rundir.checkpoints import (
 )
 from grpo_actors.rundir.folder import BEST, MANIFEST, STATE
 
+#: The file of the weights, and a shard of the optimizer's state.
+WEIGHTS, SHARD = "adapters.safetensors", "optimizer-0000{}-of-00002.safetensors"
+
 
 def write(run_dir, update):
     temporary = run_dir / f"checkpoint-{update}.tmp"
     temporary.mkdir()
-    (temporary / STATE).write_text(json.dumps({"update": update}))
-    (temporary / "weights").write_bytes(bytes(range(256)))
+    (temporary / STATE).write_text(json.dumps(WHOLE_STATE | {"update": update}))
+    for name in (WEIGHTS, SHARD.format(1), SHARD.format(2)):
+        (temporary / name).write_bytes(bytes(range(256)))
     seal(temporary, run_dir / f"checkpoint-{update}")
+    return run_dir / f"checkpoint-{update}"
 
 
 def updates(run_dir):
@@ -39,7 +48,7 @@ def test_checkpoints_are_found_in_the_order_of_their_numbers(run_dir):
     assert updates(run_dir) == [9, 10, 100]
     newest, faults = newest_sound(run_dir)
     assert newest is not None
-    assert (read_state(newest), faults) == ({"update": 100}, [])
+    assert (read_state(newest).update, faults) == (100, [])
     assert newest.bytes == sum(path.stat().st_size for path in newest.path.iterdir())
 
 
@@ -51,12 +60,12 @@ def test_an_empty_run_folder_has_none(run_dir):
 def test_each_damaged_checkpoint_is_reported_and_the_next_older_one_is_used(run_dir):
     for update in (1, 2, 3):
         write(run_dir, update)
-    (run_dir / "checkpoint-3/weights").unlink()
-    (run_dir / "checkpoint-2/weights").write_bytes(bytes(256))
+    (run_dir / "checkpoint-3" / WEIGHTS).unlink()
+    (run_dir / "checkpoint-2" / WEIGHTS).write_bytes(bytes(256))
     newest, faults = newest_sound(run_dir)
     assert newest is not None
     assert newest.update == 1
-    assert ["checkpoint-3" in faults[0], "checkpoint-2/weights" in faults[1]] == [True, True]
+    assert ["checkpoint-3" in faults[0], f"checkpoint-2/{WEIGHTS}" in faults[1]] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -82,10 +91,75 @@ def test_a_manifest_of_any_other_shape_does_not_verify(run_dir, manifest):
     assert verify(find_checkpoints(run_dir)[0]) is not None
 
 
-def test_a_file_added_later_does_not_spoil_a_checkpoint(run_dir):
-    write(run_dir, 1)
-    (run_dir / "checkpoint-1/evaluation.json").write_text("{}")
-    assert verify(find_checkpoints(run_dir)[0]) is None
+@pytest.mark.parametrize(
+    ("unlisted", "fault"),
+    [
+        (STATE, "manifest.json: lists no state.json"),
+        (WEIGHTS, "manifest.json: lists no weights"),
+        (SHARD.format(2), "manifest.json: does not list all 2 files of optimizer"),
+    ],
+)
+def test_a_manifest_that_lists_less_than_a_checkpoint_has_does_not_verify(run_dir, unlisted, fault):
+    """Otherwise weights changed by hand would pass, if their entry is removed with them."""
+    manifest = write(run_dir, 1) / MANIFEST
+    files = json.loads(manifest.read_text())["files"]
+    del files[unlisted]
+    manifest.write_text(json.dumps({"files": files}))
+    assert fault in str(verify(find_checkpoints(run_dir)[0]))
+
+
+def test_a_manifest_that_lists_only_the_state_does_not_verify(run_dir):
+    folder = write(run_dir, 1)
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    (folder / MANIFEST).write_text(json.dumps({"files": {STATE: files[STATE]}}))
+    assert "lists no weights" in str(verify(find_checkpoints(run_dir)[0]))
+
+
+def test_a_file_that_the_manifest_does_not_list_spoils_a_checkpoint(run_dir):
+    """A loader of the folder would read it: more weights, another chat template, code."""
+    folder = write(run_dir, 1)
+    (folder / "model.safetensors").write_bytes(b"")
+    fault = verify(find_checkpoints(run_dir)[0])
+    cure = "its manifest.json does not list it; move it out of the checkpoint"
+    assert fault == f"{folder / 'model.safetensors'}: {cure}"
+
+
+def test_a_score_and_hidden_files_do_not_spoil_a_checkpoint(run_dir):
+    folder = write(run_dir, 1)
+    for name in ("evaluation.json", "evaluation.json.tmp", ".DS_Store"):
+        (folder / name).write_text("{}")
+    assert verify(find_checkpoints(run_dir)[0], to_resume=True) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "fault"),
+    [
+        ({key: value for key, value in WHOLE_STATE.items() if key != "cursor"}, "cursor: Field required"),
+        (WHOLE_STATE | {"update": 2}, "update must be 1, got 2"),
+        (WHOLE_STATE | {"records": "4"}, "records: Input should be a valid integer"),
+        (WHOLE_STATE | {"cursor": {"position": 0, "set_aside": 3}}, "cursor.set_aside"),
+        ([], "Input should be an object"),
+    ],
+)
+def test_a_state_from_which_no_run_can_continue_is_found_before_one_does(run_dir, state, fault):
+    """Its digest may be right: somebody has edited both files."""
+    folder = write(run_dir, 1)
+    content = json.dumps({"update": 1} | state if isinstance(state, dict) else state).encode()
+    (folder / STATE).write_bytes(content)
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    files[STATE] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps({"files": files}))
+    newest, [found] = newest_sound(run_dir)
+    assert newest is None
+    assert found.startswith(f"{folder / STATE}: ")
+    assert fault in found
+    assert "\n" not in found
+
+
+def test_a_checkpoint_can_be_put_aside_under_the_same_number_again_and_again(run_dir):
+    names = [put_aside(write(run_dir, 4)).name for _ in range(3)]
+    assert names == ["checkpoint-4.damaged", "checkpoint-4.damaged-2", "checkpoint-4.damaged-3"]
+    assert updates(run_dir) == []
 
 
 def test_prune_keeps_the_newest_the_best_and_those_not_yet_evaluated(run_dir):
@@ -113,14 +187,30 @@ def test_what_a_kill_left_unfinished_is_removed(run_dir):
 def test_the_best_is_recorded_and_there_is_none_before(run_dir):
     assert best(run_dir) is None
     mark_best(run_dir, 4, 0.25)
-    assert best(run_dir) == {"checkpoint": "checkpoint-4", "update": 4, "accuracy": 0.25}
+    assert best(run_dir) == Best("checkpoint-4", 4, 0.25)
     assert [path.name for path in run_dir.iterdir()] == [BEST]
 
 
-def test_an_unreadable_mark_of_the_best_stops_a_prune(run_dir):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"checkpoint": "checkpoint-1", "update": 1}',
+        '{"checkpoint": "../other/checkpoint-1", "update": 1, "accuracy": 0.5}',
+        '{"checkpoint": "/etc", "update": 1, "accuracy": 0.5}',
+        '{"checkpoint": "checkpoint-1", "update": 2, "accuracy": 0.5}',
+        '{"checkpoint": "checkpoint-1", "update": 1, "accuracy": NaN}',
+        '{"checkpoint": "checkpoint-1", "update": "1", "accuracy": 0.5}',
+    ],
+)
+def test_an_unusable_mark_of_the_best_is_one_line_and_stops_a_prune(run_dir, content):
     write(run_dir, 1)
     write(run_dir, 2)
-    (run_dir / BEST).write_text("")
-    with pytest.raises(RunError, match=r"best\.json"):
+    (run_dir / BEST).write_text(content)
+    with pytest.raises(RunError) as caught:
         prune(run_dir, 1, frozenset())
+    assert str(caught.value).startswith(f"{run_dir / BEST}: ")
+    assert str(caught.value).endswith("; remove it to let the next evaluation mark the best")
+    assert "\n" not in str(caught.value)
     assert updates(run_dir) == [1, 2]

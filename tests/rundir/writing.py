@@ -33,12 +33,13 @@ def main() -> int:
     if len(sys.argv) > 2:
         limit = int(sys.argv[2])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    state = {"run_id": "r", "cursor": {"position": 0, "set_aside": []}, "skipped_steps": 0}
     print("ready", flush=True)
     with contextlib.closing(CheckpointWriter(run_dir)) as writer:
         for update in range(first, 1_000_000):
             become(policy, update)
             training.load_state(training.state())
-            written = writer.start(freeze_checkpoint(update, policy, training, {"value": update}))
+            written = writer.start(freeze_checkpoint(update, policy, training, state | {"records": update}))
             while not written.done():
                 become(policy, -1)
             written.result()

@@ -223,11 +223,16 @@ def test_a_wrong_target_is_one_clear_line_and_exit_code_2(folder, target, says):
     assert says in result.stderr
 
 
-def test_broken_endpoints_are_one_clear_line_and_exit_code_2(folder):
-    (folder / "endpoints.json").write_text("{}")
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"control": "", "weights": "", "events": "ipc:///x", "pid": "1"}']
+)
+def test_broken_endpoints_are_one_clear_line_and_exit_code_2(folder, content):
+    (folder / "endpoints.json").write_text(content)
     result = tail(folder)
     assert result.returncode == 2
-    assert "endpoints.json must name events and pid" in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"tail: {folder / 'endpoints.json'}: unreadable (")
+    assert line.endswith("); start the run anew, or give its address")
 
 
 def test_on_a_terminal_the_view_is_drawn_and_its_last_state_stays(folder):

@@ -147,17 +147,44 @@ def test_the_folder_is_private(writer):
     assert module.Path(path).parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_next_writer_removes_what_a_killed_writer_left(writer, tmp_path, monkeypatch):
+def test_the_next_writer_removes_what_a_killed_writer_left_and_spares_the_living(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MEMORY", tmp_path)
-    dead = subprocess.Popen([sys.executable, "-c", "pass"])
-    dead.wait()  # reaped: no process has its number any more
-    left = tmp_path / f"{module.PREFIX}{dead.pid}-abc"
-    left.mkdir()
-    (left / "0").write_bytes(b"a version")
-    alive = SharedMemoryWriter(unpinned)
-    other = SharedMemoryWriter(unpinned)
+    program = (
+        "import sys; from pathlib import Path; from grpo_actors.transport.weights import shared_memory as module\n"
+        f"module.MEMORY = Path({str(tmp_path)!r}); writer = module.SharedMemoryWriter(lambda memory: None)\n"
+        "buffer = writer.buffer(1, 3); buffer.data[:] = b'abc'; writer.publish(1, buffer.data)\n"
+        "print(writer._folder, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        left = module.Path(process.stdout.readline().decode().strip())
+        writer = SharedMemoryWriter(unpinned)
+        other = SharedMemoryWriter(unpinned)
+        assert left.is_dir(), "it lives"
+        process.kill()
+    assert (left / "1").is_file()
+    module.remove_leftovers()
     assert not left.exists()
-    assert publish(alive, 1, b"abc")
     assert len(list(tmp_path.iterdir())) == 2  # of the two live writers
-    alive.close()
+    writer.close()
     other.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_none_of_a_writer_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MEMORY", tmp_path)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / f"{module.PREFIX}1-link").symlink_to(tmp_path / "precious")
+    (tmp_path / f"{module.PREFIX}1-file").touch()
+    module.remove_leftovers()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_files_can_be_removed_while_they_are_in_use(writer, reader):
+    """A process that ends at once does so in another thread."""
+    path = publish(writer, 1, b"abc")
+    found = fetch(reader, path, 1, 3)
+    writer.unlink()
+    assert not module.Path(path).parent.exists()
+    assert bytes(found.data) == b"abc"
+    writer.unlink()

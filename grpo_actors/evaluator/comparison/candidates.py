@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from grpo_actors import consent
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import Policy, load_base, load_policy
-from grpo_actors.rundir.checkpoint_weights import check_adapter, is_adapter, load_weights
+from grpo_actors.rundir.checkpoint_weights import check_adapter, is_adapter, load_weights, load_whole
 from grpo_actors.rundir.checkpoints import best, checkpoint_at, verify
 from grpo_actors.rundir.folder import CONFIG_FILE
 from grpo_actors.rundir.naming import checkpoints_of, open_policy
@@ -73,7 +74,7 @@ def pick(name: str, candidates: Sequence[Candidate]) -> Candidate | None:
     runs = {candidate.run for candidate in candidates if candidate.run is not None}
     if name == "best" and len(runs) == 1:
         marked = best(runs.pop())
-        name = str(marked["checkpoint"]) if marked else name
+        name = marked.checkpoint if marked else name
     exact = [candidate for candidate in candidates if name == candidate.name]
     meant = exact or [candidate for candidate in candidates if Path(candidate.name).name == name]
     if len(meant) > 1:
@@ -83,14 +84,33 @@ def pick(name: str, candidates: Sequence[Candidate]) -> Candidate | None:
     return meant[0] if meant else None
 
 
-def settings_of(candidates: Sequence[Candidate], file: str | None, overrides: Sequence[str]) -> Config:
+def settings_of(
+    candidates: Sequence[Candidate],
+    file: str | None,
+    overrides: Sequence[str],
+    *,
+    allowed: Sequence[str] = (),
+    only_loads: bool = False,
+) -> Config:
     """Load the settings of the evaluation: from `file`, else from the first candidate's run that has some, else defaults.
 
+    Args:
+        candidates: The candidates.
+        file: The file given with ``--config``.
+        overrides: Settings as ``key=value``.
+        allowed: Names of the code that a run's settings may run (`consent`).
+        only_loads: Whether the settings only load a model, and score nothing.
+
     Raises:
-        ConfigError: A file, a name or a value is unusable.
+        ConfigError: A file, a name or a value is unusable, or a run's settings name code that is not `allowed`.
     """
     runs = (_config_file(candidate) for candidate in candidates)
-    return load_config(file or next(filter(None, runs), None), overrides).config
+    of_run = None if file else next(filter(None, runs), None)
+    config = load_config(file or of_run, overrides).config
+    if of_run is not None:
+        code = consent.code_of_model(config.model) if only_loads else consent.code_of(config)
+        consent.check(code, [*allowed, *consent.named_by_user(code, overrides)], of_run)
+    return config
 
 
 def load_candidate(candidate: Candidate, config: Config) -> Policy:
@@ -112,8 +132,9 @@ def load_candidate(candidate: Candidate, config: Config) -> Policy:
         load_weights(candidate.folder, policy)
         return policy
     # A complete model: its base and the kind of its training do not matter.
-    location = candidate.name if candidate.folder is None else str(candidate.folder.resolve())
-    plain = {"model_name": location, "fine_tune_type": "full", "base_bits": 0}
+    if candidate.folder is not None:
+        return load_whole(candidate.folder, config.model)
+    plain = {"model_name": candidate.name, "fine_tune_type": "full", "base_bits": 0}
     return load_base(config.model.model_copy(update=plain))
 
 

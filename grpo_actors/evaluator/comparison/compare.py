@@ -51,6 +51,8 @@ class Options:
     #: File for the plot.
     plot: Path | None = None
     json: bool = False
+    #: Names of the code that the settings of runs may run (`consent`).
+    allow: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.checkpoints and not self.compare:
@@ -83,7 +85,7 @@ def evaluate_checkpoints(options: Options, stop: StopRequest) -> int:
     """
     candidates = find_candidates(options.checkpoints)
     pair = None if options.compare is None else _find_pair(options.compare, candidates)
-    config = settings_of(candidates, options.config, options.settings)
+    config = settings_of(candidates, options.config, options.settings, allowed=options.allow)
     with ExitStack() as files:
         answers_file = options.answers and files.enter_context(chosen_file(options.answers, "--answers"))
         plot_file = options.plot and files.enter_context(chosen_file(options.plot, "--plot"))
@@ -118,7 +120,8 @@ def _evaluate(
     def load(candidate: Candidate) -> Policy:
         # A candidate is loaded by its own run's settings, even if --config gives the settings of the evaluation.
         file = None if candidate.has_settings else options.config
-        return load_candidate(candidate, settings_of([candidate], file, options.settings))
+        own = settings_of([candidate], file, options.settings, allowed=options.allow, only_loads=True)
+        return load_candidate(candidate, own)
 
     with open_scorer(rewards, config.reward) as scorer:
         exam = Exam(task, config, scorer, options.samples, k, stop)

@@ -8,10 +8,8 @@ the tokens that it sampled, and the learner computes with the same tokens.
 
 from collections.abc import Mapping
 
-from jinja2 import TemplateError
-
 from grpo_actors.errors import ModelError
-from grpo_actors.policy.model import Policy
+from grpo_actors.policy.model import TEMPLATE_ERRORS, Policy
 
 #: Stands for the assistant's words in the invented conversation; no template contains it.
 _PLACEHOLDER = "\N{WHITE SQUARE}said\N{WHITE SQUARE}"
@@ -35,7 +33,7 @@ def encode_reply(policy: Policy, message: Mapping[str, str], *, after_stop_token
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}, dict(message)]
     try:
         text: str = policy.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
+    except TEMPLATE_ERRORS as error:
         raise ModelError(
             f"{policy.name}: its chat template refuses a turn of role {message['role']!r} after the assistant's ({error})"
         ) from error

@@ -15,9 +15,21 @@ from grpo_actors.transport.weights.base import (
     Version,
 )
 from grpo_actors.transport.weights.chunks import ChunkReceiver, WeightsServer, WeightsSocket
-from grpo_actors.transport.weights.shared_memory import SharedMemoryReader, SharedMemoryWriter
+from grpo_actors.transport.weights.shared_memory import (
+    SharedMemoryReader,
+    SharedMemoryWriter,
+    remove_leftovers,
+)
 
-__all__ = ["TRANSPORTS", "Buffer", "Version", "WeightsClient", "WeightsServer", "open_senders"]
+__all__ = [
+    "TRANSPORTS",
+    "Buffer",
+    "Version",
+    "WeightsClient",
+    "WeightsServer",
+    "open_senders",
+    "remove_leftovers",
+]
 
 
 class Transport(NamedTuple):

@@ -67,6 +67,9 @@ class Sender(Protocol):
     def close(self) -> None:
         """Free the memory of this sender."""
 
+    def unlink(self) -> None:
+        """Remove what would outlive a process that ends at once; may be called by any thread, more than once."""
+
 
 class Receiver(Protocol):
     """A worker's end. Not thread-safe."""

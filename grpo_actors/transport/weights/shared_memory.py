@@ -4,9 +4,13 @@ The writer has two files and fills them in turn, so a reader has the time of one
 never waits for readers. The mark at the beginning of a file names the version while it is whole, and is zero while the
 bytes are written. So a reader detects that a version was overwritten while it was reading. Both sides keep the files mapped from
 version to version, because mapping a gigabyte takes as long as copying it.
+
+A writer locks its folder as long as it lives. So whoever finds a folder without a lock knows that its writer was killed, on
+hosts where containers share the memory but not the process ids, too, and removes it (`remove_leftovers`).
 """
 
 import contextlib
+import fcntl
 import mmap
 import os
 import shutil
@@ -22,7 +26,7 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
 HEADER_BYTES = mmap.PAGESIZE
 #: Number of files that a writer fills in turn.
 FILES = 2
-#: Prefix of the name of a writer's folder; its process id follows.
+#: Prefix of the name of a writer's folder; its process id follows, for whoever looks at it.
 PREFIX = "grpo-weights-"
 
 
@@ -61,9 +65,8 @@ class SharedMemoryWriter:
 
     def __init__(self, pin: PinMemory) -> None:
         """Create the folder. `pin` is called with the memory of each file once, before the first write."""
-        folder = MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-        _remove_leftovers(folder)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder))
+        remove_leftovers()
+        self._folder, self._lock = _locked_folder()
         self._pin = pin
         self._files: list[MappedFile | None] = [None] * FILES
 
@@ -93,6 +96,13 @@ class SharedMemoryWriter:
         for held in self._files:
             if held is not None:
                 held.unpin()
+        self.unlink()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def unlink(self) -> None:
+        """Remove the files only; may be called at any moment, by any thread, more than once."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, slot: int) -> Path:
@@ -156,16 +166,40 @@ class SharedMemoryReader:
             self._files.popitem()[1].close()
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the files of killed writers; their memory would otherwise never be freed."""
-    for left in folder.glob(f"{PREFIX}*-*"):
-        process = left.name.removeprefix(PREFIX).partition("-")[0]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            shutil.rmtree(left, ignore_errors=True)
-        except (PermissionError, ValueError):
-            continue  # another user's process, or not the name of a writer's folder
+def remove_leftovers() -> None:
+    """Remove the files of this user's killed writers; their memory would otherwise never be freed."""
+    for left in _parent().glob(f"{PREFIX}*-*"):
+        with contextlib.suppress(OSError):  # it has gone meanwhile, or is another user's
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(descriptor).st_uid == os.getuid() and _lock(descriptor):
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _parent() -> Path:
+    return MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _locked_folder() -> tuple[Path, int]:
+    """Make a folder and lock it; return its path and the lock's descriptor."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_parent()))
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        # Another start may have taken the folder for a leftover before it was locked.
+        if _lock(descriptor) and folder.is_dir():
+            return folder, descriptor
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open folder; return False if a living process holds its lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""Limit the time for one completion of a group, in the process that runs library rewards.
+"""Limit the time of Python code that somebody else wrote: a library reward, a chat template.
 
-That process already has a timer for the whole group (`own.child`), which must continue afterwards. Code that holds the
-interpreter's lock, such as 9**9**9, is not ended by this limit: `own.functions` kills the whole process.
+A timer that runs already continues afterwards: the process that runs library rewards has one for the whole group
+(`tasks.own.child`). Code that holds the interpreter's lock, such as 9**9**9, is not ended by this limit: only its whole
+process can be killed.
 """
 
 import contextlib
