@@ -137,7 +137,8 @@ class Connection:
             with contextlib.suppress(BlockingIOError):
                 self.incoming = self.outer.recv(READ_BYTES)
                 self.peer_left = not self.incoming
-                self.frames.read(self.incoming)
+                if self.incoming:
+                    self.frames.read(self.incoming)
         if self.incoming:
             with contextlib.suppress(BlockingIOError):
                 self.incoming = self.incoming[self.inner.send(self.incoming) :]

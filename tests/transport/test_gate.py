@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,14 @@ def test_messages_of_any_size_pass_in_both_directions(behind, way, monkeypatch):
         wait_until(lambda data=data: behind.received(client, data))
         assert behind.server.send(client.identity, data)
         assert client.receive(DEADLINE_S) == data
+
+
+def test_a_peer_that_leaves_before_its_greeting_closes_the_gate_to_nobody(behind):
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(behind.address.removeprefix("ipc://"))
+    client = ControlClient(behind.context, behind.address, "w")
+    wait_until(lambda: client.send(b"here"))
+    wait_until(lambda: behind.received(client, b"here"))
 
 
 def test_a_message_of_several_frames_is_cut_off_at_its_first(behind):
