@@ -8,6 +8,7 @@ from test_imports import PACKAGE, modules, nodes
 READERS = {
     "observe/sinks.py": "the time of each record",
     "rundir/decisions.py": "the time of each decision",
+    "transport/keys.py": "the day on which a key was made, and whether the list of keys has changed",
     "bench/job.py": "compared with the times of records",
     "bench/launched.py": "compared with the times of records",
     "bench/startup.py": "compared with the times of records",

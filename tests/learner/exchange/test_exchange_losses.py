@@ -105,11 +105,17 @@ def test_a_process_of_another_host_that_has_the_same_name_is_not_watched(run):
     assert "lost" not in run.states("twin")
 
 
+def is_let_in(peer):
+    peer.send(peer.hello())
+    return isinstance(peer.receive(wire.Welcome | wire.Bye), wire.Welcome)
+
+
 def test_a_reconnect_under_the_same_name_gives_back_what_was_held(run):
     first = run.peer("w").join()
     old = first.take()
     first.control.close()
-    second = run.peer("w", pid=8).join()
+    second = run.peer("w", pid=8)
+    wait_until(lambda: is_let_in(second))  # when the learner has noticed that the first one's connection is closed
     new = second.take()
     assert [(lease.lease, lease.attempt, lease.seeds) for lease in new] == [
         (lease.lease, 2, lease.seeds) for lease in old
