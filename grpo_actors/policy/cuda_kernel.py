@@ -61,15 +61,7 @@ Constant = tuple[str, Value]
 class CudaKernel:
     """One kernel: the names of its arrays, and its body."""
 
-    def __init__(
-        self,
-        name: str,
-        inputs: Sequence[str],
-        outputs: Sequence[str],
-        body: str,
-        *,
-        all_registers: bool = False,
-    ) -> None:
+    def __init__(self, name: str, inputs: Sequence[str], outputs: Sequence[str], body: str) -> None:
         """Describe a kernel; nothing is compiled yet.
 
         Args:
@@ -77,10 +69,8 @@ class CudaKernel:
             inputs: The input arrays. The body may read the sizes of ``x`` as ``x_shape``.
             outputs: The output arrays.
             body: CUDA C++ without headers. Numbers of 16 bits are structs that convert to float, and explicitly from it.
-            all_registers: Whether a block may take all registers of a multiprocessor, to read further ahead.
         """
         self._name, self._inputs, self._outputs, self._body = name, inputs, outputs, body
-        self._all_registers = all_registers
         self._shaped = [f"{input_}_shape" in body for input_ in inputs]
         self._compiled: dict[tuple[Any, ...], tuple[str, bytes]] = {}
 
@@ -107,15 +97,13 @@ class CudaKernel:
         Raises:
             OSError: The kernel cannot be compiled.
         """
-        threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
         key = (
-            threads,
             *(array.dtype for array in inputs),
             *(array.ndim for array in inputs),
             *(*output_dtypes, *template),
         )
         if key not in self._compiled:
-            self._compiled[key] = self._compile(inputs, output_dtypes, template, threads)
+            self._compiled[key] = self._compile(inputs, output_dtypes, template)
         symbol, code = self._compiled[key]
         return mx.fast.precompiled_cuda_kernel(
             name=symbol,
@@ -134,16 +122,10 @@ class CudaKernel:
         )
 
     def _compile(
-        self,
-        inputs: Sequence[mx.array],
-        output_dtypes: Sequence[mx.Dtype],
-        template: Sequence[Constant],
-        threads: int,
+        self, inputs: Sequence[mx.array], output_dtypes: Sequence[mx.Dtype], template: Sequence[Constant]
     ) -> tuple[str, bytes]:
-        """Return the kernel's symbol and its machine code, for blocks of so many threads."""
+        """Return the kernel's symbol and its machine code."""
         source = self._source(inputs, output_dtypes, template)
-        if self._all_registers:
-            source = source.replace("KERNEL(", f"__launch_bounds__({threads}, 1) KERNEL(")
         # MLX knows a kernel by its symbol alone, in memory and on disk.
         digest = hashlib.sha256(f"{_architecture()}\n{source}".encode()).hexdigest()
         symbol = f"{self._name}_{digest[:16]}"
@@ -181,16 +163,9 @@ class CudaKernel:
 
 
 @lru_cache(maxsize=16)
-def cuda_kernel(
-    name: str,
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
-    body: str,
-    *,
-    all_registers: bool = False,
-) -> CudaKernel:
+def cuda_kernel(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], body: str) -> CudaKernel:
     """Return the one `CudaKernel` with these arguments, so that it is compiled once in a process."""
-    return CudaKernel(name, inputs, outputs, body, all_registers=all_registers)
+    return CudaKernel(name, inputs, outputs, body)
 
 
 @lru_cache(maxsize=512, typed=True)

@@ -18,8 +18,8 @@ from grpo_actors.supervisor.model_files import Widths, read_json, read_tensors, 
 from grpo_actors.supervisor.sampling_memory import (
     Batch,
     cache_bytes,
-    copied_bytes,
     evaluator_batch,
+    joined_bytes,
     step_bytes,
     worker_batch,
 )
@@ -118,7 +118,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
     parts = trained(config, tensors, text_part(architecture).get("num_hidden_layers", 0), width)
     adapter = parts.weights if config.model.fine_tune_type != "full" else 0.0
     context, slack = (CUDA_CONTEXT_BYTES, CUDA_SLACK) if back_end == "cuda" else (0.0, 0.0)
-    joined = copied_bytes(tensors, width, machine.device_bytes) if back_end == "cuda" else 0.0
+    joined = joined_bytes(tensors, width, machine.device_bytes) if back_end == "cuda" else 0.0
 
     def sampler(weights: float, copies: float, batch: Batch) -> Need:
         step = step_bytes(widths, batch, width)

@@ -9,8 +9,8 @@ from grpo_actors.policy.copies import may_copy
 from grpo_actors.policy.prefill import PREFILL_TOKENS
 from grpo_actors.supervisor.model_files import Tensor, Widths
 
-#: Projections of which a step has its own copies (`policy.decoding.blocks`).
-_COPIED = re.compile(r"\b(q|k|v|o|gate|up|down)_proj\.weight$")
+#: Projections that one joined matrix product can replace (`policy.decoding.blocks`).
+_JOINED = re.compile(r"\b(q|k|v|gate|up)_proj\.weight$")
 #: Columns of the cache are allocated in multiples of this number.
 _COLUMN_MULTIPLE = 256
 #: Arrays of a prompt's token that a layer computes, of the width of the residual stream and of the MLP.
@@ -69,9 +69,9 @@ def step_bytes(widths: Widths, batch: Batch, width: int) -> float:
     return max(prefill, logits)
 
 
-def copied_bytes(tensors: Sequence[Tensor], width: int, device_bytes: float | None) -> float:
+def joined_bytes(tensors: Sequence[Tensor], width: int, device_bytes: float | None) -> float:
     """Return the bytes of the weights that are copied for sampling on CUDA; 0 if they are quantised or too large."""
     if any(tensor.bits for tensor in tensors):
         return 0.0
-    size = sum(tensor.bytes(width, 0) for tensor in tensors if _COPIED.search(tensor.name))
+    size = sum(tensor.bytes(width, 0) for tensor in tensors if _JOINED.search(tensor.name))
     return size if device_bytes is None or may_copy(size, device_bytes) else 0.0

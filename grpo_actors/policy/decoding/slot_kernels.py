@@ -11,7 +11,6 @@ import mlx.core as mx
 
 from grpo_actors.policy.cuda_kernel import Constant, constant, cuda_kernel
 from grpo_actors.policy.decoding import tensor_attention
-from grpo_actors.policy.decoding.products import TILE, TILED_PLACE
 
 #: Warps per block: as many threads as the largest head has elements.
 WARPS = 8
@@ -135,9 +134,7 @@ _ATTEND = """
           whole += share * totals[p];
           result += share * sums[p][threadIdx.x];
         }
-        const int column = (head + g) * D + threadIdx.x;
-        const long to = TILED ? tiled_place(row, column / 8, HQ * D) * 8 + column % 8 : (long)row * HQ * D + column;
-        out[to] = static_cast<T>(result / whole);
+        out[(row * HQ + head + g) * D + threadIdx.x] = static_cast<T>(result / whole);
       }
       __syncthreads();
     }
@@ -209,23 +206,20 @@ def attend_joined(
     heads: Heads,
     rotation: mx.array,
     norms: tuple[mx.array, mx.array] | None = None,
-    *,
-    tiles: bool = False,
 ) -> mx.array:
     """Compute `attend_rows` on the output of one joined product, and normalise and rotate the heads too.
 
     Args:
-        joined: [R, (Hq + 2 H) × D] or more rows: queries, keys and values, neither normalised nor rotated.
+        joined: [R, (Hq + 2 H) × D]: queries, keys and values, neither normalised nor rotated.
         past: The rows' past; CHANGES.
         heads: The division of `joined`.
         rotation: [R, D] float32: cosines of the row's D/2 angles, then their sines. Element i rotates with i + D/2.
         norms: Weights [D] of the RMS norms of queries and of keys; None without norms.
-        tiles: Whether the result is tiled, for a `products.product`.
 
     Returns:
-        [R, Hq × D]; if tiled, R is rounded up to a multiple of 16.
+        [R, Hq × D].
     """
-    return _attend((joined,) * 3, past, heads, rotation, norms, tiles=tiles)
+    return _attend((joined,) * 3, past, heads, rotation, norms)
 
 
 def _attend(
@@ -234,26 +228,22 @@ def _attend(
     heads: Heads,
     rotation: mx.array | None = None,
     norms: tuple[mx.array, mx.array] | None = None,
-    *,
-    tiles: bool = False,
 ) -> mx.array:
     rows, dtype = past.lengths.size, past.cache.dtype
     shared_by = heads.queries // heads.keys
     constants: list[Constant] = [
         *(("T", dtype), ("D", heads.size), ("HQ", heads.queries), ("HK", heads.keys)),
-        *(("JOINED", rotation is not None), ("NORMED", norms is not None), ("TILED", tiles)),
+        *(("JOINED", rotation is not None), ("NORMED", norms is not None)),
     ]
     if tensor_attention.fits(heads.size, dtype):
         together = max(n for n in range(1, tensor_attention.MOST_QUERIES + 1) if shared_by % n == 0)
-        kernel = cuda_kernel(
-            "tensor_attention", _ATTEND_INPUTS, ("out",), TILED_PLACE + tensor_attention.ATTEND
-        )
+        kernel = cuda_kernel("tensor_attention", _ATTEND_INPUTS, ("out",), tensor_attention.ATTEND)
         warps = tensor_attention.WARPS
         constants.append(("BRAIN", dtype == mx.bfloat16))
     else:
         is_many = rows * heads.keys >= ENOUGH_BLOCKS and shared_by <= MOST_TOGETHER
         together = shared_by if is_many else 1
-        kernel = cuda_kernel("slot_attention", _ATTEND_INPUTS, ("out",), TILED_PLACE + _ATTEND)
+        kernel = cuda_kernel("slot_attention", _ATTEND_INPUTS, ("out",), _ATTEND)
         warps = WARPS
     out: mx.array
     (out,) = kernel(
@@ -268,7 +258,7 @@ def _attend(
         template=[*constants, ("W", warps), ("G", together)],
         grid=(32 * warps * heads.queries // together, rows, 1),
         threadgroup=(32 * warps, 1, 1),
-        output_shapes=[(rows + (-rows % TILE if tiles else 0), heads.queries * heads.size)],
+        output_shapes=[(rows, heads.queries * heads.size)],
         output_dtypes=[dtype],
     )
     return out

@@ -15,8 +15,9 @@ TYPES = (mx.bfloat16, mx.float16)
 # One block for the G query heads of a row that share keys. The block's warps divide the columns by 16s. A product of the
 # tensor cores has 16 × 8 results from 16 × 16 and 16 × 8 numbers; the queries are half of its 16 rows.
 #
-# A thread is the t-th of the four of `quad`. It reads 8 adjacent numbers of a head at a time; as in `products`, the order
-# of the sum over a head's numbers is that in which they are read. For the values the results are permuted instead: the
+# A thread is the t-th of the four of `quad`. It reads 8 adjacent numbers of a head at a time. The tensor cores would
+# want numbers 2t, 2t+1, 2t+8, 2t+9 of 16, but the order of a sum does not matter: for queries and keys alike they get
+# numbers 8t to 8t+3 of 32, and then 8t+4 to 8t+7. For the values the results are permuted instead: the
 # j-th product gets numbers 8·quad + j of the head, and a thread ends with numbers 16t to 16t + 15 of query `quad`.
 ATTEND = """
     constexpr unsigned ALL = 0xffffffffu;
@@ -189,8 +190,7 @@ ATTEND = """
       }
       for (int e = 0; e < 8; e++) result[e] /= whole;
       const int column = (head + g) * D + first;
-      const long to = TILED ? tiled_place(row, column / 8, HQ * D) : ((long)row * HQ * D + column) / 8;
-      reinterpret_cast<uint4*>(out)[to] = narrow(result);
+      reinterpret_cast<uint4*>(out)[((long)row * HQ * D + column) / 8] = narrow(result);
     }
 """
 

@@ -2,14 +2,11 @@
 
 import mlx.core as mx
 
-from grpo_actors.policy.decoding.products import tiled
 
-
-def attend_joined(joined, past, heads, rotation, norms=None, *, tiles=False):
+def attend_joined(joined, past, heads, rotation, norms=None):
     """Compute the same as `slot_kernels.attend_joined`."""
-    cache, layer, lengths = past.cache, past.layer, past.lengths
-    rows, size = lengths.size, heads.size
-    all_heads = joined[:rows].reshape(rows, -1, size)
+    rows, size, cache, layer, lengths = len(joined), heads.size, past.cache, past.layer, past.lengths
+    all_heads = joined.reshape(rows, -1, size)
     queries, keys, values = mx.split(all_heads, [heads.queries, heads.queries + heads.keys], axis=1)
     if norms:
         queries, keys = (
@@ -28,5 +25,4 @@ def attend_joined(joined, past, heads, rotation, norms=None, *, tiles=False):
     scores = heads.scale * (held[0] @ rotated(queries)[..., None])[..., 0]
     seen = mx.arange(cache.shape[4]) <= lengths[:, None, None]
     weights = mx.softmax(mx.where(seen, scores, -mx.inf), axis=-1)
-    mixed = (weights[..., None, :] @ held[1])[..., 0, :].reshape(rows, -1)
-    return tiled(mixed.astype(cache.dtype)) if tiles else mixed
+    return (weights[..., None, :] @ held[1])[..., 0, :].reshape(rows, -1)
