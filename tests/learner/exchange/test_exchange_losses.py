@@ -115,7 +115,7 @@ def test_a_reconnect_under_the_same_name_gives_back_what_was_held(run):
     old = first.take()
     first.control.close()
     second = run.peer("w", pid=8)
-    wait_until(lambda: is_let_in(second))  # when the learner has noticed that the first one's connection is closed
+    wait_until(lambda: is_let_in(second))  # once the learner has noticed that the first connection is closed
     new = second.take()
     assert [(lease.lease, lease.attempt, lease.seeds) for lease in new] == [
         (lease.lease, 2, lease.seeds) for lease in old
