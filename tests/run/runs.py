@@ -88,11 +88,15 @@ class Run:
         return self
 
     def attach(self, *arguments: str) -> Attached:
-        return self._spawn(["-m", "grpo_actors.rollout", *arguments])
+        return self.command("rollout", *arguments)
+
+    def command(self, name: str, *arguments: str) -> Attached:
+        """Start one of the package's commands next to launch.py."""
+        return self._spawn(["-m", f"grpo_actors.{name}", *arguments])
 
     def tail(self) -> Attached:
         """Start a reader of the run's records, which prints them as JSON."""
-        return self._spawn(["-m", "grpo_actors.tail", str(self.folder), "--json"])
+        return self.command("tail", str(self.folder), "--json")
 
     def _spawn(self, command: Sequence[str], stderr: Path | None = None) -> Attached:
         path = stderr or self._stderr.with_suffix(f".{len(self._started)}")

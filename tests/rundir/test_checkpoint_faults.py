@@ -1,6 +1,5 @@
 """Checkpoints under real faults: a writer killed at any moment, a full disk."""
 
-import contextlib
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from small_disk import small_disk
 from written import write_checkpoint
 
 from grpo_actors.config import LearnerConfig
@@ -86,21 +86,6 @@ def test_a_file_that_cannot_be_completed_is_one_error_and_leaves_nothing_behind(
     assert "checkpoint-1: cannot be written" in fault
     assert fault.count("\n") == 1
     assert list(run_dir.iterdir()) == []
-
-
-@contextlib.contextmanager
-def small_disk(folder, megabytes):
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if (
-        sys.platform != "linux"
-        or os.geteuid() != 0
-        or subprocess.run(mount, capture_output=True, check=False).returncode
-    ):
-        pytest.skip("a small disk can be mounted by root on Linux only")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_one_error_and_keeps_the_last_checkpoint(run_dir, tiny):
