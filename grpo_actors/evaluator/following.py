@@ -16,6 +16,7 @@ import mlx.core as mx
 from grpo_actors.atomic import whole_file
 from grpo_actors.config import Config
 from grpo_actors.evaluator.score import Score, evaluate, held_out
+from grpo_actors.failpoints import reach
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import StopRequest
 from grpo_actors.rollout.episodes import open_episodes
