@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def scores(files: RunFiles) -> Iterator[str]:
 
 def _first_step(numbers: list[int]) -> str:
     """Where a rising list falls, repeats or jumps for the first time."""
-    for before, after in zip(numbers, numbers[1:], strict=False):
+    for before, after in pairwise(numbers):
         if after != before + 1:
             return f"… {before}, {after} …"
     return f"begins with {numbers[:1]}"

@@ -8,7 +8,7 @@ import zmq
 from runs import kill
 
 from grpo_actors.transport.sockets import Endpoints
-from grpo_actors.wire.messages import Beat, Bye, Evaluation, encode
+from grpo_actors.wire.messages import Beat, Bye, encode
 
 
 @pytest.mark.faults
