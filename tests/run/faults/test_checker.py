@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 from checker import broken_promises
+from checkpoint_files import write_checkpoint_files
 
-from grpo_actors.rundir.checkpoints import seal, write_json
+from grpo_actors.rundir.checkpoints import write_json
 
 #: Two updates of two groups of two completions; lease 2 was set aside. Staleness 1.
 TRAINED = {1: [0, 1], 2: [3, 4]}
@@ -54,10 +55,7 @@ class HandMade:
         return [record for record in self.records if record["topic"] == topic][count]
 
     def checkpoint(self, **state):
-        draft = self.folder / "draft"
-        draft.mkdir()
-        write_json(draft / "state.json", {"cursor": CURSOR, "records": 4} | state)
-        seal(draft, self.folder / "checkpoint-1")
+        write_checkpoint_files(self.folder, 1, **{"cursor": CURSOR, "records": 4} | state)
 
     def broken(self):
         write_json(self.folder / "config.json", self.config)
