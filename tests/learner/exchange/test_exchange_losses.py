@@ -164,6 +164,29 @@ def test_a_lost_peer_is_forgotten_in_the_end(run):
     assert len(run.states("gone")) == recorded
 
 
+def admitted(roster, process):
+    fields = {"protocol": wire.PROTOCOL_VERSION, "role": "rollout", "name": "w"}
+    fields |= {"host": socket.gethostname(), "pid": process.pid}
+    return roster.admit(b"w", wire.Hello.model_validate(fields), now_s=0.0)
+
+
+@pytest.mark.parametrize("lost_before", [False, True])
+def test_a_dead_local_process_is_lost_once_and_no_longer_in_the_roster(lost_before):
+    roster = Roster("run-1", lost_s=10.0)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        peer = admitted(roster, process)
+        peer.record_beat(wire.Beat(state="waiting"), 0.0)
+        assert list(roster.find_lost(9.0)) == []
+        if lost_before:
+            assert list(roster.find_lost(11.0)) == [(peer, "silent for 11 s")]
+            peer.state = "lost"
+            assert list(roster) == [peer], "a hung process may come back"
+        process.kill()
+    found = [] if lost_before else [(peer, "its process ended")]
+    assert (list(roster.find_lost(12.0)), list(roster), roster.get(b"w")) == (found, [], None)
+    assert list(roster.find_lost(13.0)) == []
+
+
 # --- offences ----------------------------------------------------------------------------------------
 
 
