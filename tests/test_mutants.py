@@ -4,7 +4,7 @@ import ast
 from collections import Counter
 
 import pytest
-from mutants import PACKAGE, ROOT, chosen, mutants_of, files_testing
+from mutants import PACKAGE, ROOT, chosen, files_testing, mutants_of
 
 
 @pytest.mark.parametrize("module", ["learner/archive.py", "wire/codec.py", "supervisor/children.py"])

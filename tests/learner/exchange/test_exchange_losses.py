@@ -4,11 +4,11 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from peers_for_tests import evaluation, group, wait_until
 
+from grpo_actors.learner.exchange.dispatcher import TICK_S
 from grpo_actors.learner.exchange.peers import (
     FORGET_S,
     LOADING_S,
@@ -75,7 +75,10 @@ def test_a_peer_in_the_learners_own_process_is_never_lost_for_its_silence(run):
     assert "lost" not in run.states("local")
 
 
-def test_a_killed_local_process_is_seen_within_a_second_and_its_leases_are_out_again(run):
+def test_a_killed_local_process_is_seen_at_the_next_tick_and_its_leases_are_out_again(run):
+    """Its end is seen, and not its silence: the clock stands before `PROBE_S` and `LOST_S`."""
+    assert TICK_S < 1.0
+    run.clock.freeze()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         victim = run.peer("victim", host=socket.gethostname(), pid=process.pid).join()
         victim.take()
@@ -84,12 +87,11 @@ def test_a_killed_local_process_is_seen_within_a_second_and_its_leases_are_out_a
         other.beat(capacity=4, holding=[2, 3])
         process.kill()
         process.wait()
-        died_s = time.monotonic()
+        run.clock.ahead_s += TICK_S
         assert [(lease.lease, lease.attempt) for lease in other.receive(wire.Grant).leases] == [
             (0, 2),
             (1, 2),
         ]
-        assert time.monotonic() - died_s < 1.0
     lost = next(record for record in run.records("worker") if record["state"] == "lost")
     assert (lost["worker"], lost["why"]) == ("victim", "its process ended")
 

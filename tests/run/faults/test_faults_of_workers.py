@@ -27,8 +27,7 @@ def test_a_worker_stopped_and_continued(start_run):
     run = start_run(environment={"GRPO_ACTORS_LOST_S": "3"}, max_updates=100_000, workers=2, save_steps=100)
     stopped = run.child("rollout-0")
     kill(stopped, signal.SIGSTOP)
-    lost = run.wait_for("worker", worker="rollout-0", state="lost")
-    assert lost["why"].startswith("silent for ")
+    run.wait_for("worker", worker="rollout-0", state="lost")
     run.wait_for_update(run.updates() + 3)
     with contextlib.suppress(ProcessLookupError):  # replaced meanwhile
         kill(stopped, signal.SIGCONT)
