@@ -224,16 +224,40 @@ class Scratch:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # and what the tests have started
 
-    def survives(self, mutant: Mutant, stages: list[list[str]]) -> bool:
-        """Return whether all tests pass although the mutant is in place."""
+    def killers(self, mutant: Mutant, stages: list[list[str]]) -> list[str]:
+        """Return the tests of the first stage that fails with the mutant in place; [] if it survives all."""
         path = self.folder / PACKAGE / mutant.module
         source = path.read_bytes()
         end = mutant.start + len(mutant.old.encode())
         path.write_bytes(source[: mutant.start] + mutant.new.encode() + source[end:])
         try:
-            return all(self.passes(tests) for tests in stages)
+            return next((tests for tests in stages if not self.passes(tests)), [])
         finally:
             path.write_bytes(source)
+
+
+class Judge:
+    """Finds the outcome of mutants in a scratch copy."""
+
+    def __init__(self, scratch: Scratch, equivalent: set[tuple[str, str, str]]) -> None:
+        self._scratch = scratch
+        self._equivalent = equivalent
+        #: Tests that pass without any change.
+        self._sound: set[tuple[str, ...]] = set()
+
+    def outcome(self, mutant: Mutant) -> str:
+        """Return ``killed``, ``survived`` or ``equivalent``."""
+        if (mutant.module, mutant.old, mutant.new) in self._equivalent:
+            return "equivalent"
+        first, every = files_testing(mutant.module)
+        stages = [stage for stage in (first, [test for test in every if test not in first]) if stage]
+        killers = self._scratch.killers(mutant, stages)
+        if not killers:
+            return "survived"
+        if tuple(killers) not in self._sound and not self._scratch.passes(killers):
+            sys.exit(f"error: {' '.join(killers)} fail without any change, so they can judge nothing")
+        self._sound.add(tuple(killers))
+        return "killed"
 
 
 def main() -> None:
@@ -252,38 +276,19 @@ def main() -> None:
     mutants = chosen(args.seed, args.count, args.module, exempt["skipped"])
     done = {}
     if results.exists():
-        done = {
-            tuple(line["mutant"].values()): line for line in map(json.loads, results.read_text().splitlines())
-        }
-    sound: set[tuple[str, ...]] = set()
+        lines = map(json.loads, results.read_text().splitlines())
+        done = {Mutant(**line["mutant"]): line for line in lines}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, results.open("a") as file:
-        scratch = Scratch(Path(folder))
+        judge = Judge(Scratch(Path(folder)), equivalent)
         for number, mutant in enumerate(mutants, 1):
-            key = tuple(asdict(mutant).values())
-            if key not in done:
+            if mutant not in done:
                 began_s = time.monotonic()
-                outcome = "equivalent"
-                if (mutant.module, mutant.old, mutant.new) not in equivalent:
-                    first, every = files_testing(mutant.module)
-                    rest = [test for test in every if test not in first]
-                    stages = [stage for stage in (first, rest) if stage]
-                    outcome = "survived" if scratch.survives(mutant, stages) else "killed"
-                    if outcome == "killed" and tuple(every) not in sound:
-                        if not scratch.passes(every):
-                            sys.exit(
-                                f"error: {' '.join(every)} fail without any change; nothing can be measured"
-                            )
-                        sound.add(tuple(every))
-                done[key] = {
-                    "mutant": asdict(mutant),
-                    "outcome": outcome,
-                    "seconds": round(time.monotonic() - began_s, 1),
-                }
-                print(json.dumps(done[key]), file=file, flush=True)
-            print(
-                f"{number}/{len(mutants)} {done[key]['outcome']:10} {mutant.module}:{mutant.line} {mutant.old[:60]!r} → {mutant.new[:60]!r}"
-            )
-    show([done[tuple(asdict(mutant).values())] for mutant in mutants])
+                outcome, took_s = judge.outcome(mutant), round(time.monotonic() - began_s, 1)
+                done[mutant] = {"mutant": asdict(mutant), "outcome": outcome, "seconds": took_s}
+                print(json.dumps(done[mutant]), file=file, flush=True)
+            what = f"{mutant.module}:{mutant.line} {mutant.old[:60]!r} → {mutant.new[:60]!r}"
+            print(f"{number}/{len(mutants)} {done[mutant]['outcome']:10} {what}", flush=True)
+    show([done[mutant] for mutant in mutants])
 
 
 def show(lines: list[dict]) -> None:
