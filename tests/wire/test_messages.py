@@ -298,7 +298,11 @@ FORMS = {
     "bool": b"\xc3",
     "fixint": b"\x05",
     "negative fixint": b"\xe0",
-    **{f"scalar {head:#x}": bytes([head]) + bytes(size) for head, size in codec._SCALAR_BYTES.items()},
+    # float 32 and 64, then uint 8 to 64, then int 8 to 64.
+    **{
+        f"scalar {0xCA + at:#x}": bytes([0xCA + at]) + bytes(size)
+        for at, size in enumerate((4, 8, 1, 2, 4, 8, 1, 2, 4, 8))
+    },
     "fixstr": b"\xa3abc",
     "str 8": b"\xd9\x03abc",
     "str 16": b"\xda\x00\x03abc",
