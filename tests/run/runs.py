@@ -87,22 +87,24 @@ class Run:
         self.launched = self._spawn(launch, self._stderr)
         return self
 
-    def attach(self, *arguments: str) -> Attached:
-        return self.command("rollout", *arguments)
+    def attach(self, *arguments: str, within: Sequence[str] = ()) -> Attached:
+        return self.command("rollout", *arguments, within=within)
 
-    def command(self, name: str, *arguments: str) -> Attached:
-        """Start one of the package's commands next to launch.py."""
-        return self._spawn(["-m", f"grpo_actors.{name}", *arguments])
+    def command(self, name: str, *arguments: str, within: Sequence[str] = ()) -> Attached:
+        """Start one of the package's commands next to launch.py; `within`: a command that runs it, such as `nice`."""
+        return self._spawn(["-m", f"grpo_actors.{name}", *arguments], within=within)
 
     def tail(self) -> Attached:
         """Start a reader of the run's records, which prints them as JSON."""
         return self.command("tail", str(self.folder), "--json")
 
-    def _spawn(self, command: Sequence[str], stderr: Path | None = None) -> Attached:
+    def _spawn(
+        self, command: Sequence[str], stderr: Path | None = None, within: Sequence[str] = ()
+    ) -> Attached:
         path = stderr or self._stderr.with_suffix(f".{len(self._started)}")
         with path.open("wb") as file:
             process = Attached(
-                [sys.executable, *command],
+                [*within, sys.executable, *command],
                 cwd=self.folder.parent,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

@@ -13,6 +13,8 @@ from grpo_actors.errors import RunError
 from grpo_actors.transport.sockets import Endpoints
 from grpo_actors.transport.weights.shared_memory import MEMORY, PREFIX
 
+#: Seconds that workers which have joined a run may take to leave when it is over.
+PATIENCE_S = 60.0
 #: A defect shows one; that of a user's own reward stands within a warning.
 TRACEBACK = re.compile(r"^([\w-]+: )?Traceback", re.MULTILINE)
 #: Starts of one run: more are needed only if it never ends.
@@ -61,6 +63,8 @@ class FaultyRun(Run):
         self.check_promises()
 
     def check_promises(self) -> None:
+        for process in self._started:
+            process.wait(PATIENCE_S)
         assert broken_promises(self.folder) == []
         self.assert_nothing_left()
         left = {path.name for learner in self.learners for path in MEMORY.glob(f"{PREFIX}{learner}-*")}

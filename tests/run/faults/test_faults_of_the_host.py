@@ -4,7 +4,8 @@ import contextlib
 import socket
 
 import pytest
-from runs import new_run
+from network import HERE, second_host
+from runs import ROOT, new_run, wait_until
 from small_disk import small_disk
 
 #: Megabytes of one checkpoint of the embedded model in float32, rounded up.
@@ -66,3 +67,65 @@ def test_a_port_in_use_and_then_free(faulty_run):
         assert "Address already in use" in run.stderr
     run.start()
     run.end_well()
+
+
+#: Run by Python at its start: the wall clock of this process is wrong by as many seconds as a file says.
+WRONG_CLOCK = """
+import time
+from pathlib import Path
+
+true_time, offset = time.time, Path(__file__).with_name("offset")
+time.time = lambda: true_time() + float(offset.read_text())
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("offset_s", [-3600, 3600])
+def test_a_wall_clock_that_jumps_by_an_hour(faulty_run, tmp_path, offset_s):
+    (tmp_path / "sitecustomize.py").write_text(WRONG_CLOCK)
+    offset, changed = tmp_path / "offset", tmp_path / "changed"
+    offset.write_text("0")
+    run = faulty_run(environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, max_updates=16, eval_every_updates=8)
+    run.start()
+    run.wait_for_update(3)
+    changed.write_text(str(offset_s))
+    changed.rename(offset)
+    run.end_well()
+    assert run.exit_codes == [0]
+    assert abs(run.records("stop")[-1]["time"] - run.records("start")[0]["time"] - offset_s) < 600, (
+        "it jumped"
+    )
+
+
+#: A run that a worker on another host joins.
+FAR = {"scheme": "tcp", "host": HERE, "insecure": True, "max_updates": 100_000, "save_steps": 500}
+
+
+@pytest.mark.faults
+def test_a_network_that_is_cut_and_comes_back(start_run):
+    with second_host() as host:
+        run = start_run(environment={"GRPO_ACTORS_LOST_S": "3"}, **FAR, workers=1, eval_every_updates=0)
+        run.attach("--attach", str(run.folder), "--name", "far", within=host.within)
+        for _ in range(2):
+            before = sum(worker == "far" for *_, worker in run.ledger())
+            wait_until(
+                lambda n=before: sum(worker == "far" for *_, worker in run.ledger()) > n, "it delivers"
+            )
+            losses = len(run.records("worker", worker="far", state="lost"))
+            host.set_cable("down")
+            wait_until(
+                lambda n=losses: len(run.records("worker", worker="far", state="lost")) > n, "it is missed"
+            )
+            host.set_cable("up")
+        wait_until(lambda: run.records("worker", worker="far")[-1]["state"] != "lost", "it is back")
+        run.stop_well()
+
+
+@pytest.mark.faults
+def test_a_network_that_delays_and_drops(start_run):
+    with second_host() as host:
+        host.disturb("delay", "100ms", "50ms", "loss", "5%")
+        run = start_run(**FAR, workers=1, eval_every_updates=0)
+        run.attach("--attach", str(run.folder), "--name", "far", within=host.within)
+        wait_until(lambda: sum(worker == "far" for *_, worker in run.ledger()) > 10, "it delivers")
+        run.stop_well()
