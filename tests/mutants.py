@@ -94,8 +94,12 @@ def changes(node: ast.AST) -> Iterator[tuple[str, str]]:
             yield "not", f"({ast.unparse(node.operand)})"
         case ast.Constant(value=bool(value)):
             yield "constant", str(not value)
-        case ast.Constant(value=int(value) | float(value)):
+        case ast.Constant(value=int(value)):
             yield from (("constant", f"({value + step})") for step in (1, -1))
+        case ast.Constant(value=float(value)):
+            yield from (
+                ("constant", f"({changed!r})") for changed in ((2 * value, value / 2) if value else (1.0,))
+            )
         case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
             yield "return", "return None"
         case ast.Expr(value=ast.Call()) | ast.AugAssign() | ast.Raise():
