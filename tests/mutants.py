@@ -12,6 +12,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import functools
 import json
 import os
 import random
@@ -31,8 +32,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = "grpo_actors"
 EXEMPT = Path(__file__).with_name("equivalent_mutants.toml")
-#: Modules that whole runs test -> those tests, besides the ones that are found by name and by import.
-WHOLE_RUNS = {
+#: Modules -> files that test them, besides those that are found by name and by import: mostly whole runs.
+ALSO = {
+    "atomic.py": (
+        "tests/rundir/test_checkpoints.py",
+        "tests/convert/test_convert.py",
+        "tests/export/test_fusing.py",
+    ),
+    "errors.py": ("tests/test_process.py",),
+    "hub.py": ("tests/run/test_export.py", "tests/convert/test_huggingface.py"),
     "supervisor/supervisor.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
     "supervisor/preflight.py": ("tests/run/test_bad_input.py",),
     "learner/opening.py": ("tests/run/test_whole_run.py",),
@@ -175,21 +183,28 @@ def chosen(seed: int, count: int, module: str, skipped: dict[str, str]) -> list[
 def files_testing(module: str) -> tuple[list[str], list[str]]:
     """Return the test files that mirror a module, and all that test it."""
     path = Path(module)
-    name = path.parent.name if path.stem in ("__init__", "__main__") else path.stem
-    folder = ROOT / "tests" / path.parent
-    mirrors = sorted(folder.glob(f"test_{name}.py")) or sorted(folder.glob(f"test_*{name}*.py"))
-    dotted = re.escape(f"{PACKAGE}.{module.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}")
-    imports = re.compile(rf"\b{dotted}\b|python -m {dotted}")
-    importing = [
-        p
-        for p in (ROOT / "tests").rglob("test_*.py")
-        if imports.search(p.read_text()) and "run" not in p.parts
-    ]
-    beside = [*folder.glob("test_*.py")] if path.parent.name else []
-    every = {p.relative_to(ROOT).as_posix() for p in [*mirrors, *importing, *beside]} | set(
-        WHOLE_RUNS.get(module, ())
+    package, name = path.parent, path.stem
+    if name in ("__init__", "__main__") and package.name:
+        package, name = package.parent, package.name
+    folder = next(
+        found for found in (ROOT / "tests" / p for p in (package, *package.parents)) if found.is_dir()
     )
-    return [p.relative_to(ROOT).as_posix() for p in mirrors], sorted(every)
+    beside = sorted(folder.glob("test_*.py")) if folder != ROOT / "tests" else []
+    mirrors = sorted(folder.glob(f"test_{name}.py")) or sorted(folder.glob(f"test_*{name}*.py"))
+    parent = ".".join((PACKAGE, *package.parts))
+    imports = re.compile(rf"\b{re.escape(parent)}(\.{name}\b|.*\bimport .*\b{name}\b)")
+    importing = [path for path, text in _test_files() if imports.search(text)]
+    every = {p.relative_to(ROOT).as_posix() for p in (*mirrors, *beside, *importing)}
+    return [p.relative_to(ROOT).as_posix() for p in mirrors], sorted(every | set(ALSO.get(module, ())))
+
+
+@functools.cache
+def _test_files() -> list[tuple[Path, str]]:
+    """Return test files and their lines that name the package; not those of `run`, which take too long to be found by chance."""
+    unfit = {"run", "test_imports.py", "test_docs.py", "test_mutants.py"}
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    named = {path: [line for line in path.read_text().splitlines() if PACKAGE in line] for path in paths}
+    return [(path, "\n".join(lines)) for path, lines in named.items() if unfit.isdisjoint(path.parts)]
 
 
 class Scratch:
@@ -255,6 +270,8 @@ class Judge:
             return "equivalent"
         first, every = files_testing(mutant.module)
         stages = [stage for stage in (first, [test for test in every if test not in first]) if stage]
+        if not stages:
+            sys.exit(f"error: no test file mirrors or imports {mutant.module}; name one in ALSO")
         killers = self._scratch.killers(mutant, stages)
         if not killers:
             return "survived"

@@ -1,10 +1,11 @@
 """The mutants of `make mutants`: each is valid Python and another program, and a seed always chooses the same ones."""
 
 import ast
+import tomllib
 from collections import Counter
 
 import pytest
-from mutants import PACKAGE, ROOT, chosen, files_testing, mutants_of
+from mutants import ALSO, EXEMPT, PACKAGE, ROOT, chosen, files_testing, mutants_of
 
 
 @pytest.mark.parametrize("module", ["learner/archive.py", "wire/codec.py", "supervisor/children.py"])
@@ -37,4 +38,14 @@ def test_a_module_is_tested_by_its_mirror_first_and_then_by_all_that_import_it()
     first, every = files_testing("learner/archive.py")
     assert first == ["tests/learner/test_archive.py"]
     assert {"tests/learner/test_archive.py", "tests/learner/test_loop.py"} <= set(every)
-    assert files_testing("atomic.py")[1], "a module without a mirror is tested by the files that import it"
+
+
+def test_every_module_is_tested_by_some_file():
+    paths = [path.relative_to(ROOT / PACKAGE).as_posix() for path in (ROOT / PACKAGE).rglob("*.py")]
+    skipped = tomllib.loads(EXEMPT.read_text())["skipped"]
+    untested = [m for m in paths if not m.startswith(tuple(skipped)) and not files_testing(m)[1]]
+    assert [module for module in untested if mutants_of(module)] == []
+
+
+def test_every_file_that_is_named_exists():
+    assert [test for tests in ALSO.values() for test in tests if not (ROOT / test).is_file()] == []

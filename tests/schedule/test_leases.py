@@ -247,6 +247,6 @@ def test_a_window_of_thousands_is_granted_in_seconds():
     import time
 
     table = make_table(groups=1024, batch=4, staleness=1)
-    began = time.monotonic()
+    began = time.process_time()
     assert len(grant_all(table)) == 2048
-    assert time.monotonic() - began < 5.0  # 0.3 s on a slow core
+    assert time.process_time() - began < 5.0  # 0.3 s on a slow core
