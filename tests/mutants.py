@@ -190,7 +190,7 @@ def files_testing(module: str) -> tuple[list[str], list[str]]:
         found for found in (ROOT / "tests" / p for p in (package, *package.parents)) if found.is_dir()
     )
     beside = sorted(folder.glob("test_*.py")) if folder != ROOT / "tests" else []
-    mirrors = sorted(folder.glob(f"test_{name}.py")) or sorted(folder.glob(f"test_*{name}*.py"))
+    mirrors = sorted(folder.glob(f"test_{name}*.py")) or sorted(folder.glob(f"test_*{name}*.py"))
     parent = ".".join((PACKAGE, *package.parts))
     imports = re.compile(rf"\b{re.escape(parent)}(\.{name}\b|.*\bimport .*\b{name}\b)")
     importing = [path for path, text in _test_files() if imports.search(text)]

@@ -36,7 +36,7 @@ def test_modules_that_the_tests_cannot_judge_are_left_out():
 
 def test_a_module_is_tested_by_its_mirror_first_and_then_by_all_that_import_it():
     first, every = files_testing("learner/archive.py")
-    assert first == ["tests/learner/test_archive.py"]
+    assert first == ["tests/learner/test_archive.py", "tests/learner/test_archive_files.py"]
     assert {"tests/learner/test_archive.py", "tests/learner/test_loop.py"} <= set(every)
 
 
