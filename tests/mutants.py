@@ -32,15 +32,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = "grpo_actors"
 EXEMPT = Path(__file__).with_name("equivalent_mutants.toml")
-#: Modules -> files that test them, besides those that are found by name and by import: mostly whole runs.
-ALSO = {
-    "atomic.py": (
-        "tests/rundir/test_checkpoints.py",
-        "tests/convert/test_convert.py",
-        "tests/export/test_fusing.py",
-    ),
-    "errors.py": ("tests/test_process.py",),
-    "hub.py": ("tests/run/test_export.py", "tests/convert/test_huggingface.py"),
+#: Modules that whole runs test -> those tests, besides the files that are found by name and by import.
+WHOLE_RUNS = {
+    "hub.py": ("tests/run/test_export.py",),
     "supervisor/supervisor.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
     "supervisor/preflight.py": ("tests/run/test_bad_input.py",),
     "learner/opening.py": ("tests/run/test_whole_run.py",),
@@ -181,30 +175,58 @@ def chosen(seed: int, count: int, module: str, skipped: dict[str, str]) -> list[
 
 
 def files_testing(module: str) -> tuple[list[str], list[str]]:
-    """Return the test files that mirror a module, and all that test it."""
-    path = Path(module)
-    package, name = path.parent, path.stem
-    if name in ("__init__", "__main__") and package.name:
-        package, name = package.parent, package.name
+    """Return the test files that mirror a module, and all that test it, in the order in which they run.
+
+    All are: the mirror folder, the files that import the module, and `WHOLE_RUNS`; where these are none, the mirrors of
+    the modules that import it.
+    """
+    folder, mirrors = _mirrors(module)
+    beside = sorted(folder.glob("test_*.py")) if folder != ROOT / "tests" else []
+    imports = _import_of(module)
+    importing = [path for path, text in _naming_the_package("tests") if imports.search(text)]
+    whole_runs = [ROOT / name for name in WHOLE_RUNS.get(module, ())]
+    every = [*mirrors, *beside, *importing, *whole_runs]
+    if not every:
+        users = [path for path, text in _naming_the_package(PACKAGE) if imports.search(text)]
+        every = [
+            found for user in users for found in _mirrors(user.relative_to(ROOT / PACKAGE).as_posix())[1]
+        ]
+    return _names(mirrors), _names(every)
+
+
+def _mirrors(module: str) -> tuple[Path, list[Path]]:
+    """Return the nearest folder of tests, and the files in it that have the module's name."""
+    package, name = _place(module)
     folder = next(
         found for found in (ROOT / "tests" / p for p in (package, *package.parents)) if found.is_dir()
     )
-    beside = sorted(folder.glob("test_*.py")) if folder != ROOT / "tests" else []
-    mirrors = sorted(folder.glob(f"test_{name}*.py")) or sorted(folder.glob(f"test_*{name}*.py"))
-    parent = ".".join((PACKAGE, *package.parts))
-    imports = re.compile(rf"\b{re.escape(parent)}(\.{name}\b|.*\bimport .*\b{name}\b)")
-    importing = [path for path, text in _test_files() if imports.search(text)]
-    every = {p.relative_to(ROOT).as_posix() for p in (*mirrors, *beside, *importing)}
-    return [p.relative_to(ROOT).as_posix() for p in mirrors], sorted(every | set(ALSO.get(module, ())))
+    return folder, sorted(folder.glob(f"test_{name}*.py")) or sorted(folder.glob(f"test_*{name}*.py"))
+
+
+def _place(module: str) -> tuple[Path, str]:
+    """Return the folder and the name under which a module is imported."""
+    path = Path(module)
+    is_folder = path.stem in ("__init__", "__main__") and path.parent.name
+    return (path.parent.parent, path.parent.name) if is_folder else (path.parent, path.stem)
+
+
+def _import_of(module: str) -> re.Pattern[str]:
+    package, name = _place(module)
+    parent = re.escape(".".join((PACKAGE, *package.parts)))
+    return re.compile(rf"\b{parent}(\.{name}\b|.*\bimport .*\b{name}\b)")
 
 
 @functools.cache
-def _test_files() -> list[tuple[Path, str]]:
-    """Return test files and their lines that name the package; not those of `run`, which take too long to be found by chance."""
+def _naming_the_package(folder: str) -> list[tuple[Path, str]]:
+    """Return files and their lines that name the package; of tests, none of `run`, which take too long to come by chance."""
     unfit = {"run", "test_imports.py", "test_docs.py", "test_mutants.py"}
-    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    paths = sorted((ROOT / folder).rglob("test_*.py" if folder == "tests" else "*.py"))
     named = {path: [line for line in path.read_text().splitlines() if PACKAGE in line] for path in paths}
     return [(path, "\n".join(lines)) for path, lines in named.items() if unfit.isdisjoint(path.parts)]
+
+
+def _names(paths: list[Path]) -> list[str]:
+    return list(dict.fromkeys(path.relative_to(ROOT).as_posix() for path in paths))
 
 
 class Scratch:

@@ -5,7 +5,7 @@ import tomllib
 from collections import Counter
 
 import pytest
-from mutants import ALSO, EXEMPT, PACKAGE, ROOT, chosen, files_testing, mutants_of
+from mutants import EXEMPT, PACKAGE, ROOT, WHOLE_RUNS, chosen, files_testing, mutants_of
 
 
 @pytest.mark.parametrize("module", ["learner/archive.py", "wire/codec.py", "supervisor/children.py"])
@@ -48,4 +48,4 @@ def test_every_module_is_tested_by_some_file():
 
 
 def test_every_file_that_is_named_exists():
-    assert [test for tests in ALSO.values() for test in tests if not (ROOT / test).is_file()] == []
+    assert [test for tests in WHOLE_RUNS.values() for test in tests if not (ROOT / test).is_file()] == []
