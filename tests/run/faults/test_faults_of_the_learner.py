@@ -25,21 +25,22 @@ IN_A_STEP = ("learner.batch", "learner.updated", "learner.published")
 def kill_at_each(moments, run):
     for moment in moments:
         run.arm(moment, "kill")
-        run.wait_for_failure(moment)
-        assert run.end() == 128 + signal.SIGKILL
         run.start()
+        run.learners.add(run.wait_for_failure(moment))
+        assert run.end() == 128 + signal.SIGKILL
+    run.start()
     run.end_well()
     assert run.exit_codes == [128 + signal.SIGKILL] * len(moments) + [0]
 
 
-def test_a_learner_killed_while_a_checkpoint_gets_its_name_and_while_an_old_one_goes(start_run):
-    kill_at_each(("checkpoint.manifest", "folder.discarded"), start_run(**ON_POLICY, eval_every_updates=0))
+def test_a_learner_killed_while_a_checkpoint_gets_its_name_and_while_an_old_one_goes(faulty_run):
+    kill_at_each(("checkpoint.manifest", "folder.discarded"), faulty_run(**ON_POLICY, eval_every_updates=0))
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("moments", [IN_A_CHECKPOINT, IN_A_STEP], ids=["in a checkpoint", "in a step"])
-def test_a_learner_killed_at_every_stage(start_run, on_policy_run, moments):
-    run = start_run(**ON_POLICY)
+def test_a_learner_killed_at_every_stage(faulty_run, on_policy_run, moments):
+    run = faulty_run(**ON_POLICY)
     kill_at_each(moments, run)
     assert run.curve() == on_policy_run.curve()
 
