@@ -13,7 +13,7 @@ BACKEND := cpu,
 endif
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: quickstart test test-slow test-gpu lint bench clean
+.PHONY: quickstart test test-slow test-faults mutants test-gpu lint bench clean
 
 quickstart: $(VENV)/.run
 	rm -rf outputs/quickstart
@@ -26,7 +26,17 @@ test: $(VENV)/.test
 	$(PYTEST)
 
 test-slow: $(VENV)/.test
-	$(PYTEST) -m "slow or not slow"
+	$(PYTEST) -m "not faults"
+
+# Whole runs with injected faults, and a checker that reads what each run wrote.
+test-faults: $(VENV)/.test
+	$(PYTEST) -m "faults or not faults" tests/run/faults tests/rundir/test_checkpoint_faults.py
+
+# Hours: `make mutants SEED=2 COUNT=300 MODULE=rundir`; the same command continues where it stopped.
+SEED ?= 0
+COUNT ?= 300
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutants.py --seed $(SEED) --count $(COUNT) --module "$(MODULE)"
 
 # Kernels are compiled on first use, for minutes; each of the two processes has its own (tests/conftest.py).
 test-gpu: $(VENV)/.test

@@ -259,6 +259,6 @@ def test_of_saved_settings_none_was_written_by_hand(save):
     assert note.startswith("model.lora_rank has no effect")
 
 
-@pytest.mark.parametrize("text", ["[1]", '{"run": 1}', "{", "nonsense"])
+@pytest.mark.parametrize("text", ["[1]", '{"run": 1}', '{"run": {"seed": 1}, "data": 3}', "{", "nonsense"])
 def test_json_that_is_no_configuration_is_one_line(write, text):
     assert refusal(write(text, "config.json")).startswith("config.json: ")

@@ -1,8 +1,8 @@
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,14 +23,15 @@ def launch(*arguments, cwd=ROOT):
     )
 
 
-def test_help_answers_in_under_300_ms():
-    def seconds():
-        start = time.perf_counter()
+def test_help_takes_less_than_300_ms_of_a_processor():
+    def processor_s():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert launch("--help").returncode == 0
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    # The best of five: the others also measure the load of the machine.
-    assert min(seconds() for _ in range(5)) < 0.3
+    # Time on a processor, and the best of five: a busy machine must not fail it.
+    assert min(processor_s() for _ in range(5)) < 0.3
 
 
 def test_help_imports_nothing_heavy():

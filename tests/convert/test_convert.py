@@ -5,7 +5,6 @@ import grpo_actors.policy  # noqa: F401  the fast BLAS comes before MLX
 import errno
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -140,14 +139,11 @@ def test_a_draft_is_removed_if_the_work_fails_or_is_interrupted(tmp_path, reason
     assert not list(tmp_path.iterdir())
 
 
-def test_help_is_instant_and_imports_no_mlx():
+def test_help_imports_nothing_that_takes_seconds():
     code = (
         "import sys, grpo_actors.convert.__main__ as c\n"
         "try: c.main(['--help'])\n"
         "except SystemExit: print(sorted({'mlx', 'numpy', 'transformers'} & set(sys.modules)))"
     )
-    began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    # 0.1 s alone; the bound allows for a busy machine.
-    assert time.perf_counter() - began < 2

@@ -1,9 +1,12 @@
-"""What a run records besides its updates: the decisions on the number of workers."""
+"""What a run records besides its updates: decisions on the number of workers, missing groups, and how it ended."""
 
 import contextlib
 import json
+from types import SimpleNamespace
 
-from hand_made import config, groups_of, learner
+import pytest
+from checkpoint_files import write_checkpoint_files
+from hand_made import RecordList, config, groups_of, learner
 
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.history import History
@@ -82,3 +85,55 @@ def test_a_foreign_workers_file_is_no_decision_and_no_failure(tmp_path):
         (tmp_path / "workers.json").mkdir()
         updated(grpo, history)
         assert decided(tmp_path) == []
+
+
+def history_of(folder, *, version=0, **metrics):
+    """Return the history of a run that has done `version` updates; the learner itself is not needed."""
+    settings = config()
+    settings = settings.model_copy(update={"metrics": settings.metrics.model_copy(update=metrics)})
+    records = RecordList()
+    archive = Archive(folder, settings, "run")
+    return History(folder, settings, SimpleNamespace(version=version, total_updates=10), archive, records)
+
+
+@pytest.mark.parametrize(
+    ("version", "recorded", "missing"),
+    [(0, 0, None), (2, 2, None), (2, 1, "2 to 2"), (3, 0, "1 to 3")],
+)
+def test_a_resumed_run_says_which_updates_its_recorded_groups_lack(tmp_path, version, recorded, missing):
+    if version:
+        write_checkpoint_files(tmp_path, version)
+    (tmp_path / "groups.jsonl").write_text(
+        "".join(f'{{"update":{update},"x":1}}\n' for update in range(1, recorded + 1))
+    )
+    with contextlib.closing(history_of(tmp_path, version=version, record_groups=True)) as history:
+        history.begin()
+    logged = [fields["text"] for topic, fields in history.records.records if topic == "log"]
+    assert logged == ([] if missing is None else [f"groups.jsonl lacks updates {missing}"])
+
+
+def test_without_recorded_groups_none_are_missed(tmp_path):
+    history = history_of(tmp_path, record_groups=False)
+    history.begin()
+    assert [topic for topic, _ in history.records.records] == ["start"]
+
+
+def test_the_last_record_and_the_exit_code_tell_an_alarm_from_an_end(tmp_path):
+    history = history_of(tmp_path)
+    assert history.end("all updates done") == 0
+    history.ended_by = "reward: fell"
+    assert history.end("all updates done") == 1
+    assert [fields for topic, fields in history.records.records if topic == "stop"] == [
+        {"reason": "all updates done", "exit_code": 0},
+        {"reason": "alarm: reward: fell", "exit_code": 1},
+    ]
+
+
+@pytest.mark.parametrize(("on_alarm", "ended_by"), [("stop", "first"), ("warn", None)])
+def test_the_first_alarm_ends_the_run_where_the_settings_say_so(tmp_path, on_alarm, ended_by):
+    history = history_of(tmp_path)
+    health = history.config.health.model_copy(update={"on_alarm": on_alarm})
+    history.config = history.config.model_copy(update={"health": health})
+    history.note_alarm("first")
+    history.note_alarm("second")
+    assert history.ended_by == ended_by

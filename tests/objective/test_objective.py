@@ -1,4 +1,5 @@
 import inspect
+import math
 import random
 from typing import get_args
 
@@ -120,6 +121,18 @@ def test_the_content_of_padding_reaches_neither_loss_nor_gradient(junk):
     assert loss.item() == pytest.approx(clean, rel=1e-6)
     assert np.isfinite(np.array(gradient)).all()
     assert np.isfinite(np.array(statistics)).all()
+
+
+@pytest.mark.parametrize(("name", "value"), [("entropies", math.inf), ("reference_logprobs", math.nan)])
+def test_a_term_with_coefficient_0_is_not_in_the_loss_whatever_its_value(name, value):
+    update, objective = RandomUpdate(4), ObjectiveConfig(entropy_coeff=0.0, kl_coeff=0.0)
+    (m,) = update.packed(objective, rows=32).micro_batches
+    logprobs = mx.array(padded(update, m, update.logprobs))
+    without, with_it = (
+        objective_loss(logprobs, m.arrays(), objective, **given)[0].item()
+        for given in ({}, {name: mx.full(logprobs.shape, value)})
+    )
+    assert with_it == without
 
 
 def test_only_the_policy_and_its_entropy_have_a_gradient():

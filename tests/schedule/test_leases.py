@@ -327,10 +327,19 @@ def test_what_was_set_aside_stays_in_the_cursor_until_it_has_passed():
     assert [train(table), table.cursor] == [[1], Cursor(3, ())]
 
 
+def test_a_problem_set_aside_exactly_at_the_new_cursor_is_not_posed_again():
+    # A resumed run knows of 4, beyond its window of two; its update ends right before it.
+    table = make_table(groups=2, batch=1, staleness=0, version=1, cursor=Cursor(2, (4,)))
+    accept(table, grant_all(table))
+    assert train(table) == [2, 3]
+    assert table.cursor == Cursor(4, (4,))
+    assert leases(grant_all(table)) == [5, 6]
+
+
 def test_a_window_of_thousands_is_granted_in_seconds():
     import time
 
     table = make_table(groups=1024, batch=4, staleness=1)
-    began = time.monotonic()
+    began = time.process_time()
     assert len(grant_all(table)) == 2048
-    assert time.monotonic() - began < 5.0  # 0.3 s on a slow core
+    assert time.process_time() - began < 5.0  # 0.3 s on a slow core

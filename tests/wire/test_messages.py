@@ -179,6 +179,10 @@ def test_every_field_refuses_a_value_of_another_type(adapter, example):
         {"completions": []},
         {"completions": [completion()] * (wire.MAX_COMPLETIONS + 1)},
         {"completions": [completion(tokens=b"")]},
+        {"completions": [completion(tokens=b"", logprobs=b"", versions=b"")]},
+        {"completions": [completion(tokens=b"123", logprobs=b"123", versions=b"123")]},
+        {"completions": [completion(tokens=b"12345678", logprobs=b"1234", versions=b"12345678")]},
+        {"completions": [completion(tokens=b"12345678", logprobs=b"12345678", versions=b"1234")]},
         {"completions": [completion(tokens=b"123")]},
         {"completions": [completion(tokens=wire.ints([1, 2]))]},
         {"completions": [completion(versions=wire.ints([1, 2, 3, 4]))]},
@@ -288,6 +292,82 @@ BOMBS = {
     "a field name of 4 MB": msgpack.packb({**BEAT, "x" * 4_000_000: 1}),
     "ten thousand wrong entries": msgpack.packb({**BEAT, "holding": ["x"] * 10_000}),
 }
+
+
+#: A list that claims more values than are allowed: refused as soon as it is measured.
+TOO_LONG = b"\xdd\xff\xff\xff\xff"
+#: One value of each form that MessagePack has, behind its first byte: the bomb begins where its bytes end.
+FORMS = {
+    "nil": b"\xc0",
+    "bool": b"\xc3",
+    "fixint": b"\x05",
+    "negative fixint": b"\xe0",
+    # float 32 and 64, then uint 8 to 64, then int 8 to 64.
+    **{
+        f"scalar {0xCA + at:#x}": bytes([0xCA + at]) + bytes(size)
+        for at, size in enumerate((4, 8, 1, 2, 4, 8, 1, 2, 4, 8))
+    },
+    "fixstr": b"\xa3abc",
+    "str 8": b"\xd9\x03abc",
+    "str 16": b"\xda\x00\x03abc",
+    "str 32": b"\xdb\x00\x00\x00\x03abc",
+    "bin 8": b"\xc4\x03abc",
+    "bin 16": b"\xc5\x00\x03abc",
+    "bin 32": b"\xc6\x00\x00\x00\x03abc",
+    "fixarray": b"\x92\xc0\xc0",
+    "array 16": b"\xdc\x00\x02\xc0\xc0",
+    "array 32": b"\xdd\x00\x00\x00\x02\xc0\xc0",
+    "fixmap": b"\x82\xa1a\xc0\xa1b\xc0",
+    "map 16": b"\xde\x00\x02\xa1a\xc0\xa1b\xc0",
+    "map 32": b"\xdf\x00\x00\x00\x02\xa1a\xc0\xa1b\xc0",
+}
+#: What a value may be packed into: the entry of a map or list of each width.
+AROUND = [
+    b"\x81\xa1x",
+    b"\xde\x00\x01\xa1x",
+    b"\xdf\x00\x00\x00\x01\xa1x",
+    b"\x91",
+    b"\xdc\x00\x01",
+    b"\xdd\x00\x00\x00\x01",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_measured_as_long_as_it_is(form):
+    codec._measure(b"\x92" + FORMS[form] + b"\xc0")
+    for end in range(1, len(FORMS[form])):  # of a list that ends too early, in whatever value
+        with pytest.raises(ValueError, match="cut off"):
+            codec._measure(b"\x92" + FORMS[form][:end])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("around", [b"", *AROUND])
+def test_a_value_behind_or_within_any_other_is_measured_too(form, around):
+    for list_or_map in (b"\x92", b"\x82\xa1a"):
+        key = b"" if list_or_map == b"\x92" else b"\xa1b"
+        with pytest.raises(ValueError, match="more than"):
+            codec._measure(list_or_map + FORMS[form] + key + around + TOO_LONG)
+
+
+def test_a_large_group_of_long_completions_with_realistic_ids_survives_the_wire():
+    tokens = 20_000  # more than 65,535 bytes: the widest length field
+    ids = [(7919 * at) % 151_936 for at in range(tokens)]
+    one = completion(
+        tokens=wire.ints(ids),
+        logprobs=wire.floats([-(at % 977) / 64 for at in range(tokens)]),
+        versions=wire.ints([3 + at // 10_000 for at in range(tokens)]),
+    )
+    message = wire.from_peer.validate_python(group(completions=[one] * 64))
+    received = wire.decode(wire.from_peer, wire.encode(message))
+    assert received == message
+    assert wire.read_ints(received.completions[-1].tokens) == ids
+
+
+def test_as_many_values_as_are_allowed_are_measured_and_one_more_is_refused():
+    widest = b"\xdd" + struct.pack(">I", codec.MAX_ITEMS - 1) + b"\xc0" * (codec.MAX_ITEMS - 1)
+    codec._measure(widest)  # with the list itself
+    with pytest.raises(ValueError, match="more than"):
+        codec._measure(b"\xdd" + struct.pack(">I", codec.MAX_ITEMS) + b"\xc0" * codec.MAX_ITEMS)
 
 
 @pytest.mark.parametrize("bomb", BOMBS)

@@ -41,12 +41,17 @@ RULES = SamplingRules(
 
 
 class Clock:
-    """The real clock, which a test can put forward."""
+    """The real clock, which a test can put forward, or freeze."""
 
     ahead_s = 0.0
+    _frozen_s: float | None = None
 
     def __call__(self) -> float:
-        return time.monotonic() + self.ahead_s
+        return (time.monotonic() if self._frozen_s is None else self._frozen_s) + self.ahead_s
+
+    def freeze(self) -> None:
+        """Stop; from now on only `ahead_s` moves it."""
+        self._frozen_s = time.monotonic()
 
 
 class Peer:

@@ -11,6 +11,7 @@ from peers_for_tests import CHUNK, DEADLINE_S, Run, evaluation, wait_until
 
 from grpo_actors.errors import RunError, TrainingError
 from grpo_actors.learner.exchange.exchange import FAREWELL_S
+from grpo_actors.progress import LOST_S
 from grpo_actors.schedule.lease import Cursor
 from grpo_actors.transport.sockets import Endpoints, zmq_context
 from grpo_actors.transport.weights import Version, WeightsClient
@@ -81,6 +82,24 @@ def test_an_evaluation_counts_once(start):
     assert [(e.update, e.accuracy) for e in run.exchange.take_evaluations()] == [(0, 0.5), (4, 0.6)]
     assert run.exchange.take_evaluations() == []
     assert run.exchange.evaluator_present()
+
+
+def test_an_evaluator_is_present_from_its_hello_to_its_bye(run):
+    assert not run.exchange.evaluator_present()
+    run.peer("w").join()
+    assert not run.exchange.evaluator_present(), "a worker is none"
+    evaluator = run.peer("evaluator", role="evaluator").join()
+    assert run.exchange.evaluator_present()
+    evaluator.send(wire.Bye())
+    wait_until(lambda: run.states("evaluator")[-1] == "left")
+    assert not run.exchange.evaluator_present()
+
+
+def test_a_lost_evaluator_is_not_present(run):
+    run.peer("evaluator", role="evaluator").join().wait_until_seen()
+    run.clock.ahead_s += LOST_S + 1
+    wait_until(lambda: run.states("evaluator")[-1] == "lost")
+    assert not run.exchange.evaluator_present()
 
 
 def test_a_snapshot_holds_all_that_was_recorded_before_it(run):

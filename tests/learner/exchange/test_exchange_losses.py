@@ -4,11 +4,11 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 from peers_for_tests import evaluation, group, wait_until
 
+from grpo_actors.learner.exchange.dispatcher import TICK_S
 from grpo_actors.learner.exchange.peers import (
     FORGET_S,
     LOADING_S,
@@ -76,7 +76,10 @@ def test_a_peer_in_the_learners_own_process_is_never_lost_for_its_silence(run):
     assert "lost" not in run.states("local")
 
 
-def test_a_killed_local_process_is_seen_within_a_second_and_its_leases_are_out_again(run):
+def test_a_killed_local_process_is_seen_at_the_next_tick_and_its_leases_are_out_again(run):
+    """Its end is seen, and not its silence: the clock stands before `PROBE_S` and `LOST_S`."""
+    assert TICK_S < 1.0
+    run.clock.freeze()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         victim = run.peer("victim", host=socket.gethostname(), pid=process.pid).join()
         victim.take()
@@ -85,12 +88,11 @@ def test_a_killed_local_process_is_seen_within_a_second_and_its_leases_are_out_a
         other.beat(capacity=4, holding=[2, 3])
         process.kill()
         process.wait()
-        died_s = time.monotonic()
+        run.clock.ahead_s += TICK_S
         assert [(lease.lease, lease.attempt) for lease in other.receive(wire.Grant).leases] == [
             (0, 2),
             (1, 2),
         ]
-        assert time.monotonic() - died_s < 1.0
     lost = next(record for record in run.records("worker") if record["state"] == "lost")
     assert (lost["worker"], lost["why"]) == ("victim", "its process ended")
 
@@ -172,6 +174,29 @@ def test_a_lost_peer_is_forgotten_in_the_end(run):
     run.exchange.record("metrics", update=2)
     wait_until(lambda: run.records("metrics")[-1]["update"] == 2)
     assert len(run.states("gone")) == recorded
+
+
+def admitted(roster, process):
+    fields = {"protocol": wire.PROTOCOL_VERSION, "role": "rollout", "name": "w"}
+    fields |= {"host": socket.gethostname(), "pid": process.pid}
+    return roster.admit(b"w", wire.Hello.model_validate(fields), Sender(), now_s=0.0)
+
+
+@pytest.mark.parametrize("lost_before", [False, True])
+def test_a_dead_local_process_is_lost_once_and_no_longer_in_the_roster(lost_before):
+    roster = Roster("run-1", lost_s=10.0)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        peer = admitted(roster, process)
+        peer.record_beat(wire.Beat(state="waiting"), 0.0)
+        assert list(roster.find_lost(9.0)) == []
+        if lost_before:
+            assert list(roster.find_lost(11.0)) == [(peer, "silent for 11 s")]
+            peer.state = "lost"
+            assert list(roster) == [peer], "a hung process may come back"
+        process.kill()
+    found = [] if lost_before else [(peer, "its process ended")]
+    assert (list(roster.find_lost(12.0)), list(roster), roster.get(b"w")) == (found, [], None)
+    assert list(roster.find_lost(13.0)) == []
 
 
 # --- offences ----------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from architectures import random_policy
+from mlx import nn
+from mlx_lm.tuner.lora import LoRALinear
 from spelled_out import attend_joined
 
 from grpo_actors.policy import copies
@@ -63,6 +65,20 @@ def test_an_adapted_model_is_supported_once_its_adapter_is_fused(tiny_lora):
     assert blocks_of(tiny_lora.model) is None
     with fused(tiny_lora.model):
         assert isinstance(blocks_of(tiny_lora.model), Blocks)
+
+
+@pytest.mark.parametrize("part", ["self_attn", "mlp"])
+def test_a_model_of_which_one_linear_module_is_adapted_is_not_supported(part):
+    for layer in (0, -1):
+        model = random_policy("llama").model
+        owner = getattr(model.layers[layer], part)
+        plain = {name: module for name, module in owner.items() if type(module) is nn.Linear}
+        assert plain
+        for name, module in plain.items():
+            owner[name] = LoRALinear.from_base(module)
+            assert blocks_of(model) is None, (layer, part, name)
+            owner[name] = module
+        assert blocks_of(model) is not None
 
 
 def test_a_model_whose_joined_weights_would_take_too_much_memory_is_not_supported(monkeypatch):

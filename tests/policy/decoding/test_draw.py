@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from grpo_actors.policy.decoding.draw import SamplingParams, draw, draws
+from grpo_actors.policy.decoding.draw import SamplingParams, _first, draw, draws
 
 DRAWS = 40_000
 LOGITS = np.array([2.0, -1.0, 0.5, 0.0, -3.0, 1.5])
@@ -93,6 +93,14 @@ def test_a_large_vocabulary_never_yields_a_filtered_token():
     for uniform in (0.0, 0.3, 1 - 2**-24):
         tokens, _ = draw(mx.array(logits), mx.full((64,), uniform), SamplingParams(1, top_k=40))
         assert all(token in row for token, row in zip(tokens.tolist(), best, strict=True))
+
+
+def test_an_entry_without_weight_is_never_drawn_even_if_a_scan_is_not_monotone():
+    """What a parallel scan may give: reached, then not, then reached again; or nothing is reached."""
+    weights = mx.array([[0.0, 0.5, 0.0, 0.2, 0.7]] * 3)
+    reached = mx.array([[1, 0, 1, 1, 0], [0, 0, 1, 0, 0], [0, 1, 0, 1, 1]]) == 1
+    # Row 0: 0 and 2 were filtered. Row 1: only a filtered one is reached, so the heaviest is taken.
+    assert _first(reached, weights).tolist() == [3, 4, 1]
 
 
 def test_ties_at_the_edge_of_top_k_admit_no_further_tokens():

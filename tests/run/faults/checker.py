@@ -13,7 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from grpo_actors.rundir.checkpoints import find_checkpoints, read_state, verify
+from grpo_actors.rundir.checkpoints import find_checkpoints, verify
+from grpo_actors.rundir.folder import STATE
 
 #: How the alarm "problem set aside" ends.
 SET_ASIDE = re.compile(r"\(lease (\d+)\)$")
@@ -137,7 +138,7 @@ def checkpoints(files: RunFiles) -> Iterator[str]:
         if fault := verify(checkpoint, to_resume=True):
             yield fault
             continue
-        name, state = checkpoint.path.name, read_state(checkpoint)
+        name, state = checkpoint.path.name, json.loads((checkpoint.path / STATE).read_text())
         position, aside = state["cursor"]["position"], set(state["cursor"]["set_aside"])
         before = {lease for update, lease in files.trained if update <= checkpoint.update}
         after = {lease for update, lease in files.trained if update > checkpoint.update}

@@ -1,6 +1,7 @@
 """Runs that must survive what a test does to them."""
 
 import contextlib
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -12,6 +13,10 @@ from grpo_actors.errors import RunError
 from grpo_actors.transport.sockets import Endpoints
 from grpo_actors.transport.weights.shared_memory import MEMORY, PREFIX
 
+#: Seconds that workers which have joined a run may take to leave when it is over.
+PATIENCE_S = 60.0
+#: A defect shows one; that of a user's own reward stands within a warning.
+TRACEBACK = re.compile(r"^([\w-]+: )?Traceback", re.MULTILINE)
 #: Starts of one run: more are needed only if it never ends.
 MAX_STARTS = 20
 
@@ -40,7 +45,7 @@ class FaultyRun(Run):
         """Wait for launch.py, and check the words with which it ended."""
         code = super().end(deadline_s)
         self.exit_codes.append(code)
-        assert "Traceback" not in self.stderr, self.stderr
+        assert not TRACEBACK.search(self.stderr), self.stderr
         return code
 
     def end_well(self) -> None:
@@ -58,6 +63,8 @@ class FaultyRun(Run):
         self.check_promises()
 
     def check_promises(self) -> None:
+        for process in self._started:
+            process.wait(PATIENCE_S)
         assert broken_promises(self.folder) == []
         self.assert_nothing_left()
         left = {path.name for learner in self.learners for path in MEMORY.glob(f"{PREFIX}{learner}-*")}
@@ -65,16 +72,27 @@ class FaultyRun(Run):
 
 
 @pytest.fixture
-def start_run() -> Iterator[Callable[..., FaultyRun]]:
-    """Start runs with these settings; they have trained once when the test gets them."""
+def faulty_run() -> Iterator[Callable[..., FaultyRun]]:
+    """Make runs with these arguments, environment and settings; none is started."""
     with contextlib.ExitStack() as stack:
 
-        def start(*arguments: str, environment: Mapping[str, str] | None = None, **settings) -> FaultyRun:
+        def make(*arguments: str, environment: Mapping[str, str] | None = None, **settings) -> FaultyRun:
             run = stack.enter_context(new_run(FaultyRun, **settings))
             run.arguments = arguments
             run.environment |= environment or {}
-            run.start()
-            run.wait_for_update(1)
             return run
 
-        yield start
+        yield make
+
+
+@pytest.fixture
+def start_run(faulty_run) -> Callable[..., FaultyRun]:
+    """Make runs, and start them; they have trained once when the test gets them."""
+
+    def start(*arguments: str, **settings) -> FaultyRun:
+        run = faulty_run(*arguments, **settings)
+        run.start()
+        run.wait_for_update(1)
+        return run
+
+    return start

@@ -13,31 +13,31 @@ MOMENTS = ("worker.sampling", "worker.scored", "worker.sent")
 
 
 def test_a_worker_killed_at_every_moment_of_a_lease(start_run):
-    run = start_run(max_updates=16, workers=2, eval_every_updates=0)
+    run = start_run(max_updates=100_000, save_steps=100, workers=2, eval_every_updates=0)
     for moment in MOMENTS:
         run.arm(moment, "kill")
         run.wait_for_failure(moment)
-    run.end_well()
-    assert run.exit_codes == [0]
+    run.wait_for_update(run.updates() + 2)
+    run.stop_well()
     assert len(run.records("worker", state="lost", why="its process ended")) == len(MOMENTS)
 
 
 @pytest.mark.faults
 def test_a_worker_stopped_and_continued(start_run):
-    run = start_run(environment={"GRPO_ACTORS_LOST_S": "3"}, max_updates=40, workers=2)
+    run = start_run(environment={"GRPO_ACTORS_LOST_S": "3"}, max_updates=100_000, workers=2, save_steps=100)
     stopped = run.child("rollout-0")
     kill(stopped, signal.SIGSTOP)
-    lost = run.wait_for("worker", worker="rollout-0", state="lost")
-    assert lost["why"].startswith("silent for ")
+    run.wait_for("worker", worker="rollout-0", state="lost")
     run.wait_for_update(run.updates() + 3)
     with contextlib.suppress(ProcessLookupError):  # replaced meanwhile
         kill(stopped, signal.SIGCONT)
-    run.end_well()
+    run.wait_for_update(run.updates() + 3)
+    run.stop_well()
 
 
 @pytest.mark.faults
 def test_an_evaluator_killed_with_a_score_that_nobody_has_seen(start_run):
-    run = start_run(max_updates=12, eval_every_updates=4)
+    run = start_run(max_updates=12, eval_every_updates=4, save_steps=0)
     run.arm("evaluator.scored", "kill")
     run.wait_for_failure("evaluator.scored")
     run.end_well()
@@ -46,7 +46,7 @@ def test_an_evaluator_killed_with_a_score_that_nobody_has_seen(start_run):
 
 @pytest.mark.faults
 def test_eight_attach_four_die_and_four_more_attach(start_run):
-    run = start_run(max_updates=400, save_steps=50, eval_every_updates=0)
+    run = start_run(max_updates=100_000, save_steps=500, eval_every_updates=0)
     names = [f"guest-{number}" for number in range(12)]
     guests = [run.attach("--attach", str(run.folder), "--name", name) for name in names[:8]]
     for name in names[:8]:
