@@ -206,9 +206,9 @@ def test_beside_a_copy_in_the_hosts_memory_nothing_holds_the_arrays_of_its_momen
     grpo.update(groups)
     before, reservation = weights(grpo), Reservation()
     with contextlib.closing(CheckpointWriter(tmp_path, reservation)) as writer:
-        writer.prepare(freeze_checkpoint(0, grpo.policy, grpo.training, {}))
+        writer.prepare(freeze_checkpoint(0, grpo.policy, grpo.training, STATE))
         active = mx.get_active_memory()
-        written = writer.start(slowly(freeze_checkpoint(1, grpo.policy, grpo.training, {}), may_go_on))
+        written = writer.start(slowly(freeze_checkpoint(1, grpo.policy, grpo.training, STATE), may_go_on))
         grpo.update(groups)
         done, grown = written.done(), mx.get_active_memory() - active
         may_go_on.set()
@@ -231,8 +231,8 @@ def test_the_next_copy_waits_until_the_one_before_is_written(tmp_path):
             return super().store(arrays)
 
     with contextlib.closing(CheckpointWriter(tmp_path, Reservation(Noting))) as writer:
-        first.append(writer.start(freeze_checkpoint(1, grpo.policy, grpo.training, {})))
-        writer.start(freeze_checkpoint(2, grpo.policy, grpo.training, {}))
+        first.append(writer.start(freeze_checkpoint(1, grpo.policy, grpo.training, STATE)))
+        writer.start(freeze_checkpoint(2, grpo.policy, grpo.training, STATE))
     assert done == [True]
     assert [verify(checkpoint, to_resume=True) for checkpoint in find_checkpoints(tmp_path)] == [None, None]
 
@@ -242,5 +242,5 @@ def test_training_waits_where_the_host_has_no_memory_for_the_copy_or_too_little(
     small = reserve(16, HostCopy, lambda: 32)
     for update, host_memory in ((1, None), (2, small)):
         with contextlib.closing(CheckpointWriter(tmp_path, lambda _, memory=host_memory: memory)) as writer:
-            assert writer.start(freeze_checkpoint(update, grpo.policy, grpo.training, {})).done()
+            assert writer.start(freeze_checkpoint(update, grpo.policy, grpo.training, STATE)).done()
     assert [checkpoint.update for checkpoint in find_checkpoints(tmp_path)] == [1, 2]

@@ -90,13 +90,13 @@ def test_a_temporary_folder_that_is_too_deep_for_sockets_is_refused_with_the_cur
     [
         ("192.0.2.1", True, "--connect tcp://192.0.2.1:7000 --key FILE"),
         ("192.0.2.1", False, "--connect tcp://192.0.2.1:7000"),
-        ("::1", True, "--connect tcp://[::1]:7000 --key FILE"),
+        ("::1", True, "--connect 'tcp://[::1]:7000' --key FILE"),
         ("0.0.0.0", True, f"--connect tcp://{socket.gethostname()}:7000 --key FILE"),  # noqa: S104
     ],
 )
 def test_the_endpoints_hold_the_command_for_another_host(tmp_path, host, keys, join):
-    endpoints = plan_endpoints(tmp_path, "tcp", host, 7000, keys=keys)
-    assert endpoints.join == f"python -m grpo_actors.rollout {join}"
+    endpoints = plan_endpoints(tmp_path, "tcp", host, 7000, keys=keys, options=["--allow", "my file.py:f"])
+    assert endpoints.join == f"python -m grpo_actors.rollout {join} --allow 'my file.py:f'"
     assert endpoints.how_to_join.startswith(endpoints.join)
     assert ("grpo_actors.keys new" in endpoints.how_to_join) == keys
     endpoints.write(tmp_path)
