@@ -152,7 +152,7 @@ def test_no_tool_runs_what_a_run_folder_names(dangerous, tmp_path):
         open_replay(tmp_path / "new", folder, None, [], StopRequest()),
     ):
         pass
-    assert preload_policy(folder / "config.json", lambda policy, config: None) is None
+    assert preload_policy(folder / "config.json", lambda *_: None) is None
     assert marks(tmp_path) == []
 
 

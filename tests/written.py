@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from checkpoint_files import STATE
+
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint
 from grpo_actors.rundir.checkpoints import Checkpoint
-
-#: The smallest whole state of a run.
-STATE = {"run_id": "r", "cursor": {"position": 0, "set_aside": []}, "records": 0, "skipped_steps": 0}
 
 
 def write_checkpoint(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 
 import mlx.core as mx
 import pytest
+from checkpoint_files import STATE
 from hand_made import RecordList, assert_same_weights, config, groups_of, learner, weights
 from host_copies import HostCopy
-from written import STATE
 
 from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive

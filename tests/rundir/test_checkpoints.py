@@ -4,8 +4,8 @@ import hashlib
 import json
 
 import pytest
+from checkpoint_files import STATE as WHOLE_STATE
 from small_disk import small_disk
-from written import STATE as WHOLE_STATE
 
 from grpo_actors.errors import RunError
 from grpo_actors.rundir.checkpoints import (
