@@ -91,6 +91,7 @@ def test_its_metrics_have_the_fields_of_a_live_run(on_policy_run, make_run):
     # A replay samples nothing.
     its_own = {
         "seq",
+        "session",
         "time",
         "total_updates",
         "update_s",
