@@ -29,6 +29,9 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CUDA_CONTEXT_BYTES = 1_300_000_000
 #: What the driver's memory pool holds of it beyond the arrays, as a share of them. Both were read from nvidia-smi (H200).
 CUDA_SLACK = 0.12
+#: Freed arrays that MLX may keep in the learner on CUDA. The driver's pool, to which the others return, divides and joins
+#: its pieces; pieces of ever new sizes that MLX keeps only take memory.
+CUDA_KEPT_BYTES = 3_000_000_000
 #: The purpose of the arrays that are held while a checkpoint is written.
 CHECKPOINT = "checkpoint"
 
@@ -152,7 +155,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         learner=Need(
             held={"weights": base + adapter, "training": parts.training},
             at_times=at_times,
-            reused=activations,
+            reused=min(activations, CUDA_KEPT_BYTES) if back_end == "cuda" else activations,
             context=context,
             slack=slack,
         ),
