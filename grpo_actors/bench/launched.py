@@ -22,6 +22,10 @@ LAUNCH = SHIPPED_CONFIGS.parent / "launch.py"
 POLL_S = 0.02
 
 
+#: Nats that no difference between two log-probs reaches.
+UNBOUNDED = 1e6
+
+
 class Launched:
     """One run in its own folder; leaving the block stops it."""
 
@@ -46,6 +50,10 @@ class Launched:
         command = [str(LAUNCH), "--config", str(saved)]
         if lengths != EQUAL:
             command = ["-m", "grpo_actors.bench.planned_run", str(saved), lengths]
+            # A planned end is no likely one: its log-prob is not to look like a defect of the worker.
+            unbounded = dict.fromkeys(("max_logprob_gap", "max_mismatch_kl"), UNBOUNDED)
+            health = config.health.model_copy(update=unbounded)
+            config = config.model_copy(update={"health": health})
         saved.write_text(config.model_copy(update={"run": run}).model_dump_json())
         self.output = folder / "output.txt"
         #: Unix seconds, as in records.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
@@ -19,7 +20,9 @@ class PlannedPolicy(Policy):
     """A policy whose completions end at planned lengths, independent of their tokens.
 
     The stop test is the only work that sampling does on the host for each token; here it compares a length instead
-    of a token id. Completions get the lengths in the order in which their first tokens appear.
+    of a token id. Completions get the lengths in the order in which their first tokens appear. A learner takes only
+    completions that end with their first stop token, so the last token becomes one, and an earlier one another token;
+    what the model computes does not change.
     """
 
     #: Lengths of the completions to come.
@@ -32,7 +35,12 @@ class PlannedPolicy(Policy):
         del stop
         if len(tokens) == 1:
             self._ending[id(tokens)] = next(self.planned)
-        return len(tokens) == self._ending[id(tokens)]
+        if len(tokens) == self._ending[id(tokens)]:
+            tokens[-1] = min(self.stop_tokens)
+            return True
+        if tokens[-1] in self.stop_tokens:
+            tokens[-1] = next(token for token in count() if token not in self.stop_tokens)
+        return False
 
 
 def planned(policy: Policy) -> PlannedPolicy:
