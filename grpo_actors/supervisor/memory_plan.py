@@ -27,8 +27,9 @@ from grpo_actors.supervisor.sampling_memory import (
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: GPU memory of a process on CUDA besides its arrays: driver context and kernels.
 CUDA_CONTEXT_BYTES = 1_300_000_000
-#: What the driver's memory pool holds of it beyond the arrays, as a share of them. Both were read from nvidia-smi (H200).
-CUDA_SLACK = 0.12
+#: What the driver's memory pool holds of it beyond the arrays, as a share of them; more in the learner, whose arrays have
+#: many sizes. All three were read from nvidia-smi (H200).
+CUDA_SLACK, CUDA_LEARNER_SLACK = 0.12, 0.36
 #: Freed arrays that MLX may keep in the learner on CUDA. The driver's pool, to which the others return, divides and joins
 #: its pieces; pieces of ever new sizes that MLX keeps only take memory.
 CUDA_KEPT_BYTES = 3_000_000_000
@@ -120,8 +121,9 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
     base, sampling = (sum(tensor.bytes(width, each) for tensor in tensors) for each in (bits, rollout_bits))
     parts = trained(config, tensors, text_part(architecture).get("num_hidden_layers", 0), width)
     adapter = parts.weights if config.model.fine_tune_type != "full" else 0.0
-    context, slack = (CUDA_CONTEXT_BYTES, CUDA_SLACK) if back_end == "cuda" else (0.0, 0.0)
-    joined = joined_bytes(tensors, width, machine.device_bytes) if back_end == "cuda" else 0.0
+    on_cuda = back_end == "cuda"
+    context, slack = (CUDA_CONTEXT_BYTES, CUDA_SLACK) if on_cuda else (0.0, 0.0)
+    joined = joined_bytes(tensors, width, machine.device_bytes) if on_cuda else 0.0
 
     def sampler(weights: float, copies: float, batch: Batch) -> Need:
         step = step_bytes(widths, batch, width)
@@ -145,7 +147,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         "activations": activations,
         # The former version, until it is copied to where the workers fetch it.
         "publication": parts.weights,
-        CHECKPOINT: 0.0 if back_end == "cuda" else parts.snapshot,
+        CHECKPOINT: 0.0 if on_cuda else parts.snapshot,
     }
     if config.rollout.workers == 0:  # the learner samples with its own weights
         at_times |= {name: worker.at_times[name] for name in ("copies of weights", "KV cache", "a step")}
@@ -155,9 +157,9 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         learner=Need(
             held={"weights": base + adapter, "training": parts.training},
             at_times=at_times,
-            reused=min(activations, CUDA_KEPT_BYTES) if back_end == "cuda" else activations,
+            reused=min(activations, CUDA_KEPT_BYTES) if on_cuda else activations,
             context=context,
-            slack=slack,
+            slack=CUDA_LEARNER_SLACK if on_cuda else 0.0,
         ),
         worker=worker,
         evaluator=sampler(base, 0.0 if bits else joined, evaluator_batch(config))

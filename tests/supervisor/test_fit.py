@@ -37,7 +37,7 @@ def test_the_plan_has_a_line_for_each_process_and_the_total_beside_the_memory():
     ]
     # 697,472 weights of 2 bytes, and 12 bytes of training each.
     assert "weights 0.00 GB, training 0.01 GB, activations" in lines[1]
-    assert lines[1].endswith("CUDA 1.31 GB")
+    assert lines[1].endswith("CUDA 1.32 GB")
     total = (plan.learner.total + 2 * plan.worker.total + plan.evaluator.total) / 1e9
     assert lines[-2] == f"total      {total:.2f} GB at most, of the GPU's 80.00 GB"
     # 14 bytes a weight: its bfloat16 and float32 values, and two means.
