@@ -128,7 +128,7 @@ def bound_memory() -> None:
 
 def _end_with_parent(lifeline: int) -> None:
     while os.read(lifeline, 1):
-        warnings.showwarning = _show_own
+        pass
     # Not sys.exit: the main thread may be in a computation that nothing interrupts.
     with contextlib.suppress(OSError):  # the pipe to the supervisor broke with it
         sys.stderr.flush()
