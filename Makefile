@@ -30,7 +30,8 @@ test-slow: $(VENV)/.test
 
 # Whole runs with injected faults, and a checker that reads what each run wrote.
 test-faults: $(VENV)/.test
-	$(PYTEST) -m "faults or not faults" tests/run/faults tests/rundir/test_checkpoint_faults.py
+	$(PYTEST) -m "faults or not faults" tests/run/faults tests/rundir/test_checkpoint_faults.py \
+	  tests/run/test_hangs.py tests/run/test_patience.py
 
 # Hours: `make mutants SEED=2 COUNT=300 MODULE=rundir`; the same command continues where it stopped.
 SEED ?= 0
