@@ -150,7 +150,9 @@ class Archive:
     # --- during -----------------------------------------------------------------------------------
 
     def prepare(self, grpo: Grpo) -> None:
-        """Make what all checkpoints share, and start to reserve memory for them, before the first one has to wait for it."""
+        """Start to reserve memory for checkpoints, where they need some, before the first one has to wait for it."""
+        if not self._writer.reserves_memory:
+            return
         refreshes = bool(self._config.objective.reference_refresh_updates)
         self._writer.prepare(_freeze(grpo, {}, with_reference=refreshes or grpo.reference_refreshed))
 

@@ -46,6 +46,11 @@ class CheckpointWriter:
         #: MLX's memory limit next to no checkpoint.
         self._limit = mx.get_memory_limit()
 
+    @property
+    def reserves_memory(self) -> bool:
+        """Whether checkpoints pass through host memory that is reserved for them."""
+        return self._reserve is not None
+
     def prepare(self, frozen: FrozenCheckpoint) -> None:
         """Start to reserve the host memory, if any, that checkpoints of this size need; only the first call counts."""
         if self._reserve is not None and self._host_memory is None:
