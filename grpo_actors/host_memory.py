@@ -18,9 +18,8 @@ def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
     except (OSError, ValueError):  # not in a container, or one without a limit ("max")
         return available
     stat = _numbers(cgroup / "memory.stat")
-    cached = stat.get("active_file", 0) + stat.get(
-        "inactive_file", 0
-    )  # counted as used, and given up on demand
+    # Counted as used, and given up on demand.
+    cached = stat.get("active_file", 0) + stat.get("inactive_file", 0)
     return max(0, min(available, limit - used + cached))
 
 

@@ -24,11 +24,7 @@ from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
 from grpo_actors.progress import LOADING_S, begin_work, given_up, scoring_patience_s
 from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.rundir.checkpoint_weights import load_weights
-from grpo_actors.rundir.checkpoints import (
-    Checkpoint,
-    find_checkpoints,
-    verify,
-)
+from grpo_actors.rundir.checkpoints import Checkpoint, find_checkpoints, verify
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
 from grpo_actors.rundir.scores import Score, read_score, write_score
 from grpo_actors.tasks.registry import chosen_rewards, load_task

@@ -2,8 +2,8 @@
 
 `recomputed_blocks` recomputes whole transformer blocks, at the cost of another forward pass (gradient
 checkpointing). `recomputed_gates` recomputes only the product of gate and up in each MLP; this costs next to
-nothing on a GPU, and the product is a quarter of what a block keeps. `recomputed` is the function that both can
-be made of, for one module.
+nothing on a GPU, and the product is a quarter of what a block keeps. `recomputed` does the same for any function of one
+module, and blocks are recomputed by it.
 
 Depends on modules and their dropout only, not on what is trained.
 """
