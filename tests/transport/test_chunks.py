@@ -144,6 +144,15 @@ def test_several_fetch_at_once(zmq_sockets, ipc_address, learner):
     assert results == [contents(1, 200 * CHUNK)] * 4
 
 
+def test_a_client_that_keeps_to_its_window_gets_an_answer_to_every_request(zmq_sockets, ipc_address, learner):
+    # So many small chunks in so short a time that the server does not see by itself how many were read.
+    with learner.lock:
+        learner.server.publish(1, b"m", memoryview(contents(1, 500)), 1)
+    arrived = client_of(zmq_sockets, ipc_address).fetch(Version(1, 500, 1))
+    assert arrived is not None
+    assert arrived.data == contents(1, 500)
+
+
 def test_on_chunk_is_called_for_each_chunk(zmq_sockets, ipc_address, learner):
     learner.publish(1, 5 * CHUNK)
     calls: list[None] = []

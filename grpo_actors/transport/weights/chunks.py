@@ -35,7 +35,8 @@ from grpo_actors.transport.weights.base import Format, ReceivedVersion, Version
 
 #: Requests in flight: enough to hide the round trip, few enough that a slow reader ties up little memory.
 WINDOW = 4
-#: Answers queued for one client. Not WINDOW: ZeroMQ learns only after each half of the queue that it was read.
+#: Answers queued for one client. Not WINDOW: ZeroMQ learns only after each half of the queue that it was read. With
+#: twice as many, the queue of a client that keeps to WINDOW is full only where the news was not looked at (`_reply`).
 CREDITS = 2 * WINDOW
 #: Bytes of unsent chunks of all clients together.
 MAX_UNSENT_BYTES = 128 * 2**20
@@ -163,11 +164,16 @@ class WeightsServer:
         return bytes(self._data[index * self._chunk_bytes : (index + 1) * self._chunk_bytes])
 
     def _reply(self, peer: bytes, header: bytes, body: bytes) -> zmq.MessageTracker | None:
-        try:
-            return self.socket.send_multipart([peer, header, body], zmq.DONTWAIT, copy=False, track=True)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
+        for _ in range(2):
+            try:
+                return self.socket.send_multipart([peer, header, body], zmq.DONTWAIT, copy=False, track=True)
+            except zmq.ZMQError as error:
+                if error.errno == zmq.EHOSTUNREACH:
+                    break
+                if error.errno != zmq.EAGAIN:
+                    raise
+            # A send looks at most once a millisecond at what its clients have read; this looks now.
+            self.socket.getsockopt(zmq.EVENTS)
         return None
 
 
