@@ -23,6 +23,8 @@ from grpo_actors.out_of_memory import Role, is_out_of_memory, refusal
 #: Environment variable with the descriptor of a pipe's read end. The supervisor holds the write end, so the pipe closes
 #: when the supervisor dies, for whatever reason.
 LIFELINE = "GRPO_ACTORS_LIFELINE"
+#: Environment variable with the descriptor of a pipe's read end, for the learner (`keeps_evaluator`).
+EVALUATOR_LINE = "GRPO_ACTORS_EVALUATOR_LINE"
 #: Environment variables: bytes that MLX may use in this process, and those of freed arrays that it may keep for reuse.
 #: The supervisor divides the memory among its children; 0 or not set: the defaults of `bound_memory`.
 MEMORY_LIMIT = "GRPO_ACTORS_MEMORY_LIMIT"
@@ -71,6 +73,16 @@ def take_secret(name: str) -> str:
 def is_supervised() -> bool:
     """Return whether the supervisor (launch.py) started this process."""
     return LIFELINE in os.environ
+
+
+def keeps_evaluator() -> bool:
+    """Return whether this process's supervisor, if it has one, keeps an evaluator: one that runs or will be started.
+
+    The supervisor holds the write end of a pipe until its evaluator has ended for good. Nothing is written into it, so the
+    read end becomes readable when it closes.
+    """
+    line = os.environ.get(EVALUATOR_LINE)
+    return line is not None and not select.select([int(line)], [], [], 0)[0]
 
 
 def enter_process() -> StopRequest:

@@ -10,7 +10,7 @@ import pytest
 from grpo_actors import process
 from grpo_actors.errors import DataError
 from grpo_actors.out_of_memory import is_out_of_memory
-from grpo_actors.process import LIFELINE, run_command
+from grpo_actors.process import EVALUATOR_LINE, LIFELINE, keeps_evaluator, run_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -197,6 +197,16 @@ def test_the_limits_in_the_environment_reach_mlx(limit):
         assert memory == limit
     else:
         assert unchanged == "True"
+
+
+def test_an_evaluator_is_kept_until_the_supervisor_closes_the_line(monkeypatch):
+    line, write_end = os.pipe()
+    with os.fdopen(line):
+        assert not keeps_evaluator()
+        monkeypatch.setenv(EVALUATOR_LINE, str(line))
+        assert keeps_evaluator()
+        os.close(write_end)
+        assert not keeps_evaluator()
 
 
 ENDING_AT_ONCE = """

@@ -14,12 +14,10 @@ from grpo_actors.learner.exchange.exchange import Exchange
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.publishing import Publisher
-from grpo_actors.process import StopRequest, is_supervised
-from grpo_actors.progress import report_progress
+from grpo_actors.process import StopRequest, is_supervised, keeps_evaluator
+from grpo_actors.progress import LOADING_S, report_progress
 from grpo_actors.rollout.worker import RolloutWorker
 
-#: Seconds that the end of a run waits for an absent evaluator, which may be restarting, or start only now.
-EVALUATOR_ABSENT_S = 30.0
 #: Longest wait for a batch or an evaluation, in seconds, between two checks of the stop flag.
 POLL_S = 0.1
 
@@ -102,15 +100,13 @@ class LiveSource:
             print(f"ended by an alarm: {ended_by}", file=sys.stderr)
 
     def _wait_for_evaluations(self) -> None:
-        """Wait for the last checkpoint's score; give up on Ctrl-C, or after `EVALUATOR_ABSENT_S` without evaluator."""
+        """Wait for the last checkpoint's score as long as an evaluator is here, or on its way for up to `LOADING_S`."""
         last_seen_s = time.monotonic()
-        while (
-            self.archive.unevaluated()
-            and not self.stop
-            and time.monotonic() - last_seen_s < EVALUATOR_ABSENT_S
-        ):
+        while self.archive.unevaluated() and not self.stop:
             if self.exchange.evaluator_present():
                 last_seen_s = time.monotonic()
+            elif not keeps_evaluator() or time.monotonic() - last_seen_s > LOADING_S:
+                return
             self.take_evaluations()
             report_progress()
             time.sleep(POLL_S)

@@ -39,7 +39,7 @@ from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.reading import session_of
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
-from grpo_actors.process import EVALUATOR_TOKEN, EXIT_USAGE
+from grpo_actors.process import EVALUATOR_LINE, EVALUATOR_TOKEN, EXIT_USAGE
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
 from grpo_actors.rundir.scores import read_score
@@ -105,6 +105,8 @@ class Supervisor:
     signals: Signals
     #: Read end of a pipe that every child inherits. It closes when this process ends.
     lifeline: int
+    #: Closes the pipe by which the learner knows that an evaluator runs or will be started (`keeps_evaluator`).
+    evaluator_line: ExitStack
     #: Closes the follower of the run's records and its socket.
     follower_stack: ExitStack
     #: None until the first learner has written its endpoints.
@@ -149,14 +151,7 @@ class Supervisor:
         if self.signals.count:
             self._handle_signals()
             return True
-        for child in (self.learner, *self.observers):
-            if note := child.revive(self.lifeline):
-                self.status.print_line(note, "yellow")
-                if child is self.learner:
-                    # Nobody is to attach before its successor listens, which binds the same addresses again.
-                    (self.run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
-        for text, style in self.pool.revive(self.lifeline):
-            self.status.print_line(text, style)
+        self._revive_children()
         self._explain_stall()
         if self.pool.is_hopeless and not self._all_workers_failed:
             self._all_workers_failed = True
@@ -165,6 +160,19 @@ class Supervisor:
             )
             self.learner.send(signal.SIGTERM)
         return True
+
+    def _revive_children(self) -> None:
+        """Start children that crashed again, after their pauses."""
+        for child in (self.learner, *self.observers):
+            if note := child.revive(self.lifeline):
+                self.status.print_line(note, "yellow")
+                if child is self.learner:
+                    # Nobody is to attach before its successor listens, which binds the same addresses again.
+                    (self.run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
+        if all(child.is_over for child in self.observers if child.name == "evaluator"):
+            self.evaluator_line.close()
+        for text, style in self.pool.revive(self.lifeline):
+            self.status.print_line(text, style)
 
     def _explain_stall(self) -> None:
         waited_for = ((child.name, child.trouble) for child in (self.learner, *self.pool.workers))
@@ -334,6 +342,10 @@ def _open(
     lifeline, write_end = os.pipe()
     stack.callback(os.close, lifeline)
     stack.callback(os.close, write_end)
+    line, write_end = os.pipe()
+    stack.callback(os.close, line)
+    evaluator_line = stack.enter_context(ExitStack())
+    evaluator_line.callback(os.close, write_end)
     signals = Signals()
     stack.enter_context(signals.counted())
     # A killed learner could not remove them.
@@ -360,15 +372,16 @@ def _open(
             *("--endpoints", json.dumps(asdict(endpoints))),
             *options_for(config),
         ],
-        pool.environment_of_learner | {LOCK: str(lock), EVALUATOR_TOKEN: token},
+        pool.environment_of_learner | {LOCK: str(lock), EVALUATOR_LINE: str(line), EVALUATOR_TOKEN: token},
         respawns=False,
         respawns_if_hung=True,
         is_watched=True,
-        inherited=(lock,),
+        inherited=(lock, line),
     )
     observers = _observers(run_dir, config, endpoints, pool.environment_of_evaluator, token)
     supervisor = Supervisor(
-        run_dir, config, endpoints, learner, observers, pool, status, signals, lifeline, follower_stack
+        *(run_dir, config, endpoints, learner, observers, pool, status, signals),
+        *(lifeline, evaluator_line, follower_stack),
     )
     stack.callback(supervisor.end)
     return supervisor

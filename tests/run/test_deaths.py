@@ -69,6 +69,28 @@ def test_a_run_with_deaths_leaves_nothing(run_with_deaths):
     run_with_deaths.assert_nothing_left()
 
 
+def test_the_end_of_a_run_waits_for_an_evaluator_that_has_yet_to_start(make_run):
+    run = make_run(max_updates=2)
+    run.start()
+    evaluator = run.child("evaluator")
+    kill(evaluator, signal.SIGSTOP)
+    run.wait_for("checkpoint", update=2)
+    kill(evaluator, signal.SIGCONT)
+    assert run.end() == 0, run.stderr
+    assert [record["update"] for record in run.records("eval")] == [0, 2]
+
+
+def test_a_run_does_not_wait_for_an_evaluator_that_has_left_for_good(make_run):
+    run = make_run(max_updates=2)
+    run.arm("evaluator.scored", "stop")
+    run.start()
+    evaluator = run.wait_for_failure("evaluator.scored")  # at the base model
+    kill(evaluator, signal.SIGTERM)
+    kill(evaluator, signal.SIGCONT)
+    assert run.end() == 0, run.stderr
+    assert "not evaluated" in run.stderr
+
+
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_missed_and_its_late_result_does_no_harm(make_run):
     """It was started by hand: the supervisor would end one of its own."""
