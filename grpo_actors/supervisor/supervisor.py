@@ -35,6 +35,7 @@ from grpo_actors.config import Config
 from grpo_actors.consent import options_for
 from grpo_actors.errors import RunError
 from grpo_actors.kernels.stage import Stage
+from grpo_actors.long_wait import LongWait
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.reading import session_of
 from grpo_actors.observe.status import StatusLine
@@ -48,7 +49,6 @@ from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.mps import Mps, mps_environment, mps_helps
 from grpo_actors.supervisor.preflight import prepared
-from grpo_actors.supervisor.stall import Stall
 from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
 from grpo_actors.transport.keys import KeyFolder, read_run_key, run_key
@@ -117,7 +117,7 @@ class Supervisor:
     _listening: int | None = None
     #: Sessions of the learners of this start. A resumed run has shown the records of others before.
     _sessions: set[str] = field(default_factory=set)
-    _stall: Stall = field(default_factory=Stall)
+    _wait_for_update: LongWait = field(default_factory=lambda: LongWait("no update"))
     #: Whether an update was done since the start.
     _has_updated: bool = False
     #: Monotonic time at which the first Ctrl-C was handled; None before.
@@ -152,7 +152,7 @@ class Supervisor:
             self._handle_signals()
             return True
         self._revive_children()
-        self._explain_stall()
+        self._explain_long_wait()
         if self.pool.is_hopeless and not self._all_workers_failed:
             self._all_workers_failed = True
             self.status.print_line(
@@ -174,10 +174,10 @@ class Supervisor:
         for text, style in self.pool.revive(self.lifeline):
             self.status.print_line(text, style)
 
-    def _explain_stall(self) -> None:
+    def _explain_long_wait(self) -> None:
         waited_for = ((child.name, child.trouble) for child in (self.learner, *self.pool.workers))
-        troubles = {name: trouble for name, trouble in waited_for if trouble is not None}
-        if note := self._stall.explain(time.monotonic(), troubles):
+        troubles = [f"{name} {trouble}" for name, trouble in waited_for if trouble is not None]
+        if note := self._wait_for_update.explain(time.monotonic(), troubles):
             self.status.print_line(note, "yellow")
 
     def _start_children(self) -> None:
@@ -220,7 +220,7 @@ class Supervisor:
             if session_of(record) in self._sessions:
                 if record["topic"] == "metrics":
                     self._has_updated = True
-                    self._stall.end()
+                    self._wait_for_update.end()
                 if record["topic"] != "headcount":  # the pool's decisions were shown when they were taken
                     self.status.show(record)
                 if not self.signals.count:

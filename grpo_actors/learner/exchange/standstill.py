@@ -6,8 +6,8 @@ argument.
 
 from collections.abc import Mapping
 
-#: Seconds of waiting after which the reasons are given; they are given again each time the wait has doubled.
-STANDSTILL_S = 30.0
+from grpo_actors.long_wait import LongWait
+
 #: Peers named in one line.
 MAX_NAMED = 8
 
@@ -17,8 +17,7 @@ class Standstill:
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
-        self._since_s: float | None = None
-        self._next_s = STANDSTILL_S
+        self._wait = LongWait("no group was accepted")
 
     def note(self, peer: str, reason: str) -> None:
         """Note what went wrong with a peer; the newest reason counts."""
@@ -31,7 +30,7 @@ class Standstill:
     def end(self) -> None:
         """A group was accepted: forget what went wrong before."""
         self._reasons.clear()
-        self._since_s = None
+        self._wait.end()
 
     def explain(self, now_s: float, *, waits: bool, shut_out: Mapping[str, str]) -> str | None:
         """Return one line that says why no group arrives, when it is due; None: nothing to say now.
@@ -41,12 +40,8 @@ class Standstill:
             waits: Whether the learner waits for a group.
             shut_out: Peer -> why it gets no leases at present.
         """
-        if not waits or self._since_s is None:
-            self._since_s, self._next_s = (now_s if waits else None), STANDSTILL_S
+        if not waits:
+            self._wait.end()
             return None
-        waited_s, reasons = now_s - self._since_s, {**self._reasons, **shut_out}
-        if waited_s < self._next_s or not reasons:
-            return None
-        self._next_s = 2 * waited_s
-        named = [f"{peer}: {reason}" for peer, reason in list(reasons.items())[-MAX_NAMED:]]
-        return f"no group was accepted for {waited_s:.0f} s; {'; '.join(named)}"
+        named = [f"{peer}: {reason}" for peer, reason in {**self._reasons, **shut_out}.items()]
+        return self._wait.explain(now_s, named[-MAX_NAMED:])

@@ -4,7 +4,8 @@ import pytest
 from peers_for_tests import DEADLINE_S, completion, group, wait_until
 
 from grpo_actors.learner.exchange.peers import MAX_OFFENCES
-from grpo_actors.learner.exchange.standstill import MAX_NAMED, STANDSTILL_S, Standstill
+from grpo_actors.learner.exchange.standstill import MAX_NAMED, Standstill
+from grpo_actors.long_wait import LONG_WAIT_S
 from grpo_actors.schedule.quarantine import MAX_UPDATES_BEYOND, Gap
 from grpo_actors.wire import messages as wire
 
@@ -181,7 +182,7 @@ def test_a_run_whose_only_worker_is_quarantined_says_why(start):
     run.exchange.snapshot()
     run.clock.ahead_s += 1
     wait_until(lambda: run.exchange.next_batch(0.3) is None)  # a tick has passed: the wait began
-    run.clock.ahead_s += STANDSTILL_S + 1
+    run.clock.ahead_s += LONG_WAIT_S + 1
     wait_until(lambda: "no group was accepted for" in str(run.records("log")))
     assert "w: quarantined, log-probs 2 nats off" in run.records("log")[-1]["text"]
 
@@ -193,9 +194,9 @@ def test_a_run_that_only_gets_groups_that_it_refuses_says_why(run):
     peer = run.peer("w").join()
     for lease in peer.take():
         peer.deliver(lease, completions=[completion(1, 0)])
-    run.clock.ahead_s += STANDSTILL_S + 1
+    run.clock.ahead_s += LONG_WAIT_S + 1
     wait_until(lambda: "no group was accepted for" in str(run.records("log")[-1:]))
-    assert run.records("log")[-1]["text"].endswith(" s; w: a group has 2 completions, got 1")
+    assert run.records("log")[-1]["text"].endswith(" s: w: a group has 2 completions, got 1")
 
 
 def test_a_run_whose_worker_was_dropped_says_why(run):
@@ -203,7 +204,7 @@ def test_a_run_whose_worker_was_dropped_says_why(run):
     for _ in range(MAX_OFFENCES):
         peer.send(b"\xc1")
     peer.receive(wire.Bye)
-    run.clock.ahead_s += STANDSTILL_S + 1
+    run.clock.ahead_s += LONG_WAIT_S + 1
     wait_until(lambda: len(run.records("log")) > MAX_OFFENCES)
     assert "w: dropped after 10 messages against the protocol, the last: " in run.records("log")[-1]["text"]
 
@@ -212,20 +213,13 @@ def explain(standstill, now_s, *, waits=True, shut_out=()):
     return standstill.explain(now_s, waits=waits, shut_out=dict(shut_out))
 
 
-def test_a_standstill_is_explained_after_30_s_and_whenever_it_has_doubled():
-    standstill = Standstill()
-    standstill.note("w", "bad group")
-    explained = [now_s for now_s in range(200) if explain(standstill, now_s)]
-    assert explained == [30, 60, 120]
-
-
 def test_a_standstill_is_counted_from_the_beginning_of_the_wait():
     standstill = Standstill()
     standstill.note("w", "bad group")
     assert explain(standstill, 0.0, waits=False) is None
     assert explain(standstill, 100.0) is None
     assert explain(standstill, 129.0) is None
-    assert explain(standstill, 130.0) == "no group was accepted for 30 s; w: bad group"
+    assert explain(standstill, 130.0) == "no group was accepted for 30 s: w: bad group"
     standstill.end()
     assert explain(standstill, 200.0) is None
     assert explain(standstill, 300.0) is None  # a slow worker, and nothing went wrong
@@ -240,7 +234,7 @@ def test_a_standstill_names_the_newest_reason_of_each_peer_and_a_few_peers():
     explain(standstill, 0.0)
     text = explain(standstill, 30.0, shut_out={"x": "quarantined"})
     assert text.endswith("; w: new; x: quarantined")
-    assert text.count("; ") == MAX_NAMED
+    assert text.count("; ") == MAX_NAMED - 1
 
 
 @pytest.mark.parametrize("shut_out", [{}, {"w": "quarantined"}])
@@ -248,4 +242,4 @@ def test_who_is_shut_out_is_a_reason_by_itself(shut_out):
     standstill = Standstill()
     explain(standstill, 0.0)
     text = explain(standstill, 30.0, shut_out=shut_out)
-    assert text == ("no group was accepted for 30 s; w: quarantined" if shut_out else None)
+    assert text == ("no group was accepted for 30 s: w: quarantined" if shut_out else None)
