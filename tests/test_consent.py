@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from bounds import HANG_S
 
 from grpo_actors import consent
 from grpo_actors.config import Config
@@ -111,7 +112,7 @@ def test_a_worker_and_a_learner_run_nothing_of_foreign_settings(dangerous, tmp_p
         learner = stack.enter_context(python("grpo_actors.learner", str(folder), cwd=tmp_path))
         stack.callback(learner.kill)
         answering = bind(stack.enter_context(zmq_context()), zmq.ROUTER, endpoint, CONTROL_BYTES)
-        assert answering.poll(60_000)
+        assert answering.poll(int(HANG_S * 1000))
         peer, data = answering.recv_multipart()
         assert isinstance(decode(from_peer, data), Hello)
         welcome = Welcome(
@@ -124,7 +125,7 @@ def test_a_worker_and_a_learner_run_nothing_of_foreign_settings(dangerous, tmp_p
         answering.send_multipart([peer, encode(welcome)])
         for process, where in ((worker, endpoint), (learner, folder / "config.json")):
             (line,) = process.stderr.read().splitlines()
-            assert process.wait(60) == 2
+            assert process.wait(HANG_S) == 2
             code = consent.code_of(dangerous)
             assert line.startswith(f"error: {where}: its settings would run {', '.join(code)} here; ")
             assert line.endswith("add " + " ".join(f"--allow {name}" for name in code))

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors import process
 from grpo_actors.errors import DataError
@@ -115,7 +116,7 @@ def test_a_reader_that_leaves_early_is_no_error(lines, unbuffered):
             stdout=closed,
             stderr=subprocess.PIPE,
             check=False,
-            timeout=60,
+            timeout=HANG_S,
         )
     assert (done.returncode, done.stderr) == (141, b"")
 
@@ -146,7 +147,9 @@ def warned(folder, flags=(), asked=""):
         "PYTHONWARNINGS": asked,
     }
     command = [sys.executable, *flags, "-c", COMMAND]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=HANG_S
+    )
     return [done.stderr.count(text) for text in (": SyntaxWarning:", ": UserWarning:", "\n")]
 
 
@@ -245,5 +248,5 @@ def test_a_process_that_ends_at_once_removes_what_would_outlive_it(cause, tmp_pa
             # One after the other: two that wait together are one.
             while process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == (1 if supervised else 128 + signal.SIGTERM)
+        assert process.wait(HANG_S) == (1 if supervised else 128 + signal.SIGTERM)
     assert not path.exists()

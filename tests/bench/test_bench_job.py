@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.bench.job_report import Interrupt, Job, report
 from grpo_actors.bench.watching import MemorySample, Process, names_of, processes
@@ -155,7 +156,7 @@ def bench_run(folder, *arguments):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=HANG_S,
     )
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +20,7 @@ def launch(*arguments, cwd=ROOT):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=HANG_S,
     )
 
 

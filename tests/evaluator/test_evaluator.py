@@ -3,6 +3,7 @@ from dataclasses import asdict
 
 import mlx.core as mx
 import pytest
+from bounds import HANG_S
 from evaluated import config
 from written import write_checkpoint
 
@@ -25,7 +26,7 @@ def training_of(policy):
 
 def scored(policy, settings):
     task = load_task(settings.data, seed=settings.run.seed)
-    with closing(Scorer(chosen_rewards({}, task), timeout_s=10)) as scorer:
+    with closing(Scorer(chosen_rewards({}, task), timeout_s=HANG_S)) as scorer:
         return evaluate(policy, task, held_out(task, settings, policy), settings, scorer)
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.generate.chat import Chat
 from grpo_actors.generate.generator import Generator
@@ -100,7 +101,7 @@ def test_a_chat_in_a_terminal(tiny, tmp_path):
         # Arrow up: the line before.
         assert "no such command" in terminal.ask("\x1b[A")
         terminal.type("\x04")
-        assert terminal.process.wait(60) == 0
+        assert terminal.process.wait(HANG_S) == 0
     assert messages(tmp_path / "chat.jsonl") == [user(first), assistant(one), user(second), assistant(two)]
 
 
@@ -115,7 +116,7 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat(tiny, tmp_path):
         assert terminal.read_until("\n> ").endswith("\n(ended)\n> ")
         assert terminal.ask(f"/save {tmp_path / 'chat.jsonl'}").startswith("(2 messages in ")
         terminal.type("\x03")
-        assert terminal.process.wait(60) == 0
+        assert terminal.process.wait(HANG_S) == 0
     [_, answer] = messages(tmp_path / "chat.jsonl")
     whole = expected(tiny, [user("hi")], 0, max_tokens=900, temperature=50)
     said = answer["content"].rstrip("\ufffd")  # the end of a character may be missing

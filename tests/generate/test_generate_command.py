@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.generate.__main__ import check, main, parser
@@ -29,7 +30,7 @@ def run(*arguments, **more):
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
         **({"stdin": subprocess.DEVNULL} | more),
     )

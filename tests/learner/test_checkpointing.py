@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import mlx.core as mx
 import pytest
+from bounds import HANG_S
 from checkpoint_files import STATE
 from hand_made import RecordList, assert_same_weights, config, groups_of, learner, weights
 from host_copies import HostCopy
@@ -162,7 +163,7 @@ class Slow(FrozenCheckpoint):
     may_go_on: threading.Event
 
     def write(self, run_dir):
-        assert self.may_go_on.wait(60)
+        assert self.may_go_on.wait(HANG_S)
         return super().write(run_dir)
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from bounds import HANG_S
+
 from grpo_actors.config import Config
 from grpo_actors.evaluator.score import evaluate, held_out
 from grpo_actors.learner.exchange.supply import oldest_version
@@ -38,7 +40,7 @@ def lease_of(policy, **columns):
     )
 
 
-def sampled(policy, environment, max_turns=8, timeout_s=10.0, params=PARAMS):
+def sampled(policy, environment, max_turns=8, timeout_s=HANG_S, params=PARAMS):
     """Sample one lease with an environment of the tests."""
     lease = lease_of(policy)
     with Replier(f"{OWN}:{environment}", timeout_s=timeout_s) as replier:
@@ -79,7 +81,7 @@ def test_rewards_see_all_turns_and_the_built_in_ones_judge_the_last(tiny, monkey
         return [0.0] * len(completions)
 
     monkeypatch.setitem(REWARDS, "watch", watch)
-    with Scorer({"watch": 1.0, "strict_format": 1.0}, timeout_s=1) as scorer:
+    with Scorer({"watch": 1.0, "strict_format": 1.0}, timeout_s=HANG_S) as scorer:
         group = score_group(lease, samples, tiny, scorer, sampling_s=0.0)
         last_alone = scorer.score(problem_of(lease), [tiny.decode(sample.turn) for sample in samples])
     assert seen[: len(samples)] == [chat_of(tiny, sample) for sample in samples]
@@ -90,7 +92,7 @@ def test_rewards_see_all_turns_and_the_built_in_ones_judge_the_last(tiny, monkey
 
 def test_a_group_message_describes_its_turns(tiny):
     lease, samples = sampled(tiny, "asks_twice", max_turns=2)
-    with Scorer({"correctness": 1.0}, timeout_s=1) as scorer:
+    with Scorer({"correctness": 1.0}, timeout_s=HANG_S) as scorer:
         group = score_group(lease, samples, tiny, scorer, sampling_s=0.0)
     assert oldest_version(group) == 0
     for sample, completion in zip(samples, map(SampledCompletion.read, group.completions), strict=True):
@@ -102,7 +104,7 @@ def test_a_group_message_describes_its_turns(tiny):
 
 def test_an_environment_that_fails_ends_its_completion_which_gets_no_reward_and_leaves_the_others(tiny):
     lease, samples = sampled(tiny, "fails_on_long_turns")
-    with Scorer({"correctness": 1.0, "integer": 0.5}, timeout_s=1) as scorer:
+    with Scorer({"correctness": 1.0, "integer": 0.5}, timeout_s=HANG_S) as scorer:
         group = score_group(lease, samples, tiny, scorer, sampling_s=0.0)
     failed = [sample.failure is not None for sample in samples]
     assert 0 < sum(failed) < len(failed)
@@ -144,7 +146,7 @@ def test_an_evaluation_has_the_turns_of_the_run_and_judges_the_last(tiny):
     )
     task = load_task(config.data, seed=0)
     questions = held_out(task, config, tiny)
-    with Scorer({"correctness": 1.0}, timeout_s=1) as scorer, open_episodes(config, tiny) as turns:
+    with Scorer({"correctness": 1.0}, timeout_s=HANG_S) as scorer, open_episodes(config, tiny) as turns:
         one = evaluate(tiny, task, questions, config, scorer)
         more = evaluate(tiny, task, questions, config, scorer, episodes=turns)
     assert more.rewards["correctness"] == more.accuracy  # both of the last turn
@@ -159,7 +161,7 @@ def test_settings_without_an_environment_have_no_episodes(tiny):
 def test_the_calculator_is_used_by_a_policy_that_calls_it(tiny):
     """Checks the environment's reply and the tokens of the next turn, with a call written in place of the policy's turn."""
     lease = lease_of(tiny)
-    with Replier("calculator", timeout_s=1) as replier:
+    with Replier("calculator", timeout_s=HANG_S) as replier:
         respond = Episodes(replier, tiny, 2).of(problem_of(lease))
         [[sample]] = sample_groups(tiny, [tiny.encode_chat(lease.messages)], [[1]], PARAMS)
         [end] = tiny.stop_tokens

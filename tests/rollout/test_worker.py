@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.config import Config
 from grpo_actors.policy.weights import freeze, pack
@@ -63,7 +64,7 @@ class HandLearner:
         )
         policy.stop_tokens = frozenset()  # every completion has all twelve tokens
         self.initial = policy.trainable()
-        scorer = Scorer(config.reward.functions, timeout_s=1.0)
+        scorer = Scorer(config.reward.functions, timeout_s=HANG_S)
         weights = WeightsClient(context, f"ipc://{folder}/w", fetching)
         self.worker = RolloutWorker(client, welcome, config, policy, scorer, weights, version=0)
 
@@ -71,7 +72,7 @@ class HandLearner:
         """Send a message; return once it has arrived, so that the worker's next turn handles it."""
         while not self._control.send(self.worker.control.identity, wire.encode(message)):
             self.turns(1)  # the worker connects
-        assert self.worker.control.socket.poll(10_000)
+        assert self.worker.control.socket.poll(int(HANG_S * 1000))
 
     def grant(self, *leases: int, attempt: int = 1, min_version: int = 0) -> None:
         granted = []

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.failpoints import FAILPOINTS
 
 ROOT = Path(__file__).parents[2]
-#: On a GPU a first run compiles its kernels for minutes.
-DEADLINE_S = 300.0
 
 #: Over smoke_test.toml: six updates of two groups of four. An update takes a quarter of a second.
 SETTINGS = {
@@ -37,7 +36,7 @@ SETTINGS = {
 }
 
 
-def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = HANG_S) -> Any:
     """Wait until the condition is true; return its value."""
     end_s = time.monotonic() + deadline_s
     while not (value := condition()):
@@ -119,7 +118,7 @@ class Run:
         self._started.append(process)
         return process
 
-    def end(self, deadline_s: float = DEADLINE_S) -> int:
+    def end(self, deadline_s: float = HANG_S) -> int:
         """Wait for launch.py; return its exit code."""
         assert self.launched is not None
         try:

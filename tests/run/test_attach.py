@@ -4,11 +4,11 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 from runs import Run, kill, new_run, wait_until
 
 from grpo_actors.policy.locate import EMBEDDED
@@ -39,12 +39,12 @@ def visited_run() -> Iterator[Run]:
         run.rude_lost = run.wait_for("worker", worker="rude", state="lost")
         wait_until(lambda: delivered(run, "polite") >= 2, "groups of the worker by --attach")
         polite.send_signal(signal.SIGINT)
-        run.polite_exit = polite.wait(30)
+        run.polite_exit = polite.wait(HANG_S)
         run.polite_said = polite.stderr_text()
         run.polite_left = run.wait_for("worker", worker="polite", state="left")
         put_other_weights(run.model)
         other = run.attach("--attach", str(run.folder), "--name", "stranger")
-        run.stranger_exit = other.wait(60)
+        run.stranger_exit = other.wait(HANG_S)
         run.stranger_said = other.stderr_text()
         run.signal(signal.SIGINT)
         assert run.end() == 0, run.stderr
@@ -80,7 +80,7 @@ def test_a_run_that_was_visited_leaves_nothing(visited_run):
 
 def test_attaching_to_a_run_that_is_over_is_one_line_and_exit_code_2(visited_run):
     worker = visited_run.attach("--attach", str(visited_run.folder))
-    assert worker.wait(30) == 2
+    assert worker.wait(HANG_S) == 2
     (line,) = worker.stderr_text().splitlines()
     assert line.startswith(f"error: {visited_run.folder}: no run is live here")
 
@@ -92,7 +92,7 @@ def test_attaching_to_a_run_whose_process_is_gone_does_not_wait(visited_run):
     path.write_text(json.dumps({"control": "ipc:///x", "weights": "", "events": "", "pid": process.pid}))
     try:
         worker = visited_run.attach("--attach", str(visited_run.folder))
-        assert worker.wait(30) == 2
+        assert worker.wait(HANG_S) == 2
     finally:
         path.unlink()
     (line,) = worker.stderr_text().splitlines()
@@ -101,7 +101,7 @@ def test_attaching_to_a_run_whose_process_is_gone_does_not_wait(visited_run):
 
 def test_an_address_where_nobody_answers_is_given_up_after_the_patience(visited_run):
     worker = visited_run.attach("--connect", f"ipc://{visited_run.temporary}/nobody", "--patience", "0.5")
-    assert worker.wait(30) == 2
+    assert worker.wait(HANG_S) == 2
     (line,) = worker.stderr_text().splitlines()
     assert line.endswith("no learner answered within 0.5 s; is the run live?")
 
@@ -111,7 +111,7 @@ def test_ctrl_c_while_a_worker_still_imports_or_waits_is_quiet(visited_run):
     # Not before: during its own start, the Python interpreter would handle the signal.
     wait_until(lambda: handles_interrupts(worker.pid), "it handles signals")
     worker.send_signal(signal.SIGINT)
-    assert worker.wait(30) == 0
+    assert worker.wait(HANG_S) == 0
     assert worker.stderr_text() == ""
 
 
@@ -152,7 +152,7 @@ def test_a_worker_that_is_sent_home_says_why_and_exits_with_0(make_run):
     worker = run.attach("--attach", str(run.folder), "--name", "guest")
     wait_until(lambda: delivered(run, "guest"), "a group of the attached worker")
     run.signal(signal.SIGINT)
-    assert worker.wait(30) == 0
+    assert worker.wait(HANG_S) == 0
     assert worker.stderr_text().splitlines()[-1].endswith(": the run is over")
     assert run.end() == 0
 
@@ -166,7 +166,5 @@ def test_a_worker_whose_run_was_killed_goes_after_its_patience(make_run):
     wait_until(lambda: delivered(run, "faithful"), "a group of the attached worker")
     run.signal(signal.SIGKILL)
     run.end()
-    start_s = time.monotonic()
-    assert worker.wait(60) == 2
+    assert worker.wait(HANG_S) == 2
     assert worker.stderr_text().splitlines()[-1].endswith("the learner has been gone for 2 s")
-    assert time.monotonic() - start_s < 20

@@ -3,7 +3,6 @@
 import json
 import shutil
 import socket
-import time
 
 import pytest
 from runs import Run, new_run, wait_until
@@ -208,12 +207,10 @@ def test_weights_that_only_the_learner_can_find_unreadable_are_one_line_too(run)
     shutil.copytree(EMBEDDED, folder)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    start_s = time.monotonic()
     assert run.run("--set", f"model_name={folder}") == 2
     errors = [line for line in run.stderr.splitlines()[3:] if line]
     assert len(errors) == 1, run.stderr
     assert errors[0].startswith(f"error: model.model_name: '{folder}' cannot be loaded: ")
-    assert time.monotonic() - start_s < 60
     run.assert_nothing_left()
 
 

@@ -6,13 +6,12 @@ A failpoint halts the loop of a process, while its threads and its sockets live.
 from collections.abc import Iterator
 
 import pytest
+from bounds import HANG_S
 from runs import Run, new_run, wait_until
 
 from grpo_actors.progress import LOST_S
 
 pytestmark = pytest.mark.faults
-#: Seconds that anything here may take; only a defect reaches them.
-DEADLINE_S = 60.0
 #: Failpoint -> the process that hangs there, and what it works on.
 HANGS = {
     "worker.sampling": ("rollout-0", "lease"),
@@ -25,8 +24,8 @@ def hang(run: Run, failpoint: str) -> None:
     """Make a process hang at this failpoint; wait until it is ended."""
     name, _ = HANGS[failpoint]
     run.arm(failpoint, "hang")
-    wait_until(lambda: next(run.failpoints.glob(f"{failpoint}.*"), None), f"{failpoint} fires", DEADLINE_S)
-    wait_until(lambda: f"\n{name} made no progress for " in run.stderr, f"{name} is ended", DEADLINE_S)
+    wait_until(lambda: next(run.failpoints.glob(f"{failpoint}.*"), None), f"{failpoint} fires", HANG_S)
+    wait_until(lambda: f"\n{name} made no progress for " in run.stderr, f"{name} is ended", HANG_S)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def run_with_hangs() -> Iterator[Run]:
         run.wait_for("eval", update=0)
         for failpoint in HANGS:
             hang(run, failpoint)
-        assert run.end(DEADLINE_S) == 0, run.stderr
+        assert run.end(HANG_S) == 0, run.stderr
         yield run
 
 

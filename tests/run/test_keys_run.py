@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from bounds import HANG_S
 from runs import ROOT, Run, new_run, wait_until
 
 pytestmark = pytest.mark.slow
@@ -37,18 +38,18 @@ def guarded_run() -> Iterator[Run]:
         stranger = run.attach("--connect", control, "--name", "stranger")
         assert "laptop.key" in keys(run, "new", "laptop")
         guest = run.attach("--connect", control, "--key", "laptop.key", "--name", "guest")
-        run.stranger_exit, run.stranger_said = stranger.wait(60), stranger.stderr_text()
+        run.stranger_exit, run.stranger_said = stranger.wait(HANG_S), stranger.stderr_text()
         wait_until(lambda: delivered(run, "guest") >= 1, "a group of the worker with a key")
         run.listed = keys(run, "list")
         keys(run, "revoke", "laptop")
-        run.guest_exit, run.guest_said = guest.wait(60), guest.stderr_text()
+        run.guest_exit, run.guest_said = guest.wait(HANG_S), guest.stderr_text()
         run.guest_lost = run.wait_for("worker", worker="guest", state="lost")
         here = run.attach("--attach", str(run.folder), "--name", "here")
         wait_until(
             lambda: delivered(run, "here") >= 1, "a group of the worker by --attach, which needs no file"
         )
         here.send_signal(signal.SIGINT)
-        assert here.wait(60) == 0
+        assert here.wait(HANG_S) == 0
         run.here_said = here.stderr_text()
         run.scored = run.wait_for("eval", update=2)
         run.signal(signal.SIGINT)

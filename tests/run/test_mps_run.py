@@ -59,8 +59,8 @@ def test_mps_ends_with_a_run_whose_supervisor_is_killed(make_run):
     run.start()
     family = [run.child("learner"), run.child("rollout-0"), stand_in.daemon["pid"]]
     run.signal(signal.SIGKILL)
-    wait_until(lambda: not living(family), "the learner, the worker and MPS end", deadline_s=20)
-    wait_until(lambda: not Path(stand_in.daemon["folder"]).exists(), "its folder is removed", deadline_s=20)
+    wait_until(lambda: not living(family), "the learner, the worker and MPS end")
+    wait_until(lambda: not Path(stand_in.daemon["folder"]).exists(), "its folder is removed")
 
 
 def test_a_run_whose_mps_does_not_come_up_says_so_in_a_line_and_goes_on(make_run):
@@ -100,7 +100,7 @@ def test_a_worker_that_is_killed_amid_its_kernels_does_not_take_the_run_with_it(
     run.environment.pop(VARIABLE, None)
     run.start()
     # Every kernel may have to be compiled.
-    wait_until(lambda: run.updates() >= 2, f"two updates: {run.stderr}", deadline_s=400)
+    wait_until(lambda: run.updates() >= 2, f"two updates: {run.stderr}")
     folder = json.loads((run.folder / "endpoints.json").read_text())["mps"]
     learner = run.child("learner")
     assert {learner, run.child("rollout-0"), run.child("rollout-1")} <= clients(folder)

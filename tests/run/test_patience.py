@@ -3,10 +3,10 @@
 import signal
 
 import pytest
+from bounds import HANG_S
 from runs import wait_until
 
 pytestmark = pytest.mark.faults
-DEADLINE_S = 60.0
 
 
 @pytest.mark.parametrize(
@@ -23,16 +23,16 @@ def test_it_waits_and_works_on(make_run, settings):
     run.start()
     run.wait_for_update(1)
     worker = run.attach("--attach", str(run.folder), "--name", "faithful")
-    wait_until(lambda: delivered(run), "a group of the attached worker", DEADLINE_S)
+    wait_until(lambda: delivered(run), "a group of the attached worker", HANG_S)
     run.signal(signal.SIGKILL)
     run.end()
-    wait_until(lambda: "the learner is gone; waiting" in worker.stderr_text(), "it says so", DEADLINE_S)
+    wait_until(lambda: "the learner is gone; waiting" in worker.stderr_text(), "it says so", HANG_S)
     sessions = {record["session"] for record in run.records()}
     run.start()
-    wait_until(lambda: delivered(run, but=sessions), f"it works on: {run.stderr}", DEADLINE_S)
+    wait_until(lambda: delivered(run, but=sessions), f"it works on: {run.stderr}", HANG_S)
     run.signal(signal.SIGINT)
-    assert run.end(DEADLINE_S) == 0
-    assert worker.wait(DEADLINE_S) == 0, worker.stderr_text()
+    assert run.end(HANG_S) == 0
+    assert worker.wait(HANG_S) == 0, worker.stderr_text()
     assert worker.stderr_text().splitlines()[-1].endswith(": the run is over")
     run.assert_no_gap_in_records()
     run.assert_nothing_left()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 from runs import ROOT, Run, wait_until
 
 from grpo_actors.config import read_config
@@ -28,7 +29,7 @@ def start(run: Run, source: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """Wait for the process; return exit code and standard error."""
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     return process.returncode, stderr
 
 

@@ -48,7 +48,7 @@ def interrupted_run(on_policy_run) -> Iterator[Run]:
         learner = run.child("learner")
         family = [run.launched.pid, *(pid for pid, _ in children(run.launched.pid))]
         run.signal(signal.SIGKILL)
-        wait_until(lambda: not living(family), "every child is gone", deadline_s=2.0)
+        wait_until(lambda: not living(family), "every child is gone")
         run.after_supervisor_killed = left_by(run, learner)
 
         run.start()

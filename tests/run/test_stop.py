@@ -1,7 +1,6 @@
 """Stopping at any time: the first signal saves, the second ends the run at once."""
 
 import signal
-import time
 
 import pytest
 from runs import children, living, wait_until
@@ -9,14 +8,12 @@ from runs import children, living, wait_until
 LONG = {"max_updates": 100_000, "save_steps": 0, "eval_every_updates": 0}
 
 
-def test_sigterm_saves_and_exits_with_0_within_half_a_minute(make_run):
+def test_sigterm_saves_and_exits_with_0(make_run):
     run = make_run(**LONG)
     run.start()
     run.wait_for_update(1)
-    start_s = time.monotonic()
     run.signal(signal.SIGTERM)
-    assert run.end(deadline_s=30) == 0
-    print(f"drained in {time.monotonic() - start_s:.2f} s")
+    assert run.end() == 0
     assert run.checkpoints() == [run.updates()]
     (stop,) = run.records("stop")
     assert stop["reason"] == f"asked to stop after update {run.updates()}"
@@ -25,20 +22,16 @@ def test_sigterm_saves_and_exits_with_0_within_half_a_minute(make_run):
 
 
 def test_a_second_ctrl_c_ends_everything_at_once(make_run):
-    # A long update: 512 completions keep the learner busy.
-    run = make_run(**LONG | {"num_generations": 128, "batch_size": 4, "max_new_tokens": 64})
+    run = make_run(**LONG)
+    run.arm("learner.batch", "hang")  # an update that never ends
     run.start()
-    run.wait_for("worker", state="waiting")
+    run.wait_for_failure("learner.batch")
     family = [pid for pid, _ in children(run.launched.pid)]
     run.signal(signal.SIGINT)
     wait_until(lambda: "finishing the step" in run.stderr, "the first is handled")
     run.signal(signal.SIGINT)
-    start_s = time.monotonic()
-    code = run.end(deadline_s=5)
+    assert run.end() == 128 + signal.SIGKILL
     assert not living(family)
-    # The learner may just have finished by itself.
-    assert code in (0, 128 + signal.SIGKILL)
-    assert time.monotonic() - start_s < 2
     run.assert_nothing_left()
 
 
@@ -47,7 +40,7 @@ def test_ctrl_c_before_the_model_is_loaded_ends_quietly(make_run):
     run.start()
     run.child("learner")
     run.signal(signal.SIGINT)
-    assert run.end(deadline_s=30) == 0
+    assert run.end() == 0
     assert "Traceback" not in run.stderr
     assert run.records("metrics") == []
     assert run.checkpoints() == []
@@ -60,7 +53,7 @@ def test_ctrl_c_while_evaluations_are_waited_for_leaves_them_to_the_next_start(m
     run.start()
     run.wait_for("worker", worker="rollout-0", state="left")
     run.signal(signal.SIGINT)
-    assert run.end(deadline_s=30) == 0
+    assert run.end() == 0
     assert run.records("eval", update=2) == []
     run.settings["eval_subset_size"] = 4
     assert run.run() == 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
+from bounds import HANG_S
 from runs import Run, new_run, wait_until
 
 from grpo_actors.schedule.order import ProblemOrder
@@ -41,7 +42,7 @@ def own_run() -> Iterator[Run]:
         wait_until((run.folder / "endpoints.json").exists, "the learner listens")
         tail = run.tail()
         assert run.end() == 0, run.stderr
-        run.tailed, _ = tail.communicate(timeout=30)
+        run.tailed, _ = tail.communicate(timeout=HANG_S)
         yield run
 
 

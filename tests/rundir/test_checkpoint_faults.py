@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from bounds import HANG_S
 from small_disk import small_disk
 from written import write_checkpoint
 
@@ -111,7 +112,7 @@ def assert_nothing_half_written(run_dir):
 def test_a_file_that_cannot_be_completed_is_one_error_and_leaves_nothing_behind(run_dir, limit):
     # In float32 the weights take 2.8 MB and the optimizer's state 5.6 MB: each of the two fails once.
     writer = start_writer(run_dir, str(limit))
-    _, fault = writer.communicate(timeout=60)
+    _, fault = writer.communicate(timeout=HANG_S)
     assert writer.returncode == 2
     assert fault.startswith("error: ")
     assert "checkpoint-1: cannot be written" in fault

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.supervisor.children import BACKGROUND_NICE, Actor
 from grpo_actors.supervisor.deaths import MAX_DEATHS
@@ -20,7 +21,7 @@ def lifeline():
 
 
 def ended(actor: Actor) -> int:
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + HANG_S
     while actor.returncode is None:
         assert time.monotonic() < deadline_s, "still runs"
         time.sleep(0.01)
@@ -43,7 +44,7 @@ def test_a_child_that_crashed_is_started_again_after_its_pause(lifeline):
     actor.start(lifeline)
     assert ended(actor) == 1
     assert actor.revive(lifeline) == "rollout-0 ended with 1; starts again in 1 s"
-    first, deadline_s = actor.process, time.monotonic() + 60
+    first, deadline_s = actor.process, time.monotonic() + HANG_S
     while actor.process is first:
         assert time.monotonic() < deadline_s, "never started again"
         assert actor.revive(lifeline) is None
@@ -97,7 +98,7 @@ def watched(lifeline, tmp_path):
 
 
 def until(condition, what: str):
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + HANG_S
     while not (value := condition()):
         assert time.monotonic() < deadline_s, what
         time.sleep(0.01)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 from mps_stand_in import StandIn
 
 from grpo_actors.backend import join_mps
@@ -43,7 +44,7 @@ def of_kind(*kinds):
 
 def wait_until_gone(stand_in: StandIn) -> None:
     """Wait until the daemon and its folder are gone."""
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + HANG_S
     while is_alive(stand_in.daemon["pid"]) or Path(stand_in.daemon["folder"]).exists():
         assert time.monotonic() < deadline_s, "the daemon or its folder is left"
         time.sleep(0.01)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import zmq
+from bounds import HANG_S
 
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.transport.events import EventPublisher
 
-DEADLINE_S = 30.0
 COMMAND = [sys.executable, "-m", "grpo_actors.tail"]
 
 
@@ -79,7 +79,7 @@ def ended_run(folder: Path, *, with_stop: bool = True) -> None:
 
 def tail(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=HANG_S, check=False
     )
 
 
@@ -95,7 +95,7 @@ def tailing(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
 
 def next_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], DEADLINE_S)
+    ready, _, _ = select.select([process.stdout], [], [], HANG_S)
     assert ready, "no line came"
     return process.stdout.readline()
 
@@ -140,32 +140,32 @@ def test_a_live_run_is_followed_from_its_history_to_its_stop(folder):
                 assert json.loads(next_line(process))["update"] == number
             run.stop()
             assert json.loads(next_line(process))["topic"] == "stop"
-            assert process.wait(DEADLINE_S) == 0
+            assert process.wait(HANG_S) == 0
 
 
 def test_a_run_that_writes_no_files_is_followed_by_its_events(folder):
     with live_run(folder, log_jsonl=False) as run, tailing(folder, "--json") as process:
         assert process.stdout is not None
         # A late subscriber loses what is published before it has connected, so publish until one arrives.
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + HANG_S
         while not select.select([process.stdout], [], [], 0.1)[0]:
             assert time.monotonic() < deadline
             run.update(1)
         run.stop()
         assert [json.loads(line)["topic"] for line in process.stdout][-1] == "stop"
-        assert process.wait(DEADLINE_S) == 0
+        assert process.wait(HANG_S) == 0
 
 
 def test_an_endpoint_is_followed_without_a_folder(folder):
     with live_run(folder) as run, tailing(run.publisher.endpoint, "--json") as process:
         assert process.stdout is not None
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + HANG_S
         while not select.select([process.stdout], [], [], 0.1)[0]:
             assert time.monotonic() < deadline
             run.update(1)
         run.stop()
         assert [json.loads(line)["topic"] for line in process.stdout][-1] == "stop"
-        assert process.wait(DEADLINE_S) == 0
+        assert process.wait(HANG_S) == 0
 
 
 def test_a_run_that_moved_to_another_address_is_found_again(folder):
@@ -175,7 +175,7 @@ def test_a_run_that_moved_to_another_address_is_found_again(folder):
         with EventPublisher(context, f"ipc://{folder}/second") as second:
             write_endpoints(folder, second.endpoint, os.getpid())
             with Journal(folder, seq=1, log_jsonl=False, publish=second.publish) as journal:
-                deadline = time.monotonic() + DEADLINE_S
+                deadline = time.monotonic() + HANG_S
                 assert process.stdout is not None
                 while not select.select([process.stdout], [], [], 0.1)[0]:
                     assert time.monotonic() < deadline
@@ -190,7 +190,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(folder):
         run.update(1)
         next_line(process)
         process.stdout.close()
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + HANG_S
         while process.poll() is None:
             assert time.monotonic() < deadline
             run.update(2)
@@ -203,7 +203,7 @@ def test_ctrl_c_ends_it_quietly(folder):
         run.update(1)
         next_line(process)
         process.send_signal(signal.SIGINT)
-        assert process.wait(DEADLINE_S) == 0
+        assert process.wait(HANG_S) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
 
@@ -250,7 +250,7 @@ def test_on_a_terminal_the_view_is_drawn_and_its_last_state_stays(folder):
             shown += read_until(controller, "2/9 updates")
             run.stop()
             shown += read_until(controller, None)
-            assert process.wait(DEADLINE_S) == 0
+            assert process.wait(HANG_S) == 0
     os.close(controller)
     last_screen = shown.rsplit("\x1b[?1049l", 1)[1]  # what comes after the alternate screen stays
     assert "quickstart · tiny" in last_screen
@@ -260,7 +260,7 @@ def test_on_a_terminal_the_view_is_drawn_and_its_last_state_stays(folder):
 def read_until(terminal: int, words: str | None) -> str:
     """Return the output up to `words`, or until the terminal's last user has closed it."""
     shown = ""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + HANG_S
     while words is None or words not in shown:
         assert time.monotonic() < deadline, f"{words!r} never appeared in {shown!r}"
         if not select.select([terminal], [], [], 0.2)[0]:
@@ -282,7 +282,7 @@ def test_help_needs_no_sockets_no_rich_and_no_back_end():
         "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "assert not {'zmq', 'rich', 'mlx', 'mlx.core', 'numpy'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=DEADLINE_S)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=HANG_S)
 
 
 def test_watching_never_loads_the_back_end(folder):
@@ -293,4 +293,4 @@ def test_watching_never_loads_the_back_end(folder):
         "import grpo_actors.tail.panel\n"
         "assert not [name for name in sys.modules if name.split('.')[0] in ('mlx', 'numpy')]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=DEADLINE_S)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=HANG_S)

@@ -106,11 +106,11 @@ def test_the_answer_of_a_solution_follows_four_hashes():
 
 @pytest.mark.parametrize("hostile", ["<answer>" * 125_000, "9" * 1_000_000, "<answer>" + "1," * 500_000])
 def test_a_megabyte_of_hostile_text_costs_less_than_a_second(hostile):
-    start = time.monotonic()
+    start_s = time.process_time()
     assert not same_answer(extract_answer(hostile), "1")
     assert not same_answer(hostile, "1")
     assert not same_answer("1", hostile)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start_s < 1
 
 
 @pytest.mark.skipif("GSM8K_DIR" not in os.environ, reason="GSM8K_DIR names no folder with GSM8K")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.errors import RewardError
 from grpo_actors.tasks.code_tests import CodeLimits, CodeTests, passed_share, program_of
@@ -49,9 +50,9 @@ def test_the_program_is_the_last_block_of_python_in_the_answer(written, program)
 
 @pytest.mark.parametrize("hostile", ["```python\n", "```", "``` ", "<answer>```\n"])
 def test_a_megabyte_of_hostile_text_is_read_in_under_a_second(hostile):
-    start = time.monotonic()
+    start_s = time.process_time()
     program_of(hostile * (2**20 // len(hostile)))
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start_s < 1
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ while True:
 def test_a_program_that_hangs_or_floods_is_worth_nothing_when_its_time_is_over(program):
     start = time.monotonic()
     assert passed_share(program + "\n" + DOUBLE, TESTS, BRIEF) == 0.0
-    assert time.monotonic() - start < 10  # never the 1,000 s
+    assert time.monotonic() - start < HANG_S  # never the 1,000 s
 
 
 def test_memory_beyond_the_limit_is_an_error_of_the_program():
@@ -211,7 +212,7 @@ def test_a_sleeping_program_ends_soon_after_a_worker_that_was_killed(tmp_path):
         f"passed_share({program!r}, ['pass'], CodeLimits(3.0, 2**30))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2]) as worker:
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + HANG_S
         while not (started.is_file() and started.read_text()):
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
@@ -250,5 +251,5 @@ def test_nothing_runs_unless_it_was_allowed():
     ):
         Scorer({"code_tests": 1.0}, timeout_s=5)
     problem = Problem("double", ({"role": "user", "content": "Double it."},), "", {"tests": TESTS})
-    with Scorer({"code_tests": 1.0}, timeout_s=5, code=LIMITS) as scorer:
+    with Scorer({"code_tests": 1.0}, timeout_s=HANG_S, code=LIMITS) as scorer:
         assert scorer.score(problem, [fenced(DOUBLE)]).rewards == {"code_tests": [1.0]}

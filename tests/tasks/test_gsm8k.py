@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.gsm8k import Gsm8k
@@ -41,7 +42,7 @@ def test_the_system_prompt_shows_the_format_that_the_rewards_want(tmp_path):
     problem = task.problems("train")[0]
     request = problem.messages[0]["content"]
     example = request[request.index("<reasoning>") :].replace("the answer", "2")
-    with Scorer(task.default_rewards, timeout_s=1) as scorer:
+    with Scorer(task.default_rewards, timeout_s=HANG_S) as scorer:
         assert scorer.score(problem, [example]).rewards == {name: [1.0] for name in REWARDS}
     assert task.is_correct(example, problem)
     assert not task.is_correct("2", problem)

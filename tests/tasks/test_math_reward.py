@@ -2,6 +2,7 @@ import re
 import sys
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.errors import RewardError
 from grpo_actors.tasks.scoring import Scorer
@@ -12,7 +13,7 @@ from grpo_actors.tasks.task import Problem
 def values():
     """Return the rewards of completions of a problem with a given true answer."""
     pytest.importorskip("math_verify")
-    with Scorer({"math_verify": 1.0}, timeout_s=60) as scorer:
+    with Scorer({"math_verify": 1.0}, timeout_s=HANG_S) as scorer:
 
         def score(true, *completions):
             scores = scorer.score(Problem("p", ({"role": "user", "content": "?"},), true), completions)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 pytest.importorskip("reasoning_gym")
 
@@ -74,7 +75,7 @@ def test_the_librarys_own_score_is_the_reward_and_all_of_it_is_right():
         problem.answer,
         "<answer>\n</answer>",
     ]
-    with Scorer({"reasoning_gym": 1.0}, timeout_s=30) as scorer:
+    with Scorer({"reasoning_gym": 1.0}, timeout_s=HANG_S) as scorer:
         scores = scorer.score(problem, completions)
     assert scores.failures == []
     assert scores.rewards == {"reasoning_gym": [1.0, 0.5, 0.0, 0.0]}
@@ -101,7 +102,7 @@ def test_an_answer_that_is_evaluated_forever_is_wrong_and_ends_nothing():
     # The scorer of countdown evaluates the answer as an expression.
     one = task("countdown", size=1, eval_size=1)
     problem = one.problems("train")[0]
-    with Scorer({"reasoning_gym": 1.0}, timeout_s=30) as scorer:
+    with Scorer({"reasoning_gym": 1.0}, timeout_s=HANG_S) as scorer:
         scorer.score(problem, ["<answer>1</answer>"])
         hostile = scorer.score(problem, ["<answer>factorial(factorial(12))</answer>", "<answer>1</answer>"])
         after = scorer.score(problem, [f"<answer>{problem.answer}</answer>"])
@@ -111,7 +112,7 @@ def test_an_answer_that_is_evaluated_forever_is_wrong_and_ends_nothing():
 
 def test_an_answer_on_which_the_librarys_scorer_fails_is_worth_nothing_and_the_others_keep_their_values():
     problem = task("prime_factorization", size=1, eval_size=1).problems("train")[0]
-    with Scorer({"reasoning_gym": 1.0}, timeout_s=30) as scorer:
+    with Scorer({"reasoning_gym": 1.0}, timeout_s=HANG_S) as scorer:
         scores = scorer.score(problem, ["<answer>many</answer>", f"<answer>{problem.answer}</answer>"])
     assert scores.failures == []
     assert scores.rewards == {"reasoning_gym": [0.0, 1.0]}

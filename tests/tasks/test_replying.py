@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.errors import RewardError
 from grpo_actors.tasks.own.replying import Replier
@@ -24,7 +25,7 @@ def chat(*texts):
 def replier():
     opened = []
 
-    def open_replier(name, timeout_s=5.0):
+    def open_replier(name, timeout_s=HANG_S):
         opened.append(Replier(name, timeout_s=timeout_s))
         return opened[-1]
 
@@ -62,7 +63,7 @@ def test_a_turn_of_another_role_is_passed_on(replier):
     ],
 )
 def test_an_environment_that_fails_gives_the_reason_and_is_called_again_next_time(replier, name, rule):
-    environment = replier(own(name), timeout_s=0.5)
+    environment = replier(own(name), timeout_s=0.5 if name == "hangs" else HANG_S)
     for _ in range(2):
         with pytest.raises(RewardError, match=rule):
             environment.reply(PROBLEM, chat("a"))

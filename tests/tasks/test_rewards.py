@@ -78,9 +78,9 @@ def test_xml_count_charges_text_after_the_answer_but_never_below_zero():
     "hostile", ["<reasoning>" * 90_000, "<reasoning></reasoning>" * 43_000, " " * 1_000_000]
 )
 def test_a_megabyte_of_hostile_text_is_scored_in_under_a_second(name, hostile):
-    start = time.monotonic()
+    start_s = time.process_time()
     value(name, hostile)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start_s < 1
 
 
 def test_an_unknown_reward_gets_the_nearest_name():

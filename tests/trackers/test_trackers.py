@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bounds import HANG_S
 
 from grpo_actors.config import Config, MetricsConfig
 from grpo_actors.errors import ConfigError
@@ -264,5 +265,5 @@ def by_hand(folder: Path, name: str, *, ended: bool) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.05)
         process.terminate()
-    assert process.wait(60) == 0, output.read_text()
+    assert process.wait(HANG_S) == 0, output.read_text()
     assert output.read_text() == ""

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import zmq
-
-DEADLINE_S = 10.0
+from bounds import HANG_S
 
 
 class KeepingContext(zmq.Context["zmq.Socket[bytes]"]):
@@ -22,6 +21,6 @@ class KeepingContext(zmq.Context["zmq.Socket[bytes]"]):
 
 def wait_until(condition: Callable[[], object]) -> None:
     """Poll until the condition holds; the condition itself has to wait."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + HANG_S
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from real_sockets import DEADLINE_S, wait_until
+from bounds import HANG_S
+from real_sockets import wait_until
 from test_chunks import Numbers
 
 from grpo_actors.errors import RunError
@@ -65,7 +66,7 @@ def refusal(client: ControlClient, meanwhile: Callable[[], object] = lambda: Non
     """Return why a client is refused; call `meanwhile` again and again until it is."""
 
     def receive() -> None:
-        deadline_s = time.monotonic() + DEADLINE_S
+        deadline_s = time.monotonic() + HANG_S
         while time.monotonic() < deadline_s:
             meanwhile()
             client.receive(0.02)
@@ -112,7 +113,7 @@ def test_a_key_of_another_role_is_refused(learner):
         EventSubscriber(learner.events.endpoint, key=worker) as subscriber,
         pytest.raises(RunError, match="with the role 'worker' is not let in"),
     ):
-        subscriber.receive(DEADLINE_S)
+        subscriber.receive(HANG_S)
 
 
 def test_a_key_at_a_learner_without_keys_says_so(zmq_sockets, learner):
@@ -148,12 +149,12 @@ def test_weights_come_to_workers_until_their_key_is_revoked(learner):
         key=learner.folder.new("laptop", "worker"),
     )
     assert client.socket.ask(b"manifest")
-    learner.weights.socket.poll(int(DEADLINE_S * 1000))
+    learner.weights.socket.poll(int(HANG_S * 1000))
     learner.weights.serve()
     assert client.socket.answer() == [b"manifest", b""]
     learner.folder.revoke("laptop")
     assert client.socket.ask(b"manifest")
-    learner.weights.socket.poll(int(DEADLINE_S * 1000))
+    learner.weights.socket.poll(int(HANG_S * 1000))
     learner.weights.serve()
     client.socket.timeout_s = 0.2
     assert client.socket.answer() is None

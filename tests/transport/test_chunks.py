@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import zmq
-from real_sockets import DEADLINE_S, wait_until
+from bounds import HANG_S
+from real_sockets import wait_until
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.transport.sockets import Context, connect
@@ -100,7 +101,7 @@ def learner(zmq_sockets: Context, ipc_address: str) -> Iterator[Learner]:
 
 def client_of(context: Context, address: str, wire: Numbers | None = None) -> WeightsClient:
     client = WeightsClient(context, address, wire or Numbers())
-    client.socket.timeout_s = DEADLINE_S
+    client.socket.timeout_s = HANG_S
     return client
 
 
@@ -166,7 +167,7 @@ def test_a_fetch_from_a_silent_server_ends_with_the_timeout(zmq_sockets, ipc_add
     client.socket.timeout_s = 0.2
     assert client.manifest() is None
     assert fetch(client, 1, 10) is None
-    assert 0.4 <= time.monotonic() - began < DEADLINE_S
+    assert 0.4 <= time.monotonic() - began < HANG_S
 
 
 def test_an_answer_that_came_too_late_is_not_taken_for_the_next_one(zmq_sockets, ipc_address, learner):
@@ -176,7 +177,7 @@ def test_an_answer_that_came_too_late_is_not_taken_for_the_next_one(zmq_sockets,
     with learner.lock:  # the server does not answer while this is held
         client.socket.timeout_s = 0.2
         assert client.manifest() is None
-    client.socket.timeout_s = DEADLINE_S
+    client.socket.timeout_s = HANG_S
     assert fetch(client, 1, 10) == contents(1, 10)
 
 
@@ -222,9 +223,9 @@ def test_a_flood_of_requests_is_answered_in_portions(zmq_sockets, ipc_address):
     server.publish(1, b"m", memoryview(bytes(CHUNK)), CHUNK)
     stranger = connect(zmq_sockets, zmq.DEALER, ipc_address, 10**6)
     for _ in range(MAX_REQUESTS_PER_CALL + 10):
-        assert stranger.poll(int(DEADLINE_S * 1000), zmq.POLLOUT)
+        assert stranger.poll(int(HANG_S * 1000), zmq.POLLOUT)
         stranger.send(b"1 0")
-    server.socket.poll(int(DEADLINE_S * 1000))
+    server.socket.poll(int(HANG_S * 1000))
     server.serve()
     assert 0 < len(served) <= MAX_REQUESTS_PER_CALL
 
@@ -240,7 +241,7 @@ def unread(context: Context, address: str, requests: int) -> Any:
     client.setsockopt(zmq.RCVHWM, 1)
     client.connect(address)
     for index in range(requests):
-        assert client.poll(int(DEADLINE_S * 1000), zmq.POLLOUT)
+        assert client.poll(int(HANG_S * 1000), zmq.POLLOUT)
         client.send(b"1 %d" % index)
     return client
 

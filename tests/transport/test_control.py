@@ -4,7 +4,8 @@ import time
 
 import pytest
 import zmq
-from real_sockets import DEADLINE_S, wait_until
+from bounds import HANG_S
+from real_sockets import wait_until
 
 from grpo_actors.errors import ProtocolError, RunError
 from grpo_actors.transport.control import MAX_MESSAGES_PER_CALL, ControlClient, ControlServer
@@ -35,7 +36,7 @@ def test_messages_go_both_ways_under_the_peers_name(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
     client = connected(zmq_sockets, server, ipc_address, "worker-0")
     assert server.send(client.identity, b"welcome")
-    assert client.receive(DEADLINE_S) == b"welcome"
+    assert client.receive(HANG_S) == b"welcome"
     assert client.receive(0.0) is None
 
 
@@ -47,13 +48,11 @@ def test_a_send_to_an_unknown_peer_returns_false(zmq_sockets, ipc_address):
     assert not ControlServer(zmq_sockets, ipc_address).send(b"nobody", b"x")
 
 
-def test_a_send_to_a_peer_that_has_left_returns_false_within_a_second(zmq_sockets, ipc_address):
+def test_a_send_to_a_peer_that_has_left_returns_false(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
     client = connected(zmq_sockets, server, ipc_address, "leaver")
     client.close()
-    began = time.monotonic()
     wait_until(lambda: not server.send(client.identity, b"x"))
-    assert time.monotonic() - began < 1.0
 
 
 def test_a_peer_that_reads_nothing_fills_its_own_queue_and_blocks_no_other_peer(zmq_sockets, ipc_address):
@@ -65,16 +64,16 @@ def test_a_peer_that_reads_nothing_fills_its_own_queue_and_blocks_no_other_peer(
         sent += 1
     # Both queues and the kernel's buffers: far fewer messages than would fill the memory.
     assert QUEUED <= sent < 4 * QUEUED
-    assert time.monotonic() - began < DEADLINE_S
+    assert time.monotonic() - began < HANG_S
     assert server.send(reader.identity, b"still served")
-    assert reader.receive(DEADLINE_S) == b"still served"
+    assert reader.receive(HANG_S) == b"still served"
 
 
 def test_a_second_connection_of_a_process_takes_over_its_messages(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
     first = connected(zmq_sockets, server, ipc_address, "w")
     second = connect(zmq_sockets, zmq.DEALER, ipc_address, CONTROL_BYTES, [(zmq.IDENTITY, first.identity)])
-    assert second.poll(int(DEADLINE_S * 1000), zmq.POLLOUT)
+    assert second.poll(int(HANG_S * 1000), zmq.POLLOUT)
     second.send(b"again")
     assert received(server) == [(first.identity, b"again")]
     assert server.send(first.identity, b"for the second")
@@ -86,7 +85,7 @@ def test_a_process_of_the_same_name_takes_over_nothing(zmq_sockets, ipc_address)
     first = connected(zmq_sockets, server, ipc_address, "w")
     second = connected(zmq_sockets, server, ipc_address, "w")
     assert server.send(first.identity, b"for the first")
-    assert first.receive(DEADLINE_S) == b"for the first"
+    assert first.receive(HANG_S) == b"for the first"
     assert second.receive(0.0) is None
 
 

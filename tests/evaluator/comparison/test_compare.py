@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from bounds import HANG_S
 from written import write_checkpoint
 
 from grpo_actors.config import Config, LearnerConfig
@@ -219,7 +220,7 @@ def run_evaluator(*arguments):
         env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from bounds import HANG_S
 
 from grpo_actors.learner.exchange.exchange import Exchange, Quarantine, SamplingRules
 from grpo_actors.learner.exchange.selection import Selection
@@ -22,7 +23,6 @@ from grpo_actors.transport.keys import ClientKey
 from grpo_actors.transport.sockets import Context, plan_endpoints
 from grpo_actors.wire import messages as wire
 
-DEADLINE_S = 10.0
 #: Secret of the run's evaluator.
 TOKEN = "5ecret"  # noqa: S105
 CHUNK = 1000
@@ -73,7 +73,7 @@ class Peer:
 
     def send(self, message: "wire.Message | bytes") -> None:
         data = message if isinstance(message, bytes) else wire.encode(message)
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + HANG_S
         while not self.control.send(data):
             assert time.monotonic() < deadline, "never connected"
             self.control.socket.poll(10)
@@ -84,7 +84,7 @@ class Peer:
             if isinstance(message, kind):
                 self.unread.remove(message)
                 return message
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + HANG_S
         while (data := self.control.receive(max(0.0, deadline - time.monotonic()))) is not None:
             message = wire.decode(wire.from_learner, data)
             if isinstance(message, kind):
@@ -241,7 +241,7 @@ def evaluation(update: int, accuracy: float = 0.5) -> wire.Evaluation:
     )
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = DEADLINE_S) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = HANG_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import zmq
+from bounds import HANG_S
 from peers_for_tests import TOKEN, evaluation, group, wait_until
 
 from grpo_actors.learner.exchange.peers import MAX_OFFENCES, Roster
@@ -45,7 +46,7 @@ def test_a_process_that_reconnects_with_its_session_token_is_the_same_peer(run):
     again = connect(
         run.context, zmq.DEALER, run.endpoints.control, CONTROL_BYTES, [(zmq.IDENTITY, peer.control.identity)]
     )
-    assert again.poll(10_000, zmq.POLLOUT)
+    assert again.poll(int(HANG_S * 1000), zmq.POLLOUT)
     peer.control.socket.close(linger=0)
     peer.control.socket = again
     peer.join()

@@ -1,7 +1,8 @@
 """How a peer joins, and the way of a lease: granted, sampled, accepted."""
 
 import pytest
-from peers_for_tests import DEADLINE_S, PROBLEMS, completion, tokens_of, wait_until
+from bounds import HANG_S
+from peers_for_tests import PROBLEMS, completion, tokens_of, wait_until
 
 from grpo_actors.errors import DataError
 from grpo_actors.schedule.order import sample_seeds
@@ -82,7 +83,7 @@ def test_groups_become_batches_in_the_order_of_their_leases(run):
     leases = peer.take(capacity=4, runs=2)
     for lease in reversed(leases):
         assert peer.deliver(lease).accepted
-    batch = run.exchange.next_batch(DEADLINE_S)
+    batch = run.exchange.next_batch(HANG_S)
     assert [group.lease for group in batch] == [0, 1]
     assert batch[0].problem is PROBLEMS[0]
     assert batch[0].worker == "w"
@@ -91,7 +92,7 @@ def test_groups_become_batches_in_the_order_of_their_leases(run):
     ]
     assert run.exchange.next_batch(0.05) is None  # one at a time, until it was published
     run.publish(1, [0, 1])
-    assert [group.lease for group in run.exchange.next_batch(DEADLINE_S)] == [2, 3]
+    assert [group.lease for group in run.exchange.next_batch(HANG_S)] == [2, 3]
 
 
 def test_a_duplicate_is_acknowledged_and_counted_once(run):
@@ -101,7 +102,7 @@ def test_a_duplicate_is_acknowledged_and_counted_once(run):
     again = peer.deliver(lease)
     assert (again.accepted, again.reason) == (True, "had it")
     peer.deliver(other)
-    run.exchange.next_batch(DEADLINE_S)
+    run.exchange.next_batch(HANG_S)
     run.publish(1, [0, 1])
     late = peer.deliver(lease)
     assert (late.accepted, late.reason) == (True, "settled before")

@@ -1,7 +1,8 @@
 """Peers that claim what is not so: leases that they do not hold, contents that no worker can have sampled."""
 
 import pytest
-from peers_for_tests import DEADLINE_S, completion, group, wait_until
+from bounds import HANG_S
+from peers_for_tests import completion, group, wait_until
 
 from grpo_actors.learner.exchange.peers import MAX_OFFENCES
 from grpo_actors.learner.exchange.standstill import MAX_NAMED, Standstill
@@ -28,9 +29,9 @@ def test_of_a_thousand_groups_for_leases_of_another_worker_none_trains(run):
     # No refusal took a lease from its holder: each still has its first attempt.
     for lease in leases:
         assert holder.deliver(lease).reason == ""
-    assert [group.worker for group in run.exchange.next_batch(DEADLINE_S)] == ["holder"] * 2
+    assert [group.worker for group in run.exchange.next_batch(HANG_S)] == ["holder"] * 2
     run.publish(1, [0, 1])
-    assert [group.worker for group in run.exchange.next_batch(DEADLINE_S)] == ["holder"] * 2
+    assert [group.worker for group in run.exchange.next_batch(HANG_S)] == ["holder"] * 2
 
 
 def test_a_stolen_token_is_of_no_use_to_another_peer(run):
@@ -58,7 +59,7 @@ def test_a_forged_group_for_a_lease_that_has_its_group_does_no_harm(run):
         for sender in (liar, holder):
             invented = leases[0].model_copy(update={"attempt": attempt, "token": 1})
             assert not sender.deliver(invented).accepted
-    assert [group.lease for group in run.exchange.next_batch(DEADLINE_S)] == [0, 1]
+    assert [group.lease for group in run.exchange.next_batch(HANG_S)] == [0, 1]
 
 
 def test_forged_groups_are_offences_but_late_ones_are_not(run):
@@ -103,7 +104,7 @@ def trained_gaps(run, liars, beyond=MAX_UPDATES_BEYOND):
     for update in range(beyond):
         for peer in peers:
             deliver_one(peer, update)
-        batch = run.exchange.next_batch(DEADLINE_S)
+        batch = run.exchange.next_batch(HANG_S)
         gaps = {group.lease: [Gap(0, 100, 200.0 if group.worker in liars else 2.0)] for group in batch}
         run.publish(update + 1, [group.lease for group in batch], gaps=gaps)
     return peers
@@ -117,7 +118,7 @@ def test_a_worker_beyond_the_band_for_three_updates_is_quarantined_and_the_other
     assert [lease.lease for lease in granted] == [6, 7]
     for lease in granted:
         x.deliver(lease, version=3)
-    assert {group.worker for group in run.exchange.next_batch(DEADLINE_S)} == {"x"}
+    assert {group.worker for group in run.exchange.next_batch(HANG_S)} == {"x"}
     why = "log-probs 2 nats off the learner's, 0.1 at most, in 3 updates in a row"
     [alarm] = run.records("alarm")
     assert (alarm["name"], alarm["update"]) == ("worker quarantined", 3)
@@ -146,7 +147,7 @@ def test_groups_of_a_quarantined_worker_that_have_not_trained_are_sampled_again(
     for update in range(3):
         for peer in (w, x) if update else (w, x, w, x):  # one update ahead
             deliver_one(peer, update)
-        batch = run.exchange.next_batch(DEADLINE_S)
+        batch = run.exchange.next_batch(HANG_S)
         gaps = {group.lease: [Gap(0, 100, 200.0 if group.worker == "w" else 2.0)] for group in batch}
         run.publish(update + 1, [group.lease for group in batch], gaps=gaps)
     # Of update 4, the group of w is taken back, and with it the lease that it would get next.
@@ -154,7 +155,7 @@ def test_groups_of_a_quarantined_worker_that_have_not_trained_are_sampled_again(
     assert [(lease.lease, lease.attempt) for lease in again] == [(6, 3)]
     assert run.exchange.next_batch(0.0) is None
     x.deliver(again[0], version=3)
-    assert [group.worker for group in run.exchange.next_batch(DEADLINE_S)] == ["x", "x"]
+    assert [group.worker for group in run.exchange.next_batch(HANG_S)] == ["x", "x"]
 
 
 def test_a_quarantined_worker_that_was_silent_is_still_quarantined_and_one_that_was_started_again_is_not(
