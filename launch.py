@@ -5,6 +5,9 @@
 All slow imports come after the arguments are parsed, so that ``--help`` answers at once.
 """
 
+import grpo_actors  # noqa: F401 - before all others: it moves this folder behind the standard library
+
+# isort: split
 import argparse
 import sys
 

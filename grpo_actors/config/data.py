@@ -30,6 +30,10 @@ class DataConfig(Section):
     eval_path: str = Field("", description="held-out data; empty: the task's own split, or a part of path")
     prompt_column: Text = Field("question", description="jsonl: column with the problem")
     answer_column: Text = Field("answer", description="jsonl: column with the true answer")
+    mathematics: bool = Field(
+        default=False,
+        description="jsonl: whether the answers are mathematics: \\boxed{42}, **42** and 42 km then count as 42 too",
+    )
     gym_task: str = Field("", description="reasoning_gym: name of a task of that library, such as chain_sum")
     gym_settings: dict[str, Any] = Field(
         default_factory=dict, description="reasoning_gym: settings of that task, such as { max_terms = 3 }"

@@ -36,6 +36,12 @@ class HealthConfig(Section):
     max_truncated_share: float = Field(
         0.8, gt=0, le=1, description="share of completions cut by max_new_tokens"
     )
+    max_failed_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of completions, within patience_updates, for which a reward failed or no reward applied",
+    )
     max_skipped_steps: Positive = Field(
         3, description="steps without a finite gradient, within patience_updates"
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,7 +29,7 @@ from grpo_actors.rundir.checkpoints import Checkpoint, find_checkpoints, verify
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
 from grpo_actors.rundir.scores import Score, read_score, write_score
 from grpo_actors.tasks.registry import chosen_rewards, load_task
-from grpo_actors.tasks.scoring import open_scorer
+from grpo_actors.tasks.scoring import TrainerState, open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.keys import ClientKey, read_run_key
 from grpo_actors.transport.sockets import zmq_context
@@ -86,7 +87,8 @@ class RunEvaluator:
         rewards = chosen_rewards(config.reward.functions, task)
         with open_scorer(rewards, config.reward) as scorer, open_episodes(config, policy) as turns:
 
-            def score() -> Score:
+            def score(update: int) -> Score:
+                scorer.trainer_state = TrainerState(update)
                 return evaluate(
                     policy, task, questions, config, scorer, episodes=turns, on_step=self._on_step
                 )
@@ -95,7 +97,7 @@ class RunEvaluator:
             if self._work in given_up():
                 self._send(Unscored(update=0, checkpoint="base", reason=GIVEN_UP))
             else:
-                self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
+                self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, partial(score, 0))
             while not self._stop and not self._run_ended:
                 checkpoint = self._next_checkpoint()
                 if checkpoint is None:
@@ -112,7 +114,9 @@ class RunEvaluator:
                 return checkpoint
         return None
 
-    def _report_checkpoint(self, checkpoint: Checkpoint, policy: Policy, score: Callable[[], Score]) -> None:
+    def _report_checkpoint(
+        self, checkpoint: Checkpoint, policy: Policy, score: Callable[[int], Score]
+    ) -> None:
         self._begin(checkpoint.path.name)
         score_file = checkpoint.path / EVALUATION_FILE
         fault = GIVEN_UP if self._work in given_up() else None
@@ -125,7 +129,7 @@ class RunEvaluator:
 
         def load_and_score() -> Score:
             load_weights(checkpoint.path, policy)
-            return score()
+            return score(checkpoint.update)
 
         self._report(checkpoint.update, checkpoint.path.name, score_file, load_and_score)
 

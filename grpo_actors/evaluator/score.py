@@ -18,8 +18,10 @@ from grpo_actors.policy.model import Policy
 from grpo_actors.rollout.episodes import Episodes, chat_of
 from grpo_actors.rundir.scores import Score
 from grpo_actors.schedule.order import sample_seeds
+from grpo_actors.tasks.answers import find_answer
+from grpo_actors.tasks.failures import ENVIRONMENT, Failures
 from grpo_actors.tasks.rewards import text as last_text
-from grpo_actors.tasks.scoring import Scorer, reward_means
+from grpo_actors.tasks.scoring import Scorer, Scores, reward_means
 from grpo_actors.tasks.task import Problem, Task
 
 _log = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ class Answer:
     text: str
     #: The answer that the task extracts from the text; empty if it finds none.
     answer: str
+    #: What found it in the text (`tasks.answers.Found`).
+    parser: str
     correct: bool
     #: Number of tokens that the policy sampled in all turns.
     tokens: int
@@ -186,9 +190,12 @@ def answer_problems(
     submissions.sort(key=lambda submission: len(submission.prompt), reverse=True)
     max_rows = min(config.evaluator.eval_batch_size, len(questions) * count)
     answered: dict[int, AnsweredProblem] = {}
+    failures = Failures()
     for index, samples in sample_in_turn(policy, submissions, params, max_rows, on_step):
         problem = questions[index].problem
-        answered[index] = AnsweredProblem(problem, _judge(policy, task, problem, samples, scorer))
+        answered[index] = AnsweredProblem(
+            problem, _judge(policy, task, problem, samples, scorer, reported=failures)
+        )
         if on_answers:
             on_answers(count)
     return [answered[index] for index in range(len(questions))]
@@ -200,16 +207,27 @@ def max_answer_tokens(config: Config) -> int:
 
 
 def _judge(
-    policy: Policy, task: Task, problem: Problem, group: Sequence[Sample], scorer: Scorer | None
+    policy: Policy,
+    task: Task,
+    problem: Problem,
+    group: Sequence[Sample],
+    scorer: Scorer | None,
+    *,
+    reported: Failures,
 ) -> list[Answer]:
     chats = [chat_of(policy, sample) for sample in group]
-    rewards = scorer.score(problem, chats).rewards if scorer else {}
-    for failure in dict.fromkeys(sample.failure for sample in group if sample.failure):
-        _log.warning("counted as wrong: %s", failure)
+    scores = scorer.score(problem, chats, [sample.tokens for sample in group]) if scorer else Scores({}, {})
+    rewards = scores.rewards
+    for failure in reported.new(problem.id, scores.failures):
+        _log.warning("no value: %s", failure)
+    for sample in group:
+        for failure in reported.new(problem.id, {ENVIRONMENT: sample.failure} if sample.failure else {}):
+            _log.warning("counted as wrong: %s", failure)
     return [
         Answer(
             text=text,
-            answer=task.answer_of(text),
+            answer=task.answer_of(text, problem),
+            parser=find_answer(text, mathematics=problem.mathematics).parser,
             correct=not sample.failure and task.is_correct(text, problem),
             tokens=sample.sampled,
             truncated=not sample.finished,

@@ -35,7 +35,9 @@ from grpo_actors.transport.sockets import Endpoints
 from grpo_actors.wire.messages import Welcome
 
 
-def build_welcome(config: Config, run_id: str, identity: Identity, endpoints: Endpoints) -> Welcome:
+def build_welcome(
+    config: Config, run_id: str, identity: Identity, endpoints: Endpoints, *, total_updates: int
+) -> Welcome:
     """Build the answer to every peer that joins; `identity` is that of the base model."""
     return Welcome(
         run_id=run_id,
@@ -43,6 +45,7 @@ def build_welcome(config: Config, run_id: str, identity: Identity, endpoints: En
         identity=json.dumps(asdict(identity)),
         weights_endpoint=endpoints.weights,
         beat_s=BEAT_S,
+        total_updates=total_updates,
     )
 
 

@@ -57,3 +57,5 @@ class SampledGroup:
     prompt: list[int]
     worker: str
     completions: list[SampledCompletion]
+    #: Reward that failed, or "environment" -> the error and the last lines of its traceback.
+    failures: dict[str, str] = field(default_factory=dict, kw_only=True)

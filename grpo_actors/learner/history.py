@@ -12,6 +12,7 @@ from typing import Any
 from grpo_actors import __version__
 from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive, Records
+from grpo_actors.learner.failing_rewards import ALWAYS_FAILS, FailingRewards
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.recording import GroupsFile
@@ -32,11 +33,12 @@ class History:
     grpo: Grpo
     archive: Archive
     records: Records
-    #: The alarm that must end the run, with health.on_alarm = "stop"; None: go on training.
+    #: The alarm that must end the run: a reward that always fails, or any with health.on_alarm = "stop"; None: go on.
     ended_by: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._health = Health(self.config)
+        self._failing = FailingRewards(self.config.reward.functions)
         self._decisions = [as_record(record) for record in self.archive.recorded("headcount")]
         self._groups = (
             GroupsFile(self.run_dir, after_update=self.archive.update)
@@ -102,6 +104,9 @@ class History:
         for alarm in self._health.check(metrics):
             self.records.record("alarm", name=alarm.name, text=alarm.text, update=update)
             self.note_alarm(f"{alarm.name}: {alarm.text}")
+        if (failure := self._failing.check(groups)) is not None and self.ended_by is None:
+            self.records.record("alarm", name=ALWAYS_FAILS, text=failure, update=update)
+            self.ended_by = f"{ALWAYS_FAILS}: {failure}"
 
     def _record_decisions(self) -> None:
         """Record the decisions on the number of workers that the records lack: new ones, and ones that a resume cut."""

@@ -66,7 +66,7 @@ def open_live(
         check_sampling(config, grpo, problems[0])
         archive.restore(grpo)
         listening, access = _listen(stack, run_dir, config, endpoints)
-        welcome = build_welcome(config, archive.run_id, identity, listening)
+        welcome = build_welcome(config, archive.run_id, identity, listening, total_updates=total)
         exchange = build_exchange(
             config,
             task,

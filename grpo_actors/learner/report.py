@@ -9,7 +9,9 @@ import numpy as np
 
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.objective.advantages import Advantages
+from grpo_actors.tasks.answers import find_answer
 from grpo_actors.tasks.scoring import reward_means
+from grpo_actors.tasks.task import Problem
 
 
 def reward_metrics(groups: Sequence[SampledGroup], advantages: Sequence[Advantages]) -> dict[str, Any]:
@@ -23,8 +25,18 @@ def reward_metrics(groups: Sequence[SampledGroup], advantages: Sequence[Advantag
         # None for a function that gave no completion a valid reward.
         "rewards": {**dict.fromkeys(chain.from_iterable(by_function)), **reward_means(by_function)},
         "zero_variance_share": len(flat) / len(groups),
+        "reward_failures": dict(_failures(groups)),
         "invalid_completions": int(sum((~advantage.valid).sum() for advantage in advantages)),
     }
+
+
+def _failures(groups: Sequence[SampledGroup]) -> Counter[str]:
+    """Return reward that failed -> number of completions that have no value for that reason."""
+    failed: Counter[str] = Counter()
+    for group in groups:
+        for name in group.failures.keys() & group.completions[0].rewards.keys():
+            failed[name] += len(group.completions)
+    return failed
 
 
 def length_metrics(groups: Sequence[SampledGroup]) -> dict[str, Any]:
@@ -53,6 +65,12 @@ def ledger(groups: Sequence[SampledGroup]) -> list[list[Any]]:
     return [[group.lease, group.epoch, group.problem.id, group.worker] for group in groups]
 
 
+def _answer(text: str, problem: Problem) -> dict[str, str]:
+    """Return the answer in a completion and what found it, as the accuracy reads both."""
+    answer, parser = find_answer(text, mathematics=problem.mathematics)
+    return {"answer": answer, "parser": parser}
+
+
 def samples(
     groups: Sequence[SampledGroup],
     count: int,
@@ -75,6 +93,7 @@ def samples(
                     ),
                     "rewards": completion.rewards,
                     "truncated": not completion.finished,
+                    **_answer(decode(completion.last_turn), group.problem),
                 }
                 for completion in group.completions
             ],

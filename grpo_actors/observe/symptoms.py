@@ -5,7 +5,7 @@ likely cause and what to do; None while it does not hold. To add a rule: one fun
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +46,16 @@ class RuleInput:
         return self.held(self.config.health.patience_updates, holds)
 
     @property
+    def recent(self) -> list[Metrics]:
+        """The metrics of the last `patience_updates` updates, or of all if there were fewer."""
+        return list(self.updates)[-self.config.health.patience_updates :]
+
+    @property
+    def recent_completions(self) -> int:
+        """Number of completions in these updates."""
+        return sum(update.get("completions") or 0 for update in self.recent)
+
+    @property
     def trained(self) -> list[Metrics]:
         """The updates in which at least one token trained; the others have no loss metrics."""
         return [update for update in self.updates if _trained(update)]
@@ -62,6 +72,38 @@ def reward_is_zero(rule_input: RuleInput) -> str | None:
         return None
     fact = "the reward is 0" if rule_input.last["reward_mean"] == 0 else "no completion has a valid reward"
     return f"{fact} {rule_input.for_long}: {_why_no_reward(rule_input)}"
+
+
+def reward_fails(rule_input: RuleInput) -> str | None:
+    """Check for a reward function that fails for some completions, or for all."""
+    failed: Counter[str] = Counter()
+    for update in rule_input.recent:
+        failed.update(update.get("reward_failures") or {})
+    if not failed:
+        return None
+    [(name, count)] = failed.most_common(1)
+    if count <= rule_input.config.health.max_failed_share * rule_input.recent_completions:
+        return None
+    return (
+        f"{name} failed for {count} of the last {rule_input.recent_completions} completions, which have no value from "
+        "it; the log has the error"
+    )
+
+
+def unscored(rule_input: RuleInput) -> str | None:
+    """Check for completions to which no reward applies, although none failed."""
+    counts = [
+        value(update, "invalid_completions")
+        for update in rule_input.recent
+        if not update.get("reward_failures")
+    ]
+    count = sum(count for count in counts if count > 0)
+    if count <= rule_input.config.health.max_failed_share * rule_input.recent_completions:
+        return None
+    return (
+        f"{count:.0f} of the last {rule_input.recent_completions} completions have no value from any reward with a weight "
+        "(None or NaN, or their environment failed) and do not train; let one reward apply to every problem"
+    )
 
 
 def no_variance(rule_input: RuleInput) -> str | None:
@@ -230,6 +272,8 @@ def steps_are_skipped(rule_input: RuleInput) -> str | None:
 #: Alarm -> its rule, in the order in which alarms are reported.
 RULES: Mapping[str, Callable[[RuleInput], str | None]] = {
     "reward is zero": reward_is_zero,
+    "reward fails": reward_fails,
+    "no reward": unscored,
     "no variance": no_variance,
     "gradient is zero": gradient_is_zero,
     "KL explodes": kl_explodes,

@@ -42,7 +42,7 @@ class Episodes:
             stopped_by_token = sample.tokens[-1] in self.policy.stop_tokens
             ids = encode_reply(self.policy, reply, after_stop_token=stopped_by_token)
         except (RewardError, ModelError) as error:
-            sample.failure = f"environment {self.replier.name}, problem {problem.id}: {error}"
+            sample.failure = str(error)
             return None
         sample.replies.append(reply)
         return ids

@@ -6,18 +6,32 @@ from collections.abc import Sequence
 from grpo_actors.policy.decoding.draw import Sample
 from grpo_actors.policy.model import Policy
 from grpo_actors.rollout.episodes import chat_of
-from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.tasks.failures import ENVIRONMENT
+from grpo_actors.tasks.scoring import Scorer, TrainerState
 from grpo_actors.tasks.task import Problem
 from grpo_actors.wire.messages import Completion, Group, Lease, floats, ints
 
 
 def problem_of(lease: Lease) -> Problem:
     """Return the problem that a lease carries."""
-    return Problem(lease.problem_id, tuple(lease.messages), lease.answer, lease.columns)
+    return Problem(
+        lease.problem_id,
+        tuple(lease.messages),
+        lease.answer,
+        lease.columns,
+        text_prompt=lease.text_prompt,
+        mathematics=lease.mathematics,
+    )
 
 
 def score_group(
-    lease: Lease, samples: Sequence[Sample], policy: Policy, scorer: Scorer, *, sampling_s: float
+    lease: Lease,
+    samples: Sequence[Sample],
+    policy: Policy,
+    scorer: Scorer,
+    *,
+    total_updates: int = 0,
+    sampling_s: float,
 ) -> Group:
     """Score the samples of a lease and return them as its group.
 
@@ -25,7 +39,8 @@ def score_group(
     """
     started_s = time.monotonic()
     chats = [chat_of(policy, sample) for sample in samples]
-    scores = scorer.score(problem_of(lease), chats)
+    scorer.trainer_state = TrainerState(samples[0].versions[0], total_updates, lease.epoch)
+    scores = scorer.score(problem_of(lease), chats, [sample.tokens for sample in samples])
     completions = [
         Completion(
             tokens=ints(sample.tokens),
@@ -37,7 +52,7 @@ def score_group(
         )
         for i, sample in enumerate(samples)
     ]
-    failures = dict.fromkeys(sample.failure for sample in samples if sample.failure)
+    failed = [sample.failure for sample in samples if sample.failure]
     return Group(
         lease=lease.lease,
         attempt=lease.attempt,
@@ -45,5 +60,5 @@ def score_group(
         completions=completions,
         sampling_s=sampling_s,
         scoring_s=time.monotonic() - started_s,
-        failures=[*scores.failures, *failures],
+        failures=scores.failures | ({ENVIRONMENT: failed[0]} if failed else {}),
     )

@@ -312,7 +312,9 @@ class RolloutWorker:
 
     def _score(self, sampling: LeaseSamples) -> Group:
         group = score_group(
-            *(sampling.lease, sampling.samples, self.policy, self.scorer), sampling_s=sampling.sampling_s
+            *(sampling.lease, sampling.samples, self.policy, self.scorer),
+            total_updates=self.welcome.total_updates,
+            sampling_s=sampling.sampling_s,
         )
         self._beat("scoring")
         return group

@@ -6,6 +6,7 @@ model, and reports a problem in one line too.
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from grpo_actors.config import Config
@@ -15,7 +16,7 @@ from grpo_actors.supervisor.fit import check_memory
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.tasks.own.replying import Replier
 from grpo_actors.tasks.registry import load_task
-from grpo_actors.tasks.scoring import open_scorer
+from grpo_actors.tasks.scoring import Scorer, open_scorer
 from grpo_actors.trackers import check_installed
 from grpo_actors.transport.access import check_curve
 from grpo_actors.transport.keys import KeyFolder
@@ -40,11 +41,19 @@ def check(config: Config, machine: Machine) -> None:
         KeyFolder(Path(config.transport.keys_dir)).check()
     check_installed(config.metrics.trackers)
     check_memory(config, machine)
-    if config.data.path or config.data.task != "gsm8k":  # gsm8k: only the learner asks the hub
-        total_updates(config, len(load_task(config.data, seed=config.run.seed).problems("train")))
-    open_scorer(config.reward.functions, config.reward).close()
-    if config.data.environment:
-        Replier(config.data.environment, timeout_s=config.reward.reward_timeout_s).close()
+    with ExitStack() as stack:
+        functions: list[Scorer | Replier] = [
+            stack.enter_context(open_scorer(config.reward.functions, config.reward))
+        ]
+        if config.data.environment:
+            replier = Replier(config.data.environment, timeout_s=config.reward.reward_timeout_s)
+            functions.append(stack.enter_context(replier))
+        # gsm8k comes from the hub: only the learner asks it, unless a function needs to know its columns.
+        if config.data.path or config.data.task != "gsm8k" or any(each.needs() for each in functions):
+            task = load_task(config.data, seed=config.run.seed)
+            total_updates(config, len(task.problems("train")))
+            for each in functions:
+                each.check_columns(task)
 
 
 @contextlib.contextmanager

@@ -171,6 +171,7 @@ def pose(kind: Kind, operands: Sequence[int]) -> Problem:
         messages=({"role": "user", "content": text},),
         answer=str(kind.results(operands)[-1]),
         columns={"kind": kind.name, "operands": list(operands)},
+        mathematics=True,
     )
 
 

@@ -5,8 +5,8 @@ An environment is a function that is called with keywords at the end of each tur
     environment(messages, answer, **columns) -> the next message, or None to end the completion
 
 ``messages`` is the whole chat so far: the turns of the prompt, then the turns of the policy with the replies between
-them. The turn that has just ended is the last. ``answer`` is the true answer, and every further column of the data
-set is passed under its name. The message is a text, which becomes a turn of the user, or a turn
+them. The turn that has just ended is the last. ``answer`` is the true answer, and every column of the data set is
+passed under its name, with its type. The message is a text, which becomes a turn of the user, or a turn
 ``{"role": …, "content": …}`` with a role of the model's chat template.
 
 An environment must depend on its arguments only: a lease that is granted again, or a run that is resumed, has to give

@@ -132,4 +132,5 @@ def _problem(problem_id: str, row: Mapping[str, Any], where: str, before: Sequen
         messages=(*before, {"role": "user", "content": question}),
         answer=answer,
         columns={"question": question, "solution": solution},
+        mathematics=True,
     )

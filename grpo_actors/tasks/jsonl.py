@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.answers import FORMAT_REQUEST
@@ -30,7 +30,7 @@ class Jsonl(Task):
 
     A prompt is either a text, which follows a system prompt that requests the answer format, or a whole chat
     (``[{"role": …, "content": …}, …]``, the user last), which is used unchanged. An answer is a text, a number or
-    a truth value. All other columns are passed to the rewards. Whether a problem is held out depends only on its
+    a truth value. All columns are passed to own rewards, the answer also as ``answer``. Whether a problem is held out depends only on its
     prompt: it stays held out when the file is reordered or grows, unless the file is tiny. A training prompt that is
     also in `eval_path` is left out, with a warning. Raises DataError, naming file and line.
     """
@@ -45,14 +45,16 @@ class Jsonl(Task):
         prompt_column: str = "question",
         answer_column: str = "answer",
         eval_fraction: float = 0.1,
+        environment: str = "",
     ) -> None:
         if not path:
             raise DataError('data.path: data.task = "jsonl" needs a file, got none; name a .jsonl file')
-        columns = (prompt_column, answer_column)
-        problems = _read_problems(Path(path).expanduser(), "jsonl", *columns)
+        # With an environment a completion has turns, which only a chat can hold.
+        columns = _Columns(prompt_column, answer_column, texts_stay=not environment)
+        problems = _read_problems(Path(path).expanduser(), "jsonl", columns)
         prompts = [_fingerprint(problem) for problem in problems]
         if eval_path:
-            held_out = _read_problems(Path(eval_path).expanduser(), "jsonl/eval", *columns)
+            held_out = _read_problems(Path(eval_path).expanduser(), "jsonl/eval", columns)
             held_out_prompts = {_fingerprint(problem) for problem in held_out}
             shared = sum(prompt in held_out_prompts for prompt in prompts)
             _report_overlap(shared, len(prompts), path, eval_path)
@@ -92,18 +94,29 @@ def _fingerprint(problem: Problem) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _read_problems(path: Path, prefix: str, prompt_column: str, answer_column: str) -> list[Problem]:
+class _Columns(NamedTuple):
+    """The columns of the file that this task reads."""
+
+    prompt: str
+    answer: str
+    #: Whether own rewards get a prompt as text if it is one.
+    texts_stay: bool
+
+
+def _read_problems(path: Path, prefix: str, columns: _Columns) -> list[Problem]:
     problems: list[Problem] = []
     lines: dict[str, int] = {}
     for number, row in read_rows(path):
         where = f"{path}:{number}"
+        prompt = _column(row, columns.prompt, "prompt_column", where)
+        answer = _column(row, columns.answer, "answer_column", where)
         problem = Problem(
             id=f"{prefix}/{_scalar(row.get(ID_COLUMN, number), ID_COLUMN, where)}",
-            messages=_messages(_column(row, prompt_column, "prompt_column", where), prompt_column, where),
-            answer=_scalar(_column(row, answer_column, "answer_column", where), answer_column, where),
-            columns={
-                name: value for name, value in row.items() if name not in (prompt_column, answer_column)
-            },
+            messages=_messages(prompt, columns.prompt, where),
+            answer=_scalar(answer, columns.answer, where),
+            # The true answer also has its usual name, unless another column has it.
+            columns={"answer": answer, **row},
+            text_prompt=columns.texts_stay and isinstance(prompt, str),
         )
         if problem.id in lines:
             raise DataError(

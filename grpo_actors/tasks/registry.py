@@ -23,11 +23,11 @@ def load_task(data: DataConfig, *, seed: int) -> Task:
     task: Task = task_class(
         **{name: given[name] for name in inspect.signature(task_class).parameters if name in given}
     )
-    if data.system_prompt is not None or data.max_train_samples:
+    if data.system_prompt is not None or data.max_train_samples or data.mathematics:
         train, held_out = task.splits["train"], task.splits["eval"]
         train_count = min(len(train), data.max_train_samples or len(train))
-        task.splits["train"] = _Problems(train, train_count, data.system_prompt)
-        task.splits["eval"] = _Problems(held_out, len(held_out), data.system_prompt)
+        task.splits["train"] = _Problems(train, train_count, data)
+        task.splits["eval"] = _Problems(held_out, len(held_out), data)
     return task
 
 
@@ -37,12 +37,13 @@ def chosen_rewards(given: Mapping[str, float], task: Task) -> dict[str, float]:
 
 
 class _Problems(Sequence[Problem]):
-    """The first `count` problems of a source, with another system prompt; each is made when it is accessed."""
+    """The first `count` problems of a source, with the settings that all tasks share; each is made when it is accessed."""
 
-    def __init__(self, source: Sequence[Problem], count: int, system_prompt: str | None) -> None:
+    def __init__(self, source: Sequence[Problem], count: int, data: DataConfig) -> None:
         self._source = source
         self._count = count
-        self._system_prompt = system_prompt
+        self._system_prompt = data.system_prompt
+        self._mathematics = data.mathematics
 
     def __len__(self) -> int:
         return self._count
@@ -56,6 +57,8 @@ class _Problems(Sequence[Problem]):
         if isinstance(positions, range):
             return [self[position] for position in positions]
         problem = self._source[positions]
+        if self._mathematics:
+            problem = replace(problem, mathematics=True)
         return problem if self._system_prompt is None else _with_system_prompt(problem, self._system_prompt)
 
 

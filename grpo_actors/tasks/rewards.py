@@ -3,23 +3,25 @@
 A reward is a function with the signature of TRL and MLX-GRPO. It is called with keywords for the completions of one
 group:
 
-    reward(prompts, completions, answer, **columns) -> list of floats, one for each completion
+    reward(prompts, completions, answer, **columns) -> list of numbers, one for each completion
 
 ``prompts[i]`` is the chat before completion i. ``completions[i]`` is ``[{"role": "assistant", "content": text}]``, or
-with an environment all turns, with the assistant's last turn at the end. ``answer[i]`` is the true answer. Every
-further column of the data set is passed as such a list too. ``None`` instead of a float means that the reward does not
-apply to that completion.
+with an environment all turns, with the assistant's last turn at the end. ``answer[i]`` is the true answer as text. Every
+further column of the data set is passed as such a list too. ``None`` or NaN instead of a number means that the reward does
+not apply to that completion. What a user's own function gets besides is in `scoring`.
 
 The built-in rewards are pure, judge the last turn and return a share between 0 and 1. The configuration or the task's
 ``default_rewards`` set their weights.
 """
 
+import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 from grpo_actors.errors import RewardError, nearest
-from grpo_actors.tasks.answers import extract_answer, read_number, same_answer
+from grpo_actors.tasks.answers import extract_answer, find_answer, read_number, same_answer
 from grpo_actors.tasks.task import Message
 
 Chat = Sequence[Message]
@@ -49,11 +51,15 @@ class Reward(Protocol):
 def correctness(
     prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """Return 1 if the answer of the completion is the true one, as a number or else as text."""
-    del prompts, columns
+    """Return 1 if the answer of the completion is the true one, as a number or else as text.
+
+    The column ``mathematics`` says for each completion whether its answer is mathematics, if there is such a column.
+    """
+    del prompts
+    lenient = columns.get("mathematics") or [False] * len(completions)
     return [
-        float(same_answer(extract_answer(text(completion)), true))
-        for completion, true in zip(completions, answer, strict=True)
+        float(same_answer(find_answer(text(completion), mathematics=how).text, true, mathematics=how))
+        for completion, true, how in zip(completions, answer, lenient, strict=True)
     ]
 
 
@@ -145,12 +151,14 @@ def built_in(name: str, others: Collection[str] = ()) -> Reward:
 def checked_values(values: object, count: int) -> list[float | None]:
     """Return `values` as a list of `count` floats or Nones; raise RewardError with the reason if they are not valid.
 
-    Arrays and numbers of NumPy, MLX or PyTorch are converted. One bad value makes the whole list invalid: it would be
-    unfair if only some completions of a group had the reward.
+    Arrays and numbers of NumPy, MLX or PyTorch are converted, and True and False count as 1 and 0. None and NaN mean that
+    the reward does not apply. One bad value makes the whole list invalid: it would be unfair if only some completions of
+    a group had the reward.
     """
     values = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(values, list | tuple):
-        raise RewardError(f"must return a list with one float for each completion, got {_described(values)}")
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | AbstractSet):
+        raise RewardError(f"must return a list with one number for each completion, got {_described(values)}")
+    values = list(values)
     if len(values) != count:
         raise RewardError(f"must return one value for each of the {count} completions, got {len(values)}")
     return [_checked_value(value, index) for index, value in enumerate(values)]
@@ -161,10 +169,11 @@ def _checked_value(value: Any, index: int) -> float | None:
         return None
     if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        cure = "; write float(…)" if isinstance(value, bool) else ""
-        raise RewardError(f"value {index} must be a float or None, got {_described(value)}{cure}")
-    if not -FLOAT32_MAX <= value <= FLOAT32_MAX:  # also false for NaN
+    if not isinstance(value, bool | int | float):
+        raise RewardError(f"value {index} must be a number, True, False or None, got {_described(value)}")
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
         shown = value if isinstance(value, float) else "a whole number beyond it"
         raise RewardError(f"value {index} must be finite in float32, got {shown}")
     return float(value)

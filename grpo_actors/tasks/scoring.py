@@ -1,24 +1,43 @@
 """Score the completions of a problem with every reward of a run.
 
-This module decides which rewards run here and which in a process that can be killed. It does not apply weights: it
-uses only their names and returns unweighted values. A reward that fails is reported and has no value for that group;
-it never ends the process that scores.
+This module decides which rewards run here and which in a process that can be killed, and what each of them gets. It does
+not apply weights: it uses only their names and returns unweighted values. A reward that fails is reported and has no
+value for that group; it never ends the process that scores.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 from grpo_actors.config.data import RewardConfig
 from grpo_actors.errors import RewardError
 from grpo_actors.progress import report_progress
-from grpo_actors.tasks.code_tests import CODE_TESTS, CodeLimits, CodeTests
+from grpo_actors.tasks.code_tests import CODE_TESTS, TESTS_COLUMN, CodeLimits, CodeTests
+from grpo_actors.tasks.columns import check_columns
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
-from grpo_actors.tasks.own.functions import OwnFunctions, UsesOwnFunctions
+from grpo_actors.tasks.own.functions import OwnFunctions, UsesOwnFunctions, folder_of
 from grpo_actors.tasks.own.kinds import is_own
-from grpo_actors.tasks.rewards import REWARDS, Chat, Reward, built_in
-from grpo_actors.tasks.task import Problem
+from grpo_actors.tasks.rewards import REWARDS, Chat, Reward, built_in, text
+from grpo_actors.tasks.task import Message, Problem, Task
+
+#: Arguments that an own reward gets besides the columns of the data.
+GIVEN = ("prompts", "completions", "completion_ids", "answer", "trainer_state", "log_extra", "log_metric")
+#: Columns that an own reward does not get, because TRL does not pass them.
+NOT_PASSED = ("prompt", "completion", "completion_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """How far the run is: what own rewards get as ``trainer_state``, with TRL's names."""
+
+    #: Updates that the policy of the completions has done.
+    global_step: int
+    #: Planned updates; 0: unknown.
+    max_steps: int = 0
+    #: Passes over the data that were finished when the problem was posed.
+    epoch: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +46,8 @@ class Scores:
 
     #: Reward name -> one value for each completion; None if it does not apply or the reward failed.
     rewards: dict[str, list[float | None]]
-    #: One text for each reward that failed; its first line gives the reward, the problem and the reason.
-    failures: list[str]
+    #: Reward that failed -> the reason in one line; a traceback may follow.
+    failures: dict[str, str]
 
 
 def reward_means(completions: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
@@ -54,45 +73,79 @@ class Scorer(UsesOwnFunctions):
 
     Built-in rewards run here; `code_tests`, which needs the limits `code`, starts a process for each program.
     Own rewards (``file.py:function``, ``module:function``; a relative file is looked up from the current folder)
-    and library rewards run in one child process and have `timeout_s` for each group.
+    and library rewards run in child processes, one for each folder, and have `timeout_s` for each group.
     Raises RewardError if a name is unknown, a function cannot be loaded, or its library is missing.
     """
 
     def __init__(
         self, weights: Mapping[str, float], *, timeout_s: float, code: CodeLimits | None = None
     ) -> None:
+        #: Set it before `score`; whoever scores knows how far the run is.
+        self.trainer_state = TrainerState(0)
         self._names = list(weights)
         specs = {name: _spec(name) for name in weights if name in LIBRARY_REWARDS or _is_own(name)}
         self._here: dict[str, Reward] = {
             name: _runs_here(name, code) for name in weights if name not in specs
         }
-        self._own_index = {name: index for index, name in enumerate(specs)}
-        self._own = OwnFunctions(list(specs.values()), "reward", timeout_s=timeout_s) if specs else None
+        folders = {name: folder_of(spec) for name, spec in specs.items()}
+        #: Reward -> the process of its folder, and its index there.
+        self._there: dict[str, tuple[OwnFunctions, int]] = {}
+        with ExitStack() as opened:
+            for folder in dict.fromkeys(folders.values()):
+                names = [name for name in specs if folders[name] == folder]
+                functions = OwnFunctions([specs[name] for name in names], "reward", timeout_s=timeout_s)
+                opened.push(functions)
+                self._there |= {name: (functions, index) for index, name in enumerate(names)}
+            opened.pop_all()
+        self._own = list(dict.fromkeys(functions for functions, _ in self._there.values()))
 
-    def score(self, problem: Problem, completions: Sequence[str | Chat]) -> Scores:
+    def score(
+        self,
+        problem: Problem,
+        completions: Sequence[str | Chat],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+    ) -> Scores:
         """Return the values of every reward for completions of one problem, in the order of `completions`.
 
-        A completion is a chat that ends with the assistant's last turn, or the text of that turn alone.
-        A reward gets each column of the problem as a list that repeats it for each completion.
+        Args:
+            problem: The problem.
+            completions: Chats that end with the assistant's last turn, or the texts of that turn alone.
+            completion_ids: The tokens of each completion; None: own rewards get none.
         """
-        arguments = _arguments(problem, completions)
+        chats = [_chat(completion) for completion in completions]
+        ours = _our_arguments(problem, chats)
+        theirs = _own_arguments(problem, chats, completion_ids, self.trainer_state)
         rewards: dict[str, list[float | None]] = {}
-        failures: list[str] = []
+        failures: dict[str, str] = {}
         for name in self._names:
             try:
-                rewards[name] = self._values(name, arguments)
+                rewards[name] = self._values(name, theirs if _is_own(name) else ours)
             except RewardError as error:
                 rewards[name] = [None] * len(completions)
-                failures.append(f"reward {name}, problem {problem.id}: {error}")
+                failures[name] = str(error)
             report_progress()
         return Scores(rewards, failures)
 
     def _values(self, name: str, arguments: dict[str, Any]) -> list[float | None]:
         if name in self._here:
             return self._here[name](**arguments)
-        assert self._own is not None
-        values: list[float | None] = self._own.call(self._own_index[name], arguments)
+        functions, index = self._there[name]
+        values: list[float | None] = functions.call(index, arguments)
         return values
+
+    def needs(self) -> dict[str, list[str]]:
+        """Return reward -> columns without which it cannot be computed; a reward that needs none is left out."""
+        needs = {
+            name: [argument for argument in functions.requires(index) if argument not in GIVEN]
+            for name, (functions, index) in self._there.items()
+        }
+        if CODE_TESTS in self._here:
+            needs[CODE_TESTS] = [TESTS_COLUMN]
+        return {name: columns for name, columns in needs.items() if columns}
+
+    def check_columns(self, task: Task) -> None:
+        """Check that the problems have these columns; raise RewardError if not."""
+        check_columns(self.needs(), task, "reward.functions")
 
 
 def _is_own(name: str) -> bool:
@@ -119,15 +172,47 @@ def _runs_here(name: str, code: CodeLimits | None) -> Reward:
     return CodeTests(code)
 
 
-def _arguments(problem: Problem, completions: Sequence[str | Chat]) -> dict[str, Any]:
-    count = len(completions)
-    columns = {name: [value] * count for name, value in problem.columns.items()}
+def _chat(completion: str | Chat) -> list[Message]:
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+
+
+def _our_arguments(problem: Problem, chats: Sequence[Chat]) -> dict[str, Any]:
+    """Return the arguments of this package's rewards: chats, and the true answer as text."""
+    columns = {name: [value] * len(chats) for name, value in problem.columns.items()}
     # These come last, so that a column named "answer" or "prompts" cannot replace the real one.
     return columns | {
-        "prompts": [list(problem.messages)] * count,
-        "completions": [
-            [{"role": "assistant", "content": given}] if isinstance(given, str) else list(given)
-            for given in completions
-        ],
-        "answer": [problem.answer] * count,
+        "prompts": [list(problem.messages)] * len(chats),
+        "completions": chats,
+        "answer": [problem.answer] * len(chats),
+        "mathematics": [problem.mathematics] * len(chats),
     }
+
+
+def _own_arguments(
+    problem: Problem,
+    chats: Sequence[Chat],
+    completion_ids: Sequence[Sequence[int]] | None,
+    state: TrainerState,
+) -> dict[str, Any]:
+    """Return the arguments of a user's reward, those of TRL's: a column keeps its name and its values.
+
+    If the prompts of the data are texts, prompts and completions are texts: the user's turn and the last turn.
+    """
+    count = len(chats)
+    columns = {"answer": problem.answer, **problem.columns}
+    as_text = problem.text_prompt
+    prompt = problem.messages[-1]["content"] if as_text else list(problem.messages)
+    arguments: dict[str, Any] = {
+        name: [value] * count for name, value in columns.items() if name not in NOT_PASSED
+    }
+    arguments |= {
+        "prompts": [prompt] * count,
+        "completions": [text(chat) for chat in chats] if as_text else chats,
+        "trainer_state": asdict(state),
+        # The child makes the functions.
+        "log_extra": None,
+        "log_metric": None,
+    }
+    return (
+        arguments if completion_ids is None else arguments | {"completion_ids": [*map(list, completion_ids)]}
+    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from grpo_actors.tasks.answers import canonical_answer, extract_answer, same_answer
+from grpo_actors.tasks.answers import canonical_answer, find_answer, same_answer
 
 Split = Literal["train", "eval"]
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -21,10 +21,14 @@ class Problem:
     id: str
     #: The chat so far; it ends with the user's turn.
     messages: tuple[Message, ...]
-    #: The true answer as text, which rewards receive as ``answer``.
+    #: The true answer as text.
     answer: str
-    #: Further columns of the data set, passed to rewards as keyword arguments.
+    #: The columns of the data set with their own names and types, passed to own functions as keyword arguments.
     columns: Mapping[str, Any] = field(default_factory=dict)
+    #: Whether the data set has a text as the prompt, not a chat: own rewards then get texts (`scoring`).
+    text_prompt: bool = False
+    #: Whether the answer is mathematics: other ways to write it then count too (`answers`).
+    mathematics: bool = False
 
 
 class Task:
@@ -47,11 +51,14 @@ class Task:
 
     def is_correct(self, completion: str, problem: Problem) -> bool:
         """Return whether the completion's answer is right, as a number or as text. The evaluator counts this."""
-        return same_answer(extract_answer(completion), problem.answer)
+        lenient = problem.mathematics
+        given = find_answer(completion, mathematics=lenient).text
+        return same_answer(given, problem.answer, mathematics=lenient)
 
-    def answer_of(self, completion: str) -> str:
+    def answer_of(self, completion: str, problem: Problem) -> str:
         """Return the answer of a completion in the form that all equal answers share; empty if there is none.
 
         A majority vote counts these.
         """
-        return canonical_answer(extract_answer(completion))
+        lenient = problem.mathematics
+        return canonical_answer(find_answer(completion, mathematics=lenient).text, mathematics=lenient)

@@ -27,11 +27,13 @@ from grpo_actors.wire.spans import check_spans
 # Re-exported, so that the users of the wire format import one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 MAX_COMPLETIONS = 4096
 
 Name = Annotated[str, Field(max_length=200)]
+#: Name of a reward function, which may be the path of a file.
+RewardName = Annotated[str, Field(max_length=5000)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -50,7 +52,13 @@ Floats = Annotated[bytes, Field(max_length=MAX_ARRAY_BYTES)]
 class Message(BaseModel):
     """Base of all messages: strictly typed and immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",  # a column may hold NaN; numbers of messages are not written as JSON
+    )
 
 
 # --- worker or evaluator -> learner ---------------------------------------------------------------
@@ -90,7 +98,7 @@ class Completion(Message):
     #: the completion has one turn, all of it sampled.
     inserted: Ints = b""
     #: Reward function -> unweighted value; None if there is no valid reward.
-    rewards: Annotated[dict[Name, float | None], Field(max_length=64)]
+    rewards: Annotated[dict[RewardName, float | None], Field(max_length=64)]
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -119,8 +127,8 @@ class Group(Message):
     #: Seconds of sampling and of scoring: this group's share of its batch.
     sampling_s: NotNegative
     scoring_s: NotNegative
-    #: Errors of reward functions and environments, as text.
-    failures: Annotated[list[Text], Field(max_length=1000), FailFast()] = []
+    #: Reward function that failed, or "environment" -> the error in one line, and perhaps a traceback.
+    failures: Annotated[dict[RewardName, Text], Field(max_length=65)] = {}
 
 
 class Beat(Message):
@@ -161,7 +169,7 @@ class Evaluation(Message):
     accuracy_high: Share
     #: The same for completions sampled at the evaluator's temperature; None if these were not scored.
     sampled_accuracy: Share | None
-    rewards: Annotated[dict[Name, float], Field(max_length=64)]
+    rewards: Annotated[dict[RewardName, float], Field(max_length=64)]
     completion_length_mean: NotNegative
     truncated_share: Share
     seconds: NotNegative
@@ -203,6 +211,8 @@ class Welcome(Message):
     weights_endpoint: Text
     #: Seconds between two beats of the peer.
     beat_s: Annotated[float, Field(gt=0)]
+    #: Planned updates of the run; 0: unknown.
+    total_updates: Count = 0
 
 
 class Lease(Message):
@@ -223,8 +233,14 @@ class Lease(Message):
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=MAX_COMPLETIONS), FailFast()]
     messages: Annotated[list[dict[str, Text]], Field(max_length=1000), FailFast()]
     answer: Text
-    #: The problem's further columns; JSON on the wire, because a data set may hold numbers that MessagePack does not have.
+    #: The problem's columns; JSON on the wire, because a data set may hold numbers that MessagePack does not have.
     columns: Json[dict[str, Any]]
+    #: Whether the prompt is a text in the data set, not a chat.
+    text_prompt: bool = False
+    #: Whether the answer is mathematics.
+    mathematics: bool = False
+    #: Passes over the data that were finished before this problem.
+    epoch: Count = 0
 
 
 class Grant(Message):

@@ -121,7 +121,7 @@ def test_an_answer_is_judged_as_the_task_judges_it(tiny):
         tiny, task, held_out(task, settings, tiny, 1), settings, None, temperature=1.0, count=16
     )
     for one in answered.answers:
-        assert one.answer == task.answer_of(one.text)
+        assert one.answer == task.answer_of(one.text, answered.problem)
         assert one.correct == (one.answer == answered.problem.answer)
         assert one.rewards == {}
     assert {one.correct for one in answered.answers} == {True, False}

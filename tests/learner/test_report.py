@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.learner.report import ledger, length_metrics, reward_metrics, samples, staleness
@@ -34,7 +37,24 @@ def test_rewards_are_reported_weighted_together_and_unweighted_apart():
     assert metrics["reward_mean"] == (2.0 + 2.0 + 0.0) / 3  # 1 + 2 · 0.5; 2 · 1; 0; the fourth has none
     assert metrics["rewards"] == {"a": 1 / 3, "b": 0.75}
     assert metrics["invalid_completions"] == 1
+    assert metrics["reward_failures"] == {}
     assert metrics["zero_variance_share"] == 0.5  # a group with one valid completion has no signal
+
+
+def test_a_reward_that_failed_counts_every_completion_of_its_group():
+    failing = [replace(GROUPS[0], failures={"a": "raised", "environment": "raised"}), GROUPS[1]]
+    metrics = reward_metrics(failing, compute_advantages("group", [np.zeros((2, 2))] * 2, [1.0, 2.0]))
+    assert metrics["reward_failures"] == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [("<answer>1</answer>", ("1", "tags")), ("so **2** km", ("2", "bold")), ("none", ("", ""))],
+)
+def test_samples_say_what_found_the_answer(written, found):
+    mathematics = replace(GROUPS[0], problem=replace(GROUPS[0].problem, mathematics=True))
+    [sample] = samples([mathematics], 1, WEIGHTS, lambda _: written)
+    assert {(one["answer"], one["parser"]) for one in sample["completions"]} == {found}
 
 
 def test_lengths_count_every_completion():

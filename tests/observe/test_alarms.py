@@ -116,7 +116,27 @@ def test_an_update_in_which_no_token_trained_neither_ends_nor_raises_an_alarm(na
 
 
 def test_every_rule_has_a_series():
-    assert {*SIGNS, "length runs away", "steps are skipped"} == set(RULES)
+    others = {"length runs away", "steps are skipped", "reward fails", "no reward"}
+    assert {*SIGNS, *others} == set(RULES)
+
+
+FAILED = {"completions": 64, "reward_failures": {"judge": 8}, "invalid_completions": 8}
+
+
+def test_a_reward_that_fails_sometimes_is_an_alarm_with_a_count():
+    well = {"completions": 64, "reward_failures": {}, "invalid_completions": 0}
+    assert raised([well, FAILED, *[well] * 10, FAILED]) == [(2, "reward fails"), (13, "reward fails")]
+    assert text(FAILED, updates=1).startswith("judge failed for 8 of the last 64 completions")
+    # 8 of 5 · 64 completions are 2.5 %.
+    allowed = [well] * 4 + [FAILED] + [well] * 5
+    assert raised(allowed, max_failed_share=0.03) == []
+    assert raised(allowed, max_failed_share=0.02) == [(5, "reward fails")]
+
+
+def test_completions_that_no_reward_applies_to_are_an_alarm_unless_a_reward_failed():
+    unscored = FAILED | {"reward_failures": {}}
+    assert raised([unscored] * 3) == [(1, "no reward")]
+    assert text(unscored, updates=1).startswith("8 of the last 64 completions have no value from any reward")
 
 
 def test_length_is_compared_with_that_of_the_first_updates():

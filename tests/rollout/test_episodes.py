@@ -112,10 +112,8 @@ def test_an_environment_that_fails_ends_its_completion_which_gets_no_reward_and_
         assert bad == (not sample.spans)
         assert (None in completion.rewards.values()) == bad
         assert len(read_floats(completion.logprobs)) == len(sample.tokens)
-    [failure] = group.failures
-    assert failure.startswith(
-        f"environment {OWN}:fails_on_long_turns, problem p3: raised ValueError: an odd turn"
-    )
+    assert group.failures.keys() == {"environment"}
+    assert group.failures["environment"].startswith("raised ValueError: an odd turn")
 
 
 def test_an_environment_that_hangs_is_reported_and_the_sampler_continues(tiny):

@@ -21,6 +21,30 @@ def zero_reward(tmp_path):
     return f'--set=reward.functions={{"{rewards}:nothing" = 1.0}}'
 
 
+def test_a_reward_that_always_fails_ends_the_run_after_three_updates_with_its_traceback(make_run, tmp_path):
+    rewards = tmp_path / "my_rewards.py"
+    rewards.write_text('def labelled(completions, **columns):\n    raise KeyError("label")\n')
+    run = make_run(**SETTINGS, eval_every_updates=0)
+    functions = f'--set=reward.functions={{"{rewards}:labelled" = 1.0, correctness = 1.0}}'
+    assert run.run(functions) == 1, run.stderr
+    assert run.updates() == 3
+    assert run.checkpoints() == [3]
+    alarms = {alarm["name"]: alarm for alarm in run.records("alarm")}
+    assert alarms["reward fails"]["update"] == 1
+    last = alarms["reward always fails"]
+    assert last["update"] == 3
+    error = (
+        f"{rewards}:labelled failed for every completion of 3 updates: raised KeyError: 'label' ({rewards}:2)"
+    )
+    assert last["text"].startswith(error)
+    assert 'raise KeyError("label")' in last["text"]
+    (stop,) = run.records("stop")
+    assert stop["reason"].startswith(f"alarm: reward always fails: {error}")
+    # The groups of three updates failed alike, and the log has it once.
+    assert len([log for log in run.records("log") if "KeyError" in log["text"]]) == 1
+    assert "KeyError" in run.stderr
+
+
 def test_the_alarm_is_given_once_and_the_run_goes_on(make_run, zero_reward):
     run = make_run(**SETTINGS, eval_every_updates=0)
     assert run.run(zero_reward) == 0, run.stderr

@@ -59,6 +59,16 @@ def test_an_unknown_reward_is_answered_with_the_nearest_one(run):
     assert "'correctness'" in line
 
 
+def test_a_reward_that_needs_a_column_which_the_data_has_not(run):
+    file = run.folder.parent / "my_rewards.py"
+    file.write_text("def right(completions, solution, **columns):\n    return [0.0] * len(completions)\n")
+    line = assert_refused(run, "--set", f'reward.functions={{"{file}:right"=1.0}}')
+    assert line == (
+        f"reward.functions: '{file}:right' needs the column 'solution'; the training data has kind, operands; "
+        "add it, or give the argument a default"
+    )
+
+
 def test_running_what_the_model_wrote_without_leave(run):
     line = assert_refused(run, "--set", "reward.functions={code_tests=1.0}")
     assert "unless reward.allow_code_execution = true" in line

@@ -15,7 +15,7 @@ OWN_REWARD = """
 def short(prompts, completions, answer, topic, **columns):
     assert len(set(topic)) == 1
     print("scored", answer[0])  # noise that must not end up in the records
-    return [1.0 / (1 + len(chat[-1]["content"])) for chat in completions]
+    return [1.0 / (1 + len(text)) for text in completions]  # the prompts are texts
 """
 PROBLEMS = [{"ask": f"What is {n} + {n}?", "right": 2 * n, "topic": "sum"} for n in range(30)]
 

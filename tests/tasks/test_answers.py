@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from grpo_actors.tasks.answers import (
     canonical_answer,
     extract_answer,
+    find_answer,
     gsm8k_answer,
     read_number,
+    read_quantity,
     same_answer,
 )
 from grpo_actors.tasks.lines import read_rows
@@ -111,6 +113,69 @@ def test_a_megabyte_of_hostile_text_costs_less_than_a_second(hostile):
     assert not same_answer(hostile, "1")
     assert not same_answer("1", hostile)
     assert time.process_time() - start_s < 1
+
+
+@pytest.mark.parametrize(
+    ("completion", "found"),
+    [
+        ("so it is **73**", ("73", "bold")),
+        ("**Step 1:** 70 + 3 makes **73 apples**, **done**", ("73 apples", "bold")),
+        (r"so it is \boxed{42}", ("42", "boxed")),
+        (r"\boxed{1}, no, \boxed{\frac{1}{2}}", (r"\frac{1}{2}", "boxed")),
+        (r"**1** or \boxed{2}", ("2", "boxed")),
+        (r"<answer>1</answer> or \boxed{2}", ("1", "tags")),
+        (r"\boxed{", ("", "")),
+        ("**seven**", ("", "")),
+        ("73", ("", "")),
+    ],
+)
+def test_mathematics_may_be_boxed_or_bold_and_tags_come_first(completion, found):
+    assert find_answer(completion, mathematics=True) == found
+    assert find_answer(completion).parser in ("tags", "")
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        *[
+            (form, "73")
+            for form in ("73", "**73**", "$73$", "73 apples", "73.", "x = 73", "Answer: 73", "73%")
+        ],
+        *[
+            (form, "1234")
+            for form in ("1,234", "1 234", "1{,}234", r"1\,234", "1'234", "$1,234.00", "1234 km/h")
+        ],
+        (r"\boxed{1{,}234\text{ apples}}", "1234"),
+        (r"42\,\text{cm}", "42"),
+        (r"\(42^\circ\)", "42"),
+        ("-5 °C", "-5"),
+        ("5 m^2", "5"),
+        ("€7.50", "7.5"),
+        ("18 eggs per day", "18"),
+    ],
+)
+def test_a_quantity_is_its_number_without_unit_and_separators(written, value):
+    assert read_quantity(written) == Decimal(value)
+    assert same_answer(written, value, mathematics=True)
+    assert canonical_answer(written, mathematics=True) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2x", "5k", "42 million", "3 dozen", "4 or 5", "1/2", "3:4", "12 34", "10,00", "about 5", "", "**"],
+)
+def test_what_is_no_quantity(text):
+    assert read_quantity(text) is None
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [r"\boxed{" * 150_000, "**1" * 300_000, "**a" * 300_000, r"\boxed{{}" * 100_000, r"\boxed" + " " * 10**6],
+)
+def test_a_megabyte_of_hostile_mathematics_is_read_in_linear_time(hostile):
+    start = time.process_time()
+    find_answer(hostile, mathematics=True)
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.skipif("GSM8K_DIR" not in os.environ, reason="GSM8K_DIR names no folder with GSM8K")

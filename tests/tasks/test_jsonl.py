@@ -30,14 +30,14 @@ def rows(count):
     return [{"question": f"{n}+1?", "answer": n + 1} for n in range(count)]
 
 
-def test_columns_are_mapped_and_the_others_reach_the_rewards(file):
+def test_columns_are_mapped_and_all_reach_the_rewards(file):
     data = [{"ask": f"{n}+1?", "say": n + 1, "level": n, "tags": ["sum"]} for n in range(2)]
     path = file(data)
     problem = min(every(Jsonl(path, prompt_column="ask", answer_column="say")), key=lambda p: p.id)
     assert problem.id == "jsonl/1"
     assert problem.messages[-1] == {"role": "user", "content": "0+1?"}
     assert problem.answer == "1"
-    assert problem.columns == {"level": 0, "tags": ["sum"]}
+    assert problem.columns == {"ask": "0+1?", "say": 1, "answer": 1, "level": 0, "tags": ["sum"]}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def values():
 
         def score(true, *completions):
             scores = scorer.score(Problem("p", ({"role": "user", "content": "?"},), true), completions)
-            assert scores.failures == []
+            assert scores.failures == {}
             return scores.rewards["math_verify"]
 
         yield score

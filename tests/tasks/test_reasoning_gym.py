@@ -77,7 +77,7 @@ def test_the_librarys_own_score_is_the_reward_and_all_of_it_is_right():
     ]
     with Scorer({"reasoning_gym": 1.0}, timeout_s=HANG_S) as scorer:
         scores = scorer.score(problem, completions)
-    assert scores.failures == []
+    assert scores.failures == {}
     assert scores.rewards == {"reasoning_gym": [1.0, 0.5, 0.0, 0.0]}
     assert [one.is_correct(completion, problem) for completion in completions] == [True, False, False, False]
 
@@ -114,7 +114,7 @@ def test_an_answer_on_which_the_librarys_scorer_fails_is_worth_nothing_and_the_o
     problem = task("prime_factorization", size=1, eval_size=1).problems("train")[0]
     with Scorer({"reasoning_gym": 1.0}, timeout_s=HANG_S) as scorer:
         scores = scorer.score(problem, ["<answer>many</answer>", f"<answer>{problem.answer}</answer>"])
-    assert scores.failures == []
+    assert scores.failures == {}
     assert scores.rewards == {"reasoning_gym": [0.0, 1.0]}
 
 

@@ -53,7 +53,7 @@ def test_every_task_keeps_the_contract(data):
         right = f"<answer>{problems[0].answer}</answer>"
         assert task.is_correct(right, problems[0])
         assert not task.is_correct("<answer>another</answer>", problems[0])
-        assert task.answer_of(right)
+        assert task.answer_of(right, problems[0])
         json.dumps(dict(problems[0].columns), allow_nan=False)  # own rewards get them as JSON
     ids = [problem.id for split in ("train", "eval") for problem in task.problems(split)]
     assert len(ids) == len(set(ids))
@@ -85,7 +85,7 @@ def test_a_system_prompt_replaces_the_tasks_own_in_both_splits(data):
         assert messages[0]["role"] == "system"
     right = f"<answer>{task.problems('eval')[0].answer}</answer>"
     assert task.is_correct(right, task.problems("eval")[0])
-    assert task.answer_of(right)
+    assert task.answer_of(right, task.problems("eval")[0])
 
 
 def test_an_empty_system_prompt_means_none(data):

@@ -38,7 +38,7 @@ def test_the_built_in_environment_replies_as_the_user_and_starts_no_process(repl
     calculator = replier("calculator")
     assert calculator.reply(PROBLEM, chat("<tool>12*7</tool>")) == {"role": "user", "content": "84"}
     assert calculator.reply(PROBLEM, chat("It is 84.")) is None
-    assert calculator._own is None
+    assert calculator._own == []
 
 
 def test_an_own_environment_gets_the_chat_the_answer_and_the_columns(replier):

@@ -106,6 +106,18 @@ def test_arrays_are_taken():
 
 
 @pytest.mark.parametrize(
+    "values", [[True, False], [np.bool_(1), np.bool_(0)], np.array([True, False]), (x > 0 for x in (1, 0))]
+)
+def test_true_and_false_count_as_one_and_zero(values):
+    assert checked_values(values, 2) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("nan", [math.nan, np.float32("nan"), np.float64("nan")])
+def test_nan_means_not_applicable_as_none_does(nan):
+    assert checked_values([nan, None, 0.5], 3) == [None, None, 0.5]
+
+
+@pytest.mark.parametrize(
     ("values", "rule"),
     [
         (None, "list.*got NoneType"),
@@ -113,12 +125,10 @@ def test_arrays_are_taken():
         ("11", "list.*got str"),
         (np.float32(1), "list.*got float"),
         ({0: 1.0}, "list.*got dict"),
+        ({1.0, 2.0}, "list.*got set"),
         ([1.0], "each of the 2 completions, got 1"),
-        ([1.0, "1"], "value 1 must be a float or None, got str"),
-        ([1.0, True], r"value 1 .* got bool \(True\); write float"),
-        ([1.0, np.bool_(1)], "value 1 .* got bool"),
+        ([1.0, "1.0"], r"value 1 must be a number, True, False or None, got str \('1.0'\)"),
         ([1.0, [1.0]], "value 1 .* got list"),
-        ([math.nan, 1.0], "value 0 must be finite in float32, got nan"),
         ([math.inf, 1.0], "value 0 must be finite in float32, got inf"),
         ([-1e300, 1.0], r"value 0 must be finite in float32, got -1e\+300"),
         ([10**5000, 1.0], "value 0 must be finite in float32, got a whole number"),

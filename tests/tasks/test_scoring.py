@@ -43,11 +43,11 @@ def scorer():
 def test_built_in_rewards_are_reported_by_name_and_unweighted(scorer):
     scores = scorer("correctness", "xml_count").score(PROBLEM, COMPLETIONS)
     assert scores.rewards == {"correctness": [1.0, 0.0], "xml_count": [0.5, 0.0]}
-    assert scores.failures == []
+    assert scores.failures == {}
 
 
 def test_built_in_rewards_alone_start_no_process(scorer):
-    assert scorer("correctness")._own is None
+    assert scorer("correctness")._own == []
 
 
 def test_own_and_built_in_rewards_score_together(scorer):
@@ -57,7 +57,7 @@ def test_own_and_built_in_rewards_score_together(scorer):
 
 def test_an_own_reward_gets_prompts_answer_and_columns_as_lists_and_may_print(scorer):
     scores = scorer(own("echo_arguments")).score(PROBLEM, COMPLETIONS)
-    assert scores.failures == []
+    assert scores.failures == {}
     assert scores.rewards[own("echo_arguments")] == [1.0, 1.0]
 
 
@@ -65,7 +65,7 @@ def test_only_the_arguments_that_a_function_names_are_passed(scorer):
     assert scorer(own("takes_two")).score(PROBLEM, COMPLETIONS).rewards[own("takes_two")] == [3.0, 3.0]
 
 
-def test_a_column_cannot_take_the_place_of_an_argument(scorer):
+def test_a_column_cannot_take_the_place_of_an_argument_of_a_built_in_reward(scorer):
     problem = Problem("x/1", PROBLEM.messages, "2", {"answer": "3", "prompts": "none", "completions": "none"})
     assert scorer("correctness").score(problem, COMPLETIONS).rewards == {"correctness": [1.0, 0.0]}
 
@@ -73,7 +73,7 @@ def test_a_column_cannot_take_the_place_of_an_argument(scorer):
 def test_none_means_not_applicable_and_is_no_failure(scorer):
     scores = scorer(own("not_applicable")).score(PROBLEM, COMPLETIONS)
     assert scores.rewards[own("not_applicable")] == [1.0, None]
-    assert scores.failures == []
+    assert scores.failures == {}
 
 
 def test_a_function_is_loaded_once(scorer):
@@ -98,9 +98,7 @@ def test_text_of_any_kind_and_size_reaches_the_function(scorer):
         ("returns_text", "must return a list .* got str"),
         ("returns_nothing", "must return a list .* got NoneType"),
         ("returns_too_few", "each of the 2 completions, got 1"),
-        ("returns_nan", "must be finite in float32, got nan"),
         ("returns_too_much", r"must be finite in float32, got 1e\+300"),
-        ("returns_bool", r"got bool \(True\); write float"),
         ("hangs", r"took more than 0.3 s \(reward_timeout_s\)"),
         ("hangs_deaf", "took more than 0.3 s"),
         ("hangs_in_a_regular_expression", "took more than 0.3 s"),
@@ -115,14 +113,13 @@ def test_a_reward_that_fails_is_none_with_a_reason_and_the_next_call_works(score
     for _ in range(2):
         scores = one.score(PROBLEM, COMPLETIONS)
         assert scores.rewards == {own(function): [None, None], own("length"): [18.0, 4.0]}
-        [failure] = scores.failures
-        first_line = failure.splitlines()[0]
-        assert first_line.startswith(f"reward {own(function)}, problem sums/7: ")
-        assert re.search(rule, first_line)
+        [(name, failure)] = scores.failures.items()
+        assert name == own(function)
+        assert re.search(rule, failure.splitlines()[0])
 
 
 def test_the_traceback_follows_the_reason(scorer):
-    [failure] = scorer(own("raises")).score(PROBLEM, COMPLETIONS).failures
+    [failure] = scorer(own("raises")).score(PROBLEM, COMPLETIONS).failures.values()
     assert 'raise ValueError("no such\\nluck")' in failure
 
 
@@ -131,8 +128,8 @@ def test_a_column_that_is_not_json_is_a_failure_and_the_next_call_works(scorer):
     problem = Problem("x/1", PROBLEM.messages, "2", {"picture": b"bytes"})
     scores = one.score(problem, COMPLETIONS)
     assert scores.rewards == {own("length"): [None, None]}
-    assert "as JSON: Object of type bytes" in scores.failures[0]
-    assert one.score(PROBLEM, COMPLETIONS).failures == []
+    assert "as JSON: Object of type bytes" in scores.failures[own("length")]
+    assert one.score(PROBLEM, COMPLETIONS).failures == {}
 
 
 @pytest.mark.parametrize(
@@ -147,8 +144,11 @@ def test_a_column_that_is_not_json_is_a_failure_and_the_next_call_works(scorer):
         ("json.no_such_part:f", "there is no module 'json.no_such_part'"),
         (own("lenght"), "has no function 'lenght'; did you mean 'length'"),
         (own("NOT_A_FUNCTION"), "must be a function, got int"),
-        (own("takes_no_completions"), r"must take the argument completions.*takes_no_completions\(prompts\)"),
-        (own("waits"), "got an async one"),
+        (
+            own("takes_no_completions"),
+            r"must take the argument completions or completion_ids, by name.*takes_no_completions\(prompts\)",
+        ),
+        (own("Judge"), "got the class Judge; name an object of it"),
         (str(FILE), 'must have the form "file.py:function"'),
         (f"{FILE}:", "must have the form"),
         (":length", "must have the form"),
@@ -191,6 +191,36 @@ def test_a_relative_file_and_a_module_are_looked_up_from_the_current_folder(tmp_
     assert scores.rewards == {"mine/reward.py:five": [5.0], "top:length": [3.0]}
 
 
+def test_files_of_two_folders_have_neighbours_of_their_own(scorer, tmp_path):
+    names = []
+    for folder, number in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "util.py").write_text(f"X = {number}\n")
+        file = tmp_path / folder / "reward.py"
+        file.write_text("from util import X\ndef value(completions): return [X] * len(completions)\n")
+        names.append(f"{file}:value")
+    assert scorer(*names).score(PROBLEM, ["a"]).rewards == {names[0]: [1.0], names[1]: [2.0]}
+
+
+def test_files_named_like_the_standard_library_do_not_replace_it(scorer, tmp_path, monkeypatch):
+    """Neither does the reward's own file, nor do they in a process that the reward starts."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("json", "queue", "random"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)\n")
+    (tmp_path / "neighbour.py").write_text("VALUE = 5.0\n")
+    (tmp_path / "statistics.py").write_text(
+        "import json, multiprocessing, random, statistics\n"
+        "from neighbour import VALUE\n"
+        "def value(completions):\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        [mean] = pool.map(statistics.mean, [[VALUE]])\n"
+        "    return [mean] * len(completions)\n"
+    )
+    scores = scorer("statistics.py:value", timeout_s=60).score(PROBLEM, ["a"])
+    assert scores.failures == {}
+    assert scores.rewards == {"statistics.py:value": [5.0]}
+
+
 def test_two_rewards_of_one_file_share_its_state(scorer, tmp_path):
     file = tmp_path / "shared.py"
     file.write_text(
@@ -223,13 +253,13 @@ def test_a_call_that_is_interrupted_leaves_no_stale_answer_to_the_next(scorer):
             one.score(PROBLEM, COMPLETIONS)
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert one._own.call(1, {"completions": [[{"content": "abc"}]], "prompts": [], "answer": []}) == [3.0]
+    assert one._own[0].call(1, {"completions": [[{"content": "abc"}]], "prompts": [], "answer": []}) == [3.0]
 
 
 def test_closing_ends_the_process_even_in_the_middle_of_what_it_started(scorer):
     one = scorer(own("hangs_with_a_child"), timeout_s=0.2)
     one.score(PROBLEM, COMPLETIONS)
-    child = one._own._child
+    child = one._own[0]._child
     one.close()
     assert child.returncode == -signal.SIGKILL
     one.close()  # twice is harmless
@@ -241,7 +271,7 @@ def test_the_process_dies_with_a_parent_that_is_killed(function):
     script = (
         "import threading, time\n"
         "from grpo_actors.tasks.scoring import Scorer\n"
-        f"own = Scorer({{{own(function)!r}: 1.0}}, timeout_s=0.5)._own\n"
+        f"own = Scorer({{{own(function)!r}: 1.0}}, timeout_s=0.5)._own[0]\n"
         "own._send({'call': 0, 'arguments': {'completions': []}}, time.monotonic() + 5)\n"
         "threading.Event().wait()\n"
     )

@@ -44,7 +44,7 @@ def group(**changes: Any) -> dict[str, Any]:
         "completions": [completion(), completion(finished=False)],
         "sampling_s": 1.5,
         "scoring_s": 0.0,
-        "failures": ["reward x: no"],
+        "failures": {"x": "no"},
         **changes,
     }
 
@@ -159,7 +159,7 @@ def test_an_unknown_field_is_refused_by_name(adapter, example):
 def test_every_field_refuses_a_value_of_another_type(adapter, example):
     for name in example:
         for wrong in (object, [[]], -(2**62)):
-            value = {"no": "such"} if wrong is object else wrong
+            value = {"no": ["such"]} if wrong is object else wrong
             with pytest.raises(ProtocolError):
                 wire.decode(adapter, msgpack.packb({**example, name: value}))
 
@@ -195,8 +195,8 @@ def test_every_field_refuses_a_value_of_another_type(adapter, example):
         {"completions": [completion(rewards={"correct": float("nan")})]},
         {"completions": [completion(rewards={"correct": "1"})]},
         {"completions": [completion(rewards={f"r{i}": 0.0 for i in range(65)})]},
-        {"completions": [completion(rewards={"x" * 201: 0.0})]},
-        {"failures": ["x"] * 1001},
+        {"completions": [completion(rewards={"x" * 5001: 0.0})]},
+        {"failures": {str(i): "x" for i in range(66)}},
     ],
     ids=short,
 )

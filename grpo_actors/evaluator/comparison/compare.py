@@ -124,6 +124,7 @@ def _evaluate(
         return load_candidate(candidate, own)
 
     with open_scorer(rewards, config.reward) as scorer:
+        scorer.check_columns(task)
         exam = Exam(task, config, scorer, options.samples, k, stop)
         for candidate, answers, result in exam.run(candidates, load):
             results.append(result)

@@ -21,7 +21,7 @@ from grpo_actors.evaluator.score import AnsweredProblem, Question, answer_proble
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
 from grpo_actors.rollout.episodes import open_episodes
-from grpo_actors.tasks.scoring import Scorer
+from grpo_actors.tasks.scoring import Scorer, TrainerState
 from grpo_actors.tasks.task import Problem, Task
 
 
@@ -63,6 +63,7 @@ class Exam:
                     )
                 progress.set_total(len(problems) * (1 + self.k) * len(candidates))
                 progress.set_name(candidate.name)
+                self.scorer.trainer_state = TrainerState(candidate.update or 0)
                 answers = self._answers(policy, questions, progress)
                 del policy
                 mx.clear_cache()

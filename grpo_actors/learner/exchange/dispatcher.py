@@ -30,6 +30,7 @@ from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.schedule.lease import Claim, Verdict
 from grpo_actors.schedule.leases import LeaseTable
 from grpo_actors.schedule.quarantine import Gap, Quarantine
+from grpo_actors.tasks.failures import Failures
 from grpo_actors.transport.access import Sender
 from grpo_actors.transport.control import ControlServer
 from grpo_actors.transport.weights import WeightsServer
@@ -74,6 +75,7 @@ class Dispatcher:
         self._clock = clock
         self._roster = Roster(welcome.run_id, lost_s, evaluator_token)
         self._warnings = Throttle()
+        self._failures = Failures()
         self._published = -1  # the newest version that workers can fetch
         self._batch_taken = False
         self._evaluations = Evaluations()
@@ -311,8 +313,8 @@ class Dispatcher:
         group = self._supply.read_group(message, peer.name, self._table.version)
         peer.groups += 1
         self._sampled_tokens += sum(sum(completion.sampled) for completion in group.completions)
-        for failure in message.failures:
-            self._warn(f"{group.problem.id}: {failure}")
+        for text in self._failures.new(group.problem.id, group.failures):
+            self._warn(text)
         self._table.accept(verdict, group, self._selection.filter_group(group))
         self._standstill.end()
 

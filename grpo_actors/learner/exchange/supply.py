@@ -13,6 +13,7 @@ from grpo_actors.learner.exchange.sampling_rules import SamplingRules
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.schedule.lease import Granted
 from grpo_actors.schedule.order import ProblemOrder, sample_seeds
+from grpo_actors.tasks.failures import ENVIRONMENT, summary
 from grpo_actors.tasks.task import Problem
 from grpo_actors.wire.messages import Group, Lease, ints
 
@@ -82,6 +83,9 @@ class Supply:
             messages=list(problem.messages),
             answer=problem.answer,
             columns=json.dumps(dict(problem.columns)),  # type: ignore[arg-type]  # pydantic reads the text
+            text_prompt=problem.text_prompt,
+            mathematics=problem.mathematics,
+            epoch=epoch,
         )
 
     def read_group(self, message: Group, worker: str, newest_version: int) -> SampledGroup:
@@ -98,7 +102,20 @@ class Supply:
         for completion in completions:
             self.rules.check(completion, newest_version)
         epoch, problem = self.problem(message.lease)
-        return SampledGroup(message.lease, epoch, problem, self.prompt(message.lease), worker, completions)
+        return SampledGroup(
+            message.lease,
+            epoch,
+            problem,
+            self.prompt(message.lease),
+            worker,
+            completions,
+            failures=self._failures(message),
+        )
+
+    def _failures(self, message: Group) -> dict[str, str]:
+        """Return the failures of this run's rewards and environment, without most of the traceback."""
+        known = (*self.rules.rewards, ENVIRONMENT)
+        return {name: summary(message.failures[name]) for name in known if name in message.failures}
 
 
 def oldest_version(message: Group) -> int:

@@ -1,6 +1,7 @@
 """Send and receive frames between a process and the child that runs a user's own rewards: a length, then JSON.
 
-The format is JSON and never pickle, because values and errors of a reward are unchecked. The length of a frame is
+The format is JSON and never pickle, because values and errors of a reward are unchecked. NaN is allowed, because a column
+of the data may hold it. The length of a frame is
 bounded. Deadlines are `time.monotonic` seconds; without one, a call blocks.
 """
 
@@ -18,7 +19,7 @@ MAX_FRAME_BYTES = 256 * 2**20
 
 def send(channel: socket.socket, message: dict[str, Any], deadline_s: float | None = None) -> None:
     """Send one message. Raises TimeoutError, OSError, and TypeError or ValueError for what is not JSON."""
-    payload = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
+    payload = json.dumps(message, separators=(",", ":")).encode()
     if len(payload) > MAX_FRAME_BYTES:
         raise ValueError(f"a message may have {MAX_FRAME_BYTES:,} bytes, got {len(payload):,}")
     _set_timeout(channel, deadline_s)

@@ -1,9 +1,9 @@
 """Run a user's own rewards or own environment in one child process that can be killed.
 
-A thread or a pool with a time-out cannot end a function that hangs, and a crash would end the worker too. So all own
-rewards of a run share one child (`own.child`). It is killed when a call takes too long, and replaced when it is gone:
-one call fails, the next one works. Without failures, a call costs about as much as sending its texts through a socket
-twice.
+A thread or a pool with a time-out cannot end a function that hangs, and a crash would end the worker too. So the own
+functions of each folder share a child (`own.child`), and files of the same name in two folders do not meet. A child is
+killed when a call takes too long, and replaced when it is gone: one call fails, the next one works. Without failures, a
+call costs about as much as sending its texts through a socket twice.
 """
 
 import os
@@ -21,6 +21,7 @@ from typing import Any, Self
 from grpo_actors.errors import RewardError
 from grpo_actors.tasks.own.frames import receive, send
 from grpo_actors.tasks.own.kinds import KINDS
+from grpo_actors.tasks.own.loading import Signature
 
 #: Loading runs the imports of the user's file; PyTorch alone can take 20 s on a cold disk.
 LOAD_TIMEOUT_S = 120.0
@@ -32,7 +33,7 @@ _PACKAGE_PARENT = str(Path(__file__).resolve().parents[3])
 
 
 class OwnFunctions:
-    """The functions named by `specs` (``file.py:function`` or ``module:function``), of one kind (a key of `KINDS`).
+    """The functions named by `specs` (``file.py:function`` or ``module:function``), of one folder and kind (a key of `KINDS`).
 
     Raises a RewardError of one line if a function cannot be loaded within `load_timeout_s`. The child leads its own
     process group: Ctrl-C does not reach it, and processes that it starts end with it. It ends when this process ends,
@@ -48,8 +49,7 @@ class OwnFunctions:
         self._load_timeout_s = load_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        #: Arguments that each loaded function takes; None for any.
-        self._accepts: list[list[str] | None] = []
+        self._signatures: list[Signature] = []
         for spec in specs:
             _check_form(spec, KINDS[kind].setting)
         try:
@@ -70,7 +70,7 @@ class OwnFunctions:
             if self._child is None:
                 self._start()
             self._finish_loading()
-            names = self._accepts[index]
+            names = self._signatures[index].accepts
             taken = {name: value for name, value in arguments.items() if names is None or name in names}
             deadline_s = time.monotonic() + self._timeout_s
             self._send({"call": index, "arguments": taken}, deadline_s)
@@ -85,6 +85,10 @@ class OwnFunctions:
             self.close()
             raise
 
+    def requires(self, index: int) -> list[str]:
+        """Return the arguments without which the function `specs[index]` cannot be called."""
+        return self._signatures[index].requires
+
     def close(self) -> None:
         """End the child and every process it started, at once."""
         if self._child is not None:
@@ -95,7 +99,7 @@ class OwnFunctions:
         if self._channel is not None:
             self._channel.close()
         self._child = self._channel = None
-        self._accepts = []
+        self._signatures = []
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +115,8 @@ class OwnFunctions:
         with theirs:
             try:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", "grpo_actors.tasks.own.child", str(theirs.fileno())],
+                    # -P: its modules are looked up where `own.loading` says, not in the current folder first.
+                    [sys.executable, "-P", "-m", "grpo_actors.tasks.own.child", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # output that a reward prints goes to the terminal; the socket carries the results
                     pass_fds=[theirs.fileno()],
@@ -128,7 +133,7 @@ class OwnFunctions:
 
     def _finish_loading(self) -> None:
         deadline_s = time.monotonic() + self._load_timeout_s
-        for spec in self._specs[len(self._accepts) :]:
+        for spec in self._specs[len(self._signatures) :]:
             try:
                 reply = self._receive(deadline_s, f"took more than {self._load_timeout_s:g} s to load")
             except RewardError as error:
@@ -136,7 +141,7 @@ class OwnFunctions:
                 raise RewardError(
                     f"{KINDS[self._kind].setting}: {spec!r} cannot be loaded: {str(error).splitlines()[0]}"
                 ) from error
-            self._accepts.append(reply["accepts"])
+            self._signatures.append(Signature(reply["accepts"], reply["requires"]))
 
     def _send(self, request: dict[str, Any], deadline_s: float) -> None:
         assert self._channel is not None
@@ -177,19 +182,25 @@ class OwnFunctions:
 class UsesOwnFunctions:
     """The base of objects that may call own functions: close them after use, or use them in a ``with`` block."""
 
-    #: None if no own functions were named; there is then no child.
-    _own: OwnFunctions | None
+    #: One for each folder; empty if no own functions were named: there is then no child.
+    _own: Sequence[OwnFunctions]
 
     def close(self) -> None:
-        """End the child process of own functions, if there is one; may be called twice."""
-        if self._own is not None:
-            self._own.close()
+        """End the child processes of own functions, if there are any; may be called twice."""
+        for functions in self._own:
+            functions.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def folder_of(spec: str) -> Path:
+    """Return the folder whose functions share a process: that of the file, or for a module the current one."""
+    source = Path(spec.rpartition(":")[0]).expanduser()
+    return source.absolute().parent if source.suffix == ".py" else Path.cwd()
 
 
 def _check_form(spec: str, setting: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from grpo_actors.tasks.environments import checked_reply
@@ -10,29 +11,55 @@ from grpo_actors.tasks.rewards import checked_values
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """The requirements on a function."""
+    """The requirements on a function, and how it is called."""
 
     #: Setting that names the function.
     setting: str
-    #: Argument that the function must take, and its whole signature for errors.
-    argument: str
+    #: Arguments of which the function must take one, and its whole signature for errors.
+    arguments: tuple[str, ...]
     signature: str
     #: (returned value, arguments) -> the value in types of JSON; raises RewardError if the value is invalid.
     check: Callable[[object, Mapping[str, Any]], Any]
+    #: Arguments that are no JSON: name -> what makes the argument from its JSON, in the child.
+    objects: Mapping[str, Callable[[Any], Any]]
+
+    def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments with the objects made from their JSON."""
+        made = {name: make(arguments[name]) for name, make in self.objects.items() if name in arguments}
+        return {**arguments, **made}
+
+
+#: The arguments of a reward that have a value for each completion.
+COMPLETIONS = ("completions", "completion_ids")
+
+
+def _check_values(values: object, arguments: Mapping[str, Any]) -> list[float | None]:
+    given = next(arguments[name] for name in COMPLETIONS if name in arguments)
+    return checked_values(values, len(given))
+
+
+def _ignores_logs(_: object) -> Callable[..., None]:
+    return lambda *_: None
 
 
 KINDS: Mapping[str, Kind] = {
     "reward": Kind(
         "reward.functions",
-        "completions",
+        COMPLETIONS,
         "(prompts, completions, answer, **columns)",
-        lambda values, arguments: checked_values(values, len(arguments["completions"])),
+        _check_values,
+        {
+            "trainer_state": lambda fields: SimpleNamespace(**fields),
+            "log_extra": _ignores_logs,
+            "log_metric": _ignores_logs,
+        },
     ),
     "environment": Kind(
         "data.environment",
-        "messages",
+        ("messages",),
         "(messages, answer, **columns)",
         lambda reply, _: checked_reply(reply),
+        {},
     ),
 }
 

@@ -5,10 +5,11 @@ Built-in environments run here; a user's own runs in a child process that can be
 
 from typing import Any
 
+from grpo_actors.tasks.columns import check_columns
 from grpo_actors.tasks.environments import Environment, built_in, checked_reply
 from grpo_actors.tasks.own.functions import OwnFunctions, UsesOwnFunctions
 from grpo_actors.tasks.own.kinds import is_own
-from grpo_actors.tasks.task import Message, Problem
+from grpo_actors.tasks.task import Message, Problem, Task
 
 
 class Replier(UsesOwnFunctions):
@@ -20,14 +21,23 @@ class Replier(UsesOwnFunctions):
     def __init__(self, name: str, *, timeout_s: float) -> None:
         self.name = name
         self._built_in: Environment | None = None if is_own(name) else built_in(name)
-        self._own = OwnFunctions([name], "environment", timeout_s=timeout_s) if is_own(name) else None
+        self._own = [OwnFunctions([name], "environment", timeout_s=timeout_s)] if is_own(name) else []
+
+    def needs(self) -> dict[str, list[str]]:
+        """Return the columns without which an own environment cannot be called, under its name; empty if it needs none."""
+        needs = [name for own in self._own for name in own.requires(0) if name not in ("messages", "answer")]
+        return {self.name: needs} if needs else {}
+
+    def check_columns(self, task: Task) -> None:
+        """Check that the problems have these columns; raise RewardError if not."""
+        check_columns(self.needs(), task, "data.environment")
 
     def reply(self, problem: Problem, messages: list[Message]) -> Message | None:
         """Return the reply to `messages`, the whole chat; None ends the completion. Raises RewardError on failure."""
-        # "messages" and "answer" come last, so that a column of that name cannot replace the real one.
-        arguments: dict[str, Any] = {**problem.columns, "messages": messages, "answer": problem.answer}
-        if self._own is not None:
-            reply: Message | None = self._own.call(0, arguments)
-            return reply
-        assert self._built_in is not None
-        return checked_reply(self._built_in(**arguments))
+        # "messages" comes last, so that a column of that name cannot replace the real one.
+        arguments: dict[str, Any] = {"answer": problem.answer, **problem.columns, "messages": messages}
+        if self._built_in is not None:
+            return checked_reply(self._built_in(**arguments))
+        [own] = self._own
+        reply: Message | None = own.call(0, arguments)
+        return reply

@@ -175,6 +175,6 @@ def test_strangers_cannot_flood_the_records(run):
 def test_failures_of_a_group_are_limited_too(run):
     worker = run.peer("w").join()
     for lease in worker.take():
-        worker.send(group(lease, failures=["y" * 100_000] * 500))
+        worker.send(group(lease, failures={"environment": "y" * 100_000, "z" * 200: "y" * 100_000}))
         assert worker.receive(wire.Ack).accepted
     assert sum(len(record["text"]) for record in run.records("log")) <= WARNINGS * (MAX_CHARS + 10)
