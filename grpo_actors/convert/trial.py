@@ -14,11 +14,6 @@ from grpo_actors.errors import ModelError
 from grpo_actors.policy.quantization import parameter_count, storage
 from grpo_actors.policy.tokenizer import load_tokenizer
 
-#: Letters of four scripts, digits, code and runs of blanks, which are hard for tokenizers.
-PROBE = (
-    "Héllo, wörld! 12345 + 0.50\n\n\tdef f(x):\n    return x**2  # naïve — 你好 🙂 It's DON'T  \r\n e\u0301"
-)
-
 
 @dataclass(frozen=True)
 class Trial:

@@ -18,7 +18,12 @@ from tokenizers import AddedToken, Tokenizer
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.foreign import load_fault
-from grpo_actors.policy.tokenizer_files import OLDER_TEMPLATE
+from grpo_actors.policy.tokenizer_files import CONFIG, OLDER_TEMPLATE
+
+#: Letters of four scripts, digits, code and runs of blanks, which are hard for tokenizers.
+PROBE = (
+    "Héllo, wörld! 12345 + 0.50\n\n\tdef f(x):\n    return x**2  # naïve — 你好 🙂 It's DON'T  \r\n e\u0301"
+)
 
 
 def read_beside(folder: Path, config: ModelConfig) -> Callable[[], Any]:
@@ -68,7 +73,7 @@ def load_tokenizer(
         end_tokens: Ids that end a completion, besides the tokenizer's own.
 
     Raises:
-        ModelError: transformers gives tokens other ids than the file does.
+        ModelError: transformers gives other ids than the file does, and cannot take its rules.
         Exception: what mlx-lm and transformers raise at an unusable folder; see `as_model_error`.
     """
     wrapper = mlx_lm.utils.load_tokenizer(
@@ -89,7 +94,8 @@ def load_tokenizer(
 def _follow_file(tokenizer: Any, file: Path) -> None:
     """Replace the rules of a tokenizer by those of a tokenizer.json, where they differ."""
     rules = getattr(tokenizer, "_tokenizer", None)
-    if not isinstance(rules, Tokenizer):  # written in Python, perhaps by the model's authors
+    if not isinstance(rules, Tokenizer):  # written in Python
+        _compare(tokenizer, file)
         return
     if _same_rules(rules, json.loads(file.read_text("utf-8"))):
         return
@@ -107,6 +113,17 @@ def _follow_file(tokenizer: Any, file: Path) -> None:
     if own.get_vocab() != rules.get_vocab():
         raise ModelError(f"{file}: transformers' {type(tokenizer).__name__} gives its tokens other ids")
     tokenizer._tokenizer = own  # noqa: SLF001 - `backend_tokenizer` is read-only
+
+
+def _compare(tokenizer: Any, file: Path) -> None:
+    """Refuse a class of transformers that reads a trial text otherwise than the file; one of the model's authors may."""
+    of_file = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
+    is_theirs = type(tokenizer).__module__.startswith("transformers.")
+    if is_theirs and tokenizer.encode(PROBE, add_special_tokens=False) != of_file:
+        raise ModelError(
+            f"{file}: transformers' {type(tokenizer).__name__} splits text otherwise; set tokenizer_class in "
+            f'{CONFIG} to "PreTrainedTokenizerFast", which reads the file'
+        )
 
 
 def _same_rules(rules: Tokenizer, described: dict[str, Any]) -> bool:

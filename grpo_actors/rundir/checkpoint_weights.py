@@ -234,7 +234,7 @@ def _make_companions(policy: Policy) -> Mapping[str, bytes]:
         folder = Path(name)
         mlx_lm.utils.save_config(_architecture(policy), folder / "config.json")
         config = (folder / "config.json").read_bytes()
-    copied = (path for pattern in _COPIED_FILES for path in policy.source.glob(pattern))
+    copied = (path for pattern in _COPIED_FILES for path in policy.source.glob(pattern) if path.is_file())
     return {
         "config.json": config,
         **read_files(policy.source),

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from grpo_actors.errors import ModelError
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.tokenizer import _same_rules, load_tokenizer
 
@@ -61,6 +62,14 @@ def test_tokens_that_only_the_configuration_adds_keep_their_ids(folder):
     new = tokenizer.pad_token_id
     assert (new, tokenizer.get_vocab()) == (by_class.pad_token_id, by_class.get_vocab())
     assert tokenizer.encode("1<|new|>", add_special_tokens=False) == [*of_the_file(folder, "1"), new]
+
+
+def test_a_class_that_cannot_take_the_files_rules_is_refused(folder):
+    configure(folder, tokenizer_class="ByT5Tokenizer")  # a token for each byte, in Python
+    with pytest.raises(
+        ModelError, match=r"transformers' ByT5Tokenizer splits text otherwise; set tokenizer_class"
+    ):
+        load(folder)
 
 
 def test_the_template_of_an_older_processor_is_the_tokenizers(folder):

@@ -115,12 +115,12 @@ def test_a_source_that_is_gone_after_the_start_costs_no_checkpoint(tmp_path, run
     assert {name: (folder / name).read_bytes() for name in expected} == expected
 
 
-def test_a_file_that_cannot_be_taken_over_is_reported_before_the_first_update(tmp_path):
+def test_a_folder_that_is_called_like_a_file_to_take_over_is_left_out(tmp_path):
     source = shutil.copytree(EMBEDDED, tmp_path / "source")
+    (source / "LICENSES").mkdir()
+    (source / "tokenizer").mkdir()
     policy = load_policy(ModelConfig(model_name=str(source), dtype="float32"), seed=0)
-    (source / "LICENSE").mkdir()
-    with pytest.raises(ModelError, match=r"LICENSE: cannot be taken over into checkpoints: Is a directory$"):
-        companions(policy)
+    assert set(companions(policy)) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
 def test_the_code_of_a_model_stays_where_it_is(run_dir, tmp_path):

@@ -123,7 +123,9 @@ def load_candidate(candidate: Candidate, config: Config) -> Policy:
         ConfigError: It has an adapter of another kind or base than the settings.
     """
     policy = _load(candidate, config)
-    if config.data.chat_template:  # else it has its own
+    # A run's whole checkpoint has the run's template as its own, perhaps no longer under the name in the settings.
+    is_whole = candidate.has_settings and not policy.has_adapter and not candidate.is_base
+    if config.data.chat_template and not is_whole:
         policy.use_template(config.data.chat_template)
     return policy
 
