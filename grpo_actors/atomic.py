@@ -4,13 +4,14 @@ Until then a file or folder NAME is written as ``NAME.tmp``. A reader never sees
 killed leaves the old content.
 """
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from grpo_actors.errors import ModelError
+from grpo_actors.errors import ModelError, first_line
 from grpo_actors.failpoints import reach
 
 #: Suffix of a file or folder that is being written or removed.
@@ -18,6 +19,9 @@ UNFINISHED = ".tmp"
 
 #: Modes of files and folders that hold prompts, or the way to them.
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+
+#: A disk with fewer bytes left may have refused any write.
+FULL_BYTES = 1 << 20
 
 #: File names: `new_folder` replaces only a folder that has one of them.
 _MARKS = ("config.json", "adapter_config.json")
@@ -54,14 +58,34 @@ def write_whole(target: Path, text: str, *, durable: bool = False) -> None:
         draft.write_text(text)
 
 
+def write_contents(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of an existing folder by their names; FOLDER/NAME is in a subfolder."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
 def seal_folder(draft: Path, target: Path) -> None:
     """Make the finished folder `draft` durable and rename it to `target`; discard an old `target` first."""
-    for path in (*draft.iterdir(), draft):
+    for path in (*draft.rglob("*"), draft):
         _sync(path)
     if target.exists():
         discard_folder(target)
     draft.rename(target)
     _sync(target.parent)
+
+
+def write_fault(error: OSError | RuntimeError, folder: Path) -> str:
+    """Return why a file in `folder` could not be written, with the cure if the disk is full, and only then.
+
+    A RuntimeError is MLX's, which has no error number: then a disk with less than `FULL_BYTES` left counts as full.
+    """
+    text = (isinstance(error, OSError) and error.strerror) or first_line(error)
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    else:
+        full = shutil.disk_usage(folder).free < FULL_BYTES
+    return f"{text}; free space on this disk" if full else text
 
 
 def discard_folder(folder: Path) -> None:

@@ -45,6 +45,11 @@ class DataConfig(Section):
     system_prompt: str | None = Field(
         None, description='first message of every prompt; not set: that of the task; "": none'
     )
+    chat_template: str = Field(
+        "",
+        description="chat template of the prompts: a Jinja file, its text, or the name of one of the model's templates; "
+        "empty: the model's default",
+    )
     num_shots: int = Field(
         0, ge=0, le=3, description="gsm8k: worked examples shown in the chat before each problem"
     )

@@ -75,10 +75,25 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
     layers.append(_Layer(OVERRIDE, _parse_overrides(overrides)))
     layers, decisions = _modernised(layers)
     config, origins = _merge(list(_expanded(layers)))
+    config = _with_template(config, origins)
     notes += decisions
     by_hand = {f"{OWNER[leaf]}.{leaf}" for layer in layers if not layer.implied for leaf in layer.values}
     notes += [f"{key} {reason}" for key, reason in advice(config) if key in by_hand]
     return LoadedConfig(config, origins, notes)
+
+
+def _with_template(config: Config, origins: Mapping[str, str]) -> Config:
+    """Return the settings with the text of the template file that they name: a run keeps it, and other hosts get it."""
+    named = config.data.chat_template
+    if "{" in named or not (named.endswith((".jinja", ".j2")) or "/" in named):
+        return config
+    try:
+        text = Path(named).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        where = origins["data.chat_template"]
+        raise ConfigError(f"{where}: data.chat_template: {named} cannot be read: {reason}") from error
+    return config.model_copy(update={"data": config.data.model_copy(update={"chat_template": text})})
 
 
 def read_config(path: Path) -> Config:

@@ -13,12 +13,12 @@ import mlx.core as mx
 from mlx import nn
 
 from grpo_actors.convert.huggingface import load_lazily, load_tokenizer
-from grpo_actors.convert.trial import PROBE
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.device import memory_bytes
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.plan import Plan
 from grpo_actors.policy.quantization import parameter_count
+from grpo_actors.policy.tokenizer import PROBE
 
 #: Prose, arithmetic and code, then text that is hard for tokenizers.
 TEXT = (

@@ -19,12 +19,16 @@ from huggingface_hub.errors import StrictDataclassError
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from grpo_actors.atomic import write_contents, write_fault
 from grpo_actors.convert.writing import check_finite, check_space, update_json
 from grpo_actors.errors import ModelError, first_line
+from grpo_actors.policy import tokenizer
+from grpo_actors.policy.foreign import load_fault, refuse_foreign
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import DTYPES
 from grpo_actors.policy.plan import GROUP_SIZES, Plan
 from grpo_actors.policy.quantization import is_quantized, storage
+from grpo_actors.policy.tokenizer_files import CONFIG, OLDER_SPECIAL_TOKENS, read_files
 
 #: Errors that mlx-lm and transformers raise for a folder that they cannot read.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
@@ -109,10 +113,11 @@ def load_lazily(path: Path, plan: Plan) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         ModelError: mlx-lm refuses the folder.
     """
+    refuse_foreign(str(path), read_config(path))
     try:
         model, config = mlx_lm.utils.load_model(path, lazy=True, trust_remote_code=plan.trust_remote_code)
     except UNREADABLE as error:
-        raise ModelError(f"{path}: mlx-lm does not load it: {first_line(error)}") from error
+        raise ModelError(f"{path}: mlx-lm does not load it: {load_fault(error)}") from error
     return model, config
 
 
@@ -123,7 +128,7 @@ def load_tokenizer(path: Path, plan: Plan) -> Any:
         ModelError: transformers refuses it.
     """
     try:
-        return mlx_lm.utils.load_tokenizer(path, {"trust_remote_code": plan.trust_remote_code})
+        return tokenizer.load_tokenizer(path, trust_remote_code=plan.trust_remote_code)
     except UNREADABLE as error:
         raise ModelError(f"{path}: its tokenizer does not load: {first_line(error)}") from error
 
@@ -138,7 +143,7 @@ def write_folder(source: Path, folder: Path, plan: Plan) -> str:
     refuse_own_code(source, read_config(source), plan)
     refuse_unknown(source, read_config(source))
     model, config = load_lazily(source, plan)
-    tokenizer = load_tokenizer(source, plan)
+    load_tokenizer(source, plan)
     if plan.dtype is not None:
         _cast(source, model, config, plan.dtype)
     if plan.bits is not None:
@@ -149,7 +154,7 @@ def write_folder(source: Path, folder: Path, plan: Plan) -> str:
     check_space(folder, weights)
     _save(model, folder)
     mlx_lm.utils.save_config(config, folder / "config.json")
-    tokenizer.save_pretrained(folder)
+    write_contents(folder, read_files(source))
     for file in [
         *source.glob("generation_config.json"),
         *(source.glob("*.py") if plan.trust_remote_code else ()),
@@ -189,16 +194,18 @@ def set_end(folder: Path, text: str, plan: Plan) -> None:
     Raises:
         ModelError: `text` is not one token of the vocabulary.
     """
-    tokenizer = load_tokenizer(folder, plan)
-    vocabulary = tokenizer.get_vocab()
+    loaded = load_tokenizer(folder, plan)
+    vocabulary = loaded.get_vocab()
     if text not in vocabulary:
-        near = ", ".join(alike_first(tokenizer.get_added_vocab(), text)[:5])
+        near = ", ".join(alike_first(loaded.get_added_vocab(), text)[:5])
         raise ModelError(
             f"--eos-token: must be one token of the model's vocabulary, got {text!r}; its special tokens are {near}"
         )
     for name in ("config.json", "generation_config.json"):
         update_json(folder / name, {"eos_token_id": vocabulary[text]})
-    update_json(folder / "tokenizer_config.json", {"eos_token": text})
+    for name in (CONFIG, OLDER_SPECIAL_TOKENS):
+        if name == CONFIG or (folder / name).is_file():
+            update_json(folder / name, {"eos_token": text})
 
 
 def _cast(source: Path, model: nn.Module, config: dict[str, Any], dtype: str) -> None:
@@ -228,4 +235,4 @@ def _save(model: nn.Module, folder: Path) -> None:
     try:
         mlx_lm.utils.save_model(folder, model, donate_model=True)
     except (RuntimeError, OSError) as error:
-        raise ModelError(f"{folder}: cannot be written: {first_line(error)}; free some disk space") from None
+        raise ModelError(f"{folder}: cannot be written: {write_fault(error, folder)}") from None

@@ -9,15 +9,10 @@ from pathlib import Path
 
 import mlx_lm
 from mlx.utils import tree_flatten
-from tokenizers import Tokenizer
 
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.quantization import parameter_count, storage
-
-#: Letters of four scripts, digits, code and runs of blanks; chosen so that a difference between two tokenizers shows.
-PROBE = (
-    "Héllo, wörld! 12345 + 0.50\n\n\tdef f(x):\n    return x**2  # naïve — 你好 🙂 It's DON'T  \r\n e\u0301"
-)
+from grpo_actors.policy.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,17 +32,15 @@ def try_model(folder: Path, prompt: str, max_tokens: int, *, trust_remote_code: 
     """Load `folder` and answer `prompt` greedily, through the chat template if there is one.
 
     Raises:
-        ModelError: mlx-lm refuses the folder, or transformers' tokenizer differs from the written one.
+        ModelError: mlx-lm refuses the folder.
     """
     try:
-        model, tokenizer = mlx_lm.load(
-            str(folder),
-            tokenizer_config={"trust_remote_code": trust_remote_code},
-            trust_remote_code=trust_remote_code,
+        model, config = mlx_lm.utils.load_model(folder, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(
+            folder, trust_remote_code=trust_remote_code, end_tokens=config.get("eos_token_id")
         )
     except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise ModelError(f"{folder}: mlx-lm does not load it: {error}") from error
-    _compare_tokenizers(folder, tokenizer)
     encoded: str | list[int] = prompt
     if tokenizer.has_chat_template:
         encoded = tokenizer.apply_chat_template(
@@ -67,19 +60,3 @@ def try_model(folder: Path, prompt: str, max_tokens: int, *, trust_remote_code: 
         tokens=tokens,
         tokens_per_s=last.generation_tps if last and tokens > 1 else tokens / elapsed,
     )
-
-
-def _compare_tokenizers(folder: Path, tokenizer: mlx_lm.tokenizer_utils.TokenizerWrapper) -> None:
-    """Refuse a folder whose tokenizer.json transformers reads differently.
-
-    transformers picks a class by model type, and some classes ignore the rules in tokenizer.json.
-    """
-    if not (folder / "tokenizer.json").is_file():  # another kind of tokenizer: nothing to compare
-        return
-    written = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROBE).ids
-    loaded = tokenizer.encode(PROBE)
-    if list(loaded) != written:
-        raise ModelError(
-            f"{folder}: transformers' {type(tokenizer._tokenizer).__name__} does not give the ids of tokenizer.json; "  # noqa: SLF001
-            "this tokenizer cannot be used with this architecture"
-        )

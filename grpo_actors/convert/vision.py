@@ -14,6 +14,7 @@ from typing import Any
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from grpo_actors.atomic import write_contents
 from grpo_actors.convert.huggingface import (
     UNREADABLE,
     alike_first,
@@ -28,6 +29,7 @@ from grpo_actors.errors import ModelError, first_line
 from grpo_actors.policy.model import DTYPES
 from grpo_actors.policy.plan import Plan
 from grpo_actors.policy.quantization import storage
+from grpo_actors.policy.tokenizer_files import read_files
 
 
 def takes_images(config: dict[str, Any]) -> bool:
@@ -75,6 +77,8 @@ def write_folder(source: Path, config: dict[str, Any], folder: Path, plan: Plan)
             dtype=plan.dtype,
             trust_remote_code=plan.trust_remote_code,
         )
+    # mlx-vlm writes the tokenizer in the form of transformers' own version.
+    write_contents(folder, read_files(source))
     # mlx-vlm leaves out torch_dtype, which loading the folder for training needs.
     parts = (config, config.get("text_config") or {})
     stored = [part[key] for part in parts for key in ("torch_dtype", "dtype") if part.get(key)]

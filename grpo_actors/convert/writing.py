@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from grpo_actors.atomic import write_fault
 from grpo_actors.errors import ModelError
 from grpo_actors.rundir.checkpoints import write_json
 
@@ -35,7 +36,7 @@ def save_safetensors(path: Path, weights: dict[str, mx.array]) -> None:
         # transformers rejects a file that does not name its framework.
         mx.save_safetensors(str(path), weights, metadata={"format": "mlx"})
     except (RuntimeError, OSError) as error:
-        raise ModelError(f"{path}: cannot be written: {error}; free some disk space") from None
+        raise ModelError(f"{path}: cannot be written: {write_fault(error, path.parent)}") from None
 
 
 def update_json(path: Path, changes: dict[str, Any]) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from grpo_actors import consent
+from grpo_actors.atomic import write_fault
 from grpo_actors.config import Config, read_config
 from grpo_actors.errors import ModelError, RunError
 from grpo_actors.export.card import base_name, card
 from grpo_actors.export.fusing import load_fused
+from grpo_actors.policy.tokenizer_files import TEMPLATE
 from grpo_actors.rundir.checkpoint_weights import ADAPTER_CONFIG, is_adapter, write_model
 from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, verify, write_json
 from grpo_actors.rundir.folder import ADAPTER, CONFIG_FILE
@@ -65,6 +67,8 @@ class Export:
         if not is_adapter(self.checkpoint.path):
             raise ModelError(f"--adapter: {self.run_dir} trained all weights and has no adapter; take --fuse")
         shutil.copy(self.checkpoint.path / ADAPTER, folder)
+        if (template := self.checkpoint.path / TEMPLATE).is_file():
+            shutil.copy(template, folder)
         described = json.loads((self.checkpoint.path / ADAPTER_CONFIG).read_text())
         base = {"model": base_name(self.config)} if for_others else {}
         write_json(folder / ADAPTER_CONFIG, described | base)
@@ -87,7 +91,7 @@ class Export:
         try:
             write_model(folder, policy)
         except RuntimeError as error:  # how MLX reports a full disk
-            raise ModelError(f"{folder}: cannot be written: {error}; free some disk space") from error
+            raise ModelError(f"{folder}: cannot be written: {write_fault(error, folder)}") from error
 
     def _write_card(self, folder: Path, name: str, *, is_adapter: bool) -> None:
         text = card(self.run_dir, self.config, self.checkpoint, name=name, is_adapter=is_adapter)

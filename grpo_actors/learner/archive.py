@@ -21,7 +21,7 @@ from grpo_actors.learner.grpo import Grpo
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.sinks import read_records
 from grpo_actors.observe.view import number
-from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint, freeze_checkpoint, restore
+from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint, companions, freeze_checkpoint, restore
 from grpo_actors.rundir.checkpoints import (
     Checkpoint,
     Snapshot,
@@ -150,7 +150,15 @@ class Archive:
     # --- during -----------------------------------------------------------------------------------
 
     def prepare(self, grpo: Grpo) -> None:
-        """Start to reserve memory for checkpoints, where they need some, before the first one has to wait for it."""
+        """Do before the first update what the first checkpoint must not fail at or wait for.
+
+        That is to read the files that it takes over from the model's folder, and to reserve memory, where it needs some.
+
+        Raises:
+            ModelError: A file of the model's folder cannot be read.
+        """
+        if not grpo.policy.has_adapter:
+            companions(grpo.policy)
         if not self._writer.reserves_memory:
             return
         refreshes = bool(self._config.objective.reference_refresh_updates)

@@ -37,7 +37,7 @@ class History:
     ended_by: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._health = Health(self.config)
+        self._health = Health(self.config, ends_turns=self.grpo.policy.ends_turns)
         self._failing = FailingRewards(self.config.reward.functions)
         self._decisions = [as_record(record) for record in self.archive.recorded("headcount")]
         self._groups = (

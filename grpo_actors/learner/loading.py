@@ -4,11 +4,12 @@ import sys
 
 from grpo_actors.config import Config
 from grpo_actors.learner.grpo import Grpo
+from grpo_actors.observe.symptoms import NO_END
 from grpo_actors.policy.decoding.sampling import NO_ENVIRONMENT
 from grpo_actors.policy.decoding.step import require_fit
 from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.locate import locate
-from grpo_actors.policy.model import load_policy
+from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.tasks.task import Problem
 
 
@@ -16,7 +17,9 @@ def load_grpo(config: Config, total_updates: int) -> Grpo:
     """Load the model and make its optimizer, as for a new run; `Archive.restore` then loads a checkpoint."""
     if isinstance(locate(config.model.model_name), str):
         print(f"model {config.model.model_name}: from the hub, or from its local copy", file=sys.stderr)
-    return Grpo(config, load_policy(config.model, seed=config.run.seed), total_updates)
+    policy = load_policy(config.model, seed=config.run.seed)
+    policy.use_template(config.data.chat_template)
+    return Grpo(config, policy, total_updates)
 
 
 def check_sampling(config: Config, grpo: Grpo, first: Problem) -> None:
@@ -27,5 +30,19 @@ def check_sampling(config: Config, grpo: Grpo, first: Problem) -> None:
         require_fit(grpo.policy, NO_ENVIRONMENT)
     with grpo.policy.template_ends():
         grpo.policy.encode_chat(first.messages)
+        _ = grpo.policy.stop_tokens  # asks the template too
         if config.data.environment:
             encode_reply(grpo.policy, {"role": "user", "content": "?"}, after_stop_token=True)
+
+
+def turn_end_note(config: Config, policy: Policy) -> str | None:
+    """Return a sentence on the end of a completion if the model's settings do not say it; None if they do."""
+    if policy.turn_end is not None:
+        end = policy.tokenizer.convert_ids_to_tokens(policy.turn_end)
+        return (
+            f"{policy.name}: its chat template ends a turn with {end}, which its eos_token_id lacks; "
+            "it ends completions here, and is written into the checkpoints"
+        )
+    if not policy.ends_turns and not config.rollout.stop:
+        return f"{policy.name}: completions may never end: {NO_END}"
+    return None

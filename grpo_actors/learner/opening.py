@@ -15,7 +15,7 @@ from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.exchange_setup import build_exchange, build_welcome
 from grpo_actors.learner.history import History
-from grpo_actors.learner.loading import check_sampling, load_grpo
+from grpo_actors.learner.loading import check_sampling, load_grpo, turn_end_note
 from grpo_actors.learner.local_worker import open_local_worker
 from grpo_actors.learner.loop import Run
 from grpo_actors.learner.publishing import Publisher
@@ -89,8 +89,8 @@ def open_live(
         stack.enter_context(removed_at_once(publisher.unlink))
         listening.write(run_dir)
         history.begin()
-        if bias := sampling_params(config).bias:
-            exchange.record("log", level="warning", text=bias)
+        for warning in filter(None, (sampling_params(config).bias, turn_end_note(config, grpo.policy))):
+            exchange.record("log", level="warning", text=warning)
         publisher.publish(grpo.version, grpo.policy.trainable())
         grpo.warm_up()
         local = (

@@ -21,11 +21,16 @@ class Alarm(NamedTuple):
 class Health:
     """The alarm state of one run."""
 
-    def __init__(self, config: Config) -> None:
-        """Start with no alarms; `config` is the run's, with `reward.functions` resolved."""
+    def __init__(self, config: Config, *, ends_turns: bool = True) -> None:
+        """Start with no alarms.
+
+        Args:
+            config: The run's settings, with `reward.functions` resolved.
+            ends_turns: Whether the model's chat template ends a turn with a token that ends a completion.
+        """
         # One more than a rule waits for: a running count, such as skipped steps, is compared with an earlier one.
         longest = max(config.health.patience_updates, CONFIRMING_UPDATES) + 1
-        self._rule_input = RuleInput(config, deque(maxlen=longest), [])
+        self._rule_input = RuleInput(config, deque(maxlen=longest), [], ends_turns)
         self._raised: set[str] = set()
 
     def check(self, metrics: Metrics) -> list[Alarm]:

@@ -18,6 +18,11 @@ Metrics = Mapping[str, Any]
 CONFIRMING_UPDATES = 3
 #: Built-in rewards that check only the tags around an answer, right or wrong.
 FORMAT_REWARDS = ("strict_format", "soft_format", "xml_count", "integer")
+#: Cause and cure of completions that nothing ends.
+NO_END = (
+    "the model's chat template ends a turn with no token that ends a completion; "
+    "set rollout.stop to the text that ends one, or data.chat_template to another template"
+)
 
 
 @dataclass(slots=True)
@@ -30,6 +35,8 @@ class RuleInput:
     updates: deque[Metrics]
     #: Mean completion length, in tokens, of each of the first `patience_updates` updates.
     first_lengths: list[float]
+    #: Whether the chat template ends a turn with a token that ends a completion.
+    ends_turns: bool = True
 
     @property
     def last(self) -> Metrics:
@@ -220,10 +227,15 @@ def too_many_truncated(rule_input: RuleInput) -> str | None:
     limit = rule_input.config.health.max_truncated_share
     if reward_is_zero(rule_input) or not rule_input.held_long(lambda m: value(m, "truncated_share") > limit):
         return None
-    return (
+    fact = (
         f"{value(rule_input.last, 'truncated_share'):.0%} of the completions are cut {rule_input.for_long}, "
-        f"health.max_truncated_share = {limit:g}: rollout.max_new_tokens = "
-        f"{rule_input.config.rollout.max_new_tokens} is too few for an answer; raise it, or ask for short answers"
+        f"health.max_truncated_share = {limit:g}"
+    )
+    if never_ends(rule_input):
+        return f"{fact}: {NO_END}"
+    return (
+        f"{fact}: rollout.max_new_tokens = {rule_input.config.rollout.max_new_tokens} is too few for an answer; "
+        "raise it, or ask for short answers"
     )
 
 
@@ -303,6 +315,11 @@ def _has_no_reward(metrics: Metrics) -> bool:
     return mean is None or (mean == 0 and value(metrics, "reward_std") == 0)
 
 
+def never_ends(rule_input: RuleInput) -> bool:
+    """Return whether nothing that the model was taught ends a completion."""
+    return not rule_input.ends_turns and not rule_input.config.rollout.stop
+
+
 def _trained(metrics: Metrics) -> bool:
     """Return whether the loss had a token; without one it has no metrics."""
     return value(metrics, "ratio_mean") > 0
@@ -317,6 +334,8 @@ def _why_no_reward(rule_input: RuleInput) -> str:
             "see the warnings in the log"
         )
     truncated, length = value(last, "truncated_share"), value(last, "completion_length_mean")
+    if truncated >= 0.5 and never_ends(rule_input):
+        return f"{truncated:.0%} of the completions are cut: {NO_END}"
     if truncated >= 0.5:
         return (
             f"{truncated:.0%} of the completions are cut before an answer; "

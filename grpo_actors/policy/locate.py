@@ -24,6 +24,11 @@ def locate(model_name: str, setting: str = "model.model_name") -> Path | str:
         if not (path / "config.json").is_file():
             raise ModelError(f"{setting}: {path} is no model folder (config.json not found)")
         if not list(path.glob("model*.safetensors")):
+            if list(path.glob("*.bin")):
+                raise ModelError(
+                    f"{setting}: {path} holds its weights in PyTorch's .bin files, and mlx-lm reads safetensors alone; "
+                    "load it with transformers and write it again with save_pretrained, or name a safetensors copy"
+                )
             raise ModelError(
                 f"{setting}: {path} holds no weights (model*.safetensors not found); "
                 "mlx-lm reads safetensors alone; python -m grpo_actors.convert --gguf makes them of a GGUF file"

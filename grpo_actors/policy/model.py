@@ -7,23 +7,24 @@ this one, holding the values that its trainable arrays had at the start.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
-from jinja2 import TemplateError
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.adapter import add_adapter
+from grpo_actors.policy.foreign import refuse_foreign
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
+from grpo_actors.policy.templates import TEMPLATE_ERRORS, after_answer, choose, end_token
 from grpo_actors.policy.tokenizer import as_model_error, read_beside
 from grpo_actors.time_limit import time_limit
 
@@ -31,11 +32,6 @@ from grpo_actors.time_limit import time_limit
 AS_STORED = "as stored"
 #: Longest time of a chat template in its first calls, in seconds. It takes milliseconds.
 TEMPLATE_S = 5.0
-#: What a chat template can raise: it is a program that came with the model.
-TEMPLATE_ERRORS = (
-    *(TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
-    *(RecursionError, MemoryError),
-)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -52,6 +48,8 @@ class Policy:
     #: Folder of the tokenizer and generation files.
     source: Path
     config: ModelConfig
+    #: Text of a chat template that replaces the tokenizer's own; empty: none does.
+    template: str = ""
 
     @property
     def has_adapter(self) -> bool:
@@ -65,8 +63,26 @@ class Policy:
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:
-        """All token ids that end a completion."""
-        return frozenset(self.tokenizer.eos_token_ids)
+        """All token ids that end a completion: the model's own, and the one with which only the chat template ends a turn."""
+        own = frozenset(self.tokenizer.eos_token_ids)
+        return own if self.turn_end is None else own | {self.turn_end}
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The token with which the chat template ends a turn, if no token of the model's settings does."""
+        return end_token(self.tokenizer, self._after_answer or (), frozenset(self.tokenizer.eos_token_ids))
+
+    @property
+    def ends_turns(self) -> bool:
+        """Whether the chat template ends a turn with a token that ends a completion, or does not show how it ends one."""
+        return self._after_answer is None or not self.stop_tokens.isdisjoint(self._after_answer)
+
+    @cached_property
+    def _after_answer(self) -> list[int] | None:
+        """The tokens that the chat template writes after the assistant's words; None if it does not show that."""
+        if not self.tokenizer.has_chat_template:
+            return None
+        return after_answer(self.tokenizer, partial(self.render, asks=False))
 
     @cached_property
     def vocabulary(self) -> int:
@@ -127,16 +143,27 @@ class Policy:
         finally:
             self.model.update(tree_unflatten(list(own.items())))
 
+    def use_template(self, wanted: str) -> None:
+        """Use another chat template than the default, before anything else asks for the template.
+
+        Args:
+            wanted: As for `templates.choose`.
+
+        Raises:
+            ModelError: As `templates.choose`.
+        """
+        self.template = choose(self.tokenizer, wanted, self.name)
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the token ids of a conversation, up to the beginning of the assistant's turn.
 
         Raises:
             ModelError: there is no chat template, or it refuses these turns.
         """
-        if self.tokenizer.chat_template is None:
+        if not self.tokenizer.has_chat_template:
             raise ModelError(
                 f"{self.name}: its tokenizer has no chat template; use an instruction-tuned model, "
-                "or add chat_template to its tokenizer_config.json"
+                "or set data.chat_template to a Jinja file"
             )
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
@@ -153,6 +180,16 @@ class Policy:
             ) from error
         return ids
 
+    def render(self, messages: Sequence[Mapping[str, str]], *, asks: bool = True) -> str:
+        """Return a conversation as the chat template writes it; `asks`: up to the beginning of the assistant's turn.
+
+        Raises one of `TEMPLATE_ERRORS` if the template does.
+        """
+        text: str = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=asks, tokenize=False
+        )
+        return text
+
     @contextlib.contextmanager
     def template_ends(self) -> Iterator[None]:
         """Limit the time of chat template calls in the block, before anything depends on them. Only in the main thread.
@@ -165,8 +202,8 @@ class Policy:
                 yield
         except TimeoutError:
             raise ModelError(
-                f"{self.name}: its chat template does not end within {TEMPLATE_S:g} s; correct chat_template in its "
-                "tokenizer_config.json, or choose another model"
+                f"{self.name}: its chat template does not end within {TEMPLATE_S:g} s; set data.chat_template to another "
+                "one, or choose another model"
             ) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -249,6 +286,7 @@ def load_base(config: ModelConfig, *, dtype: str | None = None, tokenizer_later:
         source = mlx_lm.utils._download(location)  # noqa: SLF001 - the only way to get a hub model's folder
     read_tokenizer = read_beside(source, config)
     with as_model_error(config):
+        refuse_foreign(f"model.model_name: {config.model_name!r}", mlx_lm.utils.load_config(source))
         model, architecture = mlx_lm.utils.load_model(
             source, lazy=True, trust_remote_code=config.trust_remote_code
         )

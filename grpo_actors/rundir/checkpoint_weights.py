@@ -26,7 +26,7 @@ import mlx.core as mx
 import mlx_lm.utils
 from mlx.utils import tree_flatten
 
-from grpo_actors.atomic import draft_of
+from grpo_actors.atomic import draft_of, write_contents, write_fault
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError, RunError
 from grpo_actors.failpoints import reach
@@ -34,19 +34,21 @@ from grpo_actors.policy.adapter import adapted_layers, adapter_parameters
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.policy.plan import GROUP_SIZE
+from grpo_actors.policy.tokenizer_files import TEMPLATE, read_files
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoints import Checkpoint, as_json, seal
 from grpo_actors.rundir.folder import ADAPTER, MODEL, OPTIMIZER, REFERENCE, STATE, checkpoint_folder
 from grpo_actors.rundir.tensor_files import TensorFile, freeze, write_files
 
 ADAPTER_CONFIG = "adapter_config.json"
+GENERATION = "generation_config.json"
 
 #: Arrays of more bytes together become several files, because a file's digest is computed by one core.
 SHARD_BYTES = 1 << 30
 
-#: Files copied from the source model, next to weights, config and tokenizer: generation defaults, licence. Never its code:
-#: whoever opens the folder would have to trust it.
-_COPIED_FILES = ("generation_config.json", "LICENSE*")
+#: Files taken over from the source model, next to weights, config and tokenizer: generation defaults, licence. Never its
+#: code: whoever opens the folder would have to trust it.
+_COPIED_FILES = (GENERATION, "LICENSE*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class FrozenCheckpoint:
     #: Number of updates done.
     update: int
     tensors: list[TensorFile]
-    #: Content of all other files by name.
+    #: Content of all other files by name; FOLDER/NAME is in a subfolder.
     others: Mapping[str, bytes]
 
     @property
@@ -68,7 +70,7 @@ class FrozenCheckpoint:
         """Write the checkpoint into the run folder; return it when it is durable.
 
         Raises:
-            RunError: The disk is full or the folder is not writable. Nothing half-written is left.
+            RunError: The disk is full, or the folder is not writable. Nothing half-written is left.
         """
         final = checkpoint_folder(run_dir, self.update)
         temporary = draft_of(final)
@@ -76,17 +78,14 @@ class FrozenCheckpoint:
         try:
             temporary.mkdir(parents=True)
             reach("checkpoint.begun")
-            for name, content in self.others.items():
-                (temporary / name).write_bytes(content)
+            write_contents(temporary, self.others)
             entries = write_files(temporary, self.tensors)
             reach("checkpoint.written")
             seal(temporary, final, entries)
             reach("checkpoint.sealed")
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise RunError(
-                f"{final}: cannot be written ({error}); free space on this disk and start again"
-            ) from error
+            raise RunError(f"{final}: cannot be written: {write_fault(error, run_dir)}") from error
         return Checkpoint(final, self.update)
 
 
@@ -111,10 +110,10 @@ def freeze_checkpoint(
     """
     if policy.has_adapter:
         tensors = freeze(Path(ADAPTER).stem, policy.trainable())  # one file: mlx-lm reads no more
-        others = {ADAPTER_CONFIG: as_json(adapter_config(policy))}
+        others = {ADAPTER_CONFIG: as_json(adapter_config(policy)), **_template(policy)}
     else:
         tensors = freeze(MODEL, dict(tree_flatten(policy.model.parameters())), shard_bytes)
-        others = {"model.safetensors.index.json": _index(tensors), **_companions(policy)}
+        others = {"model.safetensors.index.json": _index(tensors), **companions(policy)}
     tensors += freeze(OPTIMIZER, training.state(), shard_bytes)
     if reference is not None:
         tensors += freeze(REFERENCE, reference, shard_bytes)
@@ -208,17 +207,25 @@ def write_model(folder: Path, policy: Policy) -> None:
     Unlike a checkpoint, it may have weights that are not computed yet: they are, one file at a time.
     """
     mlx_lm.utils.save_model(folder, policy.model)
-    for name, content in _companions(policy).items():
-        (folder / name).write_bytes(content)
+    write_contents(folder, companions(policy))
 
 
-def _companions(policy: Policy) -> Mapping[str, bytes]:
+def companions(policy: Policy) -> Mapping[str, bytes]:
     """Return all files of a model's folder but its weights; made once for each policy.
 
-    They take 0.2 s for a vocabulary of 150,000, and none of them changes while a policy trains.
+    None of them changes while a policy trains, and its source may be gone when a checkpoint is due: a run makes them before
+    its first update.
+
+    Raises:
+        ModelError: A file of the source cannot be read.
     """
     if policy not in _COMPANIONS:
-        _COMPANIONS[policy] = _make_companions(policy)
+        try:
+            _COMPANIONS[policy] = _make_companions(policy)
+        except OSError as error:
+            raise ModelError(
+                f"{error.filename or policy.source}: cannot be taken over into checkpoints: {error.strerror}"
+            ) from error
     return _COMPANIONS[policy]
 
 
@@ -226,13 +233,29 @@ def _make_companions(policy: Policy) -> Mapping[str, bytes]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         mlx_lm.utils.save_config(_architecture(policy), folder / "config.json")
-        policy.tokenizer.save_pretrained(str(folder))
-        for pattern in _COPIED_FILES:
-            for path in policy.source.glob(pattern):
-                shutil.copy(path, folder)
-        # A tokenizer with code of its own may have saved that too.
-        files = (path for path in folder.iterdir() if path.is_file() and path.suffix != ".py")
-        return {path.name: path.read_bytes() for path in files}
+        config = (folder / "config.json").read_bytes()
+    copied = (path for pattern in _COPIED_FILES for path in policy.source.glob(pattern) if path.is_file())
+    return {
+        "config.json": config,
+        **read_files(policy.source),
+        **{path.name: path.read_bytes() for path in copied},
+        **_template(policy),
+        **_end_tokens(policy),
+    }
+
+
+def _template(policy: Policy) -> dict[str, bytes]:
+    """Return the file of the chat template that the policy was trained with, if it is not its model's default."""
+    return {TEMPLATE: policy.template.encode()} if policy.template else {}
+
+
+def _end_tokens(policy: Policy) -> dict[str, bytes]:
+    """Return the generation defaults with the token that ends a turn, if those of its model lack it."""
+    if policy.turn_end is None:
+        return {}
+    file = policy.source / GENERATION
+    settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return {GENERATION: as_json({**settings, "eos_token_id": sorted(policy.stop_tokens)})}
 
 
 def _index(files: list[TensorFile]) -> bytes:

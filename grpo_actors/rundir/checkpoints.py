@@ -59,7 +59,7 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """Total size of its files."""
-        return sum(path.stat().st_size for path in self.path.iterdir())
+        return sum(path.stat().st_size for path in _files(self.path).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """The content of manifest.json: file name -> entry."""
+    """The content of manifest.json: file -> entry. A file in a subfolder is called FOLDER/NAME."""
 
     files: dict[str, _Entry]
 
@@ -190,7 +190,7 @@ def _incomplete(folder: Path, listed: Collection[str]) -> str | None:
         if shard and sum(other.startswith(f"{shard[1]}-") for other in arrays) != int(shard[2]):
             return f"{folder / MANIFEST}: does not list all {int(shard[2])} files of {shard[1]}"
     # Whoever loads the folder would read the others too. A hidden file is the system's.
-    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    there = {name for name in _files(folder) if not any(part.startswith(".") for part in name.split("/"))}
     if missing := sorted(set(listed) - there):
         return f"{folder / missing[0]}: is missing"
     if unlisted := sorted(there - set(listed) - set(_UNLISTED)):
@@ -271,12 +271,17 @@ def seal(temporary: Path, final: Path, known: Mapping[str, Mapping[str, Any]] | 
         known: Entries of the manifest for files that need not be read again.
     """
     entries = dict(known or {})
-    for path in temporary.iterdir():
-        if path.name not in entries:
-            entries[path.name] = asdict(_describe(path))
+    for name, path in _files(temporary).items():
+        if name not in entries:
+            entries[name] = asdict(_describe(path))
     write_json(temporary / MANIFEST, {"files": dict(sorted(entries.items()))})
     reach("checkpoint.manifest")
     seal_folder(temporary, final)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return all files of a folder and its subfolders by their names in a manifest."""
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
 
 def _describe(path: Path) -> _Entry:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import Policy, load_base, load_policy
+from grpo_actors.policy.tokenizer_files import TEMPLATE
 from grpo_actors.rundir.checkpoint_weights import ADAPTER_CONFIG, is_adapter, load_weights
 from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, newest_sound, verify
 from grpo_actors.rundir.folder import ADAPTER, METRICS_FILE
@@ -79,6 +80,8 @@ def open_policy(model: str | None, adapter: str | None = None) -> Policy:
         folder = Path(adapter).expanduser()
     policy = load_policy(adapter_settings(folder, model), seed=0)
     load_weights(folder, policy)
+    if (folder / TEMPLATE).is_file():
+        policy.use_template((folder / TEMPLATE).read_text("utf-8"))
     return policy
 
 

@@ -262,3 +262,15 @@ def test_of_saved_settings_none_was_written_by_hand(save):
 @pytest.mark.parametrize("text", ["[1]", '{"run": 1}', '{"run": {"seed": 1}, "data": 3}', "{", "nonsense"])
 def test_json_that_is_no_configuration_is_one_line(write, text):
     assert refusal(write(text, "config.json")).startswith("config.json: ")
+
+
+def test_a_template_file_is_read_once_and_its_text_is_the_setting(tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_text("{{ messages }}é")
+    for given in (str(file), "{{ messages }}é"):
+        assert load_config(None, [f"chat_template={given}"]).config.data.chat_template == "{{ messages }}é"
+    assert load_config(None, ["chat_template=rag"]).config.data.chat_template == "rag"
+    with pytest.raises(
+        ConfigError, match=r"^--set: data\.chat_template: nowhere\.jinja cannot be read: No such file"
+    ):
+        load_config(None, ["chat_template=nowhere.jinja"])

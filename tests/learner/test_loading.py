@@ -4,11 +4,32 @@ import pytest
 from hand_made import config, learner
 
 from grpo_actors.errors import ModelError
-from grpo_actors.learner.loading import check_sampling
+from grpo_actors.learner.loading import check_sampling, turn_end_note
 from grpo_actors.policy import model
 from grpo_actors.tasks.task import Problem
 
 PROBLEM = Problem("p", ({"role": "user", "content": "1 + 1?"},), "2", {})
+
+
+def forget_the_end(policy):
+    for found in ("_after_answer", "turn_end", "stop_tokens"):
+        policy.__dict__.pop(found, None)
+
+
+def test_what_ends_a_turn_is_said_where_the_models_settings_do_not_say_it():
+    settings = config()
+    policy = learner(settings).policy
+    assert turn_end_note(settings, policy) is None
+
+    policy.tokenizer.eos_token_ids = [5]  # no token of the template
+    forget_the_end(policy)
+    assert "ends a turn with <|end|>, which its eos_token_id lacks" in str(turn_end_note(settings, policy))
+
+    policy.use_template("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    forget_the_end(policy)
+    assert "completions may never end" in str(turn_end_note(settings, policy))
+    stops = {"rollout": settings.rollout.model_copy(update={"stop": ("\n",)})}
+    assert turn_end_note(settings.model_copy(update=stops), policy) is None
 
 
 def test_a_chat_template_that_loops_for_hours_is_found_at_the_first_problem(monkeypatch):

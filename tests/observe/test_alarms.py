@@ -6,7 +6,7 @@ import pytest
 
 from grpo_actors.config import OWNER, Config
 from grpo_actors.observe.alarms import Health
-from grpo_actors.observe.symptoms import CONFIRMING_UPDATES, FORMAT_REWARDS, RULES
+from grpo_actors.observe.symptoms import CONFIRMING_UPDATES, FORMAT_REWARDS, NO_END, RULES
 from grpo_actors.tasks.rewards import REWARDS
 
 PATIENCE = 5
@@ -262,3 +262,14 @@ def test_the_cure_names_settings_that_exist(name):
 
 def test_the_format_rewards_are_built_in_ones():
     assert set(FORMAT_REWARDS) <= set(REWARDS)
+
+
+def test_a_template_whose_turns_never_end_is_named_as_the_cause_of_cut_completions():
+    cut = {**WELL, "truncated_share": 1.0}
+    for changes, settings in ((cut, {}), ({**cut, **NO_REWARD}, {})):
+        health = Health(config(**settings), ends_turns=False)
+        (alarm,) = [alarm for _ in range(PATIENCE) for alarm in health.check(changes)]
+        assert NO_END in alarm.text
+    health = Health(config(stop=["###"]), ends_turns=False)
+    (alarm,) = [alarm for _ in range(PATIENCE) for alarm in health.check(cut)]
+    assert "too few for an answer" in alarm.text

@@ -171,6 +171,7 @@ def test_the_stop_token_is_not_part_of_the_text(tiny):
 
 def test_a_tokenizer_without_a_chat_template_is_refused_with_the_cure(tiny):
     tiny.tokenizer.chat_template = None
+    tiny.tokenizer.has_chat_template = False
     with pytest.raises(ModelError, match="chat_template"):
         tiny.encode_chat([{"role": "user", "content": "1"}])
 

@@ -235,7 +235,7 @@ def test_a_chat_template_that_loops_for_hours_is_one_line(run):
     assert run.run("--set", f"model_name={folder}") == 2
     (line,) = [line for line in run.stderr.splitlines()[3:] if line]
     assert line.startswith(
-        f"error: {folder}: its chat template does not end within 5 s; correct chat_template"
+        f"error: {folder}: its chat template does not end within 5 s; set data.chat_template"
     )
     run.assert_nothing_left()
 

@@ -15,7 +15,7 @@ from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.training import Training
-from grpo_actors.rundir.checkpoint_weights import load_weights, load_whole, restore, write_model
+from grpo_actors.rundir.checkpoint_weights import companions, load_weights, load_whole, restore, write_model
 from grpo_actors.rundir.checkpoints import find_checkpoints, read_state, verify
 from grpo_actors.schedule.lease import Cursor
 
@@ -80,6 +80,47 @@ def test_a_full_checkpoint_is_a_complete_model_folder(tiny, run_dir):
     assert greedy(loaded) == greedy(tiny)
     # transformers casts weights to the type that config.json names: the embedded model's says bfloat16.
     assert json.loads((checkpoint.path / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+def test_a_tokenizer_with_several_templates_is_saved_with_its_subfolder(tmp_path, run_dir):
+    source = shutil.copytree(EMBEDDED, tmp_path / "source")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    policy = load_policy(ModelConfig(model_name=str(source), dtype="float32"), seed=0)
+    assert set(policy.tokenizer.chat_template) == {"default", "tool_use"}
+    checkpoint = write_checkpoint(run_dir, 1, policy, trained(policy), {})
+    assert verify(checkpoint) is None
+    assert checkpoint.bytes == sum(
+        path.stat().st_size for path in checkpoint.path.rglob("*") if path.is_file()
+    )
+    loaded = load_policy(ModelConfig(model_name=str(checkpoint.path)), seed=0)
+    assert loaded.tokenizer.chat_template == policy.tokenizer.chat_template
+
+    inside = checkpoint.path / "additional_chat_templates" / "tool_use.jinja"
+    inside.write_text("{{ other }}")
+    assert verify(checkpoint) == f"{inside}: not the file that was written (size or sha256 differs)"
+    inside.rename(inside.with_name("other.jinja"))
+    assert verify(checkpoint) == f"{inside}: is missing"
+    shutil.copy(inside.with_name("other.jinja"), inside)
+    assert "its manifest.json does not list it" in str(verify(checkpoint))
+
+
+def test_a_source_that_is_gone_after_the_start_costs_no_checkpoint(tmp_path, run_dir):
+    source = shutil.copytree(EMBEDDED, tmp_path / "source")
+    policy = load_policy(ModelConfig(model_name=str(source), dtype="float32"), seed=0)
+    expected = companions(policy)  # as a run does before its first update
+    shutil.rmtree(source)
+    folder = write_checkpoint(run_dir, 1, policy, trained(policy), {}).path
+    assert {name: (folder / name).read_bytes() for name in expected} == expected
+
+
+def test_a_folder_that_is_called_like_a_file_to_take_over_is_left_out(tmp_path):
+    source = shutil.copytree(EMBEDDED, tmp_path / "source")
+    (source / "LICENSES").mkdir()
+    (source / "tokenizer").mkdir()
+    policy = load_policy(ModelConfig(model_name=str(source), dtype="float32"), seed=0)
+    assert set(companions(policy)) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
 def test_the_code_of_a_model_stays_where_it_is(run_dir, tmp_path):

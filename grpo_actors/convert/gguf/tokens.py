@@ -10,13 +10,13 @@ from typing import Any
 
 import gguf
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from grpo_actors.convert.gguf import tokenizer_json as tokenizer
 from grpo_actors.convert.gguf.bytelevel import SPLITTERS
 from grpo_actors.convert.gguf.reader import GgufFile
 from grpo_actors.convert.gguf.vocabulary import Kind
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.tokenizer import load_tokenizer
 
 #: Words, digits, spaces, line breaks, scripts and symbols: splitting rules differ in these.
 _TRIAL = "Hello world's  end!\n\n\tx = 12345.67 + y_1; naïve café Ü 你好 123абв 🙂 <b>HTML</b>\r\n  I'LL go"
@@ -43,22 +43,25 @@ def add(writer: gguf.GGUFWriter, folder: Path, vocab_size: int) -> None:
     ):
         if number is not None:
             write(number)
-    framed = loaded("a")["input_ids"]
+    framed = loaded.encode("a")
     writer.add_add_bos_token(framed[0] == loaded.bos_token_id)
     writer.add_add_eos_token(framed[-1] == loaded.eos_token_id)
-    if loaded.chat_template is not None:
-        writer.add_chat_template(loaded.chat_template)
+    templates = loaded.chat_template
+    if isinstance(templates, dict):
+        templates = [{"name": name, "template": text} for name, text in templates.items()]
+    if templates is not None:
+        writer.add_chat_template(templates)
 
 
 def check(folder: Path, file: Path, vocab_size: int) -> None:
     """Reject a file whose tokenizer, read back, gives other ids than the folder's on the trial text."""
     written = Tokenizer.from_str(tokenizer.read(GgufFile(file), vocab_size).tokenizer_json)
-    if written.encode(_TRIAL).ids != _load(folder)(_TRIAL)["input_ids"]:
+    if written.encode(_TRIAL).ids != _load(folder).encode(_TRIAL):
         raise ModelError("--gguf: the tokenizer splits text in a way that no rule of a GGUF file names")
 
 
 def _load(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return load_tokenizer(folder, trust_remote_code=False)
 
 
 def _rule(described: dict[str, Any]) -> str:

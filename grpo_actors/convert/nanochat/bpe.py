@@ -16,8 +16,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from grpo_actors.convert.nanochat import chat_template
 from grpo_actors.convert.nanochat.encoding import StoredEncoding
-from grpo_actors.convert.trial import PROBE
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.tokenizer import PROBE
 
 #: The probe, then runs of blanks, digits of several scripts, letters outside the first Unicode plane, and code.
 SAMPLES = (

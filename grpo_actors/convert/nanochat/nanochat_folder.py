@@ -11,6 +11,7 @@ from mlx import nn
 from mlx_lm.models import nanochat
 from mlx_lm.utils import save_model
 
+from grpo_actors.atomic import write_fault
 from grpo_actors.convert.nanochat import bpe, encoding, tensor_names
 from grpo_actors.convert.nanochat.source_files import Sizes, Source, find, read_sizes
 from grpo_actors.convert.nanochat.torch_file import TorchFile
@@ -54,8 +55,8 @@ def write_folder(source: Path, folder: Path, dtype: str) -> Conversion:
     try:
         # Through mlx-lm's model and into its shards: a file that mlx-lm would not load is never written.
         save_model(folder, _read_model(files, sizes, dtype))
-    except (RuntimeError, OSError) as error:  # mlx reports a full disk as RuntimeError
-        raise ModelError(f"{folder}: cannot be written: {error}; free some disk space") from None
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"{folder}: cannot be written: {write_fault(error, folder)}") from None
     write_json(folder / "config.json", tensor_names.config(sizes, dtype) | ids)
     write_json(folder / "generation_config.json", ids)
     write_json(folder / "tokenizer_config.json", bpe.config(stored, sizes.context))

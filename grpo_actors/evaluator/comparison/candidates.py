@@ -114,7 +114,7 @@ def settings_of(
 
 
 def load_candidate(candidate: Candidate, config: Config) -> Policy:
-    """Load the policy of a candidate.
+    """Load the policy of a candidate, with the chat template of the settings.
 
     A run's base, and an adapter on its base, are loaded as the settings describe. Any other model is loaded unchanged.
 
@@ -122,6 +122,15 @@ def load_candidate(candidate: Candidate, config: Config) -> Policy:
         ModelError: The candidate has no usable model.
         ConfigError: It has an adapter of another kind or base than the settings.
     """
+    policy = _load(candidate, config)
+    # A run's whole checkpoint has the run's template as its own, perhaps no longer under the name in the settings.
+    is_whole = candidate.has_settings and not policy.has_adapter and not candidate.is_base
+    if config.data.chat_template and not is_whole:
+        policy.use_template(config.data.chat_template)
+    return policy
+
+
+def _load(candidate: Candidate, config: Config) -> Policy:
     if candidate.is_base:
         return load_base(config.model)
     if candidate.folder is not None and is_adapter(candidate.folder):

@@ -188,16 +188,17 @@ def _penalised(scaled: mx.array, seen: mx.array, penalty: float) -> mx.array:
 
 
 def _filter(weights: mx.array, params: SamplingParams) -> mx.array:
-    """Zero the weight [R, V] of tokens outside top-k, top-p and min-p; the best token always stays."""
-    keep = mx.ones(weights.shape, dtype=mx.bool_)
-    if params.min_p > 0:
-        keep = keep & (weights >= params.min_p * weights.max(axis=-1, keepdims=True))
+    """Zero the weight [R, V] of tokens outside top-k, of the rest those outside top-p, then those outside min-p.
+
+    The best token always stays. Order and meaning are those of the warpers in transformers; vLLM applies min-p first.
+    """
+    top = weights.max(axis=-1, keepdims=True)
     if params.top_k > 0 or params.top_p < 1:
-        order = mx.argsort(-weights, axis=-1)
+        order = mx.argsort(weights, axis=-1)[:, -params.top_k :]
         ranked = mx.take_along_axis(weights, order, axis=-1)
-        before = mx.cumsum(ranked, axis=-1) - ranked
-        inside = before < params.top_p * weights.sum(axis=-1, keepdims=True)
-        if params.top_k > 0:
-            inside = inside & (mx.arange(weights.shape[-1]) < params.top_k)
-        keep = keep & mx.put_along_axis(mx.zeros_like(keep), order, inside, axis=-1)
-    return mx.where(keep, weights, 0)
+        # The rarest first: a float32 sum that begins with the likeliest loses much of what 150,000 rare tokens add.
+        tail = mx.cumsum(ranked, axis=-1)
+        is_best = mx.arange(ranked.shape[-1]) == ranked.shape[-1] - 1
+        inside = is_best | (tail > (1 - params.top_p) * ranked.sum(axis=-1, keepdims=True))
+        weights = mx.put_along_axis(mx.zeros_like(weights), order, mx.where(inside, ranked, 0), axis=-1)
+    return mx.where(weights >= params.min_p * top, weights, 0)

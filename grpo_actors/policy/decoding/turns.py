@@ -9,10 +9,8 @@ the tokens that it sampled, and the learner computes with the same tokens.
 from collections.abc import Mapping
 
 from grpo_actors.errors import ModelError
-from grpo_actors.policy.model import TEMPLATE_ERRORS, Policy
-
-#: Stands for the assistant's words in the invented conversation; no template contains it.
-_PLACEHOLDER = "\N{WHITE SQUARE}said\N{WHITE SQUARE}"
+from grpo_actors.policy.model import Policy
+from grpo_actors.policy.templates import PLACEHOLDER, TEMPLATE_ERRORS
 
 
 def encode_reply(policy: Policy, message: Mapping[str, str], *, after_stop_token: bool) -> list[int]:
@@ -28,16 +26,16 @@ def encode_reply(policy: Policy, message: Mapping[str, str], *, after_stop_token
         ModelError: there is no chat template, it refuses the message, or it does not end an assistant's turn with a
             stop token.
     """
-    if policy.tokenizer.chat_template is None:
+    if not policy.tokenizer.has_chat_template:
         raise ModelError(f"{policy.name}: its tokenizer has no chat template, which data.environment needs")
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}, dict(message)]
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACEHOLDER}, message]
     try:
-        text: str = policy.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        text = policy.render(chat)
     except TEMPLATE_ERRORS as error:
         raise ModelError(
             f"{policy.name}: its chat template refuses a turn of role {message['role']!r} after the assistant's ({error})"
         ) from error
-    _, found, after = text.partition(_PLACEHOLDER)
+    _, found, after = text.partition(PLACEHOLDER)
     # The text begins with a special token, so it is tokenised as it would be within the whole conversation.
     ids: list[int] = policy.tokenizer.encode(after, add_special_tokens=False)
     if not found or not ids or ids[0] not in policy.stop_tokens:

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from grpo_actors.policy.decoding.draw import SamplingParams, _first, draw, draws
+from grpo_actors.policy.decoding.draw import SamplingParams, _filter, _first, draw, draws
 
 DRAWS = 40_000
 LOGITS = np.array([2.0, -1.0, 0.5, 0.0, -3.0, 1.5])
@@ -66,6 +66,9 @@ def test_draws_follow_the_distribution_that_a_filter_leaves():
         ({"min_p": 0.2}, {0, 5, 2}),
         ({"min_p": 0.999}, {0}),
         ({"top_p": 0.85, "top_k": 2}, {0, 5}),
+        # Of the two that top-k leaves, 0 has .493 / (.493 + .299) = .62.
+        ({"top_p": 0.6, "top_k": 2}, {0}),
+        ({"top_p": 0.65, "top_k": 2}, {0, 5}),
         ({"top_k": 5, "min_p": 0.1}, {0, 5, 2, 3}),  # .067 / .493 = .136
     ],
 )
@@ -93,6 +96,83 @@ def test_a_large_vocabulary_never_yields_a_filtered_token():
     for uniform in (0.0, 0.3, 1 - 2**-24):
         tokens, _ = draw(mx.array(logits), mx.full((64,), uniform), SamplingParams(1, top_k=40))
         assert all(token in row for token, row in zip(tokens.tolist(), best, strict=True))
+
+
+#: Rows of a vocabulary like Qwen's, from nearly even to nearly certain.
+WIDE = np.random.default_rng(0).normal(0, [[1.0], [2.0], [3.0], [4.0]], (4, 151_936)).astype(np.float32)
+#: The filters that are compared.
+FILTERS = [
+    {"top_p": 0.9},
+    {"top_p": 0.99},
+    {"top_p": 0.999},
+    {"top_k": 20, "top_p": 0.9},
+    {"top_k": 50},
+    {"top_k": 1000, "top_p": 0.95, "min_p": 0.05},
+    {"min_p": 0.001},
+]
+
+
+def kept(logits, params):
+    """Return which tokens [R, V] a filter leaves, and their probabilities without it in float64."""
+    weights = mx.exp(mx.array(logits) - mx.array(logits).max(axis=-1, keepdims=True))
+    probabilities = np.exp(logits.astype(np.float64))
+    return np.array(_filter(weights, params)) > 0, probabilities / probabilities.sum(axis=1, keepdims=True)
+
+
+def kept_by_definition(probabilities, params):
+    """The filters one after the other, in float64: each on the distribution that the one before it left."""
+    left = probabilities.copy()
+    order = np.argsort(-left, axis=1)
+    if params.top_k:
+        np.put_along_axis(left, order[:, params.top_k :], 0, axis=1)
+    ranked = np.take_along_axis(left, order, axis=1)
+    before = np.cumsum(ranked, axis=1) - ranked
+    outside = before >= params.top_p * ranked.sum(axis=1, keepdims=True)
+    np.put_along_axis(left, order, np.where(outside, 0, ranked), axis=1)
+    return (left > 0) & (left >= params.min_p * left.max(axis=1, keepdims=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("params", FILTERS, ids=str)
+def test_filters_of_a_large_vocabulary_leave_the_share_that_they_name(params):
+    limits = SamplingParams(1, **params)
+    ours, probabilities = kept(WIDE, limits)
+    exact = kept_by_definition(probabilities, limits)
+    share, expected = ((probabilities * mask).sum(axis=1) for mask in (ours, exact))
+    # Tokens at the edge weigh 1e-7 to 1e-5 each. A sum from the top kept 0.89982, 0.98978 and 0.99879.
+    np.testing.assert_allclose(share, expected, atol=2e-6)
+    np.testing.assert_allclose(ours.sum(axis=1), exact.sum(axis=1), rtol=1e-4, atol=0.5)
+    if params.keys() == {"top_p"}:  # the fewest tokens that have this share
+        rarest = np.where(ours, probabilities, 1).min(axis=1)
+        assert (share > params["top_p"] - 2e-6).all()
+        assert (share - rarest < params["top_p"] + 2e-6).all()
+
+
+@pytest.mark.parametrize("params", FILTERS, ids=str)
+def test_filters_leave_what_the_warpers_of_transformers_leave(params):
+    torch = pytest.importorskip("torch", reason="transformers' warpers need torch")
+    from transformers.generation import logits_process
+
+    limits = SamplingParams(1, **params)
+    scores = torch.tensor(WIDE)
+    for name, warper in (("top_k", "TopK"), ("top_p", "TopP"), ("min_p", "MinP")):
+        if name in params:
+            scores = getattr(logits_process, f"{warper}LogitsWarper")(params[name])(None, scores)
+    theirs = torch.isfinite(scores).numpy()
+    ours, probabilities = kept(WIDE, limits)
+    np.testing.assert_allclose(*((probabilities * mask).sum(axis=1) for mask in (ours, theirs)), atol=2e-6)
+    np.testing.assert_allclose(ours.sum(axis=1), theirs.sum(axis=1), rtol=1e-4, atol=0.5)
+
+
+@pytest.mark.parametrize("top_p", [1e-12, 1e-8, 1 - 1e-7])
+def test_the_best_token_stays_however_small_its_share_may_be(top_p):
+    ours, _ = kept(WIDE, SamplingParams(1, top_p=top_p))
+    assert ours[np.arange(4), WIDE.argmax(axis=1)].all()
+
+
+def test_equal_tokens_are_cut_too():
+    ours, _ = kept(np.zeros((1, 100), np.float32), SamplingParams(1, top_p=0.505))
+    assert ours.sum() == 51
 
 
 def test_an_entry_without_weight_is_never_drawn_even_if_a_scan_is_not_monotone():

@@ -212,5 +212,6 @@ def test_prompt_turn_and_reply_are_the_ids_of_the_whole_conversation(tiny):
 )
 def test_a_template_without_a_recognisable_end_of_turn_is_refused(tiny, template, rule):
     tiny.tokenizer.chat_template = template
+    tiny.tokenizer.has_chat_template = template is not None
     with pytest.raises(ModelError, match=rule):
         encode_reply(tiny, {"role": "user", "content": "84"}, after_stop_token=True)

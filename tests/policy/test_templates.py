@@ -1,0 +1,108 @@
+"""Chat templates: which one is used, and what ends a turn."""
+
+import json
+import shutil
+
+import pytest
+
+from grpo_actors.config import ModelConfig
+from grpo_actors.errors import ModelError
+from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.policy.model import load_base
+from grpo_actors.policy.templates import choose
+
+CHAT = [{"role": "user", "content": "12"}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(EMBEDDED, tmp_path / "model")
+
+
+def load(folder, template=None, **fields):
+    """A copy of the embedded model with other fields in its tokenizer_config.json."""
+    path = folder / "tokenizer_config.json"
+    given = {} if template is None else {"chat_template": template}
+    path.write_text(json.dumps(json.loads(path.read_text()) | given | fields))
+    return load_base(ModelConfig(model_name=str(folder), dtype="float32"))
+
+
+NAMED = [{"name": "plain", "template": "{{ messages[0].content }}"}, {"name": "rag", "template": "<|end|>"}]
+
+
+def test_a_template_is_used_by_its_name(folder):
+    policy = load(folder, NAMED)
+    policy.use_template("plain")
+    assert policy.decode(policy.encode_chat(CHAT)) == "12"
+    assert policy.template == "{{ messages[0].content }}"
+
+
+def test_a_template_is_used_by_its_text_also_without_one_of_the_models_own(folder):
+    policy = load(folder, template="")
+    policy.use_template("<|user|>{{ messages[0].content }}")
+    assert policy.decode(policy.encode_chat(CHAT)) == "<|user|>12"
+
+
+@pytest.mark.parametrize("wanted", ["", "default"])
+def test_the_default_is_the_models_own(tiny, wanted):
+    before = tiny.encode_chat(CHAT)
+    tiny.use_template(wanted)
+    assert (tiny.encode_chat(CHAT), tiny.template) == (before, "")
+
+
+def test_several_templates_without_a_default_need_a_choice(folder):
+    policy = load(folder, NAMED)
+    with pytest.raises(ModelError, match=r"data\.chat_template: must name one of .* no default: plain, rag$"):
+        policy.use_template("")
+    with pytest.raises(
+        ModelError, match=r"data\.chat_template: must be a Jinja file, .* \(plain, rag\), got 'tool'$"
+    ):
+        policy.use_template("tool")
+
+
+def test_a_name_for_a_model_whose_template_has_none_is_refused(tiny):
+    with pytest.raises(ModelError, match="must be a Jinja file, m has no templates with names, got 'rag'"):
+        choose(tiny.tokenizer, "rag", "m")
+
+
+# --- the end of a turn ----------------------------------------------------------------------------
+
+#: The tokens <|end|> and <|pad|> of the embedded model.
+END, PAD = 1, 0
+EVERY_TURN = "{% for m in messages %}<|user|>{{ m.content }}<|end|>\n{% endfor %}"
+#: As in gpt-oss: the last turn ends in another way than the ones before it.
+LAST_TURN = "{% for m in messages %}{{ m.content }}{{ '<|pad|>' if loop.last else '<|end|>' }}{% endfor %}"
+#: As in GLM: a turn ends where the next one begins.
+NEXT_TURN = "{% for m in messages %}{{ '<|end|>' if m.role == 'user' }}{{ m.content }}{% endfor %}"
+NO_END = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "model_ends_at", "also_at", "ends_turns"),
+    [
+        (EVERY_TURN, "<|end|>", None, True),
+        (EVERY_TURN, "<|pad|>", END, True),
+        (LAST_TURN, "<|pad|>", None, True),
+        (LAST_TURN, "<|end|>", PAD, True),
+        (NEXT_TURN, "<|end|>", None, True),
+        (NEXT_TURN, "<|pad|>", END, True),
+        (NO_END, "<|end|>", None, False),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "<|end|>", None, False),
+        # These do not show an answer.
+        ("{{ messages[0].content }}", "<|end|>", None, True),
+        ("{{ raise_exception('no') }}", "<|end|>", None, True),
+    ],
+)
+def test_the_end_of_a_turn_in_the_template_ends_a_completion(
+    folder, template, model_ends_at, also_at, ends_turns
+):
+    ids = {"<|end|>": END, "<|pad|>": PAD}
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            content = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps(content | {"eos_token_id": ids[model_ends_at]}))
+    policy = load(folder, template, eos_token=model_ends_at, pad_token=None)
+    assert policy.tokenizer.convert_tokens_to_ids(["<|end|>", "<|pad|>"]) == [END, PAD]
+    assert policy.turn_end == also_at
+    assert policy.stop_tokens == {ids[model_ends_at]} | ({also_at} if also_at is not None else set())
+    assert policy.ends_turns == ends_turns
