@@ -29,6 +29,7 @@ from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, 
 from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, completion_gaps, summary
 from grpo_actors.policy.device import on_cuda
+from grpo_actors.policy.gated_delta import delta_by_chunks
 from grpo_actors.policy.gpu_rows import cuda_row
 from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
@@ -182,7 +183,8 @@ class Grpo:
         """Switch dropout on and mlx-lm's kernels without a gradient off; switch back afterwards, for sampling."""
         self.policy.model.train()
         try:
-            yield
+            with delta_by_chunks(self.policy.model):
+                yield
         finally:
             self.policy.model.eval()
 
@@ -230,7 +232,8 @@ class Grpo:
 
     def _frozen_logprobs(self, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
         """Return log-probs and entropies under the policy's present weights, already evaluated: no graph is kept."""
-        frozen = self._logprobs(self.policy.model, arrays)
+        with delta_by_chunks(self.policy.model):
+            frozen = self._logprobs(self.policy.model, arrays)
         mx.eval(*frozen)
         report_progress()
         return frozen
