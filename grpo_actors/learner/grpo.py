@@ -22,7 +22,7 @@ from grpo_actors.errors import TrainingError
 from grpo_actors.learner.gaps import gaps_by_lease, mean_gaps
 from grpo_actors.learner.group_filter import penalties_of, rewards_of
 from grpo_actors.learner.groups import SampledGroup
-from grpo_actors.learner.report import length_metrics, reward_metrics, staleness
+from grpo_actors.learner.report import length_metrics, reward_metrics, staleness, thinking_metrics
 from grpo_actors.objective.advantages import Advantages, compute_advantages
 from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, empty_micro_batch, pack
@@ -153,6 +153,7 @@ class Grpo:
             "logprob_gaps": mean_gaps(groups, self.gaps),
             **reward_metrics(groups, advantages),
             **length_metrics(groups),
+            **thinking_metrics(groups, self.policy),
             "staleness": staleness(groups, self.version - 1),
             "grad_norm": norm,
             "learning_rate": rate,
@@ -291,5 +292,5 @@ def _completions(groups: Sequence[SampledGroup], advantages: Sequence[Advantages
                 advantage=float(value),
                 valid=bool(valid),
                 truncated=not completion.finished,
-                sampled=completion.sampled if completion.inserted else None,
+                sampled=completion.sampled if completion.inserted or completion.forced else None,
             )

@@ -6,7 +6,7 @@ this one, holding the values that its trainable arrays had at the start.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from grpo_actors.policy.adapter import add_adapter
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
+from grpo_actors.policy.thinking import Parts, Thinking, thinking_of
 from grpo_actors.policy.tokenizer import as_model_error, read_beside
 from grpo_actors.time_limit import time_limit
 
@@ -31,6 +32,8 @@ from grpo_actors.time_limit import time_limit
 AS_STORED = "as stored"
 #: Longest time of a chat template in its first calls, in seconds. It takes milliseconds.
 TEMPLATE_S = 5.0
+#: Tokens of a prompt that are long enough for an opening tag and white space after it.
+TAG_TOKENS = 16
 #: What a chat template can raise: it is a program that came with the model.
 TEMPLATE_ERRORS = (
     *(TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
@@ -52,6 +55,8 @@ class Policy:
     #: Folder of the tokenizer and generation files.
     source: Path
     config: ModelConfig
+    #: Variables of the chat template, such as enable_thinking; those that are missing have the template's own defaults.
+    template_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_adapter(self) -> bool:
@@ -67,6 +72,11 @@ class Policy:
     def stop_tokens(self) -> frozenset[int]:
         """All token ids that end a completion."""
         return frozenset(self.tokenizer.eos_token_ids)
+
+    @cached_property
+    def thinking(self) -> Thinking:
+        """The tags between which it thinks."""
+        return thinking_of(self.tokenizer)
 
     @cached_property
     def vocabulary(self) -> int:
@@ -139,19 +149,42 @@ class Policy:
                 "or add chat_template to its tokenizer_config.json"
             )
         try:
-            ids: list[int] = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-            )
+            text = self.render(messages)
         except TEMPLATE_ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
             raise ModelError(
                 f"{self.name}: its chat template refuses the turns {roles} ({error}); "
                 'if it knows no system turn, leave that out (data.system_prompt = "")'
             ) from error
+        # The text has the special tokens already.
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return a conversation as the chat template writes it, up to the beginning of the assistant's turn.
+
+        Raises one of `TEMPLATE_ERRORS` if the template does.
+        """
+        chat = [dict(message) for message in messages]
+        # Not by mlx-lm's wrapper, which would switch thinking on wherever the vocabulary has tags for it.
+        own, inner = self.tokenizer._chat_template, self.tokenizer._tokenizer  # noqa: SLF001
+        text: str = (
+            own(chat, add_generation_prompt=True, **self.template_settings)
+            if own is not None
+            else inner.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=False, **self.template_settings
+            )
+        )
+        return text
+
+    def begins_thinking(self, before: Sequence[int]) -> bool:
+        """Return whether a turn begins within its thinking; `before`: the tokens before it, such as the prompt's."""
+        text: str = self.tokenizer.decode(list(before[-TAG_TOKENS:]))
+        return self.thinking.opened_by(text)
+
+    def divide(self, turn: Sequence[int], before: Sequence[int]) -> Parts:
+        """Divide a turn into thoughts and answer; `before`: the tokens before it."""
+        return self.thinking.divide(self.decode(turn), opened=self.begins_thinking(before))
 
     @contextlib.contextmanager
     def template_ends(self) -> Iterator[None]:

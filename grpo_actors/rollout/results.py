@@ -3,12 +3,13 @@
 import time
 from collections.abc import Sequence
 
+from grpo_actors.config.data import Grade
 from grpo_actors.policy.decoding.draw import Sample
 from grpo_actors.policy.model import Policy
-from grpo_actors.rollout.episodes import chat_of
+from grpo_actors.rollout.episodes import judged
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem
-from grpo_actors.wire.messages import Completion, Group, Lease, floats, ints
+from grpo_actors.wire.messages import Completion, Group, Lease, floats, ints, read_ints
 
 
 def problem_of(lease: Lease) -> Problem:
@@ -17,15 +18,22 @@ def problem_of(lease: Lease) -> Problem:
 
 
 def score_group(
-    lease: Lease, samples: Sequence[Sample], policy: Policy, scorer: Scorer, *, sampling_s: float
+    lease: Lease,
+    samples: Sequence[Sample],
+    policy: Policy,
+    scorer: Scorer,
+    *,
+    sampling_s: float,
+    grade: Grade = "after_think",
 ) -> Group:
-    """Score the samples of a lease and return them as its group.
+    """Score the samples of a lease and return them as its group; for `grade` see `judged`.
 
     A completion whose environment failed gets no reward, so that it does not train.
     """
     started_s = time.monotonic()
-    chats = [chat_of(policy, sample) for sample in samples]
-    scores = scorer.score(problem_of(lease), chats)
+    prompt = read_ints(lease.prompt)
+    chats, thoughts = zip(*(judged(policy, prompt, sample, grade) for sample in samples), strict=True)
+    scores = scorer.score(problem_of(lease), chats, thoughts)
     completions = [
         Completion(
             tokens=ints(sample.tokens),
@@ -33,6 +41,7 @@ def score_group(
             versions=ints(sample.versions),
             finished=sample.finished,
             inserted=ints(sample.spans),
+            forced=ints(sample.forced),
             rewards={name: None if sample.failure else given[i] for name, given in scores.rewards.items()},
         )
         for i, sample in enumerate(samples)

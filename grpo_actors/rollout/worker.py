@@ -312,7 +312,9 @@ class RolloutWorker:
 
     def _score(self, sampling: LeaseSamples) -> Group:
         group = score_group(
-            *(sampling.lease, sampling.samples, self.policy, self.scorer), sampling_s=sampling.sampling_s
+            *(sampling.lease, sampling.samples, self.policy, self.scorer),
+            sampling_s=sampling.sampling_s,
+            grade=self.config.reward.grade,
         )
         self._beat("scoring")
         return group
@@ -337,6 +339,7 @@ def sampling_params(config: Config) -> SamplingParams:
         min_p=rollout.min_p,
         repetition_penalty=rollout.repetition_penalty,
         stop=rollout.stop,
+        think_tokens=rollout.think_tokens,
         max_kv_tokens=rollout.max_kv_tokens,
         compiled=config.learner.use_compile,
     )

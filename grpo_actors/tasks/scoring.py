@@ -69,13 +69,19 @@ class Scorer(UsesOwnFunctions):
         self._own_index = {name: index for index, name in enumerate(specs)}
         self._own = OwnFunctions(list(specs.values()), "reward", timeout_s=timeout_s) if specs else None
 
-    def score(self, problem: Problem, completions: Sequence[str | Chat]) -> Scores:
+    def score(
+        self,
+        problem: Problem,
+        completions: Sequence[str | Chat],
+        thoughts: Sequence[str | None] | None = None,
+    ) -> Scores:
         """Return the values of every reward for completions of one problem, in the order of `completions`.
 
-        A completion is a chat that ends with the assistant's last turn, or the text of that turn alone.
+        A completion is a chat that ends with the assistant's last turn, or the text of that turn alone. `thoughts` are
+        the texts of their thinking, None for each without.
         A reward gets each column of the problem as a list that repeats it for each completion.
         """
-        arguments = _arguments(problem, completions)
+        arguments = _arguments(problem, completions, thoughts or [None] * len(completions))
         rewards: dict[str, list[float | None]] = {}
         failures: list[str] = []
         for name in self._names:
@@ -119,7 +125,9 @@ def _runs_here(name: str, code: CodeLimits | None) -> Reward:
     return CodeTests(code)
 
 
-def _arguments(problem: Problem, completions: Sequence[str | Chat]) -> dict[str, Any]:
+def _arguments(
+    problem: Problem, completions: Sequence[str | Chat], thoughts: Sequence[str | None]
+) -> dict[str, Any]:
     count = len(completions)
     columns = {name: [value] * count for name, value in problem.columns.items()}
     # These come last, so that a column named "answer" or "prompts" cannot replace the real one.
@@ -130,4 +138,5 @@ def _arguments(problem: Problem, completions: Sequence[str | Chat]) -> dict[str,
             for given in completions
         ],
         "answer": [problem.answer] * count,
+        "thoughts": list(thoughts),
     }

@@ -80,8 +80,12 @@ def test_an_advantage_that_is_masked_is_no_signal():
     assert has_signal(one_whole, config(objective={"mask_truncated": True}))
 
 
+def text_of(_, completion):
+    return decode(completion.last_turn)
+
+
 def test_success_is_the_share_of_completions_that_the_task_calls_right():
-    filter_group = group_filter(config(selection={"min_success": 0.3}), Arithmetic(0, 6, 6), decode)
+    filter_group = group_filter(config(selection={"min_success": 0.3}), Arithmetic(0, 6, 6), text_of)
     assert filter_group is not None
     sampled = group(1.0, 0.0, 0.0, 0.0, turns=[[RIGHT], [WRONG], [WRONG], [EMPTY]])
     assert filter_group(sampled) == FilterResult(0.25, "too_hard")
@@ -89,12 +93,12 @@ def test_success_is_the_share_of_completions_that_the_task_calls_right():
 
 
 def test_the_last_turn_is_judged():
-    filter_group = group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6), decode)
+    filter_group = group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6), text_of)
     sampled = group(1.0, 0.0, turns=[[WRONG, EMPTY, RIGHT], [RIGHT, EMPTY, WRONG]])
     assert filter_group(sampled).success == 0.5
     assert filter_group(group(1.0, turns=[[WRONG, EMPTY, RIGHT]])).success == 1.0
 
 
 def test_no_group_is_filtered_where_nothing_is_selected():
-    assert group_filter(config(), Arithmetic(0, 6, 6), decode) is None
-    assert group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6), decode) is not None
+    assert group_filter(config(), Arithmetic(0, 6, 6), text_of) is None
+    assert group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6), text_of) is not None

@@ -32,7 +32,7 @@ def encode_reply(policy: Policy, message: Mapping[str, str], *, after_stop_token
         raise ModelError(f"{policy.name}: its tokenizer has no chat template, which data.environment needs")
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}, dict(message)]
     try:
-        text: str = policy.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        text = policy.render(chat)
     except TEMPLATE_ERRORS as error:
         raise ModelError(
             f"{policy.name}: its chat template refuses a turn of role {message['role']!r} after the assistant's ({error})"
