@@ -44,6 +44,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "logprob_gap_max": "",
         "logprob_gaps": "worker -> mean over its tokens",
         "entropy": "per token",
+        "expert_load_max": "largest load of an expert over the mean, mean of the layers: 1 if all are chosen equally often; null without experts",
         "staleness": "versions behind -> groups",
         "grad_norm": "before clipping",
         "learning_rate": "",
