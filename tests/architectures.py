@@ -153,5 +153,5 @@ def random_policy(family: str, *, seed: int = 0, **changes: Any) -> Policy:
     )
     model.eval()
     mx.eval(model.parameters())
-    tokenizer = SimpleNamespace(eos_token_ids={STOP})
+    tokenizer = SimpleNamespace(eos_token_ids={STOP}, get_vocab=dict, decode=lambda _: "")
     return Policy(family, model, lambda: tokenizer, config, Path(), ModelConfig())
