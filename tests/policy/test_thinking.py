@@ -1,41 +1,28 @@
 """Thinking: the tags of a model, the parts of a turn, prompts with the template's own defaults, and the bound on tokens."""
 
-import json
-import shutil
 from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from architectures import random_policy
+from thinking_model import write_thinking_model
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.decoding.turns import encode_reply
-from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.thinking import TAGS, Budget, Parts, Tags, Thinking, thinking_of
 
 THINK = Thinking(Tags("<think>", "</think>"), start=(1,), end=(2,), closing=(2,))
-#: As Qwen3's: thinking is on unless it is switched off, and then an empty thought is in the prompt.
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}<|assistant|>"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
-    "{% elif opens is defined %}<think>\n{% endif %}"
-)
 CHAT = [{"role": "user", "content": "1+1?"}]
 
 
 @pytest.fixture
 def thinks(tmp_path):
-    """The embedded model, whose tags of reasoning are those of thinking."""
-    folder = tmp_path / "thinks"
-    shutil.copytree(EMBEDDED, folder)
-    file = folder / "tokenizer.json"
-    file.write_text(file.read_text().replace("reasoning>", "think>"))
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": TEMPLATE}))
+    """The embedded model as one that thinks."""
+    folder = write_thinking_model(tmp_path / "thinks")
     return load_policy(ModelConfig(model_name=str(folder), dtype="float32"), seed=0)
 
 
