@@ -141,11 +141,12 @@ def _judged_text(config: Config, policy: Policy) -> Callable[[SampledGroup, Samp
     """Return the function that returns the text of a completion's last turn, as `reward.grade` says."""
 
     def text_of(group: SampledGroup, completion: SampledCompletion) -> str:
-        turn = completion.last_turn
+        text = policy.decode(completion.last_turn)
         if config.reward.grade == "all":
-            return policy.decode(turn)
-        before = completion.tokens[: len(completion.tokens) - len(turn)]
-        return policy.divide(turn, before or group.prompt).answer
+            return text
+        start, _ = completion.turn_bounds[-1]
+        opened = policy.begins_thinking(completion.tokens[:start] or group.prompt)
+        return policy.thinking.divide(text, opened=opened).answer
 
     return text_of
 

@@ -38,9 +38,9 @@ def watched_experts() -> Iterator[list[Choice]]:
     originals = {kind: kind.__call__ for kind in (SwitchGLU, SwitchMLP)}
 
     def watching(original: Any) -> Any:
-        def call(layer: Any, x: mx.array, indices: mx.array) -> mx.array:
+        def call(layer: Any, x: mx.array, indices: mx.array, *rest: Any) -> mx.array:
             choices.append(Choice(_experts(layer), mx.stop_gradient(indices)))
-            outputs: mx.array = original(layer, x, indices)
+            outputs: mx.array = original(layer, x, indices, *rest)
             return outputs
 
         return call

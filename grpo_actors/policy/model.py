@@ -24,7 +24,7 @@ from grpo_actors.policy.adapter import add_adapter
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
-from grpo_actors.policy.thinking import Parts, Thinking, thinking_of
+from grpo_actors.policy.thinking import Thinking, thinking_of
 from grpo_actors.policy.tokenizer import as_model_error, read_beside
 from grpo_actors.time_limit import time_limit
 
@@ -181,10 +181,6 @@ class Policy:
         """Return whether a turn begins within its thinking; `before`: the tokens before it, such as the prompt's."""
         text: str = self.tokenizer.decode(list(before[-TAG_TOKENS:]))
         return self.thinking.opened_by(text)
-
-    def divide(self, turn: Sequence[int], before: Sequence[int]) -> Parts:
-        """Divide a turn into thoughts and answer; `before`: the tokens before it."""
-        return self.thinking.divide(self.decode(turn), opened=self.begins_thinking(before))
 
     @contextlib.contextmanager
     def template_ends(self) -> Iterator[None]:

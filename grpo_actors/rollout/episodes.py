@@ -89,7 +89,8 @@ def judged(
         The chat; and the text of the last turn's thinking, None if it has none that ends.
     """
     chat = chat_of(policy, sample)
-    thoughts, answer = policy.divide(sample.turn, sample.tokens[: sample.turn_start] or prompt)
+    opened = policy.begins_thinking(sample.tokens[: sample.turn_start] or prompt)
+    thoughts, answer = policy.thinking.divide(chat[-1]["content"], opened=opened)
     if grade == "after_think":
         chat[-1] = {**chat[-1], "content": answer}
     return chat, thoughts

@@ -170,6 +170,15 @@ def test_a_tag_that_leaves_no_token_for_an_answer_is_not_inserted(thinks):
     assert {tuple(sample.forced) for sample in samples if len(sample.tokens) == 7} >= {(5, 6)}
 
 
+def test_a_model_without_tags_is_sampled_without_a_bound(tiny):
+    # An evaluation compares models of several kinds with one configuration.
+    prompt = tiny.encode_chat(CHAT)
+    bounded, free = (
+        sample_groups(tiny, [prompt], [[1, 2]], SamplingParams(20, think_tokens=bound)) for bound in (3, 0)
+    )
+    assert bounded == free
+
+
 def test_rows_that_begin_together_are_bounded_too():
     policy = random_policy("mamba2")
     policy.thinking = Thinking(Tags("a", "b"), start=(5,), end=(6,), closing=(6,))

@@ -98,13 +98,13 @@ class SamplingRules:
 
     def _check_forced(self, completion: SampledCompletion) -> None:
         """Check that what was inserted to end thinking is the closing tag, and that no environment inserted it."""
-        sampled_or_forced = sampled_mask(completion.inserted, len(completion.tokens))
+        in_turn = sampled_mask(completion.inserted, len(completion.tokens))
         for start, stop in zip(completion.forced[::2], completion.forced[1::2], strict=True):
             if not self.closing or tuple(completion.tokens[start:stop]) != self.closing:
                 raise ProtocolError(
                     f"only the closing tag {list(self.closing)} is inserted, got {completion.tokens[start:stop][:8]}"
                 )
-            if not all(sampled_or_forced[start - 1 : stop]):
+            if not all(in_turn[start - 1 : stop]):
                 raise ProtocolError(
                     "a closing tag is inserted within a turn, got one within an environment's reply"
                 )

@@ -88,10 +88,10 @@ class Row:
 
     def _bound_thinking(self, policy: Policy, limit: int) -> None:
         """Insert the closing tag if the turn's thinking has used its tokens, unless no token would be left after it."""
-        sample, closing = self.sample, policy.thinking.closing
+        sample = self.sample
         if self.budget is None or not self.budget.is_spent(sample.turn):
             return
-        start = len(sample.tokens)
+        start, closing = len(sample.tokens), policy.thinking.closing
         if start + len(closing) < limit:
             self._insert(closing)
             sample.forced += [start, start + len(closing)]
@@ -103,8 +103,8 @@ class Row:
 
 
 def new_budget(policy: Policy, params: SamplingParams, before: Sequence[int]) -> Budget | None:
-    """Return the bound on the thinking of a turn after the tokens `before`; None if there is no bound."""
-    if not params.think_tokens:
+    """Return the bound on the thinking of a turn after the tokens `before`; None if there is no bound, or no tag."""
+    if not params.think_tokens or not policy.thinking.closing:
         return None
     return Budget(policy.thinking, params.think_tokens, opened=policy.begins_thinking(before))
 
@@ -115,9 +115,9 @@ def require_bound(policy: Policy, think_tokens: int, max_new_tokens: int, settin
     Raises:
         ConfigError: its vocabulary has no closing tag, or none would leave a token for the answer.
     """
-    closing = policy.thinking.closing
     if not think_tokens:
         return
+    closing = policy.thinking.closing
     if not closing or not policy.stop_tokens.isdisjoint(closing):
         raise ConfigError(
             f"{setting}: must be 0 for {policy.name}, whose vocabulary has no tag that ends thinking, got {think_tokens}"
