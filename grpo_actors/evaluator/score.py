@@ -212,7 +212,7 @@ def _judge(  # noqa: PLR0917
 ) -> list[Answer]:
     problem = question.problem
     chats, thoughts = zip(*(judged(policy, question.prompt, sample, grade) for sample in group), strict=True)
-    rewards = scorer.score(problem, chats, thoughts).rewards if scorer else {}
+    rewards = scorer.score(problem, chats, thoughts=thoughts).rewards if scorer else {}
     for failure in dict.fromkeys(sample.failure for sample in group if sample.failure):
         _log.warning("counted as wrong: %s", failure)
     return [

@@ -33,7 +33,7 @@ def score_group(
     started_s = time.monotonic()
     prompt = read_ints(lease.prompt)
     chats, thoughts = zip(*(judged(policy, prompt, sample, grade) for sample in samples), strict=True)
-    scores = scorer.score(problem_of(lease), chats, thoughts)
+    scores = scorer.score(problem_of(lease), chats, thoughts=thoughts)
     completions = [
         Completion(
             tokens=ints(sample.tokens),

@@ -73,6 +73,7 @@ class Scorer(UsesOwnFunctions):
         self,
         problem: Problem,
         completions: Sequence[str | Chat],
+        *,
         thoughts: Sequence[str | None] | None = None,
     ) -> Scores:
         """Return the values of every reward for completions of one problem, in the order of `completions`.
