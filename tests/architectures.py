@@ -14,7 +14,7 @@ from grpo_actors.policy.model import Policy
 VOCABULARY = 64
 STOP = 63
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "intermediate_size": 64,
@@ -81,6 +81,29 @@ _OWN: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
         "full_attention_interval": 4,
     },
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 8,
+        "intermediate_size": 32,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "glm4": {"attention_bias": False, "partial_rotary_factor": 0.5},
+    "deepseek_v3": {
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
     "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "qwen3_moe": {
         "num_experts": 4,
@@ -91,6 +114,21 @@ _OWN: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
 }
+
+
+# Without the embeddings per layer, and with a window of 8 tokens in the first layer of two.
+_GEMMA4 = {
+    "global_head_dim": 8,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "sliding_window": 8,
+    "sliding_window_pattern": 2,
+    "final_logit_softcapping": 2.0,
+}
+_OWN["gemma4_text"] = _GEMMA4
+_OWN["gemma4"] = {"text_config": {**_COMMON, **_GEMMA4}}
+_OWN["qwen3_5"] = {name: value for name, value in _OWN["qwen3_next"].items() if "expert" not in name}
+_OWN["qwen3_5_moe"] = _OWN["qwen3_next"]
 
 
 def config_json(family: str, **changes: Any) -> dict[str, Any]:
@@ -115,5 +153,5 @@ def random_policy(family: str, *, seed: int = 0, **changes: Any) -> Policy:
     )
     model.eval()
     mx.eval(model.parameters())
-    tokenizer = SimpleNamespace(eos_token_ids={STOP})
+    tokenizer = SimpleNamespace(eos_token_ids={STOP}, get_vocab=dict, decode=lambda _: "")
     return Policy(family, model, lambda: tokenizer, config, Path(), ModelConfig())

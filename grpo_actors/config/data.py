@@ -20,6 +20,10 @@ else:
     _Task = Literal[tuple(TASKS)]
 
 
+#: The text that is judged: what follows the thinking, or all.
+Grade = Literal["after_think", "all"]
+
+
 class DataConfig(Section):
     """[data]: the problems."""
 
@@ -50,6 +54,11 @@ class DataConfig(Section):
         description="chat template of the prompts: a Jinja file, its text, or the name of one of the model's templates; "
         "empty: the model's default",
     )
+    chat_template_kwargs: dict[Text, Any] = Field(
+        default_factory=dict,
+        description="variables of the model's chat template, such as { enable_thinking = true }; the others have the "
+        "template's own defaults",
+    )
     num_shots: int = Field(
         0, ge=0, le=3, description="gsm8k: worked examples shown in the chat before each problem"
     )
@@ -75,6 +84,11 @@ class RewardConfig(Section):
         default_factory=dict,
         description='weight of each reward: a built-in name, "file.py:function" or "module:function"; '
         "empty: the rewards of the task",
+    )
+    grade: Grade = Field(
+        "after_think",
+        description="text that rewards and accuracy judge: after the last closing tag of thinking (</think>), none if "
+        "thinking never ends; or all",
     )
     reward_timeout_s: float = Field(
         10.0,

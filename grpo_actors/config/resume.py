@@ -28,6 +28,7 @@ MATTERS_FOR_RESUME = frozenset(
         "data.gym_eval_size",  # problems that are held out are not trained on
         "data.system_prompt",
         "data.chat_template",
+        "data.chat_template_kwargs",
         "data.num_shots",
         "data.max_train_samples",
         "data.max_prompt_length",

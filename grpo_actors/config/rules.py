@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from grpo_actors.config.schema import Config
 
 
+#: Arguments of transformers' `apply_chat_template` that are not variables of a template.
+TEMPLATE_ARGUMENTS = frozenset(
+    {
+        *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message"),
+        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Contradiction:
     """One broken rule. `keys[0]` is the setting at fault; the others are involved."""
@@ -46,6 +56,7 @@ def contradictions(config: "Config") -> Iterator[Contradiction]:
     yield from _check_objective(config)
     yield from _check_selection(config)
     yield from _check_task(config)
+    yield from _check_thinking(config)
     yield from _check_trackers(config)
 
 
@@ -187,6 +198,22 @@ def _check_task(config: "Config") -> Iterator[Contradiction]:
             ("reward.functions",),
             "must have a weight other than 0 (else every completion is worth the same)",
             weights,
+        )
+
+
+def _check_thinking(config: "Config") -> Iterator[Contradiction]:
+    settings, rollout = config.data.chat_template_kwargs, config.rollout
+    if taken := sorted(TEMPLATE_ARGUMENTS & settings.keys()):
+        yield Contradiction(
+            ("data.chat_template_kwargs",),
+            f"must not have {', '.join(taken)} (set by the trainer, not a variable of the template)",
+            settings,
+        )
+    if rollout.think_tokens >= rollout.max_new_tokens:
+        yield Contradiction(
+            ("rollout.think_tokens", "rollout.max_new_tokens"),
+            f"must be less than max_new_tokens = {rollout.max_new_tokens} (the answer needs tokens too)",
+            rollout.think_tokens,
         )
 
 

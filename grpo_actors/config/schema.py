@@ -89,6 +89,10 @@ class RolloutConfig(Section):
         256,
         description="tokens, including those of an environment; a longer completion is cut and counts as truncated",
     )
+    think_tokens: NotNegative = Field(
+        0,
+        description="tokens of thinking in one turn, after which the closing tag is inserted; it does not train; 0: no bound",
+    )
     max_turns: Positive = Field(
         8, description="with data.environment: turns of the policy after which a completion ends"
     )

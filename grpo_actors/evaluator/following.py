@@ -83,7 +83,7 @@ class RunEvaluator:
         config = self._config
         task = load_task(config.data, seed=config.run.seed)
         policy = load_policy(config.model, seed=config.run.seed)
-        policy.use_template(config.data.chat_template)
+        policy.use_template(config.data.chat_template, config.data.chat_template_kwargs)
         questions = held_out(task, config, policy)
         rewards = chosen_rewards(config.reward.functions, task)
         with open_scorer(rewards, config.reward) as scorer, open_episodes(config, policy) as turns:

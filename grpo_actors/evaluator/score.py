@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from grpo_actors.config import Config
+from grpo_actors.config.data import Grade
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.evaluator.accuracy import wilson_interval
 from grpo_actors.policy.decoding.sampling import Sample, SamplingParams, Submission, sample_in_turn
 from grpo_actors.policy.model import Policy
-from grpo_actors.rollout.episodes import Episodes, chat_of
+from grpo_actors.rollout.episodes import Episodes, judged
 from grpo_actors.rundir.scores import Score
 from grpo_actors.schedule.order import sample_seeds
 from grpo_actors.tasks.answers import find_answer
@@ -175,6 +176,7 @@ def answer_problems(
         max_new_tokens=max_answer_tokens(config),
         temperature=temperature,
         stop=config.rollout.stop,
+        think_tokens=config.rollout.think_tokens,
         compiled=config.learner.use_compile,
     )
     submissions = [
@@ -193,9 +195,10 @@ def answer_problems(
     failures = Failures()
     for index, samples in sample_in_turn(policy, submissions, params, max_rows, on_step):
         problem = questions[index].problem
-        answered[index] = AnsweredProblem(
-            problem, _judge(policy, task, problem, samples, scorer, reported=failures)
+        answers = _judge(
+            policy, task, questions[index], samples, scorer, config.reward.grade, reported=failures
         )
+        answered[index] = AnsweredProblem(problem, answers)
         if on_answers:
             on_answers(count)
     return [answered[index] for index in range(len(questions))]
@@ -206,17 +209,23 @@ def max_answer_tokens(config: Config) -> int:
     return config.evaluator.eval_max_new_tokens or config.rollout.max_new_tokens
 
 
-def _judge(
+def _judge(  # noqa: PLR0917
     policy: Policy,
     task: Task,
-    problem: Problem,
+    question: Question,
     group: Sequence[Sample],
     scorer: Scorer | None,
+    grade: Grade,
     *,
     reported: Failures,
 ) -> list[Answer]:
-    chats = [chat_of(policy, sample) for sample in group]
-    scores = scorer.score(problem, chats, [sample.tokens for sample in group]) if scorer else Scores({}, {})
+    problem = question.problem
+    chats, thoughts = zip(*(judged(policy, question.prompt, sample, grade) for sample in group), strict=True)
+    scores = (
+        scorer.score(problem, chats, [sample.tokens for sample in group], thoughts=thoughts)
+        if scorer
+        else Scores({}, {})
+    )
     rewards = scores.rewards
     for failure in reported.new(problem.id, scores.failures):
         _log.warning("no value: %s", failure)
@@ -225,7 +234,7 @@ def _judge(
             _log.warning("counted as wrong: %s", failure)
     return [
         Answer(
-            text=text,
+            text=policy.decode(sample.turn),
             answer=task.answer_of(text, problem),
             parser=find_answer(text, mathematics=problem.mathematics).parser,
             correct=not sample.failure and task.is_correct(text, problem),

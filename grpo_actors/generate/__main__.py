@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 #: Options with bounds: name, rule, and a function that checks the value (every comparison with NaN is false).
 BOUNDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("max_tokens", "≥ 1", lambda value: value >= 1),
+    ("think_tokens", "≥ 0 (0: no bound)", lambda value: value >= 0),
     ("max_context", "≥ 0 (0: the model's own)", lambda value: value >= 0),
     ("temperature", "≥ 0 and finite (0: greedy)", lambda value: 0 <= value < float("inf")),
     ("top_p", "> 0 and ≤ 1", lambda value: 0 < value <= 1),
@@ -34,7 +35,19 @@ BOUNDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 )
 #: Options that a batch's text depends on, besides its input and the model; the batch size is not one of them.
 KEPT_WITH_A_BATCH = (
-    *("system", "raw", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"),
+    *(
+        "system",
+        "raw",
+        "chat_template_kwargs",
+        "think_tokens",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "seed",
+    ),
     "samples",
 )
 
@@ -58,6 +71,20 @@ def parser() -> argparse.ArgumentParser:
     )
     prompts = command.add_argument_group("prompt and answer")
     prompts.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    prompts.add_argument(
+        "--chat-template-kwargs",
+        type=_template_settings,
+        metavar="JSON",
+        help='variables of the chat template, such as {"enable_thinking": false} '
+        "(default: those of the checkpoint's run, else the template's own)",
+    )
+    prompts.add_argument(
+        "--think-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tokens of thinking after which its closing tag is inserted; 0: no bound (default: %(default)s)",
+    )
     prompts.add_argument("--raw", action="store_true", help="no chat template: continue the text as it is")
     prompts.add_argument(
         "--max-tokens",
@@ -99,6 +126,16 @@ def parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="for one prompt: print a JSON object per completion"
     )
     return command
+
+
+def _template_settings(text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
+    return settings
 
 
 def _add_sampling(group: Any) -> None:
@@ -168,8 +205,11 @@ def check(options: argparse.Namespace) -> None:
 
 
 def resolve_model(options: argparse.Namespace) -> None:
-    """Resolve the user's names of model and adapter to a folder or hub id, in place; may be called twice."""
-    from grpo_actors.rundir.naming import resolve  # noqa: PLC0415  MLX takes a second to import
+    """Resolve the user's names of model and adapter to a folder or hub id, and the template's settings to those of the run.
+
+    In place; may be called twice.
+    """
+    from grpo_actors.rundir.naming import resolve, template_settings  # noqa: PLC0415  MLX takes a second to import
 
     if options.adapter is not None:
         options.adapter = resolve(options.adapter)
@@ -177,6 +217,8 @@ def resolve_model(options: argparse.Namespace) -> None:
         options.model = "tiny"
     if options.model is not None:
         options.model = resolve(options.model)
+    if options.chat_template_kwargs is None:
+        options.chat_template_kwargs = template_settings(str(options.adapter or options.model))
 
 
 def open_generator(options: argparse.Namespace) -> "Generator":
@@ -187,6 +229,7 @@ def open_generator(options: argparse.Namespace) -> "Generator":
         ConfigError: the adapter does not fit the model.
     """
     from grpo_actors.generate.generator import Generator  # noqa: PLC0415
+    from grpo_actors.policy.decoding.rows import require_bound  # noqa: PLC0415
     from grpo_actors.policy.decoding.sampling import SamplingParams  # noqa: PLC0415
     from grpo_actors.rundir.naming import open_policy  # noqa: PLC0415  MLX takes a second to import
 
@@ -197,9 +240,12 @@ def open_generator(options: argparse.Namespace) -> "Generator":
         top_k=options.top_k,
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
+        think_tokens=options.think_tokens,
     )
     resolve_model(options)
     policy = open_policy(options.model, options.adapter)
+    policy.template_settings = options.chat_template_kwargs
+    require_bound(policy, options.think_tokens, options.max_tokens, "--think-tokens")
     return Generator(policy, params, options.seed, options.max_context)
 
 

@@ -3,13 +3,13 @@
 Depends on groups and reward maths only, not on the policy. The lease table decides what happens to a filtered group.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from grpo_actors.config import Config
-from grpo_actors.learner.groups import SampledGroup
+from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.objective.advantages import compute_advantages
 from grpo_actors.objective.shaping import overlong_penalty
 from grpo_actors.schedule.group_criteria import FilterResult, GroupCriteria
@@ -54,16 +54,19 @@ def has_signal(group: SampledGroup, config: Config) -> bool:
 
 
 def group_filter(
-    config: Config, task: Task, decode: Callable[[Sequence[int]], str]
+    config: Config, task: Task, text_of: Callable[[SampledGroup, SampledCompletion], str]
 ) -> Callable[[SampledGroup], FilterResult] | None:
-    """Return the function that filters a group for the schedule; None if section [selection] needs no filter."""
+    """Return the function that filters a group for the schedule; None if section [selection] needs no filter.
+
+    `text_of` returns the text of a completion that is judged.
+    """
     selection = config.selection
     if not (selection.replaces_groups or selection.curriculum):
         return None
     criteria = GroupCriteria(selection.dynamic_sampling, selection.min_success, selection.max_success)
 
     def filter_group(group: SampledGroup) -> FilterResult:
-        right = [task.is_correct(decode(c.last_turn), group.problem) for c in group.completions]
+        right = [task.is_correct(text_of(group, c), group.problem) for c in group.completions]
         return criteria.filter_group(sum(right) / len(right), signal=has_signal(group, config))
 
     return filter_group

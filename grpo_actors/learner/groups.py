@@ -19,15 +19,24 @@ class SampledCompletion:
     #: As in `messages.Completion`; `sampled` and `last_turn` interpret it.
     inserted: list[int] = field(default_factory=list)
 
+    #: As in `messages.Completion`.
+    forced: list[int] = field(default_factory=list)
+
     @property
     def sampled(self) -> list[bool]:
-        """Return a flag for each token: True if the policy sampled it, False if an environment inserted it."""
-        return sampled_mask(self.inserted, len(self.tokens))
+        """Return a flag for each token: True if the policy sampled it, False if it was inserted."""
+        return sampled_mask(self.inserted + self.forced, len(self.tokens))
 
     @property
     def turns(self) -> int:
         """Return the number of turns that the policy took."""
         return 1 + len(self.inserted) // 2
+
+    @property
+    def turn_bounds(self) -> list[tuple[int, int]]:
+        """Return the bounds of each turn of the policy, the second one exclusive."""
+        bounds = [0, *self.inserted, len(self.tokens)]
+        return list(zip(bounds[::2], bounds[1::2], strict=True))
 
     @property
     def last_turn(self) -> list[int]:
@@ -44,6 +53,7 @@ class SampledCompletion:
             completion.finished,
             completion.rewards,
             read_ints(completion.inserted),
+            read_ints(completion.forced),
         )
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import mlx.core as mx
@@ -22,13 +23,15 @@ from grpo_actors.errors import TrainingError
 from grpo_actors.learner.gaps import gaps_by_lease, mean_gaps
 from grpo_actors.learner.group_filter import penalties_of, rewards_of
 from grpo_actors.learner.groups import SampledGroup
-from grpo_actors.learner.report import length_metrics, reward_metrics, staleness
+from grpo_actors.learner.report import length_metrics, reward_metrics, staleness, thinking_metrics
 from grpo_actors.objective.advantages import Advantages, compute_advantages
 from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, empty_micro_batch, pack
 from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, completion_gaps, summary
 from grpo_actors.policy.device import on_cuda
+from grpo_actors.policy.expert_load import has_experts, largest_load, watched_experts
+from grpo_actors.policy.gated_delta import delta_by_chunks
 from grpo_actors.policy.gpu_rows import cuda_row
 from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
@@ -127,6 +130,7 @@ class Grpo:
         norm = rate = 0.0
         # Completion -> sum over its tokens, before this batch has moved the policy.
         gaps: dict[int, float] = {}
+        loads: list[float] = []
         # The seed depends on the update only, so that a resumed run drops the same inputs (model.lora_dropout).
         mx.random.seed((config.run.seed + self.version) % 2**64)
         for iteration in range(config.learner.num_iterations):
@@ -137,6 +141,7 @@ class Grpo:
                 statistics = add_statistics(statistics, vector)
                 if iteration == 0:
                     gaps.update(zip(numbers, completion_gaps(vector), strict=False))  # padding follows
+                    loads.append(float(vector[-1]))
                 report_progress()
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
@@ -152,6 +157,8 @@ class Grpo:
             "logprob_gaps": mean_gaps(groups, self.gaps),
             **reward_metrics(groups, advantages),
             **length_metrics(groups),
+            **thinking_metrics(groups, self.policy),
+            "expert_load_max": fmean(loads) if loads and has_experts(self.policy.model) else None,
             "staleness": staleness(groups, self.version - 1),
             "grad_norm": norm,
             "learning_rate": rate,
@@ -182,7 +189,8 @@ class Grpo:
         """Switch dropout on and mlx-lm's kernels without a gradient off; switch back afterwards, for sampling."""
         self.policy.model.train()
         try:
-            yield
+            with delta_by_chunks(self.policy.model):
+                yield
         finally:
             self.policy.model.eval()
 
@@ -193,9 +201,10 @@ class Grpo:
         return objective.kl_coeff == 0 and objective.entropy_coeff == 0 and objective.top_entropy_share == 1
 
     def _loss(self, model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
-        """Return the micro-batch's share of the update's loss, and its statistics."""
-        logprobs, entropies = self._logprobs(model, arrays)
-        return objective_loss(
+        """Return the micro-batch's share of the update's loss, and its statistics, those of experts last."""
+        with watched_experts() as choices:
+            logprobs, entropies = self._logprobs(model, arrays)
+        loss, statistics = objective_loss(
             logprobs,
             arrays,
             self.objective,
@@ -204,6 +213,9 @@ class Grpo:
             entropies=entropies,
             entropy_mask=arrays.get("entropy_mask"),
         )
+        if choices:  # the last element
+            statistics = mx.concatenate([statistics, largest_load(choices, arrays)[None]])
+        return loss, statistics
 
     def _inputs(self, micro_batches: Sequence[MicroBatch]) -> list[dict[str, mx.array]]:
         """Move the micro-batches to the device, and add what is computed once and without a gradient.
@@ -230,7 +242,8 @@ class Grpo:
 
     def _frozen_logprobs(self, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
         """Return log-probs and entropies under the policy's present weights, already evaluated: no graph is kept."""
-        frozen = self._logprobs(self.policy.model, arrays)
+        with delta_by_chunks(self.policy.model):
+            frozen = self._logprobs(self.policy.model, arrays)
         mx.eval(*frozen)
         report_progress()
         return frozen
@@ -288,5 +301,5 @@ def _completions(groups: Sequence[SampledGroup], advantages: Sequence[Advantages
                 advantage=float(value),
                 valid=bool(valid),
                 truncated=not completion.finished,
-                sampled=completion.sampled if completion.inserted else None,
+                sampled=completion.sampled if completion.inserted or completion.forced else None,
             )

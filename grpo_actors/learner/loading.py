@@ -5,6 +5,7 @@ import sys
 from grpo_actors.config import Config
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.observe.symptoms import NO_END
+from grpo_actors.policy.decoding.rows import require_bound
 from grpo_actors.policy.decoding.sampling import NO_ENVIRONMENT
 from grpo_actors.policy.decoding.step import require_fit
 from grpo_actors.policy.decoding.turns import encode_reply
@@ -18,7 +19,7 @@ def load_grpo(config: Config, total_updates: int) -> Grpo:
     if isinstance(locate(config.model.model_name), str):
         print(f"model {config.model.model_name}: from the hub, or from its local copy", file=sys.stderr)
     policy = load_policy(config.model, seed=config.run.seed)
-    policy.use_template(config.data.chat_template)
+    policy.use_template(config.data.chat_template, config.data.chat_template_kwargs)
     return Grpo(config, policy, total_updates)
 
 
@@ -28,6 +29,9 @@ def check_sampling(config: Config, grpo: Grpo, first: Problem) -> None:
         require_fit(grpo.policy, "rollout.in_flight_updates: must be false")
     if config.data.environment:
         require_fit(grpo.policy, NO_ENVIRONMENT)
+    require_bound(
+        grpo.policy, config.rollout.think_tokens, config.rollout.max_new_tokens, "rollout.think_tokens"
+    )
     with grpo.policy.template_ends():
         grpo.policy.encode_chat(first.messages)
         _ = grpo.policy.stop_tokens  # asks the template too

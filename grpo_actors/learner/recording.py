@@ -147,6 +147,7 @@ def _check(completion: SampledCompletion, where: str) -> None:
             f"{len(completion.logprobs)} log-probs and {len(completion.versions)} versions"
         )
     try:
-        check_spans(completion.inserted, len(completion.tokens))
+        check_spans("inserted", completion.inserted, len(completion.tokens))
+        check_spans("forced", completion.forced, len(completion.tokens))
     except ValueError as error:
         raise DataError(f"{where}: {error}") from error

@@ -9,6 +9,7 @@ import numpy as np
 
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.objective.advantages import Advantages
+from grpo_actors.policy.model import Policy
 from grpo_actors.tasks.answers import find_answer
 from grpo_actors.tasks.scoring import reward_means
 from grpo_actors.tasks.task import Problem
@@ -51,6 +52,31 @@ def length_metrics(groups: Sequence[SampledGroup]) -> dict[str, Any]:
         "groups": len(groups),
         "completions": len(completions),
         "tokens": sum(lengths),
+    }
+
+
+def thinking_metrics(groups: Sequence[SampledGroup], policy: Policy) -> dict[str, float | None]:
+    """Return the mean tokens of thinking, their share of the sampled tokens, and the share of completions cut in it.
+
+    None if the vocabulary has no tags for it.
+    """
+    if not policy.thinking.start:
+        return dict.fromkeys(("thinking_length_mean", "thinking_share", "thinking_cut_share"))
+    lengths, sampled, cut = [], 0, 0
+    for group in groups:
+        opened = policy.begins_thinking(group.prompt)
+        for completion in group.completions:
+            sampled += sum(completion.sampled)
+            cut += bool(completion.forced)
+            length = 0
+            for start, stop in completion.turn_bounds:
+                begins = policy.begins_thinking(completion.tokens[:start]) if start else opened
+                length += policy.thinking.length(completion.tokens[start:stop], opened=begins)
+            lengths.append(length)
+    return {
+        "thinking_length_mean": float(np.mean(lengths)),
+        "thinking_share": sum(lengths) / sampled,
+        "thinking_cut_share": cut / len(lengths),
     }
 
 

@@ -17,7 +17,7 @@ Metrics = Mapping[str, Any]
 #: Updates in a row that confirm an extreme value; in a single update one odd token may cause it.
 CONFIRMING_UPDATES = 3
 #: Built-in rewards that check only the tags around an answer, right or wrong.
-FORMAT_REWARDS = ("strict_format", "soft_format", "xml_count", "integer")
+FORMAT_REWARDS = ("strict_format", "soft_format", "xml_count", "integer", "think_format")
 #: Cause and cure of completions that nothing ends.
 NO_END = (
     "the model's chat template ends a turn with no token that ends a completion; "

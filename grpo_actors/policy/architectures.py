@@ -11,7 +11,7 @@ from typing import Any
 class Architecture:
     """What may be relied on in the models of one module of mlx-lm."""
 
-    #: Logits are exactly head(body(tokens)): no soft-capping, no scaling, one head (`logprobs.split_head`).
+    #: Logits are exactly head(body(tokens)), with a soft cap at most: no scaling, one head (`logprobs.split_head`).
     plain_head: bool = False
     #: The module's class `MLP` computes down(silu(gate) · up); other models are made of it too (`recomputation`).
     gated_mlp: bool = False
@@ -30,7 +30,16 @@ ARCHITECTURES = {
     "qwen3": _PLAIN,
     "qwen3_moe": _PLAIN_HEAD,
     "qwen3_next": _PLAIN_HEAD,
+    "qwen3_5": _PLAIN_HEAD,
+    "qwen3_5_moe": _PLAIN_HEAD,
     "gemma3_text": _PLAIN_HEAD,
+    "gemma4": _PLAIN_HEAD,
+    "gemma4_text": _PLAIN_HEAD,
+    "gpt_oss": _PLAIN_HEAD,
+    "mixtral": _PLAIN_HEAD,
+    "olmoe": _PLAIN_HEAD,
+    "glm4": _PLAIN_HEAD,
+    "deepseek_v3": _PLAIN_HEAD,
     "phi3": _PLAIN_HEAD,
     "olmo2": _PLAIN_HEAD,
     "olmo3": _PLAIN_HEAD,

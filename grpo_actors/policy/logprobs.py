@@ -25,12 +25,13 @@ Body = Callable[..., mx.array]
 
 
 class Head:
-    """The last product of a model: hidden states [.., H] -> logits [.., V]."""
+    """The end of a model: hidden states [.., H] -> logits [.., V]; one product, and perhaps a soft cap."""
 
-    def __init__(self, module: Any, *, tied: bool) -> None:
-        """Take the module that has the weights; `tied`: it is the embedding."""
+    def __init__(self, module: Any, *, tied: bool, cap: float | None = None) -> None:
+        """Take the module that has the weights; `tied`: it is the embedding; `cap`: bound on the logits' size."""
         self.module = module
         self._tied = tied
+        self._cap = cap
 
     @property
     def plain_weight(self) -> mx.array | None:
@@ -40,8 +41,11 @@ class Head:
 
     def __call__(self, hidden: mx.array) -> mx.array:
         """Return the logits of hidden states."""
-        logits: mx.array = self.module.as_linear(hidden) if self._tied else self.module(hidden)
-        return logits
+        return self.capped(self.module.as_linear(hidden) if self._tied else self.module(hidden))
+
+    def capped(self, product: mx.array) -> mx.array:
+        """Return the logits of the product's results."""
+        return product if self._cap is None else mx.tanh(product / self._cap) * self._cap
 
 
 def micro_batch_logprobs(
@@ -110,6 +114,9 @@ def logprobs_by_parts(
         logprobs, entropies = _logprobs(logits, targets, temperature)
         return logprobs, entropies if entropies_train else mx.stop_gradient(entropies)
 
+    def part_of_product(product: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+        return part(head.capped(product), targets)
+
     if weight is None:
         again = recomputed(lambda _, hidden, targets: part(head(hidden), targets))
         pieces = zip(mx.split(hidden, bounds), mx.split(targets, bounds), strict=True)
@@ -118,7 +125,7 @@ def logprobs_by_parts(
     @mx.custom_function
     def by_parts(hidden: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
         pieces = zip(mx.split(hidden, bounds), mx.split(targets, bounds), strict=True)
-        return _joined([part(hidden @ weight.T, targets) for hidden, targets in pieces])
+        return _joined([part_of_product(hidden @ weight.T, targets) for hidden, targets in pieces])
 
     @by_parts.vjp
     def gradient(primals: Any, cotangents: Any, results: Any) -> tuple[mx.array, mx.array]:
@@ -128,12 +135,12 @@ def logprobs_by_parts(
         for piece, chosen, *wanted in zip(
             *(mx.split(array, bounds) for array in (hidden, targets, *cotangents)), strict=True
         ):
-            _, (logits,) = mx.vjp(
-                lambda logits, chosen=chosen: part(logits, chosen), [piece @ weight.T], wanted
+            _, (product,) = mx.vjp(
+                lambda product, chosen=chosen: part_of_product(product, chosen), [piece @ weight.T], wanted
             )
-            hidden_gradients.append(logits @ weight)
+            hidden_gradients.append(product @ weight)
             # The product adds to the sum itself. A sum of all parts would be another kernel for each number of them.
-            weight_gradient = mx.addmm(weight_gradient, logits.T, piece)
+            weight_gradient = mx.addmm(weight_gradient, product.T, piece)
         return mx.concatenate(hidden_gradients), weight_gradient
 
     results: tuple[mx.array, mx.array] = by_parts(hidden, weight)  # type: ignore[assignment]
@@ -210,11 +217,14 @@ def _shared_exponential(logits: mx.array, targets: mx.array) -> tuple[mx.array, 
 def split_head(model: nn.Module) -> tuple[Body, Head] | None:
     """Return the model's body and head, if its logits are exactly head(body(tokens)).
 
-    Returns None for a model that does more (soft-capping, scaling, several heads); use its full logits then.
+    Returns None for a model that does more (scaling, several heads); use its full logits then.
     """
     if not architecture_of(model).plain_head:
         return None
-    body: Any = model["model"]
-    if "lm_head" in model:
-        return body, Head(model["lm_head"], tied=False)
-    return body, Head(body["embed_tokens"], tied=True)
+    # A model that may see images too holds one for texts.
+    texts: Any = model.get("language_model", model)
+    body: Any = texts["model"]
+    cap = getattr(texts, "final_logit_softcapping", None)
+    if "lm_head" in texts:
+        return body, Head(texts["lm_head"], tied=False, cap=cap)
+    return body, Head(body["embed_tokens"], tied=True, cap=cap)

@@ -6,7 +6,7 @@ this one, holding the values that its trainable arrays had at the start.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
 from grpo_actors.policy.templates import TEMPLATE_ERRORS, after_answer, choose, end_token
+from grpo_actors.policy.thinking import Thinking, thinking_of
 from grpo_actors.policy.tokenizer import as_model_error, read_beside
 from grpo_actors.time_limit import time_limit
 
@@ -32,6 +33,8 @@ from grpo_actors.time_limit import time_limit
 AS_STORED = "as stored"
 #: Longest time of a chat template in its first calls, in seconds. It takes milliseconds.
 TEMPLATE_S = 5.0
+#: Tokens of a prompt that are long enough for an opening tag and white space after it.
+TAG_TOKENS = 16
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -50,6 +53,8 @@ class Policy:
     config: ModelConfig
     #: Text of a chat template that replaces the tokenizer's own; empty: none does.
     template: str = ""
+    #: Variables of the chat template, such as enable_thinking; those that are missing have the template's own defaults.
+    template_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_adapter(self) -> bool:
@@ -83,6 +88,11 @@ class Policy:
         if not self.tokenizer.has_chat_template:
             return None
         return after_answer(self.tokenizer, partial(self.render, asks=False))
+
+    @cached_property
+    def thinking(self) -> Thinking:
+        """The tags between which it thinks."""
+        return thinking_of(self.tokenizer)
 
     @cached_property
     def vocabulary(self) -> int:
@@ -143,16 +153,19 @@ class Policy:
         finally:
             self.model.update(tree_unflatten(list(own.items())))
 
-    def use_template(self, wanted: str) -> None:
-        """Use another chat template than the default, before anything else asks for the template.
+    def use_template(self, wanted: str, settings: Mapping[str, Any] | None = None) -> None:
+        """Use another chat template than the default, or other settings, before anything else asks for the template.
 
         Args:
             wanted: As for `templates.choose`.
+            settings: The new `template_settings`; None: the present ones stay.
 
         Raises:
             ModelError: As `templates.choose`.
         """
         self.template = choose(self.tokenizer, wanted, self.name)
+        if settings is not None:
+            self.template_settings = settings
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the token ids of a conversation, up to the beginning of the assistant's turn.
@@ -166,18 +179,15 @@ class Policy:
                 "or set data.chat_template to a Jinja file"
             )
         try:
-            ids: list[int] = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-            )
+            text = self.render(messages)
         except TEMPLATE_ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
             raise ModelError(
                 f"{self.name}: its chat template refuses the turns {roles} ({error}); "
                 'if it knows no system turn, leave that out (data.system_prompt = "")'
             ) from error
+        # The text has the special tokens already.
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def render(self, messages: Sequence[Mapping[str, str]], *, asks: bool = True) -> str:
@@ -185,10 +195,22 @@ class Policy:
 
         Raises one of `TEMPLATE_ERRORS` if the template does.
         """
-        text: str = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=asks, tokenize=False
+        chat = [dict(message) for message in messages]
+        # Not by mlx-lm's wrapper, which would switch thinking on wherever the vocabulary has tags for it.
+        own, inner = self.tokenizer._chat_template, self.tokenizer._tokenizer  # noqa: SLF001
+        text: str = (
+            own(chat, add_generation_prompt=asks, **self.template_settings)
+            if own is not None
+            else inner.apply_chat_template(
+                chat, add_generation_prompt=asks, tokenize=False, **self.template_settings
+            )
         )
         return text
+
+    def begins_thinking(self, before: Sequence[int]) -> bool:
+        """Return whether a turn begins within its thinking; `before`: the tokens before it, such as the prompt's."""
+        text: str = self.tokenizer.decode(list(before[-TAG_TOKENS:]))
+        return self.thinking.opened_by(text)
 
     @contextlib.contextmanager
     def template_ends(self) -> Iterator[None]:

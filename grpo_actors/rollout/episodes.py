@@ -6,11 +6,12 @@ as a valid completion.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from grpo_actors.config import Config
+from grpo_actors.config.data import Grade
 from grpo_actors.errors import ModelError, RewardError
 from grpo_actors.policy.decoding.draw import Respond, Sample
 from grpo_actors.policy.decoding.turns import encode_reply
@@ -71,6 +72,28 @@ def chat_of(policy: Policy, sample: Sample) -> list[Message]:
         chat += [_assistant_message(policy, sample.tokens[begin:start]), reply]
         begin = stop
     return [*chat, _assistant_message(policy, sample.tokens[begin:])]
+
+
+def judged(
+    policy: Policy, prompt: Sequence[int], sample: Sample, grade: Grade
+) -> tuple[list[Message], str | None]:
+    """Return the turns of a completion as rewards judge them, and the thoughts of the last turn.
+
+    Args:
+        policy: The policy that sampled it.
+        prompt: Token ids of the prompt.
+        sample: The completion.
+        grade: Whether the last turn is cut down to what follows its thinking, as in section [reward].
+
+    Returns:
+        The chat; and the text of the last turn's thinking, None if it has none that ends.
+    """
+    chat = chat_of(policy, sample)
+    opened = policy.begins_thinking(sample.tokens[: sample.turn_start] or prompt)
+    thoughts, answer = policy.thinking.divide(chat[-1]["content"], opened=opened)
+    if grade == "after_think":
+        chat[-1] = {**chat[-1], "content": answer}
+    return chat, thoughts
 
 
 def _assistant_message(policy: Policy, tokens: list[int]) -> Message:

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Sequence
 
+from grpo_actors.config.data import Grade
 from grpo_actors.policy.decoding.draw import Sample
 from grpo_actors.policy.model import Policy
-from grpo_actors.rollout.episodes import chat_of
+from grpo_actors.rollout.episodes import judged
 from grpo_actors.tasks.failures import ENVIRONMENT
 from grpo_actors.tasks.scoring import Scorer, TrainerState
 from grpo_actors.tasks.task import Problem
-from grpo_actors.wire.messages import Completion, Group, Lease, floats, ints
+from grpo_actors.wire.messages import Completion, Group, Lease, floats, ints, read_ints
 
 
 def problem_of(lease: Lease) -> Problem:
@@ -32,15 +33,17 @@ def score_group(
     *,
     total_updates: int = 0,
     sampling_s: float,
+    grade: Grade = "after_think",
 ) -> Group:
-    """Score the samples of a lease and return them as its group.
+    """Score the samples of a lease and return them as its group; for `grade` see `judged`.
 
     A completion whose environment failed gets no reward, so that it does not train.
     """
     started_s = time.monotonic()
-    chats = [chat_of(policy, sample) for sample in samples]
+    prompt = read_ints(lease.prompt)
+    chats, thoughts = zip(*(judged(policy, prompt, sample, grade) for sample in samples), strict=True)
     scorer.trainer_state = TrainerState(samples[0].versions[0], total_updates, lease.epoch)
-    scores = scorer.score(problem_of(lease), chats, [sample.tokens for sample in samples])
+    scores = scorer.score(problem_of(lease), chats, [sample.tokens for sample in samples], thoughts=thoughts)
     completions = [
         Completion(
             tokens=ints(sample.tokens),
@@ -48,6 +51,7 @@ def score_group(
             versions=ints(sample.versions),
             finished=sample.finished,
             inserted=ints(sample.spans),
+            forced=ints(sample.forced),
             rewards={name: None if sample.failure else given[i] for name, given in scores.rewards.items()},
         )
         for i, sample in enumerate(samples)

@@ -315,6 +315,7 @@ class RolloutWorker:
             *(sampling.lease, sampling.samples, self.policy, self.scorer),
             total_updates=self.welcome.total_updates,
             sampling_s=sampling.sampling_s,
+            grade=self.config.reward.grade,
         )
         self._beat("scoring")
         return group
@@ -339,6 +340,7 @@ def sampling_params(config: Config) -> SamplingParams:
         min_p=rollout.min_p,
         repetition_penalty=rollout.repetition_penalty,
         stop=rollout.stop,
+        think_tokens=rollout.think_tokens,
         max_kv_tokens=rollout.max_kv_tokens,
         compiled=config.learner.use_compile,
     )

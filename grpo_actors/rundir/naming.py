@@ -5,19 +5,27 @@ Depends on where weights are stored and what they are, not on what the policy is
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import xxhash
 from pydantic import ValidationError
 
-from grpo_actors.config import ModelConfig
+from grpo_actors.config import ModelConfig, read_config
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.policy.tokenizer_files import TEMPLATE
 from grpo_actors.rundir.checkpoint_weights import ADAPTER_CONFIG, is_adapter, load_weights
-from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, newest_sound, verify
-from grpo_actors.rundir.folder import ADAPTER, METRICS_FILE
+from grpo_actors.rundir.checkpoints import (
+    Checkpoint,
+    best,
+    checkpoint_at,
+    find_checkpoints,
+    newest_sound,
+    verify,
+)
+from grpo_actors.rundir.folder import ADAPTER, CONFIG_FILE, METRICS_FILE
 
 
 def checkpoints_of(folder: Path) -> list[Checkpoint]:
@@ -83,6 +91,18 @@ def open_policy(model: str | None, adapter: str | None = None) -> Policy:
     if (folder / TEMPLATE).is_file():
         policy.use_template((folder / TEMPLATE).read_text("utf-8"))
     return policy
+
+
+def template_settings(folder: str) -> dict[str, Any]:
+    """Return the variables of the chat template with which the run of a checkpoint trained; empty for other folders.
+
+    Raises:
+        ConfigError: the run's settings are unusable.
+    """
+    settings = Path(folder).expanduser().parent / CONFIG_FILE
+    if checkpoint_at(Path(folder).expanduser()) is None or not settings.is_file():
+        return {}
+    return read_config(settings).data.chat_template_kwargs
 
 
 def weights_digest(policy: Policy) -> str:

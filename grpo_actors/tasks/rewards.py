@@ -1,4 +1,4 @@
-"""The interface of rewards, and the five built-in rewards.
+"""The interface of rewards, and the six built-in rewards.
 
 A reward is a function with the signature of TRL and MLX-GRPO. It is called with keywords for the completions of one
 group:
@@ -7,8 +7,9 @@ group:
 
 ``prompts[i]`` is the chat before completion i. ``completions[i]`` is ``[{"role": "assistant", "content": text}]``, or
 with an environment all turns, with the assistant's last turn at the end. ``answer[i]`` is the true answer as text. Every
-further column of the data set is passed as such a list too. ``None`` or NaN instead of a number means that the reward does
-not apply to that completion. What a user's own function gets besides is in `scoring`.
+further column of the data set is passed as such a list too. ``thoughts[i]`` is the text of the completion's thinking, None
+if it has none that ends; ``reward.grade`` decides whether the content has it too. ``None`` or NaN instead of a number means
+that the reward does not apply to that completion. What a user's own function gets besides is in `scoring`.
 
 The built-in rewards are pure, judge the last turn and return a share between 0 and 1. The configuration or the task's
 ``default_rewards`` set their weights.
@@ -100,6 +101,21 @@ def xml_count(
     return [_xml_share(text(completion)) for completion in completions]
 
 
+def think_format(
+    prompts: Sequence[Chat],
+    completions: Sequence[Chat],
+    answer: Sequence[str],
+    thoughts: Sequence[str | None] = (),
+    **columns: Any,
+) -> list[float | None]:
+    """Return 1 if the completion thinks first, ends that with its tag, and then says something."""
+    del prompts, answer, columns
+    return [
+        float(bool(thought) and bool(text(completion).strip()))
+        for completion, thought in zip(completions, thoughts or [None] * len(completions), strict=True)
+    ]
+
+
 def text(completion: Chat) -> str:
     """Return the text of the assistant's last turn."""
     return completion[-1]["content"]
@@ -130,6 +146,7 @@ REWARDS: Mapping[str, Reward] = {
     "strict_format": strict_format,
     "soft_format": soft_format,
     "xml_count": xml_count,
+    "think_format": think_format,
 }
 
 

@@ -104,6 +104,8 @@ class Scorer(UsesOwnFunctions):
         problem: Problem,
         completions: Sequence[str | Chat],
         completion_ids: Sequence[Sequence[int]] | None = None,
+        *,
+        thoughts: Sequence[str | None] | None = None,
     ) -> Scores:
         """Return the values of every reward for completions of one problem, in the order of `completions`.
 
@@ -111,10 +113,12 @@ class Scorer(UsesOwnFunctions):
             problem: The problem.
             completions: Chats that end with the assistant's last turn, or the texts of that turn alone.
             completion_ids: The tokens of each completion; None: own rewards get none.
+            thoughts: The texts of their thinking, None for each without; None: none has any.
         """
         chats = [_chat(completion) for completion in completions]
-        ours = _our_arguments(problem, chats)
-        theirs = _own_arguments(problem, chats, completion_ids, self.trainer_state)
+        thoughts = thoughts or [None] * len(chats)
+        ours = _our_arguments(problem, chats, thoughts)
+        theirs = _own_arguments(problem, chats, completion_ids, thoughts, self.trainer_state)
         rewards: dict[str, list[float | None]] = {}
         failures: dict[str, str] = {}
         for name in self._names:
@@ -176,7 +180,7 @@ def _chat(completion: str | Chat) -> list[Message]:
     return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
 
 
-def _our_arguments(problem: Problem, chats: Sequence[Chat]) -> dict[str, Any]:
+def _our_arguments(problem: Problem, chats: Sequence[Chat], thoughts: Sequence[str | None]) -> dict[str, Any]:
     """Return the arguments of this package's rewards: chats, and the true answer as text."""
     columns = {name: [value] * len(chats) for name, value in problem.columns.items()}
     # These come last, so that a column named "answer" or "prompts" cannot replace the real one.
@@ -185,6 +189,7 @@ def _our_arguments(problem: Problem, chats: Sequence[Chat]) -> dict[str, Any]:
         "completions": chats,
         "answer": [problem.answer] * len(chats),
         "mathematics": [problem.mathematics] * len(chats),
+        "thoughts": list(thoughts),
     }
 
 
@@ -192,6 +197,7 @@ def _own_arguments(
     problem: Problem,
     chats: Sequence[Chat],
     completion_ids: Sequence[Sequence[int]] | None,
+    thoughts: Sequence[str | None],
     state: TrainerState,
 ) -> dict[str, Any]:
     """Return the arguments of a user's reward, those of TRL's: a column keeps its name and its values.
@@ -208,6 +214,7 @@ def _own_arguments(
     arguments |= {
         "prompts": [prompt] * count,
         "completions": [text(chat) for chat in chats] if as_text else chats,
+        "thoughts": list(thoughts),
         "trainer_state": asdict(state),
         # The child makes the functions.
         "log_extra": None,

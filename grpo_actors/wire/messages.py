@@ -97,6 +97,8 @@ class Completion(Message):
     #: Bounds of the environment spans (`wire.spans`), int32 [2 S]; the log-probs of their tokens mean nothing. Empty if
     #: the completion has one turn, all of it sampled.
     inserted: Ints = b""
+    #: Bounds of the closing tags that ended the policy's thinking (``rollout.think_tokens``), likewise.
+    forced: Ints = b""
     #: Reward function -> unweighted value; None if there is no valid reward.
     rewards: Annotated[dict[RewardName, float | None], Field(max_length=64)]
 
@@ -109,9 +111,10 @@ class Completion(Message):
         # Float32 values cannot overflow this sum: it is finite if and only if all of them are.
         if not math.isfinite(sum(memoryview(self.logprobs).cast("f"))):
             raise ValueError("logprobs must be finite")
-        if len(self.inserted) % 8:
-            raise ValueError(f"inserted must hold pairs of int32, got {len(self.inserted)} bytes")
-        check_spans(memoryview(self.inserted).cast("i"), len(self.tokens) // 4)
+        for name, spans in (("inserted", self.inserted), ("forced", self.forced)):
+            if len(spans) % 8:
+                raise ValueError(f"{name} must hold pairs of int32, got {len(spans)} bytes")
+            check_spans(name, memoryview(spans).cast("i"), len(self.tokens) // 4)
         return self
 
 

@@ -1,15 +1,16 @@
-"""Environment spans: the tokens of a completion that an environment inserted between two turns of the policy.
+"""Spans: the tokens of a completion that were inserted: an environment's between two turns of the policy, or a closing tag
+that ended its thinking.
 
 Each span lies between two sampled tokens. All spans are described by one flat, rising list of bounds: [start, stop,
-start, stop, …], where each stop is exclusive. A completion of one turn has no spans.
+start, stop, …], where each stop is exclusive. A completion of one turn has no spans of an environment.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 
-def check_spans(bounds: Sequence[int], length: int) -> None:
-    """Check that a completion of `length` tokens can have these spans.
+def check_spans(name: str, bounds: Sequence[int], length: int) -> None:
+    """Check that a completion of `length` tokens can have these spans; `name` is theirs in an error.
 
     Raises:
         ValueError: it cannot.
@@ -18,7 +19,7 @@ def check_spans(bounds: Sequence[int], length: int) -> None:
         return
     if len(bounds) % 2 or any(a >= b for a, b in pairwise([0, *bounds, length])):
         raise ValueError(
-            f"inserted must be rising pairs of bounds between 0 and {length}, got {list(bounds)[:8]}"
+            f"{name} must be rising pairs of bounds between 0 and {length}, got {list(bounds)[:8]}"
         )
 
 

@@ -120,6 +120,17 @@ from grpo_actors.errors import ConfigError
             "objective.overlong_tokens must be at most max_new_tokens = 256, got 300",
         ),
         (
+            ["think_tokens=256"],
+            "rollout.think_tokens must be less than max_new_tokens = 256 (the answer needs tokens too), got 256",
+        ),
+        (
+            ["chat_template_kwargs={tokenize=false,x=1}"],
+            (
+                "data.chat_template_kwargs must not have tokenize (set by the trainer, not a variable of the template), "
+                'got { "tokenize" = false, "x" = 1 }'
+            ),
+        ),
+        (
             ["min_success=0.9", "max_success=0.5"],
             (
                 "selection.min_success must be at most max_success = 0.5 (else every group is replaced), got 0.9"

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from thinking_model import write_thinking_model
 
+from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.generate.__main__ import check, main, parser
+from grpo_actors.rundir.folder import CONFIG_FILE, MANIFEST
+from grpo_actors.rundir.naming import template_settings
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
@@ -52,6 +56,47 @@ def test_a_prompt_on_standard_input_and_json_give_the_same_answer_as_the_command
     assert [(r["index"], r["sample"]) for r in records] == [(0, 0), (0, 1)]
     assert piped.stdout == records[0]["completion"] + "\n"
     assert records[0]["completion"] != records[1]["completion"]
+
+
+def test_thinking_follows_the_templates_settings_and_its_bound(tmp_path, capsys):
+    model = str(write_thinking_model(tmp_path / "model"))
+    common = ["What is 12 + 34?", "--model", model, "--json", "--max-tokens", "30"]
+    opened = ["--chat-template-kwargs", '{"opens": true}']
+    main([*common, *opened, "--think-tokens", "3"])
+    bounded = json.loads(capsys.readouterr().out)
+    main([*common, *opened])
+    free = json.loads(capsys.readouterr().out)
+    main(common)
+    plain = json.loads(capsys.readouterr().out)
+    thoughts, closed, _ = bounded["completion"].partition("</think>")
+    assert closed
+    assert 0 < len(thoughts) < len(free["completion"].partition("</think>")[0])
+    assert (
+        bounded["prompt_tokens"] == free["prompt_tokens"] == plain["prompt_tokens"] + 2
+    )  # the tag and a line feed
+
+
+def test_a_bound_on_thinking_needs_a_model_that_thinks():
+    with pytest.raises(ConfigError, match="--think-tokens: must be 0 for tiny, whose vocabulary has no tag"):
+        main(["hi", "--think-tokens", "3"])
+
+
+def test_a_checkpoint_is_asked_as_its_run_asked_it(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / MANIFEST).write_text("{}")
+    assert template_settings(str(checkpoint)) == {}  # moved out of its run
+    config = Config.model_validate({"data": {"chat_template_kwargs": {"enable_thinking": False}}})
+    (checkpoint.parent / CONFIG_FILE).write_text(config.model_dump_json())
+    assert template_settings(str(checkpoint)) == {"enable_thinking": False}
+    assert template_settings("tiny") == {}
+
+
+def test_settings_of_the_template_are_a_json_object(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(["--chat-template-kwargs", "3"])
+    assert ended.value.code == 2
+    assert "must be a JSON object, got '3'" in capsys.readouterr().err
 
 
 def test_an_answer_is_written_while_it_is_sampled():

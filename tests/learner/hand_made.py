@@ -21,8 +21,8 @@ MAX_NEW = 24
 
 
 def config(*, model=None, run=None, temperature=1.0, **settings):
-    """Return a configuration; `settings` are those of sections [learner] and [objective], without the section name."""
-    sections = {"learner": {}, "objective": {}}
+    """Return a configuration; `settings` are those of sections [learner], [objective] and [rollout], without the section name."""
+    sections = {"learner": {}, "objective": {}, "rollout": {}}
     for leaf, value in settings.items():
         sections[OWNER[leaf]][leaf] = value
     return Config.model_validate(
@@ -30,7 +30,8 @@ def config(*, model=None, run=None, temperature=1.0, **settings):
             "run": run or {},
             "model": {"dtype": "float32"} | (model or {}),
             "reward": {"functions": {"hand": 1.0}},
-            "rollout": {"num_generations": 4, "max_new_tokens": MAX_NEW, "temperature": temperature},
+            "rollout": {"num_generations": 4, "max_new_tokens": MAX_NEW, "temperature": temperature}
+            | sections["rollout"],
             "learner": {
                 "learning_rate": 1e-3,
                 "batch_size": 4,

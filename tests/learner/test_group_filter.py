@@ -1,10 +1,15 @@
 """The group filter: a group's signal under the run's advantage, and its share of right completions."""
 
-import pytest
+from dataclasses import replace
 
-from grpo_actors.config import Config
+import pytest
+from thinking_model import write_thinking_model
+
+from grpo_actors.config import Config, ModelConfig
+from grpo_actors.learner.exchange_setup import build_selection, build_supply
 from grpo_actors.learner.group_filter import group_filter, has_signal
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
+from grpo_actors.policy.model import load_policy
 from grpo_actors.schedule.group_criteria import FilterResult
 from grpo_actors.tasks.arithmetic import Arithmetic
 from grpo_actors.tasks.task import Problem
@@ -80,8 +85,12 @@ def test_an_advantage_that_is_masked_is_no_signal():
     assert has_signal(one_whole, config(objective={"mask_truncated": True}))
 
 
+def text_of(_, completion):
+    return decode(completion.last_turn)
+
+
 def test_success_is_the_share_of_completions_that_the_task_calls_right():
-    filter_group = group_filter(config(selection={"min_success": 0.3}), Arithmetic(0, 6, 6), decode)
+    filter_group = group_filter(config(selection={"min_success": 0.3}), Arithmetic(0, 6, 6), text_of)
     assert filter_group is not None
     sampled = group(1.0, 0.0, 0.0, 0.0, turns=[[RIGHT], [WRONG], [WRONG], [EMPTY]])
     assert filter_group(sampled) == FilterResult(0.25, "too_hard")
@@ -89,12 +98,30 @@ def test_success_is_the_share_of_completions_that_the_task_calls_right():
 
 
 def test_the_last_turn_is_judged():
-    filter_group = group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6), decode)
+    filter_group = group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6), text_of)
     sampled = group(1.0, 0.0, turns=[[WRONG, EMPTY, RIGHT], [RIGHT, EMPTY, WRONG]])
     assert filter_group(sampled).success == 0.5
     assert filter_group(group(1.0, turns=[[WRONG, EMPTY, RIGHT]])).success == 1.0
 
 
 def test_no_group_is_filtered_where_nothing_is_selected():
-    assert group_filter(config(), Arithmetic(0, 6, 6), decode) is None
-    assert group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6), decode) is not None
+    assert group_filter(config(), Arithmetic(0, 6, 6), text_of) is None
+    assert group_filter(config(selection={"curriculum": True}), Arithmetic(0, 6, 6), text_of) is not None
+
+
+@pytest.mark.parametrize(("grade", "success"), [("after_think", 0.5), ("all", 1.0)])
+def test_success_is_judged_by_what_follows_the_thinking_unless_all_of_it_counts(tmp_path, grade, success):
+    folder = write_thinking_model(tmp_path / "model")
+    policy = load_policy(ModelConfig(model_name=str(folder), dtype="float32"), seed=0)
+    settings = config(selection={"curriculum": True}, reward={"functions": {"r": 1.0}, "grade": grade})
+    selection = build_selection(settings, Arithmetic(0, 6, 6), build_supply(settings, [], policy), policy, {})
+    # Both write the right answer; the second one's thinking ends after it.
+    texts = ["5?</think><answer>46</answer>", "<answer>46</answer></think>"]
+    [opening] = policy.tokenizer.encode("<think>")
+    sampled = group(1.0, 0.0)
+    completions = [
+        replace(c, tokens=policy.tokenizer.encode(text))
+        for c, text in zip(sampled.completions, texts, strict=True)
+    ]
+    judged = replace(sampled, prompt=[*sampled.prompt, opening], completions=completions)
+    assert selection.group_filter(judged).success == success

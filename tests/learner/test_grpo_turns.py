@@ -26,7 +26,8 @@ def with_turns(groups):
 
 def _with_turns(completion):
     bounds = INSERTED if len(completion.tokens) > INSERTED[-1] else []
-    marked = replace(completion, inserted=bounds)
+    # A closing tag is masked as an environment's tokens are.
+    marked = replace(completion, inserted=bounds[:2], forced=bounds[2:])
     logprobs = [p if s else -77.0 for p, s in zip(marked.logprobs, marked.sampled, strict=True)]
     return replace(marked, logprobs=logprobs)
 
@@ -105,5 +106,5 @@ def test_log_probs_of_inserted_tokens_reach_no_weight_and_no_metric(objective):
 def test_the_mean_number_of_turns_is_reported():
     grpo = learner(config())
     groups = with_turns(groups_of(grpo.policy))
-    turns = [3 if c.inserted else 1 for group in groups for c in group.completions]
+    turns = [2 if c.inserted else 1 for group in groups for c in group.completions]
     assert grpo.update(groups)["turns_mean"] == pytest.approx(np.mean(turns))

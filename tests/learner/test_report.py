@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
-from grpo_actors.learner.report import ledger, length_metrics, reward_metrics, samples, staleness
+from grpo_actors.learner.report import (
+    ledger,
+    length_metrics,
+    reward_metrics,
+    samples,
+    staleness,
+    thinking_metrics,
+)
 from grpo_actors.objective.advantages import compute_advantages
+from grpo_actors.policy.thinking import Tags, Thinking
 from grpo_actors.tasks.task import Problem
 
 
@@ -66,6 +74,23 @@ def test_lengths_count_every_completion():
         4,
         2,
     )
+
+
+def test_thinking_is_measured_in_tokens_between_the_tags(tiny):
+    assert thinking_metrics(GROUPS, tiny) == dict.fromkeys(
+        ("thinking_length_mean", "thinking_share", "thinking_cut_share")  # the vocabulary has no tags
+    )
+    tiny.thinking = Thinking(Tags("<answer>", "b"), start=(5,), end=(6,), closing=(6,))
+    cut = replace(completion([5, 7, 7, 6, 9, 9], {}), forced=[3, 4])  # 2 of its 5 sampled tokens
+    two_turns = replace(completion([5, 7, 6, 1, 5, 7, 7], {}), inserted=[3, 4])  # 1 + 2 of 6
+    group = replace(GROUPS[0], prompt=[3], completions=[cut, two_turns])
+    [tag] = tiny.tokenizer.encode("<answer>")
+    opened = replace(group, prompt=[3, tag], completions=[completion([7, 7, 7, 7], {})])  # all 4
+    assert thinking_metrics([group, opened], tiny) == {
+        "thinking_length_mean": 3.0,  # (2 + 3 + 4) / 3
+        "thinking_share": 9 / 15,
+        "thinking_cut_share": 1 / 3,
+    }
 
 
 def test_a_group_is_as_stale_as_its_oldest_token():

@@ -9,6 +9,7 @@ from grpo_actors.evaluator.score import evaluate, held_out
 from grpo_actors.learner.exchange.supply import oldest_version
 from grpo_actors.learner.groups import SampledCompletion
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
+from grpo_actors.policy.thinking import Tags, Thinking
 from grpo_actors.rollout.episodes import Episodes, chat_of, open_episodes
 from grpo_actors.rollout.results import problem_of, score_group
 from grpo_actors.tasks.own.replying import Replier
@@ -88,6 +89,30 @@ def test_rewards_see_all_turns_and_the_built_in_ones_judge_the_last(tiny, monkey
     strict = [completion.rewards["strict_format"] for completion in group.completions]
     assert strict == last_alone.rewards["strict_format"]
     assert 1.0 in strict
+
+
+def test_rewards_judge_what_follows_the_thinking_or_all_of_it(tiny, monkeypatch):
+    reasoning = [tiny.tokenizer.encode(tag) for tag in ("<reasoning>", "</reasoning>")]
+    tiny.thinking = Thinking(Tags("<reasoning>", "</reasoning>"), *map(tuple, reasoning))
+    lease = lease_of(tiny)
+    [samples] = sample_groups(tiny, [tiny.encode_chat(lease.messages)], [SEEDS], SamplingParams(120))
+    seen = []
+
+    def watch(completions, thoughts, **_):
+        seen.append(
+            [(chat[-1]["content"], thought) for chat, thought in zip(completions, thoughts, strict=True)]
+        )
+        return [0.0] * len(completions)
+
+    monkeypatch.setitem(REWARDS, "watch", watch)
+    with Scorer({"watch": 1.0}, timeout_s=1) as scorer:
+        for grade in ("after_think", "all"):
+            score_group(lease, samples, tiny, scorer, sampling_s=0.0, grade=grade)
+    texts = [tiny.decode(sample.tokens) for sample in samples]
+    parts = [tiny.thinking.divide(text, opened=False) for text in texts]
+    assert sum(bool(part.thoughts and "<answer>" in part.answer) for part in parts) >= 4
+    assert seen[0] == [(part.answer, part.thoughts) for part in parts]
+    assert seen[1] == [(text, part.thoughts) for text, part in zip(texts, parts, strict=True)]
 
 
 def test_a_group_message_describes_its_turns(tiny):

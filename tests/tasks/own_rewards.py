@@ -25,7 +25,11 @@ def echo_arguments(prompts, completions, answer, **columns):
     expected = {
         "prompts": [[{"role": "user", "content": "1+1?"}]] * len(completions),
         "answer": ["2"] * len(completions),
-        "columns": {"topic": ["sums"] * len(completions), "level": [3] * len(completions)},
+        "columns": {
+            "topic": ["sums"] * len(completions),
+            "level": [3] * len(completions),
+            "thoughts": [None] * len(completions),
+        },
     }
     return [
         float({"prompts": prompts, "answer": answer, "columns": columns} == expected) for _ in completions

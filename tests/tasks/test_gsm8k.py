@@ -9,7 +9,6 @@ from bounds import HANG_S
 
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.gsm8k import Gsm8k
-from grpo_actors.tasks.rewards import REWARDS
 from grpo_actors.tasks.scoring import Scorer
 
 ROWS = [
@@ -43,7 +42,7 @@ def test_the_system_prompt_shows_the_format_that_the_rewards_want(tmp_path):
     request = problem.messages[0]["content"]
     example = request[request.index("<reasoning>") :].replace("the answer", "2")
     with Scorer(task.default_rewards, timeout_s=HANG_S) as scorer:
-        assert scorer.score(problem, [example]).rewards == {name: [1.0] for name in REWARDS}
+        assert scorer.score(problem, [example]).rewards == {name: [1.0] for name in task.default_rewards}
     assert task.is_correct(example, problem)
     assert not task.is_correct("2", problem)
 

@@ -10,19 +10,20 @@ from grpo_actors.tasks.rewards import REWARDS, built_in, checked_values
 PERFECT = "<reasoning>\n40+2\n</reasoning>\n<answer>\n42\n</answer>\n"
 
 
-def value(name, text, answer="42"):
+def value(name, text, answer="42", thoughts=None):
     [reward] = REWARDS[name](
         prompts=[[{"role": "user", "content": "40+2?"}]],
         completions=[[{"role": "assistant", "content": text}]],
         answer=[answer],
         topic=["sums"],
+        thoughts=[thoughts],
     )
     return reward
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_perfect_completion_earns_the_whole_share(name):
-    assert value(name, PERFECT) == 1.0
+    assert value(name, PERFECT, thoughts="40+2") == 1.0
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -31,6 +32,13 @@ def test_a_completion_without_answer_or_format_earns_at_most_the_tags(name, text
     # "</answer><answer>" has two of the four tags once, 2 × 0.25, and 8 characters of trailing text.
     most = 0.5 - 8 * 0.002 if name == "xml_count" and text.startswith("<") else 0.0
     assert value(name, text) == pytest.approx(most)
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "text", "share"), [("40+2", "42", 1), ("40+2", " \n", 0), ("", "42", 0), (None, "42", 0)]
+)
+def test_think_format_wants_thoughts_that_end_and_then_an_answer(thoughts, text, share):
+    assert value("think_format", text, thoughts=thoughts) == share
 
 
 def test_correctness_reads_numbers_as_numbers():

@@ -53,6 +53,7 @@ class Exam:
             for candidate in candidates:
                 started_s = time.monotonic()
                 policy = load(candidate)
+                policy.template_settings = self.config.data.chat_template_kwargs
                 questions = held_out(self.task, self.config, policy, self.samples)
                 problems = [question.problem for question in questions]
                 first_problems = first_problems or problems

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.learner.groups import SampledCompletion
+from grpo_actors.wire.spans import sampled_mask
 
 #: Log-probs of a sampled token. Rounding may lift one above 0, a little more where the temperature is low. Float32 draws
 #: nothing below −120, but the log-prob is recorded before filters and penalties, which may make an unlikely token the best.
@@ -29,6 +30,8 @@ class SamplingRules:
     stop_tokens: frozenset[int]
     #: Whether the last token of a turn ends it: a stop token, or one that completes a stop string.
     ends: Callable[[list[int]], bool]
+    #: Token ids that end thinking; empty if nothing bounds it.
+    closing: tuple[int, ...]
     #: Names of the reward functions; every completion has a value or None for each.
     rewards: frozenset[str]
 
@@ -42,6 +45,7 @@ class SamplingRules:
         self._check_logprobs(completion.logprobs)
         self._check_versions(completion.versions, newest_version)
         self._check_end(completion)
+        self._check_forced(completion)
         if completion.rewards.keys() != self.rewards:
             raise ProtocolError(
                 f"the rewards are {', '.join(sorted(self.rewards))}, got {', '.join(sorted(completion.rewards))[:200]}"
@@ -76,8 +80,7 @@ class SamplingRules:
 
     def _check_end(self, completion: SampledCompletion) -> None:
         """Check that each turn ends where the sampler ends it, and that the stop reason is that of the last one."""
-        bounds = [0, *completion.inserted, len(completion.tokens)]
-        turns = [completion.tokens[start:stop] for start, stop in zip(bounds[::2], bounds[1::2], strict=True)]
+        turns = [completion.tokens[start:stop] for start, stop in completion.turn_bounds]
         if not all(self.stop_tokens.isdisjoint(turn[:-1]) for turn in turns):
             raise ProtocolError("a turn ends with its first stop token, got more tokens after it")
         if not all(map(self.ends, turns[:-1])):
@@ -92,3 +95,16 @@ class SamplingRules:
             raise ProtocolError(
                 f"a completion without an end has {self.max_new_tokens} tokens (rollout.max_new_tokens), got {length}"
             )
+
+    def _check_forced(self, completion: SampledCompletion) -> None:
+        """Check that what was inserted to end thinking is the closing tag, and that no environment inserted it."""
+        in_turn = sampled_mask(completion.inserted, len(completion.tokens))
+        for start, stop in zip(completion.forced[::2], completion.forced[1::2], strict=True):
+            if not self.closing or tuple(completion.tokens[start:stop]) != self.closing:
+                raise ProtocolError(
+                    f"only the closing tag {list(self.closing)} is inserted, got {completion.tokens[start:stop][:8]}"
+                )
+            if not all(in_turn[start - 1 : stop]):
+                raise ProtocolError(
+                    "a closing tag is inserted within a turn, got one within an environment's reply"
+                )

@@ -10,7 +10,8 @@ per row to the host, and the next step is already under way when they are read.
 
 If an environment replies to a turn (`Respond`), its tokens replace those that are drawn in the following steps: one step
 each, as if the policy had sampled them. The random number of a token depends on its position in the completion, so that
-here too the result does not depend on which completions share the batch.
+here too the result does not depend on which completions share the batch. A closing tag that ends thinking
+(`SamplingParams.think_tokens`) is inserted in the same way.
 
 The weights may change between two steps (`Sampler.adopt`; PipelineRL, 2509.19128). The step that is under way belongs to
 the old version and is recorded as such. The keys and values of rows in use are kept, so that each token is computed from
@@ -27,7 +28,7 @@ import numpy as np
 from grpo_actors.policy.adapter import fused
 from grpo_actors.policy.decoding.draw import Array, Respond, Sample, SamplingParams, draws
 from grpo_actors.policy.decoding.fixed_batch import next_batch
-from grpo_actors.policy.decoding.rows import Group, Row, Step
+from grpo_actors.policy.decoding.rows import Group, Row, Step, new_budget
 from grpo_actors.policy.decoding.slots import Slots
 from grpo_actors.policy.decoding.step import Decoder
 from grpo_actors.policy.decoding.window import Window
@@ -205,7 +206,8 @@ class Sampler:
             self._window.place(indices[of_these], prompts, chosen)
         for index, (group, i) in zip(indices, taken, strict=True):
             uniforms = draws(group.seeds[i], self.params.max_new_tokens)
-            self._rows[index] = Row(int(index), group, group.samples[i], uniforms)
+            budget = new_budget(self.policy, self.params, group.prompt)
+            self._rows[index] = Row(int(index), group, group.samples[i], uniforms, budget=budget)
             if self.params.repetition_penalty != 1:
                 self._unseen.append((int(index), group.prompt))
             if group.assigned == len(group.seeds):

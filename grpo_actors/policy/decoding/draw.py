@@ -43,6 +43,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     #: Strings that end a completion once its text contains them.
     stop: tuple[str, ...] = ()
+    #: Most tokens of thinking in a turn, after which the closing tag is inserted. 0: no bound.
+    think_tokens: int = 0
     #: Bounds the completions of one batch: rows × (longest prompt + max_new_tokens). 0: no bound.
     max_kv_tokens: int = 0
     #: On CUDA: compile the step, which takes some seconds at first.
@@ -82,6 +84,8 @@ class Sample:
     #: Bounds [start, stop, start, stop, …] of the environment spans: the tokens that an environment inserted between two
     #: turns. Their log-probs are 0.
     spans: list[int] = field(default_factory=list)
+    #: Bounds of the closing tags of thinking that were inserted, likewise; their log-probs are 0 too.
+    forced: list[int] = field(default_factory=list)
     #: The messages in those spans; one more if the last message did not fit.
     replies: list[dict[str, str]] = field(default_factory=list)
     #: Error of the environment, as text; None if there was none.
@@ -90,12 +94,18 @@ class Sample:
     @property
     def sampled(self) -> int:
         """Number of tokens that the policy sampled."""
-        return len(self.tokens) - sum(self.spans[1::2]) + sum(self.spans[::2])
+        bounds = self.spans + self.forced
+        return len(self.tokens) - sum(bounds[1::2]) + sum(bounds[::2])
+
+    @property
+    def turn_start(self) -> int:
+        """Index of the first token of the last turn."""
+        return self.spans[-1] if self.spans else 0
 
     @property
     def turn(self) -> list[int]:
         """The tokens of the last turn."""
-        return self.tokens[self.spans[-1] :] if self.spans else self.tokens
+        return self.tokens[self.turn_start :] if self.spans else self.tokens
 
     def append(self, token: int, logprob: float, version: int) -> None:
         """Append one token."""

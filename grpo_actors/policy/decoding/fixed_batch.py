@@ -17,6 +17,7 @@ from mlx_lm.models.cache import CacheList, make_prompt_cache
 from grpo_actors.policy.decoding.draw import Array
 from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.rows import Group
+from grpo_actors.policy.gated_delta import delta_by_chunks
 from grpo_actors.policy.model import Policy, same_logits
 
 
@@ -82,7 +83,8 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> list[Any]:
         for row, prompt, length in zip(padded, prompts, lengths, strict=True):
             row[:length] = prompt[:-1]
         # MLX is lazy, so the logits are never computed.
-        model(mx.array(padded), cache=cache)
+        with delta_by_chunks(model):
+            model(mx.array(padded), cache=cache)
     if min(lengths) < columns:
         for layer in cache:
             layer.finalize()

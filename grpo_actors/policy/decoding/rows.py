@@ -6,8 +6,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from grpo_actors.errors import ConfigError
 from grpo_actors.policy.decoding.draw import Array, Respond, Sample, SamplingParams
 from grpo_actors.policy.model import Policy
+from grpo_actors.policy.thinking import Budget
 
 
 @dataclass(slots=True, eq=False)
@@ -42,12 +44,14 @@ class Row:
     #: Tokens requested from the device so far: one more than were read.
     requested: int = 0
     ended: bool = False
-    #: Tokens of the environment's last reply, and the position of the first of them in the completion.
+    #: Bound on the thinking of the turn; None: there is none.
+    budget: Budget | None = None
+    #: Tokens that were inserted last (an environment's reply, or a closing tag), and the position of the first of them.
     given: Sequence[int] = ()
     given_from: int = 0
 
     def given_at(self, position: int) -> int | None:
-        """Return the environment's token at a position of the completion; None if the policy samples it."""
+        """Return the inserted token at a position of the completion; None if the policy samples it."""
         at = position - self.given_from
         return self.given[at] if 0 <= at < len(self.given) else None
 
@@ -66,6 +70,7 @@ class Row:
         sample.append(token, logprob, version)
         sample.finished = policy.ends(sample.turn, params.stop)
         if not sample.finished:
+            self._bound_thinking(policy, limit)
             return len(sample.tokens) == limit
         reply = self.group.respond(sample) if self.group.respond else None
         if reply is None:
@@ -75,10 +80,53 @@ class Row:
         stop = start + len(reply)
         if stop >= limit:  # no token would be left for the next turn
             return True
-        # The step under way was fed the turn's last token; the token that it draws is the first to be replaced.
-        self.given, self.given_from = reply, start
+        self._insert(reply)
         sample.spans += [start, stop]
+        if self.budget is not None:
+            self.budget = new_budget(policy, params, reply)
         return False
+
+    def _bound_thinking(self, policy: Policy, limit: int) -> None:
+        """Insert the closing tag if the turn's thinking has used its tokens, unless no token would be left after it."""
+        sample = self.sample
+        if self.budget is None or not self.budget.is_spent(sample.turn):
+            return
+        start, closing = len(sample.tokens), policy.thinking.closing
+        if start + len(closing) < limit:
+            self._insert(closing)
+            sample.forced += [start, start + len(closing)]
+            self.budget.close()
+
+    def _insert(self, tokens: Sequence[int]) -> None:
+        # The step under way was fed the last token; the token that it draws is the first to be replaced.
+        self.given, self.given_from = tokens, len(self.sample.tokens)
+
+
+def new_budget(policy: Policy, params: SamplingParams, before: Sequence[int]) -> Budget | None:
+    """Return the bound on the thinking of a turn after the tokens `before`; None if there is no bound, or no tag."""
+    if not params.think_tokens or not policy.thinking.closing:
+        return None
+    return Budget(policy.thinking, params.think_tokens, opened=policy.begins_thinking(before))
+
+
+def require_bound(policy: Policy, think_tokens: int, max_new_tokens: int, setting: str) -> None:
+    """Check that the thinking of a model can be bounded; `setting` is the bound's name for the user.
+
+    Raises:
+        ConfigError: its vocabulary has no closing tag, or none would leave a token for the answer.
+    """
+    if not think_tokens:
+        return
+    closing = policy.thinking.closing
+    if not closing or not policy.stop_tokens.isdisjoint(closing):
+        raise ConfigError(
+            f"{setting}: must be 0 for {policy.name}, whose vocabulary has no tag that ends thinking, got {think_tokens}"
+        )
+    if think_tokens + len(closing) >= max_new_tokens:
+        raise ConfigError(
+            f"{setting}: must be less than the {max_new_tokens} tokens of a completion minus the {len(closing)} of the "
+            f"closing tag, got {think_tokens}"
+        )
 
 
 @dataclass(slots=True)

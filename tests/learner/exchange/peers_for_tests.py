@@ -36,6 +36,7 @@ RULES = SamplingRules(
     max_turns=2,
     stop_tokens=frozenset({1}),
     ends=lambda turn: turn[-1] == 1,
+    closing=(),
     rewards=frozenset({"correct"}),
 )
 

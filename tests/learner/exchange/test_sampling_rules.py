@@ -19,6 +19,7 @@ RULES = SamplingRules(
     max_turns=2,
     stop_tokens=frozenset({STOP}),
     ends=lambda turn: turn[-1] in (STOP, END),
+    closing=(),
     rewards=frozenset({"r"}),
 )
 
@@ -87,6 +88,35 @@ def test_without_an_environment_a_completion_that_ends_is_finished():
     rules.check(completion([5, STOP]), 3)
     with pytest.raises(ProtocolError, match="is finished"):
         rules.check(completion([5, STOP], finished=False), 3)
+
+
+BOUNDED = replace(RULES, closing=(8, 9), max_new_tokens=8)
+
+
+@pytest.mark.parametrize(
+    "sampled",
+    [
+        completion([5, 8, 9, 5, STOP], forced=[1, 3]),
+        completion([5, STOP, 7, 5, 8, 9, 5, 5], forced=[4, 6], inserted=[2, 3], finished=False),
+        completion([5, 8, 9, STOP]),  # the policy may write the tag itself
+    ],
+)
+def test_a_closing_tag_may_be_inserted_where_thinking_is_bounded(sampled):
+    BOUNDED.check(sampled, 3)
+
+
+@pytest.mark.parametrize(
+    ("rules", "sampled", "reason"),
+    [
+        (RULES, completion([5, 8, 9, STOP], forced=[1, 3]), "only the closing tag"),
+        (BOUNDED, completion([5, 8, 7, STOP], forced=[1, 3]), "only the closing tag"),
+        (BOUNDED, completion([5, 8, 9, STOP], forced=[1, 2]), "only the closing tag"),
+        (BOUNDED, completion([STOP, 8, 9, 7, 5, STOP], inserted=[1, 4], forced=[1, 3]), "within a turn"),
+    ],
+)
+def test_nothing_but_the_closing_tag_counts_as_inserted(rules, sampled, reason):
+    with pytest.raises(ProtocolError, match=reason):
+        rules.check(sampled, 3)
 
 
 @pytest.mark.parametrize("stop", [(), ("1", "e")], ids=["stop tokens", "stop strings"])
