@@ -14,6 +14,7 @@ from mlx_lm.tuner.utils import load_adapters
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.casting import cast
 from grpo_actors.policy.model import AS_STORED, DTYPES, Policy, load_base
 from grpo_actors.policy.quantization import is_quantized
 from grpo_actors.rundir.checkpoint_weights import check_adapter, is_adapter, load_whole
@@ -42,7 +43,7 @@ def load_fused(checkpoint: Path, config: ModelConfig, *, dequantize: bool, dtype
     if dtype is not None:
         if is_quantized(policy.model):
             raise ModelError(f"--dtype {dtype}: the weights are quantised; add --dequantize")
-        policy.model.set_dtype(DTYPES[dtype])
+        cast(policy.model, DTYPES[dtype])
     policy.architecture = _architecture(policy)
     mx.eval(policy.model.parameters())
     return policy

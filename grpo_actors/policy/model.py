@@ -21,6 +21,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.adapter import add_adapter
+from grpo_actors.policy.casting import cast
+from grpo_actors.policy.config_dtype import stored_dtype
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
@@ -279,7 +281,7 @@ def prepare_base(policy: Policy, dtype: str) -> None:
         # mlx_lm.convert writes.
         quantize(model, config.base_bits)
     if dtype != AS_STORED:
-        model.set_dtype(resolve_dtype(dtype, policy.architecture))
+        cast(model, resolve_dtype(dtype, policy.architecture))
     model.freeze()
     model.eval()
     mx.eval(model.parameters())
@@ -291,8 +293,7 @@ def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:
         return DTYPES[name]
     if mx.default_device().type == mx.DeviceType.cpu:
         return mx.float32
-    stored = str(architecture.get("torch_dtype") or architecture.get("dtype") or "bfloat16")
-    return DTYPES.get(stored, mx.bfloat16)
+    return DTYPES.get(stored_dtype(architecture) or "", mx.bfloat16)
 
 
 def logits_alone(model: Any, texts: Sequence[Sequence[int]]) -> mx.array:

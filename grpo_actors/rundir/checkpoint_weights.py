@@ -31,6 +31,8 @@ from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError, RunError
 from grpo_actors.failpoints import reach
 from grpo_actors.policy.adapter import adapted_layers, adapter_parameters
+from grpo_actors.policy.casting import float_dtype
+from grpo_actors.policy.config_dtype import with_dtype
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.policy.plan import GROUP_SIZE
@@ -243,17 +245,7 @@ def _index(files: list[TensorFile]) -> bytes:
 
 def _architecture(policy: Policy) -> dict[str, Any]:
     """Return config.json with the dtype that the weights have now: transformers casts them to the dtype given there."""
-    architecture = dict(policy.architecture)
-    floats = (array.dtype for _, array in tree_flatten(policy.model.parameters()) if _is_float(array))
-    name = str(next(floats)).removeprefix("mlx.core.")
-    for key in ("dtype", "torch_dtype"):
-        if key in architecture:
-            architecture[key] = name
-    return architecture
-
-
-def _is_float(array: mx.array) -> bool:
-    return mx.issubdtype(array.dtype, mx.floating)
+    return with_dtype(policy.architecture, float_dtype(policy.model))
 
 
 def adapter_config(policy: Policy) -> dict[str, Any]:
