@@ -45,6 +45,7 @@ def small_policy(config: ModelConfig, seed: int) -> Policy:
     tokenizer = mlx_lm.utils.load_tokenizer(EMBEDDED)  # its text does not matter
     policy = Policy(config.model_name, model, lambda: tokenizer, architecture, Path(folder), config)
     prepare_base(policy, config.dtype)
+    policy.config = config.model_copy(update={"adapter_path": ""})  # its arrays have the real model's sizes
     prepare_training(policy, seed)
     return policy
 

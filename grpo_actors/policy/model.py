@@ -26,6 +26,7 @@ from grpo_actors.policy.config_dtype import stored_dtype
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
+from grpo_actors.policy.start import load_adapter_start, merge_adapter_start
 from grpo_actors.policy.tokenizer import as_model_error, read_beside
 from grpo_actors.time_limit import time_limit
 
@@ -219,16 +220,20 @@ def load_policy(
 
 
 def prepare_training(policy: Policy, seed: int) -> None:
-    """Make all weights of a base trainable, or add its adapter; raises ConfigError, as `load_policy` does."""
+    """Make all weights of a base trainable, or add its adapter, from its start; raises as `load_policy` does."""
     config = policy.config
     if policy.has_adapter:
         add_adapter(policy.model, config, seed)
+        if config.adapter_path:
+            load_adapter_start(policy.model, config)
     elif is_quantized(policy.model):
         raise ConfigError(
             f'model.fine_tune_type: {config.model_name} has quantised weights, so that "full" could train nothing but '
             'its norms and biases; set fine_tune_type = "lora" (an adapter next to them), or name the unquantised model'
         )
     else:
+        if config.adapter_path:
+            merge_adapter_start(policy.model, config, seed)
         policy.model.unfreeze()
     policy.model.eval()
     mx.eval(policy.model.parameters())
