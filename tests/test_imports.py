@@ -161,6 +161,7 @@ MODEL_MAKERS = {
     "bench.random_model": "makes models of well-known shapes with random weights",
     "bench.sampling_process": "times mlx-lm's own sampler",
     "convert": "writes model folders with mlx-lm, and compares them with their sources",
+    "export.fidelity": "compares a fused model with its base and its adapter",
     "export.fusing": "adds an adapter to its base",
     "kernels.small_model": "makes a small model of a run's architecture with random weights",
     "rundir.checkpoint_weights": "writes checkpoints that mlx-lm loads",

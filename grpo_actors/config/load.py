@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import tomli
 from pydantic import ValidationError
 
+from grpo_actors.config.adapter_folder import check_start, read_adapter
 from grpo_actors.config.advice import advice
 from grpo_actors.config.legacy import modernise
 from grpo_actors.config.names import leaf_of, leaves
@@ -74,7 +75,10 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
             )
     layers.append(_Layer(OVERRIDE, _parse_overrides(overrides)))
     layers, decisions = _modernised(layers)
-    config, origins = _merge(list(_expanded(layers)))
+    start = _adapter_layer(layers)
+    config, origins = _merge([*start, *_expanded(layers)])
+    if start:
+        check_start(config.model)
     config = _with_template(config, origins)
     notes += decisions
     by_hand = {f"{OWNER[leaf]}.{leaf}" for layer in layers if not layer.implied for leaf in layer.values}
@@ -233,6 +237,19 @@ def _expanded(layers: Sequence[_Layer]) -> Iterator[_Layer]:
         if isinstance(algorithm, str) and algorithm == given["algorithm"] and algorithm in PRESETS:
             yield _Layer(f'algorithm "{algorithm}"', PRESETS[algorithm], implied=True)
         yield layer
+
+
+def _adapter_layer(layers: Sequence[_Layer]) -> list[_Layer]:
+    """Return a layer of what the adapter to start from implies: its base, its kind and its sizes.
+
+    It comes before all others, because the user may name the base by another path, or train all weights.
+    """
+    paths = [layer.values.get("adapter_path") for layer in layers if not layer.implied]
+    # The schema rejects another type later.
+    path = next((path for path in reversed(paths) if path is not None), None)
+    if not path or not isinstance(path, str):
+        return []
+    return [_Layer(f"adapter {path}", read_adapter(Path(path).expanduser()).settings, implied=True)]
 
 
 def _merge(layers: Sequence[_Layer]) -> tuple[Config, dict[str, str]]:

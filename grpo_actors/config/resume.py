@@ -16,6 +16,7 @@ MATTERS_FOR_RESUME = frozenset(
         "model.lora_scale",
         "model.lora_layers",
         "model.lora_keys",
+        "model.adapter_path",
         "data.task",
         "data.path",
         "data.eval_path",

@@ -72,6 +72,10 @@ class ModelConfig(Section):
         (),
         description="modules of a layer with an adapter, such as self_attn.q_proj; empty: mlx-lm's default",
     )
+    adapter_path: str = Field(
+        "",
+        description="adapter folder, mlx-lm's or PEFT's, to start from: trained on, or added to the weights by full training",
+    )
     trust_remote_code: bool = Field(
         default=False, description="let a model or tokenizer folder run its own Python code"
     )

@@ -53,8 +53,8 @@ def logprob_difference(source: Callable[[], nn.Module], folder: Path, plan: Plan
     if parameter_count(written) * mx.float32.size > MEMORY_SHARE * memory_bytes():
         return None
     tokens = load_tokenizer(folder, plan).encode(TEXT)
-    before = _logprobs(source(), tokens)  # frees the source before the written model's weights are read
-    after = _logprobs(written, tokens)
+    before = text_logprobs(source(), tokens)  # frees the source before the written model's weights are read
+    after = text_logprobs(written, tokens)
     difference: Any = mx.abs(before - after).mean().item()
     if not math.isfinite(difference) or (plan.keeps_weights and difference > SAME):
         raise ModelError(
@@ -64,8 +64,8 @@ def logprob_difference(source: Callable[[], nn.Module], folder: Path, plan: Plan
     return float(difference)
 
 
-def _logprobs(model: nn.Module, tokens: list[int]) -> mx.array:
-    """Return the log-probs of all tokens but the first, [T - 1]."""
+def text_logprobs(model: nn.Module, tokens: list[int]) -> mx.array:
+    """Cast the model to float32 and return the log-probs of all tokens but the first, [T - 1]."""
     model.set_dtype(mx.float32)
     targets = mx.array([tokens[1:]], dtype=mx.int32)
     logprobs, _ = completion_logprobs(

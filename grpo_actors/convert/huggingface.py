@@ -17,12 +17,14 @@ import mlx.core as mx
 import mlx_lm.utils
 from huggingface_hub.errors import StrictDataclassError
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_flatten
 
 from grpo_actors.atomic import write_contents, write_fault
 from grpo_actors.convert.writing import check_finite, check_space, update_json
 from grpo_actors.errors import ModelError, first_line
 from grpo_actors.policy import tokenizer
+from grpo_actors.policy.casting import cast
+from grpo_actors.policy.config_dtype import with_dtype
 from grpo_actors.policy.foreign import load_fault, refuse_foreign
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import DTYPES
@@ -145,7 +147,8 @@ def write_folder(source: Path, folder: Path, plan: Plan) -> str:
     model, config = load_lazily(source, plan)
     load_tokenizer(source, plan)
     if plan.dtype is not None:
-        _cast(source, model, config, plan.dtype)
+        _cast(source, model, plan.dtype)
+        config = with_dtype(config, plan.dtype)
     if plan.bits is not None:
         refuse_group_size(source, model, plan)
         config = _quantize(model, config, plan.bits, plan.group_size)
@@ -208,21 +211,13 @@ def set_end(folder: Path, text: str, plan: Plan) -> None:
             update_json(folder / name, {"eos_token": text})
 
 
-def _cast(source: Path, model: nn.Module, config: dict[str, Any], dtype: str) -> None:
+def _cast(source: Path, model: nn.Module, dtype: str) -> None:
     """Cast in place. The cast is lazy except to float16, where each weight is checked for overflow."""
-    may_cast = getattr(model, "cast_predicate", lambda _name: True)
 
-    def cast(name: str, array: mx.array) -> mx.array:
-        if not may_cast(name) or not mx.issubdtype(array.dtype, mx.floating):
-            return array
-        changed = array.astype(DTYPES[dtype])
-        if dtype == "float16":
-            check_finite(f"{source}: tensor {name}", changed, dtype)
-        return changed
+    def check(name: str, array: mx.array) -> None:
+        check_finite(f"{source}: tensor {name}", array, dtype)
 
-    model.update(tree_map_with_path(cast, model.parameters()))
-    for part in (config, config.get("text_config") or {}):
-        part.update({key: dtype for key in ("dtype", "torch_dtype") if key in part})
+    cast(model, DTYPES[dtype], check if dtype == "float16" else None)
 
 
 def _quantize(model: nn.Module, config: dict[str, Any], bits: int, group_size: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Export a trained policy: ``python -m grpo_actors.export RUN_DIR --fuse DIR|--adapter DIR|--gguf FILE|--upload OWNER/NAME``.
+"""Export a trained policy: ``python -m grpo_actors.export RUN_DIR --fuse DIR|--adapter DIR|--peft DIR|--gguf FILE|--upload OWNER/NAME``.
 
 Choose the checkpoint and write the result, completely or not at all, folders with a model card. Errors are one line and
 exit code 2.
@@ -42,8 +42,9 @@ def parser() -> argparse.ArgumentParser:
         "--fuse", type=Path, metavar="DIR", help="write a model folder, with an adapter added to its base"
     )
     form.add_argument(
-        "--adapter", type=Path, metavar="DIR", help="write only the adapter, as mlx-lm loads it"
+        "--adapter", type=Path, metavar="DIR", help="write only what was trained, as mlx-lm loads it"
     )
+    form.add_argument("--peft", type=Path, metavar="DIR", help="write only the adapter, as peft loads it")
     form.add_argument("--gguf", type=Path, metavar="FILE", help="write one file for llama.cpp and similar")
     command.add_argument(
         "--upload",
@@ -84,7 +85,8 @@ def export(options: argparse.Namespace) -> str:
     exported = Export.choose(options.run_dir, options.checkpoint, options.allow)
     lines = [f"from    {exported.checkpoint.path}"]
     with TemporaryDirectory() as temporary:
-        made = _make(exported, options, Path(temporary))
+        made, remarks = _make(exported, options, Path(temporary))
+        lines += remarks
         if made != Path(temporary):
             lines.append(f"wrote   {made}")
         if options.upload:
@@ -94,36 +96,43 @@ def export(options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _make(exported: "Export", options: argparse.Namespace, temporary: Path) -> Path:
-    """Write the requested form and return its path: the empty folder `temporary` if only an upload is requested."""
+def _make(exported: "Export", options: argparse.Namespace, temporary: Path) -> tuple[Path, list[str]]:
+    """Write the requested form; return its path (the folder `temporary` for an upload alone) and remarks on it."""
     if options.gguf:
         with new_file(options.gguf, overwrite=options.overwrite, option="--gguf") as draft:
             exported.write_gguf(draft, options.dtype or GGUF_DTYPE, dequantize=options.dequantize)
-        return Path(options.gguf)
+        return Path(options.gguf), []
     if options.adapter:
         with new_folder(
             options.adapter, overwrite=options.overwrite, option="--adapter", precious=RUN_PATTERNS
         ) as folder:
             exported.write_adapter(folder, _title(options), for_others=bool(options.upload))
-        return Path(options.adapter)
+        return Path(options.adapter), []
+    if options.peft:
+        with new_folder(
+            options.peft, overwrite=options.overwrite, option="--peft", precious=RUN_PATTERNS
+        ) as folder:
+            exported.write_peft(folder, _title(options), for_others=bool(options.upload))
+        return Path(options.peft), []
     if options.fuse:
         with new_folder(
             options.fuse, overwrite=options.overwrite, option="--fuse", precious=RUN_PATTERNS
         ) as folder:
-            _write_model(exported, folder, options)
-        return Path(options.fuse)
-    _write_model(exported, temporary, options)
-    return temporary
+            return Path(options.fuse), _write_model(exported, folder, options)
+    return temporary, _write_model(exported, temporary, options)
 
 
 def _check(options: argparse.Namespace) -> None:
     """Check the options, the gguf package and the hub's token before anything is loaded."""
-    if not (options.fuse or options.adapter or options.gguf or options.upload):
-        raise ConfigError("nothing to do; add --fuse DIR, --adapter DIR, --gguf FILE or --upload OWNER/NAME")
+    if not (options.fuse or options.adapter or options.peft or options.gguf or options.upload):
+        raise ConfigError(
+            "nothing to do; add --fuse DIR, --adapter DIR, --peft DIR, --gguf FILE or --upload OWNER/NAME"
+        )
     if options.gguf and options.upload:
-        raise ConfigError("--upload sends folders: it goes with --fuse, with --adapter, or alone")
-    if options.adapter and (options.dtype or options.dequantize):
-        raise ConfigError("--adapter takes the adapter as it is; --dtype and --dequantize go with the others")
+        raise ConfigError("--upload sends folders: it goes with --fuse, --adapter or --peft, or alone")
+    alone = "--adapter" if options.adapter else "--peft" if options.peft else ""
+    if alone and (options.dtype or options.dequantize):
+        raise ConfigError(f"{alone} takes the adapter as it is; --dtype and --dequantize go with the others")
     if options.public and not options.upload:
         raise ConfigError("--public: goes with --upload OWNER/NAME")
     if options.gguf and find_spec("gguf") is None:
@@ -134,13 +143,22 @@ def _check(options: argparse.Namespace) -> None:
         check_token(options.upload, "--upload")
 
 
-def _write_model(exported: "Export", folder: Path, options: argparse.Namespace) -> None:
-    exported.write_model(folder, _title(options), options.dtype, dequantize=options.dequantize)
+def _write_model(exported: "Export", folder: Path, options: argparse.Namespace) -> list[str]:
+    """Write a model folder; return the lines on what an adapter has lost in its base."""
+    found = exported.write_model(folder, _title(options), options.dtype, dequantize=options.dequantize)
+    if found is None:
+        return []
+    learned = f"which is {found.learned:.2g} from its base"
+    lines = [f"check   mean |Δ log-prob| {found.lost:.2g} nats a token from the trained policy, {learned}"]
+    if found.is_poor:
+        cure = "take --dequantize" if found.is_packed else "take --dtype float32"
+        lines.append(f"warning rounding the sum of base and adapter loses much of what was learned; {cure}")
+    return lines
 
 
 def _title(options: argparse.Namespace) -> str:
     """Return the name of the result: its repository on the hub, or its local folder's name."""
-    return str(options.upload or (options.fuse or options.adapter).name)
+    return str(options.upload or (options.fuse or options.adapter or options.peft).name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grpo_actors.config import Config
 from grpo_actors.config.wording import toml_value
@@ -21,6 +21,9 @@ from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
 from grpo_actors.rundir.scores import read_score
 from grpo_actors.tasks.gsm8k import HUB_ID
 
+#: What a card describes.
+Form = Literal["model", "adapter", "peft adapter"]
+
 #: Rows of the table of scores: title, field, whether the value is a share.
 _SCORES = (
     ("accuracy, greedy", "accuracy", True),
@@ -30,7 +33,7 @@ _SCORES = (
 )
 
 
-def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, name: str, is_adapter: bool) -> str:
+def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, name: str, form: Form) -> str:
     """Return the text of README.md.
 
     Args:
@@ -38,11 +41,11 @@ def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, name: str, is
         config: The run's settings.
         checkpoint: The exported checkpoint.
         name: The name of the exported model.
-        is_adapter: Whether an adapter is exported instead of a whole model.
+        form: What is exported.
     """
     start = _start(run_dir)
     parts = [
-        _front_matter(config, is_adapter=is_adapter),
+        _front_matter(config, form),
         f"# {name}",
         _sentence(config, checkpoint),
         _scores(run_dir, config, checkpoint),
@@ -51,9 +54,16 @@ def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, name: str, is
         "## Training\n\n" + _table(_training(config)),
         _made_by(start),
     ]
-    call = f'"{base_name(config)}", adapter_path="{name}"' if is_adapter else f'"{name}"'
-    parts.append(f"## Use\n\n```python\nfrom mlx_lm import load\n\nmodel, tokenizer = load({call})\n```")
+    parts.append(f"## Use\n\n```python\n{_use(config, name, form)}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _use(config: Config, name: str, form: Form) -> str:
+    if form == "peft adapter":
+        call = f'AutoPeftModelForCausalLM.from_pretrained("{name}")'
+        return f"from peft import AutoPeftModelForCausalLM\n\nmodel = {call}"
+    call = f'"{base_name(config)}", adapter_path="{name}"' if form == "adapter" else f'"{name}"'
+    return f"from mlx_lm import load\n\nmodel, tokenizer = load({call})"
 
 
 def base_name(config: Config) -> str:
@@ -69,15 +79,16 @@ def _hub_id(config: Config) -> str | None:
     return where if isinstance(where, str) else None
 
 
-def _front_matter(config: Config, *, is_adapter: bool) -> str:
+def _front_matter(config: Config, form: Form) -> str:
     """Return the YAML header that the hub reads. JSON strings are valid YAML; the hub rejects a base without hub id."""
     lines = []
     if hub_id := _hub_id(config):
-        relation = "adapter" if is_adapter else "finetune"
+        relation = "finetune" if form == "model" else "adapter"
         lines += [f"base_model: {json.dumps(hub_id)}", f"base_model_relation: {relation}"]
     if config.data.task == "gsm8k":
         lines.append(f"datasets:\n- {HUB_ID}")
-    lines += ["library_name: mlx", "pipeline_tag: text-generation"]
+    library = "peft" if form == "peft adapter" else "mlx"
+    lines += [f"library_name: {library}", "pipeline_tag: text-generation"]
     lines.append("tags:\n- grpo\n- reinforcement-learning\n- mlx")
     return "---\n" + "\n".join(lines) + "\n---"
 

@@ -7,16 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import mlx.core as mx
+
 from grpo_actors import consent
 from grpo_actors.atomic import write_fault
 from grpo_actors.config import Config, read_config
+from grpo_actors.config.adapter_folder import ADAPTER_CONFIG, MLX_LM_WEIGHTS
+from grpo_actors.config.peft_folder import PEFT_WEIGHTS
 from grpo_actors.errors import ModelError, RunError
-from grpo_actors.export.card import base_name, card
+from grpo_actors.export.card import Form, base_name, card
+from grpo_actors.export.fidelity import Fidelity, measure
 from grpo_actors.export.fusing import load_fused
+from grpo_actors.policy.locate import locate
+from grpo_actors.policy.model import load_policy
+from grpo_actors.policy.peft import to_peft
 from grpo_actors.policy.tokenizer_files import TEMPLATE
-from grpo_actors.rundir.checkpoint_weights import ADAPTER_CONFIG, is_adapter, write_model
+from grpo_actors.rundir.checkpoint_weights import (
+    check_adapter,
+    is_adapter,
+    load_weights,
+    read_model,
+    write_model,
+)
 from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, verify, write_json
-from grpo_actors.rundir.folder import ADAPTER, CONFIG_FILE
+from grpo_actors.rundir.folder import CONFIG_FILE
 
 CARD_FILE = "README.md"
 
@@ -49,30 +63,57 @@ class Export:
         consent.check(consent.code_of_model(config.model), allowed, run_dir / CONFIG_FILE)
         return cls(run_dir, config, checkpoint)
 
-    def write_model(self, folder: Path, name: str, dtype: str | None, *, dequantize: bool) -> None:
+    def write_model(self, folder: Path, name: str, dtype: str | None, *, dequantize: bool) -> Fidelity | None:
         """Write a whole model, called `name`, which mlx-lm loads, and transformers if it supports the architecture.
+
+        Returns what an adapter has lost in its base; None if there was no adapter, or no memory to measure it.
 
         Raises:
             ModelError: see `load_fused`, or the disk is full.
         """
         self._fuse(folder, dtype, dequantize=dequantize)
-        self._write_card(folder, name, is_adapter=False)
+        self._write_card(folder, name, "model")
+        if not is_adapter(self.checkpoint.path):
+            return None
+        return measure(self.checkpoint.path, self.config.model, folder)
 
     def write_adapter(self, folder: Path, name: str, *, for_others: bool) -> None:
-        """Write only the adapter, in mlx-lm's format; `for_others`: without the local path of its base.
+        """Write only what was trained, in mlx-lm's format; `for_others`: without the local path of its base.
+
+        Of a run that trained all weights, that is all weights: mlx-lm's ``fine_tune_type`` full.
 
         Raises:
-            ModelError: the run trained all weights.
+            ModelError: the disk is full.
         """
-        if not is_adapter(self.checkpoint.path):
-            raise ModelError(f"--adapter: {self.run_dir} trained all weights and has no adapter; take --fuse")
-        shutil.copy(self.checkpoint.path / ADAPTER, folder)
-        if (template := self.checkpoint.path / TEMPLATE).is_file():
-            shutil.copy(template, folder)
-        described = json.loads((self.checkpoint.path / ADAPTER_CONFIG).read_text())
+        if is_adapter(self.checkpoint.path):
+            shutil.copy(self.checkpoint.path / MLX_LM_WEIGHTS, folder)
+            if (template := self.checkpoint.path / TEMPLATE).is_file():
+                shutil.copy(template, folder)
+            described = json.loads((self.checkpoint.path / ADAPTER_CONFIG).read_text())
+        else:
+            _save(folder / MLX_LM_WEIGHTS, read_model(self.checkpoint.path))
+            described = {"fine_tune_type": "full", "model": str(locate(self.config.model.model_name))}
         base = {"model": base_name(self.config)} if for_others else {}
         write_json(folder / ADAPTER_CONFIG, described | base)
-        self._write_card(folder, name, is_adapter=True)
+        self._write_card(folder, name, "adapter")
+
+    def write_peft(self, folder: Path, name: str, *, for_others: bool) -> None:
+        """Write only the adapter, as peft loads it; `for_others`: without the local path of its base.
+
+        Raises:
+            ModelError: the run trained all weights, peft has no counterpart of an adapted module, or the disk is full.
+        """
+        if not is_adapter(self.checkpoint.path):
+            raise ModelError(f"--peft: {self.run_dir} trained all weights and has no adapter; take --fuse")
+        check_adapter(self.checkpoint.path, self.config.model)
+        # What it started from need not exist any more.
+        policy = load_policy(self.config.model.model_copy(update={"adapter_path": ""}), seed=0)
+        load_weights(self.checkpoint.path, policy)
+        base = base_name(self.config) if for_others else str(locate(self.config.model.model_name))
+        arrays, described = to_peft(policy.model, base, set(read_model(policy.source)))
+        _save(folder / PEFT_WEIGHTS, arrays)
+        write_json(folder / ADAPTER_CONFIG, described)
+        self._write_card(folder, name, "peft adapter")
 
     def write_gguf(self, file: Path, dtype: str, *, dequantize: bool) -> None:
         """Write one GGUF file, through a temporary model folder next to it.
@@ -93,9 +134,19 @@ class Export:
         except RuntimeError as error:  # how MLX reports a full disk
             raise ModelError(f"{folder}: cannot be written: {write_fault(error, folder)}") from error
 
-    def _write_card(self, folder: Path, name: str, *, is_adapter: bool) -> None:
-        text = card(self.run_dir, self.config, self.checkpoint, name=name, is_adapter=is_adapter)
+    def _write_card(self, folder: Path, name: str, form: Form) -> None:
+        text = card(self.run_dir, self.config, self.checkpoint, name=name, form=form)
         (folder / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def _save(path: Path, arrays: dict[str, mx.array]) -> None:
+    try:
+        # peft, too, rejects a file that does not name a framework.
+        mx.save_safetensors(
+            str(path), arrays, metadata={"format": "mlx" if path.name == MLX_LM_WEIGHTS else "pt"}
+        )
+    except RuntimeError as error:  # how MLX reports a full disk
+        raise ModelError(f"{path}: cannot be written: {error}; free some disk space") from error
 
 
 def _find(run_dir: Path, which: str) -> Checkpoint:

@@ -1,6 +1,6 @@
 """Load a trained policy without an adapter: the checkpoint's full weights, or its base with the adapter merged in.
 
-The merge is permanent, in the base's own type. `policy.adapter.fused` is a worker's temporary merge for one batch.
+The merge is permanent. It is computed in float32 and rounded once, to the type or the bits of the result. `policy.adapter.fused` is a worker's temporary merge for one batch.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from mlx_lm.tuner.utils import load_adapters
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.casting import cast, float_dtype
 from grpo_actors.policy.model import AS_STORED, DTYPES, Policy, load_base
 from grpo_actors.policy.quantization import is_quantized
 from grpo_actors.rundir.checkpoint_weights import check_adapter, is_adapter, load_whole
@@ -26,7 +27,7 @@ def load_fused(checkpoint: Path, config: ModelConfig, *, dequantize: bool, dtype
         checkpoint: The checkpoint's folder.
         config: Section [model] of the run.
         dequantize: Unpack a quantised base, so that the sum with the adapter is not rounded to few bits again.
-        dtype: Type of the weights; None keeps the type of the checkpoint or the base.
+        dtype: Type of the weights; None keeps the type of the checkpoint, or of the base as stored.
 
     Raises:
         ModelError: base or adapter is unusable, or `dtype` is given for quantised weights.
@@ -36,25 +37,25 @@ def load_fused(checkpoint: Path, config: ModelConfig, *, dequantize: bool, dtype
     else:
         check_adapter(checkpoint, config)
         policy = load_base(config, dtype=AS_STORED)
-        _fuse(policy.model, checkpoint, dequantize=dequantize)
-    if dequantize:
+    quantized = is_quantized(policy.model)
+    if dtype is not None and quantized and not dequantize:
+        raise ModelError(f"--dtype {dtype}: the weights are quantised; add --dequantize")
+    stored = float_dtype(policy.model)
+    if dequantize or not quantized:
+        cast(policy.model, mx.float32)  # scales in float32 unpack exactly
         policy.model = mlx_lm.utils.dequantize_model(policy.model)
-    if dtype is not None:
-        if is_quantized(policy.model):
-            raise ModelError(f"--dtype {dtype}: the weights are quantised; add --dequantize")
-        policy.model.set_dtype(DTYPES[dtype])
+        cast(policy.model, mx.float32)  # some packings unpack to bfloat16, which would round the sum
+    if is_adapter(checkpoint):
+        _fuse(policy.model, checkpoint)
+    cast(policy.model, DTYPES[dtype or stored])
     policy.architecture = _architecture(policy)
     mx.eval(policy.model.parameters())
     return policy
 
 
-def _fuse(model: nn.Module, checkpoint: Path, *, dequantize: bool) -> None:
+def _fuse(model: nn.Module, checkpoint: Path) -> None:
     load_adapters(model, str(checkpoint))
-    fused = [
-        (name, module.fuse(dequantize=dequantize))
-        for name, module in model.named_modules()
-        if hasattr(module, "fuse")
-    ]
+    fused = [(name, module.fuse()) for name, module in model.named_modules() if hasattr(module, "fuse")]
     model.update_modules(tree_unflatten(fused))
 
 

@@ -6,6 +6,7 @@ and the width of the model stay.
 
 import contextlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ LAYERS, MOST_LAYERS = 2, 8
 WIDTH = 1152
 #: Tokens of the vocabulary. The remainder by 128 stays, because kernels treat the last block of tokens by itself.
 VOCABULARY, BLOCK = 4096, 128
+#: Begins the name of a module that is in one layer only.
+_IN_LAYER = re.compile(r"^.*?\blayers\.\d+\.")
 
 
 def small_policy(config: ModelConfig, seed: int) -> Policy:
@@ -45,6 +48,13 @@ def small_policy(config: ModelConfig, seed: int) -> Policy:
     tokenizer = mlx_lm.utils.load_tokenizer(EMBEDDED)  # its text does not matter
     policy = Policy(config.model_name, model, lambda: tokenizer, architecture, Path(folder), config)
     prepare_base(policy, config.dtype)
+    policy.config = config.model_copy(
+        update={
+            "adapter_path": "",  # its arrays have the real model's sizes
+            "lora_layers": -1,  # of fewer layers, all alike
+            "lora_keys": tuple(sorted({_IN_LAYER.sub("", key) for key in config.lora_keys})),
+        }
+    )
     prepare_training(policy, seed)
     return policy
 

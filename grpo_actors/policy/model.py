@@ -20,10 +20,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.adapter import add_adapter
+from grpo_actors.policy.casting import cast
+from grpo_actors.policy.config_dtype import stored_dtype
 from grpo_actors.policy.foreign import refuse_foreign
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
+from grpo_actors.policy.start import load_adapter_start, merge_adapter_start
 from grpo_actors.policy.templates import TEMPLATE_ERRORS, after_answer, choose, end_token
 from grpo_actors.policy.thinking import Thinking, thinking_of
 from grpo_actors.policy.tokenizer import as_model_error, read_beside
@@ -276,16 +279,20 @@ def load_policy(
 
 
 def prepare_training(policy: Policy, seed: int) -> None:
-    """Make all weights of a base trainable, or add its adapter; raises ConfigError, as `load_policy` does."""
+    """Make all weights of a base trainable, or add its adapter, from its start; raises as `load_policy` does."""
     config = policy.config
     if policy.has_adapter:
         add_adapter(policy.model, config, seed)
+        if config.adapter_path:
+            load_adapter_start(policy.model, config)
     elif is_quantized(policy.model):
         raise ConfigError(
             f'model.fine_tune_type: {config.model_name} has quantised weights, so that "full" could train nothing but '
             'its norms and biases; set fine_tune_type = "lora" (an adapter next to them), or name the unquantised model'
         )
     else:
+        if config.adapter_path:
+            merge_adapter_start(policy.model, config, seed)
         policy.model.unfreeze()
     policy.model.eval()
     mx.eval(policy.model.parameters())
@@ -339,7 +346,7 @@ def prepare_base(policy: Policy, dtype: str) -> None:
         # mlx_lm.convert writes.
         quantize(model, config.base_bits)
     if dtype != AS_STORED:
-        model.set_dtype(resolve_dtype(dtype, policy.architecture))
+        cast(model, resolve_dtype(dtype, policy.architecture))
     model.freeze()
     model.eval()
     mx.eval(model.parameters())
@@ -351,8 +358,7 @@ def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:
         return DTYPES[name]
     if mx.default_device().type == mx.DeviceType.cpu:
         return mx.float32
-    stored = str(architecture.get("torch_dtype") or architecture.get("dtype") or "bfloat16")
-    return DTYPES.get(stored, mx.bfloat16)
+    return DTYPES.get(stored_dtype(architecture) or "", mx.bfloat16)
 
 
 def logits_alone(model: Any, texts: Sequence[Sequence[int]]) -> mx.array:

@@ -28,19 +28,22 @@ from mlx.utils import tree_flatten
 
 from grpo_actors.atomic import draft_of, write_contents, write_fault
 from grpo_actors.config import ModelConfig
+from grpo_actors.config.adapter_folder import ADAPTER_CONFIG, MLX_LM_WEIGHTS, read_adapter
+from grpo_actors.config.peft_folder import PEFT_WEIGHTS
 from grpo_actors.errors import ConfigError, ModelError, RunError
 from grpo_actors.failpoints import reach
 from grpo_actors.policy.adapter import adapted_layers, adapter_parameters
+from grpo_actors.policy.casting import float_dtype
+from grpo_actors.policy.config_dtype import with_dtype
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.policy.plan import GROUP_SIZE
 from grpo_actors.policy.tokenizer_files import TEMPLATE, read_files
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoints import Checkpoint, as_json, seal
-from grpo_actors.rundir.folder import ADAPTER, MODEL, OPTIMIZER, REFERENCE, STATE, checkpoint_folder
+from grpo_actors.rundir.folder import MODEL, OPTIMIZER, REFERENCE, STATE, checkpoint_folder
 from grpo_actors.rundir.tensor_files import TensorFile, freeze, write_files
 
-ADAPTER_CONFIG = "adapter_config.json"
 GENERATION = "generation_config.json"
 
 #: Arrays of more bytes together become several files, because a file's digest is computed by one core.
@@ -109,7 +112,7 @@ def freeze_checkpoint(
         shard_bytes: Weights, state and reference become several files each if they are larger.
     """
     if policy.has_adapter:
-        tensors = freeze(Path(ADAPTER).stem, policy.trainable())  # one file: mlx-lm reads no more
+        tensors = freeze(Path(MLX_LM_WEIGHTS).stem, policy.trainable())  # one file: mlx-lm reads no more
         others = {ADAPTER_CONFIG: as_json(adapter_config(policy)), **_template(policy)}
     else:
         tensors = freeze(MODEL, dict(tree_flatten(policy.model.parameters())), shard_bytes)
@@ -134,7 +137,7 @@ def restore(checkpoint: Checkpoint, policy: Policy, training: Training) -> dict[
 
 def is_adapter(folder: Path) -> bool:
     """Return whether the folder holds an adapter, whose weights are applied on top of a base model."""
-    return (folder / ADAPTER).is_file()
+    return (folder / MLX_LM_WEIGHTS).is_file() or (folder / PEFT_WEIGHTS).is_file()
 
 
 def load_weights(path: Path, policy: Policy) -> None:
@@ -143,11 +146,16 @@ def load_weights(path: Path, policy: Policy) -> None:
     Raises:
         ModelError: The folder has no weights, or those of another model.
     """
-    files = [path / ADAPTER] if is_adapter(path) else _files(path, MODEL)
+    files = [path / MLX_LM_WEIGHTS] if (path / MLX_LM_WEIGHTS).is_file() else _files(path, MODEL)
     if not files:
-        raise ModelError(f"{path}: no weights here (neither {ADAPTER} nor model*.safetensors)")
+        raise ModelError(f"{path}: no weights here (neither {MLX_LM_WEIGHTS} nor model*.safetensors)")
     policy.load_trainable(_read_arrays(files))
     mx.eval(policy.model.parameters())
+
+
+def read_model(folder: Path) -> dict[str, mx.array]:
+    """Return all arrays of a whole model's folder, not computed yet."""
+    return _read_arrays(_files(folder, MODEL))
 
 
 def load_whole(folder: Path, config: ModelConfig, *, dtype: str | None = None) -> Policy:
@@ -166,7 +174,12 @@ def load_whole(folder: Path, config: ModelConfig, *, dtype: str | None = None) -
         policy = load_policy(config, seed=0)
         load_weights(folder, policy)
         return policy
-    plain = {"model_name": str(folder.resolve()), "fine_tune_type": "full", "base_bits": 0}
+    plain = {
+        "model_name": str(folder.resolve()),
+        "fine_tune_type": "full",
+        "base_bits": 0,
+        "adapter_path": "",
+    }
     return load_base(config.model_copy(update=plain), dtype=dtype)
 
 
@@ -174,25 +187,18 @@ def check_adapter(path: Path, config: ModelConfig) -> None:
     """Check that the settings describe the adapter in the folder `path`; with others its weights mean something else.
 
     Raises:
-        ModelError: The adapter's description is missing or unreadable.
+        ModelError: as `read_adapter`.
         ConfigError: Its kind, its scale or the bits of its base differ. (An adapter of another size fails to load.)
     """
-    file = path / ADAPTER_CONFIG
-    if not file.is_file():
-        raise ModelError(f"{path}: {ADAPTER_CONFIG} is missing next to {ADAPTER}")
-    try:
-        described = json.loads(file.read_text())
-        trained = {
-            "fine_tune_type": described.get("fine_tune_type", "lora"),  # as mlx-lm reads it
-            "lora_scale": described["lora_parameters"]["scale"],
-            "base_bits": described.get("base_quantization", {}).get("bits", 0),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{file}: does not describe an adapter ({type(error).__name__}: {error})") from error
-    wrong = [f"model.{key} = {value}" for key, value in trained.items() if getattr(config, key) != value]
+    trained = read_adapter(path).settings
+    wrong = [
+        f"model.{key} = {trained[key]}"
+        for key in ("fine_tune_type", "lora_scale", "base_bits")
+        if key in trained and getattr(config, key) != trained[key]
+    ]
     if wrong:
         raise ConfigError(
-            f"{path} holds an adapter of {described['model']}; give the --config it was trained "
+            f"{path} holds an adapter of {trained.get('model_name', 'another model')}; give the --config it was trained "
             f"with, or set {' and '.join(wrong)} and model.model_name"
         )
 
@@ -266,17 +272,7 @@ def _index(files: list[TensorFile]) -> bytes:
 
 def _architecture(policy: Policy) -> dict[str, Any]:
     """Return config.json with the dtype that the weights have now: transformers casts them to the dtype given there."""
-    architecture = dict(policy.architecture)
-    floats = (array.dtype for _, array in tree_flatten(policy.model.parameters()) if _is_float(array))
-    name = str(next(floats)).removeprefix("mlx.core.")
-    for key in ("dtype", "torch_dtype"):
-        if key in architecture:
-            architecture[key] = name
-    return architecture
-
-
-def _is_float(array: mx.array) -> bool:
-    return mx.issubdtype(array.dtype, mx.floating)
+    return with_dtype(policy.architecture, float_dtype(policy.model))
 
 
 def adapter_config(policy: Policy) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from grpo_actors.atomic import UNFINISHED, discard_folder, seal_folder, whole_file
+from grpo_actors.config.adapter_folder import MLX_LM_WEIGHTS
 from grpo_actors.errors import RunError
 from grpo_actors.failpoints import reach
 from grpo_actors.rundir.folder import (
-    ADAPTER,
     BEST,
     CHECKPOINT,
     EVALUATION_FILE,
@@ -179,7 +179,7 @@ def _incomplete(folder: Path, listed: Collection[str]) -> str | None:
     arrays = [name for name in listed if name.endswith(".safetensors")]
     has = {
         STATE: STATE in listed,
-        "weights": any(name == ADAPTER or name.startswith(MODEL) for name in arrays),
+        "weights": any(name == MLX_LM_WEIGHTS or name.startswith(MODEL) for name in arrays),
         OPTIMIZER: any(name.startswith(OPTIMIZER) for name in arrays),
     }
     for what, is_listed in has.items():

@@ -37,8 +37,7 @@ CHECKPOINT = "checkpoint-"
 MANIFEST = "manifest.json"
 #: In a checkpoint: where the run was.
 STATE = "state.json"
-#: In a checkpoint: the weights, an adapter's file or the first word of the names of a whole model's.
-ADAPTER = "adapters.safetensors"
+#: In a checkpoint of a whole model: the first word of the names of its weights' files.
 MODEL = "model"
 #: In a checkpoint: the first words of the names of the files that only a resumed run reads.
 OPTIMIZER = "optimizer"

@@ -3,7 +3,6 @@
 Depends on where weights are stored and what they are, not on what the policy is used for.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import xxhash
 from pydantic import ValidationError
 
 from grpo_actors.config import ModelConfig, read_config
+from grpo_actors.config.adapter_folder import ADAPTER_CONFIG, read_adapter
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.policy.tokenizer_files import TEMPLATE
-from grpo_actors.rundir.checkpoint_weights import ADAPTER_CONFIG, is_adapter, load_weights
+from grpo_actors.rundir.checkpoint_weights import is_adapter
 from grpo_actors.rundir.checkpoints import (
     Checkpoint,
     best,
@@ -25,7 +25,7 @@ from grpo_actors.rundir.checkpoints import (
     newest_sound,
     verify,
 )
-from grpo_actors.rundir.folder import ADAPTER, CONFIG_FILE, METRICS_FILE
+from grpo_actors.rundir.folder import CONFIG_FILE, METRICS_FILE
 
 
 def checkpoints_of(folder: Path) -> list[Checkpoint]:
@@ -72,7 +72,7 @@ def open_policy(model: str | None, adapter: str | None = None) -> Policy:
 
     Args:
         model: A name as returned by `resolve`; may be None if `adapter` is given.
-        adapter: A folder in mlx-lm's format.
+        adapter: An adapter folder, mlx-lm's or PEFT's.
 
     Raises:
         ModelError: The name or folder holds nothing usable.
@@ -87,7 +87,6 @@ def open_policy(model: str | None, adapter: str | None = None) -> Policy:
     else:
         folder = Path(adapter).expanduser()
     policy = load_policy(adapter_settings(folder, model), seed=0)
-    load_weights(folder, policy)
     if (folder / TEMPLATE).is_file():
         policy.use_template((folder / TEMPLATE).read_text("utf-8"))
     return policy
@@ -121,24 +120,12 @@ def adapter_settings(folder: Path, base: str | None) -> ModelConfig:
     Raises:
         ModelError: The folder is no adapter, or its description is missing or unusable.
     """
-    for file in (ADAPTER, ADAPTER_CONFIG):
-        if not (folder / file).is_file():
-            raise ModelError(f"{folder}: no adapter folder ({file} not found)")
+    settings = read_adapter(folder).settings
+    if base is None and "model_name" not in settings:
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: does not name its base model; name it")
+    named = {"model_name": base} if base else {}
     try:
-        described = json.loads((folder / ADAPTER_CONFIG).read_text())
-        parameters = described["lora_parameters"]
-        return ModelConfig.model_validate(
-            {
-                "model_name": base or described["model"],
-                "fine_tune_type": described.get("fine_tune_type", "lora"),  # as mlx-lm reads it
-                "base_bits": described.get("base_quantization", {}).get("bits", 0),
-                "lora_layers": described["num_layers"],
-                "lora_rank": parameters["rank"],
-                "lora_scale": parameters["scale"],
-                "lora_dropout": parameters.get("dropout", 0.0),
-                "lora_keys": parameters.get("keys") or (),
-            }
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        return ModelConfig.model_validate({**settings, **named, "adapter_path": str(folder)})
+    except ValidationError as error:
+        what = " ".join(str(error).split())
         raise ModelError(f"{folder / ADAPTER_CONFIG}: does not describe an adapter: {what}") from error

@@ -180,7 +180,7 @@ def _adapter(config: Config, tensors: Sequence[Tensor], layers: int) -> Trained:
         match = _IN_LAYER.search(tensor.name)
         if match is None or len(tensor.shape) < 2 or int(match[1]) < first:
             continue
-        if not model.lora_keys or match[2] in model.lora_keys:
+        if not model.lora_keys or {match[2], tensor.name.removesuffix(".weight")} & {*model.lora_keys}:
             *stack, rows, columns = tensor.shape
             shapes = [(*stack, rows, model.lora_rank), (*stack, model.lora_rank, columns)]
             shapes += [(*stack, rows)] if model.fine_tune_type == "dora" else []

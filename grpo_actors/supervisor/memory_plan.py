@@ -12,6 +12,7 @@ from typing import Any
 
 from grpo_actors.config import Config
 from grpo_actors.policy.architectures import ARCHITECTURES, Architecture
+from grpo_actors.policy.config_dtype import stored_dtype
 from grpo_actors.supervisor.learner_memory import activation_bytes, trained
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.model_files import Widths, read_json, read_tensors, text_part
@@ -173,7 +174,7 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
 def _float_bytes(dtype: str, architecture: Mapping[str, Any], machine: Machine) -> int:
     """Return the bytes of a float in the model, as `policy.model.resolve_dtype` chooses its type."""
     if dtype == "auto" and machine.back_end != "cpu":
-        dtype = str(architecture.get("torch_dtype") or architecture.get("dtype") or "bfloat16")
+        dtype = stored_dtype(architecture) or "bfloat16"
     return _BYTES.get(dtype, 4 if machine.back_end == "cpu" else 2)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from architectures import config_json
 
-from grpo_actors.config import load_config
+from grpo_actors.config import ModelConfig, load_config
 from grpo_actors.config.objective import PRESETS
 from grpo_actors.kernels import parts
 from grpo_actors.kernels.small_model import in_small, small_policy
@@ -110,6 +110,18 @@ def test_a_model_stored_with_quantised_weights_is_quantised_in_small_too(work_of
     policy = small_policy(work.config.model, seed=0)
     assert is_quantized(policy.model)
     assert policy.model.layers[0].self_attn.q_proj.linear.bits == 4
+
+
+def test_an_adapter_of_certain_layers_is_one_of_all_layers_in_small():
+    # The small model has 2 of the layers, and the arrays of the start have the sizes of the real one.
+    names = ("model.layers.3.self_attn.q_proj", "model.layers.2.self_attn.q_proj", "mlp.up_proj")
+    config = ModelConfig(fine_tune_type="lora", lora_layers=4, lora_keys=names, adapter_path="gone")
+    policy = small_policy(config, seed=0)
+    assert len(policy.model.layers) == 2
+    adapted = {name.removesuffix(".lora_a") for name in policy.trainable() if name.endswith(".lora_a")}
+    assert adapted == {
+        f"model.layers.{layer}.{name}" for layer in (0, 1) for name in ("self_attn.q_proj", "mlp.up_proj")
+    }
 
 
 def test_a_part_is_a_process_whose_last_line_says_why_it_failed(work_of):

@@ -11,7 +11,9 @@ import pytest
 from hub import RIGHT, local_hub
 from runs import ROOT, new_run
 
+from grpo_actors.config import load_config
 from grpo_actors.export.__main__ import main
+from grpo_actors.policy.model import load_policy
 from grpo_actors.process import run_command
 
 
@@ -107,6 +109,33 @@ def test_an_adapter_leaves_alone_or_as_part_of_its_base(export, lora_run, tmp_pa
     assert "It has not been evaluated." in (tmp_path / "adapter" / "README.md").read_text()
 
 
+def test_an_adapter_for_peft_is_the_same_adapter_and_a_start(export, lora_run, tmp_path):
+    assert export(lora_run.folder, "--adapter", "adapter").returncode == 0
+    assert export(lora_run.folder, "--peft", "peft").returncode == 0
+    described = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (described["r"], described["lora_alpha"]) == (4, 4 * 20.0)
+    card = (tmp_path / "peft" / "README.md").read_text()
+    assert "library_name: peft" in front_matter(card)
+    assert 'AutoPeftModelForCausalLM.from_pretrained("peft")' in card
+    ids = mx.array([[2, 21, 22, 15, 23]])
+    one, other = (
+        load_policy(load_config(None, [f"adapter_path={tmp_path / name}"]).config.model, seed=0).model(ids)
+        for name in ("adapter", "peft")
+    )
+    assert mx.array_equal(one, other)
+
+
+def test_all_weights_leave_as_mlx_lms_full_adapter(export, on_policy_run, tmp_path):
+    assert export(on_policy_run.folder, "--adapter", "weights", "--checkpoint", "last").returncode == 0
+    described = json.loads((tmp_path / "weights" / "adapter_config.json").read_text())
+    assert described["fine_tune_type"] == "full"
+    loaded, _ = mlx_lm.load(described["model"], adapter_path=str(tmp_path / "weights"))
+    last = max(on_policy_run.folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    trained, _ = mlx_lm.load(str(last))
+    ids = mx.array([[2, 21, 22, 15, 23]])
+    assert mx.array_equal(loaded(ids), trained(ids))
+
+
 def test_an_upload_sends_all_files_in_one_commit_and_leaves_nothing_here(export, on_policy_run, tmp_path):
     with local_hub(private=["owner/model"]) as (address, repositories):
         repositories["owner/model"] = {
@@ -182,7 +211,8 @@ def refused_here(on_policy_run, tmp_path, monkeypatch, capsys):
         (["--upload", "model"], "--upload: must be owner/name, got 'model'"),
         ([], "nothing to do; add --fuse DIR"),
         (["--fuse", "model", "--checkpoint", "7"], "--checkpoint must be best, last or one of "),
-        (["--adapter", "model"], "trained all weights and has no adapter; take --fuse"),
+        (["--peft", "model"], "trained all weights and has no adapter; take --fuse"),
+        (["--peft", "model", "--dequantize"], "--peft takes the adapter as it is"),
         (["--adapter", "model", "--dequantize"], "--adapter takes the adapter as it is"),
         (["--gguf", "model.gguf", "--upload", "a/b"], "--upload sends folders"),
         (["--gguf", "model.gguf"], "the tokenizer must be a byte-level BPE"),

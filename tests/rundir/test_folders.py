@@ -96,7 +96,7 @@ def test_an_adapter_that_is_badly_described_is_refused_in_one_line(change, rule,
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"no adapter folder \(adapters.safetensors not found\)"):
+    with pytest.raises(ModelError, match=r"no adapter folder \(neither adapters.safetensors nor PEFT"):
         open_policy("tiny", str(tmp_path))
 
 

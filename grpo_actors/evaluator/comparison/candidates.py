@@ -132,18 +132,21 @@ def load_candidate(candidate: Candidate, config: Config) -> Policy:
 
 def _load(candidate: Candidate, config: Config) -> Policy:
     if candidate.is_base:
-        return load_base(config.model)
+        # A new adapter would change nothing.
+        starts = bool(config.model.adapter_path)
+        return load_policy(config.model, seed=config.run.seed) if starts else load_base(config.model)
     if candidate.folder is not None and is_adapter(candidate.folder):
         if not candidate.has_settings:
             return open_policy(str(candidate.folder))
         check_adapter(candidate.folder, config.model)
-        policy = load_policy(config.model, seed=config.run.seed)
+        # What it started from need not exist any more.
+        policy = load_policy(config.model.model_copy(update={"adapter_path": ""}), seed=config.run.seed)
         load_weights(candidate.folder, policy)
         return policy
     # A complete model: its base and the kind of its training do not matter.
     if candidate.folder is not None:
         return load_whole(candidate.folder, config.model)
-    plain = {"model_name": candidate.name, "fine_tune_type": "full", "base_bits": 0}
+    plain = {"model_name": candidate.name, "fine_tune_type": "full", "base_bits": 0, "adapter_path": ""}
     return load_base(config.model.model_copy(update=plain))
 
 
