@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import PydanticCustomError
 
 from grpo_actors.config.objective import LOSSES
+from grpo_actors.score import ACCURACY, REWARD
 
 if TYPE_CHECKING:
     from grpo_actors.config.schema import Config
@@ -181,6 +182,13 @@ def _check_task(config: "Config") -> Iterator[Contradiction]:
             ("data.num_shots", "data.task"),
             f'must be 0 when task is "{data.task}", which has no worked examples (a jsonl prompt may be a chat with its own)',
             data.num_shots,
+        )
+    metric = config.evaluator.metric
+    if weights and metric not in (None, ACCURACY, REWARD, *weights):
+        yield Contradiction(
+            ("evaluator.metric", "reward.functions"),
+            f"must be one of {', '.join((ACCURACY, REWARD, *weights))}",
+            metric,
         )
     if weights and not any(weights.values()):
         yield Contradiction(

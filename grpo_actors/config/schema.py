@@ -224,9 +224,15 @@ class EvaluatorConfig(Section):
     eval_subset_size: NotNegative = Field(200, description="held-out problems scored; 0: all")
     eval_max_new_tokens: NotNegative = Field(0, description="tokens of an answer; 0: max_new_tokens")
     eval_batch_size: Positive = Field(32, description="answers sampled at a time")
-    eval_temperature: float = Field(1.0, gt=0, description="temperature of the sampled score")
+    eval_temperature: float = Field(1.0, gt=0, description="temperature of the sampled answers")
     eval_sampled: bool = Field(
-        default=False, description="also score one sampled answer for each problem; greedy is always scored"
+        default=False,
+        description="also sample an answer to each problem, and let these answers decide which checkpoint is best",
+    )
+    metric: Text | None = Field(
+        None,
+        description='what decides which checkpoint is best: "reward" (the weighted sum), "accuracy" or the name of one '
+        'reward; not set: "reward" if a reward other than the built-in ones and the task\'s own counts, else "accuracy"',
     )
 
 

@@ -89,6 +89,9 @@ def open_live(
         stack.enter_context(removed_at_once(publisher.unlink))
         listening.write(run_dir)
         history.begin()
+        exchange.record("log", level="info", text=task.describe_splits())
+        for note in task.notes:
+            exchange.record("log", level="warning", text=note)
         if bias := sampling_params(config).bias:
             exchange.record("log", level="warning", text=bias)
         publisher.publish(grpo.version, grpo.policy.trainable())

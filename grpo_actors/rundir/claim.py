@@ -17,7 +17,9 @@ from grpo_actors.rundir.folder import (
     WORKERS_FILE,
     locked,
 )
+from grpo_actors.score import ACCURACY, REWARD
 from grpo_actors.tasks.registry import chosen_rewards
+from grpo_actors.tasks.scoring import default_metric
 from grpo_actors.tasks.task import Task
 
 
@@ -51,9 +53,21 @@ def _clear(run_dir: Path) -> None:
 
 
 def with_rewards(config: Config, task: Task) -> Config:
-    """Return the settings, with the task's default rewards if they name none."""
-    rewards = {"functions": chosen_rewards(config.reward.functions, task)}
-    return config.model_copy(update={"reward": config.reward.model_copy(update=rewards)})
+    """Return the settings, with the task's default rewards and the default metric where they name none.
+
+    Raises:
+        ConfigError: The metric is no reward of the task.
+    """
+    rewards = chosen_rewards(config.reward.functions, task)
+    metric = config.evaluator.metric or default_metric(rewards, task)
+    if metric not in (known := (ACCURACY, REWARD, *rewards)):
+        raise ConfigError(f"evaluator.metric: must be one of {', '.join(known)}, got {metric}")
+    return config.model_copy(
+        update={
+            "reward": config.reward.model_copy(update={"functions": rewards}),
+            "evaluator": config.evaluator.model_copy(update={"metric": metric}),
+        }
+    )
 
 
 def total_updates(config: Config, problems: int) -> int:

@@ -15,7 +15,7 @@ from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.rundir.checkpoint_weights import ADAPTER_CONFIG, is_adapter, load_weights
-from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, newest_sound, verify
+from grpo_actors.rundir.checkpoints import Checkpoint, best_checkpoint, find_checkpoints, newest_sound, verify
 from grpo_actors.rundir.folder import ADAPTER, METRICS_FILE
 
 
@@ -34,7 +34,7 @@ def checkpoints_of(folder: Path) -> list[Checkpoint]:
 def resolve(name: str) -> str:
     """Return a hub id unchanged, a folder's absolute path, or the path of a run's best checkpoint.
 
-    Before the first score, the newest checkpoint that verifies stands for the run.
+    Before the first score, and if no checkpoint beat the base model, the newest checkpoint that verifies stands for the run.
 
     Raises:
         ModelError: The run has no checkpoint that verifies, or its best one is damaged.
@@ -45,9 +45,8 @@ def resolve(name: str) -> str:
     folder = Path(name).expanduser().resolve()
     if not checkpoints_of(folder):
         return str(folder)
-    marked = best(folder)
-    if marked is not None:
-        checkpoint = Checkpoint(folder / marked.checkpoint, marked.update)
+    checkpoint = best_checkpoint(folder)
+    if checkpoint is not None:
         fault = verify(checkpoint)
         if fault is not None:
             raise ModelError(f"{fault}; it is the run's best checkpoint, name another one")

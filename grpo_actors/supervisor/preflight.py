@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grpo_actors.config import Config
-from grpo_actors.rundir.claim import check_resume, claimed, total_updates
+from grpo_actors.rundir.claim import check_resume, claimed, total_updates, with_rewards
 from grpo_actors.rundir.folder import LOCK_FILE, locked
 from grpo_actors.supervisor.fit import check_memory
 from grpo_actors.supervisor.machine import Machine
@@ -22,8 +22,10 @@ from grpo_actors.transport.keys import KeyFolder
 from grpo_actors.transport.sockets import check_ports
 
 
-def check(config: Config, machine: Machine) -> None:
-    """Check that the run can start. Changes nothing, so ``--dry-run`` makes the same checks.
+def check(config: Config, machine: Machine) -> list[str]:
+    """Check that the run can start; return what the user should know of the data, a line each.
+
+    Changes nothing, so ``--dry-run`` makes the same checks.
 
     Raises:
         GrpoActorsError: It cannot; one line that names the problem and the cure.
@@ -40,11 +42,15 @@ def check(config: Config, machine: Machine) -> None:
         KeyFolder(Path(config.transport.keys_dir)).check()
     check_installed(config.metrics.trackers)
     check_memory(config, machine)
+    notes: list[str] = []
     if config.data.path or config.data.task != "gsm8k":  # gsm8k: only the learner asks the hub
-        total_updates(config, len(load_task(config.data, seed=config.run.seed).problems("train")))
+        task = load_task(config.data, seed=config.run.seed)
+        total_updates(with_rewards(config, task), len(task.problems("train")))
+        notes += [task.describe_splits(), *task.notes]
     open_scorer(config.reward.functions, config.reward).close()
     if config.data.environment:
         Replier(config.data.environment, timeout_s=config.reward.reward_timeout_s).close()
+    return notes
 
 
 @contextlib.contextmanager

@@ -13,12 +13,13 @@ from typing import Any
 from grpo_actors.config.data import RewardConfig
 from grpo_actors.errors import RewardError
 from grpo_actors.progress import report_progress
+from grpo_actors.score import ACCURACY, REWARD
 from grpo_actors.tasks.code_tests import CODE_TESTS, CodeLimits, CodeTests
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
 from grpo_actors.tasks.own.functions import OwnFunctions, UsesOwnFunctions
 from grpo_actors.tasks.own.kinds import is_own
 from grpo_actors.tasks.rewards import REWARDS, Chat, Reward, built_in
-from grpo_actors.tasks.task import Problem
+from grpo_actors.tasks.task import Problem, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,27 @@ def reward_means(completions: Iterable[Mapping[str, float | None]]) -> dict[str,
             if value is not None:
                 values.setdefault(name, []).append(value)
     return {name: fmean(given) for name, given in values.items()}
+
+
+def weighted_reward(rewards: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """Return the sum of the weighted rewards that apply; None if none of a weight other than 0 does.
+
+    A reward without a weight counts 0. `objective.advantages` has the same rule for whole groups.
+    """
+    weighted = [
+        weights[name] * value for name, value in rewards.items() if value is not None and weights.get(name)
+    ]
+    return sum(weighted) if weighted else None
+
+
+def default_metric(weights: Mapping[str, float], task: Task) -> str:
+    """Return what decides which checkpoint is best, if the settings do not say.
+
+    The accuracy reads the answer as the built-in rewards and those of the task do. For any other reward it may always be
+    0, so the weighted reward decides.
+    """
+    known = {*REWARDS, *task.default_rewards}
+    return REWARD if any(weight and name not in known for name, weight in weights.items()) else ACCURACY
 
 
 def open_scorer(weights: Mapping[str, float], settings: RewardConfig) -> "Scorer":

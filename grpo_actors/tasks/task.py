@@ -3,8 +3,10 @@
 A task defines its prompts together with its rewards. It does not depend on a model, a tokenizer or a socket.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Literal
 
 from grpo_actors.tasks.answers import canonical_answer, extract_answer, same_answer
@@ -27,6 +29,26 @@ class Problem:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+def shared_prompts(train: Iterable[Problem], held_out: Iterable[Problem]) -> int:
+    """Return the number of training problems whose prompt is also held out."""
+    prompts = {_prompt(problem) for problem in held_out}
+    return sum(_prompt(problem) in prompts for problem in train)
+
+
+def _prompt(problem: Problem) -> str:
+    return json.dumps(problem.messages, sort_keys=True)
+
+
+def digest(problems: Iterable[Problem]) -> str:
+    """Return a digest of the problems: of their order, ids and contents."""
+    hashed = blake2b(digest_size=8)
+    for problem in problems:
+        content = [problem.id, problem.messages, problem.answer, dict(problem.columns)]
+        # Two lists of problems never give the same bytes: a line break inside a text is escaped.
+        hashed.update(json.dumps(content, sort_keys=True, default=repr).encode() + b"\n")
+    return hashed.hexdigest()
+
+
 class Task:
     """A source of problems that can judge their answers. The two splits never share a problem.
 
@@ -37,6 +59,8 @@ class Task:
 
     #: Reward name -> weight, used if the configuration names no rewards.
     default_rewards: Mapping[str, float]
+    #: What the user should know of the data, a line each.
+    notes: Sequence[str] = ()
 
     def __init__(self, train: Sequence[Problem], held_out: Sequence[Problem]) -> None:
         self.splits: dict[Split, Sequence[Problem]] = {"train": train, "eval": held_out}
@@ -44,6 +68,12 @@ class Task:
     def problems(self, split: Split) -> Sequence[Problem]:
         """Return all problems of a split in the order of the data; indexing and `len` are cheap."""
         return self.splits[split]
+
+    def describe_splits(self) -> str:
+        """Say how many problems are held out and how many train."""
+        train, held_out = (len(self.splits[split]) for split in ("train", "eval"))
+        share = held_out / (train + held_out)
+        return f"{share:.0%} of the problems ({held_out:,}) are held out for evaluation, {train:,} are to train on"
 
     def is_correct(self, completion: str, problem: Problem) -> bool:
         """Return whether the completion's answer is right, as a number or as text. The evaluator counts this."""

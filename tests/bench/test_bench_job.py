@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scores import score
 
 from grpo_actors.bench.job_report import Interrupt, Job, report
 from grpo_actors.bench.watching import MemorySample, Process, names_of, processes
@@ -22,7 +23,7 @@ def metrics(update, at_s, update_s, wait_s=0.0, **more):
 
 def scored(update, at_s, seconds, accuracy):
     fields = {
-        "samples": 100,
+        "score": score(accuracy).model_dump(),
         "accuracy": accuracy,
         "accuracy_low": accuracy - 0.1,
         "accuracy_high": accuracy + 0.1,

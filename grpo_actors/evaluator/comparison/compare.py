@@ -3,8 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError
@@ -30,6 +32,9 @@ from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
 from grpo_actors.tasks.registry import chosen_rewards, load_task
 from grpo_actors.tasks.scoring import open_scorer
+
+_results = TypeAdapter(list[Result])
+_comparison = TypeAdapter(Pair | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +179,7 @@ def _as_json(results: Sequence[Result], comparison: Pair | None, config: Config)
     document = {
         "task": config.data.task,
         "max_new_tokens": max_answer_tokens(config),
-        "checkpoints": [asdict(result) for result in results],
-        "comparison": None if comparison is None else asdict(comparison),
+        "checkpoints": _results.dump_python(list(results)),
+        "comparison": _comparison.dump_python(comparison),
     }
     return json.dumps(document, indent=2)
