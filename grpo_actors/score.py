@@ -97,6 +97,8 @@ class Report(Form):
     sampled_reward: float | None
     #: Unweighted mean of each reward function over the greedy answers to which it applies.
     rewards: PerReward
+    #: Source of a mixture -> its part of the score, with the same measure on its problems.
+    by_source: Annotated[dict[Name, Estimate], Field(max_length=64)] = {}
     completion_length_mean: NotNegative
     truncated_share: Share
     seconds: NotNegative

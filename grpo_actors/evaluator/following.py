@@ -27,7 +27,7 @@ from grpo_actors.rundir.checkpoints import Checkpoint, find_checkpoints, verify
 from grpo_actors.rundir.claim import with_rewards
 from grpo_actors.rundir.folder import BASE, BASE_EVALUATION_FILE, EVALUATION_FILE, checkpoint_name
 from grpo_actors.rundir.scores import SavedScore, read_score, write_score
-from grpo_actors.tasks.registry import load_task
+from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.keys import ClientKey, read_run_key
@@ -79,13 +79,13 @@ class RunEvaluator:
 
     def run(self) -> None:
         """Score checkpoints until the learner sends Bye or the process is asked to stop."""
-        task = load_task(self._config.data, seed=self._config.run.seed)
+        task = open_task(self._config)
         config = with_rewards(self._config, task)
         policy = load_policy(config.model, seed=config.run.seed)
         questions = held_out(task, config, policy)
         self._measure = measure_of(questions, config)
         with (
-            open_scorer(config.reward.functions, config.reward) as scorer,
+            open_scorer(config) as scorer,
             open_episodes(config, policy) as turns,
         ):
 

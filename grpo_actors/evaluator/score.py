@@ -59,7 +59,9 @@ class AnsweredProblem:
 
 
 def held_out(task: Task, config: Config, policy: Policy, samples: int | None = None) -> list[Question]:
-    """Choose the problems to score: a subset of the held-out split, which depends only on the two sizes.
+    """Choose the problems to score: a subset of the held-out split, which depends only on the sizes.
+
+    Of a mixture, each source has the same number of them, if it has as many.
 
     Problems with a prompt longer than data.max_prompt_length are left out.
 
@@ -77,9 +79,15 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
         raise ConfigError(f"--samples must be ≥ 0 (0: all), got {samples}")
     problems = task.problems("eval")
     count = config.evaluator.eval_subset_size if samples is None else samples
-    indices = random.Random("evaluation").sample(
-        range(len(problems)), k=min(count or len(problems), len(problems))
-    )
+    sources = task.eval_sources()
+    share = -(-count // len(sources))  # rounded up
+    indices: list[int] = []
+    start = 0
+    for held_out_problems in sources.values():
+        size = len(held_out_problems)
+        chosen_here = random.Random("evaluation").sample(range(size), k=min(share or size, size))
+        indices += [start + index for index in chosen_here]
+        start += size
     limit = config.data.max_prompt_length
     with policy.template_ends():
         policy.encode_chat(problems[indices[0]].messages)
@@ -148,9 +156,19 @@ def evaluate(
         rewards=reward_means(answer.rewards for answer in greedy),
         completion_length_mean=fmean(answer.tokens for answer in greedy),
         truncated_share=fmean(answer.truncated for answer in greedy),
+        by_source=by_source([question.problem.source for question in questions], values),
         seconds=time.monotonic() - started_s,
     )
     return SavedScore(report=report, values=values)
+
+
+def by_source(sources: Sequence[str], values: Sequence[float | None]) -> dict[str, Estimate]:
+    """Return the mean of the values of each named source, with its interval; without any if none applies."""
+    found: dict[str, list[float]] = {}
+    for source, value in zip(sources, values, strict=True):
+        if source and value is not None:
+            found.setdefault(source, []).append(value)
+    return {source: mean_estimate(known) for source, known in found.items()}
 
 
 def measure_of(questions: Sequence[Question], config: Config) -> Measure:

@@ -77,7 +77,7 @@ def _front_matter(config: Config, *, is_adapter: bool) -> str:
     if hub_id := _hub_id(config):
         relation = "adapter" if is_adapter else "finetune"
         lines += [f"base_model: {json.dumps(hub_id)}", f"base_model_relation: {relation}"]
-    if config.data.task == "gsm8k":
+    if config.data.task == "gsm8k" and not config.data.sources:
         lines.append(f"datasets:\n- {HUB_ID}")
     lines += ["library_name: mlx", "pipeline_tag: text-generation"]
     lines.append("tags:\n- grpo\n- reinforcement-learning\n- mlx")
@@ -93,7 +93,7 @@ def _sentence(config: Config, checkpoint: Checkpoint) -> str:
 
 def _task(config: Config) -> str:
     path = config.data.path
-    return config.data.task + (f" ({Path(path).name})" if path else "")
+    return config.data.title + (f" ({Path(path).name})" if path else "")
 
 
 def _scores(run_dir: Path, config: Config, checkpoint: Checkpoint) -> str:

@@ -3,29 +3,28 @@
 import sys
 
 from grpo_actors.config import Config
-from grpo_actors.learner.grpo import Grpo
 from grpo_actors.policy.decoding.sampling import NO_ENVIRONMENT
 from grpo_actors.policy.decoding.step import require_fit
 from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.locate import locate
-from grpo_actors.policy.model import load_policy
+from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.tasks.task import Problem
 
 
-def load_grpo(config: Config, total_updates: int) -> Grpo:
-    """Load the model and make its optimizer, as for a new run; `Archive.restore` then loads a checkpoint."""
+def load_model(config: Config) -> Policy:
+    """Load the model as for a new run; `Archive.restore` then loads a checkpoint."""
     if isinstance(locate(config.model.model_name), str):
         print(f"model {config.model.model_name}: from the hub, or from its local copy", file=sys.stderr)
-    return Grpo(config, load_policy(config.model, seed=config.run.seed), total_updates)
+    return load_policy(config.model, seed=config.run.seed)
 
 
-def check_sampling(config: Config, grpo: Grpo, first: Problem) -> None:
+def check_sampling(config: Config, policy: Policy, first: Problem) -> None:
     """Refuse a model or settings with which workers could not sample; `first` is the first problem."""
     if config.rollout.in_flight_updates:
-        require_fit(grpo.policy, "rollout.in_flight_updates: must be false")
-    if config.data.environment:
-        require_fit(grpo.policy, NO_ENVIRONMENT)
-    with grpo.policy.template_ends():
-        grpo.policy.encode_chat(first.messages)
-        if config.data.environment:
-            encode_reply(grpo.policy, {"role": "user", "content": "?"}, after_stop_token=True)
+        require_fit(policy, "rollout.in_flight_updates: must be false")
+    if config.environments:
+        require_fit(policy, NO_ENVIRONMENT)
+    with policy.template_ends():
+        policy.encode_chat(first.messages)
+        if config.environments:
+            encode_reply(policy, {"role": "user", "content": "?"}, after_stop_token=True)

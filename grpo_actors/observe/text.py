@@ -138,7 +138,7 @@ def how(evaluation: Record) -> str:
     return f"sampled at {temperature:g}" if temperature else "greedy"
 
 
-def estimate(record: Record, key: str) -> str:
+def estimate(record: Mapping[str, Any], key: str) -> str:
     """Format ``0.41 [0.35, 0.47]``, the estimate at `key` of a record with its 95 % interval."""
     found = mapping(record, key)
     low, high = number(found, "low"), number(found, "high")
@@ -149,11 +149,13 @@ def estimate(record: Record, key: str) -> str:
 def eval_line(evaluation: Record) -> str:
     """Format one evaluation with its interval, to be printed when it arrives."""
     problems = number(mapping(mapping(evaluation, "score"), "measure"), "problems")
+    sources = mapping(evaluation, "by_source")
     on = "" if problems is None else f" on {count(problems)} problems"
     parts = [
         f"eval @{count(number(evaluation, 'update'))}",
         f"{metric(evaluation)} {estimate(evaluation, 'score')}, {how(evaluation)}{on}",
         f"gain {estimate(evaluation, 'gain')}" if mapping(evaluation, "gain") else "",
+        *(f"{printable(name)} {estimate(sources, name)}" for name in sources),
         "best so far" if evaluation.get("best") is True else "",
     ]
     return "  ".join(part for part in parts if part)

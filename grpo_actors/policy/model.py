@@ -130,6 +130,8 @@ class Policy:
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the token ids of a conversation, up to the beginning of the assistant's turn.
 
+        If the last turn is the assistant's, the ids end with its text, which a completion continues.
+
         Raises:
             ModelError: there is no chat template, or it refuses these turns.
         """
@@ -138,10 +140,12 @@ class Policy:
                 f"{self.name}: its tokenizer has no chat template; use an instruction-tuned model, "
                 "or add chat_template to its tokenizer_config.json"
             )
+        continues = messages[-1]["role"] == "assistant"
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
-                add_generation_prompt=True,
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
                 tokenize=True,
                 return_dict=False,
             )

@@ -13,7 +13,14 @@ from grpo_actors.wire.messages import Completion, Group, Lease, floats, ints
 
 def problem_of(lease: Lease) -> Problem:
     """Return the problem that a lease carries."""
-    return Problem(lease.problem_id, tuple(lease.messages), lease.answer, lease.columns)
+    return Problem(
+        lease.problem_id,
+        tuple(lease.messages),
+        lease.answer,
+        lease.columns,
+        text_prompt=lease.text_prompt,
+        source=lease.source,
+    )
 
 
 def score_group(

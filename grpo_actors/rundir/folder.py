@@ -21,6 +21,8 @@ GROUPS_FILE = "groups.jsonl"
 BASE_EVALUATION_FILE = "evaluation-base.json"
 #: Which checkpoint scored best, or that the base model did.
 BEST = "best.json"
+#: The number of training problems, and a digest of them.
+DATA_FILE = "data.json"
 #: Only with ``rollout.workers = "auto"``: the number of workers and the decisions that led to it.
 WORKERS_FILE = "workers.json"
 #: Addresses of the sockets; exists while the run lives.

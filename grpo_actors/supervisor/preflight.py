@@ -10,11 +10,12 @@ from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.rundir.claim import check_resume, claimed, total_updates, with_rewards
+from grpo_actors.rundir.data import check_data
 from grpo_actors.rundir.folder import LOCK_FILE, locked
 from grpo_actors.supervisor.fit import check_memory
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.tasks.own.replying import Replier
-from grpo_actors.tasks.registry import load_task
+from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.trackers import check_installed
 from grpo_actors.transport.access import check_curve
@@ -43,14 +44,21 @@ def check(config: Config, machine: Machine) -> list[str]:
     check_installed(config.metrics.trackers)
     check_memory(config, machine)
     notes: list[str] = []
-    if config.data.path or config.data.task != "gsm8k":  # gsm8k: only the learner asks the hub
-        task = load_task(config.data, seed=config.run.seed)
+    if not asks_hub(config):  # only the learner does
+        task = open_task(config)
         total_updates(with_rewards(config, task), len(task.problems("train")))
+        check_data(run_dir, task)
         notes += [task.describe_splits(), *task.notes]
-    open_scorer(config.reward.functions, config.reward).close()
-    if config.data.environment:
-        Replier(config.data.environment, timeout_s=config.reward.reward_timeout_s).close()
+    open_scorer(config).close()
+    for environment in dict.fromkeys(config.environments.values()):
+        Replier(environment, timeout_s=config.reward.reward_timeout_s).close()
     return notes
+
+
+def asks_hub(config: Config) -> bool:
+    """Return whether GSM8K is read from the hub."""
+    parts = [config.data.of(source) for source in config.all_sources]
+    return any(data.task == "gsm8k" and not data.path for data in parts or [config.data])
 
 
 @contextlib.contextmanager

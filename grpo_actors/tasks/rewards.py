@@ -49,10 +49,10 @@ class Reward(Protocol):
 def correctness(
     prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """Return 1 if the answer of the completion is the true one, as a number or else as text."""
+    """Return 1 if the answer of the completion is the true one, as a number or else as text; None without a true one."""
     del prompts, columns
     return [
-        float(same_answer(extract_answer(text(completion)), true))
+        float(same_answer(extract_answer(text(completion)), true)) if true else None
         for completion, true in zip(completions, answer, strict=True)
     ]
 

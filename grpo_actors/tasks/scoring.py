@@ -5,12 +5,12 @@ uses only their names and returns unweighted values. A reward that fails is repo
 it never ends the process that scores.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from grpo_actors.config.data import RewardConfig
+from grpo_actors.config import Config
 from grpo_actors.errors import RewardError
 from grpo_actors.progress import report_progress
 from grpo_actors.score import ACCURACY, REWARD
@@ -63,11 +63,15 @@ def default_metric(weights: Mapping[str, float], task: Task) -> str:
     return REWARD if any(weight and name not in known for name, weight in weights.items()) else ACCURACY
 
 
-def open_scorer(weights: Mapping[str, float], settings: RewardConfig) -> "Scorer":
+def open_scorer(config: Config) -> "Scorer":
     """Open the scorer of a run. Raises RewardError as `Scorer` does."""
+    settings = config.reward
     limits = CodeLimits(settings.code_timeout_s, int(settings.code_memory_gb * 2**30))
     return Scorer(
-        weights, timeout_s=settings.reward_timeout_s, code=limits if settings.allow_code_execution else None
+        settings.functions,
+        timeout_s=settings.reward_timeout_s,
+        code=limits if settings.allow_code_execution else None,
+        of_sources=config.rewards_of_sources,
     )
 
 
@@ -81,8 +85,15 @@ class Scorer(UsesOwnFunctions):
     """
 
     def __init__(
-        self, weights: Mapping[str, float], *, timeout_s: float, code: CodeLimits | None = None
+        self,
+        weights: Mapping[str, float],
+        *,
+        timeout_s: float,
+        code: CodeLimits | None = None,
+        of_sources: Mapping[str, Collection[str]] | None = None,
     ) -> None:
+        """`of_sources`: source -> the rewards that apply to its problems; a source that is left out has all."""
+        self._of_sources = of_sources or {}
         self._names = list(weights)
         specs = {name: _spec(name) for name in weights if name in LIBRARY_REWARDS or _is_own(name)}
         self._here: dict[str, Reward] = {
@@ -100,7 +111,11 @@ class Scorer(UsesOwnFunctions):
         arguments = _arguments(problem, completions)
         rewards: dict[str, list[float | None]] = {}
         failures: list[str] = []
+        applies = self._of_sources.get(problem.source, self._names)
         for name in self._names:
+            if name not in applies:
+                rewards[name] = [None] * len(completions)
+                continue
             try:
                 rewards[name] = self._values(name, arguments)
             except RewardError as error:

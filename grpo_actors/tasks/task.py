@@ -4,7 +4,7 @@ A task defines its prompts together with its rewards. It does not depend on a mo
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
@@ -23,10 +23,21 @@ class Problem:
     id: str
     #: The chat so far; it ends with the user's turn.
     messages: tuple[Message, ...]
-    #: The true answer as text, which rewards receive as ``answer``.
+    #: The true answer as text; empty if the data set has none.
     answer: str
-    #: Further columns of the data set, passed to rewards as keyword arguments.
+    #: The columns of the data set with their own names and types, passed to own functions as keyword arguments.
     columns: Mapping[str, Any] = field(default_factory=dict)
+    #: Whether the data set has a text as the prompt, not a chat: own rewards then get texts (`scoring`).
+    text_prompt: bool = False
+    #: Name of its source in a mixture; empty if there is no mixture.
+    source: str = ""
+
+
+def fit(problems: Sequence[Problem], unfit: Callable[[Problem], bool]) -> Sequence[Problem]:
+    """Return the problems that are not unfit; all of those that are made on demand."""
+    if not isinstance(problems, list):
+        return problems
+    return [problem for problem in problems if not unfit(problem)]
 
 
 def shared_prompts(train: Iterable[Problem], held_out: Iterable[Problem]) -> int:
@@ -68,6 +79,25 @@ class Task:
     def problems(self, split: Split) -> Sequence[Problem]:
         """Return all problems of a split in the order of the data; indexing and `len` are cheap."""
         return self.splits[split]
+
+    def leave_out(self, unfit: Callable[[Problem], bool]) -> int:
+        """Leave out unfit training problems and return their number. Problems that are made on demand are not asked."""
+        train = self.splits["train"]
+        kept = fit(train, unfit)
+        self.splits["train"] = kept
+        return len(train) - len(kept)
+
+    def digest(self) -> str:
+        """Return a digest of the training problems, which a resumed run must have again."""
+        return digest(self.splits["train"])
+
+    def train_sources(self) -> Mapping[str, Sequence[Problem]]:
+        """Return the training problems by the name of their source; "" if they come from no mixture."""
+        return {"": self.splits["train"]}
+
+    def eval_sources(self) -> Mapping[str, Sequence[Problem]]:
+        """Return the held-out problems by the name of their source, as `train_sources`."""
+        return {"": self.splits["eval"]}
 
     def describe_splits(self) -> str:
         """Say how many problems are held out and how many train."""

@@ -215,6 +215,10 @@ class Lease(Message):
     answer: Text
     #: The problem's further columns; JSON on the wire, because a data set may hold numbers that MessagePack does not have.
     columns: Json[dict[str, Any]]
+    #: Whether the prompt is a text in the data set, not a chat.
+    text_prompt: bool = False
+    #: Name of the problem's source in a mixture.
+    source: Name = ""
 
 
 class Grant(Message):

@@ -14,8 +14,8 @@ PROBLEM = Problem("p", ({"role": "user", "content": "1 + 1?"},), "2", {})
 def test_a_chat_template_that_loops_for_hours_is_found_at_the_first_problem(monkeypatch):
     settings = config()
     grpo = learner(settings)
-    check_sampling(settings, grpo, PROBLEM)
+    check_sampling(settings, grpo.policy, PROBLEM)
     monkeypatch.setattr(model, "TEMPLATE_S", 0.1)
     grpo.policy.tokenizer.chat_template = 3 * "{% for i in range(100000) %}" + 3 * "{% endfor %}"
     with pytest.raises(ModelError, match="its chat template does not end within"):
-        check_sampling(settings, grpo, PROBLEM)
+        check_sampling(settings, grpo.policy, PROBLEM)

@@ -29,6 +29,17 @@ def test_the_weighted_reward_decides_where_a_reward_of_the_users_counts(function
     assert resolved(f"functions={functions}", "metric=accuracy").evaluator.metric == "accuracy"
 
 
+def test_a_reward_that_compares_with_true_answers_is_refused_if_the_data_has_none(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"question": "a"}\n{"question": "b"}\n')
+    data = ("task=dataset", f"path={path}")
+    with pytest.raises(
+        ConfigError, match=r"reward.functions: correctness compares with true answers, and the data"
+    ):
+        resolved(*data)
+    assert resolved(*data, "functions={ soft_format = 1.0 }").evaluator.metric == "accuracy"
+
+
 def test_the_metric_may_be_one_reward_function_of_the_run():
     assert resolved("metric=strict_format").evaluator.metric == "strict_format"
     with pytest.raises(

@@ -12,6 +12,7 @@ from grpo_actors.errors import DataError, ProtocolError
 from grpo_actors.learner.exchange.sampling_rules import SamplingRules
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.schedule.lease import Granted
+from grpo_actors.schedule.mixture import MixtureOrder
 from grpo_actors.schedule.order import ProblemOrder, sample_seeds
 from grpo_actors.tasks.task import Problem
 from grpo_actors.wire.messages import Group, Lease, ints
@@ -25,7 +26,7 @@ class Supply:
     """The problems of a run, in order."""
 
     problems: Sequence[Problem]
-    order: ProblemOrder
+    order: ProblemOrder | MixtureOrder
     seed: int
     num_generations: int
     max_prompt_length: int
@@ -82,6 +83,8 @@ class Supply:
             messages=list(problem.messages),
             answer=problem.answer,
             columns=json.dumps(dict(problem.columns)),  # type: ignore[arg-type]  # pydantic reads the text
+            text_prompt=problem.text_prompt,
+            source=problem.source,
         )
 
     def read_group(self, message: Group, worker: str, newest_version: int) -> SampledGroup:
