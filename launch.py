@@ -67,7 +67,8 @@ def main() -> int:
 
         show, machine = as_json if arguments.json else as_text, Machine.here(asks_gpu=True)
         print(show(loaded, memory_plan=plan_text(loaded.config, machine)), end="", flush=True)
-        check(loaded.config, machine)
+        for note in check(loaded.config, machine):
+            print(f"note: {note}", file=sys.stderr)
         return 0
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -39,8 +39,9 @@ def code_of_model(model: ModelConfig) -> list[str]:
 def code_of(config: Config) -> list[str]:
     """Return the names of all code that sampling, scoring and evaluating with these settings run."""
     rewards = [name for name in config.reward.functions if name == CODE_TESTS or is_own(name)]
-    environment = [config.data.environment] if is_own(config.data.environment) else []
-    return [*rewards, *environment, *code_of_model(config.model)]
+    parts = [config.data, *(config.data.of(source) for source in config.all_sources)]
+    named = dict.fromkeys(name for data in parts for name in (data.path, data.eval_path, data.environment))
+    return [*rewards, *filter(is_own, named), *code_of_model(config.model)]
 
 
 def options_for(config: Config) -> list[str]:

@@ -100,4 +100,4 @@ def _problems(folder: Path, options: Options) -> list[str]:
     problems, reward = folder / "problems.jsonl", folder / "rewards.py"
     write_problems(problems, options.prompt_tokens or PROMPT_TOKENS)
     reward.write_text(REWARD)
-    return ["task=jsonl", f"path={problems}", f'functions={{"{reward}:alternating"=1.0}}']
+    return ["task=dataset", f"path={problems}", f'functions={{"{reward}:alternating"=1.0}}']

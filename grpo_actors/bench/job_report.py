@@ -161,7 +161,8 @@ def _evaluations(job: Job) -> list[Scored]:
             record["update"],
             record["time"] - record["seconds"] - job.started_at,
             record["time"] - job.started_at,
-            *(record[name] for name in ("samples", "accuracy", "accuracy_low", "accuracy_high")),
+            record["score"]["measure"]["problems"],
+            *(record[name] for name in ("accuracy", "accuracy_low", "accuracy_high")),
         )
         for record in job.of("eval")
     ]

@@ -97,11 +97,14 @@ def _unused_in_transport_and_evaluator(config: "Config") -> Iterator[tuple[str, 
 
 
 def _unused_in_data(config: "Config") -> Iterator[tuple[str, str]]:
-    if config.data.task != "jsonl":
-        for leaf in ("prompt_column", "answer_column", "eval_fraction"):
+    if config.data.task != "dataset":
+        for leaf in (
+            *("subset", "split", "eval_split", "revision", "prompt_column", "answer_column"),
+            "eval_fraction",
+        ):
             yield f"data.{leaf}", f'task is "{config.data.task}"'
-    elif config.data.eval_path:
-        yield "data.eval_fraction", "eval_path is given"
+    elif config.data.eval_path or config.data.eval_split:
+        yield "data.eval_fraction", "eval_path or eval_split is given"
     if config.data.task != "reasoning_gym":
         for leaf in ("task", "settings", "size", "eval_size"):
             yield f"data.gym_{leaf}", f'task is "{config.data.task}"'

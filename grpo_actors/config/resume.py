@@ -1,5 +1,7 @@
 """Decide whether a run can be resumed under other settings."""
 
+from typing import Any
+
 from grpo_actors.config.schema import OWNER, Config
 
 #: Settings that change the order of the data, the model or the optimizer's state: a checkpoint written
@@ -18,8 +20,10 @@ MATTERS_FOR_RESUME = frozenset(
         "model.lora_keys",
         "model.adapter_path",
         "data.task",
-        "data.path",
-        "data.eval_path",
+        "data.subset",
+        "data.split",
+        "data.eval_split",
+        "data.revision",
         "data.eval_fraction",
         "data.prompt_column",
         "data.answer_column",
@@ -31,6 +35,7 @@ MATTERS_FOR_RESUME = frozenset(
         "data.chat_template",
         "data.chat_template_kwargs",
         "data.num_shots",
+        "data.sources",
         "data.max_train_samples",
         "data.max_prompt_length",
         "data.shuffle",
@@ -41,6 +46,10 @@ MATTERS_FOR_RESUME = frozenset(
         "learner.optimizer",
     }
 )
+
+
+#: Settings that say where the data is. Its content is compared instead (`rundir.data`), so it may move.
+_PLACES = frozenset({"path", "eval_path"})
 
 
 def differences(a: Config, b: Config) -> list[str]:
@@ -58,7 +67,13 @@ def resume_conflicts(saved: Config, wanted: Config) -> list[str]:
     An update may be cut into micro-batches in another way (to fit in memory) if its number of groups stays the same.
     """
     conflicts = [key for key in differences(saved, wanted) if key in MATTERS_FOR_RESUME]
+    if _without_places(saved) == _without_places(wanted):
+        conflicts = [key for key in conflicts if key != "data.sources"]
     if saved.groups_per_update == wanted.groups_per_update:
         cut = {"learner.batch_size", "learner.gradient_accumulation_steps"}
         return [key for key in conflicts if key not in cut]
     return conflicts
+
+
+def _without_places(config: Config) -> list[dict[str, Any]]:
+    return [source.model_dump(exclude=set(_PLACES)) for source in config.data.sources]

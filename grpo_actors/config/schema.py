@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from grpo_actors.config.data import DataConfig, RewardConfig
+from grpo_actors.config.data import DataConfig, RewardConfig, SourceConfig, Sources
 from grpo_actors.config.objective import ObjectiveConfig
 from grpo_actors.config.rules import check, is_loopback
 from grpo_actors.config.section import NotNegative, NotNegativeOrAuto, Positive, Section, Text, Texts
@@ -232,9 +232,20 @@ class EvaluatorConfig(Section):
     eval_subset_size: NotNegative = Field(200, description="held-out problems scored; 0: all")
     eval_max_new_tokens: NotNegative = Field(0, description="tokens of an answer; 0: max_new_tokens")
     eval_batch_size: Positive = Field(32, description="answers sampled at a time")
-    eval_temperature: float = Field(1.0, gt=0, description="temperature of the sampled score")
+    eval_temperature: float = Field(1.0, gt=0, description="temperature of the sampled answers")
     eval_sampled: bool = Field(
-        default=False, description="also score one sampled answer for each problem; greedy is always scored"
+        default=False,
+        description="also sample an answer to each problem, and let these answers decide which checkpoint is best",
+    )
+    eval_sources: Sources = Field(
+        (),
+        description="a table [[evaluator.eval_sources]] with a name for each data set to score on, in place of a held-out "
+        "part of the training data",
+    )
+    metric: Text | None = Field(
+        None,
+        description='what decides which checkpoint is best: "reward" (the weighted sum), "accuracy" or the name of one '
+        'reward; not set: "reward" if a reward other than the built-in ones and the task\'s own counts, else "accuracy"',
     )
 
 
@@ -315,6 +326,23 @@ class Config(Section):
     transport: TransportConfig = TransportConfig()
     metrics: MetricsConfig = MetricsConfig()
     health: HealthConfig = HealthConfig()
+
+    @property
+    def all_sources(self) -> tuple[SourceConfig, ...]:
+        """Return the sources of training and of evaluation; empty without a mixture."""
+        return (*self.data.sources, *self.evaluator.eval_sources)
+
+    @property
+    def environments(self) -> dict[str, str]:
+        """Return source -> its environment, for all that have one; "" stands for problems that come from no source."""
+        named = {source.name: self.data.of(source).environment for source in self.all_sources}
+        given = named if self.data.sources else {"": self.data.environment, **named}
+        return {name: environment for name, environment in given.items() if environment}
+
+    @property
+    def rewards_of_sources(self) -> dict[str, tuple[str, ...]]:
+        """Return source -> the rewards that score its problems, for all sources that not every reward scores."""
+        return {source.name: source.rewards for source in self.all_sources if source.rewards}
 
     @property
     def groups_per_update(self) -> int:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from grpo_actors.config.schema import SECTIONS
+from grpo_actors.config.section import Section
 from grpo_actors.errors import nearest
 
 #: Characters of a value in an error message, which has one line; a longer value is cut.
@@ -42,6 +43,8 @@ def toml_value(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, Section):
+        value = value.model_dump(exclude_unset=True)
     if isinstance(value, dict):
         pairs = (f"{toml_value(str(name))} = {toml_value(item)}" for name, item in value.items())
         return "{ " + ", ".join(pairs) + " }" if value else "{}"
@@ -82,6 +85,12 @@ def _rule(kind: Any, metadata: Iterable[Any]) -> str:
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
         return f"a list of {', '.join(toml_value(choice) for choice in get_args(get_args(kind)[0]))}"
+    if (
+        get_origin(kind) is tuple
+        and isinstance(table := get_args(kind)[0], type)
+        and issubclass(table, Section)
+    ):
+        return f"a list of tables with the settings {', '.join(table.model_fields)}"
     rule = _KINDS.get(kind) or _KINDS[get_origin(kind) or kind]
     bounds = list(metadata)
     if any(isinstance(bound, annotated_types.MinLen) for bound in bounds):
@@ -113,12 +122,17 @@ def broken_rule(error: ValidationError, where: Callable[[tuple[str, ...]], str])
         return f"{where(())}: must be a table of sections, got {brief(first['input'])}"
     key, value = ".".join(location[:2]), brief(first["input"])
     if first["type"] == "extra_forbidden":
-        return f"{where((key,))}: {key} is not a setting{more}"
+        inside = f"[{location[2]}]: {location[3]}" if len(location) > 3 else ""
+        return f"{where((key,))}: {key}{inside} is not a setting{more}"
     if len(location) == 1:
         return f"{where((key,))}: {key} must be a table, got {value}{more}"
     # A deeper location is an item of a list or of a table.
     item = f"[{brief(first['loc'][2])}]" if len(location) > 2 else ""
     field = SECTIONS[location[0]].model_fields[location[1]]
+    if len(location) > 3:  # a setting of a table in a list of tables
+        inner = get_args(kind_of(field))[0].model_fields[location[3]]
+        what = "must be given" if first["type"] == "missing" else f"must be {rule_of(inner)}, got {value}"
+        return f"{where((key,))}: {key}{item}: {location[3]} {what}{more}"
     at = f" at {item}" if item else ""
     return f"{where((key,))}: {key} must be {rule_of(field)}, got {value}{at}{_nearest_choice(field, value)}{more}"
 

@@ -1,4 +1,4 @@
-"""Compute the statistics of accuracy: confidence intervals, figures of k samples, tests of two policies.
+"""Compute the statistics of scores: confidence intervals, figures of k samples, tests of two policies.
 
 Pure: counts and shares in, numbers out. It depends on no model and no task. Every interval is two-sided with 95 %
 confidence, over the problems: it shows how the figure would vary with other problems of the same kind.
@@ -7,9 +7,10 @@ confidence, over the problems: it shows how the figure would vary with other pro
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+
+from grpo_actors.score import Estimate
 
 #: The two-sided 95 % quantile of the normal distribution.
 Z95 = 1.959964
@@ -17,15 +18,6 @@ Z95 = 1.959964
 RESAMPLES = 10_000
 #: Resamples drawn at a time, which limits the memory to a few megabytes per thousand problems.
 _RESAMPLES_AT_ONCE = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def wilson_interval(right: float, total: int) -> tuple[float, float]:
@@ -74,22 +66,23 @@ def majority(answers: Sequence[str], right: Sequence[bool]) -> float:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean over problems of values from 0 to 1, with its interval.
+    """Return the mean over problems, with its interval.
 
     If every value is 0 or 1, the interval is Wilson's. Otherwise it is that of the percentile bootstrap (Efron, 1979):
     problems are drawn with replacement, with the same seed every time. If all problems have the same value, a bootstrap
-    has no width, so Wilson's interval is used; it is then too wide rather than too narrow.
+    has no width. For a value from 0 to 1 Wilson's interval is used then, which is too wide rather than too narrow.
     """
     mean = math.fsum(values) / len(values)
-    if set(values) <= {0, 1} or len(set(values)) == 1:
-        return Estimate(mean, *wilson_interval(mean * len(values), len(values)))
-    return Estimate(mean, *_bootstrap_interval(values))
+    different = set(values)
+    if different <= {0, 1} or (len(different) == 1 and 0 <= mean <= 1):
+        return _estimate(mean, wilson_interval(mean * len(values), len(values)))
+    return _estimate(mean, _bootstrap_interval(values))
 
 
 def mean_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
     """Return the mean of second − first over the same problems, with the interval of a bootstrap over pairs."""
     differences = [b - a for a, b in zip(first, second, strict=True)]
-    return Estimate(math.fsum(differences) / len(differences), *_bootstrap_interval(differences))
+    return _estimate(math.fsum(differences) / len(differences), _bootstrap_interval(differences))
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
@@ -113,7 +106,13 @@ def paired_difference(only_first: int, only_second: int, total: int) -> Estimate
     first, second = (only_first + 1) / (total + 2), (only_second + 1) / (total + 2)
     centre = second - first
     half = Z95 * math.sqrt((first + second - centre**2) / (total + 2))
-    return Estimate((only_second - only_first) / total, max(-1.0, centre - half), min(1.0, centre + half))
+    bounds = max(-1.0, centre - half), min(1.0, centre + half)
+    return _estimate((only_second - only_first) / total, bounds)
+
+
+def _estimate(value: float, bounds: tuple[float, float]) -> Estimate:
+    low, high = bounds
+    return Estimate(value=value, low=low, high=high)
 
 
 def _bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Evaluate a run while it trains: score the base model, then every checkpoint as it appears; report to the learner.
 
-A score is saved in a file of the checkpoint and never computed again. A checkpoint that cannot be scored, because it is
+A score is saved in a file of the checkpoint. It is computed again only if the settings have changed what is measured. A checkpoint that cannot be scored, because it is
 damaged or its evaluation ended this process several times, is reported as such: the learner does not wait for its score.
 """
 
@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +16,8 @@ import mlx.core as mx
 
 from grpo_actors import consent
 from grpo_actors.config import Config
-from grpo_actors.errors import RunError
-from grpo_actors.evaluator.score import evaluate, held_out
+from grpo_actors.errors import RewardError, RunError
+from grpo_actors.evaluator.score import evaluate, gain_over, held_out, measure_of
 from grpo_actors.failpoints import reach
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
@@ -26,9 +25,10 @@ from grpo_actors.progress import LOADING_S, begin_work, given_up, scoring_patien
 from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.rundir.checkpoint_weights import load_weights
 from grpo_actors.rundir.checkpoints import Checkpoint, find_checkpoints, verify
-from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
-from grpo_actors.rundir.scores import Score, read_score, write_score
-from grpo_actors.tasks.registry import chosen_rewards, load_task
+from grpo_actors.rundir.claim import with_rewards
+from grpo_actors.rundir.folder import BASE, BASE_EVALUATION_FILE, EVALUATION_FILE, checkpoint_name
+from grpo_actors.rundir.scores import SavedScore, read_score, write_score
+from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import TrainerState, open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.keys import ClientKey, read_run_key
@@ -75,20 +75,23 @@ class RunEvaluator:
         self._work = ""
         #: Updates whose checkpoint was reported to this learner. One that a resumed learner wrote again is reported again.
         self._reported: set[int] = set()
-        #: The report on the base model, which cannot be scored again once a checkpoint is loaded.
-        self._base = b""
+        #: The score of the base model, which cannot be computed again once a checkpoint is loaded; None: it has none.
+        self._base: SavedScore | None = None
 
     def run(self) -> None:
         """Score checkpoints until the learner sends Bye or the process is asked to stop."""
-        config = self._config
-        task = load_task(config.data, seed=config.run.seed)
+        task = open_task(self._config)
+        config = with_rewards(self._config, task)
         policy = load_policy(config.model, seed=config.run.seed)
         policy.use_template(config.data.chat_template, config.data.chat_template_kwargs)
         questions = held_out(task, config, policy)
-        rewards = chosen_rewards(config.reward.functions, task)
-        with open_scorer(rewards, config.reward) as scorer, open_episodes(config, policy) as turns:
+        self._measure = measure_of(questions, config)
+        with (
+            open_scorer(config) as scorer,
+            open_episodes(config, policy) as turns,
+        ):
 
-            def score(update: int) -> Score:
+            def score(update: int) -> SavedScore:
                 scorer.trainer_state = TrainerState(update)
                 return evaluate(
                     policy, task, questions, config, scorer, episodes=turns, on_step=self._on_step
@@ -96,9 +99,9 @@ class RunEvaluator:
 
             self._begin("base model")
             if self._work in given_up():
-                self._send(Unscored(update=0, checkpoint="base", reason=GIVEN_UP))
+                self._send(Unscored(update=0, checkpoint=BASE, reason=GIVEN_UP))
             else:
-                self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, partial(score, 0))
+                self._base = self._report(0, self._run_dir / BASE_EVALUATION_FILE, partial(score, 0))
             while not self._stop and not self._run_ended:
                 checkpoint = self._next_checkpoint()
                 if checkpoint is None:
@@ -116,35 +119,46 @@ class RunEvaluator:
         return None
 
     def _report_checkpoint(
-        self, checkpoint: Checkpoint, policy: Policy, score: Callable[[int], Score]
+        self, checkpoint: Checkpoint, policy: Policy, score: Callable[[int], SavedScore]
     ) -> None:
         self._begin(checkpoint.path.name)
-        score_file = checkpoint.path / EVALUATION_FILE
-        fault = GIVEN_UP if self._work in given_up() else None
-        if fault is None and not score_file.is_file():
-            fault = verify(checkpoint)
-        if fault is not None:
-            # Damaged, or pruned meanwhile. A resumed learner skips a damaged checkpoint too, and writes it again.
-            self._send(Unscored(update=checkpoint.update, checkpoint=checkpoint.path.name, reason=fault))
+        if self._work in given_up():
+            self._send(Unscored(update=checkpoint.update, checkpoint=checkpoint.path.name, reason=GIVEN_UP))
             return
 
-        def load_and_score() -> Score:
+        def load_and_score() -> SavedScore:
+            if fault := verify(checkpoint):
+                # Damaged, or pruned meanwhile. A resumed learner skips a damaged checkpoint too, and writes it again.
+                raise RunError(fault)
             load_weights(checkpoint.path, policy)
-            return score(checkpoint.update)
+            scored = score(checkpoint.update)
+            gain = gain_over(self._base, scored) if self._base else None
+            return scored.model_copy(update={"report": scored.report.model_copy(update={"gain": gain})})
 
-        self._report(checkpoint.update, checkpoint.path.name, score_file, load_and_score)
+        self._report(checkpoint.update, checkpoint.path / EVALUATION_FILE, load_and_score)
 
-    def _report(self, update: int, name: str, score_file: Path, score: Callable[[], Score]) -> None:
-        """Send the learner the score saved in `score_file`, or compute and save it first."""
-        result = _saved(score_file)
-        if result is None:
-            result = score()
+    def _report(self, update: int, score_file: Path, score: Callable[[], SavedScore]) -> SavedScore | None:
+        """Send the learner the score saved in `score_file`, or compute and save it first; return it if there is one."""
+        saved = self._saved(score_file)
+        if saved is None:
+            try:
+                saved = score()
+            except (RewardError, RunError) as error:
+                self._send(Unscored(update=update, checkpoint=checkpoint_name(update), reason=str(error)))
+                return None
             reach("evaluator.scored")
-            write_score(score_file, result)
-        message = Evaluation(update=update, checkpoint=name, **asdict(result))
-        if not update:
-            self._base = encode(message)
-        self._send(message)
+            write_score(score_file, saved)
+        self._send(Evaluation(update=update, checkpoint=checkpoint_name(update), report=saved.report))
+        return saved
+
+    def _saved(self, score_file: Path) -> SavedScore | None:
+        """Return a saved score, unless it was measured differently or, as after a full disk, cannot be read."""
+        try:
+            saved = read_score(score_file)
+        except RunError as error:
+            print(f"scored again: {error}", file=sys.stderr)
+            return None
+        return saved if saved is not None and saved.report.score.measure == self._measure else None
 
     def _send(self, message: Evaluation | Unscored) -> None:
         data = encode(message)
@@ -168,7 +182,8 @@ class RunEvaluator:
             self._control.send(encode(hello("evaluator", self._control.name, token=self._token)))
             self._reported.clear()
             if self._base:
-                self._control.send(self._base)
+                base = Evaluation(update=0, checkpoint=BASE, report=self._base.report)
+                self._control.send(encode(base))
         elif isinstance(message, Bye):
             self._run_ended = True
 
@@ -186,15 +201,6 @@ class RunEvaluator:
             self._control.send(
                 encode(Beat.model_validate({"state": state, "peak_bytes": mx.get_peak_memory()}))
             )
-
-
-def _saved(score_file: Path) -> Score | None:
-    """Return a saved score. One that cannot be read is computed again: it may have been cut by a full disk."""
-    try:
-        return read_score(score_file)
-    except RunError as error:
-        print(f"scored again: {error}", file=sys.stderr)
-        return None
 
 
 def follow_run(

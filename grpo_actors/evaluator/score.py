@@ -6,24 +6,25 @@ Depends on one policy and one task, not on checkpoints, runs or the caller.
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from grpo_actors.config import Config
 from grpo_actors.config.data import Grade
-from grpo_actors.errors import ConfigError, DataError
-from grpo_actors.evaluator.accuracy import wilson_interval
+from grpo_actors.errors import ConfigError, DataError, RewardError
+from grpo_actors.evaluator.accuracy import mean_difference, mean_estimate
 from grpo_actors.policy.decoding.sampling import Sample, SamplingParams, Submission, sample_in_turn
 from grpo_actors.policy.model import Policy
 from grpo_actors.rollout.episodes import Episodes, judged
-from grpo_actors.rundir.scores import Score
+from grpo_actors.rundir.scores import SavedScore
 from grpo_actors.schedule.order import sample_seeds
+from grpo_actors.score import ACCURACY, REWARD, Estimate, Measure, Report, Score
 from grpo_actors.tasks.answers import find_answer
 from grpo_actors.tasks.failures import ENVIRONMENT, Failures
 from grpo_actors.tasks.rewards import text as last_text
-from grpo_actors.tasks.scoring import Scorer, Scores, reward_means
-from grpo_actors.tasks.task import Problem, Task
+from grpo_actors.tasks.scoring import Scorer, Scores, reward_means, weighted_reward
+from grpo_actors.tasks.task import Problem, Task, digest
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ class AnsweredProblem:
 
 
 def held_out(task: Task, config: Config, policy: Policy, samples: int | None = None) -> list[Question]:
-    """Choose the problems to score: a subset of the held-out split, which depends only on the two sizes.
+    """Choose the problems to score: a subset of the held-out split, which depends only on the sizes.
+
+    Of a mixture, each source has the same number of them, if it has as many.
 
     Problems with a prompt longer than data.max_prompt_length are left out.
 
@@ -81,9 +84,15 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
         raise ConfigError(f"--samples must be ≥ 0 (0: all), got {samples}")
     problems = task.problems("eval")
     count = config.evaluator.eval_subset_size if samples is None else samples
-    indices = random.Random("evaluation").sample(
-        range(len(problems)), k=min(count or len(problems), len(problems))
-    )
+    sources = task.eval_sources()
+    share = -(-count // len(sources))  # rounded up
+    indices: list[int] = []
+    start = 0
+    for held_out_problems in sources.values():
+        size = len(held_out_problems)
+        chosen_here = random.Random("evaluation").sample(range(size), k=min(share or size, size))
+        indices += [start + index for index in chosen_here]
+        start += size
     limit = config.data.max_prompt_length
     with policy.template_ends():
         policy.encode_chat(problems[indices[0]].messages)
@@ -108,36 +117,106 @@ def evaluate(
     *,
     episodes: Episodes | None = None,
     on_step: Callable[[int], None] | None = None,
-) -> Score:
-    """Score a policy greedily, and also sampled with evaluator.eval_sampled; for the arguments see `answer_problems`."""
-    started_s = time.monotonic()
+) -> SavedScore:
+    """Score a policy greedily, and also sampled with evaluator.eval_sampled; for the arguments see `answer_problems`.
 
-    def first_answers(judge: Scorer | None, temperature: float) -> list[Answer]:
+    The score that decides is that of the sampled answers if there are any.
+
+    Raises:
+        RewardError: evaluator.metric is a reward that applies to no answer.
+    """
+    started_s = time.monotonic()
+    weights = config.reward.functions
+
+    def first_answers(temperature: float) -> list[Answer]:
         answered = answer_problems(
-            *(policy, task, questions, config, judge),
+            *(policy, task, questions, config, scorer),
             temperature=temperature,
             episodes=episodes,
             on_step=on_step,
         )
         return [problem.answers[0] for problem in answered]
 
-    greedy = first_answers(scorer, 0.0)
-    sampled = None
-    if config.evaluator.eval_sampled:
-        sampled = fmean(answer.correct for answer in first_answers(None, config.evaluator.eval_temperature))
-    right = sum(answer.correct for answer in greedy)
-    low, high = wilson_interval(right, len(questions))
-    return Score(
-        samples=len(questions),
-        accuracy=right / len(questions),
-        accuracy_low=low,
-        accuracy_high=high,
-        sampled_accuracy=sampled,
+    def mean_reward(answers: Sequence[Answer]) -> float | None:
+        return _mean(values_of(answers, REWARD, weights))
+
+    greedy = first_answers(0.0)
+    sampled = first_answers(config.evaluator.eval_temperature) if config.evaluator.eval_sampled else None
+    measure = measure_of(questions, config)
+    values = values_of(greedy if sampled is None else sampled, measure.metric, weights)
+    known = [value for value in values if value is not None]
+    if not known:
+        raise RewardError(
+            f"evaluator.metric: {measure.metric} applies to none of {len(values)} held-out answers"
+        )
+    accuracy = mean_estimate([float(answer.correct) for answer in greedy])
+    report = Report(
+        score=Score(measure=measure, **mean_estimate(known).model_dump()),
+        accuracy=accuracy.value,
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
+        reward=mean_reward(greedy),
+        sampled_accuracy=None if sampled is None else fmean(answer.correct for answer in sampled),
+        sampled_reward=None if sampled is None else mean_reward(sampled),
         rewards=reward_means(answer.rewards for answer in greedy),
         completion_length_mean=fmean(answer.tokens for answer in greedy),
         truncated_share=fmean(answer.truncated for answer in greedy),
+        by_source=by_source([question.problem.source for question in questions], values),
         seconds=time.monotonic() - started_s,
     )
+    return SavedScore(report=report, values=values)
+
+
+def by_source(sources: Sequence[str], values: Sequence[float | None]) -> dict[str, Estimate]:
+    """Return the mean of the values of each named source, with its interval; without any if none applies."""
+    found: dict[str, list[float]] = {}
+    for source, value in zip(sources, values, strict=True):
+        if source and value is not None:
+            found.setdefault(source, []).append(value)
+    return {source: mean_estimate(known) for source, known in found.items()}
+
+
+def measure_of(questions: Sequence[Question], config: Config) -> Measure:
+    """Return what `evaluate` measures on these problems: it is known before anything is sampled.
+
+    Args:
+        questions: The held-out problems.
+        config: The settings, with `reward.functions` and `evaluator.metric` resolved.
+    """
+    evaluator, metric = config.evaluator, config.evaluator.metric or ACCURACY
+    return Measure(
+        metric=metric,
+        weights={name: w for name, w in config.reward.functions.items() if w} if metric == REWARD else {},
+        problems=len(questions),
+        digest=digest(question.problem for question in questions),
+        temperature=evaluator.eval_temperature if evaluator.eval_sampled else 0.0,
+        max_new_tokens=max_answer_tokens(config),
+    )
+
+
+def values_of(answers: Sequence[Answer], metric: str, weights: Mapping[str, float]) -> list[float | None]:
+    """Return the value of each answer by a metric; None where it does not apply."""
+    match metric:
+        case "accuracy":
+            return [float(answer.correct) for answer in answers]
+        case "reward":
+            return [weighted_reward(answer.rewards, weights) for answer in answers]
+    return [answer.rewards.get(metric) for answer in answers]
+
+
+def gain_over(base: SavedScore, other: SavedScore) -> Estimate | None:
+    """Return how much the second score is above the first, on the same problems; None if they were measured differently."""
+    if base.report.score.measure != other.report.score.measure:
+        return None
+    pairs = [
+        (a, b) for a, b in zip(base.values, other.values, strict=True) if a is not None and b is not None
+    ]
+    return mean_difference(*zip(*pairs, strict=True)) if pairs else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def answer_problems(

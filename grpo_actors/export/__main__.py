@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint",
         metavar="N|best|last",
         default="",
-        help="which checkpoint (default: the best, or the last if none was evaluated)",
+        help="which checkpoint (default: the best, or the last if none has beaten the base model)",
     )
     form = command.add_mutually_exclusive_group()
     form.add_argument(

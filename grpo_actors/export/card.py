@@ -6,7 +6,6 @@ given by name only.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,17 +18,20 @@ from grpo_actors.policy.locate import locate
 from grpo_actors.rundir.checkpoints import Checkpoint
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
 from grpo_actors.rundir.scores import read_score
+from grpo_actors.score import verdict
 from grpo_actors.tasks.gsm8k import HUB_ID
 
 #: What a card describes.
 Form = Literal["model", "adapter", "peft adapter"]
 
-#: Rows of the table of scores: title, field, whether the value is a share.
+#: Rows of the table of scores: title, field, decimals; None: the value is a share.
 _SCORES = (
-    ("accuracy, greedy", "accuracy", True),
-    ("accuracy, sampled", "sampled_accuracy", True),
-    ("answers cut", "truncated_share", True),
-    ("tokens an answer", "completion_length_mean", False),
+    ("accuracy, greedy", "accuracy", None),
+    ("accuracy, sampled", "sampled_accuracy", None),
+    ("reward, greedy", "reward", 3),
+    ("reward, sampled", "sampled_reward", 3),
+    ("answers cut", "truncated_share", None),
+    ("tokens an answer", "completion_length_mean", 0),
 )
 
 
@@ -85,7 +87,7 @@ def _front_matter(config: Config, form: Form) -> str:
     if hub_id := _hub_id(config):
         relation = "finetune" if form == "model" else "adapter"
         lines += [f"base_model: {json.dumps(hub_id)}", f"base_model_relation: {relation}"]
-    if config.data.task == "gsm8k":
+    if config.data.task == "gsm8k" and not config.data.sources:
         lines.append(f"datasets:\n- {HUB_ID}")
     library = "peft" if form == "peft adapter" else "mlx"
     lines += [f"library_name: {library}", "pipeline_tag: text-generation"]
@@ -102,30 +104,35 @@ def _sentence(config: Config, checkpoint: Checkpoint) -> str:
 
 def _task(config: Config) -> str:
     path = config.data.path
-    return config.data.task + (f" ({Path(path).name})" if path else "")
+    return config.data.title + (f" ({Path(path).name})" if path else "")
 
 
 def _scores(run_dir: Path, config: Config, checkpoint: Checkpoint) -> str:
-    before = _read(run_dir / BASE_EVALUATION_FILE)
-    after = _read(checkpoint.path / EVALUATION_FILE)
-    if not before and not after:
+    after = read_score(checkpoint.path / EVALUATION_FILE)
+    if after is None:
         return "It has not been evaluated."
+    before, report = read_score(run_dir / BASE_EVALUATION_FILE), after.report
+    measure = report.score.measure
+    # Scores that were measured differently are not put side by side.
+    of_base = before.report.model_dump() if before and before.report.score.measure == measure else {}
     rows = [f"| | base | update {checkpoint.update} |", "|---|---|---|"]
-    for title, key, is_share in _SCORES:
-        cells = [_score(scores, key, is_share=is_share) for scores in (before, after)]
+    for title, key, decimals in _SCORES:
+        cells = [_score(scores, key, decimals) for scores in (of_base, report.model_dump())]
         if any(cells):
             rows.append(f"| {title} | {' | '.join(cell or '?' for cell in cells)} |")
-    samples = (after or before).get("samples", "?")
-    return "\n".join([*rows, "", f"On {samples} held-out problems of {_task(config)}."])
+    problems, limit = f"{measure.problems:,} held-out problems of {_task(config)}", measure.max_new_tokens
+    on = f"On {problems}, answered in at most {limit:,} tokens, with 95 % intervals."
+    chosen = f"Chosen by {measure.metric}, {measure.how}: {report.score}{verdict(report.gain)}."
+    return "\n".join([*rows, "", on, chosen])
 
 
-def _score(scores: Mapping[str, Any], key: str, *, is_share: bool) -> str:
+def _score(scores: Mapping[str, Any], key: str, decimals: int | None) -> str:
     """Format ``91.0 % (88.9 to 92.7)``; empty if not measured."""
     value = scores.get(key)
     if value is None:
         return ""
-    if not is_share:
-        return f"{value:.0f}"
+    if decimals is not None:
+        return f"{value:.{decimals}f}"
     low, high = scores.get(f"{key}_low"), scores.get(f"{key}_high")
     interval = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
     return f"{100 * value:.1f} %{interval}"
@@ -180,9 +187,3 @@ def _records(run_dir: Path) -> Iterator[Record]:
             yield record
     finally:
         reader.close()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the fields of a saved score; empty if there is none."""
-    score = read_score(path)
-    return {} if score is None else asdict(score)

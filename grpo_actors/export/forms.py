@@ -29,7 +29,7 @@ from grpo_actors.rundir.checkpoint_weights import (
     read_model,
     write_model,
 )
-from grpo_actors.rundir.checkpoints import Checkpoint, best, find_checkpoints, verify, write_json
+from grpo_actors.rundir.checkpoints import Checkpoint, best_checkpoint, find_checkpoints, verify, write_json
 from grpo_actors.rundir.folder import CONFIG_FILE
 
 CARD_FILE = "README.md"
@@ -153,12 +153,12 @@ def _find(run_dir: Path, which: str) -> Checkpoint:
     kept = find_checkpoints(run_dir)
     if not kept:
         raise RunError(f"{run_dir} has no checkpoint yet; let the run write one (Ctrl-C does)")
-    marked = best(run_dir)
+    marked = best_checkpoint(run_dir) if which in ("", "best") else None
     if which == "last" or (not which and marked is None):
         return kept[-1]
     if which == "best" and marked is None:
-        raise RunError(f"--checkpoint best: no checkpoint of {run_dir} has been evaluated; take last")
-    wanted = str(marked.update) if marked is not None and which in ("", "best") else which
+        raise RunError(f"--checkpoint best: no checkpoint of {run_dir} has beaten the base model; take last")
+    wanted = which if marked is None else str(marked.update)
     for checkpoint in kept:
         if str(checkpoint.update) == wanted:
             return checkpoint

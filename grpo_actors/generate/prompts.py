@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_actors.errors import DataError
-from grpo_actors.tasks.jsonl import is_chat
+from grpo_actors.tasks.chat import is_chat
 from grpo_actors.tasks.lines import excerpt, read_lines, read_rows
 from grpo_actors.tasks.task import Message
 

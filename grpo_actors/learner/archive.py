@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
 from grpo_actors.learner.checkpointing import CheckpointWriter, Written
@@ -36,6 +38,7 @@ from grpo_actors.rundir.checkpoints import (
 )
 from grpo_actors.rundir.folder import BEST, CHECKPOINT, METRICS_FILE, checkpoint_folder, update_of
 from grpo_actors.schedule.lease import START, Cursor
+from grpo_actors.score import Score, best_of
 from grpo_actors.wire.messages import Evaluation, Unscored
 
 
@@ -91,7 +94,12 @@ class Archive:
         #: Records up to the checkpoint that the run resumes from; later ones are cut and written again.
         self.records = 0 if self._state is None else self._state.records
         self._last_saved = -1 if self.resumed is None else self.resumed.update
-        self._evaluated = {update for update, _ in self._scores(self.recorded("eval"))}
+        #: Updates with a score, or of which the evaluator sends none.
+        self._evaluated: set[int] = set()
+        #: The scores by update. All were measured like the newest, so that they may be compared.
+        self._scores: dict[int, Score] = {}
+        for update, score in self._read_scores(self.recorded("eval")):
+            self._add(update, score)
 
     @property
     def update(self) -> int:
@@ -100,7 +108,7 @@ class Archive:
 
     def note_if_complete(self, total_updates: int) -> str | None:
         """Return a line for the user if nothing is left to do: all updates done, all kept checkpoints scored."""
-        everything = {update for update, _ in self._scores(self._records("eval"))}
+        everything = {update for update, _ in self._read_scores(self._records("eval"))}
         if self.resumed is None or self.update < total_updates or self.unevaluated() - everything:
             return None
         return (
@@ -140,8 +148,9 @@ class Archive:
                 text = f"{path} is not used and was renamed to {put_aside(path).name}"
                 records.record("log", level="warning", text=text)
         marked = best(self._run_dir)
-        if marked is not None and not (self._run_dir / marked.checkpoint).is_dir():
-            self._mark_best_of_kept()
+        if marked is not None and not self._stands(marked.update):
+            (self._run_dir / BEST).unlink()
+            self._mark_best()
         if (
             self.resumed is not None
         ):  # its record was written after the snapshot that it stores, so it was cut
@@ -222,10 +231,10 @@ class Archive:
         # A checkpoint that has a score is durable, or is about to be: its record comes first.
         scored = self._under_way is not None and self._under_way.update in {e.update for e in arrived}
         self.collect(records, wait=scored)
-        fresh = [e for e in arrived if e.update not in self._evaluated]
+        fresh = [evaluation for evaluation in arrived if self._is_fresh(evaluation)]
         for evaluation in fresh:
-            self._evaluated.add(evaluation.update)
             if isinstance(evaluation, Unscored):
+                self._evaluated.add(evaluation.update)
                 text = f"{evaluation.checkpoint} has no score: {evaluation.reason}"
                 records.record("log", level="warning", text=text)
             else:
@@ -233,17 +242,60 @@ class Archive:
         if fresh and self._under_way is None:  # else the next `collect` does
             self._prune()  # checkpoints that were kept only until their score came
 
+    def _is_fresh(self, evaluation: Evaluation | Unscored) -> bool:
+        """Return whether it is not recorded yet: an update has one score of each measure."""
+        if evaluation.update not in self._evaluated:
+            return True
+        known = self._scores.get(evaluation.update)
+        if known is None or isinstance(evaluation, Unscored):
+            return False
+        return known.measure != evaluation.report.score.measure
+
     def _prune(self) -> None:
         prune(self._run_dir, self._config.run.keep_checkpoints, frozenset(self.unevaluated()))
 
     def _record(self, records: Records, evaluation: Evaluation) -> None:
-        score = evaluation.accuracy if evaluation.sampled_accuracy is None else evaluation.sampled_accuracy
-        marked = best(self._run_dir)
-        # The same update again: after a resume, scores that came after its checkpoint are recorded once more.
-        is_best = marked is None or score > marked.accuracy or evaluation.update == marked.update
-        if is_best and evaluation.update:
-            mark_best(self._run_dir, evaluation.update, score)
-        records.record("eval", **evaluation.model_dump(exclude={"kind"}), best=is_best)
+        if changes := self._add(evaluation.update, evaluation.report.score):
+            text = (
+                f"scores are measured differently from now on ({changes}): they cannot be compared with the earlier ones, "
+                "so the base model and the checkpoints that are kept are scored again"
+            )
+            records.record("log", level="warning", text=text)
+        is_best = self._mark_best() == evaluation.update
+        where = {"update": evaluation.update, "checkpoint": evaluation.checkpoint}
+        records.record("eval", **where, **evaluation.report.model_dump(), best=is_best)
+
+    def _add(self, update: int, score: Score) -> str:
+        """Add a score. If it was measured differently from those before, drop these; return what differs, else ""."""
+        before = next(iter(self._scores.values()), score)
+        changes = before.measure.changes(score.measure)
+        if changes:
+            self._scores.clear()
+            self._evaluated.clear()  # what is kept is kept until it is scored again
+        self._scores[update] = score
+        self._evaluated.add(update)
+        return changes
+
+    def _mark_best(self) -> int | None:
+        """Mark the best of the base model and the scored checkpoints that exist; return its update, None without scores."""
+        marked, measure = (
+            best(self._run_dir),
+            next(iter(self._scores.values())).measure if self._scores else None,
+        )
+        scores = {update: score for update, score in self._scores.items() if self._stands(update)}
+        # Its record may have been cut on a resume. Until its score comes again, the mark says what it was.
+        if marked is not None and marked.score.measure == measure and self._stands(marked.update):
+            scores.setdefault(marked.update, marked.score)
+        update = best_of(scores)
+        if update is not None and (
+            marked is None or (marked.update, marked.score) != (update, scores[update])
+        ):
+            mark_best(self._run_dir, update, scores[update])
+        return update
+
+    def _stands(self, update: int) -> bool:
+        """Return whether there is a checkpoint of this update, or it is the base model, which always is there."""
+        return not update or checkpoint_folder(self._run_dir, update).is_dir()
 
     def _announce(self, records: Records, checkpoint: Checkpoint, **seconds: float) -> None:
         found = {"update": checkpoint.update, "path": str(checkpoint.path), "bytes": checkpoint.bytes}
@@ -259,23 +311,17 @@ class Archive:
         """Return all records of a topic that the file has."""
         return [record for record in read_records(self._run_dir / METRICS_FILE) if record["topic"] == topic]
 
-    def _mark_best_of_kept(self) -> None:
-        """Mark another best checkpoint, because the best one was put aside: choose among the scored ones that exist."""
-        (self._run_dir / BEST).unlink()
-        for update, score in self._scores(self.recorded("eval")):
-            marked = best(self._run_dir)
-            there = checkpoint_folder(self._run_dir, update).is_dir()
-            if update and there and (marked is None or score > marked.accuracy):
-                mark_best(self._run_dir, update, score)
-
-    def _scores(self, evaluations: Iterable[Record]) -> Iterator[tuple[int, float]]:
+    def _read_scores(self, evaluations: Iterable[Record]) -> Iterator[tuple[int, Score]]:
         """Yield the update and the score of ``eval`` records. Raises RunError for one that was changed by hand."""
         for record in evaluations:
-            update, score = number(record, "update"), number(record, "sampled_accuracy")
-            score = number(record, "accuracy") if score is None else score
+            update = number(record, "update")
+            try:
+                score = Score.model_validate(record.get("score"))
+            except ValidationError:
+                score = None
             if update is None or score is None:
                 raise RunError(
-                    f"{self._run_dir / METRICS_FILE}: record {record['seq']} must have update and accuracy; "
+                    f"{self._run_dir / METRICS_FILE}: record {record['seq']} must have update and score; "
                     "move the file away to resume without it"
                 )
             yield int(update), score

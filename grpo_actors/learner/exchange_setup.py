@@ -1,7 +1,7 @@
 """Building the exchange of a run from its settings: its lease table, supply of problems and selection."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -27,8 +27,9 @@ from grpo_actors.progress import scoring_patience_s
 from grpo_actors.schedule.curriculum import Curriculum
 from grpo_actors.schedule.lease import Cursor
 from grpo_actors.schedule.leases import LeaseTable
+from grpo_actors.schedule.mixture import MixtureOrder, turns_of
 from grpo_actors.schedule.order import ProblemOrder
-from grpo_actors.tasks.task import Problem, Task
+from grpo_actors.tasks.task import Task
 from grpo_actors.transport.access import Access
 from grpo_actors.transport.events import EventPublisher
 from grpo_actors.transport.sockets import Endpoints
@@ -62,7 +63,7 @@ def build_exchange(
     evaluator_token: str,
 ) -> Exchange:
     """Build the exchange of a run that continues from its archive; it is not started yet."""
-    supply = build_supply(config, task.problems("train"), grpo.policy)
+    supply = build_supply(config, task, grpo.policy)
     return Exchange(
         endpoints=endpoints,
         table=build_lease_table(
@@ -113,11 +114,11 @@ def build_lease_table(
     )
 
 
-def build_supply(config: Config, problems: Sequence[Problem], policy: Policy) -> Supply:
+def build_supply(config: Config, task: Task, policy: Policy) -> Supply:
     """Build the supply of problems, which encodes them as the policy's tokens."""
     return Supply(
-        problems=problems,
-        order=ProblemOrder(len(problems), config.run.seed, config.data.shuffle),
+        problems=task.problems("train"),
+        order=build_order(config, task),
         seed=config.run.seed,
         num_generations=config.rollout.num_generations,
         max_prompt_length=config.data.max_prompt_length,
@@ -126,13 +127,24 @@ def build_supply(config: Config, problems: Sequence[Problem], policy: Policy) ->
     )
 
 
+def build_order(config: Config, task: Task) -> ProblemOrder | MixtureOrder:
+    """Build the order of the training problems: that of a mixture if they come from named sources."""
+    counts = tuple(map(len, task.train_sources().values()))
+    seed, shuffle = config.run.seed, config.data.shuffle
+    if not config.data.sources:
+        return ProblemOrder(counts[0], seed, shuffle)
+    weights = [source.weight for source in config.data.sources if source.weight is not None]
+    # Without weights a block has every problem once.
+    return MixtureOrder(counts, turns_of(weights) if weights else counts, seed, shuffle)
+
+
 def build_sampling_rules(config: Config, policy: Policy) -> SamplingRules:
     """Build the rules that the completions of a run follow."""
     rollout = config.rollout
     return SamplingRules(
         vocabulary=policy.vocabulary,
         max_new_tokens=rollout.max_new_tokens,
-        max_turns=rollout.max_turns if config.data.environment else 1,
+        max_turns=rollout.max_turns if config.environments else 1,
         stop_tokens=policy.stop_tokens,
         ends=lambda turn: policy.ends(turn, rollout.stop),
         closing=policy.thinking.closing if rollout.think_tokens else (),

@@ -23,7 +23,13 @@ from grpo_actors.errors import TrainingError
 from grpo_actors.learner.gaps import gaps_by_lease, mean_gaps
 from grpo_actors.learner.group_filter import penalties_of, rewards_of
 from grpo_actors.learner.groups import SampledGroup
-from grpo_actors.learner.report import length_metrics, reward_metrics, staleness, thinking_metrics
+from grpo_actors.learner.report import (
+    length_metrics,
+    reward_metrics,
+    source_metrics,
+    staleness,
+    thinking_metrics,
+)
 from grpo_actors.objective.advantages import Advantages, compute_advantages
 from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, empty_micro_batch, pack
@@ -156,6 +162,7 @@ class Grpo:
             **self._measured(statistics, first_statistics),
             "logprob_gaps": mean_gaps(groups, self.gaps),
             **reward_metrics(groups, advantages),
+            **source_metrics(groups, advantages),
             **length_metrics(groups),
             **thinking_metrics(groups, self.policy),
             "expert_load_max": fmean(loads) if loads and has_experts(self.policy.model) else None,

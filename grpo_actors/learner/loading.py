@@ -3,7 +3,6 @@
 import sys
 
 from grpo_actors.config import Config
-from grpo_actors.learner.grpo import Grpo
 from grpo_actors.observe.symptoms import NO_END
 from grpo_actors.policy.decoding.rows import require_bound
 from grpo_actors.policy.decoding.sampling import NO_ENVIRONMENT
@@ -14,29 +13,27 @@ from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.tasks.task import Problem
 
 
-def load_grpo(config: Config, total_updates: int) -> Grpo:
-    """Load the model and make its optimizer, as for a new run; `Archive.restore` then loads a checkpoint."""
+def load_model(config: Config) -> Policy:
+    """Load the model as for a new run; `Archive.restore` then loads a checkpoint."""
     if isinstance(locate(config.model.model_name), str):
         print(f"model {config.model.model_name}: from the hub, or from its local copy", file=sys.stderr)
     policy = load_policy(config.model, seed=config.run.seed)
     policy.use_template(config.data.chat_template, config.data.chat_template_kwargs)
-    return Grpo(config, policy, total_updates)
+    return policy
 
 
-def check_sampling(config: Config, grpo: Grpo, first: Problem) -> None:
+def check_sampling(config: Config, policy: Policy, first: Problem) -> None:
     """Refuse a model or settings with which workers could not sample; `first` is the first problem."""
     if config.rollout.in_flight_updates:
-        require_fit(grpo.policy, "rollout.in_flight_updates: must be false")
-    if config.data.environment:
-        require_fit(grpo.policy, NO_ENVIRONMENT)
-    require_bound(
-        grpo.policy, config.rollout.think_tokens, config.rollout.max_new_tokens, "rollout.think_tokens"
-    )
-    with grpo.policy.template_ends():
-        grpo.policy.encode_chat(first.messages)
-        _ = grpo.policy.stop_tokens  # asks the template too
-        if config.data.environment:
-            encode_reply(grpo.policy, {"role": "user", "content": "?"}, after_stop_token=True)
+        require_fit(policy, "rollout.in_flight_updates: must be false")
+    if config.environments:
+        require_fit(policy, NO_ENVIRONMENT)
+    require_bound(policy, config.rollout.think_tokens, config.rollout.max_new_tokens, "rollout.think_tokens")
+    with policy.template_ends():
+        policy.encode_chat(first.messages)
+        _ = policy.stop_tokens  # asks the template too
+        if config.environments:
+            encode_reply(policy, {"role": "user", "content": "?"}, after_stop_token=True)
 
 
 def turn_end_note(config: Config, policy: Policy) -> str | None:

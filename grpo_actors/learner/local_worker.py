@@ -24,7 +24,7 @@ def open_local_worker(
     """Open a worker that joins the run through its socket, as every other worker does."""
     with (
         zmq_context() as context,
-        open_scorer(config.reward.functions, config.reward) as scorer,
+        open_scorer(config) as scorer,
         open_episodes(config, grpo.policy) as turns,
     ):
         control = ControlClient(context, endpoints.control, "local", read_run_key(run_dir))

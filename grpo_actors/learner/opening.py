@@ -14,17 +14,21 @@ from grpo_actors import consent
 from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.exchange_setup import build_exchange, build_welcome
+from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.history import History
-from grpo_actors.learner.loading import check_sampling, load_grpo, turn_end_note
+from grpo_actors.learner.loading import check_sampling, load_model, turn_end_note
 from grpo_actors.learner.local_worker import open_local_worker
 from grpo_actors.learner.loop import Run
+from grpo_actors.learner.prompts import PromptLimit
 from grpo_actors.learner.publishing import Publisher
 from grpo_actors.learner.source import LiveSource
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, removed_at_once, take_secret
 from grpo_actors.rollout.worker import sampling_params
 from grpo_actors.rundir.claim import total_updates, with_rewards
+from grpo_actors.rundir.data import claim_data
 from grpo_actors.rundir.folder import locked
-from grpo_actors.tasks.registry import load_task
+from grpo_actors.tasks.registry import open_task
+from grpo_actors.tasks.task import Task
 from grpo_actors.transport.access import Access
 from grpo_actors.transport.keys import KeyFolder, read_run_key, run_key
 from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
@@ -51,22 +55,26 @@ def open_live(
     evaluator_token = take_secret(EVALUATOR_TOKEN)
     with ExitStack() as stack:
         stack.enter_context(locked(run_dir))
-        task = load_task(config.data, seed=config.run.seed)
+        task = open_task(config)
         config = with_rewards(config, task)
-        problems = task.problems("train")
-        total = total_updates(config, len(problems))
+        claim_data(run_dir, task)
         archive = Archive(run_dir, config, run_id or uuid.uuid4().hex[:12])
-        if note := archive.note_if_complete(total):
-            print(note, file=sys.stderr)
+        # An upper bound: the length of prompts is known once there is a tokenizer.
+        if _is_complete(archive, config, task):
             yield None
             return
-        grpo = load_grpo(config, total)
+        policy = load_model(config)
+        check_sampling(config, policy, task.problems("train")[0])
+        left_out = PromptLimit(policy, config.data.max_prompt_length).apply(task)
+        if left_out and _is_complete(archive, config, task):
+            yield None
+            return
         # Of the base model: taken before `restore` loads a checkpoint's weights.
-        identity = grpo.policy.identity
-        check_sampling(config, grpo, problems[0])
+        identity = policy.identity
+        grpo = Grpo(config, policy, total_updates(config, len(task.problems("train"))))
         archive.restore(grpo)
         listening, access = _listen(stack, run_dir, config, endpoints)
-        welcome = build_welcome(config, archive.run_id, identity, listening, total_updates=total)
+        welcome = build_welcome(config, archive.run_id, identity, listening, total_updates=grpo.total_updates)
         exchange = build_exchange(
             config,
             task,
@@ -89,7 +97,9 @@ def open_live(
         stack.enter_context(removed_at_once(publisher.unlink))
         listening.write(run_dir)
         history.begin()
-        for warning in filter(None, (sampling_params(config).bias, turn_end_note(config, grpo.policy))):
+        exchange.record("log", level="info", text=task.describe_splits())
+        warnings = (*task.notes, left_out, sampling_params(config).bias, turn_end_note(config, policy))
+        for warning in filter(None, warnings):
             exchange.record("log", level="warning", text=warning)
         publisher.publish(grpo.version, grpo.policy.trainable())
         grpo.warm_up()
@@ -99,6 +109,14 @@ def open_live(
             else None
         )
         yield Run(grpo, LiveSource(exchange, publisher, archive, stop, local), history, stop)
+
+
+def _is_complete(archive: Archive, config: Config, task: Task) -> bool:
+    """Return whether nothing is left to do, and then say so."""
+    note = archive.note_if_complete(total_updates(config, len(task.problems("train"))))
+    if note:
+        print(note, file=sys.stderr)
+    return note is not None
 
 
 def _listen(

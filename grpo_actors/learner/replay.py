@@ -25,7 +25,7 @@ from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.history import History
-from grpo_actors.learner.loading import load_grpo
+from grpo_actors.learner.loading import load_model
 from grpo_actors.learner.loop import Run
 from grpo_actors.learner.recording import RecordedGroup, Recording
 from grpo_actors.observe.sinks import Journal
@@ -36,7 +36,7 @@ from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.rundir.claim import check_resume, claimed, with_rewards
 from grpo_actors.rundir.folder import CONFIG_FILE
 from grpo_actors.schedule.lease import Cursor
-from grpo_actors.tasks.registry import load_task
+from grpo_actors.tasks.registry import open_task
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def open_replay(
             yield None
             return
         recording.skip(archive.cursor.position)
-        grpo = load_grpo(config, total)
+        grpo = Grpo(config, load_model(config), total)
         archive.restore(grpo)
         metrics = config.metrics
         replayed = ReplaySource(
@@ -115,7 +115,7 @@ def _settings(
         consent.check(code, [*allowed, *consent.named_by_user(code, overrides)], file)
     if config.reward.functions:
         return config
-    return with_rewards(config, load_task(config.data, seed=config.run.seed))
+    return with_rewards(config, open_task(config))
 
 
 def _total_updates(config: Config, recording: Recording) -> int:

@@ -31,6 +31,23 @@ def reward_metrics(groups: Sequence[SampledGroup], advantages: Sequence[Advantag
     }
 
 
+def source_metrics(groups: Sequence[SampledGroup], advantages: Sequence[Advantages]) -> dict[str, Any]:
+    """Return the number of groups and the mean weighted reward of each source of a mixture; None for both without one."""
+    rewards: dict[str, list[float]] = {}
+    for group, advantage in zip(groups, advantages, strict=True):
+        rewards.setdefault(group.problem.source, []).extend(advantage.rewards[advantage.valid].tolist())
+    counts = Counter(group.problem.source for group in groups)
+    if "" in counts:
+        return {"groups_by_source": None, "reward_by_source": None}
+    names = sorted(counts)
+    return {
+        "groups_by_source": {name: counts[name] for name in names},
+        "reward_by_source": {
+            name: float(np.mean(rewards[name])) if rewards[name] else None for name in names
+        },
+    }
+
+
 def _failures(groups: Sequence[SampledGroup]) -> Counter[str]:
     """Return reward that failed -> number of completions that have no value for that reason."""
     failed: Counter[str] = Counter()

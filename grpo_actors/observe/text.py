@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from grpo_actors.observe.records import Record
-from grpo_actors.observe.view import RunView, number
+from grpo_actors.observe.view import RunView, mapping, number
 
 UNKNOWN = "–"
 _BARS = "▁▂▃▄▅▆▇█"
@@ -96,7 +96,7 @@ def progress(view: RunView) -> str:
 
 
 def status_line(view: RunView, *, width: int | None = None) -> str:
-    """Format the run in one line: ``update 12/110  reward 0.62  acc 0.41 (eval @10)  loss …  1.2 up/s``.
+    """Format the run in one line: ``update 12/110  reward 0.62  eval accuracy 0.41 (greedy, @10)  loss …  1.2 up/s``.
 
     If `width` is too narrow, KL, length, pace and loss are left out, in this order.
     """
@@ -104,7 +104,7 @@ def status_line(view: RunView, *, width: int | None = None) -> str:
     parts = {
         "update": f"update {progress(view)}",
         "reward": f"reward {fixed(number(metrics, 'reward_mean'))}",
-        "accuracy": "" if view.last_eval is None else accuracy(view.last_eval),
+        "score": "" if view.last_eval is None else score(view.last_eval),
         "loss": f"loss {fixed(number(metrics, 'loss'), 4)}",
         "KL": f"KL {fixed(number(metrics, 'kl'), 4)}",
         "length": f"len {fixed(number(metrics, 'completion_length_mean'), 0)}",
@@ -121,20 +121,41 @@ def _joined(parts: Mapping[str, str]) -> str:
     return "  ".join(part for part in parts.values() if part)
 
 
-def accuracy(evaluation: Record) -> str:
-    """Format ``acc 0.41 (eval @10)``."""
-    return f"acc {fixed(number(evaluation, 'accuracy'))} (eval @{count(number(evaluation, 'update'))})"
+def score(evaluation: Record) -> str:
+    """Format ``eval accuracy 0.41 (greedy, @10)``."""
+    value = fixed(number(mapping(evaluation, "score"), "value"))
+    return f"eval {metric(evaluation)} {value} ({how(evaluation)}, @{count(number(evaluation, 'update'))})"
+
+
+def metric(evaluation: Record) -> str:
+    """Return the name of what decides which checkpoint is best."""
+    return printable(mapping(mapping(evaluation, "score"), "measure").get("metric", "score"))
+
+
+def how(evaluation: Record) -> str:
+    """Return how the answers were made that decide: ``greedy``, or ``sampled at 1``."""
+    temperature = number(mapping(mapping(evaluation, "score"), "measure"), "temperature")
+    return f"sampled at {temperature:g}" if temperature else "greedy"
+
+
+def estimate(record: Mapping[str, Any], key: str) -> str:
+    """Format ``0.41 [0.35, 0.47]``, the estimate at `key` of a record with its 95 % interval."""
+    found = mapping(record, key)
+    low, high = number(found, "low"), number(found, "high")
+    interval = "" if low is None or high is None else f" [{fixed(low)}, {fixed(high)}]"
+    return f"{fixed(number(found, 'value'))}{interval}"
 
 
 def eval_line(evaluation: Record) -> str:
     """Format one evaluation with its interval, to be printed when it arrives."""
-    low, high = number(evaluation, "accuracy_low"), number(evaluation, "accuracy_high")
-    interval = "" if low is None or high is None else f" [{fixed(low)}, {fixed(high)}]"
-    samples = number(evaluation, "samples")
+    problems = number(mapping(mapping(evaluation, "score"), "measure"), "problems")
+    sources = mapping(evaluation, "by_source")
+    on = "" if problems is None else f" on {count(problems)} problems"
     parts = [
         f"eval @{count(number(evaluation, 'update'))}",
-        f"accuracy {fixed(number(evaluation, 'accuracy'))}{interval}",
-        "" if samples is None else f"on {count(samples)} problems",
+        f"{metric(evaluation)} {estimate(evaluation, 'score')}, {how(evaluation)}{on}",
+        f"gain {estimate(evaluation, 'gain')}" if mapping(evaluation, "gain") else "",
+        *(f"{printable(name)} {estimate(sources, name)}" for name in sources),
         "best so far" if evaluation.get("best") is True else "",
     ]
     return "  ".join(part for part in parts if part)

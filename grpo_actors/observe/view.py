@@ -107,10 +107,14 @@ def number(record: Mapping[str, Any] | None, key: str) -> float | None:
 
 def numbers(record: Mapping[str, Any] | None, key: str) -> dict[str, float]:
     """Return the numbers of the mapping at `key` by name; leave out values that are not numbers."""
-    value = None if record is None else record.get(key)
-    if not isinstance(value, Mapping):
-        return {}
+    value = mapping(record, key)
     return {str(name): x for name in value if (x := number(value, name)) is not None}
+
+
+def mapping(record: Mapping[str, Any] | None, key: str) -> Mapping[str, Any]:
+    """Return the mapping at `key`; empty if there is none."""
+    value = None if record is None else record.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _started(view: RunView, record: Record) -> RunView:

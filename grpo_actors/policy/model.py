@@ -173,6 +173,8 @@ class Policy:
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the token ids of a conversation, up to the beginning of the assistant's turn.
 
+        If the last turn is the assistant's, the ids end with its text, which a completion continues.
+
         Raises:
             ModelError: there is no chat template, or it refuses these turns.
         """
@@ -194,19 +196,24 @@ class Policy:
         return ids
 
     def render(self, messages: Sequence[Mapping[str, str]], *, asks: bool = True) -> str:
-        """Return a conversation as the chat template writes it; `asks`: up to the beginning of the assistant's turn.
+        """Return a conversation as the chat template writes it.
 
+        With `asks`, it ends at the beginning of the assistant's turn, or within that turn if it is the last.
         Raises one of `TEMPLATE_ERRORS` if the template does.
         """
         chat = [dict(message) for message in messages]
+        continues = asks and chat[-1]["role"] == "assistant"
+        settings = {
+            **self.template_settings,
+            "add_generation_prompt": asks and not continues,
+            "continue_final_message": continues,
+        }
         # Not by mlx-lm's wrapper, which would switch thinking on wherever the vocabulary has tags for it.
         own, inner = self.tokenizer._chat_template, self.tokenizer._tokenizer  # noqa: SLF001
         text: str = (
-            own(chat, add_generation_prompt=asks, **self.template_settings)
-            if own is not None
-            else inner.apply_chat_template(
-                chat, add_generation_prompt=asks, tokenize=False, **self.template_settings
-            )
+            inner.apply_chat_template(chat, tokenize=False, **settings)
+            if own is None
+            else own(chat, **settings)
         )
         return text
 

@@ -124,7 +124,7 @@ def _take_part(
         consent.check(consent.code_of(config), allowed, place.endpoint)
         policy = load_welcome_policy(welcome, config, preloaded)
         with (
-            open_scorer(config.reward.functions, config.reward) as scorer,
+            open_scorer(config) as scorer,
             open_episodes(config, policy) as turns,
         ):
             weights = WeightsClient(

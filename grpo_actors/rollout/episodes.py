@@ -6,7 +6,7 @@ as a valid completion.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,22 +22,24 @@ from grpo_actors.tasks.task import Message, Problem
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """The environment of a run, which replies to the turns of its completions."""
+    """The environments of a run, which reply to the turns of its completions."""
 
-    replier: Replier
+    #: Source -> its environment; "" is that of problems that come from no mixture.
+    repliers: Mapping[str, Replier]
     policy: Policy
     max_turns: int
 
-    def of(self, problem: Problem) -> Respond:
-        """Return the function that replies to the turns of a problem's completions."""
-        return partial(self._respond, problem)
+    def of(self, problem: Problem) -> Respond | None:
+        """Return the function that replies to the turns of a problem's completions; None if they have one turn."""
+        replier = self.repliers.get(problem.source)
+        return None if replier is None else partial(self._respond, replier, problem)
 
-    def _respond(self, problem: Problem, sample: Sample) -> list[int] | None:
+    def _respond(self, replier: Replier, problem: Problem, sample: Sample) -> list[int] | None:
         if len(sample.replies) + 1 >= self.max_turns:
             return None
         chat = [*problem.messages, *chat_of(self.policy, sample)]
         try:
-            reply = self.replier.reply(problem, chat)
+            reply = replier.reply(problem, chat)
             if reply is None:
                 return None
             stopped_by_token = sample.tokens[-1] in self.policy.stop_tokens
@@ -56,11 +58,17 @@ def open_episodes(config: Config, policy: Policy) -> Iterator[Episodes | None]:
     Raises:
         RewardError: the environment cannot be loaded.
     """
-    if not config.data.environment:
+    environments = config.environments
+    if not environments:
         yield None
         return
-    with Replier(config.data.environment, timeout_s=config.reward.reward_timeout_s) as replier:
-        yield Episodes(replier, policy, config.rollout.max_turns)
+    with contextlib.ExitStack() as stack:
+        opened = {
+            name: stack.enter_context(Replier(name, timeout_s=config.reward.reward_timeout_s))
+            for name in dict.fromkeys(environments.values())
+        }
+        repliers = {source: opened[name] for source, name in environments.items()}
+        yield Episodes(repliers, policy, config.rollout.max_turns)
 
 
 def chat_of(policy: Policy, sample: Sample) -> list[Message]:

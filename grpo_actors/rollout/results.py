@@ -22,6 +22,7 @@ def problem_of(lease: Lease) -> Problem:
         lease.columns,
         text_prompt=lease.text_prompt,
         mathematics=lease.mathematics,
+        source=lease.source,
     )
 
 

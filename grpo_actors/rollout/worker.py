@@ -302,6 +302,8 @@ class RolloutWorker:
         if self.episodes is None:
             return None
         respond = self.episodes.of(problem_of(lease))
+        if respond is None:
+            return None
 
         def answer(sample: Sample) -> Sequence[int] | None:
             reply = respond(sample)

@@ -7,6 +7,7 @@ verifies.
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -31,11 +32,14 @@ from grpo_actors.rundir.folder import (
     OPTIMIZER,
     REFERENCE,
     STATE,
-    checkpoint_folder,
+    checkpoint_name,
     update_of,
 )
 from grpo_actors.rundir.reading import STRICT, read_json
 from grpo_actors.schedule.lease import Cursor
+from grpo_actors.score import Score
+
+_log = logging.getLogger(__name__)
 
 #: Suffix of the folder name of a checkpoint that was put aside because it did not verify. A number follows if a
 #: checkpoint of that name was put aside before.
@@ -92,10 +96,11 @@ class State(Snapshot):
 class Best:
     """The content of best.json."""
 
-    #: Name of the checkpoint's folder within the run folder.
+    #: Name of the checkpoint's folder within the run folder, or "base".
     checkpoint: str
-    update: int
-    accuracy: float
+    #: Number of updates done; 0: the base model, which no checkpoint beat.
+    update: Annotated[int, Field(ge=0)]
+    score: Score
 
     __pydantic_config__ = STRICT
 
@@ -222,15 +227,15 @@ def _suffixes() -> Iterator[str]:
     yield from (f"-{number}" for number in count(2))
 
 
-def mark_best(run_dir: Path, update: int, accuracy: float) -> None:
-    """Record which checkpoint scored best; `prune` keeps it."""
+def mark_best(run_dir: Path, update: int, score: Score) -> None:
+    """Record which checkpoint scored best, or with update 0 that the base model did; `prune` keeps it."""
     with whole_file(run_dir / BEST, durable=True) as draft:
-        name = checkpoint_folder(run_dir, update).name
-        write_json(draft, {"checkpoint": name, "update": update, "accuracy": accuracy})
+        name = checkpoint_name(update)
+        write_json(draft, {"checkpoint": name, "update": update, "score": score.model_dump()})
 
 
 def best(run_dir: Path) -> Best | None:
-    """Return the mark of the best checkpoint; None before the first evaluation.
+    """Return the mark of the best checkpoint or of the base model; None before the first evaluation.
 
     Raises:
         RunError: best.json is unusable, so it is unknown which checkpoint must be kept.
@@ -240,11 +245,26 @@ def best(run_dir: Path) -> Best | None:
         return None
     marked = read_json(path, _best, cure)
     # Also refuses a path that leads out of the run.
-    if marked.checkpoint != checkpoint_folder(run_dir, marked.update).name:
-        raise RunError(
-            f"{path}: checkpoint must be {CHECKPOINT}{marked.update}, got {marked.checkpoint[:60]!r}; {cure}"
-        )
+    if marked.checkpoint != (name := checkpoint_name(marked.update)):
+        raise RunError(f"{path}: checkpoint must be {name}, got {marked.checkpoint[:60]!r}; {cure}")
     return marked
+
+
+def best_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """Return the checkpoint that best.json names; None before the first evaluation, and if no checkpoint beat the base.
+
+    The second is a warning: the caller takes the newest checkpoint instead.
+    """
+    marked = best(run_dir)
+    if marked is None:
+        return None
+    if not marked.update:
+        _log.warning(
+            "%s: no checkpoint beat the base model (%s: %s); the newest is used",
+            *(run_dir, marked.score.measure, marked.score),
+        )
+        return None
+    return Checkpoint(run_dir / marked.checkpoint, marked.update)
 
 
 def prune(run_dir: Path, keep: int, protected: frozenset[int]) -> None:

@@ -13,12 +13,18 @@ from grpo_actors.rundir.folder import (
     BASE_EVALUATION_FILE,
     BEST,
     CONFIG_FILE,
+    DATA_FILE,
     ENDPOINTS_FILE,
     WORKERS_FILE,
     locked,
 )
+from grpo_actors.score import ACCURACY, REWARD
 from grpo_actors.tasks.registry import chosen_rewards
+from grpo_actors.tasks.scoring import default_metric
 from grpo_actors.tasks.task import Task
+
+#: Rewards that do not apply to a problem without a true answer.
+_COMPARES = ("correctness", "math_verify")
 
 
 @contextlib.contextmanager
@@ -40,20 +46,40 @@ def claimed(config: Config) -> Iterator[tuple[Path, int]]:
 def _clear(run_dir: Path) -> None:
     """Remove the endpoints and drafts that a killed run left. Without a checkpoint to continue from, remove old results too.
 
-    Such results (base evaluation, best mark, worker decisions) belong to an earlier run, perhaps of another model.
+    Such results (base evaluation, best mark, data, worker decisions) belong to an earlier run, perhaps of another model.
     """
     (run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
-    for name in (CONFIG_FILE, ENDPOINTS_FILE, BASE_EVALUATION_FILE, BEST, WORKERS_FILE):
+    for name in (CONFIG_FILE, ENDPOINTS_FILE, BASE_EVALUATION_FILE, BEST, DATA_FILE, WORKERS_FILE):
         draft_of(run_dir / name).unlink(missing_ok=True)
     if not find_checkpoints(run_dir):
-        for name in (BASE_EVALUATION_FILE, BEST, WORKERS_FILE):
+        for name in (BASE_EVALUATION_FILE, BEST, DATA_FILE, WORKERS_FILE):
             (run_dir / name).unlink(missing_ok=True)
 
 
 def with_rewards(config: Config, task: Task) -> Config:
-    """Return the settings, with the task's default rewards if they name none."""
-    rewards = {"functions": chosen_rewards(config.reward.functions, task)}
-    return config.model_copy(update={"reward": config.reward.model_copy(update=rewards)})
+    """Return the settings, with the task's default rewards and the default metric where they name none.
+
+    Raises:
+        ConfigError: The metric is no reward of the task, or a reward needs true answers, and the data has none.
+    """
+    rewards = chosen_rewards(config.reward.functions, task)
+    metric = config.evaluator.metric or default_metric(rewards, task)
+    if metric not in (known := (ACCURACY, REWARD, *rewards)):
+        raise ConfigError(f"evaluator.metric: must be one of {', '.join(known)}, got {metric}")
+    for source, problems in task.train_sources().items():
+        scored_by = config.rewards_of_sources.get(source, rewards)
+        for name in _COMPARES:
+            if rewards.get(name) and name in scored_by and not any(problem.answer for problem in problems):
+                raise ConfigError(
+                    f"reward.functions: {name} compares with true answers, and {source or 'the data'} has none; set "
+                    "answer_column to their column, or choose other rewards"
+                )
+    return config.model_copy(
+        update={
+            "reward": config.reward.model_copy(update={"functions": rewards}),
+            "evaluator": config.evaluator.model_copy(update={"metric": metric}),
+        }
+    )
 
 
 def total_updates(config: Config, problems: int) -> int:
@@ -119,5 +145,5 @@ def _recording_of(checkpoints: Sequence[Checkpoint]) -> str | None:
 def _difference(key: str, saved: Config, wanted: Config) -> str:
     """Describe a changed setting: ``run.seed was 0, is 1``."""
     section, leaf = key.split(".")
-    was, now = (json.dumps(getattr(getattr(config, section), leaf)) for config in (saved, wanted))
+    was, now = (json.dumps(config.model_dump(mode="json")[section][leaf]) for config in (saved, wanted))
     return f"{key} was {was}, is {now}"

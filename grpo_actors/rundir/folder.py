@@ -19,8 +19,10 @@ COMPLETIONS_FILE = "completions.jsonl"
 GROUPS_FILE = "groups.jsonl"
 #: The base model's score; a resumed run keeps it.
 BASE_EVALUATION_FILE = "evaluation-base.json"
-#: Which checkpoint scored best.
+#: Which checkpoint scored best, or that the base model did.
 BEST = "best.json"
+#: The number of training problems, and a digest of them.
+DATA_FILE = "data.json"
 #: Only with ``rollout.workers = "auto"``: the number of workers and the decisions that led to it.
 WORKERS_FILE = "workers.json"
 #: Addresses of the sockets; exists while the run lives.
@@ -33,6 +35,8 @@ LOCK_FILE = "lock"
 
 #: Starts the name of a checkpoint folder; the number of updates follows.
 CHECKPOINT = "checkpoint-"
+#: Stands for a checkpoint of update 0, which is never written: the base model as the run has loaded it.
+BASE = "base"
 #: In a checkpoint: size and digest of every other file.
 MANIFEST = "manifest.json"
 #: In a checkpoint: where the run was.
@@ -53,9 +57,14 @@ RUN_PATTERNS = (METRICS_FILE, BEST, MANIFEST, f"{CHECKPOINT}*")
 LOCK = "GRPO_ACTORS_LOCK"
 
 
+def checkpoint_name(update: int) -> str:
+    """Return the name of a checkpoint, which is that of its folder; of the base model for update 0."""
+    return f"{CHECKPOINT}{update}" if update else BASE
+
+
 def checkpoint_folder(run_dir: Path, update: int) -> Path:
     """Return the path of a checkpoint's folder."""
-    return run_dir / f"{CHECKPOINT}{update}"
+    return run_dir / checkpoint_name(update)
 
 
 def update_of(folder: Path) -> int | None:

@@ -19,7 +19,7 @@ from grpo_actors.policy.tokenizer_files import TEMPLATE
 from grpo_actors.rundir.checkpoint_weights import is_adapter
 from grpo_actors.rundir.checkpoints import (
     Checkpoint,
-    best,
+    best_checkpoint,
     checkpoint_at,
     find_checkpoints,
     newest_sound,
@@ -43,7 +43,7 @@ def checkpoints_of(folder: Path) -> list[Checkpoint]:
 def resolve(name: str) -> str:
     """Return a hub id unchanged, a folder's absolute path, or the path of a run's best checkpoint.
 
-    Before the first score, the newest checkpoint that verifies stands for the run.
+    Before the first score, and if no checkpoint beat the base model, the newest checkpoint that verifies stands for the run.
 
     Raises:
         ModelError: The run has no checkpoint that verifies, or its best one is damaged.
@@ -54,9 +54,8 @@ def resolve(name: str) -> str:
     folder = Path(name).expanduser().resolve()
     if not checkpoints_of(folder):
         return str(folder)
-    marked = best(folder)
-    if marked is not None:
-        checkpoint = Checkpoint(folder / marked.checkpoint, marked.update)
+    checkpoint = best_checkpoint(folder)
+    if checkpoint is not None:
         fault = verify(checkpoint)
         if fault is not None:
             raise ModelError(f"{fault}; it is the run's best checkpoint, name another one")

@@ -31,11 +31,12 @@ class ProblemOrder:
     def at(self, position: int) -> Position:
         """Return the problem at a position, 0 or more."""
         epoch, offset = divmod(position, self.count)
-        return Position(epoch, _permutation(self.count, self.seed, epoch)[offset] if self.shuffle else offset)
+        return Position(epoch, permutation(self.count, self.seed, epoch)[offset] if self.shuffle else offset)
 
 
-@lru_cache(maxsize=4)  # the epoch being sampled, the one being trained, and the next
-def _permutation(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+@lru_cache(maxsize=64)  # of each source the epoch being sampled, the one being trained, and the next
+def permutation(count: int, seed: int | str, epoch: int) -> tuple[int, ...]:
+    """Return the numbers below `count` in the order of an epoch."""
     indices = list(range(count))
     random.Random(f"{seed}/{epoch}").shuffle(indices)
     return tuple(indices)

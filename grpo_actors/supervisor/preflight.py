@@ -10,21 +10,24 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from grpo_actors.config import Config
-from grpo_actors.rundir.claim import check_resume, claimed, total_updates
+from grpo_actors.rundir.claim import check_resume, claimed, total_updates, with_rewards
+from grpo_actors.rundir.data import check_data
 from grpo_actors.rundir.folder import LOCK_FILE, locked
 from grpo_actors.supervisor.fit import check_memory
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.tasks.own.replying import Replier
-from grpo_actors.tasks.registry import load_task
-from grpo_actors.tasks.scoring import Scorer, open_scorer
+from grpo_actors.tasks.registry import open_task
+from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.trackers import check_installed
 from grpo_actors.transport.access import check_curve
 from grpo_actors.transport.keys import KeyFolder
 from grpo_actors.transport.sockets import check_ports
 
 
-def check(config: Config, machine: Machine) -> None:
-    """Check that the run can start. Changes nothing, so ``--dry-run`` makes the same checks.
+def check(config: Config, machine: Machine) -> list[str]:
+    """Check that the run can start; return what the user should know of the data, a line each.
+
+    Changes nothing, so ``--dry-run`` makes the same checks.
 
     Raises:
         GrpoActorsError: It cannot; one line that names the problem and the cure.
@@ -41,19 +44,32 @@ def check(config: Config, machine: Machine) -> None:
         KeyFolder(Path(config.transport.keys_dir)).check()
     check_installed(config.metrics.trackers)
     check_memory(config, machine)
+    notes: list[str] = []
     with ExitStack() as stack:
-        functions: list[Scorer | Replier] = [
-            stack.enter_context(open_scorer(config.reward.functions, config.reward))
-        ]
-        if config.data.environment:
-            replier = Replier(config.data.environment, timeout_s=config.reward.reward_timeout_s)
-            functions.append(stack.enter_context(replier))
+        scorer = stack.enter_context(open_scorer(config))
+        environments = {
+            name: stack.enter_context(Replier(name, timeout_s=config.reward.reward_timeout_s))
+            for name in dict.fromkeys(config.environments.values())
+        }
         # gsm8k comes from the hub: only the learner asks it, unless a function needs to know its columns.
-        if config.data.path or config.data.task != "gsm8k" or any(each.needs() for each in functions):
-            task = load_task(config.data, seed=config.run.seed)
-            total_updates(config, len(task.problems("train")))
-            for each in functions:
-                each.check_columns(task)
+        needs_columns = scorer.needs() or any(each.needs() for each in environments.values())
+        if not asks_hub(config) or needs_columns:
+            task = open_task(config)
+            total_updates(with_rewards(config, task), len(task.problems("train")))
+            check_data(run_dir, task)
+            scorer.check_columns(task)
+            for name, environment in environments.items():
+                environment.check_columns(
+                    task, {source for source, own in config.environments.items() if own == name}
+                )
+            notes += [task.describe_splits(), *task.notes]
+    return notes
+
+
+def asks_hub(config: Config) -> bool:
+    """Return whether GSM8K is read from the hub."""
+    parts = [config.data.of(source) for source in config.all_sources]
+    return any(data.task == "gsm8k" and not data.path for data in parts or [config.data])
 
 
 @contextlib.contextmanager

@@ -42,8 +42,9 @@ from grpo_actors.observe.status import StatusLine
 from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
 from grpo_actors.process import EVALUATOR_LINE, EVALUATOR_TOKEN, EXIT_USAGE
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
-from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, LOCK
+from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, EVALUATION_FILE, LOCK
 from grpo_actors.rundir.scores import read_score
+from grpo_actors.score import verdict
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
@@ -304,15 +305,22 @@ class Supervisor:
 
 
 def summary(run_dir: Path) -> str:
-    """Return two lines: the change of accuracy, and the folder of the best checkpoint."""
-    marked = best(run_dir)
+    """Return two lines: what the training gained, and the folder of the best checkpoint, else of the last one."""
+    marked, kept = best(run_dir), find_checkpoints(run_dir)
+    last = f"last checkpoint: {kept[-1].path if kept else 'none'}"
     if marked is None:
-        kept = find_checkpoints(run_dir)
-        return f"not evaluated\nlast checkpoint: {kept[-1].path if kept else 'none'}"
-    base = read_score(run_dir / BASE_EVALUATION_FILE)
-    known = "?" if base is None else f"{base.decisive:.1%}"
+        return f"not evaluated\n{last}"
+    if not marked.update:
+        return f"{marked.score.measure}: no checkpoint beat the base model, {marked.score}\n{last}"
+    of_base, of_best = (
+        read_score(file)
+        for file in (run_dir / BASE_EVALUATION_FILE, run_dir / marked.checkpoint / EVALUATION_FILE)
+    )
+    alike = of_base is not None and of_base.report.score.measure == marked.score.measure
+    known = str(of_base.report.score) if of_base is not None and alike else "?"
     return (
-        f"accuracy: {known} (base model) → {marked.accuracy:.1%} (best, update {marked.update})\n"
+        f"{marked.score.measure}: {known} (base model) → {marked.score} (best, update {marked.update})"
+        f"{'' if of_best is None else verdict(of_best.report.gain)}\n"
         f"best checkpoint: {run_dir / marked.checkpoint}"
     )
 

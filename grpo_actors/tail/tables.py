@@ -10,8 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo_actors.observe.records import Record
-from grpo_actors.observe.text import UNKNOWN, count, fixed, printable, share, sparkline
-from grpo_actors.observe.view import GONE, RunView, number, numbers
+from grpo_actors.observe.text import (
+    UNKNOWN,
+    count,
+    estimate,
+    fixed,
+    how,
+    metric,
+    printable,
+    share,
+    sparkline,
+)
+from grpo_actors.observe.view import GONE, RunView, mapping, number, numbers
 
 WORKERS_SHOWN = 8
 REWARDS_SHOWN = 6
@@ -134,14 +144,21 @@ def evaluation(view: RunView, width: int) -> Table:
     if last is None:
         _row(table, "", Text("none yet", style="dim"))
         return table
-    curve = sparkline([number(record, "accuracy") for record in view.evals], width - _LABEL_WIDTH - 8)
-    accuracy = Text(fixed(number(last, "accuracy")), style="bold green").append(f" {curve}")
-    _row(table, f"@{count(number(last, 'update'))}", accuracy)
-    _row(table, "95 %", f"{fixed(number(last, 'accuracy_low'))} to {fixed(number(last, 'accuracy_high'))}")
+    values = [number(mapping(record, "score"), "value") for record in view.evals]
+    curve = sparkline(values, width - _LABEL_WIDTH - 8)
+    score = mapping(last, "score")
+    _row(table, "score", f"{metric(last)}, {how(last)}")
+    _row(
+        table,
+        f"@{count(number(last, 'update'))}",
+        Text(fixed(number(score, "value")), style="bold green").append(f" {curve}"),
+    )
+    _row(table, "95 %", f"{fixed(number(score, 'low'))} to {fixed(number(score, 'high'))}")
     if best is not None:
-        _row(table, "best", f"{fixed(number(best, 'accuracy'))} @{count(number(best, 'update'))}")
-    if (sampled := number(last, "sampled_accuracy")) is not None:
-        _row(table, "sampled", fixed(sampled))
+        value = fixed(number(mapping(best, "score"), "value"))
+        _row(table, "best", f"{value} @{count(number(best, 'update'))}")
+    if mapping(last, "gain"):
+        _row(table, "gain", estimate(last, "gain"))
     length, cut = number(last, "completion_length_mean"), number(last, "truncated_share")
     _row(table, "length", f"{fixed(length, 0)}, {share(cut)} truncated")
     return table

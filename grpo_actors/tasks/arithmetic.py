@@ -127,10 +127,15 @@ class Arithmetic(Task):
         ):
             if not 0 < size <= most:
                 raise ValueError(f"Arithmetic: {name} must be between 1 and {most}, got {size}")
+        self._made_of = (seed, train_size)
         super().__init__(
             ArithmeticProblems("train", f"train/{seed}", train_size),
             ArithmeticProblems("eval", "eval", eval_size),
         )
+
+    def digest(self) -> str:
+        """Return a digest of what the problems depend on; to word all of them takes seconds."""
+        return _hash(f"arithmetic/{self._made_of}").to_bytes(16, "big").hex()[:16]
 
 
 class ArithmeticProblems(Sequence[Problem]):

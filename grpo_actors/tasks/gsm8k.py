@@ -11,7 +11,7 @@ from typing import Any
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.answers import FORMAT_REQUEST, gsm8k_answer
 from grpo_actors.tasks.lines import excerpt, read_rows
-from grpo_actors.tasks.task import Message, Problem, Task
+from grpo_actors.tasks.task import Message, Problem, Task, shared_prompts
 
 HUB_ID, HUB_CONFIG = "openai/gsm8k", "main"
 
@@ -55,7 +55,12 @@ class Gsm8k(Task):
 
     def __init__(self, path: str = "", eval_path: str = "", *, num_shots: int = 0) -> None:
         train, test = _local_rows(Path(path).expanduser(), eval_path) if path else _hub_rows(eval_path)
-        super().__init__(_problems("train", train, num_shots), _problems("test", test, num_shots))
+        problems, held_out = _problems("train", train, num_shots), _problems("test", test, num_shots)
+        if shared := shared_prompts(problems, held_out):
+            self.notes = [
+                f"{shared} training prompts are also held out for evaluation: its scores are too high"
+            ]
+        super().__init__(problems, held_out)
 
 
 #: A row with its location for errors, such as ``train.jsonl:17``.
@@ -119,13 +124,13 @@ def _problem(problem_id: str, row: Mapping[str, Any], where: str, before: Sequen
     if not isinstance(question, str) or not isinstance(solution, str):
         raise DataError(
             f"{where}: must have the texts question and answer, got the columns {excerpt(list(row))}; "
-            'for data of your own set data.task = "jsonl"'
+            'for data of your own set data.task = "dataset"'
         )
     answer = gsm8k_answer(solution)
     if not answer:
         raise DataError(
             f"{where}: answer must end in #### and the number, got {excerpt(solution[-60:])}; "
-            'for answers without a solution set data.task = "jsonl"'
+            'for answers without a solution set data.task = "dataset"'
         )
     return Problem(
         id=problem_id,

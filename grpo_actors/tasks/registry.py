@@ -9,25 +9,63 @@ from dataclasses import replace
 from pkgutil import resolve_name
 from typing import overload
 
-from grpo_actors.config.data import TASKS, DataConfig
+from grpo_actors.config import Config
+from grpo_actors.config.data import TASKS, DataConfig, SourceConfig
+from grpo_actors.tasks.mixture import Mixture
 from grpo_actors.tasks.task import Problem, Task
 
 
-def load_task(data: DataConfig, *, seed: int) -> Task:
-    """Open the task that the settings name, and read its data. Raises DataError if the data is unusable.
+def open_task(config: Config) -> Task:
+    """Open the task of a run. Raises DataError if the data is unusable."""
+    return load_task(config.data, seed=config.run.seed, eval_sources=config.evaluator.eval_sources)
+
+
+def load_task(data: DataConfig, *, seed: int, eval_sources: Sequence[SourceConfig] = ()) -> Task:
+    """Open the task that the settings name, or the mixture of tasks, and read its data.
 
     Equal settings and seed give equal problems with equal ids in every process.
+
+    Args:
+        data: Section [data].
+        seed: That of the run.
+        eval_sources: Sources of the held-out problems, in place of a part of the training data.
+
+    Raises:
+        DataError: The data is unusable.
     """
+    if not data.sources and not eval_sources:
+        return _load(data, seed)
+    held_out = {source.name: _load_to_evaluate(data.of(source), seed) for source in eval_sources}
+    train = {source.name: _load(data.of(source), seed, holds_out=not held_out) for source in data.sources}
+    train = train or {"": _load(data, seed, holds_out=False)}
+    return Mixture(train, held_out or train)
+
+
+def _load_to_evaluate(data: DataConfig, seed: int) -> Task:
+    """Open a task of which only the held-out problems are used: of a data set, all problems of its path."""
+    task = _load(data, seed, holds_out=False)
+    if not task.splits["eval"]:
+        task.splits["eval"] = task.splits["train"]
+    return task
+
+
+def _load(data: DataConfig, seed: int, *, holds_out: bool = True) -> Task:
+    """Open one task."""
     task_class = resolve_name(f"{__package__}.{TASKS[data.task]}")
-    given = {**dict(data), "seed": seed}
+    given = {**dict(data), "seed": seed, "holds_out": holds_out}
     task: Task = task_class(
         **{name: given[name] for name in inspect.signature(task_class).parameters if name in given}
     )
     if data.system_prompt is not None or data.max_train_samples or data.mathematics:
         train, held_out = task.splits["train"], task.splits["eval"]
         train_count = min(len(train), data.max_train_samples or len(train))
-        task.splits["train"] = _Problems(train, train_count, data)
-        task.splits["eval"] = _Problems(held_out, len(held_out), data)
+        chosen = (train, train_count), (held_out, len(held_out))
+        task.splits["train"], task.splits["eval"] = (
+            # What was read stays read; what a task makes is made when it is accessed.
+            list(problems) if isinstance(source, list) else problems
+            for source, count in chosen
+            for problems in (_Problems(source, count, data),)
+        )
     return task
 
 

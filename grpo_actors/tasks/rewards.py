@@ -52,7 +52,7 @@ class Reward(Protocol):
 def correctness(
     prompts: Sequence[Chat], completions: Sequence[Chat], answer: Sequence[str], **columns: Any
 ) -> list[float | None]:
-    """Return 1 if the answer of the completion is the true one, as a number or else as text.
+    """Return 1 if the answer of the completion is the true one, as a number or else as text; None without a true one.
 
     The column ``mathematics`` says for each completion whether its answer is mathematics, if there is such a column.
     """
@@ -60,6 +60,8 @@ def correctness(
     lenient = columns.get("mathematics") or [False] * len(completions)
     return [
         float(same_answer(find_answer(text(completion), mathematics=how).text, true, mathematics=how))
+        if true
+        else None
         for completion, true, how in zip(completions, answer, lenient, strict=True)
     ]
 

@@ -5,15 +5,16 @@ not apply weights: it uses only their names and returns unweighted values. A rew
 value for that group; it never ends the process that scores.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from grpo_actors.config.data import RewardConfig
+from grpo_actors.config import Config
 from grpo_actors.errors import RewardError
 from grpo_actors.progress import report_progress
+from grpo_actors.score import ACCURACY, REWARD
 from grpo_actors.tasks.code_tests import CODE_TESTS, TESTS_COLUMN, CodeLimits, CodeTests
 from grpo_actors.tasks.columns import check_columns
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
@@ -60,11 +61,36 @@ def reward_means(completions: Iterable[Mapping[str, float | None]]) -> dict[str,
     return {name: fmean(given) for name, given in values.items()}
 
 
-def open_scorer(weights: Mapping[str, float], settings: RewardConfig) -> "Scorer":
+def weighted_reward(rewards: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """Return the sum of the weighted rewards that apply; None if none of a weight other than 0 does.
+
+    A reward without a weight counts 0. `objective.advantages` has the same rule for whole groups.
+    """
+    weighted = [
+        weights[name] * value for name, value in rewards.items() if value is not None and weights.get(name)
+    ]
+    return sum(weighted) if weighted else None
+
+
+def default_metric(weights: Mapping[str, float], task: Task) -> str:
+    """Return what decides which checkpoint is best, if the settings do not say.
+
+    The accuracy reads the answer as the built-in rewards and those of the task do. For any other reward it may always be
+    0, so the weighted reward decides.
+    """
+    known = {*REWARDS, *task.default_rewards}
+    return REWARD if any(weight and name not in known for name, weight in weights.items()) else ACCURACY
+
+
+def open_scorer(config: Config) -> "Scorer":
     """Open the scorer of a run. Raises RewardError as `Scorer` does."""
+    settings = config.reward
     limits = CodeLimits(settings.code_timeout_s, int(settings.code_memory_gb * 2**30))
     return Scorer(
-        weights, timeout_s=settings.reward_timeout_s, code=limits if settings.allow_code_execution else None
+        settings.functions,
+        timeout_s=settings.reward_timeout_s,
+        code=limits if settings.allow_code_execution else None,
+        of_sources=config.rewards_of_sources,
     )
 
 
@@ -78,10 +104,17 @@ class Scorer(UsesOwnFunctions):
     """
 
     def __init__(
-        self, weights: Mapping[str, float], *, timeout_s: float, code: CodeLimits | None = None
+        self,
+        weights: Mapping[str, float],
+        *,
+        timeout_s: float,
+        code: CodeLimits | None = None,
+        of_sources: Mapping[str, Collection[str]] | None = None,
     ) -> None:
+        """`of_sources`: source -> the rewards that apply to its problems; a source that is left out has all."""
         #: Set it before `score`; whoever scores knows how far the run is.
         self.trainer_state = TrainerState(0)
+        self._of_sources = of_sources or {}
         self._names = list(weights)
         specs = {name: _spec(name) for name in weights if name in LIBRARY_REWARDS or _is_own(name)}
         self._here: dict[str, Reward] = {
@@ -122,6 +155,9 @@ class Scorer(UsesOwnFunctions):
         rewards: dict[str, list[float | None]] = {}
         failures: dict[str, str] = {}
         for name in self._names:
+            if not self._applies(name, problem.source):
+                rewards[name] = [None] * len(completions)
+                continue
             try:
                 rewards[name] = self._values(name, theirs if _is_own(name) else ours)
             except RewardError as error:
@@ -149,7 +185,10 @@ class Scorer(UsesOwnFunctions):
 
     def check_columns(self, task: Task) -> None:
         """Check that the problems have these columns; raise RewardError if not."""
-        check_columns(self.needs(), task, "reward.functions")
+        check_columns(self.needs(), task, "reward.functions", applies=self._applies)
+
+    def _applies(self, name: str, source: str) -> bool:
+        return name in self._of_sources.get(source, self._names)
 
 
 def _is_own(name: str) -> bool:

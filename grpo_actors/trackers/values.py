@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from grpo_actors.observe.records import Record
-from grpo_actors.observe.view import number, numbers
+from grpo_actors.observe.view import mapping, number, numbers
 
 #: About how many samples a tracker gets of a whole run; completions.jsonl has all of them.
 SAMPLES = 20
@@ -28,6 +28,9 @@ def values(record: Record) -> dict[str, float]:
             found[f"{group}/{key}"] = plain
         elif isinstance(value, Mapping):
             found |= {f"{group}_{key}/{name}": inner for name, inner in numbers(record, key).items()}
+            # An estimate of each source of a mixture.
+            inner = {name: number(mapping(value, name), "value") for name in value}
+            found |= {f"{group}_{key}/{name}": plain for name, plain in inner.items() if plain is not None}
     return found
 
 

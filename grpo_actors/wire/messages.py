@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, Json, TypeAdapter, model_validator
 
+from grpo_actors.score import Report
 from grpo_actors.wire.codec import (
     MAX_ARRAY_BYTES,
     MAX_TEXT,
@@ -39,7 +40,6 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
 #: Seconds within the life of a process: less than a century.
 Seconds = Annotated[float, Field(ge=0, le=3e9)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 #: Fencing token of a grant.
 Token = Annotated[int, Field(ge=0, lt=2**64)]
@@ -160,22 +160,12 @@ class Beat(Message):
 
 
 class Evaluation(Message):
-    """The evaluator's scores of one checkpoint."""
+    """The evaluator's report on one checkpoint, or on the base model."""
 
     kind: Literal["evaluation"] = "evaluation"
     update: Count
     checkpoint: Name
-    samples: Count
-    #: Share of greedy completions that are correct, and its 95 % interval.
-    accuracy: Share
-    accuracy_low: Share
-    accuracy_high: Share
-    #: The same for completions sampled at the evaluator's temperature; None if these were not scored.
-    sampled_accuracy: Share | None
-    rewards: Annotated[dict[RewardName, float], Field(max_length=64)]
-    completion_length_mean: NotNegative
-    truncated_share: Share
-    seconds: NotNegative
+    report: Report
 
 
 class Unscored(Message):
@@ -244,6 +234,8 @@ class Lease(Message):
     mathematics: bool = False
     #: Passes over the data that were finished before this problem.
     epoch: Count = 0
+    #: Name of the problem's source in a mixture.
+    source: Name = ""
 
 
 class Grant(Message):

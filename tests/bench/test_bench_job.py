@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from scores import score
 
 from grpo_actors.bench.job_report import Interrupt, Job, report
 from grpo_actors.bench.watching import MemorySample, Process, names_of, processes
@@ -23,7 +24,7 @@ def metrics(update, at_s, update_s, wait_s=0.0, **more):
 
 def scored(update, at_s, seconds, accuracy):
     fields = {
-        "samples": 100,
+        "score": score(accuracy).model_dump(),
         "accuracy": accuracy,
         "accuracy_low": accuracy - 0.1,
         "accuracy_high": accuracy + 0.1,

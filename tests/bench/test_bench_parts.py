@@ -15,7 +15,7 @@ from grpo_actors.bench.end_to_end import write_problems
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
 from grpo_actors.policy.model import load_policy
-from grpo_actors.tasks.jsonl import Jsonl
+from grpo_actors.tasks.dataset import DataSet
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--groups", "2", "--generations", "2", "--tokens", "5", "--prompt-tokens", "6", "--rounds", "2"]
@@ -114,7 +114,7 @@ def test_the_floor_of_a_workers_start_is_a_process_that_only_loads_the_model(cap
 def test_the_prompts_of_a_whole_run_have_exactly_the_tokens_asked_for(tmp_path):
     write_problems(tmp_path / "problems.jsonl", 17)
     policy = load_policy(Config().model, seed=0)
-    problems = Jsonl(str(tmp_path / "problems.jsonl")).problems("train")
+    problems = DataSet(str(tmp_path / "problems.jsonl")).problems("train")
     assert {len(policy.encode_chat(problem.messages)) for problem in problems} == {17}
 
 

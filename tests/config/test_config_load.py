@@ -134,7 +134,7 @@ def test_a_byte_order_mark_is_no_error(write):
         ),
         (
             "task = 'gsm'",
-            'mine.toml: data.task must be one of "gsm8k", "arithmetic", "jsonl", "reasoning_gym", got "gsm"; did you mean "gsm8k"?',
+            'mine.toml: data.task must be one of "gsm8k", "arithmetic", "dataset", "reasoning_gym", got "gsm"; did you mean "gsm8k"?',
         ),
         (
             "temperature = 0.0",

@@ -30,12 +30,15 @@ from grpo_actors.errors import ConfigError
             ["lora_layers=0"],
             "model.lora_layers must be -1 (all layers) or at least 1 (an adapter on none learns nothing), got 0",
         ),
-        (["task=jsonl"], 'data.path must name a .jsonl file when task is "jsonl", got ""'),
+        (
+            ["task=dataset"],
+            'data.path must name a file, folder, function or hub id when task is "dataset", got ""',
+        ),
         (
             ["task=arithmetic", "path=x.jsonl"],
             (
                 'data.path must be empty when task is "arithmetic", which makes its own problems '
-                '(task = "jsonl" reads a file), got "x.jsonl"'
+                '(task = "dataset" reads a file), got "x.jsonl"'
             ),
         ),
         (

@@ -45,7 +45,8 @@ def test_help_imports_nothing_heavy():
 
 def test_a_dry_run_prints_the_settings_and_starts_nothing(tmp_path):
     done = launch("--config", "quickstart.toml", "--set", "top_k=5", "--dry-run", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    split = "6% of the problems (1,200) are held out for evaluation, 20,000 are to train on"
+    assert (done.returncode, done.stderr) == (0, f"note: {split}\n")
     assert 'task = "arithmetic"' in done.stdout
     assert "top_k = 5" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,4 @@
 from contextlib import closing
-from dataclasses import asdict
 
 import mlx.core as mx
 import pytest
@@ -10,12 +9,13 @@ from written import write_checkpoint
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.evaluator.following import RunEvaluator
-from grpo_actors.evaluator.score import answer_problems, evaluate, held_out
+from grpo_actors.evaluator.score import answer_problems, evaluate, held_out, measure_of
 from grpo_actors.policy.training import Training
 from grpo_actors.process import StopRequest
 from grpo_actors.progress import GIVEN_UP
+from grpo_actors.rundir.claim import with_rewards
 from grpo_actors.rundir.folder import EVALUATION_FILE
-from grpo_actors.tasks.registry import chosen_rewards, load_task
+from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.wire.messages import Bye, Evaluation, Unscored, decode, encode, from_peer
 
@@ -26,7 +26,8 @@ def training_of(policy):
 
 def scored(policy, settings):
     task = load_task(settings.data, seed=settings.run.seed)
-    with closing(Scorer(chosen_rewards({}, task), timeout_s=HANG_S)) as scorer:
+    settings = with_rewards(settings, task)
+    with closing(Scorer(settings.reward.functions, timeout_s=HANG_S)) as scorer:
         return evaluate(policy, task, held_out(task, settings, policy), settings, scorer)
 
 
@@ -69,10 +70,12 @@ def test_a_score_is_the_same_every_time_and_for_every_batch_size(tiny):
     narrow = scored(
         tiny, config(evaluator={"eval_subset_size": 16, "eval_sampled": True, "eval_batch_size": 3})
     )
-    assert asdict(wide) | {"seconds": 0} == asdict(narrow) | {"seconds": 0}
-    assert wide.samples == 16
+    assert wide.values == narrow.values
+    wide, narrow = wide.report, narrow.report
+    assert wide.model_dump(exclude={"seconds"}) == narrow.model_dump(exclude={"seconds"})
+    assert wide.score.measure.problems == 16
     assert 0 <= wide.accuracy_low <= wide.accuracy <= wide.accuracy_high <= 1
-    assert wide.sampled_accuracy is not None
+    assert wide.sampled_accuracy == wide.score.value, "what was sampled decides"
     assert wide.rewards
 
 
@@ -128,8 +131,54 @@ def test_an_answer_is_judged_as_the_task_judges_it(tiny):
 
 
 def test_the_learner_can_receive_every_score(tiny):
-    message = Evaluation(update=1, checkpoint="checkpoint-1", **asdict(scored(tiny, config())))
-    assert message.samples == 16
+    message = Evaluation(update=1, checkpoint="checkpoint-1", report=scored(tiny, config()).report)
+    assert decode(from_peer, encode(message)) == message
+
+
+def test_the_metric_decides_and_both_accuracy_and_reward_are_always_recorded(tiny):
+    weights = {"functions": {"correctness": 1.0, "strict_format": 0.5, "integer": 0.0}}
+    names = ("accuracy", "reward", "integer")
+    accuracy, reward, integer = (
+        scored(tiny, config(reward=weights, evaluator={"eval_subset_size": 16, "metric": name}))
+        for name in names
+    )
+    for one in (accuracy, reward, integer):
+        report = one.report
+        by_hand = report.rewards["correctness"] + 0.5 * report.rewards["strict_format"]
+        assert report.reward == pytest.approx(by_hand)
+        assert report.accuracy == report.rewards["correctness"]
+        assert (report.sampled_accuracy, report.sampled_reward) == (None, None)
+    assert accuracy.report.score.value == accuracy.report.accuracy
+    assert reward.report.score.value == reward.report.reward
+    assert integer.report.score.value == integer.report.rewards["integer"]
+    measures = [one.report.score.measure for one in (accuracy, reward, integer)]
+    assert [measure.metric for measure in measures] == list(names)
+    # A reward of weight 0 is not a part of the sum.
+    assert [measure.weights for measure in measures] == [{}, {"correctness": 1.0, "strict_format": 0.5}, {}]
+
+
+def test_a_measure_changes_with_all_that_changes_the_score(tiny):
+    def measured(**sections):
+        settings = config(**sections)
+        task = load_task(settings.data, seed=settings.run.seed)
+        settings = with_rewards(settings, task)
+        return measure_of(held_out(task, settings, tiny), settings)
+
+    plain = measured(evaluator={"eval_subset_size": 16})
+    assert plain == measured(
+        evaluator={"eval_subset_size": 16, "eval_batch_size": 2, "eval_temperature": 2.0}
+    )
+    assert (plain.problems, plain.temperature, plain.max_new_tokens) == (16, 0.0, 40)
+    for change, says in (
+        ({"eval_subset_size": 17}, "problems 16 → 17"),
+        ({"eval_sampled": True, "eval_temperature": 0.5}, "temperature 0.0 → 0.5"),
+        ({"eval_max_new_tokens": 20}, "max_new_tokens 40 → 20"),
+        ({"metric": "reward"}, "metric accuracy → reward"),
+    ):
+        other = measured(evaluator={"eval_subset_size": 16} | change)
+        assert says in plain.changes(other)
+    other = measured(evaluator={"eval_subset_size": 16}, data={"task": "arithmetic", "system_prompt": "Hi"})
+    assert plain.changes(other) == f"digest {plain.digest} → {other.digest}"
 
 
 # --- in a run -------------------------------------------------------------------------------------
@@ -163,10 +212,10 @@ class FakeControl:
         return message
 
 
-def follow(run_dir):
+def follow(run_dir, settings=None):
     stop = StopRequest()
     control = FakeControl(stop)
-    RunEvaluator(run_dir, control, config(), stop, beat_s=1e9).run()
+    RunEvaluator(run_dir, control, settings or config(), stop, beat_s=1e9).run()
     return [(e.update, e.checkpoint) for e in control.evaluations], control.evaluations
 
 
@@ -177,10 +226,36 @@ def test_in_a_run_the_base_and_every_checkpoint_are_scored_once(run_dir, tiny):
     write_checkpoint(run_dir, 10, tiny, training, {})
     reported, scores = follow(run_dir)
     assert reported == [(0, "base"), (5, "checkpoint-5"), (10, "checkpoint-10")]
-    assert scores[0].accuracy == scores[1].accuracy, "checkpoint-5 is the base"
-    assert scores[2].accuracy == 0.0, "a model of zeros solves nothing"
+    base, same, zeros = (score.report for score in scores)
+    assert base.score == same.score, "checkpoint-5 is the base"
+    assert zeros.score.value == 0.0, "a model of zeros solves nothing"
+    assert [one.gain and one.gain.value for one in (base, same, zeros)] == [None, 0.0, -base.score.value]
     again, same = follow(run_dir)
     assert (again, same) == (reported, scores), "read from the saved files, including the seconds"
+
+
+def test_after_a_change_of_what_is_measured_the_base_and_all_checkpoints_are_scored_again(run_dir, tiny):
+    training = training_of(tiny)
+    write_checkpoint(run_dir, 5, tiny, training, {})
+    _, sampled = follow(run_dir)
+    reported, greedy = follow(run_dir, config(evaluator={"eval_subset_size": 16}))
+    assert reported == [(0, "base"), (5, "checkpoint-5")]
+    before, after = ([one.report.score.measure.temperature for one in scores] for scores in (sampled, greedy))
+    assert (before, after) == ([1.0, 1.0], [0.0, 0.0])
+    assert greedy[1].report.gain.value == 0.0
+
+
+def test_a_metric_that_applies_to_no_answer_gives_no_score_and_says_so(run_dir, tiny, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def never(completions, **columns):\n    return [None] * len(completions)\n"
+    )
+    own = {"functions": {"correctness": 1.0, f"{tmp_path}/mine.py:never": 0.0}}
+    chosen = {"eval_subset_size": 2, "metric": f"{tmp_path}/mine.py:never"}
+    stop = StopRequest()
+    control = FakeControl(stop)
+    RunEvaluator(run_dir, control, config(reward=own, evaluator=chosen), stop, beat_s=1e9).run()
+    [unscored] = control.unscored
+    assert unscored.reason.endswith("mine.py:never applies to none of 2 held-out answers")
 
 
 def test_a_damaged_checkpoint_has_no_score_until_a_new_learner_writes_it_again(run_dir, tiny):

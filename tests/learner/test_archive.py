@@ -5,6 +5,7 @@ import uuid
 import numpy as np
 import pytest
 from hand_made import RecordList, assert_same_weights, config, groups_of, learner
+from scores import score
 
 from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive
@@ -113,7 +114,8 @@ def test_a_folder_called_checkpoint_without_a_manifest_is_moved_out_of_the_way_a
     assert (tmp_path / "checkpoint-2.damaged" / "mine").exists()
 
 
-EVAL = '{"seq":2,"time":1,"topic":"eval","update":1,"accuracy":0.5,"sampled_accuracy":null}'
+SCORE = score(0.5).model_dump_json()
+EVAL = f'{{"seq":2,"time":1,"topic":"eval","update":1,"score":{SCORE}}}'
 
 
 @pytest.mark.parametrize(
@@ -122,8 +124,8 @@ EVAL = '{"seq":2,"time":1,"topic":"eval","update":1,"accuracy":0.5,"sampled_accu
         ("{", ", line 2: a record must be one JSON object ("),
         ("[]", ", line 2: "),
         ('{"seq": "2", "time": 1, "topic": "eval"}', ", line 2: "),
-        (EVAL.replace('"update":1,', ""), ": record 2 must have update and accuracy"),
-        (EVAL.replace("0.5", '"half"'), ": record 2 must have update and accuracy"),
+        (EVAL.replace('"update":1,', ""), ": record 2 must have update and score"),
+        (EVAL.replace("0.5", '"half"'), ": record 2 must have update and score"),
     ],
 )
 def test_a_bad_line_in_the_records_is_one_line_that_names_file_and_cure(tmp_path, line, says):

@@ -5,10 +5,12 @@ import json
 import pytest
 from checkpoint_files import write_checkpoint_files
 from hand_made import RecordList
+from scores import report, score
 
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive
+from grpo_actors.rundir import checkpoints
 from grpo_actors.rundir.checkpoints import mark_best
 from grpo_actors.wire.messages import Evaluation
 
@@ -18,8 +20,8 @@ def write_records(run_dir, *records):
     (run_dir / "metrics.jsonl").write_text("".join(lines))
 
 
-def evaluated(update, accuracy, sampled=None):
-    return {"topic": "eval", "update": update, "accuracy": accuracy, "sampled_accuracy": sampled}
+def evaluated(update, value):
+    return {"topic": "eval", "update": update, "score": score(value).model_dump()}
 
 
 def archive_in(run_dir, *, save_steps=2, eval_every_updates=1):
@@ -28,58 +30,76 @@ def archive_in(run_dir, *, save_steps=2, eval_every_updates=1):
 
 
 def best(run_dir):
-    """Return (update, accuracy) of best.json; None if there is none."""
-    path = run_dir / "best.json"
-    if not path.exists():
-        return None
-    marked = json.loads(path.read_text())
-    assert marked["checkpoint"] == f"checkpoint-{marked['update']}"
-    return marked["update"], marked["accuracy"]
+    """Return (update, value) of best.json; None if there is none."""
+    marked = checkpoints.best(run_dir)
+    return None if marked is None else (marked.update, marked.score.value)
 
 
-def score(update, accuracy, sampled=None):
-    return Evaluation(
-        update=update,
-        checkpoint=f"checkpoint-{update}",
-        samples=4,
-        accuracy=accuracy,
-        accuracy_low=0.0,
-        accuracy_high=1.0,
-        sampled_accuracy=sampled,
-        rewards={},
-        completion_length_mean=3.0,
-        truncated_share=0.0,
-        seconds=1.0,
-    )
+def evaluation(update, value, **measure):
+    name = f"checkpoint-{update}" if update else "base"
+    return Evaluation(update=update, checkpoint=name, report=report(value, **measure))
 
 
-def scored(run_dir, *scores):
-    """Return whether each score was recorded as the best, and the mark at the end."""
+def scored(run_dir, *values):
+    """Return whether each score was recorded as the best, and the mark at the end; values by update, from the base."""
     records = RecordList()
     archive = archive_in(run_dir)
-    for one in scores:
-        archive.take_evaluations(records, [one])
+    for update, value in enumerate(values):
+        if update:
+            write_checkpoint_files(run_dir, update)
+        archive.take_evaluations(records, [evaluation(update, value)])
     return [fields["best"] for _, fields in records.records], best(run_dir)
 
 
-def test_only_a_better_score_marks_a_new_best(tmp_path):
-    assert scored(tmp_path, score(1, 0.5), score(2, 0.25), score(3, 0.5), score(4, 0.75), score(5, 0.5)) == (
-        [True, False, False, True, False],
+def test_the_best_is_the_highest_score_and_the_newest_of_equal_checkpoints(tmp_path):
+    assert scored(tmp_path, 0.25, 0.5, 0.25, 0.5, 0.75, 0.5) == (
+        [True, True, False, True, True, False],
         (4, 0.75),
     )
 
 
-def test_sampled_accuracy_decides_where_it_was_measured(tmp_path):
-    assert scored(tmp_path, score(1, 0.2, 0.5), score(2, 0.9, 0.25)) == ([True, False], (1, 0.5))
+def test_an_own_reward_that_rises_makes_a_later_checkpoint_the_best_also_if_all_accuracies_are_0(tmp_path):
+    rewards = [1.21, 1.25, 1.62, 1.5]
+    assert scored(tmp_path, *rewards) == ([True, True, True, False], (2, 1.62))
 
 
-def test_the_base_model_is_never_marked_as_the_best_checkpoint(tmp_path):
-    assert scored(tmp_path, score(0, 0.9)) == ([True], None)
+def test_the_base_model_is_the_best_until_a_checkpoint_is_better_than_it(tmp_path):
+    assert scored(tmp_path, 0.5, 0.5, 0.25) == ([True, False, False], (0, 0.5))
+    assert json.loads((tmp_path / "best.json").read_text())["checkpoint"] == "base"
 
 
 def test_the_score_of_the_best_that_comes_again_after_a_resume_is_its_score(tmp_path):
-    mark_best(tmp_path, 1, 0.5)
-    assert scored(tmp_path, score(1, 0.4)) == ([True], (1, 0.4))
+    write_checkpoint_files(tmp_path, 1, records=1)
+    mark_best(tmp_path, 1, score(0.5))
+    archive, records = archive_in(tmp_path), RecordList()
+    archive.take_evaluations(records, [evaluation(0, 0.3), evaluation(1, 0.4)])
+    assert [fields["best"] for _, fields in records.records] == [False, True]
+    assert best(tmp_path) == (1, 0.4)
+
+
+def test_after_a_resume_with_other_settings_the_comparison_starts_over_and_keeps_what_is_to_be_scored_again(
+    tmp_path,
+):
+    for update in (1, 2, 3, 4, 5):
+        write_checkpoint_files(tmp_path, update, records=6)
+    mark_best(tmp_path, 1, score(0.9))
+    write_records(tmp_path, *(evaluated(update, value) for update, value in enumerate((0.1, 0.9, 0.2, 0.3))))
+    archive, records = archive_in(tmp_path), RecordList()
+    assert archive.unevaluated() == {4, 5}
+    archive.take_evaluations(records, [evaluation(0, 0.7, max_new_tokens=128)])
+    (topic, warning), (_, base) = records.records
+    assert topic == "log"
+    assert "(max_new_tokens 64 → 128)" in warning["text"]
+    assert base["best"]
+    assert best(tmp_path) == (0, 0.7)
+    assert archive.unevaluated() == {1, 2, 3, 4, 5}, "none of them is removed before it has its new score"
+    archive.take_evaluations(records, [evaluation(1, 0.8, max_new_tokens=128)])
+    assert best(tmp_path) == (1, 0.8)
+    assert records.updates("eval") == [0, 1]
+    assert len([topic for topic, _ in records.records if topic == "log"]) == 1
+    # The same once more, as after a reconnection, is not recorded again.
+    archive.take_evaluations(records, [evaluation(1, 0.8, max_new_tokens=128)])
+    assert records.updates("eval") == [0, 1]
 
 
 def test_if_all_checkpoints_are_damaged_the_run_does_not_start_over(tmp_path):
@@ -108,23 +128,20 @@ def test_without_a_checkpoint_a_run_begins_and_with_one_it_keeps_its_id(tmp_path
     assert resumed.success_rates == {"p": 0.5}
 
 
-def test_after_the_best_was_put_aside_the_next_best_is_that_of_the_sampled_scores(tmp_path):
+def test_after_the_best_was_put_aside_the_next_best_of_those_that_are_there_is_marked(tmp_path):
     for update in (1, 2, 3, 4):
         write_checkpoint_files(tmp_path, update, records=5)
     (tmp_path / "checkpoint-4" / "state.json").write_text("damaged")
-    mark_best(tmp_path, 4, 0.9)
-    scores = [(0, 0.9, 0.9), (1, 0.9, 0.3), (2, 0.1, 0.6), (3, 0.8, 0.6), (4, 0.9, 0.9)]
-    write_records(
-        tmp_path,
-        *(evaluated(update, greedy, sampled) for update, greedy, sampled in scores),
-    )
+    mark_best(tmp_path, 4, score(0.9))
+    scores = [0.2, 0.3, 0.6, 0.6, 0.9]
+    write_records(tmp_path, *(evaluated(update, value) for update, value in enumerate(scores)))
     archive_in(tmp_path).announce(RecordList())
-    assert best(tmp_path) == (2, 0.6)
+    assert best(tmp_path) == (3, 0.6)
 
 
 def test_a_best_checkpoint_that_is_there_stays_the_best_on_a_resume(tmp_path):
     write_checkpoint_files(tmp_path, 1, records=1)
-    mark_best(tmp_path, 1, 0.25)
+    mark_best(tmp_path, 1, score(0.25))
     write_records(tmp_path, evaluated(1, 0.5))
     archive_in(tmp_path).announce(RecordList())
     assert best(tmp_path) == (1, 0.25)
@@ -135,7 +152,7 @@ def test_the_last_record_before_a_checkpoint_is_not_reported_again_and_the_first
     write_records(tmp_path, {"topic": "start"}, evaluated(1, 0.5), evaluated(2, 0.5))
     archive, records = archive_in(tmp_path), RecordList()
     assert [record["update"] for record in archive.recorded("eval")] == [1]
-    archive.take_evaluations(records, [score(1, 0.5), score(2, 0.5)])
+    archive.take_evaluations(records, [evaluation(1, 0.5), evaluation(2, 0.5)])
     assert records.updates("eval") == [2]
 
 

@@ -12,6 +12,7 @@ from bounds import HANG_S
 from checkpoint_files import STATE
 from hand_made import RecordList, assert_same_weights, config, groups_of, learner, weights
 from host_copies import HostCopy
+from scores import report
 
 from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive
@@ -73,15 +74,7 @@ def test_a_score_comes_after_the_record_of_its_checkpoint(opened):
     archive, grpo, records = opened
     grpo.version = 1
     archive.save(records, grpo)
-    score = {"accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.8, "sampled_accuracy": None}
-    rest = {
-        "samples": 10,
-        "rewards": {},
-        "completion_length_mean": 12.5,
-        "truncated_share": 0.0,
-        "seconds": 3.0,
-    }
-    arrived = Evaluation(update=1, checkpoint="checkpoint-1", **score, **rest)
+    arrived = Evaluation(update=1, checkpoint="checkpoint-1", report=report())
     archive.take_evaluations(records, [arrived])
     assert [topic for topic, _ in records.records] == ["checkpoint", "eval"]
 

@@ -3,6 +3,8 @@
 import io
 from itertools import count
 
+from scores import score
+
 from grpo_actors.observe.records import Record, make_record
 from grpo_actors.observe.status import PLAIN_PERIOD_S, StatusLine
 
@@ -58,7 +60,7 @@ def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
     stream = io.StringIO()
     with StatusLine(100, stream) as status:
         status.show(
-            make_record(1, 1.0, "eval", {"update": 10, "accuracy": 0.41, "samples": 50, "best": True})
+            make_record(1, 1.0, "eval", {"update": 10, "score": score(0.41).model_dump(), "best": True})
         )
         status.show(make_record(2, 2.0, "alarm", {"name": "kl", "text": "rises"}))
         status.show(
@@ -74,7 +76,7 @@ def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
         status.show(make_record(8, 8.0, "headcount", {**told, "before": 2, "reason": "as it is"}))
         status.show(make_record(9, 9.0, "stop", {"reason": "done", "exit_code": 0}))
     assert lines_of(stream) == [
-        "eval @10  accuracy 0.41  on 50 problems  best so far",
+        "eval @10  accuracy 0.41 [0.31, 0.51], greedy on 10 problems  best so far",
         "alarm: kl: rises",
         "worker rollout-1 lost: its process ended",
         "warning: one line left out",

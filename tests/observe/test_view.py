@@ -1,6 +1,7 @@
 """The fold over records, and its numbers as text."""
 
 import pytest
+from scores import score
 
 from grpo_actors.observe.records import FIELDS, Record, make_record
 from grpo_actors.observe.text import (
@@ -31,7 +32,7 @@ def updates(numbers: range, **fields) -> list[tuple[str, dict]]:
 
 
 def evaluation(update: int, accuracy: float, *, best: bool) -> tuple[str, dict]:
-    return ("eval", {"update": update, "accuracy": accuracy, "best": best, "samples": 200})
+    return ("eval", {"update": update, "best": best, "score": score(accuracy).model_dump()})
 
 
 def test_the_newest_metrics_and_their_curve_are_kept():
@@ -127,7 +128,7 @@ def test_the_status_line_names_what_matters():
     }
     view = fold(*updates(range(11, 13), **fields), evaluation(10, 0.41, best=True))
     assert status_line(view) == (
-        "update 12/110  reward 0.62  acc 0.41 (eval @10)  loss 0.0123  KL 0.0010  len 35  1.0 up/s"
+        "update 12/110  reward 0.62  eval accuracy 0.41 (greedy, @10)  loss 0.0123  KL 0.0010  len 35  1.0 up/s"
     )
 
 
@@ -144,20 +145,18 @@ def test_the_status_line_fits_a_narrow_terminal_by_leaving_out(width):
         fold(*updates(range(109, 111), **fields), evaluation(100, 0.41, best=True)), width=width
     )
     assert len(line) <= width
-    assert line.startswith("update 110/110  reward 0.62  acc 0.41")
+    assert line.startswith("update 110/110  reward 0.62  eval accuracy 0.41")
 
 
 def test_an_evaluation_is_one_line_with_its_interval():
-    record = {
-        "update": 10,
-        "accuracy": 0.41,
-        "accuracy_low": 0.35,
-        "accuracy_high": 0.47,
-        "samples": 200,
-        "best": True,
-    }
-    assert eval_line(record) == "eval @10  accuracy 0.41 [0.35, 0.47]  on 200 problems  best so far"
-    assert eval_line({"update": 10, "accuracy": None}) == "eval @10  accuracy –"
+    record = {"update": 10, "score": score(0.41, problems=200).model_dump(), "best": True}
+    assert eval_line(record) == "eval @10  accuracy 0.41 [0.31, 0.51], greedy on 200 problems  best so far"
+    sampled = score(1.25, metric="reward", temperature=0.5).model_dump()
+    gain = {"value": 0.5, "low": -0.125, "high": 1.125}
+    assert eval_line({"update": 10, "score": sampled, "gain": gain}) == (
+        "eval @10  reward 1.25 [1.15, 1.35], sampled at 0.5 on 10 problems  gain 0.50 [-0.12, 1.12]"
+    )
+    assert eval_line({"update": 10, "score": None}) == "eval @10  score –, greedy"
 
 
 def test_a_failed_end_shows_its_exit_code():

@@ -45,7 +45,7 @@ def sampled(policy, environment, max_turns=8, timeout_s=HANG_S, params=PARAMS):
     """Sample one lease with an environment of the tests."""
     lease = lease_of(policy)
     with Replier(f"{OWN}:{environment}", timeout_s=timeout_s) as replier:
-        respond = Episodes(replier, policy, max_turns).of(problem_of(lease))
+        respond = Episodes({"": replier}, policy, max_turns).of(problem_of(lease))
         prompt = policy.encode_chat(lease.messages)
         [samples] = sample_groups(policy, [prompt], [SEEDS], params, responds=[respond])
     return lease, samples
@@ -170,8 +170,8 @@ def test_an_evaluation_has_the_turns_of_the_run_and_judges_the_last(tiny):
     task = load_task(config.data, seed=0)
     questions = held_out(task, config, tiny)
     with Scorer({"correctness": 1.0}, timeout_s=HANG_S) as scorer, open_episodes(config, tiny) as turns:
-        one = evaluate(tiny, task, questions, config, scorer)
-        more = evaluate(tiny, task, questions, config, scorer, episodes=turns)
+        one = evaluate(tiny, task, questions, config, scorer).report
+        more = evaluate(tiny, task, questions, config, scorer, episodes=turns).report
     assert more.rewards["correctness"] == more.accuracy  # both of the last turn
     assert more.completion_length_mean > one.completion_length_mean
 
@@ -185,7 +185,7 @@ def test_the_calculator_is_used_by_a_policy_that_calls_it(tiny):
     """Checks the environment's reply and the tokens of the next turn, with a call written in place of the policy's turn."""
     lease = lease_of(tiny)
     with Replier("calculator", timeout_s=HANG_S) as replier:
-        respond = Episodes(replier, tiny, 2).of(problem_of(lease))
+        respond = Episodes({"": replier}, tiny, 2).of(problem_of(lease))
         [[sample]] = sample_groups(tiny, [tiny.encode_chat(lease.messages)], [[1]], PARAMS)
         [end] = tiny.stop_tokens
         sample.tokens = [*tiny.tokenizer.encode("<tool>21+14</tool>", add_special_tokens=False), end]

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 from runs import Run, new_run, wait_until
+from scores import score
 
 from grpo_actors.policy.locate import EMBEDDED
 
@@ -162,7 +163,7 @@ def test_a_resume_that_was_ruled_out(on_policy_run):
         ),
         (
             "best.json",
-            '{"checkpoint": "../other", "update": 1, "accuracy": 1.0}',
+            json.dumps({"checkpoint": "../other", "update": 1, "score": score(1.0).model_dump()}),
             ": checkpoint must be checkpoint-1, got '../other'; remove it",
         ),
     ],

@@ -83,7 +83,7 @@ def test_its_card_states_base_data_objective_metrics_and_what_made_it(export, on
     assert "| reward correctness | `1.0` |" in card
     base = json.loads((on_policy_run.folder / "evaluation-base.json").read_text())
     after = json.loads((on_policy_run.folder / "checkpoint-12" / "evaluation.json").read_text())
-    cells = [card_cell(scores) for scores in (base, after)]
+    cells = [card_cell(scores["report"]) for scores in (base, after)]
     assert f"| accuracy, greedy | {cells[0]} | {cells[1]} |" in card
     start = on_policy_run.records("start")[0]
     assert f"mlx {start['versions']['mlx']}" in card

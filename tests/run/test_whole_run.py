@@ -137,9 +137,10 @@ def test_base_and_checkpoints_are_evaluated_once_each(any_run):
 
 def test_the_best_checkpoint_is_marked_and_still_there(any_run):
     best = json.loads((any_run.folder / "best.json").read_text())
-    scores = {record["update"]: record["accuracy"] for record in any_run.records("eval") if record["update"]}
-    assert best["accuracy"] == max(scores.values()) == scores[best["update"]]
-    assert (any_run.folder / best["checkpoint"]).is_dir()
+    scores = {record["update"]: record["score"] for record in any_run.records("eval")}
+    assert best["score"] == scores[best["update"]]
+    assert best["score"]["value"] == max(score["value"] for score in scores.values())
+    assert best["checkpoint"] == "base" or (any_run.folder / best["checkpoint"]).is_dir()
 
 
 def test_the_newest_checkpoints_are_kept(any_run):
@@ -153,15 +154,21 @@ def test_nothing_is_left_behind(any_run):
 
 
 def test_the_start_says_where_and_the_end_says_what_came_out(any_run):
-    first, *_, accuracy, best = any_run.stderr.splitlines()
+    first, *_, score, checkpoint = any_run.stderr.splitlines()
     assert first == f"run folder {any_run.folder}"
     assert f"python -m grpo_actors.tail {any_run.folder}" in any_run.stderr
     assert f"python -m grpo_actors.rollout --attach {any_run.folder}" in any_run.stderr
-    assert accuracy.startswith("accuracy: ")
-    assert accuracy.endswith(
-        f"(best, update {json.loads((any_run.folder / 'best.json').read_text())['update']})"
-    )
-    assert best.startswith(f"best checkpoint: {any_run.folder}/checkpoint-")
+    assert " of the problems (1,200) are held out for evaluation" in any_run.stderr
+    best = json.loads((any_run.folder / "best.json").read_text())
+    measure = best["score"]["measure"]
+    how = "sampled at temperature 1" if measure["temperature"] else "greedy"
+    assert score.startswith(f"accuracy, {how}, on {measure['problems']} held-out problems: ")
+    if best["update"]:
+        assert f"(best, update {best['update']}), " in score
+        assert checkpoint == f"best checkpoint: {any_run.folder / best['checkpoint']}"
+    else:
+        assert ": no checkpoint beat the base model, " in score
+        assert checkpoint.startswith(f"last checkpoint: {any_run.folder}/checkpoint-")
 
 
 def test_what_holds_prompts_is_for_this_user_only(any_run):

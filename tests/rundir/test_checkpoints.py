@@ -5,6 +5,7 @@ import json
 
 import pytest
 from checkpoint_files import STATE as WHOLE_STATE
+from scores import score
 from small_disk import small_disk
 
 from grpo_actors.errors import RunError
@@ -166,10 +167,10 @@ def test_a_checkpoint_can_be_put_aside_under_the_same_number_again_and_again(run
 def test_prune_keeps_the_newest_the_best_and_those_not_yet_evaluated(run_dir):
     for update in range(1, 9):
         write(run_dir, update)
-    mark_best(run_dir, 2, 0.5)
+    mark_best(run_dir, 2, score(0.5))
     prune(run_dir, 3, frozenset({4}))
     assert updates(run_dir) == [2, 4, 6, 7, 8]
-    mark_best(run_dir, 7, 0.6)
+    mark_best(run_dir, 7, score(0.6))
     prune(run_dir, 1, frozenset())
     assert updates(run_dir) == [7, 8]
 
@@ -201,9 +202,14 @@ def test_a_removal_that_fails_ends_no_run_and_leaves_no_checkpoint_that_looks_wh
 
 def test_the_best_is_recorded_and_there_is_none_before(run_dir):
     assert best(run_dir) is None
-    mark_best(run_dir, 4, 0.25)
-    assert best(run_dir) == Best("checkpoint-4", 4, 0.25)
+    mark_best(run_dir, 4, score(0.25))
+    assert best(run_dir) == Best("checkpoint-4", 4, score(0.25))
     assert [path.name for path in run_dir.iterdir()] == [BEST]
+
+
+def mark(checkpoint, update):
+    fields = {"checkpoint": checkpoint, "update": update, "score": score(0.5).model_dump()}
+    return json.dumps(fields)
 
 
 @pytest.mark.parametrize(
@@ -212,11 +218,14 @@ def test_the_best_is_recorded_and_there_is_none_before(run_dir):
         "",
         "[]",
         '{"checkpoint": "checkpoint-1", "update": 1}',
-        '{"checkpoint": "../other/checkpoint-1", "update": 1, "accuracy": 0.5}',
-        '{"checkpoint": "/etc", "update": 1, "accuracy": 0.5}',
-        '{"checkpoint": "checkpoint-1", "update": 2, "accuracy": 0.5}',
-        '{"checkpoint": "checkpoint-1", "update": 1, "accuracy": NaN}',
-        '{"checkpoint": "checkpoint-1", "update": "1", "accuracy": 0.5}',
+        mark("../other/checkpoint-1", 1),
+        mark("/etc", 1),
+        mark("checkpoint-1", 2),
+        mark("checkpoint-0", 0),
+        mark("base", 1),
+        mark("checkpoint-1", 1).replace("0.5", "NaN"),
+        mark("checkpoint-1", "1"),
+        '{"checkpoint": "checkpoint-1", "update": 1, "accuracy": 0.5}',
     ],
 )
 def test_an_unusable_mark_of_the_best_is_one_line_and_stops_a_prune(run_dir, content):

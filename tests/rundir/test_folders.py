@@ -5,6 +5,7 @@ import shutil
 
 import mlx.core as mx
 import pytest
+from scores import score
 from written import write_checkpoint
 
 from grpo_actors.config import LearnerConfig
@@ -30,9 +31,23 @@ def moved(policy, by):
 def test_a_run_stands_for_its_best_checkpoint_or_before_any_score_for_its_newest(run_dir, tiny):
     first, second = write(run_dir, 1, tiny), write(run_dir, 2, tiny)
     assert resolve(str(run_dir)) == str(second)
-    mark_best(run_dir, 1, 0.5)
+    mark_best(run_dir, 1, score(0.5))
     assert resolve(str(run_dir)) == str(first)
     assert resolve(str(second)) == str(second), "a checkpoint stands for itself"
+
+
+def test_if_no_checkpoint_beat_the_base_model_the_newest_stands_for_the_run_with_a_warning(
+    run_dir, tiny, caplog
+):
+    write(run_dir, 1, tiny)
+    second = write(run_dir, 2, tiny)
+    mark_best(run_dir, 0, score(0.5))
+    assert resolve(str(run_dir)) == str(second)
+    (warning,) = caplog.messages
+    assert warning == (
+        f"{run_dir}: no checkpoint beat the base model "
+        "(accuracy, greedy, on 10 held-out problems: 0.500 [0.400, 0.600]); the newest is used"
+    )
 
 
 def test_a_run_without_a_checkpoint_or_with_a_damaged_best_one_is_refused(run_dir, tiny):
@@ -40,7 +55,7 @@ def test_a_run_without_a_checkpoint_or_with_a_damaged_best_one_is_refused(run_di
     with pytest.raises(ModelError, match="without a checkpoint yet"):
         resolve(str(run_dir))
     folder = write(run_dir, 1, tiny)
-    mark_best(run_dir, 1, 0.5)
+    mark_best(run_dir, 1, score(0.5))
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(
         ModelError, match=r"model.safetensors: not the file that was written.*best checkpoint"

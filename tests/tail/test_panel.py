@@ -4,6 +4,7 @@ import re
 
 import pytest
 from rich.console import Console
+from scores import score
 
 from grpo_actors.observe.records import FIELDS, make_record
 from grpo_actors.observe.view import RunView
@@ -39,7 +40,7 @@ RECORDS = [
     ("metrics", {**METRICS, "update": 1}),
     ("metrics", METRICS),
     ("worker", {"worker": "rollout-0", "state": "sampling", "version": 2, "tokens_per_s": 6_000}),
-    ("eval", {"update": 2, "accuracy": 0.41, "accuracy_low": 0.35, "accuracy_high": 0.47, "best": True}),
+    ("eval", {"update": 2, "score": score(0.41).model_dump(), "best": True}),
     ("sample", {"update": 2, "prompt": "3 + 4?", "answer": "7", "completions": COMPLETIONS}),
     ("headcount", {"update": 1, "before": 1, "workers": 2, "reason": "the learner waits"}),
     ("alarm", {"name": "kl", "text": "rises"}),
@@ -89,7 +90,8 @@ def test_it_fits_and_shows_every_number(width, height):
         "learner 4,321 tok/s, waits 25 %",
         "rollout-0 sampling v2 6,000 tok/s",
         "wanted 2: the learner",
-        "0.35 to 0.47",
+        "accuracy, greedy",
+        "0.31 to 0.51",
         "best 0.41 @2",
         "? 3 + 4? = 7",
         "0.88 so it is 7 [b]",

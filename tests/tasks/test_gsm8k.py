@@ -27,6 +27,8 @@ def test_a_folder_gives_training_problems_and_the_test_split_to_evaluate_on(tmp_
     task = Gsm8k(str(tmp_path))
     assert [problem.id for problem in task.problems("train")] == ["gsm8k/train/0", "gsm8k/train/1"]
     assert [problem.id for problem in task.problems("eval")] == ["gsm8k/test/0"]
+    assert task.describe_splits() == "33% of the problems (1) are held out for evaluation, 2 are to train on"
+    assert task.notes == ["1 training prompts are also held out for evaluation: its scores are too high"]
     problem = task.problems("train")[1]
     assert problem.answer == "1,001"
     assert [message["role"] for message in problem.messages] == ["system", "user"]

@@ -14,7 +14,7 @@ from grpo_actors.tasks.registry import load_task
 from grpo_actors.tasks.rewards import REWARDS
 
 
-def settings(task="jsonl", **given):
+def settings(task="dataset", **given):
     return DataConfig(task=task, gym_size=20, gym_eval_size=10, **given)
 
 
@@ -35,7 +35,7 @@ def data(request, tmp_path, path):
         (tmp_path / f"{name}.jsonl").write_text(row * 5)
     needed = {
         "gsm8k": {"path": str(tmp_path)},
-        "jsonl": {"path": path},
+        "dataset": {"path": path},
         "reasoning_gym": {"gym_task": "chain_sum"},
     }
     return settings(request.param, **needed.get(request.param, {}))

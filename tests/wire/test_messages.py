@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from scores import report
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.wire import codec
@@ -79,15 +80,7 @@ EVALUATION = {
     "kind": "evaluation",
     "update": 4,
     "checkpoint": "checkpoint-4",
-    "samples": 10,
-    "accuracy": 0.5,
-    "accuracy_low": 0.2,
-    "accuracy_high": 0.8,
-    "sampled_accuracy": None,
-    "rewards": {"correct": 0.5},
-    "completion_length_mean": 12.5,
-    "truncated_share": 0.0,
-    "seconds": 3.0,
+    "report": report().model_dump(),
 }
 WELCOME = {
     "kind": "welcome",
@@ -218,8 +211,8 @@ def test_a_group_out_of_bounds_is_refused(changes):
         (wire.from_peer, BEAT, {"working_s": 1e10}),
         (wire.from_peer, BEAT, {"working_s": float("inf")}),
         (wire.from_peer, BEAT, {"holding": list(range(10_001))}),
-        (wire.from_peer, EVALUATION, {"accuracy": 1.01}),
-        (wire.from_peer, EVALUATION, {"accuracy": float("nan")}),
+        (wire.from_peer, EVALUATION, {"report": report().model_dump() | {"accuracy": 1.01}}),
+        (wire.from_peer, EVALUATION, {"report": report().model_dump() | {"accuracy": float("nan")}}),
         (wire.from_learner, {"kind": "grant"}, {"leases": []}),
         (wire.from_learner, {"kind": "grant"}, {"leases": [{**LEASE, "seeds": [2**64 - 1, -1]}]}),
         (wire.from_learner, {"kind": "grant"}, {"leases": [{**LEASE, "columns": "{"}]}),

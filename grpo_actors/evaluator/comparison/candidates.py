@@ -14,11 +14,8 @@ from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import Policy, load_base, load_policy
 from grpo_actors.rundir.checkpoint_weights import check_adapter, is_adapter, load_weights, load_whole
 from grpo_actors.rundir.checkpoints import best, checkpoint_at, verify
-from grpo_actors.rundir.folder import CONFIG_FILE
+from grpo_actors.rundir.folder import BASE, CONFIG_FILE
 from grpo_actors.rundir.naming import checkpoints_of, open_policy
-
-#: Last part of the name of a run's base model.
-BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)

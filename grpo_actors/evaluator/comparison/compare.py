@@ -3,8 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError
@@ -28,8 +30,12 @@ from grpo_actors.evaluator.comparison.table import as_sentence, as_table
 from grpo_actors.evaluator.score import max_answer_tokens
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
-from grpo_actors.tasks.registry import chosen_rewards, load_task
+from grpo_actors.rundir.claim import with_rewards
+from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
+
+_results = TypeAdapter(list[Result])
+_comparison = TypeAdapter(Pair | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +117,9 @@ def _evaluate(
     stop: StopRequest,
 ) -> tuple[list[Result], dict[Candidate, Answers]]:
     """Return a result for each candidate, and the answers of the two in `pair`; write all answers to the file."""
-    task = load_task(config.data, seed=config.run.seed)
+    task = open_task(config)
+    config = with_rewards(config, task)
     k = int(config.evaluator.eval_sampled) if options.k is None else options.k
-    rewards = chosen_rewards(config.reward.functions, task)
     results: list[Result] = []
     answers_of_pair: dict[Candidate, Answers] = {}
 
@@ -123,7 +129,7 @@ def _evaluate(
         own = settings_of([candidate], file, options.settings, allowed=options.allow, only_loads=True)
         return load_candidate(candidate, own)
 
-    with open_scorer(rewards, config.reward) as scorer:
+    with open_scorer(config) as scorer:
         scorer.check_columns(task)
         exam = Exam(task, config, scorer, options.samples, k, stop)
         for candidate, answers, result in exam.run(candidates, load):
@@ -167,15 +173,15 @@ def _compare(pair: tuple[Candidate, Candidate], answers: Mapping[Candidate, Answ
 
 
 def _as_text(results: Sequence[Result], comparison: Pair | None, config: Config) -> str:
-    table = as_table(results, config.data.task, max_answer_tokens(config))
+    table = as_table(results, config.data.title, max_answer_tokens(config))
     return table if comparison is None else f"{table}\n\n{as_sentence(comparison)}"
 
 
 def _as_json(results: Sequence[Result], comparison: Pair | None, config: Config) -> str:
     document = {
-        "task": config.data.task,
+        "task": config.data.title,
         "max_new_tokens": max_answer_tokens(config),
-        "checkpoints": [asdict(result) for result in results],
-        "comparison": None if comparison is None else asdict(comparison),
+        "checkpoints": _results.dump_python(list(results)),
+        "comparison": _comparison.dump_python(comparison),
     }
     return json.dumps(document, indent=2)

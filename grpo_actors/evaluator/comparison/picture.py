@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_actors.errors import ConfigError
-from grpo_actors.evaluator.accuracy import Estimate
 from grpo_actors.evaluator.comparison.result import Result
+from grpo_actors.score import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from grpo_actors.evaluator.accuracy import (
-    Estimate,
     majority,
     mcnemar_p,
     mean_difference,
@@ -14,6 +13,7 @@ from grpo_actors.evaluator.accuracy import (
     pass_at_k,
 )
 from grpo_actors.evaluator.score import AnsweredProblem
+from grpo_actors.score import Estimate
 from grpo_actors.tasks.scoring import reward_means
 
 

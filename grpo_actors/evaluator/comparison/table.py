@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from grpo_actors.evaluator.accuracy import Estimate
 from grpo_actors.evaluator.comparison.result import Completions, Pair, Result, Sampled
 from grpo_actors.observe.text import aligned
+from grpo_actors.score import Estimate
 
 #: A difference with a smaller p-value counts as significant. It matches the 95 % intervals.
 SIGNIFICANT = 0.05

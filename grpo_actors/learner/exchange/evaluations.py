@@ -1,7 +1,7 @@
 """The evaluator's scores on their way to the learner: one for each update, none for an update still to come."""
 
 from grpo_actors.errors import ProtocolError
-from grpo_actors.rundir.folder import CHECKPOINT
+from grpo_actors.rundir.folder import checkpoint_name
 from grpo_actors.wire.messages import Evaluation, Unscored
 
 
@@ -18,8 +18,8 @@ class Evaluations:
         Raises:
             ProtocolError: the update is newer than `newest_version`, or the checkpoint's name is not that of the update.
         """
-        name = f"{CHECKPOINT}{evaluation.update}"
-        if evaluation.checkpoint != name and (evaluation.update, evaluation.checkpoint) != (0, "base"):
+        name = checkpoint_name(evaluation.update)
+        if evaluation.checkpoint != name:
             raise ProtocolError(
                 f"the checkpoint of update {evaluation.update} is {name}, got {evaluation.checkpoint!r}"
             )

@@ -12,6 +12,7 @@ from grpo_actors.errors import DataError, ProtocolError
 from grpo_actors.learner.exchange.sampling_rules import SamplingRules
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.schedule.lease import Granted
+from grpo_actors.schedule.mixture import MixtureOrder
 from grpo_actors.schedule.order import ProblemOrder, sample_seeds
 from grpo_actors.tasks.failures import ENVIRONMENT, summary
 from grpo_actors.tasks.task import Problem
@@ -26,7 +27,7 @@ class Supply:
     """The problems of a run, in order."""
 
     problems: Sequence[Problem]
-    order: ProblemOrder
+    order: ProblemOrder | MixtureOrder
     seed: int
     num_generations: int
     max_prompt_length: int
@@ -86,6 +87,7 @@ class Supply:
             text_prompt=problem.text_prompt,
             mathematics=problem.mathematics,
             epoch=epoch,
+            source=problem.source,
         )
 
     def read_group(self, message: Group, worker: str, newest_version: int) -> SampledGroup:

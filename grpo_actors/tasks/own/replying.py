@@ -3,6 +3,7 @@
 Built-in environments run here; a user's own runs in a child process that can be killed, like own rewards.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from grpo_actors.tasks.columns import check_columns
@@ -28,9 +29,9 @@ class Replier(UsesOwnFunctions):
         needs = [name for own in self._own for name in own.requires(0) if name not in ("messages", "answer")]
         return {self.name: needs} if needs else {}
 
-    def check_columns(self, task: Task) -> None:
-        """Check that the problems have these columns; raise RewardError if not."""
-        check_columns(self.needs(), task, "data.environment")
+    def check_columns(self, task: Task, sources: Collection[str]) -> None:
+        """Check that the problems of these sources have these columns; raise RewardError if not."""
+        check_columns(self.needs(), task, "data.environment", applies=lambda _, source: source in sources)
 
     def reply(self, problem: Problem, messages: list[Message]) -> Message | None:
         """Return the reply to `messages`, the whole chat; None ends the completion. Raises RewardError on failure."""

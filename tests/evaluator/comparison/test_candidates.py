@@ -1,6 +1,7 @@
 import mlx.core as mx
 import pytest
 from evaluated import config
+from scores import score
 from written import write_checkpoint
 
 from grpo_actors.config import Config, LearnerConfig
@@ -64,7 +65,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(run_dir, tiny
 def test_a_candidate_is_picked_by_the_end_of_its_name_if_only_one_has_it(run_dir, tmp_path, tiny):
     write(run_dir, 1, tiny)
     write(run_dir, 2, tiny)
-    mark_best(run_dir, 1, 0.5)
+    mark_best(run_dir, 1, score(0.5))
     candidates = find_candidates([str(run_dir)])
     base, first, second = candidates
     assert [

@@ -8,6 +8,7 @@ from typing import Any
 
 import xxhash
 from bounds import HANG_S
+from scores import report
 
 from grpo_actors.learner.exchange.exchange import Exchange, Quarantine, SamplingRules
 from grpo_actors.learner.exchange.selection import Selection
@@ -230,15 +231,7 @@ def evaluation(update: int, accuracy: float = 0.5) -> wire.Evaluation:
     return wire.Evaluation(
         update=update,
         checkpoint=f"checkpoint-{update}" if update else "base",
-        samples=10,
-        accuracy=accuracy,
-        accuracy_low=0.0,
-        accuracy_high=1.0,
-        sampled_accuracy=None,
-        rewards={},
-        completion_length_mean=3.0,
-        truncated_share=0.0,
-        seconds=1.0,
+        report=report(accuracy, accuracy=accuracy),
     )
 
 

@@ -79,7 +79,7 @@ def test_an_evaluation_counts_once(start):
     for update, accuracy in ((0, 0.5), (4, 0.6), (0, 0.7), (5, 0.9)):  # one twice, one of the future
         evaluator.send(evaluation(update, accuracy))
     wait_until(lambda: run.records("log"))
-    assert [(e.update, e.accuracy) for e in run.exchange.take_evaluations()] == [(0, 0.5), (4, 0.6)]
+    assert [(e.update, e.report.accuracy) for e in run.exchange.take_evaluations()] == [(0, 0.5), (4, 0.6)]
     assert run.exchange.take_evaluations() == []
     assert run.exchange.evaluator_present()
 

@@ -152,22 +152,17 @@ def checkpoints(files: RunFiles) -> Iterator[str]:
 
 
 def scores(files: RunFiles) -> Iterator[str]:
-    """The best mark names a checkpoint that is there and that has the best recorded score."""
+    """The best mark names what has the best recorded score: a checkpoint that is there, or the base model."""
     path = files.folder / "best.json"
     if not path.exists():
         return
     marked = json.loads(path.read_text())
-    scored = {
-        record["update"]: record["accuracy"]
-        if record["sampled_accuracy"] is None
-        else record["sampled_accuracy"]
-        for record in files.of("eval")
-        if record["update"]
-    }
-    if not (files.folder / marked["checkpoint"]).is_dir():
+    value = marked["score"]["value"]
+    scored = {record["update"]: record["score"]["value"] for record in files.of("eval")}
+    if marked["update"] and not (files.folder / marked["checkpoint"]).is_dir():
         yield f"the best checkpoint is {marked['checkpoint']}, which is not there"
-    if scored.get(marked["update"]) != marked["accuracy"] or marked["accuracy"] < max(scored.values()):
-        yield f"marked {marked['update']} with {marked['accuracy']}, scores are {scored}"
+    if scored.get(marked["update"]) != value or value < max(scored.values()):
+        yield f"marked {marked['update']} with {value}, scores are {scored}"
 
 
 def _first_step(numbers: list[int]) -> str:

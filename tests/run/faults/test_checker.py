@@ -6,6 +6,7 @@ import shutil
 import pytest
 from checker import broken_promises
 from checkpoint_files import write_checkpoint_files
+from scores import score
 
 from grpo_actors.rundir.checkpoints import write_json
 
@@ -22,7 +23,7 @@ def records():
         {"topic": "policy", "version": 1, "digest": "b"},
         {"topic": "alarm", "name": "problem set aside", "text": "p2: three workers died (lease 2)"},
         {"topic": "checkpoint", "update": 1},
-        {"topic": "eval", "update": 1, "accuracy": 0.5, "sampled_accuracy": 0.25},
+        {"topic": "eval", "update": 1, "score": score(0.25).model_dump()},
         {"topic": "metrics", "update": 2},
         {"topic": "policy", "version": 2, "digest": "c"},
     ]
@@ -63,9 +64,8 @@ class HandMade:
             (self.folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         if not (self.folder / "checkpoint-1").exists():
             self.checkpoint()
-        write_json(
-            self.folder / "best.json", {"checkpoint": "checkpoint-1", "update": 1, "accuracy": self.best}
-        )
+        marked = {"checkpoint": "checkpoint-1", "update": 1, "score": score(self.best).model_dump()}
+        write_json(self.folder / "best.json", marked)
         return broken_promises(self.folder)
 
     best = 0.25
@@ -156,7 +156,7 @@ def mark_a_wrong_score(made):
 
 
 def mark_a_worse_score(made):
-    made.of("eval")["sampled_accuracy"] = 0.3
+    made.of("eval")["score"]["value"] = 0.3
 
 
 def mark_a_missing_checkpoint(made):

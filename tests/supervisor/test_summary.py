@@ -1,0 +1,46 @@
+"""The last lines of a run."""
+
+from checkpoint_files import write_checkpoint_files
+from scores import report, score
+
+from grpo_actors.rundir.checkpoints import mark_best
+from grpo_actors.rundir.scores import SavedScore, write_score
+from grpo_actors.score import Estimate
+from grpo_actors.supervisor.supervisor import summary
+
+ON = "on 10 held-out problems"
+
+
+def save(path, value, **more):
+    write_score(path, SavedScore(report=report(value, **more), values=[value]))
+
+
+def test_it_says_what_was_measured_and_whether_the_gain_is_a_difference(tmp_path):
+    write_checkpoint_files(tmp_path, 3)
+    write_checkpoint_files(tmp_path, 4)
+    assert summary(tmp_path) == f"not evaluated\nlast checkpoint: {tmp_path}/checkpoint-4"
+    save(tmp_path / "evaluation-base.json", 0.25)
+    save(
+        tmp_path / "checkpoint-3" / "evaluation.json",
+        0.5,
+        gain=Estimate(value=0.25, low=-0.125, high=0.5),
+    )
+    mark_best(tmp_path, 3, score(0.5))
+    scores = "0.250 [0.150, 0.350] (base model) → 0.500 [0.400, 0.600] (best, update 3)"
+    gain = "+0.250 [-0.125, +0.500]: no difference that these problems show"
+    assert summary(tmp_path).splitlines() == [
+        f"accuracy, greedy, {ON}: {scores}, {gain}",
+        f"best checkpoint: {tmp_path}/checkpoint-3",
+    ]
+    # Measured differently: not put side by side.
+    save(tmp_path / "evaluation-base.json", 0.25, temperature=1.0)
+    assert summary(tmp_path).startswith("accuracy, greedy, on 10 held-out problems: ? (base model) → ")
+
+
+def test_if_no_checkpoint_beat_the_base_model_it_says_so(tmp_path):
+    write_checkpoint_files(tmp_path, 4)
+    mark_best(tmp_path, 0, score(1.5, metric="reward", temperature=1.0))
+    assert summary(tmp_path).splitlines() == [
+        f"reward, sampled at temperature 1, {ON}: no checkpoint beat the base model, 1.500 [1.400, 1.600]",
+        f"last checkpoint: {tmp_path}/checkpoint-4",
+    ]

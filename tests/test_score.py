@@ -1,0 +1,44 @@
+import pytest
+from scores import MEASURE, score
+
+from grpo_actors.score import Estimate, best_of, verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ({}, None),
+        ({0: 0.5}, 0),
+        ({0: 0.5, 1: 0.5, 2: 0.25}, 0),
+        ({0: 0.5, 1: 0.75, 2: 0.75, 3: 0.5}, 2),
+        ({1: 0.25, 2: 0.125}, 1),
+        ({0: -2.0, 1: -1.0}, 1),
+    ],
+)
+def test_the_highest_score_is_the_best_and_a_tie_goes_to_the_base_model_and_then_to_the_newest(values, best):
+    assert best_of({update: score(value) for update, value in values.items()}) == best
+
+
+def test_scores_that_were_measured_differently_are_never_compared():
+    for change in ({"metric": "reward"}, {"digest": "e"}, {"temperature": 1.0}, {"weights": {"a": 1.0}}):
+        with pytest.raises(AssertionError):
+            score(1.0).beats(score(0.5, **change))
+
+
+def test_a_measure_says_what_was_measured_and_how():
+    assert str(MEASURE) == "accuracy, greedy, on 10 held-out problems"
+    sampled = MEASURE.model_copy(update={"metric": "reward", "temperature": 0.7, "problems": 1319})
+    assert str(sampled) == "reward, sampled at temperature 0.7, on 1,319 held-out problems"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (0.01, 0.2, ", +0.100 [+0.010, +0.200]"),
+        (-0.01, 0.2, ", +0.100 [-0.010, +0.200]: no difference that these problems show"),
+        (0.0, 0.2, ", +0.100 [+0.000, +0.200]: no difference that these problems show"),
+    ],
+)
+def test_a_gain_is_a_difference_only_if_its_interval_is_on_one_side_of_0(low, high, says):
+    assert verdict(Estimate(value=0.1, low=low, high=high)) == says
+    assert verdict(None) == ""
