@@ -21,6 +21,7 @@ def zero_reward(tmp_path):
     return f'--set=reward.functions={{"{rewards}:nothing" = 1.0}}'
 
 
+@pytest.mark.slow
 def test_the_alarm_is_given_once_and_the_run_goes_on(make_run, zero_reward):
     run = make_run(**SETTINGS, eval_every_updates=0)
     assert run.run(zero_reward) == 0, run.stderr
