@@ -19,8 +19,10 @@ quickstart: $(VENV)/.run
 	rm -rf outputs/quickstart
 	$(BIN)/python launch.py --config quickstart.toml
 
-# Two files at a time: the tests compute with one thread each, and a file's tests share its runs and models.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two files at a time: the tests compute with one thread each, and a file's tests share its runs and models. In the order
+# of their names: xdist would leave files with few tests to the end, and those are whole runs that take a minute each.
+# Containers often tell Python to keep no bytecode; each of the hundreds of processes here would compile the package again.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.test
 	$(PYTEST)

@@ -45,6 +45,7 @@ def test_a_reward_that_always_fails_ends_the_run_after_three_updates_with_its_tr
     assert "KeyError" in run.stderr
 
 
+@pytest.mark.slow
 def test_the_alarm_is_given_once_and_the_run_goes_on(make_run, zero_reward):
     run = make_run(**SETTINGS, eval_every_updates=0)
     assert run.run(zero_reward) == 0, run.stderr

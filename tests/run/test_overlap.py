@@ -30,7 +30,7 @@ def versions(group: dict[str, Any]) -> list[list[int]]:
     return [completion["versions"] for completion in group["completions"]]
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=["full", pytest.param("lora", marks=pytest.mark.slow)])
 def in_flight_run(request: pytest.FixtureRequest) -> Iterator[Run]:
     with new_run(**SETTINGS, fine_tune_type=request.param) as run:
         assert run.run() == 0, run.stderr
@@ -63,9 +63,11 @@ def test_every_lease_is_consumed_once_and_in_order(in_flight_run):
     in_flight_run.assert_nothing_left()
 
 
-def test_a_run_whose_learner_was_killed_goes_on(make_run):
-    run = make_run(**SETTINGS)
+def test_a_run_whose_worker_and_learner_were_killed_with_completions_under_way_loses_none(make_run):
+    run = make_run(**SETTINGS | {"workers": 2})
     run.start()
+    run.wait_for_update(2)
+    kill(run.child("rollout-0"))
     run.wait_for_update(5)
     kill(run.child("learner"))
     run.end()
@@ -73,12 +75,3 @@ def test_a_run_whose_learner_was_killed_goes_on(make_run):
     run.assert_no_gap_in_records()
     assert [lease for lease, *_ in run.ledger()] == list(range(16))
     assert [group["update"] for group in groups(run)] == [1 + at // 2 for at in range(16)]
-
-
-def test_a_worker_that_is_killed_with_completions_under_way_loses_none(make_run):
-    run = make_run(**SETTINGS | {"workers": 2})
-    run.start()
-    run.wait_for_update(2)
-    kill(run.child("rollout-0"))
-    assert run.end() == 0, run.stderr
-    assert [lease for lease, *_ in run.ledger()] == list(range(16))

@@ -40,6 +40,7 @@ def test_a_task_without_a_signal_is_reported_and_trained_to_its_end(make_run):
     assert [lease for lease, *_ in run.ledger()] == [4, 5, 10, 11, 16, 17]
 
 
+@pytest.mark.slow
 def test_a_task_without_a_signal_ends_the_run_with_on_alarm_stop(make_run):
     run = make_run(dynamic_sampling=True, refill_limit=2, on_alarm="stop", eval_every_updates=0)
     assert run.run(flat_reward(run)) == 1, run.stderr

@@ -82,7 +82,7 @@ def test_the_rate_of_rollout_is_that_of_sampled_tokens(whole):
 
 
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(whole):
-    with turns_run(max_staleness=0) as run:
+    with turns_run(max_staleness=0, eval_every_updates=0) as run:
         with_environment(run).start()
         run.wait_for_update(1)
         run.signal(signal.SIGINT)

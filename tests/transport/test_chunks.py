@@ -268,16 +268,18 @@ def test_all_clients_together_get_no_more_than_the_bound_and_those_that_read_are
     zmq_sockets, ipc_address, monkeypatch
 ):
     monkeypatch.setattr("grpo_actors.transport.weights.chunks.MAX_UNSENT_BYTES", 10 * BIG)
-    monkeypatch.setattr("grpo_actors.transport.weights.chunks.STALLED_S", 0.2)
+    monkeypatch.setattr("grpo_actors.transport.weights.chunks.STALLED_S", 0.5)
     learner = Learner(zmq_sockets, ipc_address)
     try:
         with learner.lock:
             learner.server.publish(1, b"m", memoryview(bytes(50 * BIG)), BIG)
         for _ in range(5):
             unread(zmq_sockets, ipc_address, 10)
-        # Served once the stalled ones are cut off, although they had used up all memory.
-        arrived = client_of(zmq_sockets, ipc_address).fetch(Version(1, 50 * BIG, BIG))
-        assert arrived is not None
+        # Served once the stalled ones are cut off, although they had used up all memory. On a busy machine it may be slow
+        # enough to be cut off too; then it starts over, as workers do.
+        client = client_of(zmq_sockets, ipc_address)
+        client.socket.timeout_s = 2.0
+        wait_until(lambda: client.fetch(Version(1, 50 * BIG, BIG)))
         with learner.lock:
             assert unsent_bytes(learner.server) <= 10 * BIG + BIG
     finally:

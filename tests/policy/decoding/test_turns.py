@@ -6,11 +6,13 @@ import pytest
 from architectures import random_policy
 from mlx_lm.models.cache import make_prompt_cache
 
+from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.decoding.batching import Sampler
 from grpo_actors.policy.decoding.draw import draw, draws
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.decoding.turns import encode_reply
+from grpo_actors.policy.model import load_policy
 
 QUESTIONS = ["What is 12 + 34?", "7", "There are 21 pears and 14 plums. How many are there in all?"]
 SEEDS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
@@ -73,12 +75,27 @@ def assert_is(sample, tokens, logprobs, bounds, finished):
 # --- sampling -------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", params=[1.0, 1.3])
+def made_by_hand(request):
+    """Return the parameters with a repetition penalty, and what `by_hand` makes of each prompt and seed."""
+    policy, params = (
+        load_policy(ModelConfig(dtype="float32"), seed=0),
+        SamplingParams(120, repetition_penalty=request.param),
+    )
+    chats = [policy.encode_chat([{"role": "user", "content": text}]) for text in QUESTIONS]
+    respond = asks(policy, times=2)
+    return params, {
+        seed: by_hand(policy, prompt, seed, params, respond)
+        for prompt, seeds in zip(chats, SEEDS, strict=True)
+        for seed in seeds
+    }
+
+
 @pytest.mark.parametrize("max_rows", [1, 3, 10])
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_every_completion_is_as_by_hand_regardless_of_the_others_in_the_batch(
-    tiny, prompts, max_rows, penalty
+    tiny, prompts, max_rows, made_by_hand
 ):
-    params = SamplingParams(120, repetition_penalty=penalty)
+    params, expected = made_by_hand
     sampler, respond, done = Sampler(tiny, params, max_rows), asks(tiny, times=2), {}
     for i, prompt in enumerate(prompts):
         sampler.submit(i, prompt, SEEDS[i], respond)
@@ -87,7 +104,7 @@ def test_every_completion_is_as_by_hand_regardless_of_the_others_in_the_batch(
     turns = []
     for i, samples in done.items():
         for seed, sample in zip(SEEDS[i], samples, strict=True):
-            assert_is(sample, *by_hand(tiny, prompts[i], seed, params, respond))
+            assert_is(sample, *expected[seed])
             turns.append(1 + len(sample.spans) // 2)
     assert turns.count(3) >= 5  # the test covers more than the case of one turn
 
