@@ -263,7 +263,7 @@ def test_a_column_that_no_problem_has_is_found_with_the_list_of_columns(tmp_path
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(path)
 
-    # One row with the column is enough: in the others it is empty.
+    # One row with the column is enough.
     whole = written("whole", rows)
     lacking = written("lacking", [{"question": f"{n} + 2 = ?", "answer": n + 2} for n in range(9)])
     with Scorer({own("equal_columns"): 1.0, own("bonus"): 1.0}, timeout_s=60) as scorer:
