@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx_lm.utils
 from mlx import nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.utils import load_adapters
 
 from grpo_actors.config import ModelConfig
@@ -40,17 +40,28 @@ def load_fused(checkpoint: Path, config: ModelConfig, *, dequantize: bool, dtype
     quantized = is_quantized(policy.model)
     if dtype is not None and quantized and not dequantize:
         raise ModelError(f"--dtype {dtype}: the weights are quantised; add --dequantize")
-    stored = float_dtype(policy.model)
-    if dequantize or not quantized:
+    stored, types = DTYPES[float_dtype(policy.model)], _float_types(policy.model)
+    if dequantize or (is_adapter(checkpoint) and not quantized):
         cast(policy.model, mx.float32)  # scales in float32 unpack exactly
         policy.model = mlx_lm.utils.dequantize_model(policy.model)
         cast(policy.model, mx.float32)  # some packings unpack to bfloat16, which would round the sum
     if is_adapter(checkpoint):
         _fuse(policy.model, checkpoint)
-    cast(policy.model, DTYPES[dtype or stored])
+    if dtype is not None:
+        cast(policy.model, DTYPES[dtype])
+    else:
+        own = {name: types.get(name, stored) for name in _float_types(policy.model)}
+        floats = dict(tree_flatten(policy.model.parameters()))
+        policy.model.update(tree_unflatten([(name, floats[name].astype(own[name])) for name in own]))
     policy.architecture = _architecture(policy)
     mx.eval(policy.model.parameters())
     return policy
+
+
+def _float_types(model: nn.Module) -> dict[str, mx.Dtype]:
+    """Return the type of each array of floats by name."""
+    arrays = tree_flatten(model.parameters())
+    return {name: array.dtype for name, array in arrays if mx.issubdtype(array.dtype, mx.floating)}
 
 
 def _fuse(model: nn.Module, checkpoint: Path) -> None:
