@@ -89,6 +89,14 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "ernie4_5": {"use_bias": False},
+    "exaone4": {"rope_scaling": None, "sliding_window": 8, "sliding_window_pattern": "LG"},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
     "glm4": {"attention_bias": False, "partial_rotary_factor": 0.5},
     "deepseek_v3": {
         "moe_intermediate_size": 32,
@@ -125,6 +133,8 @@ _GEMMA4 = {
     "sliding_window_pattern": 2,
     "final_logit_softcapping": 2.0,
 }
+_OWN["gemma3"] = {"text_config": {"model_type": "gemma3_text", **_COMMON, **_OWN["gemma3_text"]}}
+_OWN["mistral3"] = {"text_config": {"model_type": "llama", **_COMMON}}
 _OWN["gemma4_text"] = _GEMMA4
 _OWN["gemma4"] = {"text_config": {**_COMMON, **_GEMMA4}}
 _OWN["qwen3_5"] = {name: value for name, value in _OWN["qwen3_next"].items() if "expert" not in name}
@@ -143,7 +153,9 @@ def random_policy(family: str, *, seed: int = 0, **changes: Any) -> Policy:
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(config))
     sanitize = getattr(model, "sanitize", None)
-    if sanitize is not None:  # here gemma3 detects that its embeddings are tied
+    if (
+        sanitize is not None and "text_config" not in config
+    ):  # here gemma3 detects that its embeddings are tied
         sanitize({} if config["tie_word_embeddings"] else dict(tree_flatten(model.parameters())))
     # The initial weights give almost uniform logits; larger ones give a distribution with a shape.
     model.update(
