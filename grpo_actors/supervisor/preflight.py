@@ -39,6 +39,15 @@ def check(config: Config, machine: Machine) -> None:
         check_curve()
         KeyFolder(Path(config.transport.keys_dir)).check()
     check_installed(config.metrics.trackers)
+    check_inputs(config, machine)
+
+
+def check_inputs(config: Config, machine: Machine) -> None:
+    """Check what the run reads and where it computes: memory, data, rewards and environment.
+
+    Raises:
+        GrpoActorsError: as `check`.
+    """
     check_memory(config, machine)
     if config.data.path or config.data.task != "gsm8k":  # gsm8k: only the learner asks the hub
         total_updates(config, len(load_task(config.data, seed=config.run.seed).problems("train")))

@@ -5,6 +5,7 @@ uses only their names and returns unweighted values. A reward that fails is repo
 it never ends the process that scores.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -62,6 +63,8 @@ class Scorer(UsesOwnFunctions):
         self, weights: Mapping[str, float], *, timeout_s: float, code: CodeLimits | None = None
     ) -> None:
         self._names = list(weights)
+        #: Reward name -> seconds that it has taken so far.
+        self.seconds: dict[str, float] = dict.fromkeys(weights, 0.0)
         specs = {name: _spec(name) for name in weights if name in LIBRARY_REWARDS or _is_own(name)}
         self._here: dict[str, Reward] = {
             name: _runs_here(name, code) for name in weights if name not in specs
@@ -79,11 +82,13 @@ class Scorer(UsesOwnFunctions):
         rewards: dict[str, list[float | None]] = {}
         failures: list[str] = []
         for name in self._names:
+            started_s = time.monotonic()
             try:
                 rewards[name] = self._values(name, arguments)
             except RewardError as error:
                 rewards[name] = [None] * len(completions)
                 failures.append(f"reward {name}, problem {problem.id}: {error}")
+            self.seconds[name] += time.monotonic() - started_s
             report_progress()
         return Scores(rewards, failures)
 
