@@ -41,6 +41,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="print and check the resolved settings, then exit"
     )
+    parser.add_argument(
+        "--trial",
+        action="store_true",
+        help="try the run first: sample and train one update within two minutes, write nothing, say what to change",
+    )
     parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     arguments = parser.parse_args()
     if arguments.json and not arguments.dry_run:
@@ -72,6 +77,15 @@ def main() -> int:
         return 0
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
+    if arguments.trial:
+        from grpo_actors.supervisor.machine import Machine  # noqa: PLC0415
+        from grpo_actors.supervisor.preflight import check_inputs  # noqa: PLC0415
+
+        for note in check_inputs(loaded.config, Machine.here(asks_gpu=True)):
+            print(f"note: {note}", file=sys.stderr)
+        from grpo_actors.trial.trial import run_trial  # noqa: PLC0415
+
+        return run_trial(loaded.config)
     from grpo_actors.supervisor.supervisor import run  # noqa: PLC0415
 
     return run(loaded.config)

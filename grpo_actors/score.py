@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(max_length=200)]
+#: Name of a reward function, which may be the path of a file.
+RewardName = Annotated[str, Field(max_length=5000)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 #: Reward function -> number.
-PerReward = Annotated[dict[Name, float], Field(max_length=64)]
+PerReward = Annotated[dict[RewardName, float], Field(max_length=64)]
 
 #: The two metrics that are always recorded; any other one is the name of a reward function.
 ACCURACY: Literal["accuracy"] = "accuracy"

@@ -1,8 +1,9 @@
 """Building the exchange of a run from its settings: its lease table, supply of problems and selection."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from grpo_actors.learner.exchange.exchange import (
     Supply,
 )
 from grpo_actors.learner.group_filter import group_filter
-from grpo_actors.learner.groups import SampledCompletion, SampledGroup
+from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
+from grpo_actors.learner.judged import judged_text
 from grpo_actors.observe.records import numbers_only
 from grpo_actors.observe.sinks import Journal, Publish
 from grpo_actors.policy.identity import Identity
@@ -152,20 +154,6 @@ def build_sampling_rules(config: Config, policy: Policy) -> SamplingRules:
     )
 
 
-def _judged_text(config: Config, policy: Policy) -> Callable[[SampledGroup, SampledCompletion], str]:
-    """Return the function that returns the text of a completion's last turn, as `reward.grade` says."""
-
-    def text_of(group: SampledGroup, completion: SampledCompletion) -> str:
-        text = policy.decode(completion.last_turn)
-        if config.reward.grade == "all":
-            return text
-        start, _ = completion.turn_bounds[-1]
-        opened = policy.begins_thinking(completion.tokens[:start] or group.prompt)
-        return policy.thinking.divide(text, opened=opened).answer
-
-    return text_of
-
-
 def build_selection(
     config: Config, task: Task, supply: Supply, policy: Policy, success_rates: Mapping[str, float]
 ) -> Selection:
@@ -174,6 +162,6 @@ def build_selection(
     curriculum = Curriculum(config.run.seed, selection.curriculum_floor, dict(success_rates))
     return Selection(
         supply.problem,
-        group_filter(config, task, _judged_text(config, policy)),
+        group_filter(config, task, partial(judged_text, policy, config.reward.grade)),
         curriculum if selection.curriculum else None,
     )

@@ -6,6 +6,7 @@ records go (`Records`). Has no socket.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from grpo_actors.learner.archive import Archive, Records
 from grpo_actors.learner.failing_rewards import ALWAYS_FAILS, FailingRewards
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.grpo import Grpo
+from grpo_actors.learner.judged import judged_text
 from grpo_actors.learner.recording import GroupsFile
 from grpo_actors.learner.report import ledger, samples
 from grpo_actors.observe.alarms import Health
@@ -97,7 +99,8 @@ class History:
         self.records.record("metrics", **metrics, ledger=ledger(groups))
         self._record_decisions()
         shown, weights = self.config.metrics.log_completions, self.config.reward.functions
-        for sample in samples(groups, shown, weights, self.grpo.policy.decode):
+        judged = partial(judged_text, self.grpo.policy, self.config.reward.grade)
+        for sample in samples(groups, shown, weights, self.grpo.policy.decode, judged):
             self.records.record("sample", update=update, **sample)
         if self._groups is not None:
             self._groups.write(update, total * self.config.groups_per_update, groups)

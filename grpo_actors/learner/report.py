@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_actors.learner.groups import SampledGroup
+from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.objective.advantages import Advantages
 from grpo_actors.policy.model import Policy
 from grpo_actors.tasks.answers import find_answer
@@ -119,8 +119,9 @@ def samples(
     count: int,
     weights: dict[str, float],
     decode: Callable[[Sequence[int]], str],
+    judged: Callable[[SampledGroup, SampledCompletion], str],
 ) -> Iterator[dict[str, Any]]:
-    """Return the first `count` groups as texts with their rewards."""
+    """Return the first `count` groups as texts with their rewards; `judged` gives the text in which answers are looked for."""
     for group in groups[:count]:
         yield {
             "problem": group.problem.id,
@@ -136,7 +137,7 @@ def samples(
                     ),
                     "rewards": completion.rewards,
                     "truncated": not completion.finished,
-                    **_answer(decode(completion.last_turn), group.problem),
+                    **_answer(judged(group, completion), group.problem),
                 }
                 for completion in group.completions
             ],

@@ -37,6 +37,8 @@ class RuleInput:
     first_lengths: list[float]
     #: Whether the chat template ends a turn with a token that ends a completion.
     ends_turns: bool = True
+    #: Whether a single update is judged, as before a run. Otherwise a rule must hold for several updates.
+    at_once: bool = False
 
     @property
     def last(self) -> Metrics:
@@ -48,14 +50,24 @@ class RuleInput:
         newest = list(self.updates)[-count:]
         return len(newest) == count and all(map(holds, newest))
 
+    @property
+    def confirming(self) -> int:
+        """Number of updates that confirm an extreme value."""
+        return 1 if self.at_once else CONFIRMING_UPDATES
+
+    @property
+    def patience(self) -> int:
+        """Number of updates after which a state that may be passing counts."""
+        return 1 if self.at_once else self.config.health.patience_updates
+
     def held_long(self, holds: Callable[[Metrics], bool]) -> bool:
-        """Return the same for the last `patience_updates` updates."""
-        return self.held(self.config.health.patience_updates, holds)
+        """Return the same for the last `patience` updates."""
+        return self.held(self.patience, holds)
 
     @property
     def recent(self) -> list[Metrics]:
-        """The metrics of the last `patience_updates` updates, or of all if there were fewer."""
-        return list(self.updates)[-self.config.health.patience_updates :]
+        """The metrics of the last `patience` updates, or of all if there were fewer."""
+        return list(self.updates)[-self.patience :]
 
     @property
     def recent_completions(self) -> int:
@@ -70,6 +82,8 @@ class RuleInput:
     @property
     def for_long(self) -> str:
         """The words in an alarm for how long it has held."""
+        if self.at_once:
+            return "in one update"
         return f"for {self.config.health.patience_updates} updates (health.patience_updates)"
 
 
@@ -135,12 +149,12 @@ def no_variance(rule_input: RuleInput) -> str | None:
 def gradient_is_zero(rule_input: RuleInput) -> str | None:
     """Check for a gradient of 0 although there are advantages."""
     held = rule_input.held(
-        CONFIRMING_UPDATES,
+        rule_input.confirming,
         lambda m: value(m, "grad_norm") == 0 and value(m, "zero_variance_share") < 1,
     )
     if not held:
         return None
-    fact = f"the gradient is 0 for {CONFIRMING_UPDATES} updates though rewards differ"
+    fact = f"the gradient is 0 for {rule_input.confirming} updates though rewards differ"
     if not _trained(rule_input.last):
         return (
             f"{fact}: no token trains, {value(rule_input.last, 'truncated_share'):.0%} of the completions are truncated; "
@@ -155,7 +169,7 @@ def gradient_is_zero(rule_input: RuleInput) -> str | None:
 def kl_explodes(rule_input: RuleInput) -> str | None:
     """Check whether the policy is far from its reference."""
     limit = rule_input.config.health.max_kl
-    if not rule_input.held(CONFIRMING_UPDATES, lambda m: value(m, "kl") > limit):
+    if not rule_input.held(rule_input.confirming, lambda m: value(m, "kl") > limit):
         return None
     return (
         f"KL to the reference is {value(rule_input.last, 'kl'):.3g} nats a token (health.max_kl = {limit:g}): "
@@ -166,7 +180,7 @@ def kl_explodes(rule_input: RuleInput) -> str | None:
 def ratio_explodes(rule_input: RuleInput) -> str | None:
     """Check whether the trained policy is far from the one that sampled."""
     limit = rule_input.config.health.max_ratio
-    if not rule_input.held(CONFIRMING_UPDATES, lambda m: value(m, "ratio_max") > limit):
+    if not rule_input.held(rule_input.confirming, lambda m: value(m, "ratio_max") > limit):
         return None
     return (
         f"the largest importance ratio is {value(rule_input.last, 'ratio_max'):.3g} (health.max_ratio = {limit:g}): "
@@ -179,9 +193,9 @@ def workers_disagree(rule_input: RuleInput) -> str | None:
     """Check whether worker and learner give the same tokens different probabilities."""
     health = rule_input.config.health
     limits = (("logprob_gap_mean", health.max_logprob_gap), ("mismatch_kl", health.max_mismatch_kl))
-    newest = rule_input.trained[-CONFIRMING_UPDATES:]
+    newest = rule_input.trained[-rule_input.confirming :]
     exceeds = [any(value(update, key) > limit for key, limit in limits) for update in newest]
-    if len(newest) < CONFIRMING_UPDATES or not all(exceeds):
+    if len(newest) < rule_input.confirming or not all(exceeds):
         return None
     gap, gap_max, kl = (
         value(newest[-1], key) for key in ("logprob_gap_mean", "logprob_gap_max", "mismatch_kl")
@@ -199,7 +213,7 @@ def entropy_collapses(rule_input: RuleInput) -> str | None:
     trained = rule_input.trained
     # If nearly all samples are equal, many updates have no advantage and measure no entropy. These count as collapsed.
     collapsed = rule_input.held_long(lambda m: not _trained(m) or value(m, "entropy") < limit)
-    if not collapsed or len(trained) < CONFIRMING_UPDATES:
+    if not collapsed or len(trained) < rule_input.confirming:
         return None
     return (
         f"entropy is {value(trained[-1], 'entropy'):.3g} nats a token {rule_input.for_long}, health.min_entropy = "
@@ -259,10 +273,10 @@ def always_stale(rule_input: RuleInput) -> str | None:
 
 def learning_rate_is_zero(rule_input: RuleInput) -> str | None:
     """Check for steps with a learning rate of 0, which change nothing."""
-    if not rule_input.held(CONFIRMING_UPDATES, lambda m: value(m, "learning_rate") == 0):
+    if not rule_input.held(rule_input.confirming, lambda m: value(m, "learning_rate") == 0):
         return None
     return (
-        f"the learning rate is 0 for {CONFIRMING_UPDATES} updates: nothing is learned; "
+        f"the learning rate is 0 for {rule_input.confirming} updates: nothing is learned; "
         f"learner.learning_rate = {rule_input.config.learner.learning_rate:g}, set it above 0"
     )
 

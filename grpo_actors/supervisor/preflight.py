@@ -43,6 +43,20 @@ def check(config: Config, machine: Machine) -> list[str]:
         check_curve()
         KeyFolder(Path(config.transport.keys_dir)).check()
     check_installed(config.metrics.trackers)
+    return check_inputs(config, machine, run_dir)
+
+
+def check_inputs(config: Config, machine: Machine, run_dir: Path | None = None) -> list[str]:
+    """Check what the run reads and where it computes: memory, data, rewards and environment. Returns as `check`.
+
+    Args:
+        config: The settings.
+        machine: Where it computes.
+        run_dir: The run folder, whose data must be the same; None: none is looked at.
+
+    Raises:
+        GrpoActorsError: as `check`.
+    """
     check_memory(config, machine)
     notes: list[str] = []
     with ExitStack() as stack:
@@ -56,7 +70,8 @@ def check(config: Config, machine: Machine) -> list[str]:
         if not asks_hub(config) or needs_columns:
             task = open_task(config)
             total_updates(with_rewards(config, task), len(task.problems("train")))
-            check_data(run_dir, task)
+            if run_dir is not None:
+                check_data(run_dir, task)
             scorer.check_columns(task)
             for name, environment in environments.items():
                 environment.check_columns(

@@ -5,6 +5,7 @@ not apply weights: it uses only their names and returns unweighted values. A rew
 value for that group; it never ends the process that scores.
 """
 
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -24,7 +25,10 @@ from grpo_actors.tasks.rewards import REWARDS, Chat, Reward, built_in, text
 from grpo_actors.tasks.task import Message, Problem, Task
 
 #: Arguments that an own reward gets besides the columns of the data.
-GIVEN = ("prompts", "completions", "completion_ids", "answer", "trainer_state", "log_extra", "log_metric")
+GIVEN = (
+    *("prompts", "completions", "completion_ids", "answer", "thoughts"),
+    *("trainer_state", "log_extra", "log_metric"),
+)
 #: Columns that an own reward does not get, because TRL does not pass them.
 NOT_PASSED = ("prompt", "completion", "completion_ids")
 
@@ -116,6 +120,8 @@ class Scorer(UsesOwnFunctions):
         self.trainer_state = TrainerState(0)
         self._of_sources = of_sources or {}
         self._names = list(weights)
+        #: Reward name -> seconds that it has taken so far.
+        self.seconds: dict[str, float] = dict.fromkeys(weights, 0.0)
         specs = {name: _spec(name) for name in weights if name in LIBRARY_REWARDS or _is_own(name)}
         self._here: dict[str, Reward] = {
             name: _runs_here(name, code) for name in weights if name not in specs
@@ -158,11 +164,13 @@ class Scorer(UsesOwnFunctions):
             if not self._applies(name, problem.source):
                 rewards[name] = [None] * len(completions)
                 continue
+            started_s = time.monotonic()
             try:
                 rewards[name] = self._values(name, theirs if _is_own(name) else ours)
             except RewardError as error:
                 rewards[name] = [None] * len(completions)
                 failures[name] = str(error)
+            self.seconds[name] += time.monotonic() - started_s
             report_progress()
         return Scores(rewards, failures)
 

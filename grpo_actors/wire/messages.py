@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, Json, TypeAdapter, model_validator
 
-from grpo_actors.score import Report
+from grpo_actors.score import Report, RewardName
 from grpo_actors.wire.codec import (
     MAX_ARRAY_BYTES,
     MAX_TEXT,
@@ -33,8 +33,6 @@ PROTOCOL_VERSION = 6
 MAX_COMPLETIONS = 4096
 
 Name = Annotated[str, Field(max_length=200)]
-#: Name of a reward function, which may be the path of a file.
-RewardName = Annotated[str, Field(max_length=5000)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]

@@ -61,7 +61,7 @@ def test_a_reward_that_failed_counts_every_completion_of_its_group():
 )
 def test_samples_say_what_found_the_answer(written, found):
     mathematics = replace(GROUPS[0], problem=replace(GROUPS[0].problem, mathematics=True))
-    [sample] = samples([mathematics], 1, WEIGHTS, lambda _: written)
+    [sample] = samples([mathematics], 1, WEIGHTS, str, lambda *_: written)
     assert {(one["answer"], one["parser"]) for one in sample["completions"]} == {found}
 
 
@@ -102,9 +102,9 @@ def test_the_ledger_names_lease_epoch_problem_and_worker():
 
 
 def test_samples_show_the_users_turn_and_the_weighted_reward():
-    [sample] = samples(GROUPS, 1, WEIGHTS, str)
+    [sample] = samples(GROUPS, 1, WEIGHTS, str, lambda *_: "")
     assert (sample["problem"], sample["prompt"], sample["answer"]) == ("p0", "q", "a")
     assert [c["reward"] for c in sample["completions"]] == [2.0, 0.0]
     assert [c["truncated"] for c in sample["completions"]] == [False, True]
     assert [c["text"] for c in sample["completions"]] == ["[1, 2]", "[1]"]  # the tokens, decoded
-    assert list(samples(GROUPS, 0, WEIGHTS, str)) == []
+    assert list(samples(GROUPS, 0, WEIGHTS, str, lambda *_: "")) == []

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from grpo_actors.tasks.jsonl import Jsonl
 
 from grpo_actors.errors import RewardError
-from grpo_actors.tasks.jsonl import Jsonl
 from grpo_actors.tasks.scoring import Scorer, TrainerState
 from grpo_actors.tasks.task import Problem
 

@@ -1,0 +1,43 @@
+"""The rendered prompt, as the model reads it, and where its system prompt comes from."""
+
+import re
+from collections.abc import Sequence
+
+from grpo_actors.config.data import DataConfig
+from grpo_actors.policy.model import Policy
+from grpo_actors.tasks.task import Message
+
+#: Words before the first turn's text from which on a template is taken to add a system prompt: headers have fewer.
+_WORDS = 5
+#: A user's text that no template contains.
+_PROBE = "grpoactorsprobe"
+
+
+def rendered(policy: Policy, prompt: Sequence[int]) -> str:
+    """Return the text of a prompt's tokens, with special tokens."""
+    text: str = policy.tokenizer.decode(list(prompt), skip_special_tokens=False)
+    return text
+
+
+def system_origin(policy: Policy, data: DataConfig, messages: Sequence[Message]) -> str:
+    """Return where the system prompt of a problem comes from, in words.
+
+    Args:
+        policy: Its chat template may add a system prompt of its own.
+        data: Section [data].
+        messages: The problem's chat.
+    """
+    if any(message["role"] == "system" for message in messages):
+        if data.system_prompt:
+            return "data.system_prompt"
+        return "the data" if data.path else f"the task {data.task}"
+    return "the model's chat template" if _template_adds_one(policy) else "none"
+
+
+def _template_adds_one(policy: Policy) -> bool:
+    """Return whether the template writes sentences of its own before the text of a single user turn."""
+    text = rendered(policy, policy.encode_chat([{"role": "user", "content": _PROBE}]))
+    head = text.partition(_PROBE)[0]
+    for special in policy.tokenizer.all_special_tokens:
+        head = head.replace(special, " ")
+    return len(re.findall(r"\w+", head)) >= _WORDS

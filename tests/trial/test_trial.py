@@ -1,0 +1,130 @@
+"""A trial finds planted mistakes by name, samples what the run's first update trains on, and writes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from grpo_actors.config import load_config
+from grpo_actors.trial.trial import run_trial
+
+ROOT = Path(__file__).parents[2]
+#: Two groups of four completions: the model answers about four in ten sums, and one group with mixed rewards is enough.
+SMALL = ("num_generations=4", "batch_size=2", "batch_groups=2")
+
+
+def tried(capsys, *overrides):
+    """The exit code of a trial on the embedded model, and the lines that it printed."""
+    code = run_trial(load_config("quickstart.toml", [*SMALL, *overrides]).config)
+    return code, capsys.readouterr().out.splitlines()
+
+
+def named(lines):
+    """The names of the findings that block."""
+    return {line.split(": ")[1] for line in lines if line.startswith("CHANGE: ")}
+
+
+def test_a_trial_of_the_quickstart_is_ready_and_writes_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "--config", "quickstart.toml", "--trial"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode, list(tmp_path.iterdir())) == (0, [])
+    assert done.stdout.splitlines()[-1] == "ready"
+    # The special tokens are shown, the rewards of each completion, and what the whole run will take.
+    for seen in ("<|user|>", "<|assistant|>", "system prompt: none", "strict_format", "for 110 updates"):
+        assert seen in done.stdout
+
+
+def test_a_reward_that_is_always_0_is_found(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nothing.py").write_text(
+        "def nothing(completions, **columns):\n    return [0.0] * len(completions)\n"
+    )
+    code, lines = tried(capsys, 'reward.functions={"nothing.py:nothing" = 1.0}')
+    assert (code, named(lines)) == (2, {"reward is zero"})
+    assert lines[-1] == "not ready: 1 to change first"
+
+
+def test_one_silent_reward_among_others_is_a_note(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nothing.py").write_text(
+        "def nothing(completions, **columns):\n    return [0.0] * len(completions)\n"
+    )
+    code, lines = tried(capsys, 'reward.functions={correctness = 1.0, "nothing.py:nothing" = 1.0}')
+    assert code == 0
+    assert any(line.startswith("note: nothing.py:nothing is 0: for all 8 completions") for line in lines)
+
+
+def test_a_reward_that_raises_is_found_with_its_problem(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.py").write_text(
+        "def broken(completions, **columns):\n    return [{}['gold'] for _ in completions]\n"
+    )
+    code, lines = tried(capsys, 'reward.functions={"broken.py:broken" = 1.0}')
+    assert code == 2
+    [failing] = [line for line in lines if line.startswith("CHANGE: broken.py:broken fails: ")]
+    assert "KeyError" in failing
+    assert failing.endswith("for 8 of 8 completions")
+
+
+def test_answers_that_are_cut_are_found_with_the_setting(capsys):
+    # The shortest answer, "<answer>3</answer>", has more than 4 tokens.
+    code, lines = tried(capsys, "max_new_tokens=4")
+    assert code == 2
+    assert any(
+        "cut" in line and "rollout.max_new_tokens" in line for line in lines if line.startswith("CHANGE")
+    )
+
+
+def test_prompts_over_the_limit_are_found_with_their_share(capsys):
+    # "There are …" has 15 tokens or more, every shorter form fewer than 31: with 20 some are left out, not all.
+    code, lines = tried(capsys, "max_prompt_length=20")
+    assert code == 2
+    assert named(lines) == {"prompt too long"}
+    [line] = [line for line in lines if line.startswith("CHANGE: prompt too long")]
+    assert "of 1000 prompts have more than 20 tokens (data.max_prompt_length)" in line
+
+
+def test_completions_are_those_that_the_run_trains_on_first(capsys, tmp_path):
+    _, lines = tried(capsys)
+    shown = [
+        line.removeprefix("rewards of problem ").split(",")[0]
+        for line in lines
+        if "rewards of problem" in line
+    ]
+    settings = [
+        word
+        for pair in (*SMALL, "max_updates=1", "eval_every_updates=0", f"output_dir={tmp_path}")
+        for word in ("--set", pair)
+    ]
+    subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "--config", "quickstart.toml", *settings],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+        timeout=300,
+    )
+    records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    [update] = [record for record in records if record["topic"] == "metrics"]
+    assert shown == [problem for _, _, problem, _ in update["ledger"]]
+    mean = next(line for line in lines if line.startswith("reward       correctness"))
+    assert f"mean {update['rewards']['correctness']:.2f}" in mean
+
+
+def test_workers_that_quantise_are_tried_quantised(capsys):
+    _, exact = tried(capsys)
+    _, coarse = tried(capsys, "quantize_for_rollouts=true", "rollout_bits=4")
+
+    def gap(lines):
+        [line] = [line for line in lines if line.startswith("log-probs ")]
+        return float(line.split("differ by ")[1].split()[0])
+
+    assert gap(exact) < 1e-4 < gap(coarse)
