@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.adapter import add_adapter
+from grpo_actors.policy.embedding import embedding_rows
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
@@ -72,6 +73,34 @@ class Policy:
     def vocabulary(self) -> int:
         """Number of token ids that the model can predict; a tokenizer may have fewer tokens."""
         return int(self.model(mx.array([[1]])).shape[-1])  # nothing is computed: a shape needs no values
+
+    @cached_property
+    def readable(self) -> int:
+        """Number of token ids that the model can read: the rows of its embedding, whatever config.json says.
+
+        Raises:
+            ModelError: it can predict tokens that it cannot read.
+        """
+        rows = embedding_rows(self.model) or self.vocabulary
+        if rows < self.vocabulary:
+            raise ModelError(
+                f"{self.name}: its head predicts {self.vocabulary} token ids, but its embedding has {rows} rows; "
+                "correct its weights, or choose another model"
+            )
+        return rows
+
+    def check_readable(self, ids: Sequence[int], what: str) -> None:
+        """Check that the embedding has a row for each id: MLX checks no index, and would read other memory.
+
+        Raises:
+            ModelError: it has not; the text begins with `what` these ids are.
+        """
+        low, high = min(ids, default=0), max(ids, default=0)
+        if low < 0 or high >= self.readable:
+            raise ModelError(
+                f"{self.name}: {what} has the token id {low if low < 0 else high}, but the embedding has "
+                f"{self.readable} rows; use the tokenizer and chat template that belong to these weights"
+            )
 
     def trainable(self) -> dict[str, mx.array]:
         """Return name -> array of everything that the optimizer updates and the workers need."""
@@ -131,7 +160,7 @@ class Policy:
         """Return the token ids of a conversation, up to the beginning of the assistant's turn.
 
         Raises:
-            ModelError: there is no chat template, or it refuses these turns.
+            ModelError: there is no chat template, it refuses these turns, or it has tokens that the model cannot read.
         """
         if self.tokenizer.chat_template is None:
             raise ModelError(
@@ -151,6 +180,7 @@ class Policy:
                 f"{self.name}: its chat template refuses the turns {roles} ({error}); "
                 'if it knows no system turn, leave that out (data.system_prompt = "")'
             ) from error
+        self.check_readable(ids, "a prompt of its chat template")
         return ids
 
     @contextlib.contextmanager
@@ -252,7 +282,8 @@ def load_base(config: ModelConfig, *, dtype: str | None = None, tokenizer_later:
         model, architecture = mlx_lm.utils.load_model(
             source, lazy=True, trust_remote_code=config.trust_remote_code
         )
-    policy = Policy(config.model_name, model, read_tokenizer, architecture, source, config)
+        policy = Policy(config.model_name, model, read_tokenizer, architecture, source, config)
+        _ = policy.readable  # a model that cannot run on this machine fails here
     prepare_base(policy, dtype or config.dtype)
     if not tokenizer_later:
         _ = policy.tokenizer
