@@ -29,9 +29,10 @@ def _each(value: Any, names: str) -> dict[str, Any]:
     return dict.fromkeys(names.split(), value)
 
 
+_VOCABULARIES = ("vocab_size", "num_vocab", "vocab_size_per_layer_input")
 #: Name of a field -> its value. Two layers, four heads, two key heads, four experts of which a token uses two.
 _VALUES: dict[str, Any] = {
-    **_each(VOCABULARY, "vocab_size num_vocab vocab_size_per_layer_input"),
+    **dict.fromkeys(_VOCABULARIES, VOCABULARY),
     **_each(
         32,
         "hidden_size hidden_dim model_dim d_model n_embd dim_model_base block_dim mamba_d_ssm n_inner moe_hidden_size",
@@ -193,6 +194,8 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "lfm2_moe": {"full_attn_idxs": [1], "layer_types": None},
     "lille-130m": {"n_embd": 128},
+    # Its plain form; ministral3 has the windows.
+    "llama": {"layer_types": None, "sliding_window": None},
     "llama4": {
         "num_hidden_layers": 4,
         "attention_chunk_size": 8,
@@ -265,8 +268,9 @@ def families() -> tuple[str, ...]:
     return tuple(name for name in names if _has_model(name))
 
 
-def config_json(family: str, **changes: Any) -> dict[str, Any]:
+def config_json(family: str, *, vocabulary: int = VOCABULARY, **changes: Any) -> dict[str, Any]:
     """Return the content of config.json of mlx-lm's module `family`."""
+    changes = {name: vocabulary for name in _VOCABULARIES if vocabulary != VOCABULARY} | changes
     if family not in _TEXT:
         return {"model_type": family, **_fields(family, "ModelArgs", family), **changes}
     module, fields = _TEXT[family]
