@@ -128,6 +128,15 @@ _YARN = {
     "llama_4_scaling_beta": 0.1,
     "mscale_all_dim": 1.0,
 }
+_KIMI = {
+    "linear_attn_config": {
+        "kda_layers": [1],
+        "full_attn_layers": [2],
+        "num_heads": 4,
+        "head_dim": 8,
+        "short_conv_kernel_size": 4,
+    }
+}
 _ROPE_OF_LAYERS = {"rope_parameters": dict.fromkeys(_VALUES["layer_types"], _VALUES["rope_parameters"])}
 _FOUR_LAYERS = {"num_hidden_layers": 4, "layer_types": 2 * _VALUES["layer_types"]}
 #: Module -> fields in which it differs from `_VALUES`.
@@ -165,26 +174,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "expert_layer_offset": 1,
         "expert_layer_period": 2,
     },
-    "kimi_k3": {
-        "hidden_act": "situ",
-        "activation_situ_beta": 1.0,
-        "linear_attn_config": {
-            "kda_layers": [1],
-            "full_attn_layers": [2],
-            "num_heads": 4,
-            "head_dim": 8,
-            "short_conv_kernel_size": 4,
-        },
-    },
-    "kimi_linear": {
-        "linear_attn_config": {
-            "kda_layers": [1],
-            "full_attn_layers": [2],
-            "num_heads": 4,
-            "head_dim": 8,
-            "short_conv_kernel_size": 4,
-        }
-    },
+    "kimi_k3": {"hidden_act": "situ", "activation_situ_beta": 1.0, **_KIMI},
+    "kimi_linear": _KIMI,
     "lfm2": {
         "full_attn_idxs": [1],
         "layer_types": None,

@@ -30,7 +30,7 @@ PROMPT_TOKENS, COMPLETIONS, TOKENS = 48, 2, 8
 #: Those of a known architecture, which the tests keep right: every run pays for this check.
 KNOWN_PROMPT_TOKENS, KNOWN_COMPLETIONS, KNOWN_TOKENS = 16, 1, 3
 #: Largest difference of a token's log-prob in float32, in nats. Small random models agree to 1e-5; Qwen2.5-Coder-0.5B, whose
-#: attention scores are large, to 6e-4. Models that compute something else were off by 0.4 and more.
+#: key biases reach 211, to 6e-4. Models that compute something else were off by 0.4 and more.
 FLOAT32_NATS = 0.01
 
 
