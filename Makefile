@@ -13,7 +13,7 @@ BACKEND := cpu,
 endif
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: quickstart test test-slow test-faults mutants test-gpu lint bench clean
+.PHONY: quickstart test test-slow test-models test-faults mutants test-gpu lint bench clean
 
 quickstart: $(VENV)/.run
 	rm -rf outputs/quickstart
@@ -29,6 +29,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m "not faults"
+
+# Hours: every architecture of mlx-lm; the same command continues where it stopped.
+test-models: $(VENV)/.test
+	$(BIN)/python tests/models/train_models.py
 
 # Whole runs with injected faults, and a checker that reads what each run wrote.
 test-faults: $(VENV)/.test

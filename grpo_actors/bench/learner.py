@@ -9,7 +9,7 @@ from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.floors import update_floor_s
 from grpo_actors.bench.options import Options, config_of, shape_of
 from grpo_actors.bench.peak_rates import rates
-from grpo_actors.bench.policies import dtype_of, size_of, vocabulary
+from grpo_actors.bench.policies import dtype_of, size_of
 from grpo_actors.bench.workload import Workload, workload
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.learner.grpo import Grpo
@@ -24,8 +24,8 @@ def measure(options: Options, model_name: str) -> list[Figure]:
     policy = load_policy(config.model, seed=config.run.seed)
     size = size_of(policy)
     machine = rates(dtype_of(policy))
-    work = workload(shape_of(options, config), vocabulary(policy))
-    groups = sampled_groups(work, vocabulary(policy))
+    work = workload(shape_of(options, config), policy.vocabulary)
+    groups = sampled_groups(work, policy.vocabulary)
     grpo = Grpo(config, policy, total_updates=10**6)
     grpo.update(groups)
     mx.reset_peak_memory()

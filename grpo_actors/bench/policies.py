@@ -61,11 +61,6 @@ def rollout_policy(config: Config) -> Policy:
     return policy
 
 
-def vocabulary(policy: Policy) -> int:
-    """Return the number of token ids that the model accepts; its tokenizer may use fewer."""
-    return int(policy.architecture.get("vocab_size") or len(policy.tokenizer.get_vocab()))
-
-
 def dtype_of(policy: Policy) -> mx.Dtype:
     """Return the type of the model's matrix products; a quantised matrix is unpacked to it first."""
     dtypes = [array.dtype for _, array in tree_flatten(policy.model.parameters())]

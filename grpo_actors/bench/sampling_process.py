@@ -16,7 +16,7 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.sample_utils import make_sampler
 
 from grpo_actors.bench.bench_process import reply, serve
-from grpo_actors.bench.policies import plan, planned, rollout_policy, size_of, vocabulary
+from grpo_actors.bench.policies import plan, planned, rollout_policy, size_of
 from grpo_actors.bench.workload import Shape, Workload, workload
 from grpo_actors.config import Config
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
@@ -54,7 +54,7 @@ class Sampling:
         """Load the policy."""
         self.policy = planned(rollout_policy(config))
         self.size = size_of(self.policy)
-        self.work = workload(shape, vocabulary(self.policy))
+        self.work = workload(shape, self.policy.vocabulary)
         self.params = sampling_params(config)
         if shape.places is not None:
             longest = max(map(len, self.work.prompts)) + self.params.max_new_tokens

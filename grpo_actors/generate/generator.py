@@ -13,6 +13,7 @@ from typing import Any
 from grpo_actors.errors import DataError, ModelError
 from grpo_actors.generate.prompts import Prompt
 from grpo_actors.generate.streaming import Detokenizer
+from grpo_actors.policy.config_json import text_part
 from grpo_actors.policy.decoding.sampling import Sample, SamplingParams, grow_sample
 from grpo_actors.policy.model import Policy
 from grpo_actors.schedule.order import sample_seeds
@@ -31,23 +32,21 @@ class Generator:
     @cached_property
     def context(self) -> int | None:
         """Most tokens of prompt and answer together; None: unknown."""
-        described = self.policy.architecture
-        own = described.get("max_position_embeddings") or described.get("text_config", {}).get(
-            "max_position_embeddings"
-        )
+        own = text_part(self.policy.architecture).get("max_position_embeddings")
         return self.max_context or (int(own) if own else None)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return the token ids of a prompt.
 
         Raises:
-            ModelError: the prompt is a chat, and the model has no chat template.
+            ModelError: the prompt is a chat, and the model has no chat template; or the model cannot read its tokens.
             DataError: the prompt has no tokens.
         """
         if isinstance(prompt, str):
             ids: list[int] = self.policy.tokenizer.encode(prompt)
             if not ids:
                 raise DataError(f"a prompt must have a token, got {prompt!r}")
+            self.policy.check_readable(ids, "a prompt")
             return ids
         self.require_chat_template()
         return self.policy.encode_chat(prompt)

@@ -111,6 +111,42 @@ class Grpo:
                 self.training.accumulate(arrays)
         self.training.forget_gradient()
 
+    def rehearse(
+        self, completions: Sequence[Completion], *, gradient: bool
+    ) -> tuple[float, float, float | None]:
+        """Compute an update on `completions` as far as its gradient, and drop it.
+
+        Args:
+            completions: Completions with their log-probs as sampled.
+            gradient: Whether to compute the gradient; without it, the log-probs are those of a forward pass.
+
+        Returns:
+            The largest and the mean difference of a sampled token's log-prob from the learner's, in nats; and the norm of
+            the gradient, None without one.
+        """
+        packed = pack(
+            completions,
+            self.layout,
+            aggregation=self.objective.aggregation,
+            max_new_tokens=self.config.rollout.max_new_tokens,
+        )
+        gaps, statistics = [], None
+        for arrays in self._inputs(packed.micro_batches):
+            if gradient:
+                with self._training_mode():
+                    statistics = add_statistics(statistics, self.training.accumulate(arrays))
+            else:
+                logprobs, _ = self._frozen_logprobs(arrays)
+                gap = mx.abs(logprobs - arrays["behaviour_logprobs"])
+                gaps.append(np.array(gap)[np.array(arrays["mask"])])
+        if gradient:
+            norm = self.training.norm()
+            self.training.forget_gradient()
+            measured = summary(statistics)
+            return float(measured["logprob_gap_max"] or 0), float(measured["logprob_gap_mean"] or 0), norm
+        every = np.concatenate(gaps)
+        return float(every.max()), float(every.mean()), None
+
     def update(self, groups: Sequence[SampledGroup]) -> dict[str, Any]:
         """Do one update on the groups, and return its metrics."""
         config, started_s = self.config, time.monotonic()

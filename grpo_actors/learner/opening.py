@@ -12,6 +12,7 @@ from pathlib import Path
 
 from grpo_actors import consent
 from grpo_actors.config import Config
+from grpo_actors.learner.agreement import check_agreement
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.exchange_setup import build_exchange, build_welcome
 from grpo_actors.learner.grpo import Grpo
@@ -102,6 +103,9 @@ def open_live(
         for warning in filter(None, warnings):
             exchange.record("log", level="warning", text=warning)
         publisher.publish(grpo.version, grpo.policy.trainable())
+        # The workers sample their first groups meanwhile.
+        if note := check_agreement(grpo, policy.encode_chat(task.problems("train")[0].messages)):
+            exchange.record("log", level="warning", text=note)
         grpo.warm_up()
         local = (
             stack.enter_context(open_local_worker(config, grpo, listening, welcome, stop, run_dir=run_dir))

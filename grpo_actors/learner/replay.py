@@ -83,6 +83,7 @@ def open_replay(
             stack.enter_context(Journal(run_dir, seq=archive.records, log_jsonl=metrics.log_jsonl)),
             stack.enter_context(StatusLine(total, every_updates=metrics.logging_steps)),
             stop,
+            readable=grpo.policy.readable,
             vocabulary=grpo.policy.vocabulary,
             taken=archive.cursor.position,
         )
@@ -138,7 +139,8 @@ class ReplaySource:
     journal: Journal
     status: StatusLine
     stop: StopRequest
-    #: Number of token ids that the model can predict.
+    #: Number of token ids that the model can read, and of those that it can predict.
+    readable: int
     vocabulary: int
     #: Groups that have trained so far.
     taken: int
@@ -183,12 +185,13 @@ class ReplaySource:
     def _check(self, group: RecordedGroup) -> None:
         """Refuse a group on which training would run without an error but make no sense."""
         where = f"{self.recording.path}: lease {group.lease} ({group.problem.id})"
-        tokens = [*group.prompt, *(token for c in group.completions for token in c.tokens)]
-        if min(tokens) < 0 or max(tokens) >= self.vocabulary:
-            raise DataError(
-                f"{where}: token ids of {self.config.model.model_name} lie in 0 … {self.vocabulary - 1}, "
-                f"got {min(tokens)} … {max(tokens)}; set the model of the recorded run"
-            )
+        completions = [token for completion in group.completions for token in completion.tokens]
+        for tokens, ids in ((group.prompt, self.readable), (completions, self.vocabulary)):
+            if min(tokens) < 0 or max(tokens) >= ids:
+                raise DataError(
+                    f"{where}: token ids of {self.config.model.model_name} lie in 0 … {ids - 1}, "
+                    f"got {min(tokens)} … {max(tokens)}; set the model of the recorded run"
+                )
         recorded = group.completions[0].rewards.keys()
         for name in self.config.reward.functions:
             if name not in recorded:

@@ -17,6 +17,8 @@ class Architecture:
     gated_mlp: bool = False
     #: The layers are those that `decoding.blocks` writes out for CUDA.
     plain_blocks: bool = False
+    #: Layers find the keys of an earlier layer in its cache, so that a text without a past needs an empty one.
+    shares_keys_by_cache: bool = False
 
 
 _PACKAGE = "mlx_lm.models."
@@ -54,12 +56,28 @@ ARCHITECTURES = {
     "qwen2_moe": _PLAIN_HEAD,
     "seed_oss": _PLAIN_HEAD,
     "starcoder2": _PLAIN_HEAD,
+    "gemma3n": Architecture(shares_keys_by_cache=True),
     "phi3": _PLAIN_HEAD,
     "olmo2": _PLAIN_HEAD,
     "olmo3": _PLAIN_HEAD,
     "smollm3": _PLAIN_HEAD,
     "lfm2": _PLAIN_HEAD,
 }
+
+#: Module of mlx-lm -> why its models are refused, where no trial could tell: it would end this process.
+REFUSED = {
+    "phi3small": "its block-sparse attention adds a mask of the wrong kind, which ends the process (signal 11)",
+}
+
+
+def refusal_of(model: Any) -> str | None:
+    """Return why a model of mlx-lm must not be run; None: it may."""
+    return REFUSED.get(type(model).__module__.removeprefix(_PACKAGE))
+
+
+def is_known(model: Any) -> bool:
+    """Return whether the tests compare all ways to compute a model's architecture: it has a row with `plain_head`."""
+    return architecture_of(model).plain_head
 
 
 def architecture_of(module: Any) -> Architecture:

@@ -17,6 +17,7 @@ from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.gpu_rows import HEAD_ROWS
 from grpo_actors.policy.mean_logit import mean_logits
+from grpo_actors.policy.model import whole_texts
 from grpo_actors.policy.packed_rows import packed_outputs
 from grpo_actors.policy.recomputation import recomputed
 
@@ -73,7 +74,11 @@ def predicting_outputs(model: Any, batch: Mapping[str, mx.array], *, packed: boo
     They are hidden states, or logits of a model that `split_head` does not divide.
     """
     body, _ = split_head(model) or (model, None)
-    outputs = packed_outputs(model, body, batch) if packed else body(batch["tokens"]).flatten(0, 1)
+    outputs = (
+        packed_outputs(model, body, batch)
+        if packed
+        else whole_texts(model, batch["tokens"], body).flatten(0, 1)
+    )
     return outputs[batch["inputs_at"]] if batch["inputs_at"].size < len(outputs) else outputs
 
 
@@ -172,10 +177,10 @@ def completion_logprobs(
     positions = mx.minimum(start[:, None] + mx.arange(targets.shape[1]), tokens.shape[1] - 1)
     split = split_head(model)
     if split is None:
-        logits = mx.take_along_axis(model(tokens), positions[:, :, None], axis=1)
+        logits = mx.take_along_axis(whole_texts(model, tokens), positions[:, :, None], axis=1)
     else:
         body, head = split
-        logits = head(mx.take_along_axis(body(tokens), positions[:, :, None], axis=1))
+        logits = head(mx.take_along_axis(whole_texts(model, tokens, body), positions[:, :, None], axis=1))
     logprobs, entropies = _logprobs(logits.flatten(0, 1), targets.flatten(), temperature)
     return logprobs.reshape(targets.shape), entropies.reshape(targets.shape)
 

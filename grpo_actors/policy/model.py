@@ -16,12 +16,16 @@ import mlx_lm.utils
 import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import make_prompt_cache
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.adapter import add_adapter
+from grpo_actors.policy.architectures import architecture_of, refusal_of
 from grpo_actors.policy.casting import cast
 from grpo_actors.policy.config_dtype import stored_dtype
+from grpo_actors.policy.device import on_cuda
+from grpo_actors.policy.embedding import embedding_rows
 from grpo_actors.policy.foreign import refuse_foreign
 from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
@@ -38,6 +42,8 @@ AS_STORED = "as stored"
 TEMPLATE_S = 5.0
 #: Tokens of a prompt that are long enough for an opening tag and white space after it.
 TAG_TOKENS = 16
+#: Texts of different lengths to try a model with, long and varied enough that a wrong position shows in each.
+RAGGED = [[(5 * i + 1) * i % 29 + 1 for i in range(length)] for length in (40, 12, 31, 23, 5)]
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -101,6 +107,34 @@ class Policy:
     def vocabulary(self) -> int:
         """Number of token ids that the model can predict; a tokenizer may have fewer tokens."""
         return int(self.model(mx.array([[1]])).shape[-1])  # nothing is computed: a shape needs no values
+
+    @cached_property
+    def readable(self) -> int:
+        """Number of token ids that the model can read: the rows of its embedding, whatever config.json says.
+
+        Raises:
+            ModelError: it can predict tokens that it cannot read.
+        """
+        rows = embedding_rows(self.model) or self.vocabulary
+        if rows < self.vocabulary:
+            raise ModelError(
+                f"{self.name}: its head predicts {self.vocabulary} token ids, but its embedding has {rows} rows; "
+                "correct its weights, or choose another model"
+            )
+        return rows
+
+    def check_readable(self, ids: Sequence[int], what: str) -> None:
+        """Check that the embedding has a row for each id: MLX checks no index, and would read other memory.
+
+        Raises:
+            ModelError: it has not; the text begins with `what` these ids are.
+        """
+        low, high = min(ids, default=0), max(ids, default=0)
+        if low < 0 or high >= self.readable:
+            raise ModelError(
+                f"{self.name}: {what} has the token id {low if low < 0 else high}, but the embedding has "
+                f"{self.readable} rows; use the tokenizer and chat template that belong to these weights"
+            )
 
     def trainable(self) -> dict[str, mx.array]:
         """Return name -> array of everything that the optimizer updates and the workers need."""
@@ -176,7 +210,7 @@ class Policy:
         If the last turn is the assistant's, the ids end with its text, which a completion continues.
 
         Raises:
-            ModelError: there is no chat template, or it refuses these turns.
+            ModelError: there is no chat template, it refuses these turns, or it has tokens that the model cannot read.
         """
         if not self.tokenizer.has_chat_template:
             raise ModelError(
@@ -193,6 +227,7 @@ class Policy:
             ) from error
         # The text has the special tokens already.
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        self.check_readable(ids, "a prompt of its chat template")
         return ids
 
     def render(self, messages: Sequence[Mapping[str, str]], *, asks: bool = True) -> str:
@@ -290,6 +325,13 @@ def prepare_training(policy: Policy, seed: int) -> None:
     config = policy.config
     if policy.has_adapter:
         add_adapter(policy.model, config, seed)
+        try:
+            policy.model(mx.array([[1]]))  # nothing is computed
+        except AttributeError as error:  # a layer reads the weight of one of its linear modules itself
+            raise ConfigError(
+                f"model.lora_keys: {config.model_name} has modules that an adapter does not fit ({error}); name only others, "
+                'such as "self_attn.q_proj"'
+            ) from error
         if config.adapter_path:
             load_adapter_start(policy.model, config)
     elif is_quantized(policy.model):
@@ -326,7 +368,11 @@ def load_base(config: ModelConfig, *, dtype: str | None = None, tokenizer_later:
         model, architecture = mlx_lm.utils.load_model(
             source, lazy=True, trust_remote_code=config.trust_remote_code
         )
-    policy = Policy(config.model_name, model, read_tokenizer, architecture, source, config)
+        policy = Policy(config.model_name, model, read_tokenizer, architecture, source, config)
+        if reason := refusal_of(model):
+            raise ModelError(f"model.model_name: {config.model_name!r} cannot be used: {reason}")
+        # A model that cannot run on this machine, or that MLX cannot train, fails here.
+        _ = policy.readable, model.trainable_parameters()
     prepare_base(policy, dtype or config.dtype)
     if not tokenizer_later:
         _ = policy.tokenizer
@@ -368,6 +414,14 @@ def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:
     return DTYPES.get(stored_dtype(architecture) or "", mx.bfloat16)
 
 
+def whole_texts(model: Any, tokens: mx.array, body: Callable[..., mx.array] | None = None) -> mx.array:
+    """Return the outputs [N, T, …] of a model, or of its `body`, for texts [N, T] without a past."""
+    run = body or model
+    if architecture_of(model).shares_keys_by_cache:
+        return run(tokens, cache=make_prompt_cache(model))
+    return run(tokens)
+
+
 def logits_alone(model: Any, texts: Sequence[Sequence[int]]) -> mx.array:
     """Return the logits [n, T, V] of each text by itself, for a trial; those after the end of a text mean nothing.
 
@@ -377,15 +431,19 @@ def logits_alone(model: Any, texts: Sequence[Sequence[int]]) -> mx.array:
     padded = np.zeros((len(texts), max(map(len, texts))), np.int32)
     for row, text in zip(padded, texts, strict=True):
         row[: len(text)] = text
-    logits: mx.array = model(mx.array(padded))
-    return logits
+    return whole_texts(model, mx.array(padded))
+
+
+def deviation(one: mx.array, other: mx.array) -> float:
+    """Return the mean difference of two rows of logits, in standard deviations of the logits.
+
+    Another text or position differs by about 1. In half precision, rounding is a few percent, and on CUDA so is that of
+    float32, whose products are computed with fewer bits; else it is far below 0.001.
+    """
+    one, other = one.astype(mx.float32), other.astype(mx.float32)
+    return float(mx.abs(one - other).mean() / mx.std(other))
 
 
 def same_logits(one: mx.array, other: mx.array) -> bool:
-    """Return whether two rows of logits differ by no more than rounding.
-
-    In half precision, rounding is a few percent of the logits' standard deviation; another text or position differs by
-    about all of it.
-    """
-    one, other = one.astype(mx.float32), other.astype(mx.float32)
-    return bool(mx.abs(one - other).mean() < 0.2 * mx.std(other))
+    """Return whether two rows of logits differ by no more than rounding."""
+    return deviation(one, other) < (0.005 if one.dtype == mx.float32 and not on_cuda() else 0.2)

@@ -50,8 +50,13 @@ def as_model_error(config: ModelConfig) -> Iterator[None]:
     """Turn what mlx-lm and transformers raise at an unusable model into a ModelError of one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        # TypeError: a setting is missing in config.json. RuntimeError: mlx cannot read a weights file.
+    except SystemExit as error:  # of a module of mlx-lm that lacks another package; it has printed which
+        raise ModelError(
+            f"model.model_name: {config.model_name!r} cannot be loaded: its module of mlx-lm needs another package"
+        ) from error
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError) as error:
+        # TypeError, AttributeError: a setting is missing in config.json. RuntimeError: mlx cannot read a weights file, or
+        # has a kernel for another back end only.
         raise ModelError(
             f"model.model_name: {config.model_name!r} cannot be loaded: {load_fault(error)}"
         ) from error

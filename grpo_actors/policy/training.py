@@ -85,6 +85,13 @@ class Training:
         """Drop what was accumulated."""
         self._gradients = None
 
+    def norm(self) -> float:
+        """Return the norm of the accumulated gradients; 0 without any."""
+        return 0.0 if self._gradients is None else self._norm(self._gradients)
+
+    def _norm(self, gradients: Any) -> float:
+        return math.sqrt(float(self._squares(gradients)))
+
     def step(self, learning_rate: float) -> tuple[float, bool]:
         """Apply the accumulated gradients.
 
@@ -95,7 +102,7 @@ class Training:
         gradients, self._gradients = self._gradients, None
         if gradients is None:
             return 0.0, False
-        norm = math.sqrt(float(self._squares(gradients)))
+        norm = self._norm(gradients)
         if not math.isfinite(norm):
             return norm, False
         limit = self._config.max_grad_norm

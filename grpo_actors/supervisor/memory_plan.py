@@ -13,9 +13,10 @@ from typing import Any
 from grpo_actors.config import Config
 from grpo_actors.policy.architectures import ARCHITECTURES, Architecture
 from grpo_actors.policy.config_dtype import stored_dtype
+from grpo_actors.policy.config_json import text_part
 from grpo_actors.supervisor.learner_memory import activation_bytes, trained
 from grpo_actors.supervisor.machine import Machine
-from grpo_actors.supervisor.model_files import Widths, read_json, read_tensors, text_part
+from grpo_actors.supervisor.model_files import Widths, read_json, read_tensors
 from grpo_actors.supervisor.sampling_memory import (
     Batch,
     cache_bytes,

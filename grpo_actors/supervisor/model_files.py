@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.config_json import text_part
 
 #: Number of quantised weights that share a scale and an offset, both of the model's dtype.
 _GROUP_SIZE = 64
@@ -54,7 +55,7 @@ class Widths:
 
     @classmethod
     def of(cls, architecture: dict[str, Any]) -> "Widths":
-        """Read the widths from the content of a config.json, or from its part about text."""
+        """Read the widths of the language model from the content of a config.json."""
         architecture = text_part(architecture)
         try:
             hidden, heads = architecture["hidden_size"], architecture["num_attention_heads"]
@@ -74,12 +75,6 @@ class Widths:
             return cls()
         # Some models have a list with a number for each layer.
         return found if all(isinstance(number, int) for number in astuple(found)) else cls()
-
-
-def text_part(architecture: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a config.json that describes the language model; models with several parts nest it."""
-    nested = architecture.get("text_config")
-    return nested if isinstance(nested, dict) else architecture
 
 
 def read_json(data: bytes, path: Path) -> dict[str, Any]:

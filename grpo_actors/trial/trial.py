@@ -7,10 +7,11 @@ update, do that update, and print what was seen. Nothing is written. The verdict
 import time
 
 from grpo_actors.config import Config
+from grpo_actors.learner.agreement import check_agreement
 from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.learner.exchange_setup import build_supply
 from grpo_actors.learner.grpo import Grpo
-from grpo_actors.learner.loading import check_sampling, load_model
+from grpo_actors.learner.loading import check_sampling, load_model, turn_end_note
 from grpo_actors.learner.prompts import PromptLimit
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import EXIT_USAGE
@@ -19,7 +20,7 @@ from grpo_actors.rundir.claim import total_updates, with_rewards
 from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.trial import report
-from grpo_actors.trial.sampling import sample_groups
+from grpo_actors.trial.sampling import posed, sample_groups
 from grpo_actors.trial.update import try_update
 from grpo_actors.trial.verdict import Facts, Prompts, findings
 
@@ -46,6 +47,7 @@ def run_trial(config: Config) -> int:
     supply = build_supply(config, task, policy)
     report.prompt(config, policy, supply, prompts)
     grpo = Grpo(config, policy, total_updates(config, len(task.problems("train"))))
+    agreement = check_agreement(grpo, supply.prompt(next(posed(supply))))
     with open_scorer(config) as scorer, open_episodes(config, policy) as episodes:
         sampled = sample_groups(
             config, sampling_policy(config, policy), supply, scorer, episodes, within_s=SAMPLING_S
@@ -62,6 +64,7 @@ def run_trial(config: Config) -> int:
             sampling_s=sampled.sampling_s,
             rewards_s=sum(sampled.reward_s.values()),
             cut=sampled.cut,
+            notes=[note for note in (agreement, turn_end_note(config, policy)) if note],
         )
     )
     report.update(config, sampled, update, grpo.total_updates)

@@ -66,11 +66,20 @@ class Facts:
     rewards_s: float
     #: Whether no completion had the time to end.
     cut: bool
+    #: Sentences of the learner on this model, as at the start of a run.
+    notes: list[str]
 
 
 def findings(facts: Facts) -> list[Finding]:
     """Return what was found, the most certain cause of a bad run first."""
-    return [*_prompts(facts), *_failures(facts), *_symptoms(facts), *_silent_rewards(facts), *_times(facts)]
+    return [
+        *(Finding("model", note, blocks=False) for note in facts.notes),
+        *_prompts(facts),
+        *_failures(facts),
+        *_symptoms(facts),
+        *_silent_rewards(facts),
+        *_times(facts),
+    ]
 
 
 def _prompts(facts: Facts) -> Iterator[Finding]:

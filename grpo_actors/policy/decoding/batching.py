@@ -76,7 +76,11 @@ class Sampler:
         """Add a group: `len(seeds)` completions of `prompt`, which `step` returns under `key`.
 
         Returns the samples at once, so that the caller can watch them grow.
+
+        Raises:
+            ModelError: the prompt has a token that the model cannot read.
         """
+        self.policy.check_readable(prompt, "a prompt")
         samples = [Sample() for _ in seeds]
         self._waiting.append(Group(key, prompt, seeds, samples, respond))
         return samples
@@ -274,7 +278,8 @@ class Sampler:
             self._seen = mx.zeros((len(self._rows), vocabulary), mx.bool_)
         for index, prompt in self._unseen:
             mask = np.zeros(vocabulary, np.bool_)
-            mask[np.asarray(prompt)] = True
+            ids = np.asarray(prompt)
+            mask[ids[ids < vocabulary]] = True  # a model may read tokens that it never predicts
             self._seen[index] = mx.array(mask)
         self._unseen.clear()
         self._seen = mx.put_along_axis(self._seen, self._token[:, None], mx.array(True), axis=1)

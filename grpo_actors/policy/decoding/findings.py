@@ -13,7 +13,7 @@ class Findings:
 
     #: Whether a `window` can hold its cache (`step.fits`).
     fits_window: bool | None = None
-    #: Whether prompts of different lengths can share a fixed batch.
+    #: Whether prompts of different lengths can share a batch that is not a window.
     respects_padding: bool | None = None
     #: The callers of attention (`attention.callers`); False if no kernel can replace all of its attention on this machine.
     attention_callers: Any = None

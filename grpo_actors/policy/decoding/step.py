@@ -28,7 +28,7 @@ from grpo_actors.policy.decoding.fixed_batch import FixedBatch, prefill
 from grpo_actors.policy.decoding.slots import SlotLayer, Slots
 from grpo_actors.policy.decoding.window import Prompts, Window
 from grpo_actors.policy.dora import has_dora
-from grpo_actors.policy.model import Policy, logits_alone, same_logits
+from grpo_actors.policy.model import RAGGED, Policy, logits_alone, same_logits
 
 Cache = Window | Slots | FixedBatch
 #: (the blocks' arrays, only if there are blocks; tokens, lengths, cache) -> logits [R, V].
@@ -110,10 +110,6 @@ class Decoder:
         return token, logprob
 
 
-#: Prompts of different lengths to test a model with, long and varied enough that a wrong position shows in each.
-_UNLIKE = [[(5 * i + 1) * i % 29 + 1 for i in range(length)] for length in (40, 12, 31, 23, 17)]
-
-
 def fits(policy: Policy) -> bool:
     """Return whether a window can hold the model's cache: keys and values of every position, in every layer.
 
@@ -148,13 +144,13 @@ def require_fit(policy: Policy, rule: str) -> None:
 
 def _decodes_unlike_rows(model: Any) -> bool:
     """Return whether prompts of different lengths give the same logits side by side as alone."""
-    window = Window(model, len(_UNLIKE))
-    window.place(np.arange(len(_UNLIKE)), Prompts(model, _UNLIKE), np.arange(len(_UNLIKE)))
+    window = Window(model, len(RAGGED))
+    window.place(np.arange(len(RAGGED)), Prompts(model, RAGGED), np.arange(len(RAGGED)))
     try:
-        together = model(mx.array([[prompt[-1]] for prompt in _UNLIKE]), cache=window.layers)[:, -1]
+        together = model(mx.array([[prompt[-1]] for prompt in RAGGED]), cache=window.layers)[:, -1]
         mx.eval(together)
-    except (TypeError, ValueError):
-        return False  # the model expects a single number as the cache's offset
+    except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError):
+        return False  # the model reads other attributes of a cache, or expects a single number as the cache's offset
     return _same_as_alone(together, model)
 
 
@@ -164,9 +160,9 @@ def _same_as_alone(logits: mx.array, model: Any) -> bool:
     Most rows must agree, not all: in half precision, rounding alone may move one row far away (as with SmolLM2), while a
     real error affects all rows but the longest, or all but the last.
     """
-    alone = [row[len(text) - 1] for row, text in zip(logits_alone(model, _UNLIKE), _UNLIKE, strict=True)]
+    alone = [row[len(text) - 1] for row, text in zip(logits_alone(model, RAGGED), RAGGED, strict=True)]
     agree = sum(same_logits(*pair) for pair in zip(logits, alone, strict=True))
-    return 2 * agree > len(_UNLIKE)
+    return 2 * agree > len(RAGGED)
 
 
 def _over_slots(policy: Policy) -> bool:
@@ -188,9 +184,9 @@ def _blocks(policy: Policy) -> Blocks | None:
 
 def _blocks_agree(blocks: Blocks, model: Any) -> bool:
     """Return whether the blocks decode one token of the unlike prompts as the model does."""
-    slots, rows = Slots(len(_UNLIKE), max_new_tokens=1), np.arange(len(_UNLIKE), dtype=np.int32)
-    slots.place(rows, Prompts(model, _UNLIKE), rows)
-    last, lengths = mx.array([prompt[-1] for prompt in _UNLIKE]), mx.array(slots.lengths)
+    slots, rows = Slots(len(RAGGED), max_new_tokens=1), np.arange(len(RAGGED), dtype=np.int32)
+    slots.place(rows, Prompts(model, RAGGED), rows)
+    last, lengths = mx.array([prompt[-1] for prompt in RAGGED]), mx.array(slots.lengths)
     assert slots.cache is not None
     return _same_as_alone(blocks.logits(blocks.arrays(model), last, lengths, slots.cache), model)
 

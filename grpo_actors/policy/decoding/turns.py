@@ -23,8 +23,8 @@ def encode_reply(policy: Policy, message: Mapping[str, str], *, after_stop_token
             stop string; the ids then begin with the template's token for the end of a turn.
 
     Raises:
-        ModelError: there is no chat template, it refuses the message, or it does not end an assistant's turn with a
-            stop token.
+        ModelError: there is no chat template, it refuses the message, it does not end an assistant's turn with a stop
+            token, or it has tokens that the model cannot read.
     """
     if not policy.tokenizer.has_chat_template:
         raise ModelError(f"{policy.name}: its tokenizer has no chat template, which data.environment needs")
@@ -43,4 +43,5 @@ def encode_reply(policy: Policy, message: Mapping[str, str], *, after_stop_token
             f"{policy.name}: its chat template does not end an assistant's turn with a token that ends a completion, "
             f"which data.environment needs, got {after[:40]!r}"
         )
+    policy.check_readable(ids, f"a reply of role {message['role']!r} in its chat template")
     return ids[1:] if after_stop_token else ids
