@@ -1,7 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
-from grpo_actors.learner.report import ledger, length_metrics, reward_metrics, samples, staleness
+from grpo_actors.learner.report import (
+    ledger,
+    length_metrics,
+    reward_metrics,
+    samples,
+    source_metrics,
+    staleness,
+)
 from grpo_actors.objective.advantages import compute_advantages
 from grpo_actors.tasks.task import Problem
 
@@ -35,6 +44,21 @@ def test_rewards_are_reported_weighted_together_and_unweighted_apart():
     assert metrics["rewards"] == {"a": 1 / 3, "b": 0.75}
     assert metrics["invalid_completions"] == 1
     assert metrics["zero_variance_share"] == 0.5  # a group with one valid completion has no signal
+
+
+def test_each_source_of_a_mixture_has_its_groups_and_the_mean_reward_of_its_valid_completions():
+    matrices = [np.array([[1.0, 0.5], [np.nan] * 2]), np.array([[0.0, 1.0], [0.0, np.nan]])]
+    advantages = compute_advantages("group", matrices, list(WEIGHTS.values()))
+    assert source_metrics(GROUPS, advantages) == {"groups_by_source": None, "reward_by_source": None}
+    named = [
+        replace(one, problem=replace(one.problem, source=name))
+        for one, name in zip(GROUPS, "ba", strict=True)
+    ]
+    # b: 1 + 2 · 0.5, and one that is not valid; a: 2 · 1 and 0.
+    assert source_metrics(named, advantages) == {
+        "groups_by_source": {"a": 1, "b": 1},
+        "reward_by_source": {"a": 1.0, "b": 2.0},
+    }
 
 
 def test_lengths_count_every_completion():
