@@ -61,6 +61,7 @@ def main() -> int:
     """
     arguments = parse_arguments()
     from grpo_actors.config import load_config  # noqa: PLC0415 - pydantic is too slow for --help
+    from grpo_actors.supervisor.pipes import without_pipes  # noqa: PLC0415
 
     overrides = [*arguments.overrides, *(["run.resume=must"] if arguments.resume else [])]
     loaded = load_config(arguments.config, overrides)
@@ -72,8 +73,9 @@ def main() -> int:
 
         show, machine = as_json if arguments.json else as_text, Machine.here(asks_gpu=True)
         print(show(loaded, memory_plan=plan_text(loaded.config, machine)), end="", flush=True)
-        for note in check(loaded.config, machine):
-            print(f"note: {note}", file=sys.stderr)
+        with without_pipes(loaded.config) as config:
+            for note in check(config, machine):
+                print(f"note: {note}", file=sys.stderr)
         return 0
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -88,7 +90,8 @@ def main() -> int:
         return run_trial(loaded.config)
     from grpo_actors.supervisor.supervisor import run  # noqa: PLC0415
 
-    return run(loaded.config)
+    with without_pipes(loaded.config) as config:
+        return run(config)
 
 
 if __name__ == "__main__":

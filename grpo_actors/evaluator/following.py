@@ -1,7 +1,8 @@
 """Evaluate a run while it trains: score the base model, then every checkpoint as it appears; report to the learner.
 
-A score is saved in a file of the checkpoint. It is computed again only if the settings have changed what is measured. A checkpoint that cannot be scored, because it is
-damaged or its evaluation ended this process several times, is reported as such: the learner does not wait for its score.
+A score is saved in a file of the checkpoint. It is computed again only if the settings have changed what is measured. A
+checkpoint that cannot be scored, because it is damaged or its evaluation ended this process several times, is reported
+as such: the learner does not wait for its score.
 """
 
 import math

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_actors.errors import DataError
-from grpo_actors.tasks.chat import is_chat
+from grpo_actors.tasks.chat import read_chat
 from grpo_actors.tasks.lines import excerpt, read_lines, read_rows
 from grpo_actors.tasks.task import Message
 
@@ -104,15 +104,25 @@ def _prompt(row: dict[str, Any], system: str, where: str, *, raw: bool) -> Promp
     if given == ["messages"]:
         if raw:
             raise DataError(f"{where}: must have a prompt when --raw is given, got messages")
-        if not is_chat(value) or not all(is_encodable(message["content"]) for message in value):
+        chat = _chat(value)
+        if not chat or not all(is_encodable(message["content"]) for message in chat):
             raise DataError(
                 f"{where}: messages must be a chat that ends with the user "
                 f'([{{"role": "user", "content": "…"}}]), got {excerpt(value)}; mend the line'
             )
-        return with_system(tuple(value), system)
+        return with_system(chat, system)
     if not isinstance(value, str) or not value.strip() or not is_encodable(value):
         raise DataError(f"{where}: prompt must be a text, got {excerpt(value)}; mend the line")
     return as_prompt(value, system, raw=raw)
+
+
+def _chat(value: object) -> tuple[Message, ...]:
+    """Return a chat that ends with the user; empty if the value is none."""
+    try:
+        chat = read_chat(value)
+    except DataError:
+        return ()
+    return chat if chat[-1]["role"] == "user" else ()
 
 
 def _id(row: dict[str, Any], where: str) -> str | int | None:

@@ -96,21 +96,22 @@ def progress(view: RunView) -> str:
 
 
 def status_line(view: RunView, *, width: int | None = None) -> str:
-    """Format the run in one line: ``update 12/110  reward 0.62  eval accuracy 0.41 (greedy, @10)  loss …  1.2 up/s``.
+    """Format the run in one line: ``update 12/110  reward 0.62  accuracy 0.41 @10  greedy  loss …  1.2 up/s``.
 
-    If `width` is too narrow, KL, length, pace and loss are left out, in this order.
+    If `width` is too narrow, KL, length, pace, loss and how answers were made are left out, in this order.
     """
     metrics = view.metrics
     parts = {
         "update": f"update {progress(view)}",
         "reward": f"reward {fixed(number(metrics, 'reward_mean'))}",
         "score": "" if view.last_eval is None else score(view.last_eval),
+        "how": "" if view.last_eval is None else how(view.last_eval),
         "loss": f"loss {fixed(number(metrics, 'loss'), 4)}",
         "KL": f"KL {fixed(number(metrics, 'kl'), 4)}",
         "length": f"len {fixed(number(metrics, 'completion_length_mean'), 0)}",
         "pace": pace(view.updates_per_s),
     }
-    for dropped in ("KL", "length", "pace", "loss"):
+    for dropped in ("KL", "length", "pace", "loss", "how"):
         if width is None or len(_joined(parts)) <= width:
             break
         del parts[dropped]
@@ -122,9 +123,9 @@ def _joined(parts: Mapping[str, str]) -> str:
 
 
 def score(evaluation: Record) -> str:
-    """Format ``eval accuracy 0.41 (greedy, @10)``."""
+    """Format ``accuracy 0.41 @10``; of a reward function, its name without its file."""
     value = fixed(number(mapping(evaluation, "score"), "value"))
-    return f"eval {metric(evaluation)} {value} ({how(evaluation)}, @{count(number(evaluation, 'update'))})"
+    return f"{metric(evaluation).rpartition(':')[2]} {value} @{count(number(evaluation, 'update'))}"
 
 
 def metric(evaluation: Record) -> str:

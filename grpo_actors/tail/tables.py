@@ -139,15 +139,14 @@ def _staleness(metrics: Record | None) -> list[tuple[str, Text]]:
 
 def evaluation(view: RunView, width: int) -> Table:
     """Show the newest evaluation, the best one, and the curve of all."""
-    table = _block("evaluation")
     last, best = view.last_eval, view.best_eval
+    table = _block("evaluation" if last is None else f"evaluation: {metric(last)}, {how(last)}")
     if last is None:
         _row(table, "", Text("none yet", style="dim"))
         return table
     values = [number(mapping(record, "score"), "value") for record in view.evals]
     curve = sparkline(values, width - _LABEL_WIDTH - 8)
     score = mapping(last, "score")
-    _row(table, "score", f"{metric(last)}, {how(last)}")
     _row(
         table,
         f"@{count(number(last, 'update'))}",

@@ -54,11 +54,3 @@ def _joined(parts: Any) -> str:
             raise DataError(f"must have parts of text only, not of {str(kind)[:40]!r}")
         texts.append(text)
     return "".join(texts)
-
-
-def is_chat(value: object) -> bool:
-    """Return whether the value is a list of messages that ends with a message of the user."""
-    try:
-        return read_chat(value)[-1]["role"] == "user"
-    except DataError:
-        return False

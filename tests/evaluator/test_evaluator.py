@@ -9,13 +9,13 @@ from written import write_checkpoint
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.evaluator.following import RunEvaluator
-from grpo_actors.evaluator.score import answer_problems, evaluate, held_out, measure_of
+from grpo_actors.evaluator.score import answer_problems, by_source, evaluate, held_out, measure_of
 from grpo_actors.policy.training import Training
 from grpo_actors.process import StopRequest
 from grpo_actors.progress import GIVEN_UP
 from grpo_actors.rundir.claim import with_rewards
 from grpo_actors.rundir.folder import EVALUATION_FILE
-from grpo_actors.tasks.registry import load_task
+from grpo_actors.tasks.registry import load_task, open_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.wire.messages import Bye, Evaluation, Unscored, decode, encode, from_peer
 
@@ -54,6 +54,18 @@ def test_the_number_of_problems_is_as_requested_and_zero_means_all(tiny):
     ]
     with pytest.raises(ConfigError, match="--samples"):
         held_out(task, config(), tiny, -1)
+
+
+def test_of_a_mixture_each_source_has_the_same_number_of_problems_and_its_own_score(tiny):
+    sources = [{"name": name, "system_prompt": text} for name, text in (("a", "Hi"), ("b", "Ho"))]
+    rewards = {"functions": {"correctness": 1.0}}
+    settings = config(data={"task": "arithmetic", "sources": sources}, reward=rewards)
+    questions = held_out(open_task(settings), settings, tiny, 7)
+    named = [question.problem.source for question in questions]
+    assert named == ["a"] * 4 + ["b"] * 4
+    parts = by_source(named, [1.0, 1.0, 0.0, None, 2.0, 2.0, 2.0, 2.0])
+    assert {name: part.value for name, part in parts.items()} == {"a": 2 / 3, "b": 2.0}
+    assert by_source([""] * 2, [1.0, 0.0]) == {}
 
 
 def test_problems_too_long_are_left_out_and_none_left_is_an_error(tiny):

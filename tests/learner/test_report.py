@@ -9,6 +9,7 @@ from grpo_actors.learner.report import (
     length_metrics,
     reward_metrics,
     samples,
+    source_metrics,
     staleness,
     thinking_metrics,
 )
@@ -63,6 +64,21 @@ def test_samples_say_what_found_the_answer(written, found):
     mathematics = replace(GROUPS[0], problem=replace(GROUPS[0].problem, mathematics=True))
     [sample] = samples([mathematics], 1, WEIGHTS, str, lambda *_: written)
     assert {(one["answer"], one["parser"]) for one in sample["completions"]} == {found}
+
+
+def test_each_source_of_a_mixture_has_its_groups_and_the_mean_reward_of_its_valid_completions():
+    matrices = [np.array([[1.0, 0.5], [np.nan] * 2]), np.array([[0.0, 1.0], [0.0, np.nan]])]
+    advantages = compute_advantages("group", matrices, list(WEIGHTS.values()))
+    assert source_metrics(GROUPS, advantages) == {"groups_by_source": None, "reward_by_source": None}
+    named = [
+        replace(one, problem=replace(one.problem, source=name))
+        for one, name in zip(GROUPS, "ba", strict=True)
+    ]
+    # b: 1 + 2 · 0.5, and one that is not valid; a: 2 · 1 and 0.
+    assert source_metrics(named, advantages) == {
+        "groups_by_source": {"a": 1, "b": 1},
+        "reward_by_source": {"a": 1.0, "b": 2.0},
+    }
 
 
 def test_lengths_count_every_completion():

@@ -128,7 +128,7 @@ def test_the_status_line_names_what_matters():
     }
     view = fold(*updates(range(11, 13), **fields), evaluation(10, 0.41, best=True))
     assert status_line(view) == (
-        "update 12/110  reward 0.62  eval accuracy 0.41 (greedy, @10)  loss 0.0123  KL 0.0010  len 35  1.0 up/s"
+        "update 12/110  reward 0.62  accuracy 0.41 @10  greedy  loss 0.0123  KL 0.0010  len 35  1.0 up/s"
     )
 
 
@@ -145,7 +145,7 @@ def test_the_status_line_fits_a_narrow_terminal_by_leaving_out(width):
         fold(*updates(range(109, 111), **fields), evaluation(100, 0.41, best=True)), width=width
     )
     assert len(line) <= width
-    assert line.startswith("update 110/110  reward 0.62  eval accuracy 0.41")
+    assert line.startswith("update 110/110  reward 0.62  accuracy 0.41 @100")
 
 
 def test_an_evaluation_is_one_line_with_its_interval():

@@ -1,6 +1,7 @@
 """A whole run: what it must have done, recorded and left when it exits with 0."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -158,11 +159,11 @@ def test_the_start_says_where_and_the_end_says_what_came_out(any_run):
     assert first == f"run folder {any_run.folder}"
     assert f"python -m grpo_actors.tail {any_run.folder}" in any_run.stderr
     assert f"python -m grpo_actors.rollout --attach {any_run.folder}" in any_run.stderr
-    assert " of the problems (1,200) are held out for evaluation" in any_run.stderr
+    assert re.search(r"\d+% of the problems \([\d,]+\) are held out for evaluation", any_run.stderr)
     best = json.loads((any_run.folder / "best.json").read_text())
     measure = best["score"]["measure"]
     how = "sampled at temperature 1" if measure["temperature"] else "greedy"
-    assert score.startswith(f"accuracy, {how}, on {measure['problems']} held-out problems: ")
+    assert score.startswith(f"{measure['metric']}, {how}, on {measure['problems']} held-out problems: ")
     if best["update"]:
         assert f"(best, update {best['update']}), " in score
         assert checkpoint == f"best checkpoint: {any_run.folder / best['checkpoint']}"
