@@ -86,10 +86,9 @@ def roles(run: Run) -> dict[str, int]:
         return {}
     found = {"supervisor": run.launched.pid}
     for pid, command in children(run.launched.pid):
-        module = next((word for word in command if word.startswith("grpo_actors.")), "")
-        name = command[command.index("--name") + 1] if "--name" in command else module.rpartition(".")[2]
-        if name:
-            found[name] = pid
+        modules = [word.rpartition(".")[2] for word in command if word.startswith("grpo_actors.")]
+        if modules:  # the last: the supervisor's entry starts it
+            found[command[command.index("--name") + 1] if "--name" in command else modules[-1]] = pid
     return found
 
 
