@@ -99,12 +99,13 @@ class Distance:
 
 def report(run, kills, usage, clean_usage, distance) -> str:
     by_kill = ", ".join(f"{role} {n}" for role, n in kills.items())
+    counts = f"{len(run.exit_codes)} starts, {run.updates()} updates, {len(run.ledger())} groups trained"
+    learnt = f"reward: {distance.means[0]:.4f}, clean {distance.means[1]:.4f}"
+    error = f"standard error of the difference {distance.error:.4f}"
     lines = [
         "",
-        f"{SOAK_S:.0f} s, {sum(kills.values())} kills ({by_kill}), {len(run.exit_codes)} starts, "
-        f"{run.updates()} updates, {len(run.ledger())} groups trained",
-        f"reward: {distance.means[0]:.4f}, clean {distance.means[1]:.4f} (standard error of the difference "
-        f"{distance.error:.4f}); last 20 updates {distance.last[0]:.3f}, clean {distance.last[1]:.3f}",
+        f"{SOAK_S:.0f} s, {sum(kills.values())} kills ({by_kill}), {counts}",
+        f"{learnt} ({error}); last 20 updates {distance.last[0]:.3f}, clean {distance.last[1]:.3f}",
         f"{'':12}{'MB':>8}{'MB/h':>9}{'files':>7}{'files/h':>9}{'threads':>9}{'threads/h':>11}",
     ]
     for title, of in (("with kills", usage), ("clean", clean_usage)):
