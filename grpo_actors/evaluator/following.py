@@ -95,7 +95,8 @@ class RunEvaluator:
             if self._work in given_up():
                 self._send(Unscored(update=0, checkpoint="base", reason=GIVEN_UP))
             else:
-                self._report(0, "base", self._run_dir / BASE_EVALUATION_FILE, score)
+                score_file = self._run_dir / BASE_EVALUATION_FILE
+                self._report(0, "base", _saved(score_file) or _scored(score_file, score))
             while not self._stop and not self._run_ended:
                 checkpoint = self._next_checkpoint()
                 if checkpoint is None:
@@ -115,27 +116,22 @@ class RunEvaluator:
     def _report_checkpoint(self, checkpoint: Checkpoint, policy: Policy, score: Callable[[], Score]) -> None:
         self._begin(checkpoint.path.name)
         score_file = checkpoint.path / EVALUATION_FILE
+        saved = _saved(score_file)
         fault = GIVEN_UP if self._work in given_up() else None
-        if fault is None and not score_file.is_file():
+        if fault is None and saved is None:
             fault = verify(checkpoint)
         if fault is not None:
             # Damaged, or pruned meanwhile. A resumed learner skips a damaged checkpoint too, and writes it again.
             self._send(Unscored(update=checkpoint.update, checkpoint=checkpoint.path.name, reason=fault))
             return
 
-        def load_and_score() -> Score:
+        if saved is None:
             load_weights(checkpoint.path, policy)
-            return score()
+            saved = _scored(score_file, score)
+        self._report(checkpoint.update, checkpoint.path.name, saved)
 
-        self._report(checkpoint.update, checkpoint.path.name, score_file, load_and_score)
-
-    def _report(self, update: int, name: str, score_file: Path, score: Callable[[], Score]) -> None:
-        """Send the learner the score saved in `score_file`, or compute and save it first."""
-        result = _saved(score_file)
-        if result is None:
-            result = score()
-            reach("evaluator.scored")
-            write_score(score_file, result)
+    def _report(self, update: int, name: str, result: Score) -> None:
+        """Send the learner a score."""
         message = Evaluation(update=update, checkpoint=name, **asdict(result))
         if not update:
             self._base = encode(message)
@@ -190,6 +186,14 @@ def _saved(score_file: Path) -> Score | None:
     except RunError as error:
         print(f"scored again: {error}", file=sys.stderr)
         return None
+
+
+def _scored(score_file: Path, score: Callable[[], Score]) -> Score:
+    """Compute a score and save it."""
+    result = score()
+    reach("evaluator.scored")
+    write_score(score_file, result)
+    return result
 
 
 def follow_run(

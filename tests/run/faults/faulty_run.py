@@ -40,7 +40,7 @@ class FaultyRun(Run):
         with contextlib.suppress(RunError):  # it has ended meanwhile
             self.learners.add(Endpoints.read(self.folder).pid)
 
-    def end(self, deadline_s: float = 120.0) -> int:
+    def end(self, deadline_s: float = 900.0) -> int:
         """Wait for launch.py, and check the words with which it ended."""
         code = super().end(deadline_s)
         self.exit_codes.append(code)
