@@ -17,7 +17,14 @@ from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import RunError
 from grpo_actors.failpoints import FAILPOINTS
 from grpo_actors.policy.training import Training
-from grpo_actors.rundir.checkpoints import find_checkpoints, newest_sound, read_state, verify
+from grpo_actors.rundir.checkpoints import (
+    find_checkpoints,
+    newest_sound,
+    prune,
+    read_state,
+    remove_unfinished,
+    verify,
+)
 from grpo_actors.rundir.folder import STATE
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +114,8 @@ def test_two_hundred_kills_at_random_moments_leave_sound_checkpoints(run_dir, ca
             assert survivor >= newest, "a kill took back what had been written"
             fresh += survivor > newest
             newest = survivor
+            remove_unfinished(run_dir)  # as the next learner would
+            prune(run_dir, 2, frozenset())
         writers.stdin.close()
     with capsys.disabled():
         print(f"\n200 kills: {loads} checkpoints loaded, 0 bad; {newest} written in all")

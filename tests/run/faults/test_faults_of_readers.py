@@ -16,7 +16,7 @@ from grpo_actors.wire import fetching
 #: Half of them follow the events and never read, half ask for weights and never read.
 READERS = 50
 #: Updates of each phase, and phases with and without readers that take turns.
-UPDATES, TURNS = 20, 3
+UPDATES, TURNS = 12, 2
 #: MiB that the chunks of readers may take (SECURITY.md), and some for their events.
 MAX_MIB = 128 + 32
 

@@ -91,7 +91,7 @@ def test_ctrl_c_once_and_then_twice(start_run, on_policy_run):
 
 @pytest.mark.faults
 def test_fifty_updates_with_five_interruptions_equal_fifty_without(faulty_run, capsys):
-    settings = {"max_updates": 50, "workers": 1, "max_staleness": 0, "eval_every_updates": 0}
+    settings = {"max_updates": 50, "workers": 1, "max_staleness": 0, "eval_every_updates": 0, "save_steps": 5}
     whole, cut = faulty_run(**settings), faulty_run(**settings)
     whole.start()
     whole.end_well()
