@@ -32,7 +32,7 @@ import threading
 import time
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -308,15 +308,27 @@ class Scratch:
         files = (Path(module.__file__ or "") for module in own.values())
         return frozenset(path.relative_to(self.folder / PACKAGE).as_posix() for path in files)
 
-    def passes(self, files: list[str], plugin: object, module: str = "") -> bool:
-        """Run the tests of these files, until the first failure unless they are traced; return whether all passed in time.
+    def passes(self, files: list[str], only: Sequence[str] = (), module: str = "") -> bool:
+        """Run the tests of these files until the first failure; return whether all passed in time.
 
-        `module` is the one that is changed: where a fork would have it loaded already, a new interpreter runs all tests of
-        the files, without the plugin.
+        Args:
+            files: The files.
+            only: The tests to run, in this order; none: all.
+            module: The one that is changed. Where a fork would have it loaded already, a new interpreter runs all tests.
         """
-        arguments = ["-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported", *files]
-        if not isinstance(plugin, Tracer):
-            arguments.insert(0, "-x")
+        plugins = [Only(only)] if only else []
+        return self._run(["-x", *files], plugins, in_fork=module not in self._preloaded) in PASSED
+
+    def trace(self, file: str) -> dict[str, Any]:
+        """Run the tests of a file; return {test: seconds and functions} (`Tracer`)."""
+        notes = self.folder / "called.json"
+        notes.write_text("{}")
+        self._run([file], [Tracer(self.folder / PACKAGE, notes)], in_fork=True)
+        traced: dict[str, Any] = json.loads(notes.read_text())
+        return traced
+
+    def _run(self, arguments: list[str], plugins: list[object], *, in_fork: bool) -> int:
+        arguments = ["-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported", *arguments]
         pid = os.fork()
         if pid == 0:
             os.setpgid(0, 0)
@@ -324,13 +336,13 @@ class Scratch:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
-            if module in self._preloaded:
+            if not in_fork:
                 os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])  # noqa: S606 - itself
             code = 1
             with contextlib.suppress(BaseException):  # the fork must not go on as this script
-                code = int(pytest.main(arguments, [plugin]))
+                code = int(pytest.main(arguments, plugins))
             os._exit(code)
-        return _code_in_time(pid) in PASSED
+        return _code_in_time(pid)
 
     @contextlib.contextmanager
     def changed(self, mutant: Mutant) -> Iterator[None]:
@@ -424,7 +436,7 @@ class Tracer:
 class Only:
     """A plugin of pytest that runs some of the tests, in the given order."""
 
-    def __init__(self, tests: list[str]) -> None:
+    def __init__(self, tests: Sequence[str]) -> None:
         self._order = {test: number for number, test in enumerate(tests)}
 
     @pytest.hookimpl(trylast=True)
@@ -447,10 +459,7 @@ class Calls:
     def of_file(self, file: str) -> dict[str, Any]:
         """Return {test: seconds and functions} of a file, without the tests that fail when they are traced."""
         if file not in self._files:
-            notes = self._scratch.folder / "called.json"
-            notes.write_text("{}")
-            self._scratch.passes([file], Tracer(self._scratch.folder / PACKAGE, notes))
-            self._files[file] = json.loads(notes.read_text())
+            self._files[file] = self._scratch.trace(file)
             self._kept.write_text(json.dumps({"digest": self._scratch.digest, "files": self._files}))
         return self._files[file]
 
@@ -472,7 +481,7 @@ class Judge:
     def __init__(self, scratch: Scratch, calls: Calls, equivalent: set[tuple[str, str, str]]) -> None:
         self._scratch, self._calls = scratch, calls
         self._equivalent = equivalent
-        #: Files of whole runs that pass without any change.
+        #: Files that pass as a whole without any change.
         self._sound: set[tuple[str, ...]] = set()
 
     def outcome(self, mutant: Mutant) -> str:
@@ -488,21 +497,21 @@ class Judge:
         function = function_at(mutant)
         for files in (first, beside):
             near = self._calls.tests_calling(function, files) if function else []
-            if near and self._fails(mutant, sorted({test.partition("::")[0] for test in near}), Only(near)):
+            if near and self._fails(mutant, sorted({test.partition("::")[0] for test in near}), near):
                 return "killed"
         for files in (first, beside, runs):
-            if files and self._fails(mutant, files, None):
+            if files and self._fails(mutant, files):
                 self._check(files)
                 return "killed"
         return "survived"
 
-    def _fails(self, mutant: Mutant, files: list[str], plugin: object) -> bool:
+    def _fails(self, mutant: Mutant, files: list[str], only: Sequence[str] = ()) -> bool:
         with self._scratch.changed(mutant):
-            return not self._scratch.passes(files, plugin, mutant.module)
+            return not self._scratch.passes(files, only, mutant.module)
 
     def _check(self, files: list[str]) -> None:
         """End this script if the files fail without any change."""
-        if tuple(files) not in self._sound and not self._scratch.passes(files, None):
+        if tuple(files) not in self._sound and not self._scratch.passes(files):
             sys.exit(f"error: {' '.join(files)} fail without any change, so they can judge nothing")
         self._sound.add(tuple(files))
 
