@@ -66,12 +66,14 @@ class FaultyRun(Run):
 
     def parent_of_guests(self) -> subprocess.Popen[bytes]:
         """Start the process that forks attached workers (`fork_workers`)."""
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fork_workers.py")), str(self.folder)],
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        with self._stderr.with_suffix(".guests").open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("fork_workers.py")), str(self.folder)],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+            )
         self._started.append(process)
         return process
 
