@@ -13,7 +13,7 @@ BACKEND := cpu,
 endif
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: quickstart test test-slow test-models test-faults mutants test-gpu lint bench clean
+.PHONY: quickstart test test-slow test-models test-faults soak mutants test-gpu lint bench clean
 
 quickstart: $(VENV)/.run
 	rm -rf outputs/quickstart
@@ -38,6 +38,11 @@ test-models: $(VENV)/.test
 test-faults: $(VENV)/.test
 	$(PYTEST) -m "faults or not faults" tests/run/faults tests/rundir/test_checkpoint_faults.py \
 	  tests/run/test_hangs.py tests/run/test_patience.py
+
+# A run whose actors are killed at random for SOAK seconds, then a clean one of the same length; prints both.
+SOAK ?= 1800
+soak: $(VENV)/.test
+	SOAK=$(SOAK) $(BIN)/python -m pytest -s -m faults tests/run/faults/test_soak.py
 
 # Hours: `make mutants SEED=2 COUNT=300 MODULE=rundir`; the same command continues where it stopped.
 SEED ?= 0

@@ -3,9 +3,13 @@
     python tests/mutants.py --seed 1 --count 300             # spread over the parts of the package
     python tests/mutants.py --seed 1 --count 20 --module rundir
 
-A mutant runs first against the test file that mirrors its module, then against the mirror folder and every test file that
-imports the module. (mutmut and cosmic-ray would run one command for all.) Each result is one JSON line in --results; the
-same command continues there. Mutants that change no behaviour are listed in equivalent_mutants.toml, with the reason.
+A mutant runs first against the tests that call its function, in the file that mirrors its module and then in the mirror
+folder and every file that imports the module; what survives runs against all tests of these files. (mutmut and cosmic-ray
+would run one command for all.) Which test calls which function is found by one run without mutants, and kept. The tests run
+in forks of a process that has loaded MLX and the other packages: to load them takes longer than most tests.
+
+Each result is one JSON line in --results; the same command continues there. Mutants that change no behaviour are listed in
+equivalent_mutants.toml, with the reason.
 """
 
 import argparse
@@ -13,6 +17,8 @@ import ast
 import contextlib
 import copy
 import functools
+import hashlib
+import importlib
 import json
 import os
 import random
@@ -22,12 +28,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "grpo_actors"
@@ -44,6 +55,10 @@ WHOLE_RUNS = {
 }
 #: Seconds after which the tests count as hung, and the mutant as killed.
 LIMIT_S = 900
+#: Other packages' modules that are slow to load. None may start a thread: the tests run in forks.
+PRELOADED = ("mlx.nn", "mlx_lm", "transformers", "pydantic", "zmq", "msgpack", "hypothesis")
+#: Exit codes of pytest: all passed; all are left out by their marks.
+PASSED = (0, 5)
 
 SWAPS = {
     ast.Lt: ast.LtE,
@@ -155,6 +170,35 @@ def _code(node: ast.AST) -> Iterator[ast.AST]:
                     yield from _code(child)
 
 
+def function_at(mutant: Mutant) -> str:
+    """Return ``MODULE:QUALIFIED.NAME`` of the innermost function around a mutant; "" for code outside of functions."""
+    source = (ROOT / PACKAGE / mutant.module).read_bytes()
+    last = mutant.line + mutant.old.count("\n")
+    names, scope = [], ast.parse(source)
+    found = ""
+    while scope is not None:
+        inner = (
+            node
+            for node in _blocks(scope)
+            if node.lineno <= mutant.line and last <= (node.end_lineno or node.lineno)
+        )
+        parent, scope = scope, next(inner, None)
+        if scope is not None:
+            names += ["<locals>"] if isinstance(parent, ast.FunctionDef) else []
+            names.append(scope.name)
+            found = ".".join(names) if isinstance(scope, ast.FunctionDef) else found
+    return found and f"{mutant.module}:{found}"
+
+
+def _blocks(scope: ast.AST) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Yield the functions and classes within a scope, but not those within them."""
+    for node in ast.iter_child_nodes(scope):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node
+        else:
+            yield from _blocks(node)
+
+
 def chosen(seed: int, count: int, module: str, skipped: dict[str, str]) -> list[Mutant]:
     """Choose mutants: the parts take turns, and each module of a part is as likely as its share of mutants."""
     chance = random.Random(seed)
@@ -241,49 +285,203 @@ class Scratch:
             capture_output=True,
             text=True,
         )
-        for name in files.stdout.splitlines():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+        digest = hashlib.sha256()
+        for name in sorted(files.stdout.splitlines()):
+            if (ROOT / name).is_file():  # else it is deleted, and not committed yet
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+                digest.update(name.encode() + (ROOT / name).read_bytes())
+        #: Of all that is in the copy.
+        self.digest = digest.hexdigest()
+        self._writes = 0
+        self._preloaded = self._preload()
 
-    def passes(self, tests: list[str]) -> bool:
-        """Run tests until the first failure; return whether all passed in time."""
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        with subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        ) as process:
-            try:
-                return process.wait(LIMIT_S) == 0
-            except subprocess.TimeoutExpired:
-                return False
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # and what the tests have started
+    def _preload(self) -> frozenset[str]:
+        """Load what the tests need from other packages; return those files of this one that had to be loaded first."""
+        os.environ["PYTHONPATH"] = str(self.folder)
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        sys.path[0] = str(self.folder)
+        importlib.import_module(PACKAGE)  # the BLAS comes before MLX
+        own = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == PACKAGE}
+        for name in PRELOADED:
+            importlib.import_module(name)
+        files = (Path(module.__file__ or "") for module in own.values())
+        return frozenset(path.relative_to(self.folder / PACKAGE).as_posix() for path in files)
 
-    def killers(self, mutant: Mutant, stages: list[list[str]]) -> list[str]:
-        """Return the tests of the first stage that fails with the mutant in place; [] if it survives all."""
+    def passes(self, files: list[str], only: Sequence[str] = (), module: str = "") -> bool:
+        """Run the tests of these files until the first failure; return whether all passed in time.
+
+        Args:
+            files: The files.
+            only: The tests to run, in this order; none: all.
+            module: The one that is changed. Where a fork would have it loaded already, a new interpreter runs all tests.
+        """
+        plugins = [Only(only)] if only else []
+        return self._run(["-x", *files], plugins, in_fork=module not in self._preloaded) in PASSED
+
+    def trace(self, file: str) -> dict[str, Any]:
+        """Run the tests of a file; return {test: seconds and functions} (`Tracer`)."""
+        notes = self.folder / "called.json"
+        notes.write_text("{}")
+        self._run([file], [Tracer(self.folder / PACKAGE, notes)], in_fork=True)
+        traced: dict[str, Any] = json.loads(notes.read_text())
+        return traced
+
+    def _run(self, arguments: list[str], plugins: list[object], *, in_fork: bool) -> int:
+        arguments = ["-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported", *arguments]
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            os.chdir(self.folder)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            if not in_fork:
+                os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])  # noqa: S606 - itself
+            code = 1
+            with contextlib.suppress(BaseException):  # the fork must not go on as this script
+                code = int(pytest.main(arguments, plugins))
+            os._exit(code)
+        return _code_in_time(pid)
+
+    @contextlib.contextmanager
+    def changed(self, mutant: Mutant) -> Iterator[None]:
+        """Put a mutant in place within the block."""
         path = self.folder / PACKAGE / mutant.module
         source = path.read_bytes()
         end = mutant.start + len(mutant.old.encode())
-        path.write_bytes(source[: mutant.start] + mutant.new.encode() + source[end:])
         try:
-            return next((tests for tests in stages if not self.passes(tests)), [])
+            self._write(path, source[: mutant.start] + mutant.new.encode() + source[end:])
+            yield
         finally:
-            path.write_bytes(source)
+            self._write(path, source)
+
+    def _write(self, path: Path, source: bytes) -> None:
+        """Write a module with a time of its own: by size and whole seconds Python knows what it has compiled."""
+        path.write_bytes(source)
+        self._writes += 1
+        os.utime(path, (self._writes, self._writes))
+
+
+def _code_in_time(pid: int) -> int:
+    """Wait for a process for `LIMIT_S`; return its exit code, -1 if it is ended. What it has started is killed."""
+    deadline_s = time.monotonic() + LIMIT_S
+    code = -1
+    while time.monotonic() < deadline_s:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            break
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    if code == -1:
+        os.waitpid(pid, 0)
+    return code
+
+
+class Tracer:
+    """A plugin of pytest that notes which functions of the package each test calls, and how long it takes."""
+
+    def __init__(self, package: Path, notes: Path) -> None:
+        self._package, self._notes = f"{package}/", notes
+        #: Test -> functions; "": those called for several tests, by an import or a fixture of a module.
+        self._called: dict[str, set[str]] = defaultdict(set)
+        self._seconds: dict[str, float] = {}
+        self._failed: set[str] = set()
+        self._test = ""
+
+    def pytest_configure(self) -> None:
+        sys.settrace(self._trace)
+        threading.settrace(self._trace)
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(self._package):
+            module = frame.f_code.co_filename.removeprefix(self._package)
+            self._called[self._test].add(f"{module}:{frame.f_code.co_qualname}")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        began_s, self._test = time.monotonic(), item.nodeid
+        self._called[item.nodeid] |= set()
+        try:
+            return (yield)
+        finally:
+            self._seconds[item.nodeid], self._test = time.monotonic() - began_s, ""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        test = self._test
+        if fixturedef.scope != "function":
+            self._test = ""
+        try:
+            return (yield)
+        finally:
+            self._test = test
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:  # perhaps because of the trace, which takes time
+            self._failed.add(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        sys.settrace(None)
+        tests = {
+            test: {"seconds": self._seconds.get(test, 0.0), "calls": sorted(calls)}
+            for test, calls in self._called.items()
+            if test not in self._failed
+        }
+        self._notes.write_text(json.dumps(tests))
+
+
+class Only:
+    """A plugin of pytest that runs some of the tests, in the given order."""
+
+    def __init__(self, tests: Sequence[str]) -> None:
+        self._order = {test: number for number, test in enumerate(tests)}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self._order), key=lambda item: self._order[item.nodeid]
+        )
+
+
+class Calls:
+    """Which test calls which function. Found by running a file once, and kept for as long as nothing changes."""
+
+    def __init__(self, scratch: Scratch, kept: Path) -> None:
+        self._scratch, self._kept = scratch, kept
+        found = json.loads(kept.read_text()) if kept.exists() else {}
+        self._files: dict[str, dict[str, Any]] = (
+            found["files"] if found.get("digest") == scratch.digest else {}
+        )
+
+    def of_file(self, file: str) -> dict[str, Any]:
+        """Return {test: seconds and functions} of a file, without the tests that fail when they are traced."""
+        if file not in self._files:
+            self._files[file] = self._scratch.trace(file)
+            self._kept.write_text(json.dumps({"digest": self._scratch.digest, "files": self._files}))
+        return self._files[file]
+
+    def tests_calling(self, function: str, files: list[str]) -> list[str]:
+        """Return the tests of these files that call a function, the fastest first; all of a file whose fixtures do."""
+        found = {}
+        for file in files:
+            tests = self.of_file(file)
+            for_all = function in tests.get("", {"calls": ()})["calls"]
+            for test, noted in tests.items():
+                if test and (for_all or function in noted["calls"]):
+                    found[test] = noted["seconds"]
+        return sorted(found, key=found.__getitem__)
 
 
 class Judge:
     """Finds the outcome of mutants in a scratch copy."""
 
-    def __init__(self, scratch: Scratch, equivalent: set[tuple[str, str, str]]) -> None:
-        self._scratch = scratch
+    def __init__(self, scratch: Scratch, calls: Calls, equivalent: set[tuple[str, str, str]]) -> None:
+        self._scratch, self._calls = scratch, calls
         self._equivalent = equivalent
-        #: Tests that pass without any change.
+        #: Files that pass as a whole without any change.
         self._sound: set[tuple[str, ...]] = set()
 
     def outcome(self, mutant: Mutant) -> str:
@@ -291,16 +489,31 @@ class Judge:
         if (mutant.module, mutant.old, mutant.new) in self._equivalent:
             return "equivalent"
         first, every = files_testing(mutant.module)
-        stages = [stage for stage in (first, [test for test in every if test not in first]) if stage]
-        if not stages:
-            sys.exit(f"error: no test file mirrors or imports {mutant.module}; name one in ALSO")
-        killers = self._scratch.killers(mutant, stages)
-        if not killers:
-            return "survived"
-        if tuple(killers) not in self._sound and not self._scratch.passes(killers):
-            sys.exit(f"error: {' '.join(killers)} fail without any change, so they can judge nothing")
-        self._sound.add(tuple(killers))
-        return "killed"
+        if not every:
+            sys.exit(f"error: no test file mirrors or imports {mutant.module}; name one in WHOLE_RUNS")
+        # What a whole run calls, it calls in other processes.
+        runs = [file for file in every if file.startswith("tests/run/")]
+        beside = [file for file in every if file not in first and file not in runs]
+        function = function_at(mutant)
+        for files in (first, beside):
+            near = self._calls.tests_calling(function, files) if function else []
+            if near and self._fails(mutant, sorted({test.partition("::")[0] for test in near}), near):
+                return "killed"
+        for files in (first, beside, runs):
+            if files and self._fails(mutant, files):
+                self._check(files)
+                return "killed"
+        return "survived"
+
+    def _fails(self, mutant: Mutant, files: list[str], only: Sequence[str] = ()) -> bool:
+        with self._scratch.changed(mutant):
+            return not self._scratch.passes(files, only, mutant.module)
+
+    def _check(self, files: list[str]) -> None:
+        """End this script if the files fail without any change."""
+        if tuple(files) not in self._sound and not self._scratch.passes(files):
+            sys.exit(f"error: {' '.join(files)} fail without any change, so they can judge nothing")
+        self._sound.add(tuple(files))
 
 
 def main() -> None:
@@ -322,7 +535,8 @@ def main() -> None:
         lines = map(json.loads, results.read_text().splitlines())
         done = {Mutant(**line["mutant"]): line for line in lines}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, results.open("a") as file:
-        judge = Judge(Scratch(Path(folder)), equivalent)
+        scratch = Scratch(Path(folder))
+        judge = Judge(scratch, Calls(scratch, results.with_name("mutants-calls.json")), equivalent)
         for number, mutant in enumerate(mutants, 1):
             if mutant not in done:
                 began_s = time.monotonic()

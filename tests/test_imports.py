@@ -69,7 +69,7 @@ ALLOWED = {
 #: Who may import both what computes and what talks: the actors, what only they are made of, and the bench of that.
 JOINERS = {
     *("learner.opening", "learner.exchange_setup", "learner.local_worker", "learner.publishing"),
-    *("rollout.__main__", "rollout.worker", "rollout.joining"),
+    *("rollout.participation", "rollout.worker", "rollout.joining"),
     *("evaluator.__main__", "evaluator.following"),
     *("bench.publication", "bench.fetcher"),
 }

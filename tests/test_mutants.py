@@ -3,9 +3,10 @@
 import ast
 import tomllib
 from collections import Counter
+from types import CodeType
 
 import pytest
-from mutants import EXEMPT, PACKAGE, ROOT, WHOLE_RUNS, chosen, files_testing, mutants_of
+from mutants import EXEMPT, PACKAGE, ROOT, WHOLE_RUNS, chosen, files_testing, function_at, mutants_of
 
 
 @pytest.mark.parametrize("module", ["learner/archive.py", "wire/codec.py", "supervisor/children.py"])
@@ -19,6 +20,19 @@ def test_every_mutant_is_another_valid_program(module):
         assert ast.dump(ast.parse(mutated)) != program, mutant
     assert len(mutants) > 20
     assert len(set(mutants)) == len(mutants)
+
+
+@pytest.mark.parametrize("module", ["learner/exchange/lease_desk.py", "schedule/leases.py", "atomic.py"])
+def test_the_function_of_a_mutant_has_the_name_that_a_trace_gives_it(module):
+    def names(code: CodeType) -> set[str]:
+        inner = [names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+        return {code.co_qualname}.union(*inner)
+
+    mutants = mutants_of(module)
+    traced = names(compile((ROOT / PACKAGE / module).read_bytes(), module, "exec"))
+    found = {function_at(mutant).removeprefix(f"{module}:") for mutant in mutants}
+    assert len(found) > 1
+    assert found - {""} <= traced
 
 
 def test_a_seed_chooses_the_same_mutants_and_a_larger_count_adds_to_them():

@@ -265,7 +265,7 @@ class Policy:
             ModelError: the template does not end; later, nothing could interrupt it.
         """
         try:
-            with time_limit(TEMPLATE_S):
+            with time_limit(TEMPLATE_S, of_computing=True):
                 yield
         except TimeoutError:
             raise ModelError(

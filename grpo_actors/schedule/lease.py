@@ -12,7 +12,7 @@ the same seeds::
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
@@ -117,6 +117,8 @@ class State(Generic[G]):
     worker: str = ""
     token: int = 0
     losses: int = 0
+    #: Workers whose groups for it were faulty.
+    faulted: set[str] = field(default_factory=set)
     out: Out | None = None
     group: G | None = None
     #: Oldest version that sampled the group; while the lease is out, the oldest version that may sample it.

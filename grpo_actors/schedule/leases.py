@@ -216,8 +216,9 @@ class LeaseTable(Generic[G]):
 
         Args:
             claim: That of a verdict.
-            faulty: Whether the contents were wrong. That counts as a loss: the seeds of a lease never change, so the
-                next worker may send the same.
+            faulty: Whether the contents were wrong. That counts as a loss, as the seeds of a lease never change and the
+                next worker may send the same. But it counts once for each worker: one that is always wrong would have
+                every problem set aside that it gets.
 
         Returns:
             The lease, if it is now set aside for good.
@@ -227,7 +228,10 @@ class LeaseTable(Generic[G]):
             return []
         assert state.group is None, f"the group of lease {claim.lease} was accepted"
         state.give_back()
-        return self._count_losses([claim.lease]) if faulty else []
+        if not faulty or claim.worker in state.faulted:
+            return []
+        state.faulted.add(claim.worker)
+        return self._count_losses([claim.lease])
 
     def withdraw(self, granted: Iterable[Granted]) -> None:
         """Take back grants that were never sent; this does not count as a loss."""

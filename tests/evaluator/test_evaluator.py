@@ -274,6 +274,9 @@ def test_a_damaged_checkpoint_has_no_score_until_a_new_learner_writes_it_again(r
     training = training_of(tiny)
     folder = write_checkpoint(run_dir, 5, tiny, training, {}).path
     (folder / "model.safetensors").write_bytes(b"")
+    (folder / EVALUATION_FILE).write_text(
+        "{"
+    )  # no score either: the checkpoint must be verified before it is scored
 
     def start_a_learner():
         """The evaluator has no more work: the learner is started again, and writes the checkpoint again."""

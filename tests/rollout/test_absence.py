@@ -5,7 +5,7 @@ import math
 import pytest
 
 from grpo_actors.errors import RunError
-from grpo_actors.rollout.__main__ import Absence, Place
+from grpo_actors.rollout.absence import Absence, Place
 from grpo_actors.transport.keys import ClientKey
 
 HERE, THERE = Place("ipc:///here"), Place("ipc:///there")

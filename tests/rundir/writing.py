@@ -1,11 +1,13 @@
 """Write checkpoints in the background, while the weights change, until killed or failing: a child of the fault tests.
 
     python writing.py RUN_DIR [MAX_FILE_BYTES]
+    python writing.py RUN_DIR again      # for each line of standard input, a fork that says its process id and writes
 
 All weights of checkpoint-N equal N, so that a reader can distinguish a whole checkpoint from a mixture.
 """
 
 import contextlib
+import os
 import resource
 import sys
 from pathlib import Path
@@ -25,16 +27,33 @@ def never_called(*_):
 
 def main() -> int:
     run_dir = Path(sys.argv[1])
+    if sys.argv[2:] == ["again"]:
+        return write_in_forks(run_dir)
+    if len(sys.argv) > 2:
+        limit = int(sys.argv[2])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return write(run_dir, "ready")
+
+
+def write_in_forks(run_dir: Path) -> int:
+    """All packages are loaded, and nothing is computed yet: a fork is a new process that starts at once."""
+    for _ in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(write(run_dir, str(os.getpid())))
+        os.waitpid(pid, 0)
+        print("ended", flush=True)
+    return 0
+
+
+def write(run_dir: Path, greeting: str) -> int:
     policy = load_policy(ModelConfig(dtype="float32"), seed=0)
     training = Training(policy.model, LearnerConfig(), never_called)
     first = 1 + max(
         (int(p.name.split("-")[1]) for p in run_dir.glob("checkpoint-*") if p.suffix == ""), default=0
     )
-    if len(sys.argv) > 2:
-        limit = int(sys.argv[2])
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     state = {"run_id": "r", "cursor": {"position": 0, "set_aside": []}, "skipped_steps": 0}
-    print("ready", flush=True)
+    print(greeting, flush=True)
     with contextlib.closing(CheckpointWriter(run_dir)) as writer:
         for update in range(first, 1_000_000):
             become(policy, update)

@@ -213,15 +213,24 @@ def test_a_grant_that_ended_without_a_loss_takes_no_late_group(ends):
     assert not deliver(table, replace(granted, attempt=2), 0, "late").accepted
 
 
-def test_a_lease_whose_groups_are_faulty_each_time_is_set_aside():
+def test_a_lease_for_which_three_workers_send_faulty_groups_is_set_aside():
     table = make_table(groups=1, batch=1, staleness=0)
-    for _ in range(MAX_LOSSES - 1):
-        [granted] = table.grant("w", 1, 0.0)
-        assert table.refuse(claim(granted), faulty=True) == []
+    for number in range(MAX_LOSSES - 1):
+        [granted] = table.grant(f"w{number}", 1, 0.0)
+        assert table.refuse(claim(granted, worker=f"w{number}"), faulty=True) == []
     [granted] = table.grant("w", 1, 0.0)
     assert table.refuse(claim(granted, worker="liar"), faulty=True) == []  # it is not the liar's
-    assert table.refuse(claim(granted), faulty=True) == [0]
+    assert table.refuse(claim(granted, worker="w"), faulty=True) == [0]
     assert leases(table.grant("w", 1, 0.0)) == [1]
+
+
+def test_a_worker_whose_groups_are_always_faulty_uses_up_no_problem():
+    table = make_table(groups=1, batch=1, staleness=0)
+    for _ in range(10 * MAX_LOSSES):
+        [granted] = table.grant("w", 1, 0.0)
+        assert granted.lease == 0
+        assert table.refuse(claim(granted), faulty=True) == []
+    assert leases(table.grant("other", 1, 0.0)) == [0]
 
 
 def test_groups_of_a_distrusted_worker_are_sampled_again_by_another_one():

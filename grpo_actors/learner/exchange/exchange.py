@@ -143,7 +143,7 @@ class Exchange:
 
     def alarm(self) -> str | None:
         """Return name and text of the alarm that was recorded for the last update; None if there was no alarm."""
-        return self._ask(lambda dispatcher: dispatcher.alarm)
+        return self._ask(Dispatcher.alarm)
 
     def evaluator_present(self) -> bool:
         """Return whether an evaluator takes part."""

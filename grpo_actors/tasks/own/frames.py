@@ -31,7 +31,11 @@ def receive(channel: socket.socket, deadline_s: float | None = None) -> dict[str
     [length] = _LENGTH.unpack(_exactly(channel, _LENGTH.size, deadline_s))
     if length > MAX_FRAME_BYTES:
         raise ValueError(f"a message may have {MAX_FRAME_BYTES:,} bytes, got {length:,}")
-    message = json.loads(_exactly(channel, length, deadline_s))
+    payload = _exactly(channel, length, deadline_s)
+    try:
+        message = json.loads(payload)
+    except RecursionError as error:
+        raise ValueError(f"not JSON within the limits: {error}") from None
     if not isinstance(message, dict):
         raise ValueError(f"a message is a JSON object, got {type(message).__name__}")  # noqa: TRY004
     return message
