@@ -10,6 +10,10 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Set before MLX first uses a GPU: with it, float32 products have float32 precision there too, as the tests require.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# Files that tests write and read as data sets leave nothing in the user's cache.
+os.environ.setdefault(
+    "HF_DATASETS_CACHE", str(Path(tempfile.gettempdir()) / "grpo-actors-tests" / "datasets")
+)
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Before a GPU's first kernel is compiled. A kernel's file is found by its name alone, and another process may read it
     # before it is whole: each process that runs tests has a folder of its own, also for the runs that it starts.
