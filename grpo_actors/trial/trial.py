@@ -11,7 +11,7 @@ from grpo_actors.learner.agreement import check_agreement
 from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.learner.exchange_setup import build_supply
 from grpo_actors.learner.grpo import Grpo
-from grpo_actors.learner.loading import check_sampling, load_model, turn_end_note
+from grpo_actors.learner.loading import check_sampling, load_model
 from grpo_actors.learner.prompts import PromptLimit
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import EXIT_USAGE
@@ -64,7 +64,7 @@ def run_trial(config: Config) -> int:
             sampling_s=sampled.sampling_s,
             rewards_s=sum(sampled.reward_s.values()),
             cut=sampled.cut,
-            notes=[note for note in (agreement, turn_end_note(config, policy)) if note],
+            notes=[] if agreement is None else [agreement],
         )
     )
     report.update(config, sampled, update, grpo.total_updates)

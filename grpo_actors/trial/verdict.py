@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_actors.config import Config
-from grpo_actors.observe.symptoms import RULES, RuleInput, value
+from grpo_actors.observe.symptoms import NO_END, RULES, RuleInput, value
 from grpo_actors.observe.text import share
 
 #: Alarms that one update can show.
@@ -73,13 +73,20 @@ class Facts:
 def findings(facts: Facts) -> list[Finding]:
     """Return what was found, the most certain cause of a bad run first."""
     return [
-        *(Finding("model", note, blocks=False) for note in facts.notes),
+        *_model(facts),
         *_prompts(facts),
         *_failures(facts),
         *_symptoms(facts),
         *_silent_rewards(facts),
         *_times(facts),
     ]
+
+
+def _model(facts: Facts) -> Iterator[Finding]:
+    never_ends = not facts.ends_turns and not facts.config.rollout.stop
+    if never_ends:
+        yield Finding("end of turn", NO_END)
+    yield from (Finding("model", note, blocks=False) for note in facts.notes)
 
 
 def _prompts(facts: Facts) -> Iterator[Finding]:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bounds import HANG_S
+
 from grpo_actors.config import load_config
 from grpo_actors.trial.trial import run_trial
 
@@ -25,16 +27,22 @@ def named(lines):
     return {line.split(": ")[1] for line in lines if line.startswith("CHANGE: ")}
 
 
-def test_a_trial_of_the_quickstart_is_ready_and_writes_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), "--config", "quickstart.toml", "--trial"],
-        cwd=tmp_path,
+def launched(folder, *overrides):
+    """The command in a process of its own, in `folder`."""
+    settings = [word for override in overrides for word in ("--set", override)]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "--config", "quickstart.toml", "--trial", *settings],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANG_S,
     )
+
+
+def test_a_trial_of_the_quickstart_is_ready_and_writes_nothing(tmp_path):
+    done = launched(tmp_path)
     assert (done.returncode, list(tmp_path.iterdir())) == (0, [])
     assert done.stdout.splitlines()[-1] == "ready"
     # The special tokens are shown, the rewards of each completion, and what the whole run will take.
@@ -92,6 +100,26 @@ def test_prompts_over_the_limit_are_found_with_their_share(capsys):
     assert "of 1000 prompts have more than 20 tokens (data.max_prompt_length)" in line
 
 
+def test_a_template_that_never_ends_a_turn_is_found(capsys):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\\n{% endfor %}assistant:"
+    code, lines = tried(capsys, f'chat_template="{template}"')
+    assert code == 2
+    assert "end of turn" in named(lines)
+
+
+def test_a_column_that_is_not_there_is_named_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "sums.jsonl").write_text(
+        "".join(f'{{"question": "{n} + 1?", "gold": {n + 1}}}\n' for n in range(20))
+    )
+    (tmp_path / "mine.py").write_text(
+        "def right(completions, solution, **columns):\n    return [0.0] * len(completions)\n"
+    )
+    done = launched(tmp_path, "task=dataset", "path=sums.jsonl", 'reward.functions={"mine.py:right" = 1.0}')
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'mine.py:right' needs the column 'solution'" in done.stderr
+    assert "the training data has answer, gold, question" in done.stderr
+
+
 def test_completions_are_those_that_the_run_trains_on_first(capsys, tmp_path):
     _, lines = tried(capsys)
     shown = [
@@ -110,7 +138,7 @@ def test_completions_are_those_that_the_run_trains_on_first(capsys, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         check=True,
-        timeout=300,
+        timeout=HANG_S,
     )
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     [update] = [record for record in records if record["topic"] == "metrics"]
