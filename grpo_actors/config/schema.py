@@ -344,6 +344,11 @@ class Config(Section):
         """Return source -> the rewards that score its problems, for all sources that not every reward scores."""
         return {source.name: source.rewards for source in self.all_sources if source.rewards}
 
+    def saves_after(self, update: int) -> bool:
+        """Return whether a checkpoint is due after `update`: at multiples of save_steps, and of eval_every_updates, for a score."""
+        periods = (self.run.save_steps, self.evaluator.eval_every_updates)
+        return any(period and update % period == 0 for period in periods)
+
     @property
     def groups_per_update(self) -> int:
         """Return the number of groups that one update consumes: batch_size × gradient_accumulation_steps."""

@@ -1,6 +1,7 @@
 """Evaluate a run while it trains: score the base model, then every checkpoint as it appears; report to the learner.
 
-A score is saved in a file of the checkpoint. It is computed again only if the settings have changed what is measured. A
+Where it can, it fetches a version that will become a checkpoint while that is still being written, as workers do, so that
+the score is there with the checkpoint. A score is saved in a file of the checkpoint. It is computed again only if the settings have changed what is measured. A
 checkpoint that cannot be scored, because it is damaged or its evaluation ended this process several times, is reported
 as such: the learner does not wait for its score.
 """
@@ -21,9 +22,11 @@ from grpo_actors.errors import RewardError, RunError
 from grpo_actors.evaluator.score import evaluate, gain_over, held_out, measure_of
 from grpo_actors.failpoints import reach
 from grpo_actors.policy.model import Policy, load_policy
+from grpo_actors.policy.pinned import pin
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
 from grpo_actors.progress import LOADING_S, begin_work, given_up, scoring_patience_s
 from grpo_actors.rollout.episodes import open_episodes
+from grpo_actors.rollout.joining import fetch_weights
 from grpo_actors.rundir.checkpoint_weights import load_weights
 from grpo_actors.rundir.checkpoints import Checkpoint, find_checkpoints, verify
 from grpo_actors.rundir.claim import with_rewards
@@ -33,9 +36,22 @@ from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import TrainerState, open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.keys import ClientKey, read_run_key
-from grpo_actors.transport.sockets import zmq_context
+from grpo_actors.transport.sockets import Context, reachable_endpoint, zmq_context
+from grpo_actors.transport.weights import WeightsClient
+from grpo_actors.wire import fetching
 from grpo_actors.wire.handshake import handshake, hello
-from grpo_actors.wire.messages import Beat, Bye, Evaluation, Unscored, decode, encode, from_learner
+from grpo_actors.wire.messages import (
+    Announcement,
+    Beat,
+    Bye,
+    Evaluation,
+    Message,
+    Unscored,
+    Welcome,
+    decode,
+    encode,
+    from_learner,
+)
 
 #: Seconds to wait for a message before the run folder is checked again.
 POLL_S = 0.2
@@ -60,14 +76,23 @@ class RunEvaluator:
         stop: StopRequest,
         beat_s: float,
         *,
+        total_updates: int = 0,
+        weights: WeightsClient | None = None,
         token: str = "",
     ) -> None:
+        """Follow a run that plans `total_updates`; versions of its weights come from `weights`, None: from checkpoints only."""
         self._run_dir = run_dir
         self._control = control
         self._config = config
         self._stop = stop
         self._beat_s = beat_s
+        self._total_updates = total_updates
+        self._weights = weights
         self._token = token
+        #: The newest version that the learner has announced, and the newest that this evaluator has tried to fetch.
+        self._announced = self._tried = 0
+        #: Scores of versions whose checkpoint is still being written, by update; an error if it has no score.
+        self._ahead: dict[int, SavedScore | RewardError] = {}
         self._next_beat_s = 0.0
         #: Whether the learner has sent Bye.
         self._run_ended = False
@@ -105,11 +130,13 @@ class RunEvaluator:
                 self._base = self._report(0, self._run_dir / BASE_EVALUATION_FILE, partial(score, 0))
             while not self._stop and not self._run_ended:
                 checkpoint = self._next_checkpoint()
-                if checkpoint is None:
-                    self._begin("")
-                    self._handle_message(POLL_S)
-                else:
+                if checkpoint is not None:
                     self._report_checkpoint(checkpoint, policy, score)
+                elif self._may_fetch():
+                    self._score_ahead(policy, score)
+                else:
+                    self._begin("")
+                    self._handle_messages(POLL_S)
 
     def _next_checkpoint(self) -> Checkpoint | None:
         """Return the oldest checkpoint not reported yet, or None."""
@@ -119,6 +146,37 @@ class RunEvaluator:
                 return checkpoint
         return None
 
+    def _may_fetch(self) -> bool:
+        """Return whether the newest version will become a checkpoint that has no score yet."""
+        update = self._announced
+        return (
+            self._weights is not None
+            and update > self._tried
+            and update not in self._reported
+            and (self._config.saves_after(update) or update == self._total_updates)
+            and checkpoint_name(update) not in given_up()
+        )
+
+    def _score_ahead(self, policy: Policy, score: Callable[[int], SavedScore]) -> None:
+        """Score the newest version before its checkpoint is there; do nothing if it has been replaced by then."""
+        assert self._weights is not None
+        self._tried = update = self._announced
+        self._begin(checkpoint_name(update))
+        fetched = fetch_weights(self._weights, on_chunk=partial(self._beat, "evaluating"))
+        if fetched is None or fetched[0] != update:
+            return
+        policy.load_trainable(fetched[1])
+        del fetched
+        try:
+            self._ahead[update] = self._with_gain(score(update))
+        except RewardError as error:
+            self._ahead[update] = error
+
+    def _with_gain(self, scored: SavedScore) -> SavedScore:
+        """Return a score with its gain over the base model."""
+        gain = gain_over(self._base, scored) if self._base else None
+        return scored.model_copy(update={"report": scored.report.model_copy(update={"gain": gain})})
+
     def _report_checkpoint(
         self, checkpoint: Checkpoint, policy: Policy, score: Callable[[int], SavedScore]
     ) -> None:
@@ -127,14 +185,18 @@ class RunEvaluator:
             self._send(Unscored(update=checkpoint.update, checkpoint=checkpoint.path.name, reason=GIVEN_UP))
             return
 
+        ahead = self._ahead.pop(checkpoint.update, None)
+
         def load_and_score() -> SavedScore:
+            if isinstance(ahead, RewardError):
+                raise ahead
+            if ahead is not None:
+                return ahead
             if fault := verify(checkpoint):
                 # Damaged, or pruned meanwhile. A resumed learner skips a damaged checkpoint too, and writes it again.
                 raise RunError(fault)
             load_weights(checkpoint.path, policy)
-            scored = score(checkpoint.update)
-            gain = gain_over(self._base, scored) if self._base else None
-            return scored.model_copy(update={"report": scored.report.model_copy(update={"gain": gain})})
+            return self._with_gain(score(checkpoint.update))
 
         self._report(checkpoint.update, checkpoint.path / EVALUATION_FILE, load_and_score)
 
@@ -164,24 +226,29 @@ class RunEvaluator:
     def _send(self, message: Evaluation | Unscored) -> None:
         data = encode(message)
         while not self._control.send(data) and not self._stop:
-            self._handle_message(POLL_S)
+            self._handle_messages(POLL_S)
 
     def _begin(self, work: str) -> None:
         """Report the work that begins. Up to its first step it may load and compile for long."""
         self._work = work
         begin_work(work, LOADING_S if work else self._patience_s)
 
-    def _handle_message(self, wait_s: float) -> None:
-        """Wait up to `wait_s` for a message of the learner and handle it."""
+    def _handle_messages(self, wait_s: float) -> None:
+        """Wait up to `wait_s` for a message of the learner, and handle all that are there."""
         self._beat("waiting")
-        data = self._control.receive(wait_s)
-        if data is None:
-            return
-        message = decode(from_learner, data)
-        if isinstance(message, Bye) and message.again:
+        while (data := self._control.receive(wait_s)) is not None:
+            self._handle(decode(from_learner, data))
+            wait_s = 0.0
+
+    def _handle(self, message: Message) -> None:
+        if isinstance(message, Announcement):
+            self._announced = message.version
+        elif isinstance(message, Bye) and message.again:
             # A new learner, which has none of the scores.
             self._control.send(encode(hello("evaluator", self._control.name, token=self._token)))
             self._reported.clear()
+            self._ahead.clear()
+            self._announced = self._tried = 0
             if self._base:
                 base = Evaluation(update=0, checkpoint=BASE, report=self._base.report)
                 self._control.send(encode(base))
@@ -202,6 +269,12 @@ class RunEvaluator:
             self._control.send(
                 encode(Beat.model_validate({"state": state, "peak_bytes": mx.get_peak_memory()}))
             )
+
+
+def _weights_client(
+    context: Context, welcome: Welcome, endpoint: str, key: ClientKey | None
+) -> WeightsClient:
+    return WeightsClient(context, reachable_endpoint(welcome.weights_endpoint, endpoint), fetching, pin, key)
 
 
 def follow_run(
@@ -234,7 +307,15 @@ def follow_run(
         begin_work("", LOADING_S)  # to load the model
         config = Config.model_validate_json(welcome.config)
         consent.check(consent.code_of(config), allowed, endpoint)
+        # A key with the role evaluator opens no weights.
+        weights = None if key_file else _weights_client(context, welcome, endpoint, key)
+        evaluator = RunEvaluator(
+            *(run_dir, control, config, stop, welcome.beat_s),
+            total_updates=welcome.total_updates,
+            weights=weights,
+            token=token,
+        )
         with suppress(EvaluationStopped):
-            RunEvaluator(run_dir, control, config, stop, welcome.beat_s, token=token).run()
+            evaluator.run()
         control.send(encode(Bye(reason="done")))
     return 0

@@ -174,9 +174,8 @@ class Archive:
         self._writer.prepare(_freeze(grpo, {}, with_reference=refreshes or grpo.reference_refreshed))
 
     def is_due(self, update: int) -> bool:
-        """Return whether to save after `update`: at multiples of save_steps, and of eval_every_updates, for a score."""
-        periods = (self._config.run.save_steps, self._config.evaluator.eval_every_updates)
-        return any(period and update % period == 0 for period in periods)
+        """Return whether to save after `update`."""
+        return self._config.saves_after(update)
 
     def save(self, records: Records, grpo: Grpo) -> None:
         """Start to write a checkpoint of the newest version, unless it has one; version 0, the base model, gets none.

@@ -88,10 +88,10 @@ class Attendance:
             self._send(peer.identity, wire.Announcement(version=self._published))
 
     def announce(self, version: int) -> None:
-        """Tell the workers that there is a new version of the weights."""
+        """Tell the workers, and the evaluator, that there is a new version of the weights."""
         self._published = version
         for peer in self._roster:
-            if peer.may_hold_leases:
+            if peer.may_hold_leases or (peer.role == "evaluator" and peer.state != "lost"):
                 self._send(peer.identity, wire.Announcement(version=version))
 
     # --- going ------------------------------------------------------------------------------------
