@@ -1,4 +1,6 @@
-from contextlib import closing
+import tempfile
+import threading
+from contextlib import closing, contextmanager
 
 import mlx.core as mx
 import pytest
@@ -11,13 +13,17 @@ from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.evaluator.following import RunEvaluator
 from grpo_actors.evaluator.score import answer_problems, by_source, evaluate, held_out, measure_of
 from grpo_actors.policy.training import Training
+from grpo_actors.policy.weights import freeze, pack
 from grpo_actors.process import StopRequest
 from grpo_actors.progress import GIVEN_UP
 from grpo_actors.rundir.claim import with_rewards
 from grpo_actors.rundir.folder import EVALUATION_FILE
 from grpo_actors.tasks.registry import load_task, open_task
 from grpo_actors.tasks.scoring import Scorer
-from grpo_actors.wire.messages import Bye, Evaluation, Unscored, decode, encode, from_peer
+from grpo_actors.transport.sockets import zmq_context
+from grpo_actors.transport.weights import WeightsClient, WeightsServer
+from grpo_actors.wire import fetching
+from grpo_actors.wire.messages import Announcement, Bye, Evaluation, Unscored, decode, encode, from_peer
 
 
 def training_of(policy):
@@ -218,8 +224,10 @@ class FakeControl:
         return True
 
     def receive(self, wait_s):
+        #: Whether the evaluator waits for a message, or only takes what has arrived.
+        self.waits = wait_s > 0
         message = self.answer()
-        if message is None:
+        if message is None and self.waits:
             self.stop.set()
         return message
 
@@ -244,6 +252,58 @@ def test_in_a_run_the_base_and_every_checkpoint_are_scored_once(run_dir, tiny):
     assert [one.gain and one.gain.value for one in (base, same, zeros)] == [None, 0.0, -base.score.value]
     again, same = follow(run_dir)
     assert (again, same) == (reported, scores), "read from the saved files, including the seconds"
+
+
+@contextmanager
+def served(version, arrays):
+    """A source of weights that has this version."""
+    over = threading.Event()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, zmq_context() as context:
+        server = WeightsServer(context, f"ipc://{folder}/w", fetching)
+        manifest, data = pack(freeze(version, arrays), 2**20)
+        server.publish(version, encode(manifest), data, manifest.chunk_bytes)
+
+        def serve():
+            while not over.is_set():
+                if server.socket.poll(10):
+                    server.serve()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield WeightsClient(context, f"ipc://{folder}/w", fetching)
+        finally:
+            over.set()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("newest", "ahead"), [(10, True), (11, False)], ids=["it is fetched", "another has replaced it"]
+)
+def test_a_version_is_scored_while_its_checkpoint_is_written(run_dir, tiny, newest, ahead):
+    training, zeros = training_of(tiny), {name: array * 0 for name, array in tiny.trainable().items()}
+
+    def write():
+        """The checkpoint of update 10: of the base's weights, which the score shows if it is read."""
+        write_checkpoint(run_dir, 10, tiny, training, {})
+        return Announcement(version=11)
+
+    script = iter([lambda: Announcement(version=9), lambda: Announcement(version=10), write])
+
+    def messages():
+        # All messages that are there are handled at once: here it is one at a time.
+        step = next(script, None) if control.waits else None
+        return None if step is None else encode(step())
+
+    stop = StopRequest()
+    control = FakeControl(stop, messages)
+    settings = config(evaluator={"eval_every_updates": 10, "eval_subset_size": 16})
+    with served(newest, zeros) as weights:
+        RunEvaluator(run_dir, control, settings, stop, beat_s=1e9, weights=weights).run()
+    base, scored = control.evaluations
+    assert (scored.update, scored.checkpoint, control.unscored) == (10, "checkpoint-10", [])
+    assert scored.report.score.value == (0.0 if ahead else base.report.score.value)
+    assert (run_dir / "checkpoint-10" / EVALUATION_FILE).is_file()
 
 
 def test_after_a_change_of_what_is_measured_the_base_and_all_checkpoints_are_scored_again(run_dir, tiny):
