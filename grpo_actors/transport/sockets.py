@@ -280,6 +280,11 @@ def connect(
         RunError: `endpoint` is not a valid address.
     """
     connected = _open(context, kind, endpoint, max_bytes)
+    # Only this end sends heartbeats, and its TTL makes the other end notice its silence. A bound socket that sends them is
+    # aborted by libzmq (4.3.5, "!_io_error") if a peer closes while more of its messages wait than the queue holds.
+    connected.setsockopt(zmq.HEARTBEAT_IVL, _ms(HEARTBEAT_S))
+    connected.setsockopt(zmq.HEARTBEAT_TIMEOUT, _ms(HEARTBEAT_TIMEOUT_S))
+    connected.setsockopt(zmq.HEARTBEAT_TTL, _ms(HEARTBEAT_TIMEOUT_S))
     connected.setsockopt(zmq.RECONNECT_IVL, _ms(RECONNECT_FIRST_S))
     connected.setsockopt(zmq.RECONNECT_IVL_MAX, _ms(RECONNECT_LONGEST_S))
     if kind == zmq.DEALER:
@@ -305,8 +310,6 @@ def _open(context: Context, kind: int, endpoint: str, max_bytes: int) -> Socket:
         (zmq.LINGER, 0),
         (zmq.MAXMSGSIZE, max_bytes),
         (zmq.HANDSHAKE_IVL, _ms(HANDSHAKE_TIMEOUT_S)),
-        (zmq.HEARTBEAT_IVL, _ms(HEARTBEAT_S)),
-        (zmq.HEARTBEAT_TIMEOUT, _ms(HEARTBEAT_TIMEOUT_S)),
         (zmq.SNDHWM, QUEUED),
         (zmq.RCVHWM, QUEUED),
         (zmq.IPV6, int("[" in endpoint)),

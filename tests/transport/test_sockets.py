@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,3 +255,34 @@ def test_only_this_host_can_reach_the_default_tcp_address(tmp_path):
         bound = bind(context, zmq.ROUTER, endpoints.control, 1000)
         listens = bound.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         assert listens == endpoints.control
+
+
+#: A learner that reads nothing for a while; the last line asks it for what waited.
+FLOODED = """
+import sys, time, zmq
+from grpo_actors.transport.sockets import HEARTBEAT_S, bind
+with zmq.Context() as context:
+    bound = bind(context, zmq.ROUTER, sys.argv[1], 2**10, [(zmq.RCVHWM, 4)])
+    print("bound", flush=True)
+    sys.stdin.readline()
+    time.sleep(2 * HEARTBEAT_S)  # libzmq's own timer is what must pass
+    print(len(bound.recv_multipart()), flush=True)
+    bound.close()
+"""
+
+
+def test_a_peer_that_floods_a_socket_and_closes_does_not_abort_its_process(ipc_address):
+    with subprocess.Popen(
+        [sys.executable, "-c", FLOODED, ipc_address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as learner:
+        assert learner.stdout.readline() == "bound\n"
+        with zmq.Context() as context, contextlib.closing(context.socket(zmq.DEALER)) as peer:
+            peer.setsockopt(zmq.LINGER, 0)
+            peer.setsockopt(zmq.SNDHWM, 100)
+            peer.setsockopt(zmq.SNDTIMEO, 500)
+            peer.connect(ipc_address)
+            with contextlib.suppress(zmq.Again):  # the learner's queue, the kernel's and this one are full
+                while True:
+                    peer.send(bytes(500))
+        out, _ = learner.communicate("closed\n")
+    assert (out, learner.returncode) == ("2\n", 0)

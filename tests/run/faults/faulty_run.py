@@ -3,10 +3,7 @@
 import contextlib
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from checker import broken_promises
 from runs import Run
@@ -63,19 +60,6 @@ class FaultyRun(Run):
         self.signal(signal.SIGINT)
         assert self.end() == 0, self.stderr
         self.check_promises()
-
-    def parent_of_guests(self) -> subprocess.Popen[bytes]:
-        """Start the process that forks attached workers (`fork_workers`)."""
-        with self._stderr.with_suffix(".guests").open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("fork_workers.py")), str(self.folder)],
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-            )
-        self._started.append(process)
-        return process
 
     def check_promises(self) -> None:
         for process in self._started:

@@ -47,23 +47,17 @@ def test_an_evaluator_killed_with_a_score_that_nobody_has_seen(start_run):
 
 
 class Guests:
-    """Workers that attach to a run, as forks of one process: on two cores a new interpreter for each takes minutes."""
+    """Workers that attach to a run."""
 
     def __init__(self, run) -> None:
         self._run = run
-        self._parent = run.parent_of_guests()
 
     def attach(self, name) -> int:
         """Start a worker; return its process id."""
-        self._parent.stdin.write(f"{name}\n".encode())
-        self._parent.stdin.flush()
-        return int(self._parent.stdout.readline())
+        return self._run.attach("--attach", str(self._run.folder), "--name", name).pid
 
     def wait_until_joined(self, name) -> None:
         wait_until(lambda: self._run.records("worker", worker=name, state="joined"), f"{name} joins", CROWD_S)
-
-    def no_more(self) -> None:
-        self._parent.stdin.close()
 
 
 @pytest.mark.faults
@@ -82,7 +76,6 @@ def test_eight_attach_four_die_and_four_more_attach(start_run):
     wait_until(
         lambda: {worker for *_, worker in run.ledger()} & set(names[8:]), "a newcomer delivers", CROWD_S
     )
-    guests.no_more()
     run.stop_well()
 
 
@@ -100,7 +93,6 @@ def test_a_hundred_workers_killed_at_random_moments(start_run, capsys):
         kill(pid)
         name = f"mortal-{number}"
         alive.append((name, guests.attach(name)))
-    guests.no_more()
     run.stop_well()
     lost, trained = len(run.records("worker", state="lost")), [lease for lease, *_ in run.ledger()]
     aside = [r for r in run.records("alarm") if r["name"] == "problem set aside"]
