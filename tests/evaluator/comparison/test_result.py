@@ -20,6 +20,7 @@ def answered(number, *answers, true="4"):
             Answer(
                 text=f"<answer>{given}</answer>",
                 answer=given,
+                parser="tags",
                 correct=given == true,
                 tokens=number,
                 truncated=not given,
