@@ -292,7 +292,13 @@ def build(config: dict[str, Any], *, seed: int = 0) -> nn.Module:
 def random_policy(family: str, *, seed: int = 0, **changes: Any) -> Policy:
     """Build a policy of mlx-lm's module `family` with random weights; only `STOP` ends a completion."""
     config = config_json(family, **changes)
-    tokenizer = SimpleNamespace(eos_token_ids={STOP}, get_vocab=dict, decode=lambda _: "")
+    tokenizer = SimpleNamespace(
+        eos_token_ids={STOP},
+        has_chat_template=False,
+        added_tokens_decoder={},
+        get_vocab=dict,
+        decode=lambda _: "",
+    )
     return Policy(family, build(config, seed=seed), lambda: tokenizer, config, Path(), ModelConfig())
 
 

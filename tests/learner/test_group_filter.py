@@ -114,7 +114,8 @@ def test_success_is_judged_by_what_follows_the_thinking_unless_all_of_it_counts(
     folder = write_thinking_model(tmp_path / "model")
     policy = load_policy(ModelConfig(model_name=str(folder), dtype="float32"), seed=0)
     settings = config(selection={"curriculum": True}, reward={"functions": {"r": 1.0}, "grade": grade})
-    selection = build_selection(settings, Arithmetic(0, 6, 6), build_supply(settings, [], policy), policy, {})
+    task = Arithmetic(0, 6, 6)
+    selection = build_selection(settings, task, build_supply(settings, task, policy), policy, {})
     # Both write the right answer; the second one's thinking ends after it.
     texts = ["5?</think><answer>46</answer>", "<answer>46</answer></think>"]
     [opening] = policy.tokenizer.encode("<think>")
