@@ -93,7 +93,8 @@ def history_of(folder, *, version=0, **metrics):
     settings = settings.model_copy(update={"metrics": settings.metrics.model_copy(update=metrics)})
     records = RecordList()
     archive = Archive(folder, settings, "run")
-    return History(folder, settings, SimpleNamespace(version=version, total_updates=10), archive, records)
+    grpo = SimpleNamespace(version=version, total_updates=10, policy=SimpleNamespace(ends_turns=True))
+    return History(folder, settings, grpo, archive, records)
 
 
 @pytest.mark.parametrize(

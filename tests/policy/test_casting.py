@@ -23,20 +23,9 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "
 @pytest.fixture
 def nested(tmp_path):
     """A folder of a Qwen 3.5 that states its dtype in text_config only; its A_log has values that bfloat16 has not."""
-    text = {
-        **config_json(
-            "qwen3_5_text", vocab_size=json.loads((EMBEDDED / "config.json").read_text())["vocab_size"]
-        ),
-        "linear_num_value_heads": 4,
-        "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "linear_conv_kernel_dim": 4,
-        "full_attention_interval": 2,
-        "partial_rotary_factor": 0.5,
-        "dtype": "bfloat16",
-    }
-    config = {"model_type": "qwen3_5", "text_config": text}
+    vocabulary = json.loads((EMBEDDED / "config.json").read_text())["vocab_size"]
+    config = config_json("qwen3_5", vocabulary=vocabulary)
+    config["text_config"]["dtype"] = "bfloat16"
     mx.random.seed(0)
     model = qwen3_5.Model(qwen3_5.ModelArgs.from_dict(config))
     model.language_model.model.layers[0].linear_attn.A_log = mx.array([0.1, 1.001, 2.3, 0.7])
