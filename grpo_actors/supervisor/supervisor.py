@@ -310,6 +310,8 @@ def summary(run_dir: Path) -> str:
     last = f"last checkpoint: {kept[-1].path if kept else 'none'}"
     if marked is None:
         return f"not evaluated\n{last}"
+    if not marked.update and not any((checkpoint.path / EVALUATION_FILE).is_file() for checkpoint in kept):
+        return f"not evaluated but for the base model: {marked.score.measure} {marked.score}\n{last}"
     if not marked.update:
         return f"{marked.score.measure}: no checkpoint beat the base model, {marked.score}\n{last}"
     of_base, of_best = (

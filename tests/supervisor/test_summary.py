@@ -40,6 +40,9 @@ def test_it_says_what_was_measured_and_whether_the_gain_is_a_difference(tmp_path
 def test_if_no_checkpoint_beat_the_base_model_it_says_so(tmp_path):
     write_checkpoint_files(tmp_path, 4)
     mark_best(tmp_path, 0, score(1.5, metric="reward", temperature=1.0))
+    base = f"reward, sampled at temperature 1, {ON} 1.500 [1.400, 1.600]"
+    assert summary(tmp_path).startswith(f"not evaluated but for the base model: {base}\n")
+    save(tmp_path / "checkpoint-4" / "evaluation.json", 1.0)
     assert summary(tmp_path).splitlines() == [
         f"reward, sampled at temperature 1, {ON}: no checkpoint beat the base model, 1.500 [1.400, 1.600]",
         f"last checkpoint: {tmp_path}/checkpoint-4",
