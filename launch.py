@@ -61,10 +61,12 @@ def main() -> int:
     """
     arguments = parse_arguments()
     from grpo_actors.config import load_config  # noqa: PLC0415 - pydantic is too slow for --help
+    from grpo_actors.errors import os_errors_in_one_line  # noqa: PLC0415
     from grpo_actors.supervisor.pipes import without_pipes  # noqa: PLC0415
 
     overrides = [*arguments.overrides, *(["run.resume=must"] if arguments.resume else [])]
-    loaded = load_config(arguments.config, overrides)
+    with os_errors_in_one_line():
+        loaded = load_config(arguments.config, overrides)
     if arguments.dry_run:
         from grpo_actors.config.show import as_json, as_text  # noqa: PLC0415
         from grpo_actors.supervisor.fit import plan_text  # noqa: PLC0415
