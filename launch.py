@@ -72,9 +72,11 @@ def main() -> int:
         from grpo_actors.supervisor.fit import plan_text  # noqa: PLC0415
         from grpo_actors.supervisor.machine import Machine  # noqa: PLC0415
         from grpo_actors.supervisor.preflight import check  # noqa: PLC0415
+        from grpo_actors.tasks.registry import rewards_of  # noqa: PLC0415
 
         show, machine = as_json if arguments.json else as_text, Machine.here(asks_gpu=True)
-        print(show(loaded, memory_plan=plan_text(loaded.config, machine)), end="", flush=True)
+        plan, rewards = plan_text(loaded.config, machine), rewards_of(loaded.config)
+        print(show(loaded, memory_plan=plan, rewards=rewards), end="", flush=True)
         with without_pipes(loaded.config) as config:
             for note in check(config, machine):
                 print(f"note: {note}", file=sys.stderr)

@@ -49,6 +49,8 @@ def test_a_dry_run_prints_the_settings_and_starts_nothing(tmp_path):
     assert (done.returncode, done.stderr) == (0, f"note: {split}\n")
     assert 'task = "arithmetic"' in done.stdout
     assert "top_k = 5" in done.stdout
+    assert "functions = {}" in done.stdout
+    assert "# reward: correctness, weight 1, from the task arithmetic\n" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

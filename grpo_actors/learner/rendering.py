@@ -1,9 +1,11 @@
 """The rendered prompt, as the model reads it, and where its system prompt comes from."""
 
+import json
 import re
 from collections.abc import Sequence
 
 from grpo_actors.config.data import DataConfig
+from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.policy.model import Policy
 from grpo_actors.tasks.task import Message
 
@@ -11,6 +13,21 @@ from grpo_actors.tasks.task import Message
 _WORDS = 5
 #: A user's text that no template contains.
 _PROBE = "grpoactorsprobe"
+#: Characters of a long prompt that are shown: of its beginning, and of its end, where the answer begins.
+_FIRST_CHARACTERS, _LAST_CHARACTERS = 1500, 500
+
+
+def first_prompt(policy: Policy, data: DataConfig, supply: Supply) -> str:
+    """Return one line with the first prompt that a run poses, in JSON's notation, and where its system prompt comes from."""
+    position = next(supply.posed())
+    _, problem = supply.problem(position)
+    tokens = supply.prompt(position)
+    text, origin = rendered(policy, tokens), system_origin(policy, data, problem.messages)
+    left_out = len(text) - _FIRST_CHARACTERS - _LAST_CHARACTERS
+    if left_out > 0:
+        text = f"{text[:_FIRST_CHARACTERS]} … {left_out:,} characters … {text[-_LAST_CHARACTERS:]}"
+    quoted = json.dumps(text, ensure_ascii=False)
+    return f"first prompt ({len(tokens)} tokens; system prompt: {origin}): {quoted}"
 
 
 def rendered(policy: Policy, prompt: Sequence[int]) -> str:
