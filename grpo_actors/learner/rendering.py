@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from grpo_actors.config.data import DataConfig
 from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.policy.model import Policy
+from grpo_actors.tasks.answers import FORMAT_REQUEST
 from grpo_actors.tasks.task import Message
 
 #: Words before the first turn's text from which on a template is taken to add a system prompt: headers have fewer.
@@ -47,7 +48,8 @@ def system_origin(policy: Policy, data: DataConfig, messages: Sequence[Message])
     if any(message["role"] == "system" for message in messages):
         if data.system_prompt:
             return "data.system_prompt"
-        return "the data" if data.path else f"the task {data.task}"
+        is_own = not data.path or any(message["content"] == FORMAT_REQUEST for message in messages)
+        return f"the task {data.task}" if is_own else "the data"
     return "the model's chat template" if _template_adds_one(policy) else "none"
 
 
