@@ -302,3 +302,13 @@ def test_what_nobody_reads_on_standard_error_is_dropped():
             timeout=HANG_S,
         )
     assert (done.returncode, done.stdout) == (0, b"done\n")
+
+
+@pytest.mark.parametrize("command", ["rollout", "evaluator"])
+def test_a_command_starts_without_docstrings(command):
+    subprocess.run(
+        [sys.executable, "-OO", "-m", f"grpo_actors.{command}", "--help"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
