@@ -263,7 +263,10 @@ def _prepared(stream: TextIO, *, lenient: bool) -> TextIO:
     stream.reconfigure(errors="backslashreplace")
     if not lenient:
         return stream
-    return _Lenient(stream.buffer, stream.encoding, "backslashreplace", line_buffering=True)
+    unbuffered = stream.write_through  # python -u
+    return _Lenient(
+        stream.buffer, stream.encoding, "backslashreplace", line_buffering=True, write_through=unbuffered
+    )
 
 
 def _discard(descriptor: int) -> None:

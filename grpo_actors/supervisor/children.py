@@ -177,13 +177,6 @@ class Actor:
         return self._hung_since_s is not None
 
     @property
-    def _has_worked(self) -> bool:
-        """Whether the last process got as far as its work; of one that does not report it, whether it lived for long."""
-        if self._watch is not None:
-            return self._watch.has_reported
-        return time.monotonic() - self._started_s > HEALTHY_S
-
-    @property
     def _respawns_now(self) -> bool:
         return self.respawns or (self.respawns_if_hung and self._has_hung)
 
@@ -256,13 +249,15 @@ class Actor:
             self._watch.look(time.monotonic())
         how, error = self.how_it_ended, "" if self._has_hung else self._last_line
         killed = self.returncode in (-signal.SIGKILL, -signal.SIGTERM)
-        cannot_start = self._deaths.repeat_start(worked=self._has_worked, killed=killed)
-        if self._watch is None or not self._deaths.repeat(self._watch.work, how, error, killed=killed):
-            if cannot_start:
-                self._is_given_up = self._reported = True
-                reason = f": {error}" if error else ""
-                return f"{self.name} cannot start: it {how}, the last of {MAX_STARTS} times{reason}; it is not started again"
+        if self._watch is None:
             return f"{self.name} {how}; starts again in {self._pause():.0f} s"
+        cannot_start = self._deaths.repeat_start(worked=self._watch.has_reported, killed=killed)
+        if not self._deaths.repeat(self._watch.work, how, error, killed=killed):
+            if not cannot_start:
+                return f"{self.name} {how}; starts again in {self._pause():.0f} s"
+            self._is_given_up = self._reported = True
+            reason = f": {error}" if error else ""
+            return f"{self.name} cannot start: it {how}, the last of {MAX_STARTS} times{reason}; it is not started again"
         times = f"{how}, {MAX_DEATHS} times in a row{self._watch.place}" + (f": {error}" if error else "")
         if self._watch.work and self.gives_up_work:
             self._given_up.append(self._watch.work)

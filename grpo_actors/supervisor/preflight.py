@@ -5,6 +5,7 @@ model, and reports a problem in one line too.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -90,8 +91,8 @@ def _check_folder(run_dir: Path) -> None:
     """Check that the run folder is one, or can be made."""
     found = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
     if not found.is_dir() or not os.access(found, os.W_OK | os.X_OK):
-        reason = "may not be written" if found.is_dir() else "is no folder"
-        raise RunError(f"run.output_dir: {found} {reason}; choose another folder")
+        reason = os.strerror(errno.EACCES if found.is_dir() else errno.ENOTDIR)
+        raise RunError(f"run.output_dir: {run_dir} cannot be written ({reason}); choose another folder")
 
 
 def asks_hub(config: Config) -> bool:

@@ -83,7 +83,9 @@ class Signals:
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
         """Count SIGINT, SIGTERM and SIGHUP within the block, and halt at SIGTSTP; then restore the former handlers."""
-        handlers = {signal.SIGINT: self._count, signal.SIGTERM: self._count, signal.SIGTSTP: self._halt}
+        handlers = {signal.SIGINT: self._count, signal.SIGTERM: self._count}
+        if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            handlers[signal.SIGTSTP] = self._halt
         if not ignores_hangup():
             handlers[signal.SIGHUP] = self._hang_up
         former = {number: signal.signal(number, handler) for number, handler in handlers.items()}

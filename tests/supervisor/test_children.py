@@ -202,14 +202,9 @@ if len(count.read_text()) < 8:
 """
 
 
-@pytest.mark.parametrize("is_watched", [True, False])
-def test_a_child_that_cannot_start_five_times_is_given_up_whatever_the_errors(
-    watched, lifeline, tmp_path, is_watched
-):
+def test_a_child_that_cannot_start_five_times_is_given_up_whatever_the_errors(watched, lifeline, tmp_path):
     (tmp_path / "count").write_text("")
     child = watched(DIFFERENT_ERRORS.format(first="", count=str(tmp_path / "count")), backoff_s=0.01)
-    if not is_watched:
-        child.is_watched, child._watch = False, None
     *others, last = deaths(child, lifeline)
     assert others == ["child ended with 1; starts again in 0 s"] * (MAX_STARTS - 1)
     assert (
