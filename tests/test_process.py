@@ -102,22 +102,27 @@ def test_a_defect_keeps_its_traceback(error):
         run_command(raising(error))
 
 
+def run_unread(code, stream, unbuffered=""):
+    """Run a program of which nobody reads `stream` (stdout or stderr)."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as unread:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: unread}
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            **streams,
+            check=False,
+            timeout=HANG_S,
+        )
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("lines", [1, 100_000])  # less and more than Python's output buffer
 def test_a_reader_that_leaves_early_is_no_error(lines, unbuffered):
     code = f"from grpo_actors.process import run_command\nrun_command(lambda: print('x\\n' * {lines}) or 0)"
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "wb") as closed:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            check=False,
-            timeout=HANG_S,
-        )
+    done = run_unread(code, "stdout", unbuffered)
     assert (done.returncode, done.stderr) == (141, b"")
 
 
@@ -285,22 +290,13 @@ def test_no_terminal_changes_what_a_command_does(redirection, encoding):
     assert (done.returncode, done.stdout, done.stderr) == (0, *outputs)
 
 
-def test_what_nobody_reads_on_standard_error_is_dropped():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_nobody_reads_on_standard_error_is_dropped(unbuffered):
     code = (
         "import sys\nfrom grpo_actors.process import run_command\n"
         "def main():\n    for _ in range(3): print('note', file=sys.stderr)\n    print('done')\n    return 0\nrun_command(main)"
     )
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "wb") as closed:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=closed,
-            check=False,
-            timeout=HANG_S,
-        )
+    done = run_unread(code, "stderr", unbuffered)
     assert (done.returncode, done.stdout) == (0, b"done\n")
 
 
