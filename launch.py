@@ -61,18 +61,22 @@ def main() -> int:
     """
     arguments = parse_arguments()
     from grpo_actors.config import load_config  # noqa: PLC0415 - pydantic is too slow for --help
+    from grpo_actors.errors import os_errors_in_one_line  # noqa: PLC0415
     from grpo_actors.supervisor.pipes import without_pipes  # noqa: PLC0415
 
     overrides = [*arguments.overrides, *(["run.resume=must"] if arguments.resume else [])]
-    loaded = load_config(arguments.config, overrides)
+    with os_errors_in_one_line():
+        loaded = load_config(arguments.config, overrides)
     if arguments.dry_run:
         from grpo_actors.config.show import as_json, as_text  # noqa: PLC0415
         from grpo_actors.supervisor.fit import plan_text  # noqa: PLC0415
         from grpo_actors.supervisor.machine import Machine  # noqa: PLC0415
         from grpo_actors.supervisor.preflight import check  # noqa: PLC0415
+        from grpo_actors.tasks.registry import rewards_of  # noqa: PLC0415
 
         show, machine = as_json if arguments.json else as_text, Machine.here(asks_gpu=True)
-        print(show(loaded, memory_plan=plan_text(loaded.config, machine)), end="", flush=True)
+        plan, rewards = plan_text(loaded.config, machine), rewards_of(loaded.config)
+        print(show(loaded, memory_plan=plan, rewards=rewards), end="", flush=True)
         with without_pipes(loaded.config) as config:
             for note in check(config, machine):
                 print(f"note: {note}", file=sys.stderr)

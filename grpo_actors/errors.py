@@ -5,7 +5,8 @@ the value got and the cure; a command-line tool prints that line and exits with 
 (`grpo_actors.process`).
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 
 
@@ -39,6 +40,19 @@ class ProtocolError(GrpoActorsError):
 
 class TrainingError(GrpoActorsError):
     """Training cannot continue, for example after too many non-finite steps in a row."""
+
+
+@contextlib.contextmanager
+def os_errors_in_one_line() -> Iterator[None]:
+    """Turn an OSError of the block into a RunError that names the file. Also a decorator.
+
+    For what happens before a run writes anything: a path that the user gave is to blame, and no traceback explains it.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        raise RunError(f"{where}{error.strerror or error}") from error
 
 
 def nearest(

@@ -1,11 +1,13 @@
 """Set up a process of this package, and end it.
 
-Setup: follow the parent, handle signals, bound the memory, hide the warnings of other packages. End: turn an exception
-into one line and an exit code. Imports nothing heavy, so that ``--help`` stays instant.
+Setup: follow the parent, handle signals, bound the memory, hide the warnings of other packages, print to whatever
+terminal there is or is not. End: turn an exception into one line and an exit code. Imports nothing heavy, so that
+``--help`` stays instant.
 """
 
 import contextlib
 import faulthandler
+import io
 import os
 import select
 import signal
@@ -15,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from grpo_actors.errors import GrpoActorsError
 from grpo_actors.out_of_memory import Role, is_out_of_memory, refusal
@@ -88,14 +90,14 @@ def keeps_evaluator() -> bool:
 def enter_process() -> StopRequest:
     """Follow the parent and install the signal handlers; return the request that the signals set.
 
-    Call this first in an actor's main, before anything slow is imported. A supervised process ignores Ctrl-C: the
-    supervisor decides, and sends SIGTERM. A process started by hand handles both.
+    Call this first in an actor's main, before anything slow is imported. A supervised process ignores Ctrl-C and a closed
+    terminal: the supervisor decides, and sends SIGTERM. A process started by hand handles them.
     """
     stop = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
-        if stop:
+        if stop and number != signal.SIGHUP:
             _leave(128 + number)
         stop.set()
 
@@ -103,7 +105,14 @@ def enter_process() -> StopRequest:
     print_stacks_when_asked()
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, signal.SIG_IGN if is_supervised() else handle)
+    if not ignores_hangup():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if is_supervised() else handle)
     return stop
+
+
+def ignores_hangup() -> bool:
+    """Return whether this process was told to outlive its terminal, as by nohup."""
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def follow_parent() -> None:
@@ -196,6 +205,77 @@ def _show_own(
         _show_any(message, category, filename, *rest, **named)
 
 
+class _Lenient(io.TextIOWrapper):
+    """Text output that drops what its terminal or reader does not take, from the first failure on."""
+
+    def write(self, text: str) -> int:
+        """Write `text`, or drop it."""
+        with self._dropping():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or drop it."""
+        with self._dropping():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            pass  # another process made the terminal non-blocking; it takes more later
+        except OSError:
+            _discard(self.fileno())
+
+
+def prepare_output(*, lenient_stdout: bool = False) -> None:
+    """Make standard output and error take every text on any terminal, and none; call it before the first output.
+
+    What an encoding lacks is written as an escape. Standard error never fails: a terminal that was closed or a reader that
+    has left must change nothing else. Nor does standard output, if `lenient_stdout`. A descriptor that the caller closed
+    becomes the null device: a socket with its number would get what is printed.
+    """
+    missing = [descriptor for descriptor in (0, 1, 2) if not _is_open(descriptor)]
+    for descriptor in missing:
+        # The lowest free number is taken, so this is it.
+        os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)
+        os.set_inheritable(descriptor, True)
+    if 1 in missing:
+        sys.stdout = os.fdopen(1, "w", errors="backslashreplace", closefd=False)
+    if 2 in missing:
+        sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)
+    sys.stdout = _prepared(sys.stdout, lenient=lenient_stdout)
+    sys.stderr = _prepared(sys.stderr, lenient=True)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _prepared(stream: TextIO, *, lenient: bool) -> TextIO:
+    if stream not in (sys.__stdout__, sys.__stderr__) or not isinstance(stream, io.TextIOWrapper):
+        return stream  # another program, such as a test, has put its own in place
+    stream.reconfigure(errors="backslashreplace")
+    if not lenient:
+        return stream
+    unbuffered = stream.write_through  # python -u
+    return _Lenient(
+        stream.buffer, stream.encoding, "backslashreplace", line_buffering=True, write_through=unbuffered
+    )
+
+
+def _discard(descriptor: int) -> None:
+    """Send all further output of a descriptor to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
 def run_command(main: Callable[[], int], role: Role | None = None) -> NoReturn:
     """Run a command and leave the process with its exit code.
 
@@ -204,6 +284,7 @@ def run_command(main: Callable[[], int], role: Role | None = None) -> NoReturn:
     130, and a closed standard output (``| head``) 141, both without output. Any other exception is a defect and keeps
     its traceback.
     """
+    prepare_output()
     hide_warnings_of_others()
     try:
         code = main()
@@ -232,5 +313,5 @@ def _output_is_closed() -> bool:
     poller.register(sys.stdout.fileno(), 0)  # errors and hang-ups are always reported
     closed = bool(poller.poll(0))
     if closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout.fileno())
     return closed

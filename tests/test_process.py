@@ -102,22 +102,27 @@ def test_a_defect_keeps_its_traceback(error):
         run_command(raising(error))
 
 
+def run_unread(code, stream, unbuffered=""):
+    """Run a program of which nobody reads `stream` (stdout or stderr)."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as unread:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: unread}
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            **streams,
+            check=False,
+            timeout=HANG_S,
+        )
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("lines", [1, 100_000])  # less and more than Python's output buffer
 def test_a_reader_that_leaves_early_is_no_error(lines, unbuffered):
     code = f"from grpo_actors.process import run_command\nrun_command(lambda: print('x\\n' * {lines}) or 0)"
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "wb") as closed:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            check=False,
-            timeout=HANG_S,
-        )
+    done = run_unread(code, "stdout", unbuffered)
     assert (done.returncode, done.stderr) == (141, b"")
 
 
@@ -250,3 +255,56 @@ def test_a_process_that_ends_at_once_removes_what_would_outlive_it(cause, tmp_pa
                 process.send_signal(signal.SIGTERM)
         assert process.wait(HANG_S) == (1 if supervised else 128 + signal.SIGTERM)
     assert not path.exists()
+
+
+PRINTS = """
+import os, sys
+from grpo_actors.process import run_command
+
+def main():
+    for stream in (sys.stdout, sys.stderr):
+        print('0.4 → 0.5', file=stream, flush=True)
+    r, w = os.pipe()  # descriptors 0 to 2 stay with what is printed
+    return 0 if min(r, w) > 2 else 7
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("redirection", ["", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8"])
+def test_no_terminal_changes_what_a_command_does(redirection, encoding):
+    if "/dev/full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("no device that is always full")
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, PRINTS],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+        timeout=HANG_S,
+    )
+    shown = b"0.4 \\u2192 0.5\n" if "ascii" in encoding else "0.4 → 0.5\n".encode()
+    outputs = [b"" if (">" in redirection and "2>" not in redirection) or " >&-" in redirection else shown]
+    outputs.append(b"" if "2>" in redirection else shown)
+    assert (done.returncode, done.stdout, done.stderr) == (0, *outputs)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_nobody_reads_on_standard_error_is_dropped(unbuffered):
+    code = (
+        "import sys\nfrom grpo_actors.process import run_command\n"
+        "def main():\n    for _ in range(3): print('note', file=sys.stderr)\n    print('done')\n    return 0\nrun_command(main)"
+    )
+    done = run_unread(code, "stderr", unbuffered)
+    assert (done.returncode, done.stdout) == (0, b"done\n")
+
+
+@pytest.mark.parametrize("command", ["rollout", "evaluator"])
+def test_a_command_starts_without_docstrings(command):
+    subprocess.run(
+        [sys.executable, "-OO", "-m", f"grpo_actors.{command}", "--help"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )

@@ -5,6 +5,7 @@ with the source, the dotted key, the rule and the value got.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,9 @@ from grpo_actors.errors import ConfigError, nearest
 
 DEFAULT = "default"
 OVERRIDE = "--set"
+
+#: How Python, but not TOML, may write a number: ``.5`` and ``1.``.
+_NUMBER = re.compile(r"[+-]?(\d+\.|\.\d+)([eE][+-]?\d+)?")
 
 #: The folder of configurations that ship with the program.
 SHIPPED_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -57,12 +61,14 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
         path: A TOML file, looked up as given, then in ``configs/``, then among the shipped ones; or the config.json
             of a run folder; None: defaults only.
         overrides: Items ``key=value``, with a dotted or bare key, and a value in TOML or bare text. The last wins.
+            ``functions.NAME=2`` sets one entry of a table and keeps its others.
 
     Raises:
         ConfigError: The file, a name, a value or a combination of values is unusable.
     """
     layers: list[_Layer] = []
     notes: list[str] = []
+    values: dict[str, Any] = {}
     if path is not None:
         file = find_config(path)
         where = _display_name(file)
@@ -73,7 +79,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
             notes.append(
                 f"{where}: flat keys of MLX-GRPO; keys that it leaves out have this program's defaults"
             )
-    layers.append(_Layer(OVERRIDE, _parse_overrides(overrides)))
+    layers.append(_Layer(OVERRIDE, _parse_overrides(overrides, values)))
     layers, decisions = _modernised(layers)
     start = _adapter_layer(layers)
     config, origins = _merge([*start, *_expanded(layers)])
@@ -170,19 +176,41 @@ def _read_toml(file: Path, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: not TOML: {error}") from error
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def _parse_overrides(overrides: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return leaf name -> value; `given` are the values of the file, whose tables may get single entries."""
     values: dict[str, Any] = {}
     for override in overrides:
-        name, equals, text = override.partition("=")
+        name, equals, text = (part.strip() for part in override.partition("="))
         if not equals:
             raise ConfigError(f"{OVERRIDE}: must be key=value, got {override}")
-        leaf = leaf_of(name.strip(), OVERRIDE)
-        values[leaf] = _parse_value(leaf, text.strip())
+        table, entry = _entry_of(name)
+        leaf = leaf_of(table, OVERRIDE)
+        value = _parse_value(leaf, text)
+        if entry:
+            before = values.get(leaf, given.get(leaf, {}))
+            # The schema rejects another type later.
+            value = {**before, entry: value} if isinstance(before, dict) else before
+        values[leaf] = value
     return values
 
 
+def _entry_of(name: str) -> tuple[str, str]:
+    """Split ``reward.functions.my.py:f`` into a table's name and its entry's; the entry is empty for another setting."""
+    parts = name.split(".")
+    for count in (1, 2):
+        leaf = parts[count - 1] if len(parts) > count else ""
+        if leaf in OWNER and get_origin(kind_of(SECTIONS[OWNER[leaf]].model_fields[leaf])) is dict:
+            return ".".join(parts[:count]), ".".join(parts[count:]).strip("\"'")
+    return name, ""
+
+
 def _parse_value(leaf: str, text: str) -> Any:
-    """Parse a TOML value; if it is none, return the text, because a shell often removes the quotes."""
+    """Parse a value of TOML or of Python; if it is none, return the text, because a shell often removes the quotes."""
+    if not _holds_text(leaf):
+        if text in ("True", "False"):
+            return text == "True"
+        if _NUMBER.fullmatch(text):
+            return float(text)
     try:
         document = tomli.loads(f"value = {text}")
     except tomli.TOMLDecodeError:

@@ -13,7 +13,7 @@ from grpo_actors.errors import ConfigError, nearest
 
 
 def leaf_of(name: str, where: str) -> str:
-    """Return the leaf of ``rollout.num_generations``, ``num_generations`` or ``mlx_grpo.num_generations``.
+    """Return the leaf of ``rollout.num_generations``, ``num_generations`` or ``mlx_grpo.num_generations``; older names stay.
 
     Raises:
         ConfigError: No setting has this name; the message suggests the nearest one.
@@ -25,10 +25,10 @@ def leaf_of(name: str, where: str) -> str:
         if leaf in OWNER or leaf in OLDER_NAMES:
             return leaf
         raise ConfigError(f"{where}: {name} is not a setting{nearest(leaf, [*OWNER, *OLDER_NAMES])}")
-    if OWNER.get(leaf) == section:
+    if OWNER.get(OLDER_NAMES.get(leaf, leaf)) == section:
         return leaf
-    if leaf in OWNER:
-        raise ConfigError(f"{where}: {name} is not a setting; did you mean {OWNER[leaf]}.{leaf}?")
+    if (present := OLDER_NAMES.get(leaf, leaf)) in OWNER:
+        raise ConfigError(f"{where}: {name} is not a setting; did you mean {OWNER[present]}.{present}?")
     if section not in SECTIONS:
         raise ConfigError(f"{where}: [{section}] is not a section{nearest(section, SECTIONS)}")
     raise ConfigError(f"{where}: {name} is not a setting{nearest(leaf, SECTIONS[section].model_fields)}")

@@ -5,9 +5,10 @@ not know files or the command line (`load` does), and nothing here needs MLX or 
 never read as a number; a whole number is also a number. Contradictions between settings are in `rules`.
 """
 
+import os.path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from grpo_actors.config.data import DataConfig, RewardConfig, SourceConfig, Sources
 from grpo_actors.config.objective import ObjectiveConfig
@@ -26,7 +27,8 @@ class RunConfig(Section):
     """[run]: the run as a whole."""
 
     run_name: Text = Field("grpo", description="name of the run in logs and dashboards")
-    output_dir: Text = Field(
+    # A shell leaves the ~ of --set output_dir=~/x alone, and a file has no shell.
+    output_dir: Annotated[Text, AfterValidator(os.path.expanduser)] = Field(
         "outputs/grpo", description="the run folder: checkpoints, metrics, completions, socket addresses"
     )
     seed: int = Field(

@@ -69,6 +69,13 @@ def rule_of(field: FieldInfo) -> str:
     return f"{rule} ({extra['why']})" if isinstance(extra, dict) and "why" in extra else rule
 
 
+def choices_of(field: FieldInfo) -> list[str]:
+    """Return the values in TOML that a setting, or an item of its list, can have; empty if there is no list of them."""
+    kind = kind_of(field)
+    item = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    return [toml_value(choice) for choice in get_args(item)] if get_origin(item) is Literal else []
+
+
 def _kinds_of(field: FieldInfo) -> list[Any]:
     """Return the types of a setting without ``None``; nearly all settings have one."""
     kind = field.annotation
@@ -138,5 +145,4 @@ def broken_rule(error: ValidationError, where: Callable[[tuple[str, ...]], str])
 
 
 def _nearest_choice(field: FieldInfo, value: str) -> str:
-    kind = kind_of(field)
-    return nearest(value, map(toml_value, get_args(kind))) if get_origin(kind) is Literal else ""
+    return nearest(value, choices_of(field))

@@ -19,7 +19,8 @@ from grpo_actors.process import bound_memory, enter_process, run_command
 def parser() -> argparse.ArgumentParser:
     """Build the command line. Its help hides ``--follow``, which only launch.py uses."""
     command = argparse.ArgumentParser(
-        prog="python -m grpo_actors.evaluator", description=(__doc__ or "").splitlines()[0]
+        prog="python -m grpo_actors.evaluator",
+        description="Score checkpoints on held-out problems, always the same ones.",
     )
     add = command.add_argument
     add(

@@ -41,6 +41,9 @@ from grpo_actors.schedule.lease import START, Cursor
 from grpo_actors.score import Score, best_of
 from grpo_actors.wire.messages import Evaluation, Unscored
 
+#: Settings that say where a run is and how it is started.
+_NOT_OF_TRAINING = frozenset({"run.output_dir", "run.resume"})
+
 
 class Records(Protocol):
     """Where a run's records go: the exchange of a live run, or the journal of a replay."""
@@ -111,10 +114,25 @@ class Archive:
         everything = {update for update, _ in self._read_scores(self._records("eval"))}
         if self.resumed is None or self.update < total_updates or self.unevaluated() - everything:
             return None
+        changed = [key for key in self._changed_settings() if key not in _NOT_OF_TRAINING]
+        without_effect = f"; {', '.join(changed)}: changed, without effect" if changed else ""
         return (
-            f"{self._run_dir}: complete, all {total_updates} updates are done ({self.resumed.path.name}); "
-            "raise learner.max_updates to train on, or choose another run.output_dir"
+            f"{self._run_dir}: complete, all {total_updates} updates are done ({self.resumed.path.name})"
+            f"{without_effect}; raise learner.max_updates to train on, or choose another run.output_dir"
         )
+
+    def _changed_settings(self) -> list[str]:
+        """Return the dotted keys of the settings that differ from those with which the run was last started."""
+        starts = self.recorded("start")
+        before = starts[-1].get("config") if starts else None
+        if not isinstance(before, dict):
+            return []
+        return [
+            f"{section}.{leaf}"
+            for section, settings in self._config.model_dump(mode="json").items()
+            for leaf, value in settings.items()
+            if leaf in before.get(section, {}) and before[section][leaf] != value
+        ]
 
     @property
     def cursor(self) -> Cursor:

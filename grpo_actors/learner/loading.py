@@ -16,7 +16,8 @@ from grpo_actors.tasks.task import Problem
 def load_model(config: Config) -> Policy:
     """Load the model as for a new run; `Archive.restore` then loads a checkpoint."""
     if isinstance(locate(config.model.model_name), str):
-        print(f"model {config.model.model_name}: from the hub, or from its local copy", file=sys.stderr)
+        name = config.model.model_name
+        print(f"model {name}: no such folder here, so from the hub or its local copy", file=sys.stderr)
     policy = load_policy(config.model, seed=config.run.seed)
     policy.use_template(config.data.chat_template, config.data.chat_template_kwargs)
     return policy

@@ -14,7 +14,7 @@ from grpo_actors import consent
 from grpo_actors.config import Config
 from grpo_actors.learner.agreement import check_agreement
 from grpo_actors.learner.archive import Archive
-from grpo_actors.learner.exchange_setup import build_exchange, build_welcome
+from grpo_actors.learner.exchange_setup import build_exchange, build_supply, build_welcome
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.history import History
 from grpo_actors.learner.loading import check_sampling, load_model, turn_end_note
@@ -22,6 +22,7 @@ from grpo_actors.learner.local_worker import open_local_worker
 from grpo_actors.learner.loop import Run
 from grpo_actors.learner.prompts import PromptLimit
 from grpo_actors.learner.publishing import Publisher
+from grpo_actors.learner.rendering import first_prompt
 from grpo_actors.learner.source import LiveSource
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, removed_at_once, take_secret
 from grpo_actors.rollout.worker import sampling_params
@@ -99,6 +100,9 @@ def open_live(
         listening.write(run_dir)
         history.begin()
         exchange.record("log", level="info", text=task.describe_splits())
+        if archive.resumed is None:
+            text = first_prompt(policy, config.data, build_supply(config, task, policy))
+            exchange.record("log", level="info", text=text)
         warnings = (*task.notes, left_out, sampling_params(config).bias, turn_end_note(config, policy))
         for warning in filter(None, warnings):
             exchange.record("log", level="warning", text=warning)

@@ -36,4 +36,16 @@ def locate(model_name: str, setting: str = "model.model_name") -> Path | str:
         return path
     if model_name.startswith((".", "/", "~")) or model_name.count("/") != 1:
         raise ModelError(f"{setting}: no folder {path}, and {model_name!r} is no hub id (owner/name)")
+    # Also the hub's ids look like paths, and the hub is asked for half a minute.
+    if path.parent.is_dir() and not _is_downloaded(model_name):
+        raise ModelError(
+            f"{setting}: no folder {path.name} in {path.parent}/; if the hub's {model_name} is meant, "
+            f"download it first: hf download {model_name}"
+        )
     return model_name
+
+
+def _is_downloaded(hub_id: str) -> bool:
+    from huggingface_hub import constants  # noqa: PLC0415 - rarely asked
+
+    return (Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}").is_dir()

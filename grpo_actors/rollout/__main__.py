@@ -96,7 +96,8 @@ def main() -> int:
     from grpo_actors.consent import add_option  # noqa: PLC0415 - pydantic
 
     parser = argparse.ArgumentParser(
-        prog="python -m grpo_actors.rollout", description=(__doc__ or "").splitlines()[0]
+        prog="python -m grpo_actors.rollout",
+        description="Rollout worker: sample groups with the old policy and score them.",
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--attach", metavar="RUN_DIR", type=Path, help="folder of a live run on this machine")

@@ -1,7 +1,8 @@
 """Run a child process of the supervisor: start it, read its output, restart it after a growing pause if it crashes.
 
 A child that makes no progress (`watch`) prints the stacks of its threads, is killed, and counts as crashed. One that dies
-again and again at the same work with the same error gives that work up, or is given up itself.
+again and again at the same work with the same error gives that work up, or is given up itself, as is one that never gets
+as far as its work.
 
 A child whose work is not urgent (the evaluator, a tracker) runs at low priority: training takes what it needs of the
 cores, and of a GPU that the processes share, and the child takes the rest.
@@ -23,7 +24,7 @@ from typing import Literal
 
 from grpo_actors.process import EXIT_USAGE, LIFELINE, PRINT_STACKS
 from grpo_actors.progress import GIVEN_UP, PROGRESS
-from grpo_actors.supervisor.deaths import MAX_DEATHS, Deaths
+from grpo_actors.supervisor.deaths import MAX_DEATHS, MAX_STARTS, Deaths
 from grpo_actors.supervisor.watch import Watch
 
 #: Seconds before a crashed child is started again for the first time. The pause doubles with each crash, up to
@@ -134,6 +135,20 @@ class Actor:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
+    def halt(self) -> None:
+        """Stop the child and what it has started in its group, until `go_on`."""
+        self._send_to_group(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let a stopped child go on."""
+        self._send_to_group(signal.SIGCONT)
+
+    def _send_to_group(self, number: int) -> None:
+        if self.alive and self.process is not None:
+            # macOS raises PermissionError if only a zombie is left in the group.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
+
     @property
     def alive(self) -> bool:
         """Whether the process runs. Reaps the process if it has ended."""
@@ -234,8 +249,15 @@ class Actor:
             self._watch.look(time.monotonic())
         how, error = self.how_it_ended, "" if self._has_hung else self._last_line
         killed = self.returncode in (-signal.SIGKILL, -signal.SIGTERM)
-        if self._watch is None or not self._deaths.repeat(self._watch.work, how, error, killed=killed):
+        if self._watch is None:
             return f"{self.name} {how}; starts again in {self._pause():.0f} s"
+        cannot_start = self._deaths.repeat_start(worked=self._watch.has_reported, killed=killed)
+        if not self._deaths.repeat(self._watch.work, how, error, killed=killed):
+            if not cannot_start:
+                return f"{self.name} {how}; starts again in {self._pause():.0f} s"
+            self._is_given_up = self._reported = True
+            reason = f": {error}" if error else ""
+            return f"{self.name} cannot start: it {how}, the last of {MAX_STARTS} times{reason}; it is not started again"
         times = f"{how}, {MAX_DEATHS} times in a row{self._watch.place}" + (f": {error}" if error else "")
         if self._watch.work and self.gives_up_work:
             self._given_up.append(self._watch.work)

@@ -5,11 +5,14 @@ model, and reports a problem in one line too.
 """
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from grpo_actors.config import Config
+from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.rundir.claim import check_resume, claimed, total_updates, with_rewards
 from grpo_actors.rundir.data import check_data
 from grpo_actors.rundir.folder import LOCK_FILE, locked
@@ -24,6 +27,7 @@ from grpo_actors.transport.keys import KeyFolder
 from grpo_actors.transport.sockets import check_ports
 
 
+@os_errors_in_one_line()
 def check(config: Config, machine: Machine) -> list[str]:
     """Check that the run can start; return what the user should know of the data, a line each.
 
@@ -33,6 +37,7 @@ def check(config: Config, machine: Machine) -> list[str]:
         GrpoActorsError: It cannot; one line that names the problem and the cure.
     """
     run_dir = Path(config.run.output_dir)
+    _check_folder(run_dir)
     if (run_dir / LOCK_FILE).exists():
         with locked(run_dir):
             pass
@@ -46,6 +51,7 @@ def check(config: Config, machine: Machine) -> list[str]:
     return check_inputs(config, machine, run_dir)
 
 
+@os_errors_in_one_line()
 def check_inputs(config: Config, machine: Machine, run_dir: Path | None = None) -> list[str]:
     """Check what the run reads and where it computes: memory, data, rewards and environment. Returns as `check`.
 
@@ -79,6 +85,14 @@ def check_inputs(config: Config, machine: Machine, run_dir: Path | None = None) 
                 )
             notes += [task.describe_splits(), *task.notes]
     return notes
+
+
+def _check_folder(run_dir: Path) -> None:
+    """Check that the run folder is one, or can be made."""
+    found = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    if not found.is_dir() or not os.access(found, os.W_OK | os.X_OK):
+        reason = os.strerror(errno.EACCES if found.is_dir() else errno.ENOTDIR)
+        raise RunError(f"run.output_dir: {run_dir} cannot be written ({reason}); choose another folder")
 
 
 def asks_hub(config: Config) -> bool:

@@ -11,8 +11,10 @@ Hangs: a learner, a worker or an evaluator that makes no progress is killed and 
 its last checkpoint; the others wait for it and join again.
 
 Stopping: the first Ctrl-C asks the learner to finish its step and write a checkpoint; then the others stop too. The
-second Ctrl-C kills all. If the supervisor itself is killed, the pipe that every child inherits closes, and the
-children end.
+second Ctrl-C kills all. A closed terminal (SIGHUP) is like the first Ctrl-C. If the supervisor itself is killed, the pipe
+that every child inherits closes, and the children end.
+
+Ctrl-Z stops the children with the supervisor, and `fg` lets all go on; the time between counts for no limit.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,14 +35,14 @@ from types import FrameType
 from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
 from grpo_actors.consent import options_for
-from grpo_actors.errors import RunError
+from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.kernels.stage import Stage
 from grpo_actors.long_wait import LongWait
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.reading import session_of
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
-from grpo_actors.process import EVALUATOR_LINE, EVALUATOR_TOKEN, EXIT_USAGE
+from grpo_actors.process import EVALUATOR_LINE, EVALUATOR_TOKEN, EXIT_USAGE, ignores_hangup
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, EVALUATION_FILE, LOCK
 from grpo_actors.rundir.scores import read_score
@@ -49,6 +51,7 @@ from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.mps import Mps, mps_environment, mps_helps
+from grpo_actors.supervisor.open_files import raise_limit
 from grpo_actors.supervisor.preflight import prepared
 from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
@@ -71,24 +74,47 @@ FIRST_UPDATE_S = 5.0
 
 @dataclass
 class Signals:
-    """The number of SIGINT and SIGTERM received. The handlers only count; the loop acts, where no work is cut in half."""
+    """The requests to stop that were received. Their handlers only count; the loop acts, where no work is cut in half."""
 
     count: int = 0
+    #: Returns the children that stop and go on with this process.
+    family: Callable[[], Sequence[Actor]] = tuple
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """Count signals within the block, then restore the former handlers."""
-
-        def count(number: int, frame: FrameType | None) -> None:
-            del number, frame
-            self.count += 1
-
-        former = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Count SIGINT, SIGTERM and SIGHUP within the block, and halt at SIGTSTP; then restore the former handlers."""
+        handlers = {signal.SIGINT: self._count, signal.SIGTERM: self._count}
+        if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            handlers[signal.SIGTSTP] = self._halt
+        if not ignores_hangup():
+            handlers[signal.SIGHUP] = self._hang_up
+        former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
+
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.count += 1
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        # Shell and kernel may both send it: it never counts as the second Ctrl-C.
+        self.count = max(self.count, 1)
+
+    def _halt(self, number: int, frame: FrameType | None) -> None:
+        """Stop with all children; return when this process goes on."""
+        del frame
+        # The children are in groups of their own, which Ctrl-Z does not reach.
+        for child in self.family():
+            child.halt()
+        handler = signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # stops here, unless no shell could let it go on
+        signal.signal(number, handler)
+        for child in self.family():
+            child.go_on()
 
 
 @dataclass
@@ -130,6 +156,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Start all children and watch them until the learner has ended."""
+        self.signals.family = lambda: self._children
         self._show_commands()
         while self._tick():
             pass
@@ -289,7 +316,7 @@ class Supervisor:
     def report_outcome(self) -> int:
         """Print the result of the run; return the run's exit code, which is the learner's."""
         code = self.learner.returncode
-        if code is None or (code == -signal.SIGTERM and self.signals.count):
+        if code is None or (code == -signal.SIGTERM and (self.signals.count or self._all_workers_failed)):
             code = 0  # stopped before the learner had started or handled signals: there was nothing to save
         if code == 0 and self._all_workers_failed:
             return EXIT_USAGE
@@ -333,13 +360,14 @@ def run(config: Config) -> int:
     with prepared(config, machine) as (run_dir, lock):
         transport = config.transport
         folder = KeyFolder(Path(transport.keys_dir)) if transport.uses_keys else None
-        endpoints = plan_endpoints(
-            *(run_dir, transport.scheme, transport.host, transport.port),
-            keys=transport.uses_keys,
-            options=options_for(config),
-        )
         with ExitStack() as stack:
-            stack.enter_context(run_key(run_dir, folder))
+            with os_errors_in_one_line():
+                endpoints = plan_endpoints(
+                    *(run_dir, transport.scheme, transport.host, transport.port),
+                    keys=transport.uses_keys,
+                    options=options_for(config),
+                )
+                stack.enter_context(run_key(run_dir, folder))
             supervisor = _open(stack, run_dir, config, machine, endpoints, lock=lock)
             supervisor.run()
         return supervisor.report_outcome()
@@ -363,6 +391,8 @@ def _open(
     stack.callback(remove_endpoints, run_dir, endpoints)
     every_updates = config.metrics.logging_steps
     status = stack.enter_context(StatusLine(config.learner.max_updates or None, every_updates=every_updates))
+    if note := raise_limit():
+        status.print_line(note, "yellow")
     follower_stack = stack.enter_context(ExitStack())
     mps = stack.enter_context(Mps(starts=mps_helps(config, machine.back_end)))
     compile_kernels(Stage.find(config, cuda_build()), status, gives_up=lambda: signals.count)

@@ -9,10 +9,8 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 
+from grpo_actors.awake import LONGEST_LOOK_S
 from grpo_actors.progress import LOADING_S
-
-#: Longest time between two looks that counts as silence, in seconds.
-LONGEST_LOOK_S = 1.0
 
 
 @dataclass

@@ -51,9 +51,9 @@ def _load_to_evaluate(data: DataConfig, seed: int) -> Task:
 
 def _load(data: DataConfig, seed: int, *, holds_out: bool = True) -> Task:
     """Open one task."""
-    task_class = resolve_name(f"{__package__}.{TASKS[data.task]}")
+    task_class = _class_of(data.task)
     given = {**dict(data), "seed": seed, "holds_out": holds_out}
-    task: Task = task_class(
+    task = task_class(
         **{name: given[name] for name in inspect.signature(task_class).parameters if name in given}
     )
     if data.system_prompt is not None or data.max_train_samples or data.mathematics:
@@ -67,6 +67,16 @@ def _load(data: DataConfig, seed: int, *, holds_out: bool = True) -> Task:
             for problems in (_Problems(source, count, data),)
         )
     return task
+
+
+def _class_of(task: str) -> type[Task]:
+    found: type[Task] = resolve_name(f"{__package__}.{TASKS[task]}")
+    return found
+
+
+def rewards_of(config: Config) -> dict[str, float]:
+    """Return reward name -> weight as `chosen_rewards`, without reading the data."""
+    return dict(config.reward.functions or _class_of(config.data.task).default_rewards)
 
 
 def chosen_rewards(given: Mapping[str, float], task: Task) -> dict[str, float]:

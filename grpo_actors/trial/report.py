@@ -7,13 +7,13 @@ import numpy as np
 from grpo_actors.config import Config
 from grpo_actors.learner.exchange.supply import Supply
 from grpo_actors.learner.groups import SampledCompletion
+from grpo_actors.learner.rendering import rendered, system_origin
 from grpo_actors.observe.symptoms import value
 from grpo_actors.observe.text import UNKNOWN, aligned, count, duration, fixed, printable, share
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.quantization import parameter_count
 from grpo_actors.tasks.scoring import reward_means
-from grpo_actors.trial.prompt import rendered, system_origin
-from grpo_actors.trial.sampling import Sampled, posed
+from grpo_actors.trial.sampling import Sampled
 from grpo_actors.trial.update import Update
 from grpo_actors.trial.verdict import Finding, Prompts
 
@@ -33,7 +33,7 @@ def model(config: Config, policy: Policy, seconds: float) -> None:
 
 def prompt(config: Config, policy: Policy, supply: Supply, prompts: Prompts) -> None:
     """Print the first prompt with its special tokens, where its system prompt comes from, and the lengths of all."""
-    first = next(posed(supply))
+    first = next(supply.posed())
     _, problem = supply.problem(first)
     origin = system_origin(policy, config.data, problem.messages)
     _section(

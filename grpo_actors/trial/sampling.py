@@ -1,9 +1,9 @@
 """Sample and score a few groups in this process, as a worker does, within a limit of time."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import islice
 
 from grpo_actors.config import Config
 from grpo_actors.learner.exchange.supply import Supply
@@ -85,7 +85,7 @@ def sample_groups(
         return SampledGroup(position, epoch, problem, prompt, "trial", completions, failures=failures)
 
     sampler = LeaseSampler(policy, config, sampling_params(config), respond)
-    sampled, positions = Sampled(), posed(supply)
+    sampled, positions = Sampled(), supply.posed()
     began_s = time.monotonic()
     while len(sampled.groups) < config.groups_per_update and (
         not sampled.groups or time.monotonic() - began_s < within_s / 2
@@ -103,11 +103,6 @@ def sample_groups(
             break  # the time has ended
     sampled.reward_s = dict(scorer.seconds)
     return sampled
-
-
-def posed(supply: Supply) -> Iterator[int]:
-    """Yield the positions of the problems that a run poses, in its order."""
-    return (position for position in count() if supply.exclusion_reason(position) is None)
 
 
 def _lease(supply: Supply, position: int) -> Lease:

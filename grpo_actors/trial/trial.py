@@ -20,7 +20,7 @@ from grpo_actors.rundir.claim import total_updates, with_rewards
 from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.trial import report
-from grpo_actors.trial.sampling import posed, sample_groups
+from grpo_actors.trial.sampling import sample_groups
 from grpo_actors.trial.update import try_update
 from grpo_actors.trial.verdict import Facts, Prompts, findings
 
@@ -47,7 +47,7 @@ def run_trial(config: Config) -> int:
     supply = build_supply(config, task, policy)
     report.prompt(config, policy, supply, prompts)
     grpo = Grpo(config, policy, total_updates(config, len(task.problems("train"))))
-    agreement = check_agreement(grpo, supply.prompt(next(posed(supply))))
+    agreement = check_agreement(grpo, supply.prompt(next(supply.posed())))
     with open_scorer(config) as scorer, open_episodes(config, policy) as episodes:
         sampled = sample_groups(
             config, sampling_policy(config, policy), supply, scorer, episodes, within_s=SAMPLING_S

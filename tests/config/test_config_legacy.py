@@ -166,3 +166,16 @@ def test_an_older_name_on_the_command_line_beats_the_file(load):
 def test_an_unusable_eval_steps_is_refused_under_its_own_name(load, value):
     with pytest.raises(ConfigError, match="eval_steps must be a whole number ≥ 0, got"):
         load(f"eval_steps = {value}")
+
+
+@pytest.mark.parametrize("key", ["max_completion_length", "rollout.max_completion_length"])
+def test_an_older_name_is_understood_in_its_section_too_in_the_file_and_with_set(load, key):
+    read = "max_completion_length = 7 (an older name) is read as max_new_tokens = 7"
+    for config, notes in (load(f"{key} = 7"), load("", f"{key}=7")):
+        assert config.rollout.max_new_tokens == 7
+        assert notes[-1].removeprefix("--set: ") == read
+
+
+def test_an_older_name_in_another_section_gets_the_present_one(load):
+    with pytest.raises(ConfigError, match=r"did you mean rollout\.max_new_tokens\?"):
+        load("[data]\nmax_completion_length = 7")

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from grpo_actors.config import Config, LearnerConfig, RolloutConfig, load_config, read_config
+from grpo_actors.config.schema import OWNER
 from grpo_actors.errors import ConfigError
 
 
@@ -172,7 +173,7 @@ def test_an_unusable_file_is_refused_with_place_rule_and_value(write, text, expe
     [
         ("foo", "--set: must be key=value, got foo"),
         ("learner=3", "--set: learner is a section; name one of its settings, as learner.KEY"),
-        ("use_compile=True", '--set: learner.use_compile must be true or false, got "True"'),
+        ("use_compile=yes", '--set: learner.use_compile must be true or false, got "yes"'),
         ("num_generations=lots", '--set: rollout.num_generations must be a whole number ≥ 1, got "lots"'),
     ],
 )
@@ -274,3 +275,43 @@ def test_a_template_file_is_read_once_and_its_text_is_the_setting(tmp_path):
         ConfigError, match=r"^--set: data\.chat_template: nowhere\.jinja cannot be read: No such file"
     ):
         load_config(None, ["chat_template=nowhere.jinja"])
+
+
+# --- single entries of a table, and Python's spellings ---------------------------------------------
+
+
+def test_one_entry_of_a_table_is_set_and_the_others_of_the_file_stay(write):
+    path = write("[reward.functions]\ncorrectness = 1.0\n'my.py:f' = 0.5\n")
+
+    def functions(*overrides):
+        return load_config(path, overrides).config.reward.functions
+
+    assert functions("reward.functions.correctness=2") == {"correctness": 2.0, "my.py:f": 0.5}
+    # The name of a function has dots of its own, and a shell may leave its quotes.
+    two = ("functions.my.py:f=.25", 'reward.functions."other.py:g"=3')
+    assert functions(*two) == {"correctness": 1.0, "my.py:f": 0.25, "other.py:g": 3.0}
+    assert functions("functions={only=1}", "functions.too=2") == {"only": 1.0, "too": 2.0}
+    assert refusal(path, "functions.correctness=much").startswith("--set: reward.functions must be a table")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("temperature=.5", 0.5),
+        ("temperature=1.", 1.0),
+        ("eval_sampled=True", True),
+        ("use_compile=False", False),
+    ],
+)
+def test_a_value_may_be_spelled_as_in_python(override, expected):
+    config = load_config(None, [override]).config
+    leaf = override.partition("=")[0]
+    assert getattr(getattr(config, OWNER[leaf]), leaf) == expected
+    assert load_config(None, ["run_name=.5"]).config.run.run_name == ".5"
+    assert load_config(None, ["run_name=True"]).config.run.run_name == "True"
+
+
+def test_the_run_folder_may_be_in_the_home_folder(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load_config(None, ["output_dir=~/x"]).config.run.output_dir == "/home/me/x"
+    assert load_config(write("run.output_dir = '~/x'")).config.run.output_dir == "/home/me/x"

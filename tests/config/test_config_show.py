@@ -44,3 +44,14 @@ def test_the_json_form_holds_the_same():
     assert shown["config"] == json.loads(loaded.config.model_dump_json())
     assert shown["origins"]["rollout.top_k"] == "--set"
     assert (shown["notes"], shown["memory_plan"]) == ([], "x")
+
+
+def test_every_choice_of_a_setting_is_listed():
+    lines = as_text(load_config(None)).splitlines()
+    (loss,) = [line for line in lines if line.startswith("optimizer =")]
+    assert loss.endswith('(one of "adamw", "adam", "muon", "lion", "adafactor")')
+    (bits,) = [line for line in lines if line.startswith("base_bits =")]
+    assert bits.endswith("(one of 0, 4, 8)")
+    (trackers,) = [line for line in lines if line.startswith("trackers =")]
+    assert trackers.endswith('(one of "tensorboard", "wandb", "trackio")')
+    assert json.loads(as_json(load_config(None)))["choices"]["model.base_bits"] == [0, 4, 8]

@@ -49,6 +49,8 @@ def test_a_dry_run_prints_the_settings_and_starts_nothing(tmp_path):
     assert (done.returncode, done.stderr) == (0, f"note: {split}\n")
     assert 'task = "arithmetic"' in done.stdout
     assert "top_k = 5" in done.stdout
+    assert "functions = {}" in done.stdout
+    assert "# reward: correctness, weight 1, from the task arithmetic\n" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,3 +91,20 @@ def test_a_wrong_command_line_is_answered_with_the_usage(arguments):
     done = launch(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: launch.py")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config", 300 * "x"],
+        ["--config", "smoke_test.toml", "--set", f"output_dir={300 * 'x'}"],
+        ["--config", "smoke_test.toml", "--set", "output_dir=file/run"],
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_path_that_the_system_refuses_is_one_line_and_exit_code_2(arguments, more, tmp_path):
+    (tmp_path / "file").touch()
+    done = launch(*arguments, *more, cwd=tmp_path)
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert (done.returncode, line[:7]) == (2, "error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -74,6 +74,8 @@ class Run:
             "TMPDIR": str(self.temporary),
             FAILPOINTS: str(self.failpoints),
         }
+        #: 0: a process group of its own for each process; None: that of the tests.
+        self.process_group: int | None = None
         self.launched: subprocess.Popen[bytes] | None = None
         self._stderr = folder / "stderr.txt"
         self._started: list[subprocess.Popen[bytes]] = []
@@ -113,6 +115,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=file,
+                process_group=self.process_group,
             )
         process.stderr_path = path
         self._started.append(process)

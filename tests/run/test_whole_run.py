@@ -160,6 +160,11 @@ def test_the_start_says_where_and_the_end_says_what_came_out(any_run):
     assert f"python -m grpo_actors.tail {any_run.folder}" in any_run.stderr
     assert f"python -m grpo_actors.rollout --attach {any_run.folder}" in any_run.stderr
     assert re.search(r"\d+% of the problems \([\d,]+\) are held out for evaluation", any_run.stderr)
+    (prompt,) = [r["text"] for r in any_run.records("log") if r["text"].startswith("first prompt")]
+    assert re.match(
+        r'first prompt \(\d+ tokens; system prompt: [a-z ]+\): ".*<\|user\|>.*<\|assistant\|>', prompt
+    )
+    assert prompt in any_run.stderr
     best = json.loads((any_run.folder / "best.json").read_text())
     measure = best["score"]["measure"]
     how = "sampled at temperature 1" if measure["temperature"] else "greedy"

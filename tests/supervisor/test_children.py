@@ -9,7 +9,7 @@ import pytest
 from bounds import HANG_S
 
 from grpo_actors.supervisor.children import BACKGROUND_NICE, Actor
-from grpo_actors.supervisor.deaths import MAX_DEATHS
+from grpo_actors.supervisor.deaths import MAX_DEATHS, MAX_STARTS
 
 
 @pytest.fixture
@@ -192,17 +192,33 @@ def test_a_child_that_cannot_give_up_its_work_is_given_up_itself(watched, lifeli
     assert child.is_hopeless
 
 
-def test_a_child_that_dies_of_different_errors_is_always_started_again(watched, lifeline, tmp_path):
-    count = tmp_path / "count"
-    count.write_text("")
-    program = f"""
+DIFFERENT_ERRORS = """
 from pathlib import Path
-count = Path({str(count)!r})
+{first}
+count = Path({count!r})
 count.write_text(count.read_text() + "x")
-if len(count.read_text()) < 6:
-    raise ValueError(count.read_text())
+if len(count.read_text()) < 8:
+    raise ValueError(chr(64 + len(count.read_text())))
 """
-    assert len(deaths(watched(program, backoff_s=0.01), lifeline)) == 5
+
+
+def test_a_child_that_cannot_start_five_times_is_given_up_whatever_the_errors(watched, lifeline, tmp_path):
+    (tmp_path / "count").write_text("")
+    child = watched(DIFFERENT_ERRORS.format(first="", count=str(tmp_path / "count")), backoff_s=0.01)
+    *others, last = deaths(child, lifeline)
+    assert others == ["child ended with 1; starts again in 0 s"] * (MAX_STARTS - 1)
+    assert (
+        last
+        == "child cannot start: it ended with 1, the last of 5 times: ValueError: E; it is not started again"
+    )
+    assert child.is_hopeless
+
+
+def test_a_child_that_works_and_dies_of_different_errors_is_always_started_again(watched, lifeline, tmp_path):
+    (tmp_path / "count").write_text("")
+    works = "from grpo_actors.progress import begin_work\nbegin_work('')"
+    program = DIFFERENT_ERRORS.format(first=works, count=str(tmp_path / "count"))
+    assert len(deaths(watched(program, backoff_s=0.01), lifeline)) == 7
 
 
 def test_a_child_that_is_killed_before_it_has_work_is_always_started_again(watched, lifeline):

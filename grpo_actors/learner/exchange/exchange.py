@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from grpo_actors.awake import AwakeClock
 from grpo_actors.errors import TrainingError
 from grpo_actors.learner.exchange.dispatcher import TICK_S, Dispatcher
 from grpo_actors.learner.exchange.peers import BEAT_S
@@ -65,7 +66,7 @@ class Exchange:
         access: Access | None = None,
         evaluator_token: str = "",
         lost_s: float = LOST_S,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Keep the parts; bind nothing yet.
 
@@ -82,7 +83,7 @@ class Exchange:
         self._quarantine = quarantine
         self._welcome = welcome
         self._open_journal = open_journal
-        self._clock = clock
+        self._clock = AwakeClock() if clock is None else clock
         #: Work for the thread, which calls each function with its dispatcher.
         self._commands: queue.SimpleQueue[Callable[[Dispatcher], None]] = queue.SimpleQueue()
         self._batches: queue.SimpleQueue[list[SampledGroup] | None] = queue.SimpleQueue()

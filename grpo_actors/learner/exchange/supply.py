@@ -4,9 +4,10 @@ What a group must look like is in `sampling_rules`.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
 
 from grpo_actors.errors import DataError, ProtocolError
 from grpo_actors.learner.exchange.sampling_rules import SamplingRules
@@ -69,6 +70,10 @@ class Supply:
             )
         _, problem = self.problem(position)
         return f"{problem.id} left out: {length} prompt tokens, data.max_prompt_length is {self.max_prompt_length}"
+
+    def posed(self) -> Iterator[int]:
+        """Yield the positions of the problems that a run poses, in its order. For a supply that serves nothing else."""
+        return (position for position in count() if self.exclusion_reason(position) is None)
 
     def lease_message(self, granted: Granted) -> Lease:
         """Return the lease message for one grant."""

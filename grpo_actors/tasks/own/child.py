@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_actors.backend import let_torch_into_transformers
 from grpo_actors.errors import RewardError
+from grpo_actors.process import prepare_output
 from grpo_actors.tasks.own.frames import receive, send
 from grpo_actors.tasks.own.kinds import KINDS, Kind
 from grpo_actors.tasks.own.loading import load, signature_of
@@ -124,6 +125,7 @@ def _offer_to_out_of_memory_killer() -> None:
 
 def main() -> None:
     """Answer requests until the parent is gone."""
+    prepare_output(lenient_stdout=True)  # a function that prints must not fail because of it
     channel = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.dont_write_bytecode = True  # no __pycache__ in the user's folders
