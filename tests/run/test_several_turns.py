@@ -66,7 +66,7 @@ def test_metrics_report_turns_and_a_worker_that_agrees_with_the_learner(whole):
         assert 1.0 < record["turns_mean"] <= 2.0
         assert record["logprob_gap_max"] < 1e-3
         assert record["grad_norm"] is not None
-    assert whole.records("eval")[-1]["samples"] == 4
+    assert whole.records("eval")[-1]["score"]["measure"]["problems"] == 4
 
 
 def test_the_rate_of_rollout_is_that_of_sampled_tokens(whole):
