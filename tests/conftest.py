@@ -1,6 +1,7 @@
 """Fixtures of all tests: policies from the embedded model, and a run folder. Loads the BLAS that must come before MLX."""
 
 import os
+import signal
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,10 @@ import pytest
 import grpo_actors.policy  # noqa: F401 - before any test module imports mlx.core
 from grpo_actors.config import ModelConfig
 from grpo_actors.policy.model import Policy, load_policy
+
+# A shell's background job, and one under nohup, ignores these, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_actors.config.data import RewardConfig
+from grpo_actors.config import Config
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.tasks.task import Problem
 
@@ -106,7 +106,7 @@ def test_a_users_reward_gets_transformers_with_torch(torch_folder, tmp_path, mon
     monkeypatch.setenv("PYTHONPATH", str(torch_folder))
     problem = Problem(id="1", messages=({"role": "user", "content": "?"},), answer="", columns={})
     name = f"{file}:torch_is_visible"
-    with open_scorer({name: 1.0}, RewardConfig()) as scorer:
+    with open_scorer(Config.model_validate({"reward": {"functions": {name: 1.0}}})) as scorer:
         assert scorer.score(problem, ["a"]).rewards == {name: [1.0]}
 
 

@@ -101,16 +101,20 @@ def test_an_unknown_task_gets_the_nearest_name():
 def test_what_a_task_reads_is_a_setting(data):
     sizes = {"train_size", "eval_size"} if data.task == "arithmetic" else set()  # fixed, but for tests
     parameters = inspect.signature(type(load_task(data, seed=0))).parameters
-    assert parameters.keys() - sizes <= {"seed", *DataConfig.model_fields}
+    assert parameters.keys() - sizes <= {"seed", "holds_out", *DataConfig.model_fields}
 
 
-def test_loading_a_local_task_imports_nothing_heavy(path):
+@pytest.mark.parametrize(
+    ("task", "reader"), [("arithmetic", []), ("dataset", ["datasets", "numpy"])], ids=["made", "read"]
+)
+def test_loading_a_task_imports_nothing_heavy_but_the_library_that_reads_data_sets(path, task, reader):
+    given = dict(settings(task, path=path if reader else ""))
     script = (
         "import sys\n"
         "from grpo_actors.config.data import DataConfig\n"
         "from grpo_actors.tasks.registry import load_task\n"
         "import grpo_actors.tasks.scoring, grpo_actors.tasks.gsm8k\n"
-        f"load_task(DataConfig(**{dict(settings(path=path))!r}), seed=0)\n"
+        f"load_task(DataConfig(**{given!r}), seed=0)\n"
         "print([name for name in ('mlx', 'mlx.core', 'zmq', 'datasets', 'numpy', 'transformers') if name in sys.modules])\n"
     )
     done = subprocess.run(
@@ -120,4 +124,4 @@ def test_loading_a_local_task_imports_nothing_heavy(path):
         text=True,
         check=True,
     )
-    assert done.stdout == "[]\n"
+    assert done.stdout == f"{reader}\n"

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from grpo_actors.tasks.jsonl import Jsonl
 
 from grpo_actors.errors import RewardError
+from grpo_actors.tasks.dataset import DataSet
 from grpo_actors.tasks.scoring import Scorer, TrainerState
 from grpo_actors.tasks.task import Problem
 
@@ -162,8 +162,8 @@ def from_file(tmp_path, row, **columns):
     path = tmp_path / "data.jsonl"
     other = row | {columns.get("prompt_column", "question"): "1 + 1 = ?"}
     path.write_text("".join(json.dumps(each) + "\n" for each in (row, other)))
-    task = Jsonl(str(path), **columns)
-    [problem] = [p for p in (*task.problems("train"), *task.problems("eval")) if p.id == "jsonl/1"]
+    task = DataSet(str(path), **columns)
+    [problem] = [p for p in (*task.problems("train"), *task.problems("eval")) if p.id == "data/1"]
     return problem
 
 
@@ -264,10 +264,10 @@ def test_a_column_that_no_problem_has_is_found_with_the_list_of_columns(tmp_path
         return str(path)
 
     # One row with the column is enough.
-    whole = written("whole", rows)
-    lacking = written("lacking", [{"question": f"{n} + 2 = ?", "answer": n + 2} for n in range(9)])
+    whole = written("whole.jsonl", rows)
+    lacking = written("lacking.jsonl", [{"question": f"{n} + 2 = ?", "answer": n + 2} for n in range(9)])
     with Scorer({own("equal_columns"): 1.0, own("bonus"): 1.0}, timeout_s=60) as scorer:
-        for task, where in ((Jsonl(lacking), "training"), (Jsonl(whole, lacking), "evaluation")):
+        for task, where in ((DataSet(lacking), "training"), (DataSet(whole, lacking), "evaluation")):
             with pytest.raises(RewardError) as caught:
                 scorer.check_columns(task)
             assert str(caught.value) == (

@@ -152,7 +152,8 @@ def step(completions, trainer_state, log_extra, log_metric, **kwargs):
 
 def columns_of_trl(completions, **kwargs):
     given = {"prompts", "completion_ids", "answer", "trainer_state", "log_extra", "log_metric", "question"}
-    return [float(set(kwargs) == given)] * len(completions)
+    # Beside these, own rewards get the thoughts, which TRL does not have.
+    return [float(set(kwargs) == given | {"thoughts"})] * len(completions)
 
 
 def worth(number):
