@@ -22,11 +22,10 @@ from grpo_actors.errors import RewardError, RunError
 from grpo_actors.evaluator.score import evaluate, gain_over, held_out, measure_of
 from grpo_actors.failpoints import reach
 from grpo_actors.policy.model import Policy, load_policy
-from grpo_actors.policy.pinned import pin
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
 from grpo_actors.progress import LOADING_S, begin_work, given_up, scoring_patience_s
 from grpo_actors.rollout.episodes import open_episodes
-from grpo_actors.rollout.joining import fetch_weights
+from grpo_actors.rollout.joining import fetch_weights, weights_client
 from grpo_actors.rundir.checkpoint_weights import load_weights
 from grpo_actors.rundir.checkpoints import Checkpoint, find_checkpoints, verify
 from grpo_actors.rundir.claim import with_rewards
@@ -36,9 +35,8 @@ from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import TrainerState, open_scorer
 from grpo_actors.transport.control import ControlClient
 from grpo_actors.transport.keys import ClientKey, read_run_key
-from grpo_actors.transport.sockets import Context, reachable_endpoint, zmq_context
+from grpo_actors.transport.sockets import zmq_context
 from grpo_actors.transport.weights import WeightsClient
-from grpo_actors.wire import fetching
 from grpo_actors.wire.handshake import handshake, hello
 from grpo_actors.wire.messages import (
     Announcement,
@@ -47,7 +45,6 @@ from grpo_actors.wire.messages import (
     Evaluation,
     Message,
     Unscored,
-    Welcome,
     decode,
     encode,
     from_learner,
@@ -271,12 +268,6 @@ class RunEvaluator:
             )
 
 
-def _weights_client(
-    context: Context, welcome: Welcome, endpoint: str, key: ClientKey | None
-) -> WeightsClient:
-    return WeightsClient(context, reachable_endpoint(welcome.weights_endpoint, endpoint), fetching, pin, key)
-
-
 def follow_run(
     run_dir: Path,
     endpoint: str,
@@ -308,7 +299,7 @@ def follow_run(
         config = Config.model_validate_json(welcome.config)
         consent.check(consent.code_of(config), allowed, endpoint)
         # A key with the role evaluator opens no weights.
-        weights = None if key_file else _weights_client(context, welcome, endpoint, key)
+        weights = None if key_file else weights_client(context, welcome, endpoint, key)
         evaluator = RunEvaluator(
             *(run_dir, control, config, stop, welcome.beat_s),
             total_updates=welcome.total_updates,

@@ -11,9 +11,18 @@ from grpo_actors.config import Config, read_config
 from grpo_actors.errors import GrpoActorsError, ModelError, ProtocolError
 from grpo_actors.policy.identity import Identity
 from grpo_actors.policy.model import Policy, load_policy
+from grpo_actors.policy.pinned import pin
 from grpo_actors.policy.weights import unpack
+from grpo_actors.transport.keys import ClientKey
+from grpo_actors.transport.sockets import Context, reachable_endpoint
 from grpo_actors.transport.weights import Version, WeightsClient
+from grpo_actors.wire import fetching
 from grpo_actors.wire.messages import Manifest, Welcome, decode, weights_reply
+
+
+def weights_client(context: Context, welcome: Welcome, endpoint: str, key: ClientKey | None) -> WeightsClient:
+    """Return the source of weights that a Welcome names; `endpoint` is the address at which its learner was reached."""
+    return WeightsClient(context, reachable_endpoint(welcome.weights_endpoint, endpoint), fetching, pin, key)
 
 
 def fetch_weights(

@@ -9,18 +9,15 @@ from grpo_actors import consent
 from grpo_actors.config import Config
 from grpo_actors.errors import RunError
 from grpo_actors.policy.model import Policy
-from grpo_actors.policy.pinned import pin
 from grpo_actors.process import StopRequest, is_supervised
 from grpo_actors.progress import LOADING_S, begin_work
 from grpo_actors.rollout.absence import Absence, Place, print_by_hand
 from grpo_actors.rollout.episodes import open_episodes
-from grpo_actors.rollout.joining import load_welcome_policy
+from grpo_actors.rollout.joining import load_welcome_policy, weights_client
 from grpo_actors.rollout.worker import RolloutWorker
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.transport.control import ControlClient
-from grpo_actors.transport.sockets import Context, reachable_endpoint, zmq_context
-from grpo_actors.transport.weights import WeightsClient
-from grpo_actors.wire import fetching
+from grpo_actors.transport.sockets import Context, zmq_context
 from grpo_actors.wire.handshake import handshake
 from grpo_actors.wire.messages import Bye, Welcome, encode
 
@@ -85,8 +82,7 @@ def _equipped(
 ) -> Iterator[RolloutWorker]:
     """Make a worker with what the run needs: its rewards, its environment and a source of weights."""
     with open_scorer(config) as scorer, open_episodes(config, policy) as turns:
-        endpoint = reachable_endpoint(welcome.weights_endpoint, place.endpoint)
-        weights = WeightsClient(context, endpoint, fetching, pin, place.key)
+        weights = weights_client(context, welcome, place.endpoint, place.key)
         yield RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop)
 
 
