@@ -15,7 +15,7 @@ from grpo_actors.tasks.answers import FORMAT_REQUEST
 from grpo_actors.tasks.chat import read_chat
 from grpo_actors.tasks.lines import excerpt
 from grpo_actors.tasks.rows import Location, Row, read
-from grpo_actors.tasks.task import Message, Problem, Task
+from grpo_actors.tasks.task import Message, Problem, Task, prompt_text
 
 #: Column in which a row may give its problem a name, which must be unique in the data set.
 ID_COLUMN = "id"
@@ -150,8 +150,7 @@ def answer_text(value: object) -> str:
 
 def fingerprint(problem: Problem) -> int:
     """Return a hash of the prompt with 64 bits, evenly distributed and the same on every machine."""
-    text = json.dumps(problem.messages, sort_keys=True)
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(blake2b(prompt_text(problem).encode(), digest_size=8).digest(), "big")
 
 
 def repeats(problems: Iterable[Problem], where: Location) -> list[str]:

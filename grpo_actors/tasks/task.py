@@ -44,11 +44,12 @@ def fit(problems: Sequence[Problem], unfit: Callable[[Problem], bool]) -> Sequen
 
 def shared_prompts(train: Iterable[Problem], held_out: Iterable[Problem]) -> int:
     """Return the number of training problems whose prompt is also held out."""
-    prompts = {_prompt(problem) for problem in held_out}
-    return sum(_prompt(problem) in prompts for problem in train)
+    prompts = {prompt_text(problem) for problem in held_out}
+    return sum(prompt_text(problem) in prompts for problem in train)
 
 
-def _prompt(problem: Problem) -> str:
+def prompt_text(problem: Problem) -> str:
+    """Return the prompt as one text, equal for equal prompts."""
     return json.dumps(problem.messages, sort_keys=True)
 
 
