@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -58,6 +58,22 @@ Value = mx.Dtype | int | bool
 Constant = tuple[str, Value]
 
 
+class Typed(Protocol):
+    """An array, or what stands for one."""
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of its numbers."""
+
+    @property
+    def ndim(self) -> int:
+        """The number of its axes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+
+
 class CudaKernel:
     """One kernel: the names of its arrays, and its body."""
 
@@ -97,6 +113,27 @@ class CudaKernel:
         Raises:
             OSError: The kernel cannot be compiled.
         """
+        symbol, code = self.compiled(inputs, output_dtypes, template)
+        return mx.fast.precompiled_cuda_kernel(
+            name=symbol,
+            compiled_source=code,
+            inputs=list(inputs),
+            output_shapes=list(output_shapes),
+            output_dtypes=list(output_dtypes),
+            scalars=self.sizes(inputs),
+            grid=grid,
+            threadgroup=threadgroup,
+            ensure_row_contiguous=True,
+        )
+
+    def compiled(
+        self, inputs: Sequence[Typed], output_dtypes: Sequence[mx.Dtype], template: Sequence[Constant] = ()
+    ) -> tuple[str, bytes]:
+        """Return the kernel's symbol and its machine code, whose parameters are: inputs, outputs, and the `sizes`.
+
+        Raises:
+            OSError: The kernel cannot be compiled.
+        """
         key = (
             *(array.dtype for array in inputs),
             *(array.ndim for array in inputs),
@@ -104,25 +141,18 @@ class CudaKernel:
         )
         if key not in self._compiled:
             self._compiled[key] = self._compile(inputs, output_dtypes, template)
-        symbol, code = self._compiled[key]
-        return mx.fast.precompiled_cuda_kernel(
-            name=symbol,
-            compiled_source=code,
-            inputs=list(inputs),
-            output_shapes=list(output_shapes),
-            output_dtypes=list(output_dtypes),
-            scalars=[
-                size
-                for array, shaped in zip(inputs, self._shaped, strict=True)
-                for size in (array.shape if shaped else ())
-            ],
-            grid=grid,
-            threadgroup=threadgroup,
-            ensure_row_contiguous=True,
-        )
+        return self._compiled[key]
+
+    def sizes(self, inputs: Sequence[Typed]) -> list[int]:
+        """Return the sizes of the inputs whose ``x_shape`` the body reads."""
+        return [
+            size
+            for array, shaped in zip(inputs, self._shaped, strict=True)
+            for size in (array.shape if shaped else ())
+        ]
 
     def _compile(
-        self, inputs: Sequence[mx.array], output_dtypes: Sequence[mx.Dtype], template: Sequence[Constant]
+        self, inputs: Sequence[Typed], output_dtypes: Sequence[mx.Dtype], template: Sequence[Constant]
     ) -> tuple[str, bytes]:
         """Return the kernel's symbol and its machine code."""
         source = self._source(inputs, output_dtypes, template)
@@ -140,7 +170,7 @@ class CudaKernel:
         return symbol, code
 
     def _source(
-        self, inputs: Sequence[mx.array], output_dtypes: Sequence[mx.Dtype], template: Sequence[Constant]
+        self, inputs: Sequence[Typed], output_dtypes: Sequence[mx.Dtype], template: Sequence[Constant]
     ) -> str:
         """Return the whole source of a kernel with the symbol KERNEL."""
         arrays = list(zip(self._inputs, inputs, self._shaped, strict=True))

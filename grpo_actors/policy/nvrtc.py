@@ -2,11 +2,8 @@
 
 import ctypes
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
-#: Where Linux lists the files that a process has mapped; the last column is a path.
-_MAPS = Path("/proc/self/maps")
+from grpo_actors.policy.shared_library import CudaError, open_loaded
 
 
 def compile_source(source: str, name: str, architecture: str) -> bytes:
@@ -18,7 +15,7 @@ def compile_source(source: str, name: str, architecture: str) -> bytes:
         architecture: The GPU's, as ``sm_90``.
 
     Raises:
-        OSError: The compiler is not there, or refuses the source; with its log.
+        CudaError: The compiler is not there, or refuses the source; with its log.
     """
     nvrtc, program = _library(), ctypes.c_void_p()
     created = nvrtc.nvrtcCreateProgram(
@@ -28,7 +25,7 @@ def compile_source(source: str, name: str, architecture: str) -> bytes:
     try:
         options = (ctypes.c_char_p * 1)(f"--gpu-architecture={architecture}".encode())
         if nvrtc.nvrtcCompileProgram(program, len(options), options):
-            raise OSError(f"{name}: {_result('ProgramLog', program).rstrip(bytes(1)).decode()}")
+            raise CudaError(f"{name}: {_result('ProgramLog', program).rstrip(bytes(1)).decode()}")
         return _result("CUBIN", program)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
@@ -45,14 +42,9 @@ def _result(what: str, program: ctypes.c_void_p) -> bytes:
 
 def _check(call: str, code: int) -> None:
     if code:
-        raise OSError(f"{call}: NVRTC's error {code}")
+        raise CudaError(f"{call}: NVRTC's error {code}")
 
 
 @lru_cache(maxsize=1)
-def _library() -> Any:
-    """Open the compiler that MLX is linked to, wherever it was installed."""
-    mapped = {line.split(maxsplit=5)[-1].strip() for line in _MAPS.read_text().splitlines()}
-    paths = [path for path in mapped if Path(path).name.startswith("libnvrtc.so")]
-    if not paths:
-        raise OSError("MLX has loaded no libnvrtc.so")
-    return ctypes.CDLL(paths[0])
+def _library() -> ctypes.CDLL:
+    return open_loaded("libnvrtc.so")

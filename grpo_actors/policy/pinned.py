@@ -9,12 +9,12 @@ Depends on bytes and addresses only, not on their meaning. Without CUDA nothing 
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from grpo_actors.policy.cuda_driver import Driver, driver
 from grpo_actors.policy.cuda_kernel import cuda_kernel
 from grpo_actors.policy.device import on_cuda
 
@@ -52,7 +52,7 @@ _LOAD = (
 class Pinned:
     """Memory registered with the driver until `close`; it must stay mapped until then."""
 
-    def __init__(self, memory: memoryview, driver: "_Driver") -> None:
+    def __init__(self, memory: memoryview, driver: Driver) -> None:
         """Register `memory` with the driver.
 
         Raises:
@@ -60,7 +60,8 @@ class Pinned:
         """
         self._driver = driver
         self._address = np.frombuffer(memory, np.uint8).ctypes.data
-        driver.call("cuMemHostRegister_v2", self._address, memory.nbytes, _PORTABLE_AND_MAPPED)
+        size = ctypes.c_size_t(memory.nbytes)
+        driver.call("cuMemHostRegister_v2", ctypes.c_void_p(self._address), size, _PORTABLE_AND_MAPPED)
 
     def store(self, arrays: Mapping[int, mx.array]) -> Sequence[mx.array]:
         """Copy arrays [n] to their offsets (bytes, multiples of 16).
@@ -84,7 +85,7 @@ class Pinned:
 
     def close(self) -> None:
         """Unregister the memory."""
-        self._driver.call("cuMemHostUnregister", self._address)
+        self._driver.call("cuMemHostUnregister", ctypes.c_void_p(self._address))
 
     def _at(self, offset: int) -> mx.array:
         return mx.array([self._address + offset], mx.int64)
@@ -95,44 +96,9 @@ def pin(memory: memoryview) -> Pinned | None:
     if not on_cuda() or not memory.nbytes:
         return None
     try:
-        return Pinned(memory, _driver())
+        return Pinned(memory, driver())
     except OSError:
         return None
-
-
-class _Driver:
-    """The CUDA driver, in the context that MLX uses: the device's primary one."""
-
-    def __init__(self) -> None:
-        """Open the driver; raises OSError if there is none."""
-        self._library = ctypes.CDLL("libcuda.so.1")
-        self._context = ctypes.c_void_p()
-        self._check("cuInit", self._library.cuInit(0))
-        retained = self._library.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), 0)
-        self._check("cuDevicePrimaryCtxRetain", retained)
-
-    def call(self, name: str, address: int, *more: int) -> None:
-        """Call one function of the driver; its first argument is an address."""
-        self._check("cuCtxPushCurrent", self._library.cuCtxPushCurrent_v2(self._context))
-        try:
-            arguments = [
-                ctypes.c_void_p(address),
-                *map(ctypes.c_size_t, more[:1]),
-                *map(ctypes.c_uint, more[1:]),
-            ]
-            self._check(name, getattr(self._library, name)(*arguments))
-        finally:
-            self._library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-
-    @staticmethod
-    def _check(name: str, code: int) -> None:
-        if code:
-            raise OSError(f"{name}: CUDA's error {code}")
-
-
-@lru_cache(maxsize=1)
-def _driver() -> _Driver:
-    return _Driver()
 
 
 _GRID: dict[str, Any] = {"grid": (THREADS * BLOCKS, 1, 1), "threadgroup": (THREADS, 1, 1)}

@@ -162,6 +162,8 @@ class Sampler:
         self._rows: list[Row | None] = [None] * rows
         #: [R], the token that each row is fed next.
         self._token = mx.zeros(rows, mx.uint32)
+        #: By row, tokens to feed next instead of drawn ones; only if the decoder feeds itself.
+        self._given: dict[int, int] = {}
         #: [R, V] bool: the tokens of each row's prompt and completion; only with a repetition penalty.
         self._seen: mx.array | None = None
 
@@ -204,6 +206,7 @@ class Sampler:
                 self._waiting.popleft()
         indices = np.array(free[: len(taken)], np.int32)
         self._prefill([group for group, _ in taken])
+        self._decoder.rest()
         for prompts in dict.fromkeys(group.prompts for group, _ in taken):
             of_these = [at for at, (group, _) in enumerate(taken) if group.prompts is prompts]
             chosen = np.array([taken[at][0].prompt_index for at in of_these], np.int32)
@@ -217,6 +220,9 @@ class Sampler:
             if group.assigned == len(group.seeds):
                 group.prompts = None
         last_tokens = np.array([group.prompt[-1] for group, _ in taken], np.uint32)
+        if self._decoder.feeds:
+            self._given.update(zip(indices.tolist(), last_tokens.tolist(), strict=True))
+            return
         self._token[mx.array(indices)] = mx.array(last_tokens)
         # Submitted separately: CUDA then reuses one graph for all steps, instead of building another one for this step.
         mx.async_eval(self._token)  # type: ignore[no-untyped-call]
@@ -254,14 +260,16 @@ class Sampler:
                 requested = True
         if not requested:
             return None
-        if fed:
+        if self._decoder.feeds:
+            self._given.update(fed)
+        elif fed:
             self._feed(fed)
         self._window.reserve()
         if self.params.repetition_penalty != 1:
             self._update_seen()
-        token, logprob = self._decoder.step(self._window, self._token, mx.array(uniforms), self._seen)
-        self._token = token
-        return Step(token, logprob, list(self._rows), self.version)
+        instead, self._given = self._given, {}
+        self._token, read = self._decoder.step(self._window, self._token, instead, uniforms, self._seen)
+        return Step(read, list(self._rows), self.version)
 
     def _feed(self, tokens: dict[int, int]) -> None:
         """Feed these rows the given tokens (row index -> token) instead of the drawn ones."""
@@ -286,7 +294,7 @@ class Sampler:
 
     def _read(self, step: Step) -> tuple[int, list[tuple[int, list[Sample]]]]:
         """Wait for a step and append its tokens to the completions that have not ended; see `step` for the result."""
-        tokens, logprobs = np.array(step.token).tolist(), np.array(step.logprob).tolist()
+        tokens, logprobs = step.read()
         count, done = 0, []
         for row, token, logprob in zip(step.rows, tokens, logprobs, strict=True):
             if row is None or row.ended:

@@ -35,9 +35,11 @@ class Blocks:
         size = attention.q_proj.weight.shape[0] // attention.n_heads
         normed = getattr(attention, "q_norm", None)
         eps = normed.eps if normed is not None else 0.0
-        self._heads = Heads(attention.n_heads, attention.n_kv_heads, size, attention.scale, eps)
+        #: The division of a product of queries, keys and values.
+        self.heads = Heads(attention.n_heads, attention.n_kv_heads, size, attention.scale, eps)
         self._rope = attention.rope
-        self._eps = model.model.norm.eps
+        #: Epsilon of the norms of a row.
+        self.eps = model.model.norm.eps
 
     @staticmethod
     def arrays(model: Any) -> Arrays:
@@ -69,27 +71,27 @@ class Blocks:
             attend: `slot_kernels.attend_joined`, or a function that computes the same.
         """
         x = arrays["embedding"][tokens]
-        rotation = self._rotation(lengths)
+        rotation = self.rotation(lengths)
         for i, layer in enumerate(arrays["layers"]):
             joined = _product(self._normed(x, layer["attention_norm"]), layer["queries_keys_values"])
             past = Past(cache, i, lengths)
-            mixed = attend(joined, past, self._heads, rotation, layer.get("head_norms"))
+            mixed = attend(joined, past, self.heads, rotation, layer.get("head_norms"))
             x = _product(mixed, layer["out"], plus=x)
             gate_up = _product(self._normed(x, layer["mlp_norm"]), layer["gate_up"])
             x = _product(swiglu(*mx.split(gate_up, 2, axis=-1)), layer["down"], plus=x)
         return _product(self._normed(x, arrays["norm"]), arrays["head"])
 
     def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
-        normed: mx.array = mx.fast.rms_norm(x, weight, self._eps)
+        normed: mx.array = mx.fast.rms_norm(x, weight, self.eps)
         return normed
 
-    def _rotation(self, lengths: mx.array) -> mx.array:
-        """Return [R, D] float32: cosines and sines of each row's position, computed once for all layers.
+    def rotation(self, lengths: mx.array) -> mx.array:
+        """Return [R, D] float32: cosines and sines of the positions `lengths` [R], computed once for all layers.
 
         Apply the model's own rotation to a head with ones in its first half and zeros in its second; this works for
         any frequencies and factors.
         """
-        rows, size = lengths.size, self._heads.size
+        rows, size = lengths.size, self.heads.size
         # Repeated row by row: for a broadcast input, MLX 0.32's rotation on CUDA gives every row the last row's position.
         ones_and_zeros = mx.array(np.repeat([[1.0, 0.0]] * rows, size // 2, axis=1), mx.float32)
         turned: mx.array = self._rope(ones_and_zeros.reshape(rows, 1, 1, size), offset=lengths)

@@ -6,7 +6,7 @@ costs a decoding step as much as a whole layer.
 
 import mlx.core as mx
 
-from grpo_actors.policy.cuda_kernel import cuda_kernel
+from grpo_actors.policy.cuda_kernel import Constant, CudaKernel, cuda_kernel
 from grpo_actors.policy.decoding.draw import SamplingParams
 
 #: Warps per block.
@@ -110,6 +110,16 @@ _DRAW = """
 """
 
 
+def kernel() -> CudaKernel:
+    """Return the kernel: one block of 32 × `WARPS` threads for each row."""
+    return cuda_kernel("draw", ("logits", "uniform", "temperature"), ("token", "logprob"), _DRAW)
+
+
+def constants(dtype: mx.Dtype, vocabulary: int) -> list[Constant]:
+    """Return the kernel's constants for logits of this type."""
+    return [("T", dtype), ("N", 1 if vocabulary % 8 else 8), ("W", WARPS)]
+
+
 def fits(params: SamplingParams) -> bool:
     """Return whether the kernel supports these parameters."""
     return params.temperature > 0 and not params.filters and params.repetition_penalty == 1
@@ -127,9 +137,9 @@ def draw(logits: mx.array, uniform: mx.array, temperature: float) -> tuple[mx.ar
         Token ids [R] (uint32) and log-probs [R] (float32).
     """
     rows, vocabulary = logits.shape
-    token, logprob = cuda_kernel("draw", ("logits", "uniform", "temperature"), ("token", "logprob"), _DRAW)(
+    token, logprob = kernel()(
         inputs=[logits, uniform, mx.array([temperature], mx.float32)],
-        template=[("T", logits.dtype), ("N", 1 if vocabulary % 8 else 8), ("W", WARPS)],
+        template=constants(logits.dtype, vocabulary),
         grid=(32 * WARPS * rows, 1, 1),
         threadgroup=(32 * WARPS, 1, 1),
         output_shapes=[(rows,), (rows,)],

@@ -19,6 +19,8 @@ class Findings:
     attention_callers: Any = None
     #: Whether `blocks` give the same logits as its own layers.
     fits_blocks: bool | None = None
+    #: Whether a step of the blocks can be recorded and gives the same logits (`recorded_step`).
+    records: bool | None = None
     #: Compiled steps (`step`), by parameters and kind.
     compiled_steps: dict[Any, Any] = field(default_factory=dict)
 

@@ -1,10 +1,8 @@
 """The state of the sampler (`batching`): its groups, the completions in its rows, and the step under way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import mlx.core as mx
 
 from grpo_actors.errors import ConfigError
 from grpo_actors.policy.decoding.draw import Array, Respond, Sample, SamplingParams
@@ -133,8 +131,8 @@ def require_bound(policy: Policy, think_tokens: int, max_new_tokens: int, settin
 class Step:
     """A step that the device is computing, and its rows. A row that ends meanwhile is ignored when the step is read."""
 
-    token: mx.array
-    logprob: mx.array
+    #: Waits for it; returns the token and the log-prob of each row.
+    read: Callable[[], tuple[list[int], list[float]]]
     rows: list[Row | None]
     #: Number of the weights that compute it.
     version: int

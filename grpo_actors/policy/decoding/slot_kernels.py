@@ -5,11 +5,12 @@ rows this doubles the whole step (Qwen2.5-0.5B on an H200: 11.0 ms against 5.3 m
 that is their input; `slots` explains why this is safe. Their results must agree with the mask of a `window`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from grpo_actors.policy.cuda_kernel import Constant, constant, cuda_kernel
+from grpo_actors.policy.cuda_kernel import Constant, CudaKernel, constant, cuda_kernel
 from grpo_actors.policy.decoding import tensor_attention
 
 #: Warps per block: as many threads as the largest head has elements.
@@ -183,6 +184,46 @@ class Past:
     lengths: mx.array
 
 
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The kernel of a step's attention. Its inputs are those of `_attend`, its output [R, Hq × D]."""
+
+    kernel: CudaKernel
+    constants: Sequence[Constant]
+    #: Blocks for each row, and threads of a block.
+    blocks: int
+    threads: int
+
+
+def attention_of(heads: Heads, dtype: mx.Dtype, rows: int, *, joined: bool, normed: bool) -> Attention:
+    """Return the best kernel for these heads.
+
+    Args:
+        heads: The sizes.
+        dtype: The type of the cache.
+        rows: R.
+        joined: Whether heads are rotated in the kernel (`attend_joined`).
+        normed: Whether they are normalised there, too.
+    """
+    shared_by = heads.queries // heads.keys
+    constants: list[Constant] = [
+        *(("T", dtype), ("D", heads.size), ("HQ", heads.queries), ("HK", heads.keys)),
+        *(("JOINED", joined), ("NORMED", normed)),
+    ]
+    if tensor_attention.fits(heads.size, dtype):
+        together = max(n for n in range(1, tensor_attention.MOST_QUERIES + 1) if shared_by % n == 0)
+        kernel = cuda_kernel("tensor_attention", _ATTEND_INPUTS, ("out",), tensor_attention.ATTEND)
+        warps = tensor_attention.WARPS
+        constants.append(("BRAIN", dtype == mx.bfloat16))
+    else:
+        is_many = rows * heads.keys >= ENOUGH_BLOCKS and shared_by <= MOST_TOGETHER
+        together = shared_by if is_many else 1
+        kernel = cuda_kernel("slot_attention", _ATTEND_INPUTS, ("out",), _ATTEND)
+        warps = WARPS
+    constants += [("W", warps), ("G", together)]
+    return Attention(kernel, constants, heads.queries // together, 32 * warps)
+
+
 def attend_rows(queries: mx.array, keys: mx.array, values: mx.array, past: Past, scale: float) -> mx.array:
     """Compute softmax attention of one query per row over the row's past and its new token; write that token.
 
@@ -230,23 +271,9 @@ def _attend(
     norms: tuple[mx.array, mx.array] | None = None,
 ) -> mx.array:
     rows, dtype = past.lengths.size, past.cache.dtype
-    shared_by = heads.queries // heads.keys
-    constants: list[Constant] = [
-        *(("T", dtype), ("D", heads.size), ("HQ", heads.queries), ("HK", heads.keys)),
-        *(("JOINED", rotation is not None), ("NORMED", norms is not None)),
-    ]
-    if tensor_attention.fits(heads.size, dtype):
-        together = max(n for n in range(1, tensor_attention.MOST_QUERIES + 1) if shared_by % n == 0)
-        kernel = cuda_kernel("tensor_attention", _ATTEND_INPUTS, ("out",), tensor_attention.ATTEND)
-        warps = tensor_attention.WARPS
-        constants.append(("BRAIN", dtype == mx.bfloat16))
-    else:
-        is_many = rows * heads.keys >= ENOUGH_BLOCKS and shared_by <= MOST_TOGETHER
-        together = shared_by if is_many else 1
-        kernel = cuda_kernel("slot_attention", _ATTEND_INPUTS, ("out",), _ATTEND)
-        warps = WARPS
+    attention = attention_of(heads, dtype, rows, joined=rotation is not None, normed=norms is not None)
     out: mx.array
-    (out,) = kernel(
+    (out,) = attention.kernel(
         inputs=[
             *new,
             *(past.cache, constant(past.layer), past.lengths),
@@ -255,9 +282,9 @@ def _attend(
             *(norms or new[:2]),
             constant(heads.eps),
         ],
-        template=[*constants, ("W", warps), ("G", together)],
-        grid=(32 * warps * heads.queries // together, rows, 1),
-        threadgroup=(32 * warps, 1, 1),
+        template=attention.constants,
+        grid=(attention.threads * attention.blocks, rows, 1),
+        threadgroup=(attention.threads, 1, 1),
         output_shapes=[(rows, heads.queries * heads.size)],
         output_dtypes=[dtype],
     )

@@ -37,6 +37,10 @@ class Slots:
         self.live: Array = np.zeros(rows, np.bool_)
         #: Keys and values [L, 2, R, H, columns, D]; None before the first prompt.
         self.cache: mx.array | None = None
+        #: Whether prompts were placed since a step was submitted to another stream than MLX's (`recorded_step`).
+        self.changed = False
+        #: [2 R] uint32, written by such a step: the tokens that it drew, and the bits of their log-probs.
+        self.drawn = mx.zeros(2 * rows, mx.uint32)
         # One extra column: the end of a row is detected one step late.
         self._room = max_new_tokens + 1
 
@@ -46,7 +50,7 @@ class Slots:
         width = mx.array([prompts.width], mx.int32)
         mx.async_eval(place_prompts(prompts.stacked, mx.array(chosen), cache, mx.array(rows), width))  # type: ignore[no-untyped-call]
         self.lengths[rows] = prompts.lengths[chosen]
-        self.live[rows] = True
+        self.live[rows], self.changed = True, True
 
     def free(self, row: int) -> None:
         """Mark a row as free; its past is no longer needed."""

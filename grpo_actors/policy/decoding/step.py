@@ -3,13 +3,14 @@
 There are several ways, which give the same result:
 
 - On a CPU and on Metal, MLX's own attention masks the columns of a `window` that do not belong to a row.
-- On CUDA, a kernel reads each row's own columns (`slots`). Every array then keeps its shape, so that the whole step is
-  compiled: at these sizes the GPU is fast, and launching its kernels is what takes the time. Models that `blocks`
-  supports need half as many kernels; the others use their own layers.
+- On CUDA, a kernel reads each row's own columns (`slots`). Every array then keeps its shape, and at these sizes the GPU is
+  fast: launching its kernels is what takes the time. Models that `blocks` supports need half as many kernels, and the
+  driver launches them all at once (`recorded_step`). The others use their own layers, compiled.
 - Models whose cache fits neither use mlx-lm's caches (`fixed_batch`).
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,21 +21,25 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from grpo_actors.errors import ConfigError
 from grpo_actors.policy.architectures import architecture_of
 from grpo_actors.policy.attention import Callers
-from grpo_actors.policy.decoding import attention, draw_kernel, slot_kernels
+from grpo_actors.policy.decoding import attention, draw_kernel, recorded_step, slot_kernels
 from grpo_actors.policy.decoding.blocks import Arrays, Blocks, blocks_of
-from grpo_actors.policy.decoding.draw import SamplingParams, draw
+from grpo_actors.policy.decoding.draw import Array, SamplingParams, draw
 from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.fixed_batch import FixedBatch, prefill
+from grpo_actors.policy.decoding.recorded_step import RecordedStep
 from grpo_actors.policy.decoding.slots import SlotLayer, Slots
 from grpo_actors.policy.decoding.window import Prompts, Window
 from grpo_actors.policy.dora import has_dora
 from grpo_actors.policy.model import RAGGED, Policy, logits_alone, same_logits
+from grpo_actors.policy.shared_library import CudaError
 
 Cache = Window | Slots | FixedBatch
 #: (the blocks' arrays, only if there are blocks; tokens, lengths, cache) -> logits [R, V].
 SlotLogits = Callable[..., mx.array]
 #: (uniforms; the tokens seen, or None without a repetition penalty; then as `SlotLogits`) -> (token, log-prob).
 SlotStep = Callable[..., tuple[mx.array, mx.array]]
+#: Waits for a step; returns the token and the log-prob of each row.
+Results = Callable[[], tuple[list[int], list[float]]]
 
 
 class Decoder:
@@ -49,17 +54,32 @@ class Decoder:
         #: Whether the rows of a batch must begin together.
         self.together = not fits(policy)
         self._slot_step: SlotStep | None = None
+        self._recorded: RecordedStep | None = None
         self._arrays: list[Arrays] = []
         if not self.together and _over_slots(policy):
             blocks = _blocks(policy)
             if blocks:
                 self._arrays = [blocks.arrays(policy.model)]
                 mx.async_eval(self._arrays)  # type: ignore[no-untyped-call]
+            self._recorded = _recorded(policy, params, blocks, self._arrays)
             self._slot_step = _slot_step(policy, params, blocks)
 
     def forget_weights(self) -> None:
-        """Drop the copies of the weights; this decoder takes no further step."""
+        """Drop the copies of the weights; this decoder takes no further step. May be called twice."""
         self._arrays = []
+        if self._recorded is not None:
+            self._recorded.close()
+            self._recorded = None
+
+    def rest(self) -> None:
+        """Wait for the step under way, if it does not wait itself for what MLX is given afterwards."""
+        if self._recorded is not None:
+            self._recorded.rest()
+
+    @property
+    def feeds(self) -> bool:
+        """Whether the step itself remembers the tokens that it drew, and takes others as `given`."""
+        return self._recorded is not None
 
     @property
     def over_slots(self) -> bool:
@@ -84,30 +104,39 @@ class Decoder:
         return run
 
     def step(
-        self, cache: Cache, tokens: mx.array, uniforms: mx.array, seen: mx.array | None
-    ) -> tuple[mx.array, mx.array]:
+        self, cache: Cache, tokens: mx.array, given: Mapping[int, int], uniforms: Array, seen: mx.array | None
+    ) -> tuple[mx.array, Results]:
         """Decode one token of every row; the cache must have room for it.
 
         Args:
             cache: Made by `cache`; this call writes to it and advances it.
-            tokens: [R], the token that each row is fed.
-            uniforms: [R] in [0, 1).
+            tokens: [R], the token that each row is fed; only if the step does not feed itself.
+            given: Tokens by row, fed instead of those that were drawn; only if the step feeds itself.
+            uniforms: [R] float32 in [0, 1).
             seen: [R, V] bool, the tokens under the repetition penalty; None without one.
 
         Returns:
-            Tokens [R] and log-probs [R], which the device may still be computing.
+            The tokens [R] to feed next, and a function that waits for the tokens and log-probs of all rows.
         """
+        if isinstance(cache, Slots) and self._recorded is not None:
+            landing = self._recorded.step(cache, uniforms, given)
+            cache.advance()
+            return tokens, landing.read
         if isinstance(cache, Slots):
             assert self._slot_step is not None
             state = (*self._arrays, tokens, mx.array(cache.lengths), cache.cache)
-            token, logprob = self._slot_step(uniforms, seen, *state)
+            token, logprob = self._slot_step(mx.array(uniforms), seen, *state)
         else:
             layers: Any = cache.layers
             logits = self._policy.model(tokens[:, None], cache=layers)[:, -1]
-            token, logprob = draw(logits, uniforms, self._params, seen)
+            token, logprob = draw(logits, mx.array(uniforms), self._params, seen)
         cache.advance()
         mx.async_eval(token, logprob)  # type: ignore[no-untyped-call]
-        return token, logprob
+        return token, partial(_read, token, logprob)
+
+
+def _read(token: mx.array, logprob: mx.array) -> tuple[list[int], list[float]]:
+    return np.array(token).tolist(), np.array(logprob).tolist()
 
 
 def fits(policy: Policy) -> bool:
@@ -189,6 +218,32 @@ def _blocks_agree(blocks: Blocks, model: Any) -> bool:
     last, lengths = mx.array([prompt[-1] for prompt in RAGGED]), mx.array(slots.lengths)
     assert slots.cache is not None
     return _same_as_alone(blocks.logits(blocks.arrays(model), last, lengths, slots.cache), model)
+
+
+def _recorded(
+    policy: Policy, params: SamplingParams, blocks: Blocks | None, arrays: Sequence[Arrays]
+) -> RecordedStep | None:
+    """Return the recorded step of these blocks, if it can be recorded here and gives the model's logits."""
+    found = findings(policy)
+    if blocks is None or found.records is False or not recorded_step.fits(arrays[0], params):
+        return None
+    if found.records is None:
+        found.records = _recording_agrees(blocks, arrays[0], params, policy.model)
+    return RecordedStep(blocks, arrays[0], params) if found.records else None
+
+
+def _recording_agrees(blocks: Blocks, arrays: Arrays, params: SamplingParams, model: Any) -> bool:
+    """Return whether a recorded step decodes one token of the unlike prompts as the model does."""
+    slots, rows = Slots(len(RAGGED), max_new_tokens=1), np.arange(len(RAGGED), dtype=np.int32)
+    slots.place(rows, Prompts(model, RAGGED), rows)
+    try:
+        with contextlib.closing(RecordedStep(blocks, arrays, params)) as recorded:
+            given = {row: prompt[-1] for row, prompt in enumerate(RAGGED)}
+            recorded.step(slots, np.zeros(len(RAGGED), np.float32), given).read()
+            assert recorded.logits is not None
+            return _same_as_alone(recorded.logits, model)
+    except CudaError:
+        return False
 
 
 def _slot_step(policy: Policy, params: SamplingParams, blocks: Blocks | None) -> SlotStep:
