@@ -96,7 +96,7 @@ def test_completions_have_the_log_probs_that_mlxs_step_gives_them(temperature):
             len(one.tokens),
         )
         assert same >= 1
-        np.testing.assert_allclose(one.logprobs[:same], other.logprobs[:same], atol=0.05)
+        np.testing.assert_allclose(one.logprobs[:same], other.logprobs[:same], atol=0.15)
     assert sum(one.tokens == other.tokens for one, other in pairs) >= len(pairs) / 2
 
 
