@@ -19,10 +19,8 @@ import mlx.core as mx
 from grpo_actors import consent
 from grpo_actors.config import Config
 from grpo_actors.errors import RewardError, RunError
-from grpo_actors.evaluator.pacing import Pacing
 from grpo_actors.evaluator.score import evaluate, gain_over, held_out, measure_of
 from grpo_actors.failpoints import reach
-from grpo_actors.policy.device import on_accelerator
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
 from grpo_actors.progress import LOADING_S, begin_work, given_up, scoring_patience_s
@@ -93,7 +91,6 @@ class RunEvaluator:
         #: Scores of versions whose checkpoint is still being written, by update; an error if it has no score.
         self._ahead: dict[int, SavedScore | RewardError] = {}
         self._next_beat_s = 0.0
-        self._pacing: Pacing | None = None
         #: Whether the learner has sent Bye.
         self._run_ended = False
         self._patience_s = scoring_patience_s(config.reward.reward_timeout_s)
@@ -111,6 +108,8 @@ class RunEvaluator:
         policy = load_policy(config.model, seed=config.run.seed)
         policy.use_template(config.data.chat_template, config.data.chat_template_kwargs)
         questions = held_out(task, config, policy)
+        if self._stop:
+            return
         self._measure = measure_of(questions, config)
         with (
             open_scorer(config) as scorer,
@@ -119,8 +118,6 @@ class RunEvaluator:
 
             def score(update: int) -> SavedScore:
                 scorer.trainer_state = TrainerState(update)
-                # After the last update nothing else computes.
-                self._pacing = Pacing() if on_accelerator() and update != self._total_updates else None
                 return evaluate(
                     policy, task, questions, config, scorer, episodes=turns, on_step=self._on_step
                 )
@@ -263,8 +260,6 @@ class RunEvaluator:
         self._beat("evaluating")
         if self._stop:
             raise EvaluationStopped
-        if self._pacing is not None:
-            self._pacing.pause()
 
     def _beat(self, state: str) -> None:
         now_s = time.monotonic()

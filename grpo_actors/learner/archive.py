@@ -31,7 +31,6 @@ from grpo_actors.rundir.checkpoints import (
     best,
     mark_best,
     newest_sound,
-    prune,
     put_aside,
     read_state,
     remove_unfinished,
@@ -230,10 +229,10 @@ class Archive:
         self._prune()
 
     def close(self) -> None:
-        """Finish the checkpoint under way; may be called twice. Its error is printed: another one ends the run."""
-        self._writer.close()
+        """Finish the checkpoint under way; may be called twice. Errors are printed: another one ends the run."""
         under_way, self._under_way = self._under_way, None
-        if under_way is not None and (error := under_way.written.exception()) is not None:
+        errors = [self._writer.close(), None if under_way is None else under_way.written.exception()]
+        for error in filter(None, errors):
             print(f"error: {error}", file=sys.stderr)
 
     def unevaluated(self) -> set[int]:
@@ -269,7 +268,7 @@ class Archive:
         return known.measure != evaluation.report.score.measure
 
     def _prune(self) -> None:
-        prune(self._run_dir, self._config.run.keep_checkpoints, frozenset(self.unevaluated()))
+        self._writer.prune(self._config.run.keep_checkpoints, frozenset(self.unevaluated()))
 
     def _record(self, records: Records, evaluation: Evaluation) -> None:
         if changes := self._add(evaluation.update, evaluation.report.score):

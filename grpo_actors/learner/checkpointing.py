@@ -18,7 +18,7 @@ from grpo_actors.policy.device import on_cuda
 from grpo_actors.process import CHECKPOINT_ROOM
 from grpo_actors.rundir import snapshot
 from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint
-from grpo_actors.rundir.checkpoints import Checkpoint
+from grpo_actors.rundir.checkpoints import Checkpoint, prune
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._host_memory: Future[snapshot.HostMemory | None] | None = None
         self._under_way: list[Future[Written]] = []
+        self._pruning: Future[None] | None = None
         #: Whether training goes on beside arrays that are read in place; None before the first checkpoint.
         self._has_room: bool | None = None
         #: MLX's memory limit next to no checkpoint.
@@ -77,12 +78,23 @@ class CheckpointWriter:
             wait(self._under_way)
         return written
 
-    def close(self) -> None:
-        """Finish the checkpoint under way; may be called twice."""
+    def prune(self, keep: int, protected: frozenset[int]) -> None:
+        """Start to remove old checkpoints, as `checkpoints.prune`: for gigabytes that takes seconds.
+
+        Raises:
+            RunError: The removal before this one failed.
+        """
+        if self._pruning is not None and self._pruning.done():
+            self._pruning.result()
+        self._pruning = self._thread.submit(prune, self._run_dir, keep, protected)
+
+    def close(self) -> BaseException | None:
+        """Finish the checkpoint under way and the last removal, and return the error of that, if any; may be called twice."""
         self._thread.shutdown()
         if self._host_memory is not None and (host_memory := self._host_memory.result()) is not None:
             host_memory.close()
-        self._host_memory = None
+        pruning, self._host_memory, self._pruning = self._pruning, None, None
+        return None if pruning is None else pruning.exception()
 
     def _write(self, frozen: FrozenCheckpoint) -> Written:
         started_s = time.monotonic()

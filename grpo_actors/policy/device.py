@@ -7,12 +7,7 @@ import mlx.core as mx
 
 def on_cuda() -> bool:
     """Return whether MLX's default device is an NVIDIA GPU, and available."""
-    return mx.cuda.is_available() and on_accelerator()
-
-
-def on_accelerator() -> bool:
-    """Return whether MLX's default device is a GPU, which processes share without cores of their own."""
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
+    return mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
 
 
 def memory_bytes() -> int:

@@ -273,6 +273,9 @@ class Supervisor:
             self._draining_since_s = now_s
             self.status.print_line("finishing the step and writing a checkpoint; Ctrl-C again stops at once")
             self.learner.send(signal.SIGTERM)
+            for child in self.observers:
+                if child.name == "evaluator":  # a resumed run scores what has no score yet
+                    child.send(signal.SIGTERM)
         elif now_s - self._draining_since_s > (self._drain_notes + 1) * DRAIN_NOTE_S:
             self._drain_notes += 1
             waited_s = now_s - self._draining_since_s
