@@ -6,7 +6,6 @@ the Python files of a model's folder. None of it runs unless the command line ha
 supervisor gives its own children the consent for what its user's settings name.
 """
 
-import argparse
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 
@@ -17,18 +16,6 @@ from grpo_actors.tasks.own.kinds import is_own
 
 #: Stands for the Python files of the model's folder.
 REMOTE_CODE = "trust_remote_code"
-
-
-def add_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--allow`` to a command line."""
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="run this code, which the run's settings name: a reward or environment (file.py:function, "
-        f"module:function), {CODE_TESTS}, or {REMOTE_CODE}; repeatable",
-    )
 
 
 def code_of_model(model: ModelConfig) -> list[str]:

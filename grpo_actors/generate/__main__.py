@@ -1,4 +1,4 @@
-"""Generate text with a model: ``python -m grpo_actors.generate [PROMPT] --model MODEL``.
+"""Generate text with a model: ``grpo generate [PROMPT] --model MODEL``.
 
 With a prompt, as an argument or on standard input, the answer is printed while it is sampled. In a terminal without a
 prompt it starts a chat. With ``--batch IN --output OUT`` it answers a file of prompts, many at a time.
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from grpo_actors.generate.generator import Generator
     from grpo_actors.generate.prompts import Prompt
 
+PROGRAM = "python -m grpo_actors.generate"
+MODEL = 'a model folder, a checkpoint, an adapter, a run folder (its best checkpoint), a hub id, or "tiny"'
 #: Options with bounds: name, rule, and a function that checks the value (every comparison with NaN is false).
 BOUNDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("max_tokens", "≥ 1", lambda value: value >= 1),
@@ -52,31 +54,77 @@ KEPT_WITH_A_BATCH = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """Build the command line; import nothing slow."""
     command = argparse.ArgumentParser(
-        prog="python -m grpo_actors.generate",
+        prog=prog,
         description="Answer one prompt, chat, or answer a file of prompts. Without PROMPT: a chat in a terminal; "
         "otherwise the prompt is read from standard input.",
     )
     command.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt to answer")
     model = command.add_argument_group("the model")
-    model.add_argument(
-        "--model",
-        help='a model folder, a checkpoint, an adapter, a run folder (its best checkpoint), a hub id, or "tiny"; '
-        "default: the adapter's base, or tiny",
+    model.add_argument("--model", help=f"{MODEL}; default: the adapter's base, or tiny")
+    _add_model(command, model)
+    prompts = command.add_argument_group("a file of prompts")
+    prompts.add_argument(
+        "--batch", type=Path, metavar="IN", help="JSON Lines, or a text file with a prompt per line"
     )
+    prompts.add_argument(
+        "--output", type=Path, metavar="OUT", help="JSON Lines; an unfinished file is continued"
+    )
+    prompts.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="completions sampled at the same time (default: %(default)s)",
+    )
+    prompts.add_argument(
+        "--samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="completions of each prompt (default: %(default)s)",
+    )
+    command.add_argument("--raw", action="store_true", help="no chat template: continue the text as it is")
+    command.add_argument(
+        "--json", action="store_true", help="for one prompt: print a JSON object per completion"
+    )
+    return command
+
+
+def chat_parser(prog: str) -> argparse.ArgumentParser:
+    """Build the command line of a chat, which has no options for prompts from elsewhere."""
+    command = argparse.ArgumentParser(
+        prog=prog, description="Chat with a model, or with the best checkpoint of a run."
+    )
+    command.add_argument(
+        "model", nargs="?", metavar="MODEL", help=f"{MODEL} (default: the adapter's base, or tiny)"
+    )
+    _add_model(command, command)
+    command.set_defaults(prompt=None, batch=None, output=None, batch_size=1, samples=1, raw=False, json=False)
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser, model: Any) -> None:
+    """Add what a chat, a prompt and a file of prompts have in common."""
     model.add_argument(
         "--adapter", metavar="DIR", help="an adapter to apply to the model, in mlx-lm's format"
     )
     prompts = command.add_argument_group("prompt and answer")
-    prompts.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    system = prompts.add_mutually_exclusive_group()
+    system.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="the system prompt (default: the one that the model was trained with)",
+    )
+    system.add_argument("--no-system", action="store_const", const="", dest="system", help="no system prompt")
     prompts.add_argument(
         "--chat-template-kwargs",
         type=_template_settings,
         metavar="JSON",
         help='variables of the chat template, such as {"enable_thinking": false} '
-        "(default: those of the checkpoint's run, else the template's own)",
+        "(default: those that the model was trained with, else the template's own)",
     )
     prompts.add_argument(
         "--think-tokens",
@@ -85,7 +133,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens of thinking after which its closing tag is inserted; 0: no bound (default: %(default)s)",
     )
-    prompts.add_argument("--raw", action="store_true", help="no chat template: continue the text as it is")
     prompts.add_argument(
         "--max-tokens",
         type=int,
@@ -101,31 +148,6 @@ def parser() -> argparse.ArgumentParser:
         help="most tokens of prompt and answer together (default: the model's own limit)",
     )
     _add_sampling(command.add_argument_group("sampling"))
-    batch = command.add_argument_group("a file of prompts")
-    batch.add_argument(
-        "--batch", type=Path, metavar="IN", help="JSON Lines, or a text file with a prompt per line"
-    )
-    batch.add_argument(
-        "--output", type=Path, metavar="OUT", help="JSON Lines; an unfinished file is continued"
-    )
-    batch.add_argument(
-        "--batch-size",
-        type=int,
-        default=32,
-        metavar="N",
-        help="completions sampled at the same time (default: %(default)s)",
-    )
-    batch.add_argument(
-        "--samples",
-        type=int,
-        default=1,
-        metavar="N",
-        help="completions of each prompt (default: %(default)s)",
-    )
-    command.add_argument(
-        "--json", action="store_true", help="for one prompt: print a JSON object per completion"
-    )
-    return command
 
 
 def _template_settings(text: str) -> dict[str, Any]:
@@ -193,7 +215,7 @@ def check(options: argparse.Namespace) -> None:
         (options.batch and options.prompt is not None, "--batch has its own prompts; leave out PROMPT"),
         (options.batch and options.json, "--json is for one prompt; what --batch writes is JSON already"),
         (options.raw and options.system, "--raw knows no turns; leave out --system"),
-        (not is_encodable(options.system), f"--system must be UTF-8, got {options.system!r}"),
+        (not is_encodable(options.system or ""), f"--system must be UTF-8, got {options.system!r}"),
         (
             options.samples > 1 and not (options.batch or options.json),
             "--samples of one prompt needs --json, or nobody could tell them apart",
@@ -254,7 +276,7 @@ def batch(options: argparse.Namespace) -> None:
     from grpo_actors.generate.output import Output, check_resumable  # noqa: PLC0415
     from grpo_actors.generate.prompts import digest, read_requests  # noqa: PLC0415
 
-    requests = read_requests(options.batch, options.system, raw=options.raw)
+    requests = read_requests(options.batch, options.system or "", raw=options.raw)
     from grpo_actors.rundir.naming import weights_digest  # noqa: PLC0415  MLX takes a second to import
 
     resolve_model(options)
@@ -306,7 +328,7 @@ def chat(options: argparse.Namespace) -> None:
     generator.require_chat_template()
     from grpo_actors.generate.chat import Chat  # noqa: PLC0415
 
-    Chat(generator, options.system).run()
+    Chat(generator, options.system or "").run()
 
 
 def read_prompt(given: str | None) -> str:
@@ -332,9 +354,20 @@ def read_prompt(given: str | None) -> str:
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the tool and return the exit code, or raise GrpoActorsError for `run_command` to print."""
-    options = parser().parse_args(arguments)
+    return _run(parser(prog).parse_args(arguments))
+
+
+def chat_main(arguments: Sequence[str] | None, prog: str) -> int:
+    """Run a chat and return the exit code."""
+    options = chat_parser(prog).parse_args(arguments)
+    if not sys.stdin.isatty():
+        raise ConfigError("a chat needs a terminal; grpo generate takes a prompt from standard input")
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     check(options)
     # transformers would otherwise warn that PyTorch is absent, which is intended.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -349,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         from grpo_actors.generate.prompts import as_prompt  # noqa: PLC0415
 
-        answer(options, as_prompt(read_prompt(options.prompt), options.system, raw=options.raw))
+        answer(options, as_prompt(read_prompt(options.prompt), options.system or "", raw=options.raw))
     return 0
 
 

@@ -73,6 +73,18 @@ def update_of(folder: Path) -> int | None:
     return int(number) if number != folder.name and number.isdigit() else None
 
 
+def is_locked(run_dir: Path) -> bool:
+    """Return whether a live run holds the folder's lock."""
+    try:
+        with (run_dir / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextmanager
 def locked(run_dir: Path) -> Iterator[int]:
     """Lock the run folder and yield the lock's descriptor.

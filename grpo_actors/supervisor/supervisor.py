@@ -43,10 +43,9 @@ from grpo_actors.observe.reading import session_of
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
 from grpo_actors.process import EVALUATOR_LINE, EVALUATOR_TOKEN, EXIT_USAGE, ignores_hangup
-from grpo_actors.rundir.checkpoints import best, find_checkpoints
-from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, EVALUATION_FILE, LOCK
-from grpo_actors.rundir.scores import read_score
-from grpo_actors.score import verdict
+from grpo_actors.rundir.checkpoints import find_checkpoints
+from grpo_actors.rundir.folder import ENDPOINTS_FILE, LOCK
+from grpo_actors.rundir.outcome import gained, kept_checkpoint
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
@@ -323,35 +322,12 @@ class Supervisor:
         if code < 0 and self.learner.is_hopeless:
             code = 1  # it was killed because it hung, the last of several times
         if code == 0:
-            print(summary(self.run_dir), file=sys.stderr)
+            print(f"{gained(self.run_dir)}\n{kept_checkpoint(self.run_dir)}", file=sys.stderr)
         elif code < 0 or code == 1:
             kept = find_checkpoints(self.run_dir)
             effect = f"continues the run after update {kept[-1].update}" if kept else "starts it again"
             print(f"the learner {self.learner.how_it_ended}; the same command {effect}", file=sys.stderr)
         return code if code >= 0 else 128 - code
-
-
-def summary(run_dir: Path) -> str:
-    """Return two lines: what the training gained, and the folder of the best checkpoint, else of the last one."""
-    marked, kept = best(run_dir), find_checkpoints(run_dir)
-    last = f"last checkpoint: {kept[-1].path if kept else 'none'}"
-    if marked is None:
-        return f"not evaluated\n{last}"
-    if not marked.update and not any((checkpoint.path / EVALUATION_FILE).is_file() for checkpoint in kept):
-        return f"not evaluated but for the base model: {marked.score.measure} {marked.score}\n{last}"
-    if not marked.update:
-        return f"{marked.score.measure}: no checkpoint beat the base model, {marked.score}\n{last}"
-    of_base, of_best = (
-        read_score(file)
-        for file in (run_dir / BASE_EVALUATION_FILE, run_dir / marked.checkpoint / EVALUATION_FILE)
-    )
-    alike = of_base is not None and of_base.report.score.measure == marked.score.measure
-    known = str(of_base.report.score) if of_base is not None and alike else "?"
-    return (
-        f"{marked.score.measure}: {known} (base model) → {marked.score} (best, update {marked.update})"
-        f"{'' if of_best is None else verdict(of_best.report.gain)}\n"
-        f"best checkpoint: {run_dir / marked.checkpoint}"
-    )
 
 
 def run(config: Config) -> int:

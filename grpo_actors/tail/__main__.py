@@ -1,4 +1,4 @@
-"""Watch a run: ``python -m grpo_actors.tail RUN_DIR|ENDPOINT [--key FILE] [--json]``.
+"""Watch a run: ``grpo watch RUN_DIR|ENDPOINT [--key FILE] [--json]``.
 
 It only reads: the run folder's files and the events socket. It may start late, stop, or be started many
 times without any effect on the run. It exits when the run has ended.
@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -24,15 +24,16 @@ if TYPE_CHECKING:
     from grpo_actors.observe.view import RunView
     from grpo_actors.transport.events import EventSubscriber
 
+PROGRAM = "python -m grpo_actors.tail"
 #: Seconds between redraws, and between checks whether the run is still alive.
 TICK_S = 0.25
 #: Seconds to wait for a learner that died and may be restarted.
 RESTART_GRACE_S = 15.0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the command and return its exit code: 0 if the run or the user ended it, 2 for a wrong target."""
-    options = _parser().parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
     try:
         with closing(_target(options.target, options.key)) as target:
             _watch(target, _display(as_json=options.json))
@@ -48,18 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m grpo_actors.tail", description="Watch a run, live or ended."
-    )
-    parser.add_argument(
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    """Build the command line; import nothing slow."""
+    command = argparse.ArgumentParser(prog=prog, description="Watch a run, live or ended.")
+    command.add_argument(
         "target", metavar="RUN_DIR|ENDPOINT", help="a run's output folder, or ipc://… or tcp://…"
     )
-    parser.add_argument(
+    command.add_argument(
         "--key", metavar="FILE", type=Path, help="key of the role reader, for a run on another host"
     )
-    parser.add_argument("--json", action="store_true", help="print one record per line, for pipes")
-    return parser
+    command.add_argument("--json", action="store_true", help="print one record per line, for pipes")
+    return command
 
 
 class Target(Protocol):
