@@ -53,6 +53,7 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     )
     add("--plot", type=Path, metavar="FILE.png|svg", help="plot accuracy over updates")
     add("--json", action="store_true", help="print one JSON object")
+    add("--no-system", action="store_true", help="without the system prompt of the training")
     add_allow(command)
     add("--follow", metavar="ENDPOINT", help=argparse.SUPPRESS)
     add("--key", metavar="FILE", type=Path, help=argparse.SUPPRESS)

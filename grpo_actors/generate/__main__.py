@@ -17,7 +17,6 @@ from grpo_actors.process import bound_memory, run_command
 
 if TYPE_CHECKING:
     from grpo_actors.generate.generator import Generator
-    from grpo_actors.generate.prompts import Prompt
 
 PROGRAM = "python -m grpo_actors.generate"
 MODEL = 'a model folder, a checkpoint, an adapter, a run folder (its best checkpoint), a hub id, or "tiny"'
@@ -39,6 +38,7 @@ BOUNDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 KEPT_WITH_A_BATCH = (
     *(
         "system",
+        "no_system",
         "raw",
         "chat_template_kwargs",
         "think_tokens",
@@ -118,7 +118,7 @@ def _add_model(command: argparse.ArgumentParser, model: Any) -> None:
         metavar="TEXT",
         help="the system prompt (default: the one that the model was trained with)",
     )
-    system.add_argument("--no-system", action="store_const", const="", dest="system", help="no system prompt")
+    system.add_argument("--no-system", action="store_true", help="no system prompt")
     prompts.add_argument(
         "--chat-template-kwargs",
         type=_template_settings,
@@ -227,11 +227,12 @@ def check(options: argparse.Namespace) -> None:
 
 
 def resolve_model(options: argparse.Namespace) -> None:
-    """Resolve the user's names of model and adapter to a folder or hub id, and the template's settings to those of the run.
+    """Resolve the user's names of model and adapter to a folder or hub id, and what is not given to the run's own.
 
-    In place; may be called twice.
+    That is the system prompt and the template's settings. In place; may be called twice.
     """
-    from grpo_actors.rundir.naming import resolve, template_settings  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.rundir.naming import resolve  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.rundir.prompting import notice, prompting_of  # noqa: PLC0415
 
     if options.adapter is not None:
         options.adapter = resolve(options.adapter)
@@ -239,8 +240,16 @@ def resolve_model(options: argparse.Namespace) -> None:
         options.model = "tiny"
     if options.model is not None:
         options.model = resolve(options.model)
+    trained = prompting_of(str(options.adapter or options.model))
     if options.chat_template_kwargs is None:
-        options.chat_template_kwargs = template_settings(str(options.adapter or options.model))
+        options.chat_template_kwargs = dict(trained.template_settings)
+        if trained.template_settings:
+            settings = json.dumps(options.chat_template_kwargs, ensure_ascii=False)
+            print(f"note: with the chat template's settings of the training, {settings}", file=sys.stderr)
+    if options.system is None:
+        options.system = "" if options.raw or options.no_system else trained.system
+        if options.system:
+            print(notice(options.system), file=sys.stderr)
 
 
 def open_generator(options: argparse.Namespace) -> "Generator":
@@ -251,9 +260,11 @@ def open_generator(options: argparse.Namespace) -> "Generator":
         ConfigError: the adapter does not fit the model.
     """
     from grpo_actors.generate.generator import Generator  # noqa: PLC0415
+    from grpo_actors.policy.carried import NO_SYSTEM, carried_system, template_text  # noqa: PLC0415
     from grpo_actors.policy.decoding.rows import require_bound  # noqa: PLC0415
     from grpo_actors.policy.decoding.sampling import SamplingParams  # noqa: PLC0415
     from grpo_actors.rundir.naming import open_policy  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.rundir.prompting import notice  # noqa: PLC0415
 
     params = SamplingParams(
         max_new_tokens=options.max_tokens,
@@ -267,6 +278,11 @@ def open_generator(options: argparse.Namespace) -> "Generator":
     resolve_model(options)
     policy = open_policy(options.model, options.adapter)
     policy.template_settings = options.chat_template_kwargs
+    if carried := carried_system(template_text(policy.tokenizer)):
+        if options.no_system:
+            policy.template_settings = {**policy.template_settings, NO_SYSTEM: True}
+        elif not options.system and not options.raw:
+            print(notice(carried), file=sys.stderr)
     require_bound(policy, options.think_tokens, options.max_tokens, "--think-tokens")
     return Generator(policy, params, options.seed, options.max_context)
 
@@ -276,7 +292,7 @@ def batch(options: argparse.Namespace) -> None:
     from grpo_actors.generate.output import Output, check_resumable  # noqa: PLC0415
     from grpo_actors.generate.prompts import digest, read_requests  # noqa: PLC0415
 
-    requests = read_requests(options.batch, options.system or "", raw=options.raw)
+    read_requests(options.batch, "", raw=options.raw)  # before MLX is imported
     from grpo_actors.rundir.naming import weights_digest  # noqa: PLC0415  MLX takes a second to import
 
     resolve_model(options)
@@ -287,6 +303,7 @@ def batch(options: argparse.Namespace) -> None:
         **{name: getattr(options, name) for name in KEPT_WITH_A_BATCH},
     }
     check_resumable(options.output, settings)
+    requests = read_requests(options.batch, options.system, raw=options.raw)
     generator = open_generator(options)
     from grpo_actors.generate.batch import encode_all, run_batch  # noqa: PLC0415
 
@@ -295,10 +312,12 @@ def batch(options: argparse.Namespace) -> None:
         run_batch(generator, requests, prompts, output, samples=options.samples, rows=options.batch_size)
 
 
-def answer(options: argparse.Namespace, prompt: "Prompt") -> None:
+def answer(options: argparse.Namespace, text: str) -> None:
     """Answer one prompt: print the text while it is sampled, or print JSON."""
+    from grpo_actors.generate.prompts import as_prompt  # noqa: PLC0415
+
     generator = open_generator(options)
-    ids = generator.encode_fitting(prompt, "PROMPT")
+    ids = generator.encode_fitting(as_prompt(text, options.system, raw=options.raw), "PROMPT")
     if options.json:
         from grpo_actors.policy.decoding.sampling import sample_groups  # noqa: PLC0415
 
@@ -328,7 +347,7 @@ def chat(options: argparse.Namespace) -> None:
     generator.require_chat_template()
     from grpo_actors.generate.chat import Chat  # noqa: PLC0415
 
-    Chat(generator, options.system or "").run()
+    Chat(generator, options.system).run()
 
 
 def read_prompt(given: str | None) -> str:
@@ -380,9 +399,7 @@ def _run(options: argparse.Namespace) -> int:
     elif options.prompt is None and sys.stdin.isatty():
         chat(options)
     else:
-        from grpo_actors.generate.prompts import as_prompt  # noqa: PLC0415
-
-        answer(options, as_prompt(read_prompt(options.prompt), options.system or "", raw=options.raw))
+        answer(options, read_prompt(options.prompt))
     return 0
 
 

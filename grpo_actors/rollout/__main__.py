@@ -14,6 +14,7 @@ import argparse
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from grpo_actors.transport.sockets import Endpoints
 
 PROGRAM = "python -m grpo_actors.rollout"
+#: Seconds between two looks whether a run that starts has a learner.
+START_POLL_S = 0.2
 
 
 def work(
@@ -87,11 +90,23 @@ def live_endpoints(run_dir: Path) -> "Endpoints":
         os.kill(endpoints.pid, 0)
     except ProcessLookupError:
         raise RunError(
-            f"{run_dir}: no run is live here (its process {endpoints.pid} is gone); start it with launch.py"
+            f"{run_dir}: no run is live here (its process {endpoints.pid} is gone); start it with grpo train"
         ) from None
     except PermissionError:
         pass  # the process is alive and belongs to another user
     return endpoints
+
+
+def wait_for_start(run_dir: Path, stop: StopRequest) -> None:
+    """Return when the run in the folder has a learner that listens; at once if no run is live there, or at a signal."""
+    from grpo_actors.rundir.folder import ENDPOINTS_FILE, is_locked  # noqa: PLC0415
+
+    said = False
+    while not stop and not (run_dir / ENDPOINTS_FILE).exists() and is_locked(run_dir):
+        if not said:
+            print_by_hand(f"{run_dir}: the run is starting; waiting for its learner")
+            said = True
+        time.sleep(START_POLL_S)
 
 
 def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
@@ -130,6 +145,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     from grpo_actors.transport.keys import ClientKey, read_run_key  # noqa: PLC0415
 
     if args.attach:
+        wait_for_start(args.attach, stop)
+        if stop:
+            return 0
         endpoints = live_endpoints(args.attach)
         join_mps(endpoints.mps)
         if endpoints.join:

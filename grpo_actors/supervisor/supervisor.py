@@ -21,7 +21,6 @@ import contextlib
 import json
 import os
 import secrets
-import shlex
 import signal
 import sys
 import time
@@ -36,6 +35,7 @@ from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
 from grpo_actors.consent import options_for
 from grpo_actors.errors import RunError, os_errors_in_one_line
+from grpo_actors.invocation import pasted
 from grpo_actors.kernels.stage import Stage
 from grpo_actors.long_wait import LongWait
 from grpo_actors.observe.follow import Follower
@@ -301,12 +301,11 @@ class Supervisor:
             self._show_output(wait_s=0.02)
 
     def _show_commands(self) -> None:
-        attach = ["python", "-m", "grpo_actors.rollout", "--attach", str(self.run_dir)]
-        attach += options_for(self.config)
+        attach = pasted("worker", "--attach", self.run_dir, *options_for(self.config))
         self.status.print_line(
             f"run folder {self.run_dir}\n"
-            f"  watch it:      python -m grpo_actors.tail {self.run_dir}\n"
-            f"  add a worker:  {shlex.join(attach)}"
+            f"  watch it:      {pasted('watch', self.run_dir)}\n"
+            f"  add a worker:  {attach}"
             + (f"\n  elsewhere:     {self.endpoints.how_to_join}" if self.endpoints.join else "")
         )
         if warning := self.config.transport.warning:

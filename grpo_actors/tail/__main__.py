@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from grpo_actors.errors import GrpoActorsError, RunError
-from grpo_actors.rundir.folder import ENDPOINTS_FILE, METRICS_FILE
+from grpo_actors.rundir.folder import ENDPOINTS_FILE, METRICS_FILE, is_locked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -103,7 +103,9 @@ class _RunFolder:
         if not folder.is_dir():
             raise RunError(f"{folder} is not there; give a run's output folder or an address like ipc://…")
         self._folder = folder
-        if not (folder / ENDPOINTS_FILE).exists() and not (folder / METRICS_FILE).exists():
+        if not is_locked(folder) and not any(
+            (folder / name).exists() for name in (ENDPOINTS_FILE, METRICS_FILE)
+        ):
             raise RunError(
                 f"{folder} has no {ENDPOINTS_FILE}: no run has started there; give its output folder"
             )
@@ -111,17 +113,20 @@ class _RunFolder:
         self._pid: int | None = None
         self.follower = Follower(None, folder)
         self._connect()
-        alive = self._pid is not None and _is_alive(self._pid)
-        self._last_alive = time.monotonic() if alive else float("-inf")
+        self._last_alive = time.monotonic() if self._lives() else float("-inf")
 
     def why_over(self) -> str | None:
         self._connect()
         now = time.monotonic()
-        if self._pid is not None and _is_alive(self._pid):
+        if self._lives():
             self._last_alive = now
         if now - self._last_alive < RESTART_GRACE_S:
             return None
         return "the run is over: its process is gone and left no word why"
+
+    def _lives(self) -> bool:
+        """Return whether the run's learner is alive, or a run that has none yet holds the folder's lock."""
+        return (self._pid is not None and _is_alive(self._pid)) or is_locked(self._folder)
 
     def close(self) -> None:
         self.follower.close()
