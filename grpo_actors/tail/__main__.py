@@ -239,13 +239,20 @@ class _JsonLines:
 class _PlainLines:
     """Plain output: a status line per update, and a line for each important event."""
 
+    def __init__(self) -> None:
+        from grpo_actors.observe.view import RunView  # noqa: PLC0415
+
+        #: The view before the record that is to be shown.
+        self._before = RunView()
+
     def show(self, view: "RunView", record: "Record | None") -> None:
         from grpo_actors.observe.status import permanent_note  # noqa: PLC0415
         from grpo_actors.observe.text import status_line  # noqa: PLC0415
 
         if record is None:
             return
-        note = permanent_note(record)
+        note = permanent_note(record, self._before)
+        self._before = view
         if note is not None:
             self.print_line(note[0])
         elif record["topic"] == "metrics":

@@ -43,7 +43,9 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
         action="store_true",
         help="try the run first: sample and train one update within two minutes, write nothing, say what to change",
     )
-    command.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
+    command.add_argument(
+        "--json", action="store_true", help="print one JSON object per event; with --dry-run: the settings"
+    )
     return command
 
 
@@ -81,8 +83,6 @@ def trial(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
 
 def _run(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     given = command.parse_args(arguments)
-    if given.json and not given.dry_run:
-        command.error("--json needs --dry-run")
     file = given.config or given.config_option or DEFAULT_CONFIG
     if file == DEFAULT_CONFIG and not Path(file).is_file():
         command.error(
@@ -112,7 +112,7 @@ def _run(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> i
     from grpo_actors.supervisor.supervisor import run  # noqa: PLC0415
 
     with without_pipes(loaded.config) as config:
-        return run(config)
+        return run(config, as_json=given.json)
 
 
 def _show(loaded: "LoadedConfig", *, as_json: bool) -> None:

@@ -32,8 +32,8 @@ def test_a_chat_keeps_its_own_and_no_system_leaves_it_out(asked):
 
 
 def test_variables_have_the_values_of_the_training_unless_others_are_given(tiny):
-    settings = {"thinks": False, "none": None, "words": {"a": ["b", 1.5, True]}}
-    tiny.use_template(carrying("{{ thinks }} {{ none }} {{ words }}", "", settings))
+    settings = {"thinks": False, "nothing": None, "words": {"a": ["b", 1.5, True]}}
+    tiny.use_template(carrying("{{ thinks }} {{ nothing }} {{ words }}", "", settings))
     assert tiny.render([QUESTION]) == "False None {'a': ['b', 1.5, True]}"
     tiny.template_settings = {"thinks": 3}
     assert tiny.render([QUESTION]).startswith("3 ")

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from grpo_actors.config import Config
+from grpo_actors.observe.status import StatusLine
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.supervisor import Signals, Supervisor
 
@@ -19,7 +20,16 @@ def test_a_learner_that_is_ended_while_it_loads_gives_the_code_of_what_ended_the
     learner.process.send_signal(signal.SIGTERM)
     assert learner.process.wait() == -signal.SIGTERM
     supervisor = Supervisor(
-        *(tmp_path, Config(), None, learner, (), None, None, Signals(count=int(reason == "Ctrl-C"))),
+        *(
+            tmp_path,
+            Config(),
+            None,
+            learner,
+            (),
+            None,
+            StatusLine(None),
+            Signals(count=int(reason == "Ctrl-C")),
+        ),
         *(lifeline, ExitStack(), ExitStack()),
         _all_workers_failed=reason == "no worker",
     )
