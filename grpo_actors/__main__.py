@@ -37,7 +37,7 @@ class Command:
         return function
 
 
-#: In the order in which a user meets them.
+#: In the order in which a user meets them. `report` comes after `watch`; `watch --web` belongs into `tail`'s parser.
 COMMANDS: Mapping[str, Command] = {
     "init": Command("init", "write settings, a reward and a data sample for a task of your own"),
     "trial": Command("train", "try a run before it starts, and say what to change", "trial", "trial_parser"),

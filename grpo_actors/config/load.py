@@ -289,10 +289,10 @@ def _merge(layers: Sequence[_Layer]) -> tuple[Config, dict[str, str]]:
             origins[f"{OWNER[leaf]}.{leaf}"] = layer.where
 
     def where(keys: Sequence[str]) -> str:
-        """Return the source that set the first of the keys; sources written by hand come before implied ones."""
+        """Return the last source that set one of the keys: without it, the others were fine. One by hand before an implied one."""
         given = [origins[key] for key in keys if origins[key] != DEFAULT]
-        sources = {layer.where for layer in layers if not layer.implied}
-        return next((origin for origin in given if origin in sources), given[0] if given else DEFAULT)
+        by_hand = [layer.where for layer in layers if not layer.implied and layer.where in given]
+        return by_hand[-1] if by_hand else given[0] if given else DEFAULT
 
     try:
         return Config.model_validate(merged), origins
