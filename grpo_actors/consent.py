@@ -33,7 +33,12 @@ def code_of(config: Config) -> list[str]:
 
 def options_for(config: Config) -> list[str]:
     """Return the options that let a process run all code of these settings."""
-    return [word for name in code_of(config) for word in ("--allow", name)]
+    return as_options(code_of(config))
+
+
+def as_options(code: Iterable[str]) -> list[str]:
+    """Return the options that let a process run this code."""
+    return [word for name in code for word in ("--allow", name)]
 
 
 def check(code: Iterable[str], allowed: Collection[str], where: object) -> None:
@@ -49,7 +54,7 @@ def check(code: Iterable[str], allowed: Collection[str], where: object) -> None:
     """
     missing = [name for name in code if name not in allowed]
     if missing:
-        cure = shlex.join(word for name in missing for word in ("--allow", name))
+        cure = shlex.join(as_options(missing))
         raise ConfigError(
             f"{where}: its settings would run {', '.join(missing)} here; if you trust them, add {cure}"
         )

@@ -33,7 +33,7 @@ from types import FrameType
 
 from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
-from grpo_actors.consent import options_for
+from grpo_actors.consent import as_options, code_of_model, options_for
 from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.invocation import pasted
 from grpo_actors.kernels.stage import Stage
@@ -270,7 +270,8 @@ class Supervisor:
         if record["topic"] == "metrics":
             self._has_updated = True
             self._wait_for_update.end()
-        if record["topic"] != "headcount":  # the pool's decisions were shown when they were taken
+        # A reader was shown the pool's decisions when they were taken.
+        if record["topic"] != "headcount" or isinstance(self.status, JsonEvents):
             self.status.show(record)
         if record["topic"] == "worker" and record.get("role") == "rollout":
             self.status.begin("waiting for the first batch")
@@ -363,7 +364,8 @@ class Supervisor:
                 *options_for(self.config),
             )
             commands["take it along"] = pasted(
-                "export", self.run_dir, "--fuse", f"models/{self.run_dir.name}"
+                *("export", self.run_dir, "--fuse", f"models/{self.run_dir.name}"),
+                *as_options(code_of_model(self.config.model)),
             )
         return dict(islice(commands.items(), 3))
 

@@ -133,9 +133,6 @@ def test_the_system_prompt_of_the_training_travels_with_every_form(export, lora_
         assert says in card
         policy = open_policy(str(tmp_path / form))
         assert policy.encode_chat(chat) == policy.encode_chat(asked)
-    export(lora_run.folder, "--gguf", "model.gguf")
-    with (tmp_path / "model.gguf").open("rb") as file:
-        assert f'trained_system_prompt = "{SYSTEM}"'.encode() in file.read()
 
 
 def test_a_prompt_is_answered_as_in_the_training_unless_no_system_is_given(lora_run, tmp_path):
