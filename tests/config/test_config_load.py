@@ -48,12 +48,6 @@ def test_set_beats_the_file_and_the_file_beats_the_default(write):
     ]
 
 
-def test_a_contradiction_names_the_source_that_caused_it_not_the_one_that_came_before(write):
-    mine = write("[rollout]\nbatch_groups = 8\n[learner]\nbatch_size = 8\ngradient_accumulation_steps = 1")
-    assert load_config(mine).config.groups_per_update == 8
-    assert refusal(mine, "batch_size=3").startswith("--set: rollout.batch_groups must divide the 3 groups")
-
-
 @pytest.mark.parametrize(("name", "shipped"), [("quickstart", "quickstart.toml"), ("prod.toml", "prod.toml")])
 def test_a_shipped_file_needs_no_suffix(name, shipped):
     assert find_config(name).samefile(SHIPPED_CONFIGS / shipped)
