@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
 # The back end: Metal comes with mlx itself; on Linux one of two wheels, never both (they own the same files).
 ifeq ($(shell uname -s),Darwin)
@@ -13,19 +14,23 @@ BACKEND := cpu,
 endif
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: quickstart test test-slow test-models test-faults soak mutants test-gpu lint bench clean
+.PHONY: quickstart test test-lowest test-slow test-models test-faults soak mutants test-gpu lint bench clean
 
 quickstart: $(VENV)/.run
-	rm -rf outputs/quickstart
-	$(BIN)/python launch.py --config quickstart.toml
+	$(BIN)/grpo train quickstart --again
 
 # Two files at a time: the tests compute with one thread each, and a file's tests share its runs and models. In the order
 # of their names: xdist would leave files with few tests to the end, and those are whole runs that take a minute each.
 # Containers often tell Python to keep no bytecode; each of the hundreds of processes here would compile the package again.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+WITH := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python $(WITH)
 
 test: $(VENV)/.test
 	$(PYTEST)
+
+# With the oldest versions that pyproject.toml allows, in an environment of its own.
+test-lowest: $(LOWEST)/.test
+	env -u PYTHONDONTWRITEBYTECODE $(LOWEST)/bin/python $(WITH)
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m "not faults"
@@ -65,17 +70,23 @@ bench: $(VENV)/.run
 	$(BIN)/python -m grpo_actors.bench weights
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST)
 
 # A stamp for each set of extras; made anew when pyproject.toml changes.
 $(VENV)/.run: pyproject.toml
 	$(call install,$(BACKEND)gguf)
 $(VENV)/.test: pyproject.toml
-	$(call install,$(BACKEND)gguf,test,lint)
+	$(call install,$(BACKEND)gguf$(comma)test$(comma)lint)
+$(LOWEST)/.test: pyproject.toml
+	mkdir -p $(LOWEST)
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+	  | sed 's/>=/==/' > $(LOWEST)/constraints.txt
+	$(call install,$(BACKEND)gguf$(comma)test,-c $(LOWEST)/constraints.txt)
 
 comma := ,
+# $(call install,EXTRAS,OPTIONS), into the folder of the target.
 define install
-	$(if $(UV),uv venv --quiet --allow-existing --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
-	$(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet) -e ".[$(1)$(if $(2),$(comma)$(2))$(if $(3),$(comma)$(3))]"
+	$(if $(UV),uv venv --quiet --allow-existing --python $(PYTHON) $(@D),$(PYTHON) -m venv $(@D))
+	$(if $(UV),uv pip install --quiet --python $(@D)/bin/python,$(@D)/bin/python -m pip install --quiet) $(2) -e ".[$(1)]"
 	touch $@
 endef

@@ -9,10 +9,10 @@ import sys
 
 from grpo_actors.search_path import reorder_for_command
 
-# Whether Python is locating ``python -m grpo_actors.…``: a command, or a child process of one. This comes before all that
+# Whether Python is locating ``python -m grpo_actors.…``, or runs ``grpo``: a command, or a child process of one. This comes before all that
 # its module imports. A program that imports the package keeps its search path and its warnings, and transformers its
 # PyTorch.
-_is_command = sys.argv[:1] == ["-m"]
+_is_command = sys.argv[:1] == ["-m"] or [os.path.basename(name) for name in sys.argv[:1]] == ["grpo"]
 _launch = os.path.join(os.path.dirname(__path__[0]), "launch.py")
 if _is_command or [os.path.realpath(name) for name in sys.argv[:1]] == [os.path.realpath(_launch)]:
     reorder_for_command()

@@ -6,7 +6,6 @@ the Python files of a model's folder. None of it runs unless the command line ha
 supervisor gives its own children the consent for what its user's settings name.
 """
 
-import argparse
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 
@@ -17,18 +16,6 @@ from grpo_actors.tasks.own.kinds import is_own
 
 #: Stands for the Python files of the model's folder.
 REMOTE_CODE = "trust_remote_code"
-
-
-def add_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--allow`` to a command line."""
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="run this code, which the run's settings name: a reward or environment (file.py:function, "
-        f"module:function), {CODE_TESTS}, or {REMOTE_CODE}; repeatable",
-    )
 
 
 def code_of_model(model: ModelConfig) -> list[str]:
@@ -46,7 +33,12 @@ def code_of(config: Config) -> list[str]:
 
 def options_for(config: Config) -> list[str]:
     """Return the options that let a process run all code of these settings."""
-    return [word for name in code_of(config) for word in ("--allow", name)]
+    return as_options(code_of(config))
+
+
+def as_options(code: Iterable[str]) -> list[str]:
+    """Return the options that let a process run this code."""
+    return [word for name in code for word in ("--allow", name)]
 
 
 def check(code: Iterable[str], allowed: Collection[str], where: object) -> None:
@@ -62,7 +54,7 @@ def check(code: Iterable[str], allowed: Collection[str], where: object) -> None:
     """
     missing = [name for name in code if name not in allowed]
     if missing:
-        cure = shlex.join(word for name in missing for word in ("--allow", name))
+        cure = shlex.join(as_options(missing))
         raise ConfigError(
             f"{where}: its settings would run {', '.join(missing)} here; if you trust them, add {cure}"
         )

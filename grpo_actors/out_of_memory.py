@@ -45,7 +45,7 @@ def refusal(error: BaseException, role: Role) -> str:
     """Return the line for the user: what failed, and what to change."""
     return (
         f"out of memory ({first_line(error)}); {CURES[role]}; "
-        "launch.py --dry-run shows what each process needs"
+        "grpo train --dry-run shows what each process needs"
     )
 
 

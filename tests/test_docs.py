@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_actors.__main__ import COMMANDS
 from grpo_actors.config.schema import OWNER
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,17 @@ def test_programs_of_the_package_exist(page):
 
 
 @each_page
+def test_commands_exist(page):
+    code = re.findall(r"`grpo ([a-z]\w*)|^ *grpo ([a-z]\w*)", page.read_text(), re.MULTILINE)
+    assert [name for name in map("".join, code) if name not in COMMANDS] == []
+
+
+@each_page
 def test_configurations_that_are_named_exist(page):
-    names = re.findall(r"--config ([a-z0-9_]+\.toml)", page.read_text())
-    assert [name for name in names if not (ROOT / "configs" / name).is_file() and name != "your.toml"] == []
+    text = page.read_text()
+    names = re.findall(r"--config ([a-z0-9_]+)\.toml", text) + re.findall(
+        r"grpo (?:train|trial) ([a-z0-9_]+)", text
+    )
+    assert [
+        name for name in names if not (ROOT / "configs" / f"{name}.toml").is_file() and name != "your"
+    ] == []

@@ -62,6 +62,7 @@ ALLOWED = {
         "grpo_actors.transport",
         "grpo_actors.atomic",
         "grpo_actors.rundir.folder",
+        "grpo_actors.invocation",
         "grpo_actors.errors",
     ),
 }

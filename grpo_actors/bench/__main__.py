@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from grpo_actors.options import add_overrides
 from grpo_actors.process import run_command
 
+PROGRAM = "python -m grpo_actors.bench"
 #: Part -> (its module, its help text).
 PARTS = {
     "rollout": ("rollout", "sampling: tokens/s, milliseconds a step"),
@@ -20,10 +22,10 @@ PARTS = {
 RUN = "a real job from its launch to its exit: start-up, updates, evaluations, checkpoints, memory of each process"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """Return the command line's parser; `Options` checks the counts."""
     command = argparse.ArgumentParser(
-        prog="python -m grpo_actors.bench",
+        prog=prog,
         description="Measure how fast the parts of a run are on this machine, and how close to its limits.",
     )
     parts = command.add_subparsers(dest="part", required=True, metavar="PART")
@@ -74,15 +76,8 @@ def _add_lengths(part: argparse.ArgumentParser) -> None:
 
 def _add_run(part: argparse.ArgumentParser) -> None:
     add = part.add_argument
-    add("--config", required=True, metavar="FILE", help="settings of the job, as for launch.py")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="override a setting, as for launch.py; repeatable",
-    )
+    add("--config", required=True, metavar="FILE", help="settings of the job, as for grpo train")
+    add_overrides(part)
     add(
         "--json",
         type=Path,
@@ -112,20 +107,13 @@ def _add_common(part: argparse.ArgumentParser) -> None:
     add("--groups", type=int, default=8, metavar="N", help="groups in a batch (default: 8)")
     add("--generations", type=int, default=8, metavar="N", help="completions of a group (default: 8)")
     add("--rounds", type=int, default=5, metavar="N", help="measured rounds (default: 5)")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="any other setting, in launch.py's form; repeatable",
-    )
+    add_overrides(part)
     add("--json", action="store_true", help="print JSON")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Parse the command line, measure, print."""
-    given = vars(parser().parse_args(arguments))
+    given = vars(parser(prog).parse_args(arguments))
     if given["part"] == "run":
         from grpo_actors.bench.job import measure  # noqa: PLC0415 - pydantic costs more than --help may take
 

@@ -1,4 +1,4 @@
-"""Start a real run with launch.py, as a user does, and read its records. Loads no MLX."""
+"""Start a real run with ``grpo train``, as a user does, and read its records. Loads no MLX."""
 
 import os
 import signal
@@ -11,13 +11,12 @@ from typing import Any, Self
 
 from grpo_actors.bench.workload import EQUAL
 from grpo_actors.config import Config
-from grpo_actors.config.load import SHIPPED_CONFIGS
 from grpo_actors.errors import RunError
 from grpo_actors.observe.records import Record, decode
 from grpo_actors.rundir.folder import METRICS_FILE
 
-#: The program; it lies next to the package, like the shipped configurations.
-LAUNCH = SHIPPED_CONFIGS.parent / "launch.py"
+#: ``grpo train``, as Python's arguments.
+TRAIN = ("-m", "grpo_actors", "train")
 #: Seconds between two reads of the records; figures use the times in the records, not this interval.
 POLL_S = 0.02
 
@@ -40,14 +39,10 @@ class Launched:
             working_folder: Where relative paths in the settings begin; None: `folder`.
             lengths: Distribution of the lengths of the workers' completions; `EQUAL`: they end as the model samples.
         """
-        if not LAUNCH.is_file():
-            raise RunError(
-                f"{LAUNCH}: not found; this part needs a clone of the project, not only the package"
-            )
         self.run_dir = folder / "run"
         run = config.run.model_copy(update={"output_dir": str(self.run_dir)})
         saved = folder / "config.json"
-        command = [str(LAUNCH), "--config", str(saved)]
+        command = [*TRAIN, str(saved)]
         if lengths != EQUAL:
             command = ["-m", "grpo_actors.bench.planned_run", str(saved), lengths]
             # A planned end is no likely one: its log-prob is not to look like a defect of the worker.
@@ -72,15 +67,15 @@ class Launched:
 
     @property
     def pid(self) -> int:
-        """Process id of launch.py."""
+        """Process id of the supervisor."""
         return self._process.pid
 
     def send(self, number: int) -> None:
-        """Send launch.py a signal, if it still runs."""
+        """Send the supervisor a signal, if it still runs."""
         self._process.send_signal(number)
 
     def end(self) -> int:
-        """Wait until launch.py has ended; return its exit code."""
+        """Wait until the supervisor has ended; return its exit code."""
         return self._process.wait()
 
     def records(self, topic: str | None = None) -> list[Record]:
@@ -105,13 +100,13 @@ class Launched:
         """Do as `first`, but raise `RunError` if the run has ended without such a record."""
         record = self.first(topic, wanted)
         if record is None:
-            raise RunError(f"launch.py ended early: {self._last_line()}")
+            raise RunError(f"the run ended early: {self._last_line()}")
         return record
 
     def wait(self) -> None:
         """Wait until the run has done all its updates; raises RunError if it failed."""
         if self.end():
-            raise RunError(f"launch.py failed: {self._last_line()}")
+            raise RunError(f"the run failed: {self._last_line()}")
 
     def _last_line(self) -> str:
         lines = self.output.read_text(errors="replace").split("\n")
@@ -129,5 +124,5 @@ class Launched:
 
 def with_this_package() -> dict[str, str]:
     """Return an environment in which a process finds this package from any working folder."""
-    paths = [str(SHIPPED_CONFIGS.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from grpo_actors.bench.bench_process import BenchProcess
 from grpo_actors.bench.figures import Figure
-from grpo_actors.bench.launched import LAUNCH, Launched, with_this_package
+from grpo_actors.bench.launched import TRAIN, Launched, with_this_package
 from grpo_actors.bench.options import Options, config_of
 from grpo_actors.config import Config, read_config
 from grpo_actors.consent import options_for
@@ -38,7 +38,7 @@ def measure(options: Options, model_name: str) -> list[Figure]:
         loaded.append(_load_s(config))
     load = Figure("model loaded in a fresh process s", loaded)
     return [
-        Figure("launch.py --help s", help_s),
+        Figure("grpo train --help s", help_s),
         load,
         Figure("worker ready s", ready, load.median),
         Figure("launch to first update s", first_update),
@@ -66,7 +66,7 @@ def _worker_ready_s(run: Launched) -> float:
 
 def _help_s() -> float:
     started_s = time.perf_counter()
-    subprocess.run([sys.executable, str(LAUNCH), "--help"], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([sys.executable, *TRAIN, "--help"], stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - started_s
 
 

@@ -15,7 +15,7 @@ def advice(config: "Config") -> Iterator[tuple[str, str]]:
 
     The caller shows a remark only if the user set the key.
     """
-    yield from ((key, f"has no effect: {reason}") for key, reason in _without_effect(config))
+    yield from ((key, f"has no effect: {reason}") for key, reason in without_effect(config).items())
     objective = config.objective
     clips = {"clip_eps", "clip_eps_high"} <= LOSSES[objective.loss].reads
     if clips and objective.clip_eps_high is not None and objective.clip_eps_high < objective.clip_eps:
@@ -29,15 +29,16 @@ def advice(config: "Config") -> Iterator[tuple[str, str]]:
         yield "objective.ratio", f'= "recorded": {reason}'
 
 
-def _without_effect(config: "Config") -> Iterator[tuple[str, str]]:
-    for part in (
+def without_effect(config: "Config") -> dict[str, str]:
+    """Return the dotted keys of the settings that nothing reads with these others, each with the reason."""
+    parts = (
         _unused_in_model,
         _unused_in_selection,
         _unused_in_objective,
         _unused_in_transport_and_evaluator,
         _unused_in_data,
-    ):
-        yield from part(config)
+    )
+    return {key: reason for part in parts for key, reason in part(config)}
 
 
 def _unused_in_model(config: "Config") -> Iterator[tuple[str, str]]:

@@ -29,8 +29,8 @@ OVERRIDE = "--set"
 #: How Python, but not TOML, may write a number: ``.5`` and ``1.``.
 _NUMBER = re.compile(r"[+-]?(\d+\.|\.\d+)([eE][+-]?\d+)?")
 
-#: The folder of configurations that ship with the program.
-SHIPPED_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+#: The folder of configurations that ship with the program: in a checkout, a link to the one at its top.
+SHIPPED_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
     """Resolve a configuration.
 
     Args:
-        path: A TOML file, looked up as given, then in ``configs/``, then among the shipped ones; or the config.json
-            of a run folder; None: defaults only.
+        path: A TOML file, looked up as given, then in ``configs/``, then among the shipped ones, where ``.toml`` may be
+            left out; or the config.json of a run folder; None: defaults only.
         overrides: Items ``key=value``, with a dotted or bare key, and a value in TOML or bare text. The last wins.
             ``functions.NAME=2`` sets one entry of a table and keeps its others.
 
@@ -130,7 +130,7 @@ def find_config(path: Path | str) -> Path:
         ConfigError: There is no such file; the message lists the files that exist.
     """
     folders = [Path("configs"), SHIPPED_CONFIGS]
-    for candidate in (Path(path), *(folder / path for folder in folders)):
+    for candidate in (Path(path), *(folder / name for name in (path, f"{path}.toml") for folder in folders)):
         if candidate.is_file():
             return candidate
     known = sorted({file.name for folder in folders for file in folder.glob("*.toml")})
@@ -289,10 +289,10 @@ def _merge(layers: Sequence[_Layer]) -> tuple[Config, dict[str, str]]:
             origins[f"{OWNER[leaf]}.{leaf}"] = layer.where
 
     def where(keys: Sequence[str]) -> str:
-        """Return the source that set the first of the keys; sources written by hand come before implied ones."""
+        """Return the last source that set one of the keys: without it, the others were fine. One by hand before an implied one."""
         given = [origins[key] for key in keys if origins[key] != DEFAULT]
-        sources = {layer.where for layer in layers if not layer.implied}
-        return next((origin for origin in given if origin in sources), given[0] if given else DEFAULT)
+        by_hand = [layer.where for layer in layers if not layer.implied and layer.where in given]
+        return by_hand[-1] if by_hand else given[0] if given else DEFAULT
 
     try:
         return Config.model_validate(merged), origins

@@ -30,7 +30,7 @@ TEMPLATE_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """One broken rule. `keys[0]` is the setting at fault; the others are involved."""
+    """One broken rule. `keys[0]` is the setting that the message is about; the others are involved."""
 
     keys: tuple[str, ...]
     rule: str

@@ -1,4 +1,4 @@
-"""The converter's command line: ``python -m grpo_actors.convert --hf-path NAME --output-dir DIR``.
+"""The converter's command line: ``grpo convert --hf-path NAME --output-dir DIR``.
 
 The target folder is whole or absent. Each source format is one function: it fills an empty folder and returns its
 lines of the summary. An error ends the command with one line and exit code 2.
@@ -18,6 +18,7 @@ from grpo_actors.policy.plan import BITS, DEFAULT_BITS, DTYPES, GROUP_SIZE, GROU
 from grpo_actors.process import run_command
 from grpo_actors.rundir.folder import RUN_PATTERNS
 
+PROGRAM = "python -m grpo_actors.convert"
 #: Fills the folder and returns its part of the summary: one line on the source, then labelled lines.
 Source = Callable[[argparse.Namespace, Path], str]
 
@@ -25,10 +26,10 @@ PROMPT = "What is the capital of France?"
 UPLOAD = "--upload-repo"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """Return the command line's parser; imports nothing slow."""
     command = argparse.ArgumentParser(
-        prog="python -m grpo_actors.convert",
+        prog=prog,
         description="Make a folder that mlx-lm and transformers load, compare it with its source, and sample an answer.",
     )
     source = command.add_mutually_exclusive_group(required=True)
@@ -227,9 +228,9 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the tool; returns the exit code, or raises ModelError for `run_command` to print."""
-    options = parser().parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
     # transformers otherwise warns that PyTorch is absent, which is intended.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Decoding one token is bound by memory: on a busy CPU, waiting for a second thread makes it five times slower.

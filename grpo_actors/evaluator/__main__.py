@@ -1,26 +1,26 @@
 """ACTOR: scores checkpoints on held-out problems, always the same ones, so that scores are comparable.
 
-    python -m grpo_actors.evaluator CHECKPOINT … [--k 8] [--compare A B] [--plot FILE] [--answers FILE]
+    grpo eval CHECKPOINT … [--k 8] [--compare A B] [--plot FILE] [--answers FILE]
 
-Started by hand, it scores any number of checkpoints (`comparison.compare`). Started by launch.py with ``--follow``, it
+Started by hand, it scores any number of checkpoints (`comparison.compare`). Started by a run with ``--follow``, it
 scores the checkpoints of a run as they appear (`following`).
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_actors.backend import submit_long_graphs
-from grpo_actors.consent import add_option
-from grpo_actors.evaluator.comparison.compare import Options, evaluate_checkpoints
-from grpo_actors.evaluator.following import follow_run
+from grpo_actors.options import add_allow, add_overrides
 from grpo_actors.process import bound_memory, enter_process, run_command
 
+PROGRAM = "python -m grpo_actors.evaluator"
 
-def parser() -> argparse.ArgumentParser:
-    """Build the command line. Its help hides ``--follow``, which only launch.py uses."""
+
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    """Build the command line. Its help hides ``--follow``, which only a run uses."""
     command = argparse.ArgumentParser(
-        prog="python -m grpo_actors.evaluator",
-        description="Score checkpoints on held-out problems, always the same ones.",
+        prog=prog, description="Score checkpoints on held-out problems, always the same ones."
     )
     add = command.add_argument
     add(
@@ -29,8 +29,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="a checkpoint, a run folder (its base model and all its checkpoints), a model folder or a hub id",
     )
-    add("--config", metavar="FILE", help="TOML settings, as for launch.py (default: those of the run)")
-    add("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for launch.py")
+    add("--config", metavar="FILE", help="TOML settings, as for grpo train (default: those of the run)")
+    add_overrides(command)
     add("--samples", type=int, metavar="N", help="number of held-out problems to score; 0: all")
     add("--k", type=int, metavar="N", help="also draw N samples per problem: avg@N, maj@N, pass@1, 2, 4, … N")
     add(
@@ -53,16 +53,21 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--plot", type=Path, metavar="FILE.png|svg", help="plot accuracy over updates")
     add("--json", action="store_true", help="print one JSON object")
-    add_option(command)
+    add("--no-system", action="store_true", help="without the system prompt of the training")
+    add_allow(command)
     add("--follow", metavar="ENDPOINT", help=argparse.SUPPRESS)
     add("--key", metavar="FILE", type=Path, help=argparse.SUPPRESS)
     return command
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Parse the command line and score."""
-    given = vars(parser().parse_args())
+    given = vars(parser(prog).parse_args(arguments))
     endpoint, key = given.pop("follow"), given.pop("key")
+    # MLX takes seconds to import: too slow for --help.
+    from grpo_actors.evaluator.comparison.compare import Options, evaluate_checkpoints  # noqa: PLC0415
+    from grpo_actors.evaluator.following import follow_run  # noqa: PLC0415
+
     stop = enter_process()
     submit_long_graphs()
     bound_memory()

@@ -1,4 +1,4 @@
-"""Export a trained policy: ``python -m grpo_actors.export RUN_DIR --fuse DIR|--adapter DIR|--peft DIR|--gguf FILE|--upload OWNER/NAME``.
+"""Export a trained policy: ``grpo export RUN_DIR --fuse DIR|--adapter DIR|--peft DIR|--gguf FILE|--upload OWNER/NAME``.
 
 Choose the checkpoint and write the result, completely or not at all, folders with a model card. Errors are one line and
 exit code 2.
@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING
 
 from grpo_actors.atomic import new_file, new_folder
 from grpo_actors.errors import ConfigError
+from grpo_actors.options import add_allow
 from grpo_actors.process import run_command
 from grpo_actors.rundir.folder import RUN_PATTERNS
 
 if TYPE_CHECKING:
     from grpo_actors.export.forms import Export
 
+PROGRAM = "python -m grpo_actors.export"
 DTYPES = ("float32", "bfloat16", "float16")
 #: Default type of a GGUF file's matrices: every reader of such files supports it.
 GGUF_DTYPE = "float16"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """Build the command line; import nothing slow."""
-    command = argparse.ArgumentParser(
-        prog="python -m grpo_actors.export", description="Export a trained policy from its run."
-    )
+    command = argparse.ArgumentParser(prog=prog, description="Export a trained policy from its run.")
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's output folder")
     command.add_argument(
         "--checkpoint",
@@ -63,13 +63,7 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", choices=DTYPES, help=f"type of the weights (default: unchanged; with --gguf: {GGUF_DTYPE})"
     )
     command.add_argument("--overwrite", action="store_true", help="replace an existing file or folder")
-    command.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="trust_remote_code: run the Python files of the base model's folder, if the run's settings say so",
-    )
+    add_allow(command)
     return command
 
 
@@ -161,9 +155,9 @@ def _title(options: argparse.Namespace) -> str:
     return str(options.upload or (options.fuse or options.adapter or options.peft).name)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the tool and return the exit code, or raise GrpoActorsError for `run_command` to print."""
-    options = parser().parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
     # transformers would otherwise warn that PyTorch is absent, which is intended.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     print(export(options))

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo_actors.config import Config
+from grpo_actors.config.advice import without_effect
 from grpo_actors.config.wording import toml_value
 from grpo_actors.errors import ModelError
 from grpo_actors.observe.follow import HistoryReader
 from grpo_actors.observe.records import Record
 from grpo_actors.policy.locate import locate
+from grpo_actors.policy.tokenizer_files import TEMPLATE
 from grpo_actors.rundir.checkpoints import Checkpoint
 from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
+from grpo_actors.rundir.prompting import Prompting, prompting_of_run
 from grpo_actors.rundir.scores import read_score
 from grpo_actors.score import verdict
 from grpo_actors.tasks.gsm8k import HUB_ID
@@ -51,12 +54,13 @@ def card(run_dir: Path, config: Config, checkpoint: Checkpoint, *, name: str, fo
         f"# {name}",
         _sentence(config, checkpoint),
         _scores(run_dir, config, checkpoint),
-        "## Objective\n\n" + _table(config.objective.model_dump(exclude={"algorithm"})),
+        "## Objective\n\n" + _table(_objective(config)),
         "## Data and rewards\n\n" + _table(_data(config, start)),
         "## Training\n\n" + _table(_training(config)),
         _made_by(start),
     ]
     parts.append(f"## Use\n\n```python\n{_use(config, name, form)}\n```")
+    parts.append(_prompt(prompting_of_run(run_dir), form))
     return "\n\n".join(parts) + "\n"
 
 
@@ -66,6 +70,28 @@ def _use(config: Config, name: str, form: Form) -> str:
         return f"from peft import AutoPeftModelForCausalLM\n\nmodel = {call}"
     call = f'"{base_name(config)}", adapter_path="{name}"' if form == "adapter" else f'"{name}"'
     return f"from mlx_lm import load\n\nmodel, tokenizer = load({call})"
+
+
+def _objective(config: Config) -> dict[str, Any]:
+    """Return the settings of the objective that have an effect with the others."""
+    unread = {key.partition(".")[2] for key in without_effect(config) if key.startswith("objective.")}
+    return config.objective.model_dump(exclude={"algorithm", *unread})
+
+
+def _prompt(prompting: Prompting, form: Form) -> str:
+    """Say with which prompt it was trained, and who adds it."""
+    if not prompting.system and not prompting.template_settings:
+        return "It was trained without a system prompt."
+    given = []
+    if prompting.system:
+        given.append(f"this system prompt:\n\n```text\n{prompting.system}\n```")
+    if prompting.template_settings:
+        settings = json.dumps(dict(prompting.template_settings), ensure_ascii=False)
+        given.append(f"these variables of the chat template: `{settings}`.")
+    adds = "The chat template adds it to a chat that has none; the variable `no_system` turns that off."
+    if form != "model":
+        adds = f"`{TEMPLATE}` in this folder adds it; with the base's own template, give it yourself."
+    return f"It was trained with {' And with '.join(given)}\n\n{adds}"
 
 
 def base_name(config: Config) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import mlx.core as mx
 
@@ -18,9 +19,12 @@ from grpo_actors.errors import ModelError, RunError
 from grpo_actors.export.card import Form, base_name, card
 from grpo_actors.export.fidelity import Fidelity, measure
 from grpo_actors.export.fusing import load_fused
+from grpo_actors.policy.carried import carrying, template_text
 from grpo_actors.policy.locate import locate
-from grpo_actors.policy.model import load_policy
+from grpo_actors.policy.model import load_policy, source_folder
 from grpo_actors.policy.peft import to_peft
+from grpo_actors.policy.templates import choose
+from grpo_actors.policy.tokenizer import load_tokenizer
 from grpo_actors.policy.tokenizer_files import TEMPLATE
 from grpo_actors.rundir.checkpoint_weights import (
     check_adapter,
@@ -31,6 +35,7 @@ from grpo_actors.rundir.checkpoint_weights import (
 )
 from grpo_actors.rundir.checkpoints import Checkpoint, best_checkpoint, find_checkpoints, verify, write_json
 from grpo_actors.rundir.folder import CONFIG_FILE
+from grpo_actors.rundir.prompting import prompting_of_run
 
 CARD_FILE = "README.md"
 
@@ -87,11 +92,11 @@ class Export:
         """
         if is_adapter(self.checkpoint.path):
             shutil.copy(self.checkpoint.path / MLX_LM_WEIGHTS, folder)
-            if (template := self.checkpoint.path / TEMPLATE).is_file():
-                shutil.copy(template, folder)
+            self._write_template(folder)
             described = json.loads((self.checkpoint.path / ADAPTER_CONFIG).read_text())
         else:
             _save(folder / MLX_LM_WEIGHTS, read_model(self.checkpoint.path))
+            self._write_template(folder)
             described = {"fine_tune_type": "full", "model": str(locate(self.config.model.model_name))}
         base = {"model": base_name(self.config)} if for_others else {}
         write_json(folder / ADAPTER_CONFIG, described | base)
@@ -113,6 +118,7 @@ class Export:
         arrays, described = to_peft(policy.model, base, set(read_model(policy.source)))
         _save(folder / PEFT_WEIGHTS, arrays)
         write_json(folder / ADAPTER_CONFIG, described)
+        self._write_template(folder)
         self._write_card(folder, name, "peft adapter")
 
     def write_gguf(self, file: Path, dtype: str, *, dequantize: bool) -> None:
@@ -129,10 +135,29 @@ class Export:
 
     def _fuse(self, folder: Path, dtype: str | None, *, dequantize: bool) -> None:
         policy = load_fused(self.checkpoint.path, self.config.model, dequantize=dequantize, dtype=dtype)
+        if template := self._template(policy.tokenizer):
+            policy.use_template(template)
         try:
             write_model(folder, policy)
         except RuntimeError as error:  # how MLX reports a full disk
             raise ModelError(f"{folder}: cannot be written: {write_fault(error, folder)}") from error
+
+    def _template(self, tokenizer: Any) -> str:
+        """Return the chat template with the prompt of the training; empty if the training added nothing to it."""
+        prompting, own = prompting_of_run(self.run_dir), template_text(tokenizer)
+        with_prompt = carrying(own, prompting.system, prompting.template_settings)
+        return "" if not own or with_prompt == own else with_prompt
+
+    def _write_template(self, folder: Path) -> None:
+        """Write the chat template of an adapter, if it is not its base's: the run's own, or with the run's prompt."""
+        source = source_folder(self.config.model)
+        tokenizer = load_tokenizer(source, trust_remote_code=self.config.model.trust_remote_code)
+        own = self.checkpoint.path / TEMPLATE
+        if own.is_file():
+            choose(tokenizer, own.read_text("utf-8"), self.config.model.model_name)
+        template = self._template(tokenizer) or (template_text(tokenizer) if own.is_file() else "")
+        if template:
+            (folder / TEMPLATE).write_text(template, encoding="utf-8")
 
     def _write_card(self, folder: Path, name: str, form: Form) -> None:
         text = card(self.run_dir, self.config, self.checkpoint, name=name, form=form)

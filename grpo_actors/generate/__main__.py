@@ -1,4 +1,4 @@
-"""Generate text with a model: ``python -m grpo_actors.generate [PROMPT] --model MODEL``.
+"""Generate text with a model: ``grpo generate [PROMPT] --model MODEL``.
 
 With a prompt, as an argument or on standard input, the answer is printed while it is sampled. In a terminal without a
 prompt it starts a chat. With ``--batch IN --output OUT`` it answers a file of prompts, many at a time.
@@ -17,8 +17,9 @@ from grpo_actors.process import bound_memory, run_command
 
 if TYPE_CHECKING:
     from grpo_actors.generate.generator import Generator
-    from grpo_actors.generate.prompts import Prompt
 
+PROGRAM = "python -m grpo_actors.generate"
+MODEL = 'a model folder, a checkpoint, an adapter, a run folder (its best checkpoint), a hub id, or "tiny"'
 #: Options with bounds: name, rule, and a function that checks the value (every comparison with NaN is false).
 BOUNDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("max_tokens", "≥ 1", lambda value: value >= 1),
@@ -37,6 +38,7 @@ BOUNDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 KEPT_WITH_A_BATCH = (
     *(
         "system",
+        "no_system",
         "raw",
         "chat_template_kwargs",
         "think_tokens",
@@ -52,31 +54,77 @@ KEPT_WITH_A_BATCH = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """Build the command line; import nothing slow."""
     command = argparse.ArgumentParser(
-        prog="python -m grpo_actors.generate",
+        prog=prog,
         description="Answer one prompt, chat, or answer a file of prompts. Without PROMPT: a chat in a terminal; "
         "otherwise the prompt is read from standard input.",
     )
     command.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt to answer")
     model = command.add_argument_group("the model")
-    model.add_argument(
-        "--model",
-        help='a model folder, a checkpoint, an adapter, a run folder (its best checkpoint), a hub id, or "tiny"; '
-        "default: the adapter's base, or tiny",
+    model.add_argument("--model", help=f"{MODEL}; default: the adapter's base, or tiny")
+    _add_model(command, model)
+    prompts = command.add_argument_group("a file of prompts")
+    prompts.add_argument(
+        "--batch", type=Path, metavar="IN", help="JSON Lines, or a text file with a prompt per line"
     )
+    prompts.add_argument(
+        "--output", type=Path, metavar="OUT", help="JSON Lines; an unfinished file is continued"
+    )
+    prompts.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="completions sampled at the same time (default: %(default)s)",
+    )
+    prompts.add_argument(
+        "--samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="completions of each prompt (default: %(default)s)",
+    )
+    command.add_argument("--raw", action="store_true", help="no chat template: continue the text as it is")
+    command.add_argument(
+        "--json", action="store_true", help="for one prompt: print a JSON object per completion"
+    )
+    return command
+
+
+def chat_parser(prog: str) -> argparse.ArgumentParser:
+    """Build the command line of a chat, which has no options for prompts from elsewhere."""
+    command = argparse.ArgumentParser(
+        prog=prog, description="Chat with a model, or with the best checkpoint of a run."
+    )
+    command.add_argument(
+        "model", nargs="?", metavar="MODEL", help=f"{MODEL} (default: the adapter's base, or tiny)"
+    )
+    _add_model(command, command)
+    command.set_defaults(prompt=None, batch=None, output=None, batch_size=1, samples=1, raw=False, json=False)
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser, model: Any) -> None:
+    """Add what a chat, a prompt and a file of prompts have in common."""
     model.add_argument(
         "--adapter", metavar="DIR", help="an adapter to apply to the model, in mlx-lm's format"
     )
     prompts = command.add_argument_group("prompt and answer")
-    prompts.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    system = prompts.add_mutually_exclusive_group()
+    system.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="the system prompt (default: the one that the model was trained with)",
+    )
+    system.add_argument("--no-system", action="store_true", help="no system prompt")
     prompts.add_argument(
         "--chat-template-kwargs",
         type=_template_settings,
         metavar="JSON",
         help='variables of the chat template, such as {"enable_thinking": false} '
-        "(default: those of the checkpoint's run, else the template's own)",
+        "(default: those that the model was trained with, else the template's own)",
     )
     prompts.add_argument(
         "--think-tokens",
@@ -85,7 +133,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens of thinking after which its closing tag is inserted; 0: no bound (default: %(default)s)",
     )
-    prompts.add_argument("--raw", action="store_true", help="no chat template: continue the text as it is")
     prompts.add_argument(
         "--max-tokens",
         type=int,
@@ -101,31 +148,6 @@ def parser() -> argparse.ArgumentParser:
         help="most tokens of prompt and answer together (default: the model's own limit)",
     )
     _add_sampling(command.add_argument_group("sampling"))
-    batch = command.add_argument_group("a file of prompts")
-    batch.add_argument(
-        "--batch", type=Path, metavar="IN", help="JSON Lines, or a text file with a prompt per line"
-    )
-    batch.add_argument(
-        "--output", type=Path, metavar="OUT", help="JSON Lines; an unfinished file is continued"
-    )
-    batch.add_argument(
-        "--batch-size",
-        type=int,
-        default=32,
-        metavar="N",
-        help="completions sampled at the same time (default: %(default)s)",
-    )
-    batch.add_argument(
-        "--samples",
-        type=int,
-        default=1,
-        metavar="N",
-        help="completions of each prompt (default: %(default)s)",
-    )
-    command.add_argument(
-        "--json", action="store_true", help="for one prompt: print a JSON object per completion"
-    )
-    return command
 
 
 def _template_settings(text: str) -> dict[str, Any]:
@@ -193,7 +215,7 @@ def check(options: argparse.Namespace) -> None:
         (options.batch and options.prompt is not None, "--batch has its own prompts; leave out PROMPT"),
         (options.batch and options.json, "--json is for one prompt; what --batch writes is JSON already"),
         (options.raw and options.system, "--raw knows no turns; leave out --system"),
-        (not is_encodable(options.system), f"--system must be UTF-8, got {options.system!r}"),
+        (not is_encodable(options.system or ""), f"--system must be UTF-8, got {options.system!r}"),
         (
             options.samples > 1 and not (options.batch or options.json),
             "--samples of one prompt needs --json, or nobody could tell them apart",
@@ -205,11 +227,12 @@ def check(options: argparse.Namespace) -> None:
 
 
 def resolve_model(options: argparse.Namespace) -> None:
-    """Resolve the user's names of model and adapter to a folder or hub id, and the template's settings to those of the run.
+    """Resolve the user's names of model and adapter to a folder or hub id, and what is not given to the run's own.
 
-    In place; may be called twice.
+    That is the system prompt and the template's settings. In place; may be called twice.
     """
-    from grpo_actors.rundir.naming import resolve, template_settings  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.rundir.naming import resolve  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.rundir.prompting import notice, prompting_of  # noqa: PLC0415
 
     if options.adapter is not None:
         options.adapter = resolve(options.adapter)
@@ -217,8 +240,16 @@ def resolve_model(options: argparse.Namespace) -> None:
         options.model = "tiny"
     if options.model is not None:
         options.model = resolve(options.model)
+    trained = prompting_of(str(options.adapter or options.model))
     if options.chat_template_kwargs is None:
-        options.chat_template_kwargs = template_settings(str(options.adapter or options.model))
+        options.chat_template_kwargs = dict(trained.template_settings)
+        if trained.template_settings:
+            settings = json.dumps(options.chat_template_kwargs, ensure_ascii=False)
+            print(f"note: with the chat template's settings of the training, {settings}", file=sys.stderr)
+    if options.system is None:
+        options.system = "" if options.raw or options.no_system else trained.system
+        if options.system:
+            print(notice(options.system), file=sys.stderr)
 
 
 def open_generator(options: argparse.Namespace) -> "Generator":
@@ -229,9 +260,11 @@ def open_generator(options: argparse.Namespace) -> "Generator":
         ConfigError: the adapter does not fit the model.
     """
     from grpo_actors.generate.generator import Generator  # noqa: PLC0415
+    from grpo_actors.policy.carried import NO_SYSTEM, carried_system, template_text  # noqa: PLC0415
     from grpo_actors.policy.decoding.rows import require_bound  # noqa: PLC0415
     from grpo_actors.policy.decoding.sampling import SamplingParams  # noqa: PLC0415
     from grpo_actors.rundir.naming import open_policy  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.rundir.prompting import notice  # noqa: PLC0415
 
     params = SamplingParams(
         max_new_tokens=options.max_tokens,
@@ -245,6 +278,11 @@ def open_generator(options: argparse.Namespace) -> "Generator":
     resolve_model(options)
     policy = open_policy(options.model, options.adapter)
     policy.template_settings = options.chat_template_kwargs
+    if carried := carried_system(template_text(policy.tokenizer)):
+        if options.no_system:
+            policy.template_settings = {**policy.template_settings, NO_SYSTEM: True}
+        elif not options.system and not options.raw:
+            print(notice(carried), file=sys.stderr)
     require_bound(policy, options.think_tokens, options.max_tokens, "--think-tokens")
     return Generator(policy, params, options.seed, options.max_context)
 
@@ -254,7 +292,7 @@ def batch(options: argparse.Namespace) -> None:
     from grpo_actors.generate.output import Output, check_resumable  # noqa: PLC0415
     from grpo_actors.generate.prompts import digest, read_requests  # noqa: PLC0415
 
-    requests = read_requests(options.batch, options.system, raw=options.raw)
+    read_requests(options.batch, "", raw=options.raw)  # before MLX is imported
     from grpo_actors.rundir.naming import weights_digest  # noqa: PLC0415  MLX takes a second to import
 
     resolve_model(options)
@@ -265,6 +303,7 @@ def batch(options: argparse.Namespace) -> None:
         **{name: getattr(options, name) for name in KEPT_WITH_A_BATCH},
     }
     check_resumable(options.output, settings)
+    requests = read_requests(options.batch, options.system, raw=options.raw)
     generator = open_generator(options)
     from grpo_actors.generate.batch import encode_all, run_batch  # noqa: PLC0415
 
@@ -273,10 +312,12 @@ def batch(options: argparse.Namespace) -> None:
         run_batch(generator, requests, prompts, output, samples=options.samples, rows=options.batch_size)
 
 
-def answer(options: argparse.Namespace, prompt: "Prompt") -> None:
+def answer(options: argparse.Namespace, text: str) -> None:
     """Answer one prompt: print the text while it is sampled, or print JSON."""
+    from grpo_actors.generate.prompts import as_prompt  # noqa: PLC0415
+
     generator = open_generator(options)
-    ids = generator.encode_fitting(prompt, "PROMPT")
+    ids = generator.encode_fitting(as_prompt(text, options.system, raw=options.raw), "PROMPT")
     if options.json:
         from grpo_actors.policy.decoding.sampling import sample_groups  # noqa: PLC0415
 
@@ -332,9 +373,20 @@ def read_prompt(given: str | None) -> str:
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the tool and return the exit code, or raise GrpoActorsError for `run_command` to print."""
-    options = parser().parse_args(arguments)
+    return _run(parser(prog).parse_args(arguments))
+
+
+def chat_main(arguments: Sequence[str] | None, prog: str) -> int:
+    """Run a chat and return the exit code."""
+    options = chat_parser(prog).parse_args(arguments)
+    if not sys.stdin.isatty():
+        raise ConfigError("a chat needs a terminal; grpo generate takes a prompt from standard input")
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     check(options)
     # transformers would otherwise warn that PyTorch is absent, which is intended.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -347,9 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.prompt is None and sys.stdin.isatty():
         chat(options)
     else:
-        from grpo_actors.generate.prompts import as_prompt  # noqa: PLC0415
-
-        answer(options, as_prompt(read_prompt(options.prompt), options.system, raw=options.raw))
+        answer(options, read_prompt(options.prompt))
     return 0
 
 

@@ -7,27 +7,30 @@ launch.py does the same before its first run with the same settings. The kernels
 """
 
 import argparse
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from grpo_actors.options import add_overrides
 from grpo_actors.process import run_command
 
 if TYPE_CHECKING:
     from grpo_actors.kernels.stage import Outcome
 
 
-def main() -> int:
+PROGRAM = "python -m grpo_actors.kernels"
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Compile, and print one line for each part; the exit code is 1 if a part failed."""
     parser = argparse.ArgumentParser(
-        prog="python -m grpo_actors.kernels",
+        prog=prog,
         description="Compile the CUDA kernels of a run ahead, in several processes.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="settings, as for launch.py")
-    parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="as for launch.py"
-    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="settings, as for grpo train")
+    add_overrides(parser)
     parser.add_argument("--verbose", action="store_true", help="also print the names of the kernels")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     from grpo_actors.backend import cuda_build  # noqa: PLC0415 - pydantic is too slow for --help
     from grpo_actors.config import load_config  # noqa: PLC0415
     from grpo_actors.errors import ConfigError, RunError  # noqa: PLC0415

@@ -1,33 +1,33 @@
-"""Let other hosts in, on the learner's host: ``python -m grpo_actors.keys new NAME | list | revoke NAME``.
+"""Let other hosts in, on the learner's host: ``grpo keys new NAME | list | revoke NAME``.
 
 ``new`` writes one file, which the other host gives with ``--key FILE``. It holds that host's own key and the learner's
 public key, and it is secret. ``revoke`` takes effect at once, also for a peer that is connected.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_actors.config import Config
 from grpo_actors.errors import RunError
 from grpo_actors.process import run_command
 from grpo_actors.transport.keys import ROLES, KeyFolder
 
+PROGRAM = "python -m grpo_actors.keys"
 #: Longest name of a key.
 MAX_NAME = 100
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """Build the command line."""
     command = argparse.ArgumentParser(
-        prog="python -m grpo_actors.keys",
+        prog=prog,
         description="Let workers, evaluators and readers on other hosts in.",
     )
     command.add_argument(
         "--keys-dir",
         type=Path,
-        default=Path(Config().transport.keys_dir),
         metavar="FOLDER",
-        help="transport.keys_dir of the run (default: %(default)s)",
+        help="transport.keys_dir of the run (default: the default of that setting)",
     )
     what = command.add_subparsers(dest="what", required=True, metavar="new|list|revoke")
     new = what.add_parser("new", help="make a key, and let its holder in")
@@ -44,10 +44,12 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the command and return its exit code."""
-    given = parser().parse_args()
-    folder = KeyFolder(given.keys_dir)
+    given = parser(prog).parse_args(arguments)
+    from grpo_actors.config import Config  # noqa: PLC0415 - pydantic is too slow for --help
+
+    folder = KeyFolder(given.keys_dir or Path(Config().transport.keys_dir))
     if given.what == "new":
         _new(folder, given.name, given.role, given.output)
     elif given.what == "revoke":

@@ -1,80 +1,117 @@
-"""The learner's command line.
+"""The learner's command lines.
 
-python -m grpo_actors.learner RUN_DIR                    train with workers, by RUN_DIR/config.json; launch.py runs this
-python -m grpo_actors.learner RUN_DIR --replay SOURCE    train on recorded groups instead (`replay`)
+python -m grpo_actors.learner RUN_DIR                    train with workers, by RUN_DIR/config.json; a run starts this
+python -m grpo_actors.learner RUN_DIR --replay SOURCE    train on recorded groups instead (`grpo_actors.learner.replay`)
+grpo replay SOURCE RUN_DIR                               the same
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from grpo_actors import consent
-from grpo_actors.config import read_config
-from grpo_actors.learner.loop import train
-from grpo_actors.learner.opening import open_live
-from grpo_actors.learner.replay import open_replay
+from grpo_actors.options import add_allow, add_overrides
 from grpo_actors.process import bound_memory, enter_process, run_command
-from grpo_actors.rundir.folder import CONFIG_FILE
-from grpo_actors.transport.sockets import Endpoints
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from grpo_actors.learner.loop import Run
+
+PROGRAM = "python -m grpo_actors.learner"
+EPILOG = "It needs no worker and no evaluator; the same command continues from the last checkpoint."
+SOURCE = "the run whose groups to train on: its folder or its groups.jsonl; it kept them with metrics.record_groups = true"
 
 
-def main() -> int:
-    """Parse the command line and train."""
-    args = _parse_arguments()
-    stop = enter_process()
-    bound_memory()
-    if args.replay is not None:
-        opened = open_replay(args.run_dir, args.replay, args.config, args.overrides, stop, allowed=args.allow)
-    else:
-        endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
-        config = read_config(args.run_dir / CONFIG_FILE)
-        consent.check(consent.code_of(config), args.allow, args.run_dir / CONFIG_FILE)
-        opened = open_live(args.run_dir, config, stop, endpoints, args.run_id)
-    with opened as run:
-        return 0 if run is None else train(run)
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m grpo_actors.learner",
-        description="Take batches of groups, update the policy, write checkpoints.",
-        epilog="--replay trains without workers and evaluator; the same command continues from the last checkpoint.",
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    """Build the learner's command line."""
+    command = argparse.ArgumentParser(
+        prog=prog, description="Take batches of groups, update the policy, write checkpoints.", epilog=EPILOG
     )
-    parser.add_argument(
+    command.add_argument(
         "run_dir",
         type=Path,
         help="run folder with config.json; with --replay: a new folder, or that of the replay to continue",
     )
-    parser.add_argument(
-        "--replay",
-        type=Path,
-        metavar="SOURCE",
-        help="train on the groups that a run recorded with metrics.record_groups = true; its folder or a groups.jsonl",
+    command.add_argument("--replay", type=Path, metavar="SOURCE", help=SOURCE)
+    _add_settings(command, "with --replay: ")
+    command.add_argument(
+        "--endpoints", help=argparse.SUPPRESS
+    )  # JSON: the run's other processes got the same
+    command.add_argument("--run-id", help=argparse.SUPPRESS)  # of a new run
+    return command
+
+
+def replay_parser(prog: str) -> argparse.ArgumentParser:
+    """Build the command line of a replay."""
+    command = argparse.ArgumentParser(
+        prog=prog, description="Train on the groups that a run has recorded.", epilog=EPILOG
     )
-    parser.add_argument(
+    command.add_argument("replay", type=Path, metavar="SOURCE", help=SOURCE)
+    command.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="a new folder, or that of the replay to continue"
+    )
+    _add_settings(command)
+    return command
+
+
+def _add_settings(command: argparse.ArgumentParser, condition: str = "") -> None:
+    command.add_argument(
         "--config",
         metavar="FILE",
-        help="with --replay: settings file, as for launch.py; default: the settings of the recorded run",
+        help=f"{condition}settings, as for grpo train (default: those of the recorded run)",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help="with --replay: override a setting, such as algorithm=gspo; repeatable",
-    )
-    consent.add_option(parser)
-    parser.add_argument(
-        "--endpoints", help=argparse.SUPPRESS
-    )  # JSON, from launch.py: the other processes got the same
-    parser.add_argument("--run-id", help=argparse.SUPPRESS)  # from launch.py, for a new run
-    args = parser.parse_args()
-    if args.replay is None and (args.config or args.overrides):
-        parser.error(
+    add_overrides(command, condition)
+    add_allow(command)
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
+    """Parse the command line and train."""
+    command = parser(prog)
+    args = command.parse_args(arguments)
+    if args.replay is not None:
+        return _replay(args)
+    if args.config or args.overrides:
+        command.error(
             "--config and --set need --replay; without it the settings come from RUN_DIR/config.json"
         )
-    return args
+    # MLX takes seconds to import: too slow for --help.
+    from grpo_actors import consent  # noqa: PLC0415
+    from grpo_actors.config import read_config  # noqa: PLC0415
+    from grpo_actors.learner.opening import open_live  # noqa: PLC0415
+    from grpo_actors.rundir.folder import CONFIG_FILE  # noqa: PLC0415
+    from grpo_actors.transport.sockets import Endpoints  # noqa: PLC0415
+
+    stop = enter_process()
+    bound_memory()
+    endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
+    config = read_config(args.run_dir / CONFIG_FILE)
+    consent.check(consent.code_of(config), args.allow, args.run_dir / CONFIG_FILE)
+    return _train(open_live(args.run_dir, config, stop, endpoints, args.run_id))
+
+
+def replay(arguments: Sequence[str] | None, prog: str) -> int:
+    """Parse the command line of a replay and train."""
+    return _replay(replay_parser(prog).parse_args(arguments))
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from grpo_actors.learner.replay import open_replay  # noqa: PLC0415 - as above
+
+    stop = enter_process()
+    bound_memory()
+    return _train(
+        open_replay(args.run_dir, args.replay, args.config, args.overrides, stop, allowed=args.allow)
+    )
+
+
+def _train(opened: "AbstractContextManager[Run | None]") -> int:
+    """Train with the opened run; it is None if nothing is left to do."""
+    from grpo_actors.learner.loop import train  # noqa: PLC0415 - as above
+
+    with opened as run:
+        return 0 if run is None else train(run)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,9 @@ def open_live(
         if archive.resumed is None:
             text = first_prompt(policy, config.data, build_supply(config, task, policy))
             exchange.record("log", level="info", text=text)
+        else:
+            text = f"continues after update {archive.update}, from {archive.resumed.path.name}"
+            exchange.record("log", level="info", text=text)
         warnings = (*task.notes, left_out, sampling_params(config).bias, turn_end_note(config, policy))
         for warning in filter(None, warnings):
             exchange.record("log", level="warning", text=warning)

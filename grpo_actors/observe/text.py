@@ -69,6 +69,16 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def bytes_text(value: float | None) -> str:
+    """Format a size: ``950 kB``, ``12.3 MB``, ``4.5 GB``."""
+    if value is None:
+        return UNKNOWN
+    for limit, unit in ((1e9, "GB"), (1e6, "MB")):
+        if value >= limit:
+            return f"{value / limit:.1f} {unit}"
+    return f"{value / 1e3:.0f} kB"
+
+
 def pace(updates_per_s: float | None) -> str:
     """Format updates per second, or seconds per update if that is the larger number."""
     if not updates_per_s:

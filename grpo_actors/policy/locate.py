@@ -31,7 +31,7 @@ def locate(model_name: str, setting: str = "model.model_name") -> Path | str:
                 )
             raise ModelError(
                 f"{setting}: {path} holds no weights (model*.safetensors not found); "
-                "mlx-lm reads safetensors alone; python -m grpo_actors.convert --gguf makes them of a GGUF file"
+                "mlx-lm reads safetensors alone; grpo convert --gguf makes them of a GGUF file"
             )
         return path
     if model_name.startswith((".", "/", "~")) or model_name.count("/") != 1:

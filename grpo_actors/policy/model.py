@@ -347,6 +347,18 @@ def prepare_training(policy: Policy, seed: int) -> None:
     mx.eval(policy.model.parameters())
 
 
+def source_folder(config: ModelConfig) -> Path:
+    """Return the folder of a model; one of the hub is downloaded if it is not there.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    location = str(locate(config.model_name))
+    with as_model_error(config):
+        folder: Path = mlx_lm.utils._download(location)  # noqa: SLF001 - the only way to get a hub model's folder
+    return folder
+
+
 def load_base(config: ModelConfig, *, dtype: str | None = None, tokenizer_later: bool = False) -> Policy:
     """Load a model without trainable arrays, quantised to base_bits if that is set.
 
@@ -359,9 +371,7 @@ def load_base(config: ModelConfig, *, dtype: str | None = None, tokenizer_later:
         ModelError: as `load_policy`.
         ConfigError: base_bits is set for a model that is already quantised.
     """
-    location = str(locate(config.model_name))
-    with as_model_error(config):
-        source = mlx_lm.utils._download(location)  # noqa: SLF001 - the only way to get a hub model's folder
+    source = source_folder(config)
     read_tokenizer = read_beside(source, config)
     with as_model_error(config):
         refuse_foreign(f"model.model_name: {config.model_name!r}", mlx_lm.utils.load_config(source))

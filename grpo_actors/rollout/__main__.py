@@ -1,7 +1,7 @@
 """Rollout worker: samples groups with the old policy and scores them.
 
-    python -m grpo_actors.rollout --attach RUN_DIR                 join a live run on this machine
-    python -m grpo_actors.rollout --connect ENDPOINT --key FILE    join a run by the address of its control socket
+    grpo worker --attach RUN_DIR                 join a live run on this machine
+    grpo worker --connect ENDPOINT --key FILE    join a run by the address of its control socket
 
 The address, and on TCP a key made on the learner's host, are all that a worker needs. The learner sends the
 configuration and the identity of the model; each lease carries the prompt's tokens, the seeds and the inputs of the
@@ -14,17 +14,23 @@ import argparse
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_actors.backend import join_mps, submit_long_graphs
 from grpo_actors.errors import RunError
+from grpo_actors.options import add_allow
 from grpo_actors.process import StopRequest, bound_memory, enter_process, run_command
 from grpo_actors.rollout.absence import Absence, Place, print_by_hand
 
 if TYPE_CHECKING:
     from grpo_actors.transport.sockets import Endpoints
+
+PROGRAM = "python -m grpo_actors.rollout"
+#: Seconds between two looks whether a run that starts has a learner.
+START_POLL_S = 0.2
 
 
 def work(
@@ -84,47 +90,64 @@ def live_endpoints(run_dir: Path) -> "Endpoints":
         os.kill(endpoints.pid, 0)
     except ProcessLookupError:
         raise RunError(
-            f"{run_dir}: no run is live here (its process {endpoints.pid} is gone); start it with launch.py"
+            f"{run_dir}: no run is live here (its process {endpoints.pid} is gone); start it with grpo train"
         ) from None
     except PermissionError:
         pass  # the process is alive and belongs to another user
     return endpoints
 
 
-def main() -> int:
-    """Parse the command line and run the worker."""
-    from grpo_actors.consent import add_option  # noqa: PLC0415 - pydantic
+def wait_for_start(run_dir: Path, stop: StopRequest) -> None:
+    """Return when the run in the folder has a learner that listens; at once if no run is live there, or at a signal."""
+    from grpo_actors.rundir.folder import ENDPOINTS_FILE, is_locked  # noqa: PLC0415
 
-    parser = argparse.ArgumentParser(
-        prog="python -m grpo_actors.rollout",
-        description="Rollout worker: sample groups with the old policy and score them.",
+    said = False
+    while not stop and not (run_dir / ENDPOINTS_FILE).exists() and is_locked(run_dir):
+        if not said:
+            print_by_hand(f"{run_dir}: the run is starting; waiting for its learner")
+            said = True
+        time.sleep(START_POLL_S)
+
+
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    """Build the command line. Its help hides ``--preload``, which only a run uses."""
+    command = argparse.ArgumentParser(
+        prog=prog, description="Rollout worker: sample groups with the old policy and score them."
     )
-    where = parser.add_mutually_exclusive_group(required=True)
+    where = command.add_mutually_exclusive_group(required=True)
     where.add_argument("--attach", metavar="RUN_DIR", type=Path, help="folder of a live run on this machine")
     where.add_argument("--connect", metavar="ENDPOINT", help="address of a run's control socket")
-    parser.add_argument(
+    command.add_argument(
         "--key",
         metavar="FILE",
         type=Path,
-        help="key made by python -m grpo_actors.keys new on the learner's host",
+        help="key made by grpo keys new on the learner's host",
     )
     default_name = f"attached-{socket.gethostname()}-{os.getpid()}"
-    parser.add_argument("--name", default=default_name, help="name in the logs")
-    parser.add_argument(
+    command.add_argument("--name", default=default_name, help="name in the logs")
+    command.add_argument(
         "--patience",
         type=float,
         default=600.0,
         metavar="SECONDS",
         help="how long to wait for a learner that is gone, or not there yet; 0: for ever (default: %(default)g)",
     )
-    add_option(parser)
-    parser.add_argument("--preload", metavar="FILE", type=Path, help=argparse.SUPPRESS)  # from launch.py
-    args = parser.parse_args()
+    add_allow(command)
+    command.add_argument("--preload", metavar="FILE", type=Path, help=argparse.SUPPRESS)
+    return command
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
+    """Parse the command line and run the worker."""
+    args = parser(prog).parse_args(arguments)
     stop = enter_process()
     submit_long_graphs()
     from grpo_actors.transport.keys import ClientKey, read_run_key  # noqa: PLC0415
 
     if args.attach:
+        wait_for_start(args.attach, stop)
+        if stop:
+            return 0
         endpoints = live_endpoints(args.attach)
         join_mps(endpoints.mps)
         if endpoints.join:

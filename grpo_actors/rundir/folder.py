@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,9 @@ RUN_PATTERNS = (METRICS_FILE, BEST, MANIFEST, f"{CHECKPOINT}*")
 #: Environment variable with the descriptor of the run folder's lock, which a supervised learner inherits from the
 #: supervisor. The lock is held until both processes have ended.
 LOCK = "GRPO_ACTORS_LOCK"
+#: How often, and after how many seconds each time, the lock is tried: `is_locked` holds it for an instant.
+LOCK_TRIES = 3
+LOCK_PAUSE_S = 0.1
 
 
 def checkpoint_name(update: int) -> str:
@@ -73,6 +77,18 @@ def update_of(folder: Path) -> int | None:
     return int(number) if number != folder.name and number.isdigit() else None
 
 
+def is_locked(run_dir: Path) -> bool:
+    """Return whether a live run holds the folder's lock. To ask takes the lock for an instant, see `locked`."""
+    try:
+        with (run_dir / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextmanager
 def locked(run_dir: Path) -> Iterator[int]:
     """Lock the run folder and yield the lock's descriptor.
@@ -89,10 +105,14 @@ def locked(run_dir: Path) -> Iterator[int]:
         return
     run_dir.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
     with (run_dir / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"run.output_dir: {run_dir} is in use by a live run; stop it, or choose another folder"
-            ) from None
+        for patience in reversed(range(LOCK_TRIES)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not patience:
+                    raise RunError(
+                        f"run.output_dir: {run_dir} is in use by a live run; stop it, or choose another folder"
+                    ) from None
+                time.sleep(LOCK_PAUSE_S)
         yield file.fileno()

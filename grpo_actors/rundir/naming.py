@@ -4,14 +4,13 @@ Depends on where weights are stored and what they are, not on what the policy is
 """
 
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import xxhash
 from pydantic import ValidationError
 
-from grpo_actors.config import ModelConfig, read_config
+from grpo_actors.config import ModelConfig
 from grpo_actors.config.adapter_folder import ADAPTER_CONFIG, read_adapter
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import Policy, load_base, load_policy
@@ -20,12 +19,11 @@ from grpo_actors.rundir.checkpoint_weights import is_adapter
 from grpo_actors.rundir.checkpoints import (
     Checkpoint,
     best_checkpoint,
-    checkpoint_at,
     find_checkpoints,
     newest_sound,
     verify,
 )
-from grpo_actors.rundir.folder import CONFIG_FILE, METRICS_FILE
+from grpo_actors.rundir.folder import METRICS_FILE
 
 
 def checkpoints_of(folder: Path) -> list[Checkpoint]:
@@ -89,18 +87,6 @@ def open_policy(model: str | None, adapter: str | None = None) -> Policy:
     if (folder / TEMPLATE).is_file():
         policy.use_template((folder / TEMPLATE).read_text("utf-8"))
     return policy
-
-
-def template_settings(folder: str) -> dict[str, Any]:
-    """Return the variables of the chat template with which the run of a checkpoint trained; empty for other folders.
-
-    Raises:
-        ConfigError: the run's settings are unusable.
-    """
-    settings = Path(folder).expanduser().parent / CONFIG_FILE
-    if checkpoint_at(Path(folder).expanduser()) is None or not settings.is_file():
-        return {}
-    return read_config(settings).data.chat_template_kwargs
 
 
 def weights_digest(policy: Policy) -> str:

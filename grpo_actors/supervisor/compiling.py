@@ -4,10 +4,13 @@ import time
 from collections.abc import Callable
 
 from grpo_actors.kernels.stage import USUAL_KERNELS, Stage
+from grpo_actors.observe.json_events import JsonEvents
 from grpo_actors.observe.status import StatusLine
 
 
-def compile_kernels(stage: Stage | None, status: StatusLine, gives_up: Callable[[], object]) -> None:
+def compile_kernels(
+    stage: Stage | None, status: StatusLine | JsonEvents, gives_up: Callable[[], object]
+) -> None:
     """Run the stage unless it is done, and show it; what it cannot compile, the actors compile when they need it.
 
     Args:

@@ -21,32 +21,33 @@ import contextlib
 import json
 import os
 import secrets
-import shlex
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 
 from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
-from grpo_actors.consent import options_for
+from grpo_actors.consent import as_options, code_of_model, options_for
 from grpo_actors.errors import RunError, os_errors_in_one_line
+from grpo_actors.invocation import pasted
 from grpo_actors.kernels.stage import Stage
 from grpo_actors.long_wait import LongWait
 from grpo_actors.observe.follow import Follower
+from grpo_actors.observe.json_events import JsonEvents
 from grpo_actors.observe.reading import session_of
+from grpo_actors.observe.records import Record
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
 from grpo_actors.process import EVALUATOR_LINE, EVALUATOR_TOKEN, EXIT_USAGE, ignores_hangup
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
-from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, ENDPOINTS_FILE, EVALUATION_FILE, LOCK
-from grpo_actors.rundir.scores import read_score
-from grpo_actors.score import verdict
+from grpo_actors.rundir.folder import CONFIG_FILE, ENDPOINTS_FILE, LOCK
+from grpo_actors.rundir.outcome import gained, kept_checkpoint
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
@@ -70,6 +71,10 @@ DRAIN_NOTE_S = 30.0
 TICK_S = 0.1
 #: Longest wait of the evaluator for the first update, in seconds after the learner listens.
 FIRST_UPDATE_S = 5.0
+
+
+#: How a run is shown.
+Display = StatusLine | JsonEvents
 
 
 @dataclass
@@ -128,7 +133,7 @@ class Supervisor:
     #: The evaluator and the trackers. A run continues without them.
     observers: Sequence[Actor]
     pool: WorkerPool
-    status: StatusLine
+    status: Display
     signals: Signals
     #: Read end of a pipe that every child inherits. It closes when this process ends.
     lifeline: int
@@ -158,6 +163,7 @@ class Supervisor:
         """Start all children and watch them until the learner has ended."""
         self.signals.family = lambda: self._children
         self._show_commands()
+        self.status.begin(f"loading {self.config.model.model_name}")
         while self._tick():
             pass
         self._show_output(wait_s=0.05)
@@ -171,6 +177,7 @@ class Supervisor:
         """Check all children once; return False if the learner has ended."""
         self._start_children()
         self._show_output(wait_s=TICK_S)
+        self.status.tick()
         for child in self._children:
             if note := child.end_if_hung():
                 self.status.print_line(note, "yellow")
@@ -232,6 +239,7 @@ class Supervisor:
             )
             self._follower = self.follower_stack.enter_context(Follower(events, self.run_dir))
             self._listening_since_s = time.monotonic()
+            self.status.begin("waiting for a worker")
 
     def _must_wait(self, child: Actor) -> bool:
         if child.waits_for == "nothing":
@@ -246,13 +254,7 @@ class Supervisor:
             time.sleep(wait_s)
         while self._follower is not None and (record := self._follower.receive(wait_s)) is not None:
             if session_of(record) in self._sessions:
-                if record["topic"] == "metrics":
-                    self._has_updated = True
-                    self._wait_for_update.end()
-                if record["topic"] != "headcount":  # the pool's decisions were shown when they were taken
-                    self.status.show(record)
-                if not self.signals.count:
-                    self.pool.handle_record(record)
+                self._handle_record(record)
             wait_s = 0.0
         for child in self._children:
             for line in child.printed():
@@ -262,6 +264,19 @@ class Supervisor:
                 if says_out_of_memory(line) and not line.startswith("error: "):
                     cure = CURES[role_of(child.name)]
                     self.status.print_line(f"{child.name} ran out of memory: {cure}", "yellow")
+
+    def _handle_record(self, record: Record) -> None:
+        """Show a record, and act on it."""
+        if record["topic"] == "metrics":
+            self._has_updated = True
+            self._wait_for_update.end()
+        # A reader was shown the pool's decisions when they were taken.
+        if record["topic"] != "headcount" or isinstance(self.status, JsonEvents):
+            self.status.show(record)
+        if record["topic"] == "worker" and record.get("role") == "rollout":
+            self.status.begin("waiting for the first batch")
+        if not self.signals.count:
+            self.pool.handle_record(record)
 
     def _handle_signals(self) -> None:
         """Drain after the first Ctrl-C, kill after the second."""
@@ -305,12 +320,11 @@ class Supervisor:
             self._show_output(wait_s=0.02)
 
     def _show_commands(self) -> None:
-        attach = ["python", "-m", "grpo_actors.rollout", "--attach", str(self.run_dir)]
-        attach += options_for(self.config)
+        attach = pasted("worker", "--attach", self.run_dir, *options_for(self.config))
         self.status.print_line(
             f"run folder {self.run_dir}\n"
-            f"  watch it:      python -m grpo_actors.tail {self.run_dir}\n"
-            f"  add a worker:  {shlex.join(attach)}"
+            f"  watch it:      {pasted('watch', self.run_dir)}\n"
+            f"  add a worker:  {attach}"
             + (f"\n  elsewhere:     {self.endpoints.how_to_join}" if self.endpoints.join else "")
         )
         if warning := self.config.transport.warning:
@@ -326,58 +340,81 @@ class Supervisor:
         if code < 0 and self.learner.is_hopeless:
             code = 1  # it was killed because it hung, the last of several times
         if code == 0:
-            print(summary(self.run_dir), file=sys.stderr)
+            facts = [gained(self.run_dir), kept_checkpoint(self.run_dir)]
+            self.status.print_closing(facts, self._next_commands())
         elif code < 0 or code == 1:
             kept = find_checkpoints(self.run_dir)
             effect = f"continues the run after update {kept[-1].update}" if kept else "starts it again"
-            print(f"the learner {self.learner.how_it_ended}; the same command {effect}", file=sys.stderr)
+            self.status.print_line(
+                f"the learner {self.learner.how_it_ended}; the same command {effect}", "red"
+            )
         return code if code >= 0 else 128 - code
 
+    def _next_commands(self) -> dict[str, str]:
+        """Return what the user may do with the result, at most three: label -> command."""
+        kept, marked, view = find_checkpoints(self.run_dir), best(self.run_dir), self.status.view
+        commands = {}
+        # A run that was complete before this start has no record of an update.
+        if view.metrics is not None and view.total_updates is not None and view.update < view.total_updates:
+            commands["continue it"] = pasted("train", self.run_dir / CONFIG_FILE)
+        if kept:
+            beaten = marked is not None and marked.update
+            commands["chat with it"] = pasted("chat", self.run_dir)
+            commands["score it"] = pasted(
+                "eval",
+                self.run_dir,
+                *(["--compare", "base", "best"] if beaten else []),
+                *options_for(self.config),
+            )
+            commands["take it along"] = pasted(
+                *("export", self.run_dir, "--fuse", f"models/{self.run_dir.name}"),
+                *as_options(code_of_model(self.config.model)),
+            )
+        return dict(islice(commands.items(), 3))
 
-def summary(run_dir: Path) -> str:
-    """Return two lines: what the training gained, and the folder of the best checkpoint, else of the last one."""
-    marked, kept = best(run_dir), find_checkpoints(run_dir)
-    last = f"last checkpoint: {kept[-1].path if kept else 'none'}"
-    if marked is None:
-        return f"not evaluated\n{last}"
-    if not marked.update and not any((checkpoint.path / EVALUATION_FILE).is_file() for checkpoint in kept):
-        return f"not evaluated but for the base model: {marked.score.measure} {marked.score}\n{last}"
-    if not marked.update:
-        return f"{marked.score.measure}: no checkpoint beat the base model, {marked.score}\n{last}"
-    of_base, of_best = (
-        read_score(file)
-        for file in (run_dir / BASE_EVALUATION_FILE, run_dir / marked.checkpoint / EVALUATION_FILE)
+
+def run(config: Config, *, as_json: bool = False) -> int:
+    """Run a whole training, for ``grpo train``; return the exit code.
+
+    Args:
+        config: The settings.
+        as_json: Whether to print one JSON object per event on standard output, instead of lines for a reader on stderr.
+    """
+    every_updates = config.metrics.logging_steps
+    display: Display = (
+        JsonEvents()
+        if as_json
+        else StatusLine(config.learner.max_updates or None, every_updates=every_updates)
     )
-    alike = of_base is not None and of_base.report.score.measure == marked.score.measure
-    known = str(of_base.report.score) if of_base is not None and alike else "?"
-    return (
-        f"{marked.score.measure}: {known} (base model) → {marked.score} (best, update {marked.update})"
-        f"{'' if of_best is None else verdict(of_best.report.gain)}\n"
-        f"best checkpoint: {run_dir / marked.checkpoint}"
-    )
-
-
-def run(config: Config) -> int:
-    """Run a whole training, for launch.py; return the exit code."""
-    machine = Machine.here(asks_gpu=True)
-    with prepared(config, machine) as (run_dir, lock):
-        transport = config.transport
-        folder = KeyFolder(Path(transport.keys_dir)) if transport.uses_keys else None
-        with ExitStack() as stack:
-            with os_errors_in_one_line():
-                endpoints = plan_endpoints(
-                    *(run_dir, transport.scheme, transport.host, transport.port),
-                    keys=transport.uses_keys,
-                    options=options_for(config),
-                )
-                stack.enter_context(run_key(run_dir, folder))
-            supervisor = _open(stack, run_dir, config, machine, endpoints, lock=lock)
-            supervisor.run()
-        return supervisor.report_outcome()
+    with display as status:
+        # A log gets no line of it: a refusal is to be the only one.
+        status.begin("checking settings, data and memory", in_log=False)
+        machine = Machine.here(asks_gpu=True)
+        with prepared(config, machine) as (run_dir, lock):
+            transport = config.transport
+            folder = KeyFolder(Path(transport.keys_dir)) if transport.uses_keys else None
+            with ExitStack() as stack:
+                with os_errors_in_one_line():
+                    endpoints = plan_endpoints(
+                        *(run_dir, transport.scheme, transport.host, transport.port),
+                        keys=transport.uses_keys,
+                        options=options_for(config),
+                    )
+                    stack.enter_context(run_key(run_dir, folder))
+                supervisor = _open(stack, run_dir, config, machine, endpoints, status=status, lock=lock)
+                supervisor.run()
+            return supervisor.report_outcome()
 
 
 def _open(
-    stack: ExitStack, run_dir: Path, config: Config, machine: Machine, endpoints: Endpoints, *, lock: int
+    stack: ExitStack,
+    run_dir: Path,
+    config: Config,
+    machine: Machine,
+    endpoints: Endpoints,
+    *,
+    status: Display,
+    lock: int,
 ) -> Supervisor:
     """Build the supervisor of a run; `lock` is the descriptor of the run folder's lock."""
     lifeline, write_end = os.pipe()
@@ -392,8 +429,6 @@ def _open(
     # A killed learner could not remove them.
     stack.callback(remove_leftovers)
     stack.callback(remove_endpoints, run_dir, endpoints)
-    every_updates = config.metrics.logging_steps
-    status = stack.enter_context(StatusLine(config.learner.max_updates or None, every_updates=every_updates))
     if note := raise_limit():
         status.print_line(note, "yellow")
     follower_stack = stack.enter_context(ExitStack())

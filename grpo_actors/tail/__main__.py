@@ -1,4 +1,4 @@
-"""Watch a run: ``python -m grpo_actors.tail RUN_DIR|ENDPOINT [--key FILE] [--json]``.
+"""Watch a run: ``grpo watch RUN_DIR|ENDPOINT [--key FILE] [--json]``.
 
 It only reads: the run folder's files and the events socket. It may start late, stop, or be started many
 times without any effect on the run. It exits when the run has ended.
@@ -8,13 +8,13 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from grpo_actors.errors import GrpoActorsError, RunError
-from grpo_actors.rundir.folder import ENDPOINTS_FILE, METRICS_FILE
+from grpo_actors.rundir.folder import ENDPOINTS_FILE, METRICS_FILE, is_locked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,15 +24,16 @@ if TYPE_CHECKING:
     from grpo_actors.observe.view import RunView
     from grpo_actors.transport.events import EventSubscriber
 
+PROGRAM = "python -m grpo_actors.tail"
 #: Seconds between redraws, and between checks whether the run is still alive.
 TICK_S = 0.25
 #: Seconds to wait for a learner that died and may be restarted.
 RESTART_GRACE_S = 15.0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the command and return its exit code: 0 if the run or the user ended it, 2 for a wrong target."""
-    options = _parser().parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
     try:
         with closing(_target(options.target, options.key)) as target:
             _watch(target, _display(as_json=options.json))
@@ -48,18 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m grpo_actors.tail", description="Watch a run, live or ended."
-    )
-    parser.add_argument(
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    """Build the command line; import nothing slow."""
+    command = argparse.ArgumentParser(prog=prog, description="Watch a run, live or ended.")
+    command.add_argument(
         "target", metavar="RUN_DIR|ENDPOINT", help="a run's output folder, or ipc://… or tcp://…"
     )
-    parser.add_argument(
+    command.add_argument(
         "--key", metavar="FILE", type=Path, help="key of the role reader, for a run on another host"
     )
-    parser.add_argument("--json", action="store_true", help="print one record per line, for pipes")
-    return parser
+    command.add_argument("--json", action="store_true", help="print one record per line, for pipes")
+    return command
 
 
 class Target(Protocol):
@@ -103,7 +103,9 @@ class _RunFolder:
         if not folder.is_dir():
             raise RunError(f"{folder} is not there; give a run's output folder or an address like ipc://…")
         self._folder = folder
-        if not (folder / ENDPOINTS_FILE).exists() and not (folder / METRICS_FILE).exists():
+        if not is_locked(folder) and not any(
+            (folder / name).exists() for name in (ENDPOINTS_FILE, METRICS_FILE)
+        ):
             raise RunError(
                 f"{folder} has no {ENDPOINTS_FILE}: no run has started there; give its output folder"
             )
@@ -111,17 +113,20 @@ class _RunFolder:
         self._pid: int | None = None
         self.follower = Follower(None, folder)
         self._connect()
-        alive = self._pid is not None and _is_alive(self._pid)
-        self._last_alive = time.monotonic() if alive else float("-inf")
+        self._last_alive = time.monotonic() if self._lives() else float("-inf")
 
     def why_over(self) -> str | None:
         self._connect()
         now = time.monotonic()
-        if self._pid is not None and _is_alive(self._pid):
+        if self._lives():
             self._last_alive = now
         if now - self._last_alive < RESTART_GRACE_S:
             return None
         return "the run is over: its process is gone and left no word why"
+
+    def _lives(self) -> bool:
+        """Return whether the run's learner is alive, or a run that has none yet holds the folder's lock."""
+        return (self._pid is not None and _is_alive(self._pid)) or is_locked(self._folder)
 
     def close(self) -> None:
         self.follower.close()
@@ -234,13 +239,20 @@ class _JsonLines:
 class _PlainLines:
     """Plain output: a status line per update, and a line for each important event."""
 
+    def __init__(self) -> None:
+        from grpo_actors.observe.view import RunView  # noqa: PLC0415
+
+        #: The view before the record that is to be shown.
+        self._before = RunView()
+
     def show(self, view: "RunView", record: "Record | None") -> None:
         from grpo_actors.observe.status import permanent_note  # noqa: PLC0415
         from grpo_actors.observe.text import status_line  # noqa: PLC0415
 
         if record is None:
             return
-        note = permanent_note(record)
+        note = permanent_note(record, self._before)
+        self._before = view
         if note is not None:
             self.print_line(note[0])
         elif record["topic"] == "metrics":

@@ -57,7 +57,7 @@ class ClientKey:
         given = _read_private(path)
         names = {field.name for field in fields(cls)}
         if given.keys() != names or not all(isinstance(value, str) for value in given.values()):
-            raise RunError(f"{path}: is no key file; make one with python -m grpo_actors.keys new NAME")
+            raise RunError(f"{path}: is no key file; make one with grpo keys new NAME")
         if any(len(given[part]) != KEY_CHARS for part in ("public", "secret", "learner")):
             raise RunError(f"{path}: its keys must have {KEY_CHARS} characters; copy the file again")
         return cls(**given)
@@ -244,5 +244,5 @@ def _read_private(path: Path) -> dict[str, Any]:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise RunError(f"{path}: is no key file; make one with python -m grpo_actors.keys new NAME")
+        raise RunError(f"{path}: is no key file; make one with grpo keys new NAME")
     return content

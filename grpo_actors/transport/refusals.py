@@ -52,7 +52,7 @@ class Refusals:
                 name = "" if self._key is None else f" {self._key.name!r} with the role {self._key.role!r}"
                 raise RunError(
                     f"{self._endpoint}: the key{name} is not let in here: it was revoked, or is for something else "
-                    "(python -m grpo_actors.keys list, on the learner's host)"
+                    "(grpo keys list, on the learner's host)"
                 )
             if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 raise RunError(f"{self._endpoint}: {self._mismatch}")
@@ -69,9 +69,7 @@ class Refusals:
     @property
     def _mismatch(self) -> str:
         if self._key is None:
-            return (
-                "needs a key: --key FILE, made by python -m grpo_actors.keys new NAME on the learner's host"
-            )
+            return "needs a key: --key FILE, made by grpo keys new NAME on the learner's host"
         return "has no keys (transport.insecure = true there); leave --key out if you trust the network"
 
     def close(self) -> None:

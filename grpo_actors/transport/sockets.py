@@ -32,6 +32,7 @@ import zmq
 
 from grpo_actors.atomic import write_whole
 from grpo_actors.errors import RunError
+from grpo_actors.invocation import SCRIPT, pasted
 from grpo_actors.rundir.folder import ENDPOINTS_FILE
 from grpo_actors.transport.limits import MAX_MESSAGE_BYTES
 
@@ -85,7 +86,7 @@ class Endpoints:
     @property
     def how_to_join(self) -> str:
         """Return `join`, and as a comment of the shell where its key file comes from."""
-        made = "  # FILE: python -m grpo_actors.keys new NAME" if "--key" in self.join else ""
+        made = f"  # FILE: {pasted('keys', 'new', 'NAME')}" if "--key" in self.join else ""
         return f"{self.join}{made}"
 
     def __post_init__(self) -> None:
@@ -109,7 +110,7 @@ class Endpoints:
             return cls(**json.loads(path.read_text()))
         except FileNotFoundError:
             raise RunError(
-                f"{run_dir}: no run is live here ({ENDPOINTS_FILE} not found); start it with launch.py"
+                f"{run_dir}: no run is live here ({ENDPOINTS_FILE} not found); start it with grpo train"
             ) from None
         except (ValueError, TypeError) as error:
             raise RunError(f"{path}: unreadable ({error}); start the run anew, or give its address") from None
@@ -135,7 +136,7 @@ def plan_endpoints(
     control, weights, events = (f"tcp://{_bracketed(host)}:{first + i}" for i in range(len(PARTS)))
     # An address that stands for all of this host's is none that another host could connect to.
     reached = _bracketed(socket.gethostname() if host in ("0.0.0.0", "::", "[::]") else host)  # noqa: S104
-    command = ["python", "-m", "grpo_actors.rollout", "--connect", f"tcp://{reached}:{first}"]
+    command = [SCRIPT, "worker", "--connect", f"tcp://{reached}:{first}"]
     command += [*(["--key", "FILE"] if keys else []), *options]
     return Endpoints(control, weights, events, pid=os.getpid(), join=shlex.join(command))
 

@@ -107,7 +107,7 @@ def test_the_completions_of_a_whole_run_have_the_lengths_of_a_file(capsys, tmp_p
 def test_the_floor_of_a_workers_start_is_a_process_that_only_loads_the_model(capsys):
     figures = bench(capsys, "startup", "--rounds", "1")
     assert figures["worker ready s"]["floor"] == figures["model loaded in a fresh process s"]["median"]
-    assert figures["launch.py --help s"]["median"] > 0
+    assert figures["grpo train --help s"]["median"] > 0
     assert figures["launch to first update s"]["median"] > 0
 
 

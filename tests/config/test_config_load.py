@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from grpo_actors.config import Config, LearnerConfig, RolloutConfig, load_config, read_config
+from grpo_actors.config.load import SHIPPED_CONFIGS, find_config
 from grpo_actors.config.schema import OWNER
 from grpo_actors.errors import ConfigError
 
@@ -45,6 +46,11 @@ def test_set_beats_the_file_and_the_file_beats_the_default(write):
         "--set",
         "default",
     ]
+
+
+@pytest.mark.parametrize(("name", "shipped"), [("quickstart", "quickstart.toml"), ("prod.toml", "prod.toml")])
+def test_a_shipped_file_needs_no_suffix(name, shipped):
+    assert find_config(name).samefile(SHIPPED_CONFIGS / shipped)
 
 
 @pytest.mark.parametrize(

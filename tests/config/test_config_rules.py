@@ -152,10 +152,11 @@ def test_contradictions_are_refused_with_their_reason(overrides, expected):
 
 
 def test_a_contradiction_names_the_source_that_made_it(tmp_path, monkeypatch):
-    # batch_groups comes from the file, the smaller update from --set. The key at fault is that of the file.
+    # batch_groups comes from the file, which is fine alone; the smaller update comes from --set.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text("batch_groups = 4")
-    with pytest.raises(ConfigError, match=r"^mine\.toml: rollout\.batch_groups must divide the 3 groups"):
+    assert load_config("mine.toml").config.groups_per_update % 4 == 0
+    with pytest.raises(ConfigError, match=r"^--set: rollout\.batch_groups must divide the 3 groups"):
         load_config("mine.toml", ["batch_size=3", "gradient_accumulation_steps=1"])
 
 

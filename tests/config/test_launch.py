@@ -86,7 +86,7 @@ def test_an_unusable_setting_is_one_line_and_exit_code_2(arguments, line):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line + "\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--config", "prod.toml", "--json"]])
+@pytest.mark.parametrize("arguments", [[], ["prod.toml", "--resume", "--again"]])
 def test_a_wrong_command_line_is_answered_with_the_usage(arguments):
     done = launch(*arguments)
     assert done.returncode == 2

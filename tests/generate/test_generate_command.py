@@ -15,8 +15,8 @@ from thinking_model import write_thinking_model
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.generate.__main__ import check, main, parser
-from grpo_actors.rundir.folder import CONFIG_FILE, MANIFEST
-from grpo_actors.rundir.naming import template_settings
+from grpo_actors.rundir.folder import CONFIG_FILE, DATA_FILE, MANIFEST
+from grpo_actors.rundir.prompting import Prompting, prompting_of
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
@@ -85,11 +85,16 @@ def test_a_checkpoint_is_asked_as_its_run_asked_it(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint-2"
     checkpoint.mkdir(parents=True)
     (checkpoint / MANIFEST).write_text("{}")
-    assert template_settings(str(checkpoint)) == {}  # moved out of its run
-    config = Config.model_validate({"data": {"chat_template_kwargs": {"enable_thinking": False}}})
+    assert prompting_of(str(checkpoint)) == Prompting()  # moved out of its run
+    settings = {"enable_thinking": False}
+    config = Config.model_validate({"data": {"chat_template_kwargs": settings, "system_prompt": "Sum."}})
     (checkpoint.parent / CONFIG_FILE).write_text(config.model_dump_json())
-    assert template_settings(str(checkpoint)) == {"enable_thinking": False}
-    assert template_settings("tiny") == {}
+    assert prompting_of(str(checkpoint)) == Prompting("Sum.", settings)
+    # What the problems had is what counts: the task may have a prompt of its own, and a mixture several.
+    noted = {"problems": 2, "digest": "", "system_prompt": "Think."}
+    (checkpoint.parent / DATA_FILE).write_text(json.dumps(noted))
+    assert prompting_of(str(checkpoint)) == Prompting("Think.", settings)
+    assert prompting_of("tiny") == Prompting()
 
 
 def test_settings_of_the_template_are_a_json_object(capsys):

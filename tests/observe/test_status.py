@@ -1,10 +1,14 @@
 """The supervisor's output, in a log and on a terminal."""
 
 import io
+import json
+import re
 from itertools import count
 
+import pytest
 from scores import score
 
+from grpo_actors.observe.json_events import JsonEvents
 from grpo_actors.observe.records import Record, make_record
 from grpo_actors.observe.status import PLAIN_PERIOD_S, StatusLine
 
@@ -68,7 +72,10 @@ def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
                 3, 3.0, "worker", {"worker": "rollout-1", "state": "lost", "why": "its process ended"}
             )
         )
+        status.show(make_record(4, 4.0, "worker", {"worker": "rollout-1", "state": "joined"}))
         status.show(make_record(4, 4.0, "worker", {"worker": "rollout-1", "state": "sampling"}))
+        status.show(make_record(4, 4.0, "worker", {"worker": "rollout-1", "state": "left"}))
+        status.show(make_record(4, 4.0, "checkpoint", {"path": "r/checkpoint-3", "bytes": 2e6, "write_s": 1}))
         status.show(make_record(5, 5.0, "log", {"level": "warning", "text": "one line left out"}))
         status.show(make_record(6, 6.0, "log", {"level": "debug", "text": "x"}))
         told = {"update": 14, "before": 1, "workers": 2, "reason": "the learner waits"}
@@ -79,6 +86,9 @@ def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
         "eval @10  accuracy 0.41 [0.31, 0.51], greedy on 10 problems  best so far",
         "alarm: kl: rises",
         "worker rollout-1 lost: its process ended",
+        "worker rollout-1 joined",
+        "worker rollout-1 left",
+        "checkpoint-3 is written, 2.0 MB",
         "warning: one line left out",
         "rollout workers: 1 → 2 (the learner waits)",
         "rollout workers: 2, settled (as it is)",
@@ -131,3 +141,67 @@ def test_a_log_gets_a_preparation_only_every_few_seconds():
             status.show_preparation(f"{done} of 40")
         status.show_preparation("")
     assert lines_of(stream) == ["0 of 40", "5 of 40"]
+
+
+def test_a_log_gets_each_phase_once_with_the_time_until_the_first_update():
+    stream = io.StringIO()
+    # Each reading of the clock is a minute later than the one before; the display reads it once when it is opened.
+    with StatusLine(100, stream, clock=count(0.0, 60.0).__next__) as status:
+        status.begin("checking", in_log=False)
+        status.begin("loading")
+        status.begin("loading")
+        status.tick()
+        status.begin("waiting")
+        status.show(metrics(1))
+        status.begin("loading")
+    assert [line.split("  ")[0] for line in lines_of(stream)] == [
+        "[1:00] loading",
+        "[2:00] waiting",
+        "update 1/100",
+    ]
+
+
+@pytest.mark.parametrize("width", [20, 200])
+def test_a_terminal_redraws_the_phase_in_one_line_and_puts_the_end_in_a_box(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with StatusLine(100, stream, clock=count(0.0).__next__) as status:
+        status.begin("loading a model with a name that is long", in_log=False)
+        status.tick()
+        # One line: to draw it anew, the cursor never goes up.
+        assert "\x1b[1A" not in stream.getvalue()
+        assert "loading a" in stream.getvalue()
+        status.print_closing(["0.4 → 0.9"], {"chat": "grpo chat run that has a long name"})
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stream.getvalue()).strip().splitlines()
+    (fact,) = [line for line in shown if line.startswith("│")]
+    assert (fact[-1], fact[1:-1].strip()) == ("│", "0.4 → 0.9")
+    # Below the box, in one line at any width: it is to be copied.
+    assert shown[-1] == "  chat:  grpo chat run that has a long name"
+
+
+def test_a_log_gets_the_end_in_plain_lines():
+    stream = io.StringIO()
+    with StatusLine(100, stream) as status:
+        status.print_closing(["0.4 → 0.9"], {"chat with it": "grpo chat run", "score": "grpo eval run"})
+    assert lines_of(stream) == [
+        "0.4 → 0.9",
+        "  chat with it:  grpo chat run",
+        "  score:         grpo eval run",
+    ]
+
+
+def test_json_is_one_object_per_event():
+    stream = io.BytesIO()
+    with JsonEvents(stream) as events:
+        events.begin("loading")
+        events.begin("loading")
+        events.show(metrics(1))
+        events.begin("loading")
+        events.print_line("a note", "yellow")
+        events.print_closing(["0.9"], {"chat": "grpo chat run"})
+    written = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [event["topic"] for event in written] == ["phase", "metrics", "note", "closing"]
+    assert written[1] == metrics(1)
+    assert written[3]["commands"] == {"chat": "grpo chat run"}
+    assert events.view.update == 1

@@ -6,6 +6,7 @@ Every wait is for a condition, with a deadline that only a defect reaches.
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,6 +83,10 @@ class Run:
         self._records: list[dict[str, Any]] = []
         #: Bytes of metrics.jsonl that `_records` holds.
         self._read_bytes = 0
+
+    def said_after_start(self) -> list[str]:
+        """The lines on standard error without those of every start: the folder, two commands, what the run waits for."""
+        return [line for line in self.stderr.splitlines()[3:] if line and not re.match(r"\[\d+:\d+\] ", line)]
 
     # --- starting ---------------------------------------------------------------------------------
 

@@ -219,7 +219,7 @@ def test_weights_that_only_the_learner_can_find_unreadable_are_one_line_too(run)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert run.run("--set", f"model_name={folder}") == 2
-    errors = [line for line in run.stderr.splitlines()[3:] if line]
+    errors = run.said_after_start()
     assert len(errors) == 1, run.stderr
     assert errors[0].startswith(f"error: model.model_name: '{folder}' cannot be loaded: ")
     run.assert_nothing_left()
@@ -234,7 +234,7 @@ def test_a_chat_template_that_loops_for_hours_is_one_line(run):
     settings["chat_template"] = 3 * loop + "x" + 3 * "{% endfor %}"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert run.run("--set", f"model_name={folder}") == 2
-    (line,) = [line for line in run.stderr.splitlines()[3:] if line]
+    (line,) = run.said_after_start()
     assert line.startswith(
         f"error: {folder}: its chat template does not end within 5 s; set data.chat_template"
     )

@@ -15,6 +15,7 @@ from grpo_actors.config import load_config
 from grpo_actors.export.__main__ import main
 from grpo_actors.policy.model import load_policy
 from grpo_actors.process import run_command
+from grpo_actors.rundir.naming import open_policy
 
 
 @pytest.fixture
@@ -38,9 +39,13 @@ def export(tmp_path):
     return run
 
 
+SYSTEM = "Think."
+
+
 @pytest.fixture(scope="module")
 def lora_run():
-    with new_run(max_updates=2, fine_tune_type="lora", lora_rank=4, eval_every_updates=0) as run:
+    settings = {"fine_tune_type": "lora", "lora_rank": 4, "system_prompt": SYSTEM}
+    with new_run(max_updates=2, eval_every_updates=0, **settings) as run:
         assert run.run() == 0, run.stderr
         yield run
 
@@ -83,6 +88,9 @@ def test_its_card_states_base_data_objective_metrics_and_what_made_it(export, on
         "tiny, trained with reinforcement learning (GRPO) on arithmetic: 12 updates of 2 problems × 4" in card
     )
     assert '| loss | `"clip"` |' in card
+    assert "| clip_eps |" in card
+    assert "| cispo_cap |" not in card  # which this loss does not read
+    assert "It was trained without a system prompt." in card
     assert "| reward correctness | `1.0` |" in card
     base = json.loads((on_policy_run.folder / "evaluation-base.json").read_text())
     after = json.loads((on_policy_run.folder / "checkpoint-12" / "evaluation.json").read_text())
@@ -110,6 +118,36 @@ def test_an_adapter_leaves_alone_or_as_part_of_its_base(export, lora_run, tmp_pa
     # In bfloat16, as the base is stored, one sum is rounded and the other is not: 2^-8 of a logit of some 20.
     assert difference.max().item() < 0.5
     assert "It has not been evaluated." in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_the_system_prompt_of_the_training_travels_with_every_form(export, lora_run, tmp_path):
+    chat = [{"role": "user", "content": "1 + 2"}]
+    asked = [{"role": "system", "content": SYSTEM}, *chat]
+    for form, says in (
+        ("fuse", "The chat template adds it"),
+        ("adapter", "chat_template.jinja"),
+        ("peft", ""),
+    ):
+        assert export(lora_run.folder, f"--{form}", form).returncode == 0
+        assert f"```text\n{SYSTEM}\n```" in (card := (tmp_path / form / "README.md").read_text())
+        assert says in card
+        policy = open_policy(str(tmp_path / form))
+        assert policy.encode_chat(chat) == policy.encode_chat(asked)
+
+
+def test_a_prompt_is_answered_as_in_the_training_unless_no_system_is_given(lora_run, tmp_path):
+    def prompt_tokens(model, *more):
+        command = [sys.executable, "-m", "grpo_actors.generate", "1 + 2", "--model", model, "--json", *more]
+        done = subprocess.run(
+            [*command, "--max-tokens", "1"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert ("with the system prompt" in done.stderr) == (not more)
+        return json.loads(done.stdout)["prompt_tokens"]
+
+    with_system, without = (prompt_tokens(str(lora_run.folder), *more) for more in ((), ("--no-system",)))
+    policy = load_policy(load_config(None).config.model, seed=0)
+    chats = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "1 + 2"}]
+    assert [with_system, without] == [len(policy.encode_chat(chat)) for chat in (chats, chats[1:])]
 
 
 def test_an_adapter_for_peft_is_the_same_adapter_and_a_start(export, lora_run, tmp_path):

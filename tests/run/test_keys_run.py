@@ -1,6 +1,7 @@
 """A run over TCP: who joins with a key, who does not, and what happens to a key that is revoked."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -64,17 +65,18 @@ def test_the_runs_own_processes_share_a_key_that_only_their_user_can_read(guarde
 
 
 def test_the_run_names_the_command_for_another_host(guarded_run):
-    join = f"python -m grpo_actors.rollout --connect {guarded_run.endpoints['control']} --key FILE"
+    join = f"grpo worker --connect {guarded_run.endpoints['control']} --key FILE"
     assert guarded_run.endpoints["join"] == join
     assert join in guarded_run.stderr
-    made = "  # FILE: python -m grpo_actors.keys new NAME"
-    assert guarded_run.here_said.splitlines()[0] == f"from another host: {join}{made}"
+    told, made = guarded_run.here_said.splitlines()[0].split("  # FILE: ")
+    assert told == f"from another host: {join}"
+    assert re.search(r"grpo(_actors)? keys new NAME$", made)
 
 
 def test_a_worker_without_a_key_is_told_how_to_get_one(guarded_run):
     assert guarded_run.stranger_exit == 2
     (line,) = guarded_run.stranger_said.splitlines()
-    assert "needs a key: --key FILE, made by python -m grpo_actors.keys new NAME" in line
+    assert "needs a key: --key FILE, made by grpo keys new NAME" in line
 
 
 def test_a_revoked_key_ends_its_worker_at_once(guarded_run):

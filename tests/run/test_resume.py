@@ -1,6 +1,7 @@
 """Runs that are interrupted in every way and continued by the same command, compared with one that was not."""
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,9 +68,10 @@ def interrupted_run(on_policy_run) -> Iterator[Run]:
 def test_ctrl_c_saves_and_exits_with_0(interrupted_run):
     assert interrupted_run.stopped_exit == 0
     assert "finishing the step and writing a checkpoint" in interrupted_run.stopped_stderr
-    assert interrupted_run.stopped_stderr.splitlines()[-1].startswith(
-        ("best checkpoint: ", "last checkpoint: ")
-    )
+    *_, checkpoint, again, chat, score = interrupted_run.stopped_stderr.splitlines()
+    assert checkpoint.startswith(("best checkpoint: ", "last checkpoint: "))
+    assert re.search(rf"continue it: .* train {interrupted_run.folder}/config.json$", again)
+    assert [line.split(":")[0] for line in (chat, score)] == ["  chat with it", "  score it"]
 
 
 def test_a_killed_learner_ends_the_run_and_says_that_the_same_command_continues_it(interrupted_run):
@@ -192,7 +194,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(make_run):
     (run.folder / "checkpoint-2" / "state.json").write_text("{}")
     before = (run.folder / "metrics.jsonl").read_bytes()
     assert run.run() == 2
-    (line,) = run.stderr.splitlines()[3:]
+    (line,) = run.said_after_start()
     assert line.startswith(f"error: {run.folder}/checkpoint-2/state.json: not the file that was written")
     assert "no other checkpoint is sound" in line
     assert (run.folder / "metrics.jsonl").read_bytes() == before

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -154,17 +155,38 @@ def test_nothing_is_left_behind(any_run):
     any_run.assert_nothing_left()
 
 
+def test_the_command_that_the_start_prints_works_in_a_shell_without_the_environment(any_run):
+    (line,) = [line for line in any_run.stderr.splitlines() if line.startswith("  watch it: ")]
+    done = subprocess.run(
+        ["sh", "-c", f"{line.removeprefix('  watch it: ')} --json"],
+        cwd=any_run.folder.parent,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=HANG_S,
+    )
+    assert json.loads(done.stdout.splitlines()[-1])["topic"] == "stop"
+
+
 def test_the_start_says_where_and_the_end_says_what_came_out(any_run):
-    first, *_, score, checkpoint = any_run.stderr.splitlines()
+    first, *_, score, checkpoint, chat, rate, take = any_run.stderr.splitlines()
     assert first == f"run folder {any_run.folder}"
-    assert f"python -m grpo_actors.tail {any_run.folder}" in any_run.stderr
-    assert f"python -m grpo_actors.rollout --attach {any_run.folder}" in any_run.stderr
+    assert re.search(rf"grpo(_actors)? worker --attach {any_run.folder}( --allow |\n)", any_run.stderr)
     assert re.search(r"\d+% of the problems \([\d,]+\) are held out for evaluation", any_run.stderr)
     (prompt,) = [r["text"] for r in any_run.records("log") if r["text"].startswith("first prompt")]
     assert re.match(
         r'first prompt \(\d+ tokens; system prompt: [a-z ]+\): ".*<\|user\|>.*<\|assistant\|>', prompt
     )
     assert prompt in any_run.stderr
+    loading, waiting, sampling = re.findall(r"^\[\d+:\d\d\] (.*)$", any_run.stderr, re.MULTILINE)
+    assert loading.startswith("loading ")
+    assert (waiting, sampling) == ("waiting for a worker", "waiting for the first batch")
+    assert re.search(r"^worker \S+ joined$", any_run.stderr, re.MULTILINE)
+    assert re.search(r"^checkpoint-\d+ is written, [\d.]+ [kM]B$", any_run.stderr, re.MULTILINE)
+    assert [line.split(":")[0] for line in (chat, rate, take)] == [
+        *("  chat with it", "  score it", "  take it along")
+    ]
     best = json.loads((any_run.folder / "best.json").read_text())
     measure = best["score"]["measure"]
     how = "sampled at temperature 1" if measure["temperature"] else "greedy"

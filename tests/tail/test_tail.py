@@ -18,6 +18,7 @@ import zmq
 from bounds import HANG_S
 
 from grpo_actors.observe.sinks import Journal
+from grpo_actors.rundir.folder import locked
 from grpo_actors.transport.events import EventPublisher
 
 COMMAND = [sys.executable, "-m", "grpo_actors.tail"]
@@ -59,6 +60,19 @@ def live_run(folder: Path, *, log_jsonl: bool = True) -> Iterator[LiveRun]:
 def write_endpoints(folder: Path, events: str, pid: int) -> None:
     endpoints = {"control": "", "weights": "", "events": events, "pid": pid}
     (folder / "endpoints.json").write_text(json.dumps(endpoints))
+
+
+def test_it_waits_for_a_run_that_has_no_learner_yet(folder):
+    with (
+        locked(folder),
+        subprocess.Popen([*COMMAND, folder, "--json"], stdout=subprocess.PIPE, text=True) as watcher,
+    ):
+        # Written into an empty folder, in the order of a run's start; the watcher began before, between or after.
+        with live_run(folder) as run:
+            run.update(1)
+            run.stop()
+            topics = [json.loads(line)["topic"] for line in watcher.stdout]
+        assert (topics, watcher.wait(HANG_S)) == (["metrics", "stop"], 0)
 
 
 def dead_pid() -> int:

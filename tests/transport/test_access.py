@@ -87,7 +87,7 @@ def test_the_runs_own_key_needs_no_list(learner):
 
 def test_a_peer_without_a_key_is_refused_and_told_why(learner):
     client = learner.worker(None)
-    assert "needs a key: --key FILE, made by python -m grpo_actors.keys new NAME" in refusal(client)
+    assert "needs a key: --key FILE, made by grpo keys new NAME" in refusal(client)
     assert not client.send(b"hello")
     assert learner.arrivals() == []
 

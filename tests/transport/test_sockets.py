@@ -98,9 +98,9 @@ def test_a_temporary_folder_that_is_too_deep_for_sockets_is_refused_with_the_cur
 )
 def test_the_endpoints_hold_the_command_for_another_host(tmp_path, host, keys, join):
     endpoints = plan_endpoints(tmp_path, "tcp", host, 7000, keys=keys, options=["--allow", "my file.py:f"])
-    assert endpoints.join == f"python -m grpo_actors.rollout {join} --allow 'my file.py:f'"
+    assert endpoints.join == f"grpo worker {join} --allow 'my file.py:f'"
     assert endpoints.how_to_join.startswith(endpoints.join)
-    assert ("grpo_actors.keys new" in endpoints.how_to_join) == keys
+    assert ("keys new NAME" in endpoints.how_to_join) == keys
     endpoints.write(tmp_path)
     assert Endpoints.read(tmp_path).join == endpoints.join
 

@@ -1,6 +1,7 @@
 """Evaluate the checkpoints that the command line names; print, plot and save the results."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from grpo_actors.evaluator.score import max_answer_tokens
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
 from grpo_actors.rundir.claim import with_rewards
+from grpo_actors.rundir.data import common_system_prompt
+from grpo_actors.rundir.prompting import notice
 from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
 
@@ -57,6 +60,8 @@ class Options:
     #: File for the plot.
     plot: Path | None = None
     json: bool = False
+    #: Whether to leave out the system prompt of the training.
+    no_system: bool = False
     #: Names of the code that the settings of runs may run (`consent`).
     allow: Sequence[str] = ()
 
@@ -80,7 +85,7 @@ class Options:
     def settings(self) -> list[str]:
         """The overrides, including those that the command line has an option for."""
         own = [] if self.temperature is None else [f"evaluator.eval_temperature={self.temperature}"]
-        return [*self.overrides, *own]
+        return [*self.overrides, *own, *(["data.system_prompt="] if self.no_system else [])]
 
 
 def evaluate_checkpoints(options: Options, stop: StopRequest) -> int:
@@ -119,6 +124,8 @@ def _evaluate(
     """Return a result for each candidate, and the answers of the two in `pair`; write all answers to the file."""
     task = open_task(config)
     config = with_rewards(config, task)
+    if system := common_system_prompt(task.problems("eval")):
+        print(notice(system), file=sys.stderr)
     k = int(config.evaluator.eval_sampled) if options.k is None else options.k
     results: list[Result] = []
     answers_of_pair: dict[Candidate, Answers] = {}

@@ -18,6 +18,7 @@ from grpo_actors.evaluator.comparison.result import (
     sampled_of,
 )
 from grpo_actors.evaluator.score import AnsweredProblem, Question, answer_problems, held_out
+from grpo_actors.policy.carried import NO_SYSTEM, carried_system, template_text
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
 from grpo_actors.rollout.episodes import open_episodes
@@ -54,6 +55,8 @@ class Exam:
                 started_s = time.monotonic()
                 policy = load(candidate)
                 policy.template_settings = self.config.data.chat_template_kwargs
+                if self.config.data.system_prompt == "" and carried_system(template_text(policy.tokenizer)):
+                    policy.template_settings = {**policy.template_settings, NO_SYSTEM: True}
                 questions = held_out(self.task, self.config, policy, self.samples)
                 problems = [question.problem for question in questions]
                 first_problems = first_problems or problems

@@ -59,6 +59,23 @@ def test_a_run_is_shown_as_a_table_with_a_line_per_checkpoint(run, capsys):
     assert ten.split()[2:5] == ["0.0", "%", "0.0–19.4"], "Wilson's interval of 0 of 16: 3.8415/(16 + 3.8415)"
 
 
+def test_the_system_prompt_of_the_training_is_used_and_shown_unless_it_is_turned_off(run, capsys):
+    settings = json.loads((run / "config.json").read_text())
+    settings["data"]["system_prompt"] = "Work it out."
+    (run / "config.json").write_text(json.dumps(settings))
+
+    def score(no_system):
+        options = Options([str(run / "checkpoint-5")], samples=2, json=True, no_system=no_system)
+        assert evaluate_checkpoints(options, StopRequest()) == 0
+        printed = capsys.readouterr()
+        return printed.err, json.loads(printed.out)["checkpoints"][0]["completions"]
+
+    (said, asked), (silent, plain) = score(no_system=False), score(no_system=True)
+    assert 'with the system prompt "Work it out."; --no-system leaves it out' in said
+    assert "system prompt" not in silent
+    assert asked != plain  # other prompts, other answers
+
+
 def test_k_samples_of_each_problem_have_a_separate_table(run, capsys):
     head = evaluate(capsys, run / "checkpoint-5", k=4, samples=3).splitlines()[5]
     assert [word for word in head.split() if "@" in word] == ["avg@4", "maj@4", "pass@2", "pass@4"]

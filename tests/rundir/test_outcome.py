@@ -1,21 +1,18 @@
-"""The last lines of a run."""
+"""The lines on what a run has gained."""
 
-import os
-import signal
-from contextlib import ExitStack
-
-import pytest
 from checkpoint_files import write_checkpoint_files
 from scores import report, score
 
-from grpo_actors.config import Config
 from grpo_actors.rundir.checkpoints import mark_best
+from grpo_actors.rundir.outcome import gained, kept_checkpoint
 from grpo_actors.rundir.scores import SavedScore, write_score
 from grpo_actors.score import Estimate
-from grpo_actors.supervisor.children import Actor
-from grpo_actors.supervisor.supervisor import Signals, Supervisor, summary
 
 ON = "on 10 held-out problems"
+
+
+def summary(run_dir):
+    return f"{gained(run_dir)}\n{kept_checkpoint(run_dir)}"
 
 
 def save(path, value, **more):
@@ -54,21 +51,3 @@ def test_if_no_checkpoint_beat_the_base_model_it_says_so(tmp_path):
         f"reward, sampled at temperature 1, {ON}: no checkpoint beat the base model, 1.500 [1.400, 1.600]",
         f"last checkpoint: {tmp_path}/checkpoint-4",
     ]
-
-
-@pytest.mark.parametrize(("reason", "code"), [("no worker", 2), ("Ctrl-C", 0), ("another", 128 + 15)])
-def test_a_learner_that_is_ended_while_it_loads_gives_the_code_of_what_ended_the_run(reason, code, tmp_path):
-    lifeline, write_end = os.pipe()
-    learner = Actor("learner", ["timeit", "-n1", "-r1", "import time; time.sleep(600)"], {}, respawns=False)
-    learner.start(lifeline)
-    learner.process.send_signal(signal.SIGTERM)
-    assert learner.process.wait() == -signal.SIGTERM
-    supervisor = Supervisor(
-        *(tmp_path, Config(), None, learner, (), None, None, Signals(count=int(reason == "Ctrl-C"))),
-        *(lifeline, ExitStack(), ExitStack()),
-        _all_workers_failed=reason == "no worker",
-    )
-    assert supervisor.report_outcome() == code
-    learner.end(deadline_s=0.0)
-    os.close(lifeline)
-    os.close(write_end)

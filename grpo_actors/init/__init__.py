@@ -1,0 +1,1 @@
+"""TOOL: writes the files of a new task, for the user to change."""

@@ -1,0 +1,1 @@
+"""TOOL: lists the runs below a folder."""

@@ -1,0 +1,1 @@
+"""The commands that train a model, or try the run first."""

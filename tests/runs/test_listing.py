@@ -1,0 +1,114 @@
+"""`grpo runs` and ``--again`` on run folders as runs write them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bounds import HANG_S
+from checkpoint_files import write_checkpoint_files
+
+from grpo_actors.config import load_config
+from grpo_actors.observe.records import encode, make_record
+from grpo_actors.rundir.folder import locked
+from grpo_actors.runs.__main__ import main
+from grpo_actors.runs.again import unfinished_folder
+from grpo_actors.runs.listing import find_runs, listed
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_run(folder, *, update, total=6, end=None):
+    """Write the files of a run that has ended after `update` updates; `end`: the fields of its stop record."""
+    folder.mkdir(parents=True)
+    config = load_config("smoke_test.toml", [f"output_dir={folder}"]).config
+    (folder / "config.json").write_text(config.model_dump_json())
+    topics = [("start", {"total_updates": total}), ("metrics", {"update": update, "total_updates": total})]
+    topics += [("stop", end)] if end else []
+    lines = [encode(make_record(i, 1e9 + i, *topic)) + b"\n" for i, topic in enumerate(topics, 1)]
+    (folder / "metrics.jsonl").write_bytes(b"".join(lines))
+    (folder / "lock").touch()
+    if update:
+        write_checkpoint_files(folder, update)
+    return folder
+
+
+STOPPED = {"reason": "stopped after update 4", "exit_code": 0}
+
+
+@pytest.mark.parametrize(
+    ("update", "end", "state"),
+    [
+        (6, {"reason": "all updates done", "exit_code": 0}, "done"),
+        (4, STOPPED, "stopped"),
+        (4, {"reason": "alarm: loss is NaN", "exit_code": 1}, "failed"),
+        (4, None, "killed"),
+    ],
+)
+def test_the_state_of_a_run_that_is_over_comes_from_its_last_records(tmp_path, update, end, state):
+    run = listed(write_run(tmp_path / "run", update=update, end=end))
+    assert (run.state, run.update, run.total_updates) == (state, update, 6)
+    assert (run.model, run.task, run.score) == ("tiny", "arithmetic", "not evaluated")
+    assert bool(run.next) == (state != "done")
+
+
+def test_a_run_whose_lock_is_held_is_live_and_is_to_be_watched(tmp_path):
+    folder = write_run(tmp_path / "run", update=4)
+    with locked(folder):
+        run = listed(folder)
+    assert run.state == "live"
+    assert f"watch {folder}" in run.next
+
+
+def test_runs_are_found_below_a_folder_but_not_in_checkpoints_and_the_newest_is_last(tmp_path, capsys):
+    old, new = (write_run(tmp_path / name, update=4, end=STOPPED) for name in ("b/old", "a"))
+    lines = (old / "metrics.jsonl").read_text().replace('"time":1000000003.0', '"time":1000000002.0')
+    (old / "metrics.jsonl").write_text(lines)
+    (new / "checkpoint-4" / "config.json").touch()
+    (new / "checkpoint-4" / "lock").touch()
+    assert set(find_runs(tmp_path)) == {old, new}
+    assert main([str(tmp_path), "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [run["folder"] for run in found] == [str(old), str(new)]
+
+
+def test_the_command_that_continues_a_moved_run_leads_to_where_it_is_now(tmp_path):
+    write_run(tmp_path / "before", update=4, end=STOPPED).rename(tmp_path / "after")
+    command = listed(tmp_path / "after").next
+    done = subprocess.run(
+        ["sh", "-c", f"{command} --dry-run --json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=HANG_S,
+    )
+    assert json.loads(done.stdout)["config"]["run"]["output_dir"] == str(tmp_path / "after")
+
+
+def test_an_unfinished_run_continues_and_a_finished_one_stays(tmp_path):
+    run = tmp_path / "run"
+    assert unfinished_folder(run) == (run, f"{run}: a new run")
+    write_run(run, update=6)
+    second = tmp_path / "run-2"
+    stays = f"; the one in {run} is done and stays as it is"
+    assert unfinished_folder(run) == (second, f"{second}: a new run{stays}")
+    write_run(second, update=4)
+    assert unfinished_folder(run) == (second, f"{second}: continues its run after update 4")
+    (second / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
+    assert unfinished_folder(run)[0] == tmp_path / "run-3"
+
+
+def test_again_trains_beside_a_finished_run(tmp_path):
+    run = write_run(tmp_path / "run", update=6)
+    settings = ["smoke_test", "--set", f"output_dir={run}", "--again", "--dry-run", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "grpo_actors", "train", *settings],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=HANG_S,
+    )
+    assert json.loads(done.stdout)["config"]["run"]["output_dir"] == f"{run}-2"
+    assert done.stderr.startswith(f"{run}-2: a new run; the one in {run} is done")

@@ -1,0 +1,67 @@
+"""The command `grpo`: it hands its arguments to the package's commands, and answers for help at once."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bounds import HANG_S
+
+from grpo_actors.__main__ import COMMANDS, completion, main, parser
+from grpo_actors.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"pydantic", "rich", "mlx", "numpy", "msgpack", "transformers", "datasets"}
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_S
+    )
+
+
+def test_the_parsers_of_all_commands_import_nothing_heavy():
+    # An interpreter with these modules takes a second and more; one without them a tenth.
+    code = (
+        "import sys\nfrom grpo_actors.__main__ import COMMANDS, parser\nparser()\n"
+        "for command in COMMANDS.values(): command.get(command.parser)('grpo x').format_help()\n"
+        "print(*sys.modules)"
+    )
+    assert HEAVY & set(python("-c", code).stdout.split()) == set()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_answers_under_its_own_name(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: grpo {name} ")
+
+
+def test_each_program_of_the_package_answers_under_its_own_name_too():
+    for folder in {command.folder for command in COMMANDS.values()}:
+        done = python("-m", f"grpo_actors.{folder}", "--help")
+        assert done.stdout.startswith(f"usage: python -m grpo_actors.{folder} "), done.stderr
+
+
+def test_help_lists_every_command():
+    listed = re.findall(r"^  (\w+)  ", parser().format_help(), re.MULTILINE)
+    assert listed == list(COMMANDS)
+
+
+def test_an_unknown_command_is_one_line():
+    with pytest.raises(
+        ConfigError, match=r"^grpo has no command tran; did you mean train\?; grpo --help lists them$"
+    ):
+        main(["tran"])
+    done = python("-m", "grpo_actors", "tran")
+    assert (done.returncode, done.stderr[:7], done.stderr.count("\n")) == (2, "error: ", 1)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_the_completion_of_a_shell_knows_every_command_and_its_options(shell):
+    script = completion(shell)
+    assert [name for name in COMMANDS if name not in script] == []
+    for option in ("--dry-run", "--attach", "--peft", "--against"):
+        assert option in script or option.removeprefix("--") in script
