@@ -1,7 +1,7 @@
 """The cache of a batch whose rows begin together: mlx-lm's own, for models whose cache does not fit a `window`.
 
-Sliding windows, convolutions and state spaces keep more, or less, than the keys and values of every position. No row can
-be added to them while others are under way.
+Convolutions, state spaces and indexes of tokens keep something else than keys and values of positions. No row can be added
+to them while others are under way.
 
 Depends on rows and prompts, not on samples.
 """

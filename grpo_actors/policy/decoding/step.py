@@ -15,7 +15,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from grpo_actors.errors import ConfigError
 from grpo_actors.policy.architectures import architecture_of
@@ -26,7 +25,7 @@ from grpo_actors.policy.decoding.draw import SamplingParams, draw
 from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.fixed_batch import FixedBatch, prefill
 from grpo_actors.policy.decoding.slots import SlotLayer, Slots
-from grpo_actors.policy.decoding.window import Prompts, Window
+from grpo_actors.policy.decoding.window import Prompts, Window, keeps_keys_and_values
 from grpo_actors.policy.dora import has_dora
 from grpo_actors.policy.model import RAGGED, Policy, logits_alone, same_logits
 
@@ -50,7 +49,7 @@ class Decoder:
         self.together = not fits(policy)
         self._slot_step: SlotStep | None = None
         self._arrays: list[Arrays] = []
-        if not self.together and _over_slots(policy):
+        if not self.together and not params.kv_bits and _over_slots(policy):
             blocks = _blocks(policy)
             if blocks:
                 self._arrays = [blocks.arrays(policy.model)]
@@ -72,7 +71,7 @@ class Decoder:
             return FixedBatch([])
         if self.over_slots:
             return Slots(rows, self._params.max_new_tokens)
-        return Window(self._policy.model, rows)
+        return Window(self._policy.model, rows, self._params.kv_bits)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Prompts | FixedBatch:
         """Run prompts through the model, for rows of a cache; return before the device has finished."""
@@ -111,16 +110,17 @@ class Decoder:
 
 
 def fits(policy: Policy) -> bool:
-    """Return whether a window can hold the model's cache: keys and values of every position, in every layer.
+    """Return whether a window can hold the model's cache: in every layer the keys and values of all or of the last positions.
 
     The model must also read positions and mask from the cache, row by row. Known blocks do; of others that is tested once,
     by decoding one token of prompts of different lengths.
     """
     found = findings(policy)
     if found.fits_window is None:
-        plain = all(type(layer) is KVCache for layer in make_prompt_cache(policy.model))
         known = architecture_of(policy.model).plain_blocks
-        found.fits_window = plain and (known or _decodes_unlike_rows(policy.model))
+        found.fits_window = keeps_keys_and_values(policy.model) and (
+            known or _decodes_unlike_rows(policy.model)
+        )
     return found.fits_window
 
 
@@ -137,8 +137,8 @@ def require_fit(policy: Policy, rule: str) -> None:
     """
     if not fits(policy):
         raise ConfigError(
-            f"{rule} for {policy.name}, whose layers cache something else than the keys and values of every "
-            "position, so that the rows of a batch begin and end together"
+            f"{rule} for {policy.name}, whose layers cache something else than keys and values of positions, "
+            "so that the rows of a batch begin and end together"
         )
 
 
