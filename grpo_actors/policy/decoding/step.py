@@ -2,7 +2,8 @@
 
 There are several ways, which give the same result:
 
-- On a CPU and on Metal, MLX's own attention masks the columns of a `window` that do not belong to a row.
+- On a CPU and on Metal, MLX's own attention masks the columns of a `window` that do not belong to a row. On CUDA too, if
+  the cache is quantised or a layer has a sliding window: the kernel reads neither.
 - On CUDA, a kernel reads each row's own columns (`slots`). Every array then keeps its shape, so that the whole step is
   compiled: at these sizes the GPU is fast, and launching its kernels is what takes the time. Models that `blocks`
   supports need half as many kernels; the others use their own layers.
@@ -25,7 +26,7 @@ from grpo_actors.policy.decoding.draw import SamplingParams, draw
 from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.fixed_batch import FixedBatch, prefill
 from grpo_actors.policy.decoding.slots import SlotLayer, Slots
-from grpo_actors.policy.decoding.window import Prompts, Window, keeps_keys_and_values
+from grpo_actors.policy.decoding.window import GROUP_SIZES, Prompts, Window, group_size, keeps_keys_and_values
 from grpo_actors.policy.dora import has_dora
 from grpo_actors.policy.model import RAGGED, Policy, logits_alone, same_logits
 
@@ -139,6 +140,25 @@ def require_fit(policy: Policy, rule: str) -> None:
         raise ConfigError(
             f"{rule} for {policy.name}, whose layers cache something else than keys and values of positions, "
             "so that the rows of a batch begin and end together"
+        )
+
+
+def require_cache_bits(policy: Policy, kv_bits: int, setting: str) -> None:
+    """Check that the model's keys and values can be cached in `kv_bits` bits; `setting` is their name for the user.
+
+    Raises:
+        ConfigError: they can not; the text says why.
+    """
+    if not kv_bits:
+        return
+    rule = f"{setting}: must be 0"
+    require_fit(policy, rule)
+    pairs = Prompts(policy.model, [[1, 1]]).layers  # nothing is computed: a shape needs no values
+    unfit = [array.shape[3] for pair in pairs for array in pair if group_size(array.shape[3]) is None]
+    if unfit:
+        raise ConfigError(
+            f"{rule} for {policy.name}, whose keys or values have a width of {unfit[0]} in a head (a multiple of "
+            f"{GROUP_SIZES[-1]} can be quantised), got {kv_bits}"
         )
 
 
