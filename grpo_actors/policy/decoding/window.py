@@ -33,11 +33,6 @@ GROWTH = 64
 GROUP_SIZES = (64, 32)
 
 
-def keeps_all(model: Any) -> bool:
-    """Return whether every layer caches the keys and values of every position."""
-    return all(type(cache) is KVCache for cache in make_prompt_cache(model))
-
-
 def keeps_keys_and_values(model: Any) -> bool:
     """Return whether every layer caches keys and values, of every position or of the last ones."""
     return all(
