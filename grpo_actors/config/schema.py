@@ -142,7 +142,7 @@ class RolloutConfig(Section):
     )
 
     @property
-    def rounds(self) -> bool:
+    def fewer_bits(self) -> bool:
         """Whether workers sample with fewer bits than the learner computes with."""
         return self.quantize_for_rollouts or self.kv_bits > 0
 

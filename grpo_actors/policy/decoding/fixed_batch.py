@@ -135,13 +135,12 @@ def _without_zeros(model: Any) -> Iterator[None]:
     Zeros hide what they multiply until they are trained: a convolution of Baichuan M1 that begins as zeros ignores the
     state that padding has spoiled.
     """
-    floats = {
-        name: array
+    # One at a time: `any` makes a copy of an array as booleans.
+    held = [
+        (name, array)
         for name, array in tree_flatten(model.parameters())
-        if mx.issubdtype(array.dtype, mx.floating)
-    }
-    zero = ~np.array(mx.stack([mx.any(array) for array in floats.values()]))
-    held = [(name, array) for (name, array), is_zero in zip(floats.items(), zero, strict=True) if is_zero]
+        if mx.issubdtype(array.dtype, mx.floating) and not mx.any(array).item()
+    ]
     filled = [
         (name, 0.1 * mx.random.normal(array.shape, array.dtype, key=mx.random.key(i)))
         for i, (name, array) in enumerate(held)
