@@ -15,7 +15,8 @@ Role = Literal["learner", "worker", "evaluator"]
 CURES: dict[Role, str] = {
     "learner": "lower learner.batch_size (and raise gradient_accumulation_steps: the gradient stays the same) or "
     "max_prompt_length, or set learner.gradient_checkpointing = true",
-    "worker": "lower rollout.batch_groups or rollout.workers, or bound the batch with rollout.max_kv_tokens",
+    "worker": "lower rollout.batch_groups or rollout.workers, or bound the batch with rollout.max_kv_tokens; "
+    "rollout.kv_bits = 8 halves its cache",
     "evaluator": "lower evaluator.eval_batch_size",
 }
 

@@ -24,7 +24,7 @@ def advice(config: "Config") -> Iterator[tuple[str, str]]:
             "objective.clip_eps_high",
             f"= {objective.clip_eps_high} lies below clip_eps = {objective.clip_eps}: {reason}",
         )
-    if config.rollout.quantize_for_rollouts and objective.ratio == "recorded":
+    if config.rollout.fewer_bits and objective.ratio == "recorded":
         reason = "the quantised policy of the workers differs from the learner's, so ratios do not start at 1"
         yield "objective.ratio", f'= "recorded": {reason}'
 

@@ -258,8 +258,9 @@ def _expanded(layers: Sequence[_Layer]) -> Iterator[_Layer]:
     """
     given = {leaf: value for layer in layers for leaf, value in layer.values.items()}
     for layer in layers:
-        if layer.values.get("quantize_for_rollouts") is True:
-            yield _Layer("quantize_for_rollouts", QUANTISED_ROLLOUT, implied=True)
+        for leaf in ("quantize_for_rollouts", "kv_bits"):
+            if layer.values.get(leaf):
+                yield _Layer(leaf, QUANTISED_ROLLOUT, implied=True)
         algorithm = layer.values.get("algorithm")
         # The schema rejects an unknown name later.
         if isinstance(algorithm, str) and algorithm == given["algorithm"] and algorithm in PRESETS:

@@ -133,9 +133,18 @@ class RolloutConfig(Section):
         default=False, description="workers sample with quantised weights: less memory, a less exact policy"
     )
     rollout_bits: Literal[4, 8] = Field(4, description="bits of a weight with quantize_for_rollouts")
+    kv_bits: Literal[0, 4, 8] = Field(
+        0,
+        description="bits of a cached key or value in workers: more completions at a time, a less exact policy; 0: as computed",
+    )
     lease_timeout_s: float = Field(
         600.0, gt=0, description="seconds that a worker has for one group before another worker gets it"
     )
+
+    @property
+    def fewer_bits(self) -> bool:
+        """Whether workers sample with fewer bits than the learner computes with."""
+        return self.quantize_for_rollouts or self.kv_bits > 0
 
     @property
     def runs_held(self) -> int:

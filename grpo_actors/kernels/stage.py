@@ -43,7 +43,7 @@ _DECIDING: dict[str, tuple[str, ...]] = {
     ),
     "rollout": (
         *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-        *("quantize_for_rollouts", "rollout_bits", "num_generations", "batch_groups"),
+        *("quantize_for_rollouts", "rollout_bits", "kv_bits", "num_generations", "batch_groups"),
     ),
     "evaluator": ("eval_temperature", "eval_sampled", "eval_batch_size"),
 }

@@ -48,8 +48,8 @@ def check_agreement(grpo: Grpo, prompt: Sequence[int]) -> str | None:
     """Check that sampling and training agree on a few completions of `prompt` and of its beginnings.
 
     In float32 every token must agree to `FLOAT32_NATS`; in half precision, and on CUDA, the mean must be within
-    health.max_logprob_gap. The weights are those that the learner holds: what `rollout.quantize_for_rollouts` changes is
-    measured by the updates (`logprob_gap_mean`).
+    health.max_logprob_gap. Weights and cache are not quantised: what `rollout.quantize_for_rollouts` and `rollout.kv_bits`
+    change is measured by the updates (`logprob_gap_mean`).
 
     Returns:
         What works in a slower way with this model, as a sentence for the user; None: nothing.
@@ -98,7 +98,7 @@ def measure(grpo: Grpo, prompt: Sequence[int]) -> Agreement:
     longest = prompt[:length]
     prompts = [longest[: max(1, len(longest) * thirds // 3)] for thirds in (2, 3, 1)]
     # Compiling would take longer than these steps; it changes no result.
-    params = replace(sampling_params(grpo.config), max_new_tokens=tokens, stop=(), compiled=False)
+    params = replace(sampling_params(grpo.config), max_new_tokens=tokens, stop=(), compiled=False, kv_bits=0)
     seeds = [range(completions * i, completions * (i + 1)) for i in range(len(prompts))]
     groups = sample_groups(grpo.policy, prompts, seeds, params)
     sampled = [

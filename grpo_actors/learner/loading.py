@@ -6,7 +6,7 @@ from grpo_actors.config import Config
 from grpo_actors.observe.symptoms import NO_END
 from grpo_actors.policy.decoding.rows import require_bound
 from grpo_actors.policy.decoding.sampling import NO_ENVIRONMENT
-from grpo_actors.policy.decoding.step import require_fit
+from grpo_actors.policy.decoding.step import require_cache_bits, require_fit
 from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import Policy, load_policy
@@ -29,6 +29,7 @@ def check_sampling(config: Config, policy: Policy, first: Problem) -> None:
         require_fit(policy, "rollout.in_flight_updates: must be false")
     if config.environments:
         require_fit(policy, NO_ENVIRONMENT)
+    require_cache_bits(policy, config.rollout.kv_bits, "rollout.kv_bits")
     require_bound(policy, config.rollout.think_tokens, config.rollout.max_new_tokens, "rollout.think_tokens")
     with policy.template_ends():
         policy.encode_chat(first.messages)

@@ -383,6 +383,8 @@ def _why_disagree(rule_input: RuleInput) -> str:
         )
     if rollout.quantize_for_rollouts:
         return "the workers quantise; raise rollout.rollout_bits, or set quantize_for_rollouts = false"
+    if rollout.kv_bits:
+        return "the workers quantise their cache; raise rollout.kv_bits, or set it to 0"
     if any(lag != "0" for lag in rule_input.last.get("staleness", {})):
         return "the policy moves far between sampling and training; lower learner.learning_rate or rollout.max_staleness"
     return (

@@ -91,7 +91,7 @@ def _check_keys(model: Any, layers: int, config: ModelConfig) -> None:
         key: module for layer in model.layers[-layers:] for key, module in layer.named_modules() if key
     }
     everywhere = dict(model.named_modules())
-    chosen = set(config.lora_keys) or {key for key, module in in_layers.items() if _fits(module, "lora")}
+    chosen = set(config.lora_keys) or {key for key, module in in_layers.items() if _is_chosen(module)}
     kind = config.fine_tune_type
     fitting = {key for key, module in in_layers.items() if _fits(module, kind)}
     unfit = chosen - fitting - {key for key, module in everywhere.items() if _fits(module, kind)}
@@ -105,7 +105,13 @@ def _check_keys(model: Any, layers: int, config: ModelConfig) -> None:
     )
 
 
-def _fits(module: nn.Module, kind: str) -> bool:
-    if kind == "dora":
-        return isinstance(module, _DORA_FITS)
+def _is_chosen(module: nn.Module) -> bool:
+    """Return whether mlx-lm adapts the module if no keys are given."""
     return hasattr(module, "to_lora") or isinstance(module, _LORA_FITS)
+
+
+def _fits(module: Any, kind: str) -> bool:
+    # An adapter of several matrices (AFM's joined projections) is one that mlx-lm writes but cannot load.
+    if hasattr(module, "to_lora") and isinstance(module.to_lora(r=1).lora_a, list):
+        return False
+    return isinstance(module, _DORA_FITS) if kind == "dora" else _is_chosen(module)

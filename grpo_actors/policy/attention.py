@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models import base
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 
 def _attention(queries: mx.array, keys: mx.array, values: mx.array, *args: Any, **kwargs: Any) -> mx.array:
@@ -18,6 +19,11 @@ def _attention(queries: mx.array, keys: mx.array, values: mx.array, *args: Any, 
     attend = getattr(cache, "attend", base.scaled_dot_product_attention)
     result: mx.array = attend(queries, keys, values, *args, **kwargs)
     return result
+
+
+def keeps_all_positions(model: Any) -> bool:
+    """Return whether all layers cache the keys and values of every position, so that attention could be computed elsewhere."""
+    return all(type(cache) is KVCache for cache in make_prompt_cache(model))
 
 
 class Callers:

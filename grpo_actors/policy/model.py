@@ -340,6 +340,11 @@ def prepare_training(policy: Policy, seed: int) -> None:
             'its norms and biases; set fine_tune_type = "lora" (an adapter next to them), or name the unquantised model'
         )
     else:
+        if changed := changed_by_loading(policy.model):
+            raise ConfigError(
+                f'model.fine_tune_type: must be "lora" or "dora" for {config.model_name}, got "full": mlx-lm changes '
+                f"{', '.join(changed)} whenever it loads the model, so that a checkpoint would not be what was trained"
+            )
         if config.adapter_path:
             merge_adapter_start(policy.model, config, seed)
         policy.model.unfreeze()
@@ -357,6 +362,23 @@ def source_folder(config: ModelConfig) -> Path:
     with as_model_error(config):
         folder: Path = mlx_lm.utils._download(location)  # noqa: SLF001 - the only way to get a hub model's folder
     return folder
+
+
+def changed_by_loading(model: Any) -> list[str]:
+    """Return the names of arrays whose trained values mlx-lm would change at loading: it scales their rows to length 1."""
+    if not hasattr(model, "sanitize"):
+        return []
+    trained = {
+        name: 1.5 * array if mx.issubdtype(array.dtype, mx.floating) else array
+        for name, array in tree_flatten(model.parameters())
+    }
+    loaded = model.sanitize(dict(trained))
+    # What is the same object needs no comparison.
+    return [
+        name
+        for name, array in trained.items()
+        if loaded.get(name, array) is not array and not mx.array_equal(loaded[name], array)
+    ]
 
 
 def load_base(config: ModelConfig, *, dtype: str | None = None, tokenizer_later: bool = False) -> Policy:

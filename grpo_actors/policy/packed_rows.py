@@ -14,10 +14,9 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models import base
-from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from grpo_actors.policy.architectures import architecture_of
-from grpo_actors.policy.attention import Callers
+from grpo_actors.policy.attention import Callers, keeps_all_positions
 from grpo_actors.policy.model import logits_alone, same_logits
 
 
@@ -91,7 +90,7 @@ def packed_outputs(model: Any, body: Callable[..., mx.array], batch: Mapping[str
 
 def may_pack_rows(model: Any) -> bool:
     """Return whether all layers keep keys and values of every position, and prepare them for `packed_outputs`."""
-    if not all(type(layer) is KVCache for layer in make_prompt_cache(model)):
+    if not keeps_all_positions(model):
         return False
     Callers(model)  # so that the layers ask their cache for attention
     return True

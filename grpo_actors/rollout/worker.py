@@ -344,6 +344,7 @@ def sampling_params(config: Config) -> SamplingParams:
         stop=rollout.stop,
         think_tokens=rollout.think_tokens,
         max_kv_tokens=rollout.max_kv_tokens,
+        kv_bits=rollout.kv_bits,
         compiled=config.learner.use_compile,
     )
 

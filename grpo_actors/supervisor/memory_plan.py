@@ -127,13 +127,13 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
     context, slack = (CUDA_CONTEXT_BYTES, CUDA_SLACK) if on_cuda else (0.0, 0.0)
     joined = joined_bytes(tensors, width, machine.device_bytes) if on_cuda else 0.0
 
-    def sampler(weights: float, copies: float, batch: Batch) -> Need:
+    def sampler(weights: float, copies: float, batch: Batch, kv_bits: int = 0) -> Need:
         step = step_bytes(widths, batch, width)
         return Need(
             held={"weights": weights + adapter},
             at_times={
                 "copies of weights": copies,
-                "KV cache": cache_bytes(widths, batch, width),
+                "KV cache": cache_bytes(widths, batch, width, kv_bits),
                 # New weights arrive between two steps.
                 "a step": max(step, parts.weights),
             },
@@ -142,7 +142,10 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
             slack=slack,
         )
 
-    worker = sampler(sampling, 0.0 if rollout_bits else joined, worker_batch(config))
+    cache_bits = config.rollout.kv_bits
+    worker = sampler(
+        sampling, 0.0 if rollout_bits or cache_bits else joined, worker_batch(config), cache_bits
+    )
     known = ARCHITECTURES.get(str(architecture.get("model_type")), Architecture())
     activations = activation_bytes(config, known, widths=widths, parts=parts, width=width, back_end=back_end)
     at_times = {

@@ -13,6 +13,8 @@ from grpo_actors.supervisor.model_files import Tensor, Widths
 _JOINED = re.compile(r"\b(q|k|v|gate|up)_proj\.weight$")
 #: Columns of the cache are allocated in multiples of this number.
 _COLUMN_MULTIPLE = 256
+#: Fewest numbers of a quantised key or value that share a scale and an offset; layers that are unpacked at the same time.
+_KV_GROUP, _UNPACKED = 32, 2
 #: Arrays of a prompt's token that a layer computes, of the width of the residual stream and of the MLP.
 _HIDDEN_ARRAYS, _MLP_ARRAYS = 8, 3
 #: float32 arrays of the vocabulary's width for each row that a draw computes.
@@ -52,10 +54,17 @@ def evaluator_batch(config: Config) -> Batch:
     return Batch(rows, rows, config.data.max_prompt_length, new_tokens)
 
 
-def cache_bytes(widths: Widths, batch: Batch, width: int) -> float:
-    """Return the bytes of all rows' keys and values, and of the prompts' before they are copied to the rows."""
-    per_token = widths.layers * widths.keys_values * width
-    return per_token * (batch.rows * batch.columns + batch.prompts * batch.prompt_tokens)
+def cache_bytes(widths: Widths, batch: Batch, width: int, kv_bits: int = 0) -> float:
+    """Return the bytes of all rows' keys and values, and of the prompts' before they are copied to the rows.
+
+    With `kv_bits`, the rows' are packed, except those of the layers that the device is working on.
+    """
+    computed = kept = float(widths.layers * width)
+    if kv_bits:
+        kept = widths.layers * (kv_bits / 8 + 2 * width / _KV_GROUP) + _UNPACKED * width
+    return widths.keys_values * (
+        batch.rows * batch.columns * kept + batch.prompts * batch.prompt_tokens * computed
+    )
 
 
 def step_bytes(widths: Widths, batch: Batch, width: int) -> float:

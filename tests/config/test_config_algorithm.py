@@ -73,8 +73,13 @@ def test_a_quantised_rollout_recomputes_the_ratio_and_corrects_it_by_default():
     assert (value(masked, "ratio"), value(masked, "correction")) == ("recomputed", "token_mask")
     areal = load_config(None, ["quantize_for_rollouts=true", "algorithm=areal"])
     assert value(areal, "correction") == "token_mask", "an algorithm has its own"
-    recorded = load_config(None, ["quantize_for_rollouts=true", "ratio=recorded", "correction=none"])
-    assert any(note.startswith('objective.ratio = "recorded"') for note in recorded.notes)
+    for quantised in ("quantize_for_rollouts=true", "kv_bits=8"):
+        recorded = load_config(None, [quantised, "ratio=recorded", "correction=none"])
+        assert any(note.startswith('objective.ratio = "recorded"') for note in recorded.notes)
+    cache = load_config(None, ["kv_bits=4"])
+    assert (value(cache, "ratio"), value(cache, "correction")) == ("recomputed", "token_truncate")
+    assert cache.origins["objective.ratio"] == "kv_bits"
+    assert value(load_config(None, ["kv_bits=0"]), "ratio") == "recorded"
 
 
 def test_a_dry_run_shows_what_the_algorithm_set(tmp_path):

@@ -45,7 +45,10 @@ NOT_BUILT = {
     "prism_hadamard_qwen35": "reads weights packed in its own 2-bit format only",
 }
 #: The adapter of a model that has modules which none fits.
-LORA_KEYS = {"gemma3n": ["self_attn.q_proj"]}
+LORA_KEYS = {
+    "afm7": ["self_attn.out_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+    "gemma3n": ["self_attn.q_proj"],
+}
 SETTINGS: dict[str, Any] = {
     "dtype": "float32",
     "max_new_tokens": 16,

@@ -227,6 +227,7 @@ def test_disagreeing_workers_are_quantised_or_stale_or_compute_differently():
     assert "rollout.max_staleness" in text(gap | {"staleness": {"1": 8}})
     assert "model.lora_dropout" in text(gap, fine_tune_type="lora", lora_dropout=0.1)
     assert "rollout_bits" in text(gap, quantize_for_rollouts=True)
+    assert "rollout.kv_bits" in text(gap, kv_bits=4)
     assert "health.max_mismatch_kl = 0.05" in text(gap)
 
 

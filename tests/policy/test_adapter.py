@@ -253,6 +253,14 @@ def test_dora_on_layers_without_a_dora_variant_is_refused_before_anything_is_bui
         load_policy(settings("dora", base_bits=4, lora_keys=("model.embed_tokens",)), seed=0)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_joined_projection_whose_adapter_mlx_lm_cannot_load_is_refused_by_name(kind):
+    joined = random_policy("afm7").model
+    with pytest.raises(ConfigError, match=r"self_attn\.qkv_proj: .* name some of .*self_attn\.out_proj"):
+        add_adapter(joined, ModelConfig(fine_tune_type=kind), 0)
+    add_adapter(joined, ModelConfig(fine_tune_type=kind, lora_keys=("self_attn.out_proj",)), 0)
+
+
 @pytest.mark.parametrize("keys", [("model.embed_tokens",), ("self_attn.q_proj", "model.embed_tokens")])
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_a_worker_with_fewer_bits_takes_adapters_of_any_kind_on_any_layer(kind, keys):

@@ -4,11 +4,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from architectures import random_policy
+from mlx.utils import tree_flatten
 
+from grpo_actors.errors import ConfigError
 from grpo_actors.policy.architectures import ARCHITECTURES, Architecture, architecture_of
 from grpo_actors.policy.decoding.findings import findings
+from grpo_actors.policy.decoding.fixed_batch import _decodes_ragged_rows
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.logprobs import completion_logprobs, split_head
+from grpo_actors.policy.model import prepare_training
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 4], [9, 9, 8, 7, 6, 5, 4], [3]]
 SEEDS = [[10, 11], [20], [30, 31], [40]]
@@ -59,6 +63,26 @@ def test_a_model_that_treats_padding_as_text_is_detected():
         sample_groups(policy, PROMPTS, SEEDS, SamplingParams(1))
     assert findings(mamba).respects_padding is False
     assert findings(mamba2).respects_padding is True
+
+
+def test_a_part_that_is_zero_at_the_start_hides_no_fault_of_a_ragged_batch():
+    # Its convolution takes its state from the last column, which is padding in a shorter prompt.
+    model = random_policy("baichuan_m1").model
+    before = dict(tree_flatten(model.parameters()))
+    assert not mx.any(before["model.layers.0.self_attn.conv_k"])
+    assert not _decodes_ragged_rows(model)
+    after = dict(tree_flatten(model.parameters()))
+    assert all(mx.array_equal(after[name], array) for name, array in before.items())
+
+
+def test_weights_that_mlx_lm_changes_at_loading_cannot_be_trained():
+    # Its head's rows are scaled to length 1.
+    policy = random_policy("baichuan_m1")
+    with pytest.raises(
+        ConfigError, match=r'^model\.fine_tune_type: must be "lora".* mlx-lm changes lm_head\.weight'
+    ):
+        prepare_training(policy, seed=0)
+    prepare_training(random_policy("qwen3_next"), seed=0)
 
 
 def test_a_quantised_model_samples_the_same_in_a_batch_and_alone():

@@ -110,6 +110,24 @@ def test_only_workers_quantise_for_rollouts():
     assert quantised.evaluator.certain == 4 * PARAMETERS
 
 
+def test_a_quantised_cache_is_smaller_in_workers_and_needs_no_copies_of_weights():
+    settings = (
+        "dtype=bfloat16",
+        "batch_groups=2",
+        "num_generations=4",
+        "max_prompt_length=100",
+        "max_new_tokens=100",
+    )
+    computed, packed = (plan(*settings, bits, machine=CUDA) for bits in ("kv_bits=0", "kv_bits=4"))
+    # Keys and values of 128 numbers in four layers, 8 rows of 256 columns and two prompts of 100 tokens.
+    assert computed.worker.at_times["KV cache"] == 256 * 4 * 2 * (8 * 256 + 2 * 100)
+    # The rows' numbers have 4 bits, and for each 32 a scale and an offset of 2 bytes: 5 bits. Two layers are unpacked.
+    rows = 8 * 256 * (4 * 5 / 8 + 2 * 2)
+    assert packed.worker.at_times["KV cache"] == 256 * (rows + 4 * 2 * 2 * 100)
+    assert packed.evaluator == computed.evaluator
+    assert packed.worker.at_times["copies of weights"] == 0 < computed.worker.at_times["copies of weights"]
+
+
 def test_a_folder_that_is_quantised_already_counts_as_unpacked(tmp_path):
     model, tokenizer, config = mlx_lm.utils.load(str(EMBEDDED), return_config=True)
     model, config = mlx_lm.utils.quantize_model(model, config, group_size=64, bits=4)

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from grpo_actors.policy.attention import Callers
+from grpo_actors.policy.attention import Callers, keeps_all_positions
 from grpo_actors.policy.decoding.slot_kernels import HEAD_SIZES
 from grpo_actors.policy.device import on_cuda
 
 
 def callers(model: Any) -> Callers | bool:
     """Return the modules that call attention, if the kernel can replace all of the calls here; else False."""
-    if not on_cuda():
+    if not on_cuda() or not keeps_all_positions(model):
         return False
     found = Callers(model)
     sizes = found.sizes(model)

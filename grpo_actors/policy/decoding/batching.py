@@ -1,7 +1,7 @@
 """The sampler: completions of many groups in one batch.
 
 With continuous batching, a row that becomes free is used again while the other rows continue. This is not possible for
-models whose layers cache something else than the keys and values of every position (`fixed_batch`): the rows of a batch
+models whose layers cache something else than keys and values of positions (`fixed_batch`): the rows of a batch
 begin together, and the next groups wait until all rows have ended.
 
 A group's prompt runs through the model once, and its keys and values are copied to the row of each of its completions.

@@ -47,6 +47,8 @@ class SamplingParams:
     think_tokens: int = 0
     #: Bounds the completions of one batch: rows × (longest prompt + max_new_tokens). 0: no bound.
     max_kv_tokens: int = 0
+    #: Bits of a number of the cached keys and values, 8 or 4. 0: they are cached as computed.
+    kv_bits: int = 0
     #: On CUDA: compile the step, which takes some seconds at first.
     compiled: bool = True
 

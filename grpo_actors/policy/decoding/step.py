@@ -2,7 +2,8 @@
 
 There are several ways, which give the same result:
 
-- On a CPU and on Metal, MLX's own attention masks the columns of a `window` that do not belong to a row.
+- On a CPU and on Metal, MLX's own attention masks the columns of a `window` that do not belong to a row. On CUDA too, if
+  the cache is quantised or a layer has a sliding window: the kernel reads neither.
 - On CUDA, a kernel reads each row's own columns (`slots`). Every array then keeps its shape, and at these sizes the GPU is
   fast: launching its kernels is what takes the time. Models that `blocks` supports need half as many kernels, and the
   driver launches them all at once (`recorded_step`). The others use their own layers, compiled.
@@ -16,7 +17,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from grpo_actors.errors import ConfigError
 from grpo_actors.policy.architectures import architecture_of
@@ -28,7 +28,7 @@ from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.fixed_batch import FixedBatch, prefill
 from grpo_actors.policy.decoding.recorded_step import RecordedStep
 from grpo_actors.policy.decoding.slots import SlotLayer, Slots
-from grpo_actors.policy.decoding.window import Prompts, Window
+from grpo_actors.policy.decoding.window import GROUP_SIZES, Prompts, Window, group_size, keeps_keys_and_values
 from grpo_actors.policy.dora import has_dora
 from grpo_actors.policy.model import RAGGED, Policy, logits_alone, same_logits
 from grpo_actors.policy.shared_library import CudaError
@@ -56,7 +56,7 @@ class Decoder:
         self._slot_step: SlotStep | None = None
         self._recorded: RecordedStep | None = None
         self._arrays: list[Arrays] = []
-        if not self.together and _over_slots(policy):
+        if not self.together and not params.kv_bits and _over_slots(policy):
             blocks = _blocks(policy)
             if blocks:
                 self._arrays = [blocks.arrays(policy.model)]
@@ -92,7 +92,7 @@ class Decoder:
             return FixedBatch([])
         if self.over_slots:
             return Slots(rows, self._params.max_new_tokens)
-        return Window(self._policy.model, rows)
+        return Window(self._policy.model, rows, self._params.kv_bits)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Prompts | FixedBatch:
         """Run prompts through the model, for rows of a cache; return before the device has finished."""
@@ -140,16 +140,17 @@ def _read(token: mx.array, logprob: mx.array) -> tuple[list[int], list[float]]:
 
 
 def fits(policy: Policy) -> bool:
-    """Return whether a window can hold the model's cache: keys and values of every position, in every layer.
+    """Return whether a window can hold the model's cache: in every layer the keys and values of all or of the last positions.
 
     The model must also read positions and mask from the cache, row by row. Known blocks do; of others that is tested once,
     by decoding one token of prompts of different lengths.
     """
     found = findings(policy)
     if found.fits_window is None:
-        plain = all(type(layer) is KVCache for layer in make_prompt_cache(policy.model))
         known = architecture_of(policy.model).plain_blocks
-        found.fits_window = plain and (known or _decodes_unlike_rows(policy.model))
+        found.fits_window = keeps_keys_and_values(policy.model) and (
+            known or _decodes_unlike_rows(policy.model)
+        )
     return found.fits_window
 
 
@@ -166,8 +167,27 @@ def require_fit(policy: Policy, rule: str) -> None:
     """
     if not fits(policy):
         raise ConfigError(
-            f"{rule} for {policy.name}, whose layers cache something else than the keys and values of every "
-            "position, so that the rows of a batch begin and end together"
+            f"{rule} for {policy.name}, whose layers cache something else than keys and values of positions, "
+            "so that the rows of a batch begin and end together"
+        )
+
+
+def require_cache_bits(policy: Policy, kv_bits: int, setting: str) -> None:
+    """Check that the model's keys and values can be cached in `kv_bits` bits; `setting` is their name for the user.
+
+    Raises:
+        ConfigError: they can not; the text says why.
+    """
+    if not kv_bits:
+        return
+    rule = f"{setting}: must be 0"
+    require_fit(policy, rule)
+    pairs = Prompts(policy.model, [[1, 1]]).layers  # nothing is computed: a shape needs no values
+    unfit = [array.shape[3] for pair in pairs for array in pair if group_size(array.shape[3]) is None]
+    if unfit:
+        raise ConfigError(
+            f"{rule} for {policy.name}, whose keys or values have a width of {unfit[0]} in a head (a multiple of "
+            f"{GROUP_SIZES[-1]} can be quantised), got {kv_bits}"
         )
 
 

@@ -1,128 +1,157 @@
 """The KV cache of a batch whose rows come and go.
 
-All rows write their next token into the same column, so a decoding step is one slice assignment per layer. A row's
-tokens are in the columns from its start to that column; left of its start is an earlier row's past, or nothing. The
-position of a token is its column − the row's start. A row that ends is free for the next completion at once.
-Columns that no row needs any more are cut off on the left.
+All rows write their next token into the same column, so a decoding step is one slice assignment per layer. The columns
+are a ring: the next token replaces the oldest column, which no row needs any more. So a column is known by its age, the
+number of steps since it was written. A row at position p sees the ages 0 to p: its own tokens. What is older belongs to
+an earlier row. A row that ends is free for the next completion at once.
+
+A ring has as many columns as its longest row has tokens, at most those of the layer's sliding window.
+
+With `kv_bits`, keys and values are stored in 8 or 4 bits, and unpacked for one layer at a time.
 
 With a mask, one assignment for all rows is the cheap way. With kernels that read each row separately, `slots` is.
 
-Depends on columns and rows only, not on tokens and samples. Works for models whose layers all cache keys and values
-of every position (mlx-lm's plain `KVCache`).
+Depends on columns and rows only, not on tokens and samples. Works for models whose layers all cache keys and values of
+every position, or of the last ones (mlx-lm's `KVCache` and `RotatingKVCache`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from grpo_actors.policy.decoding.draw import Array
 
 #: With few_shapes, prompts that run together are padded to a multiple of this number of columns.
 PROMPT_MULTIPLE = 64
-#: A full window grows by this number of columns, unless a quarter of it can be cut off.
-GROWTH = 256
+#: A ring's number of columns is a multiple of this, or its bound: each growth copies it.
+GROWTH = 64
+#: Numbers of a head that may share a scale and an offset; the first that divides its width is used.
+GROUP_SIZES = (64, 32)
+
+
+def keeps_keys_and_values(model: Any) -> bool:
+    """Return whether every layer caches keys and values, of every position or of the last ones."""
+    return all(
+        type(cache) is KVCache or (type(cache) is RotatingKVCache and not cache.keep)
+        for cache in make_prompt_cache(model)
+    )
 
 
 class Window:
-    """The columns that belong to each row. The layers' caches (`layers`) read it at every step."""
+    """The length of each row, and the rings of columns. The layers' caches (`layers`) read them at every step."""
 
-    def __init__(self, model: Any, rows: int) -> None:
-        """Create an empty window with `rows` free rows."""
-        #: First column of each row's tokens.
-        self.starts: Array = np.zeros(rows, np.int32)
-        #: Rows whose past is needed. The others are still computed, but never read.
+    def __init__(self, model: Any, rows: int, kv_bits: int = 0) -> None:
+        """Create an empty window with `rows` free rows; `kv_bits`: bits of a key's or value's number, 0: as computed."""
+        #: Tokens of each row: the position of its next token. 0 in a free row, which is still computed, and sees only
+        #: the token that it is fed.
+        self.lengths: Array = np.zeros(rows, np.int32)
         self.live: Array = np.zeros(rows, np.bool_)
-        #: The column that the next token of every row goes to.
-        self.end = 0
-        self.layers = [LayerWindow(self) for _ in make_prompt_cache(model)]
+        bounds = [getattr(cache, "max_size", None) for cache in make_prompt_cache(model)]
+        rings = {bound: Ring(bound) for bound in bounds}
+        self._rings = tuple(rings.values())
+        self.layers = [LayerWindow(self, rings[bound], kv_bits) for bound in bounds]
         self._upload()
 
     def place(self, rows: Array, prompts: "Prompts", chosen: Array) -> None:
         """Copy the prompts `chosen` [len(rows)] of `prompts` into the free `rows`."""
-        width = prompts.width
-        if self.layers[0].keys is None:
-            self.end = width
-        elif width > self.end:
-            self._shift(self.end - width)
-        index = mx.array(rows)
+        self.lengths[rows], self.live[rows] = prompts.lengths[chosen], True
+        self.reserve()
+        index, longest = mx.array(rows), int(prompts.lengths[chosen].max())
         # One gather per layer selects the prompts of all rows.
         take = None if np.array_equal(chosen, np.arange(len(prompts.lengths))) else mx.array(chosen)
-        for layer, (keys, values) in zip(self.layers, prompts.aligned_right, strict=True):
-            layer.place(index, keys if take is None else keys[take], values if take is None else values[take])
-        self.starts[rows] = self.end - prompts.lengths[chosen]
-        self.live[rows] = True
+        for layer, pair in zip(self.layers, prompts.aligned_right, strict=True):
+            first = prompts.width - min(longest, layer.ring.columns - 1)
+            last_ones = [array[:, :, first:] for array in pair]
+            layer.place(index, *(array if take is None else array[take] for array in last_ones))
         self._upload()
 
     def free(self, row: int) -> None:
         """Mark a row as free; its past is no longer needed."""
-        self.live[row] = False
+        self.live[row], self.lengths[row] = False, 0
 
     def reserve(self) -> None:
-        """Ensure that there is a column for the next token."""
-        capacity = self.layers[0].capacity
-        if self.end < capacity:
-            return
-        unused = int(self.starts[self.live].min()) if self.live.any() else self.end
-        if 4 * unused >= capacity:
-            self._shift(unused)
-        else:
-            for layer in self.layers:
-                layer.resize(0, capacity + GROWTH)
+        """Ensure that the next column replaces none that a row needs."""
+        for ring in self._rings:
+            ring.fit(int(self.lengths.max()) + 1, [layer for layer in self.layers if layer.ring is ring])
 
     def advance(self) -> None:
         """Move to the next column, after the step has written its tokens."""
-        self.end += 1
-        self.positions = self.end - self.device_starts
+        for ring in self._rings:
+            ring.next = (ring.next + 1) % ring.columns
+        self.lengths = self.lengths + self.live
+        self._upload()
 
     def keep(self, rows: Array) -> None:
         """Keep only these rows, in this order."""
         index = mx.array(rows)
         for layer in self.layers:
-            layer.keys, layer.values = layer.keys[index], layer.values[index]
-        self.starts, self.live = self.starts[rows], self.live[rows]
+            layer.arrays = [array[index] for array in layer.arrays]
+        self.lengths, self.live = self.lengths[rows], self.live[rows]
         self._upload()
 
     def add(self, rows: int) -> None:
         """Add `rows` free rows."""
         for layer in self.layers:
-            widths = [(0, rows), (0, 0), (0, 0), (0, 0)]
-            layer.keys, layer.values = mx.pad(layer.keys, widths), mx.pad(layer.values, widths)
-        # They see at least the column of their own token: a softmax over nothing is NaN.
-        self.starts = np.append(self.starts, np.full(rows, self.end, np.int32))
+            layer.arrays = [mx.pad(array, [(0, rows), (0, 0), (0, 0), (0, 0)]) for array in layer.arrays]
+        self.lengths = np.append(self.lengths, np.zeros(rows, np.int32))
         self.live = np.append(self.live, np.zeros(rows, np.bool_))
         self._upload()
 
-    def _shift(self, columns: int) -> None:
-        """Cut off `columns` on the left; a negative number adds columns there."""
-        for layer in self.layers:
-            layer.resize(columns, max(layer.capacity, layer.capacity - columns))
-        self.starts = np.maximum(self.starts - columns, 0)
-        self.end -= columns
-        self._upload()
-
     def _upload(self) -> None:
-        self.device_starts = mx.array(self.starts)
-        #: Positions [R] int32 of the tokens fed next. Computed once for all layers: each kernel lengthens a step.
-        self.positions = self.end - self.device_starts
+        #: Positions [R] int32 of the tokens fed next, for all layers.
+        self.positions = mx.array(self.lengths)
+
+
+class Ring:
+    """The columns of the layers that keep the same number of tokens."""
+
+    def __init__(self, bound: int | None) -> None:
+        #: Most tokens that a row sees, its own included; None: all.
+        self.bound = bound
+        #: Number of columns, and the one that is written next.
+        self.columns = self.next = 0
+
+    def fit(self, tokens: int, layers: "Sequence[LayerWindow]") -> None:
+        """Give its `layers` columns for rows of `tokens` tokens; drop columns if most of them are too old."""
+        wanted = -(-tokens // GROWTH) * GROWTH
+        if self.bound is not None:
+            wanted = min(wanted, self.bound)
+        if wanted <= self.columns <= 2 * wanted:
+            return
+        kept = min(self.columns, wanted)
+        in_order = mx.array((self.next - kept + np.arange(kept)) % max(self.columns, 1))
+        for layer in layers:
+            layer.arrays = [
+                mx.pad(mx.take(array, in_order, axis=2), [(0, 0), (0, 0), (0, wanted - kept), (0, 0)])
+                for array in layer.arrays
+            ]
+        self.columns, self.next = wanted, kept % wanted
+
+    def before(self, count: int) -> Iterator[tuple[slice, slice]]:
+        """Yield the slots of the `count` columns before the next, as slices, with the part of `range(count)` in each."""
+        older = max(0, count - self.next)  # at the end of the ring
+        if older:
+            yield slice(self.columns - older, self.columns), slice(0, older)
+        if older < count:
+            yield slice(self.next - count + older, self.next), slice(older, count)
+
+    @property
+    def ages(self) -> Array:
+        """Age of each column, as an int32 array [columns]; that of the next column is 0."""
+        return (self.next - np.arange(self.columns, dtype=np.int32)) % self.columns
 
 
 class LayerWindow:
-    """One layer's keys and values [R, H, columns, D], with the cache interface of mlx-lm's models."""
+    """One layer's keys and values, with the cache interface of mlx-lm's models."""
 
-    keys: Any = None
-    values: Any = None
-
-    def __init__(self, window: Window) -> None:
-        self.window = window
-
-    @property
-    def capacity(self) -> int:
-        """Number of allocated columns."""
-        return int(self.keys.shape[2])
+    def __init__(self, window: Window, ring: Ring, kv_bits: int) -> None:
+        self.window, self.ring, self.kv_bits = window, ring, kv_bits
+        #: Keys and values [R, H, columns, D]; or with `kv_bits`, for both the packed numbers, the scales and the offsets.
+        self.arrays: list[mx.array] = []
 
     @property
     def offset(self) -> mx.array:
@@ -135,35 +164,57 @@ class LayerWindow:
         return_array: bool = False,  # noqa: ARG002, FBT001, FBT002 - the signature is mlx-lm's
         window_size: int | None = None,
     ) -> mx.array:
-        """Return a mask [R, 1, 1, columns so far] bool: the columns that each row may see."""
+        """Return a mask [R, 1, 1, columns] bool: the columns that each row may see."""
         assert tokens == 1
-        columns, end = mx.arange(self.window.end + 1), self.window.end
-        seen = columns >= self.window.device_starts[:, None]
+        ages = mx.array(self.ring.ages)
+        seen = ages <= self.window.positions[:, None]
         if window_size is not None:
-            seen = seen & (columns > end - window_size)
+            seen = seen & (ages < window_size)
         return seen[:, None, None, :]
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write the step's keys and values [R, H, 1, D]; return those of all columns so far."""
-        end = self.window.end
-        self.keys[..., end : end + 1, :] = keys
-        self.values[..., end : end + 1, :] = values
-        return self.keys[..., : end + 1, :], self.values[..., : end + 1, :]
+        """Write the step's keys and values [R, H, 1, D]; return those of all columns."""
+        at = self.ring.next
+        for array, new in zip(self.arrays, self._packed(keys, values), strict=True):
+            array[..., at : at + 1, :] = new
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """Return the keys and values [R, H, columns, D], for this layer and those that share them."""
+        if not self.kv_bits:
+            return self.arrays[0], self.arrays[1]
+        return self._unpacked(*self.arrays[:3]), self._unpacked(*self.arrays[3:])
 
     def place(self, rows: mx.array, keys: mx.array, values: mx.array) -> None:
-        """Write the keys and values [len(rows), H, width, D] of `rows` into the last columns."""
-        end, width = self.window.end, keys.shape[2]
-        if self.keys is None:
-            shape = (len(self.window.starts), keys.shape[1], -(-(end + 1) // GROWTH) * GROWTH)
-            self.keys = mx.zeros((*shape, keys.shape[3]), keys.dtype)
-            self.values = mx.zeros((*shape, values.shape[3]), values.dtype)
-        if width:
-            self.keys[rows, :, end - width : end, :] = keys
-            self.values[rows, :, end - width : end, :] = values
+        """Write the keys and values [len(rows), H, width, D] of `rows` into the columns before the next."""
+        packed = self._packed(keys, values)
+        if not self.arrays:
+            shape = (len(self.window.lengths), keys.shape[1], self.ring.columns)
+            self.arrays = [mx.zeros((*shape, new.shape[3]), new.dtype) for new in packed]
+        for array, new in zip(self.arrays, packed, strict=True):
+            for slots, part in self.ring.before(keys.shape[2]):
+                array[rows, :, slots] = new[:, :, part]
 
-    def resize(self, first: int, capacity: int) -> None:
-        """Keep the columns from `first` on (negative: add columns before them), and pad them to `capacity`."""
-        self.keys, self.values = (_resized(array, first, capacity) for array in (self.keys, self.values))
+    def _packed(self, keys: mx.array, values: mx.array) -> list[mx.array]:
+        """Return keys and values as they are stored."""
+        if not self.kv_bits:
+            return [keys, values]
+        return [part for array in (keys, values) for part in self._quantized(array)]
+
+    def _quantized(self, array: mx.array) -> Sequence[mx.array]:
+        size = group_size(array.shape[3])
+        assert size is not None
+        return mx.quantize(array, group_size=size, bits=self.kv_bits)
+
+    def _unpacked(self, packed: mx.array, scales: mx.array, offsets: mx.array) -> mx.array:
+        size = packed.shape[3] * 32 // self.kv_bits // scales.shape[3]
+        unpacked: mx.array = mx.dequantize(packed, scales, offsets, group_size=size, bits=self.kv_bits)
+        return unpacked
+
+
+def group_size(width: int) -> int | None:
+    """Return how many numbers of a head of this width share a scale; None if it cannot be quantised."""
+    return next((size for size in GROUP_SIZES if width and width % size == 0), None)
 
 
 class Prompts:
@@ -208,10 +259,3 @@ class Prompts:
             (mx.take_along_axis(keys, index, axis=2), mx.take_along_axis(values, index, axis=2))
             for keys, values in self.layers
         ]
-
-
-def _resized(array: mx.array, first: int, capacity: int) -> mx.array:
-    kept = array[:, :, max(first, 0) :]
-    before = max(-first, 0)
-    after = capacity - before - kept.shape[2]
-    return mx.pad(kept, [(0, 0), (0, 0), (before, after), (0, 0)])

@@ -48,11 +48,11 @@ def test_any_number_of_rows_gives_every_completion_the_tokens_it_has_alone(tiny,
 
 
 @pytest.mark.parametrize("growth", [2, 16, 256])
-def test_cutting_off_and_adding_columns_changes_no_completion(tiny, prompts, growth, monkeypatch):
+def test_adding_and_dropping_columns_changes_no_completion(tiny, prompts, growth, monkeypatch):
     monkeypatch.setattr(window, "GROWTH", growth)
     params = SamplingParams(30, repetition_penalty=1.2)
     sampler = Sampler(tiny, params, max_rows=2)
-    # The longest prompt comes last: it needs more columns on the left than there are.
+    # The longest prompt comes last: it needs more columns before the next than there are.
     for i in (1, 0, 2):
         sampler.submit(i, prompts[i], SEEDS[i])
     done = {}

@@ -1,6 +1,7 @@
 """A recorded step against the same step of MLX's own graph, in half precision on CUDA."""
 
 import contextlib
+from itertools import chain, takewhile
 
 import mlx.core as mx
 import numpy as np
@@ -88,16 +89,15 @@ def test_completions_have_the_log_probs_that_mlxs_step_gives_them(temperature):
     assert recorded == sample_groups(policy, prompts, seeds, params)
     findings(policy).records = False
     plain = sample_groups(policy, prompts, seeds, params)
-    pairs = [pair for group in zip(recorded, plain, strict=True) for pair in zip(*group, strict=True)]
     # Until rounding makes two draws differ, which sends a completion another way.
-    for one, other in pairs:
-        same = next(
-            (i for i, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=False)) if a != b),
-            len(one.tokens),
+    gaps = []
+    for one, other in zip(chain(*recorded), chain(*plain), strict=True):
+        same = sum(
+            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one.tokens, other.tokens, strict=False))
         )
-        assert same >= 1
-        np.testing.assert_allclose(one.logprobs[:same], other.logprobs[:same], atol=0.15)
-    assert sum(one.tokens == other.tokens for one, other in pairs) >= len(pairs) / 2
+        gaps += [abs(a - b) for a, b in zip(one.logprobs[:same], other.logprobs[:same], strict=True)]
+    assert len(gaps) >= 3 * sum(map(len, seeds))
+    assert np.mean(gaps) <= 0.03
 
 
 def test_weights_that_change_between_two_steps_are_used_from_the_next_on():
