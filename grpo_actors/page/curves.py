@@ -3,6 +3,7 @@
 Pure: it knows rows of numbers, not records, files or figures. A number that was not measured is NaN.
 """
 
+from array import array
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -33,8 +34,8 @@ class Curves:
     """A table that grows by one row per update."""
 
     def __init__(self) -> None:
-        self._updates: list[float] = []
-        self._columns: dict[str, list[float]] = {}
+        self._updates = array("d")
+        self._columns: dict[str, array[float]] = {}
 
     def __len__(self) -> int:
         return len(self._updates)
@@ -52,7 +53,7 @@ class Curves:
                 column.pop()
         for name in values:
             if name not in self._columns:
-                self._columns[name] = [np.nan] * len(self._updates)
+                self._columns[name] = array("d", [np.nan]) * len(self._updates)
         self._updates.append(update)
         for name, column in self._columns.items():
             column.append(values.get(name, np.nan))
@@ -76,7 +77,7 @@ class Curves:
         x = _buckets(updates[start:stop], width)
         curves = {}
         for name, column in self._columns.items():
-            rows = _buckets(np.array(column[start:stop]), width)
+            rows = _buckets(np.array(column)[start:stop], width)
             curves[name] = Band(_mean(rows), np.fmin.reduce(rows, axis=1), np.fmax.reduce(rows, axis=1))
         return Sampled(_mean(x), curves, width)
 

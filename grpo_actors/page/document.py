@@ -86,7 +86,6 @@ def _page(runs: Sequence[ShownRun], *, head: str, scripts: str, embedded: Mappin
         "runs": [
             {"name": run.name, "colour": colour_of(index, 0, len(runs))} for index, run in enumerate(runs)
         ],
-        "charts": {chart.key: {"format": chart.format} for chart in CHARTS},
         "doing": DOING_COLOURS,
         "docs": docs,
         "item": item.to_json(),
@@ -145,9 +144,7 @@ def _plot(element_id: str) -> str:
 def _score_sources(element_id: str | None) -> str:
     if element_id is None:
         return ""
-    return (
-        f'<figure class="card chart"><figcaption><h3>By source</h3></figcaption>{_plot(element_id)}</figure>'
-    )
+    return f'<figure class="card chart" id="chart-score_sources"><figcaption><h3>By source</h3></figcaption>{_plot(element_id)}</figure>'
 
 
 def _settings(runs: Sequence[ShownRun]) -> str:

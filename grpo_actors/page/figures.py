@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bokeh.models import (
+    BasicTickFormatter,
     ColumnDataSource,
     CrosshairTool,
     DataRange1d,
@@ -86,17 +87,20 @@ def dash_of(curve: int, runs: int) -> str:
 
 
 class _Builder:
-    """The figures over updates, which share their axis, their sources and their cursor."""
+    """The figures over updates, which share their axis and their cursor.
+
+    Each has sources of its own, so that the page fills only those that are seen.
+    """
 
     def __init__(self, runs: Sequence[str], axis: Range1d, cursor: Span) -> None:
         self._runs = runs
         self._axis = axis
         self._cursor = cursor
-        self._sources = [ColumnDataSource({"x": []}, name=f"curves-{run}") for run in range(len(runs))]
 
     def chart(self, chart: Chart, curves: Sequence[Curve]) -> Any:
         plot = self._figure(chart.format, from_zero=chart.from_zero)
-        for run, source in enumerate(self._sources):
+        for run in range(len(self._runs)):
+            source = ColumnDataSource({"x": []}, name=f"{chart.key}-{run}")
             lines = []
             for index, curve in enumerate(curves):
                 _declare(source, curve.name)
@@ -170,7 +174,7 @@ class _Builder:
                 "update": [],
                 **{f"{name}{part}": [] for name in sources for part in ("", "|low", "|high")},
             }
-            source = ColumnDataSource(columns, name=f"score-sources-{run}")
+            source = ColumnDataSource(columns, name=f"score_sources-{run}")
             lines = []
             for index, name in enumerate(sources):
                 colour = colour_of(run, index, len(self._runs))
@@ -198,7 +202,13 @@ class _Builder:
         )
         plot = _bare_figure(self._axis, vertical)
         plot.yaxis.ticker.desired_num_ticks = 5
-        plot.yaxis.formatter = NumeralTickFormatter(format=_TICKS[form])
+        if form in ("share", "count"):
+            plot.yaxis.formatter = NumeralTickFormatter(format=_TICKS[form])
+        else:
+            precision = 1 if form == "scientific" else "auto"
+            plot.yaxis.formatter = BasicTickFormatter(
+                power_limit_high=5, power_limit_low=-4, precision=precision
+            )
         plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
         plot.add_tools(CrosshairTool(overlay=self._cursor, dimensions="height"))
         if from_zero:
@@ -229,6 +239,7 @@ def _bare_figure(horizontal: Any, vertical: Any) -> Any:
         min_border_right=12,
         output_backend="canvas",
     )
+    plot.toolbar_inner = True
     plot.toolbar.logo = None
     plot.toolbar.autohide = True
     plot.xgrid.grid_line_color = None

@@ -69,6 +69,7 @@ def _summary(view: RunView, over: str | None) -> dict[str, Any]:
         "update_s": number(view.metrics, "update_s"),
         "seconds": _seconds(view),
         "reward": number(view.metrics, "reward_mean"),
+        "reward_std": number(view.metrics, "reward_std"),
         "base": _estimate(base, "score"),
         "best": _estimate(view.best_eval, "score"),
         "best_checkpoint": _text(view.best_eval, "checkpoint"),

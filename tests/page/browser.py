@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 from bounds import HANG_S
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
@@ -57,7 +60,13 @@ class Tab:
 
     def size(self, width: int, height: int, *, phone: bool = False) -> None:
         """Set the size of the window in CSS pixels."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
 
     def dark(self, *, on: bool) -> None:
@@ -68,7 +77,7 @@ class Tab:
     def open(self, address: str) -> None:
         """Open the page and wait until it has drawn itself."""
         self.call("Page.navigate", url=address)
-        self.wait("document.documentElement.dataset.ready === 'true'")
+        self.wait("document.documentElement?.dataset.ready === 'true'")
 
     def evaluate(self, expression: str) -> Any:
         """Return the JSON value of an expression, awaited."""
@@ -86,13 +95,20 @@ class Tab:
     def press(self, key: str) -> None:
         """Press and release a key."""
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, **({"text": key} if len(key) == 1 and kind == "keyDown" else {}))
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                **({"text": key} if len(key) == 1 and kind == "keyDown" else {}),
+            )
 
     def screenshot(self, file: Path, *, whole: bool = False) -> None:
         """Write a PNG of the window, or of the whole page."""
         more = {"captureBeyondViewport": True} if whole else {}
         if whole:
-            width, height = self.evaluate("[document.documentElement.clientWidth, document.documentElement.scrollHeight]")
+            width, height = self.evaluate(
+                "[document.documentElement.clientWidth, document.documentElement.scrollHeight]"
+            )
             more["clip"] = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png", **more)["data"]))
 
@@ -105,19 +121,38 @@ def browser() -> Iterator[Callable[[], Tab]]:
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
-            *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio"),
-            *("--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={profile}", "about:blank"),
+            *(
+                CHROMIUM,
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+            ),
+            *(
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--mute-audio",
+            ),
+            *(
+                "--remote-debugging-port=0",
+                "--remote-allow-origins=*",
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ),
         ]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "HOME": profile})
         sockets = []
         try:
-            port, path = _debugger(Path(profile), process)
+            port = _debugger(Path(profile), process)
 
             def new_tab() -> Tab:
                 import urllib.request
 
-                request = urllib.request.Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT")
+                request = urllib.request.Request(
+                    f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT"
+                )
                 with urllib.request.urlopen(request, timeout=HANG_S) as answer:
                     address = json.load(answer)["webSocketDebuggerUrl"]
                 socket = websocket.create_connection(address, timeout=HANG_S)
@@ -132,11 +167,11 @@ def browser() -> Iterator[Callable[[], Tab]]:
             process.wait()
 
 
-def _debugger(profile: Path, process: "subprocess.Popen[bytes]") -> tuple[str, str]:
-    """Return port and path of the debugger once the browser has written them."""
+def _debugger(profile: Path, process: "subprocess.Popen[bytes]") -> str:
+    """Return the port of the debugger once the browser has written them."""
     file, deadline = profile / "DevToolsActivePort", time.monotonic() + HANG_S
     while not (file.is_file() and len(words := file.read_text().split()) == 2):
         assert process.poll() is None, "the browser has ended"
         assert time.monotonic() < deadline, "the browser never opened its debugger"
         time.sleep(0.05)
-    return words[0], words[1]
+    return words[0]

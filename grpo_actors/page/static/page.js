@@ -81,17 +81,42 @@
 
   /* --- charts ------------------------------------------------------------------------------------ */
 
+  Bokeh.set_log_level("error");  /* it warns of charts without data, which come next */
   await Bokeh.embed.embed_items(meta.docs, [meta.item]);
   const bokeh = Bokeh.documents[0];
   const model = (name) => bokeh.get_model_by_name(name);
   const axis = model("updates");
+  if (innerWidth < 600) for (const root of bokeh.roots()) for (const part of root.below) if (part.ticker && "desired_num_ticks" in part.ticker) part.ticker.desired_num_ticks = 3;
   if (matchMedia("(pointer: coarse)").matches) {
     /* A finger that scrolls the page must not zoom. */
     for (const root of bokeh.roots()) root.toolbar.tools.forEach((tool) => { if ("active" in tool && tool.type === "BoxZoomTool") tool.active = false; });
   }
 
-  function fillCurves(run, curves) {
-    const source = model(`curves-${run}`);
+  /* Charts that are seen, and charts whose newest data are not drawn yet: only what is seen is drawn. */
+  const seen = new Set(), waiting = new Set();
+  const charts = [...document.querySelectorAll(".chart")];
+  const keyOf = (chart) => chart.id.replace("chart-", "");
+  const watcher = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) isIntersecting ? seen.add(keyOf(target)) : seen.delete(keyOf(target));
+    drawSeen();
+  }, { rootMargin: "200px" });
+
+  function drawSeen() {
+    for (const key of [...waiting].filter((one) => seen.has(one))) {
+      waiting.delete(key);
+      if (key === "timeline") {
+        if (views[chosenRun()]) fillTimeline(views[chosenRun()].timeline);
+      } else views.forEach((view, run) => {
+        if (!view) return;
+        if (key === "score") fillScores(run, view.scores);
+        else if (key === "score_sources") fillSourceScores(run, view.scores);
+        else fillCurves(key, run, view.curves);
+      });
+    }
+  }
+
+  function fillCurves(chart, run, curves) {
+    const source = model(`${chart}-${run}`);
     const x = unpacked(curves.x), empty = new Float32Array(x.length).fill(NaN);
     const data = { x };
     for (const column of Object.keys(source.data)) {
@@ -111,13 +136,14 @@
       update: columns((s) => s.update), value: columns((s) => s.value), low: columns((s) => s.low), high: columns((s) => s.high),
       checkpoint: columns((s) => s.checkpoint), size: columns((s) => (s.best ? 11 : 7)),
     };
-    const source = model(`score-sources-${run}`);
-    if (!source) return;
-    const data = { update: columns((s) => s.update) };
+  }
+
+  function fillSourceScores(run, scores) {
+    const source = model(`score_sources-${run}`), data = { update: scores.map((s) => s.update) };
     for (const column of Object.keys(source.data)) {
       if (column === "update") continue;
       const [name, part] = column.split("|");
-      data[column] = columns((s) => (s.by_source[name] ? s.by_source[name][part || "value"] : NaN));
+      data[column] = scores.map((s) => (s.by_source[name] ? s.by_source[name][part || "value"] : NaN));
     }
     source.data = data;
   }
@@ -161,7 +187,7 @@
 
   function extent() {
     const last = Math.max(1, ...views.map((view) => (view ? view.summary.update : 0)));
-    return [-0.01 * last, 1.01 * last];
+    return [-0.02 * last, 1.02 * last];
   }
 
   function showRange() {
@@ -232,7 +258,7 @@
     const left = summary.remaining_s !== null ? `${duration(summary.remaining_s)} left` : summary.why;
     byId("summary").replaceChildren(element("div", { class: "tiles" },
       tile(summary.best && summary.best_checkpoint !== "base" ? `score, base → ${summary.best_checkpoint}` : "score of the base model", scoreText(summary), ...gainNote(summary)),
-      tile("reward, newest update", formatted(summary.reward), ""),
+      tile("reward, newest update", formatted(summary.reward), summary.reward_std === null ? "" : `± ${formatted(summary.reward_std)} over its completions`),
       tile("updates", updates, left),
       tile("time", duration(summary.seconds), summary.update_s ? `${duration(summary.update_s)} per update` : ""),
       tile("model", summary.model || "–", "")));
@@ -264,7 +290,7 @@
     const done = Math.max(...present.map(({ summary }) => (summary.total ? summary.update / summary.total : 0)));
     byId("progress").setAttribute("aria-valuenow", Math.round(100 * done));
     byId("progress").firstElementChild.style.width = `${100 * done}%`;
-    byId("measure").textContent = present.map((view) => view.summary.measure).find(Boolean) || "No evaluation yet.";
+    byId("measure").textContent = [...new Set(present.map((view) => view.summary.measure).filter(Boolean))].join("; ") || "No evaluation yet.";
     byId("score-runs").replaceChildren(...(several ? meta.runs.map((run) => element("li", {}, element("i", { style: `--c: ${run.colour}` }), run.name)) : []));
   }
 
@@ -273,7 +299,7 @@
       element("th", { scope: "row" }, worker.name),
       element("td", { class: `worker-state ${worker.state}` }, worker.state + (worker.why ? `: ${worker.why}` : "")),
       element("td", {}, formatted(worker.groups, "count")), element("td", {}, formatted(worker.tokens_per_s, "count")),
-      element("td", {}, worker.version === null ? "–" : `v${worker.version}`),
+      element("td", {}, worker.version === null || worker.version < 0 ? "–" : `v${worker.version}`),
       element("td", {}, worker.memory_gb === null ? "–" : `${worker.memory_gb.toFixed(2)} GB`))));
   }
 
@@ -466,9 +492,9 @@
     const view = meta.live ? await fetched(`view?${new URLSearchParams({ run, ...range })}`) : meta.embedded.views[run];
     if (!view) return;
     views[run] = view;
-    fillCurves(run, view.curves);
-    fillScores(run, view.scores);
     if (!zoomed) showRange();
+    for (const chart of charts) waiting.add(keyOf(chart));
+    drawSeen();
     fillKeys();
     fillSummary();
     fillState();
@@ -479,7 +505,8 @@
   function fillDetails() {
     const view = views[chosenRun()];
     if (!view) return;
-    fillTimeline(view.timeline);
+    waiting.add("timeline");
+    drawSeen();
     fillWorkers(view);
     fillLog(view);
   }
@@ -546,6 +573,7 @@
   paintCharts();
   if (document.body.classList.contains("several")) byId("settings-title").textContent = "Settings that differ";
   await loadAll();
+  charts.forEach((chart) => watcher.observe(chart));
   await listGroups();
   markSection();
   if (meta.live) listen();
