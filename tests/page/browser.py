@@ -153,7 +153,7 @@ def browser() -> Iterator[Callable[[], Tab]]:
                 request = urllib.request.Request(
                     f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT"
                 )
-                with urllib.request.urlopen(request, timeout=HANG_S) as answer:
+                with urllib.request.urlopen(request, timeout=HANG_S) as answer:  # noqa: S310 - this host
                     address = json.load(answer)["webSocketDebuggerUrl"]
                 socket = websocket.create_connection(address, timeout=HANG_S)
                 sockets.append(socket)
