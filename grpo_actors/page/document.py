@@ -7,15 +7,17 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import bokeh
-from bokeh.embed.util import OutputDocumentFor, standalone_docs_json_and_render_items
+from bokeh.document import Document
+from bokeh.embed.util import standalone_docs_json_and_render_items
 
 from grpo_actors.page.charts import CHARTS, Chart, Curve
-from grpo_actors.page.figures import DOING_COLOURS, Figures, colour_of, dash_of, figures
+from grpo_actors.page.figures import DOING_COLOURS, colour_of, dash_of, figures
 from grpo_actors.page.run_state import RunState
 from grpo_actors.page.settings import by_name, differing
 from grpo_actors.page.views import score_sources, shown_names
@@ -33,6 +35,31 @@ class ShownRun:
 
     name: str
     state: RunState
+
+
+class _Drawn(NamedTuple):
+    """Figures in the form in which Bokeh's JavaScript takes them."""
+
+    docs: Any
+    item: Any
+    #: Figure -> id of the element that it is drawn into.
+    element_ids: dict[str, str]
+    #: Chart -> its curves.
+    curves: dict[str, list[Curve]]
+
+
+@lru_cache(maxsize=8)
+def _drawn(runs: tuple[tuple[str, tuple[str, ...]], ...], sources: tuple[str, ...]) -> _Drawn:
+    """Build the figures, which takes a second; see `figures` for the arguments."""
+    shown = figures(runs, sources)
+    models = list(shown.by_key.values())
+    document = Document()
+    with document.models.freeze():  # else every root walks through all the others again
+        for model in models:
+            document.add_root(model)
+    docs, [item] = standalone_docs_json_and_render_items(models)
+    element_ids = dict(zip(shown.by_key, item.roots.to_json().values(), strict=True))
+    return _Drawn(docs, item.to_json(), element_ids, shown.curves)
 
 
 def shape_of(runs: Sequence[ShownRun]) -> str:
@@ -72,14 +99,11 @@ def whole_page(run: ShownRun, embedded: Mapping[str, Any]) -> str:
 
 
 def _page(runs: Sequence[ShownRun], *, head: str, scripts: str, embedded: Mapping[str, Any] | None) -> str:
-    shown = figures(
-        [(run.name, shown_names(run.state.curves.names)) for run in runs],
-        list(dict.fromkeys(name for run in runs for name in score_sources(run.state.view))),
+    shown = _drawn(
+        tuple((run.name, tuple(shown_names(run.state.curves.names))) for run in runs),
+        tuple(dict.fromkeys(name for run in runs for name in score_sources(run.state.view))),
     )
-    models = list(shown.by_key.values())
-    with OutputDocumentFor(models):
-        docs, [item] = standalone_docs_json_and_render_items(models)
-    element_ids = dict(zip(shown.by_key, item.roots.to_json().values(), strict=True))
+    element_ids = shown.element_ids
     meta = {
         "live": embedded is None,
         "shape": shape_of(runs),
@@ -87,15 +111,15 @@ def _page(runs: Sequence[ShownRun], *, head: str, scripts: str, embedded: Mappin
             {"name": run.name, "colour": colour_of(index, 0, len(runs))} for index, run in enumerate(runs)
         ],
         "doing": DOING_COLOURS,
-        "docs": docs,
-        "item": item.to_json(),
+        "docs": shown.docs,
+        "item": shown.item,
         "embedded": embedded,
     }
     sections = {
         f"{section}_charts": "".join(
             _card(chart, shown, element_ids[chart.key], len(runs))
             for chart in CHARTS
-            if chart.section == section and chart.key in shown.by_key
+            if chart.section == section and chart.key in element_ids
         )
         for section in ("reward", "length", "learning", "actors")
     }
@@ -117,7 +141,7 @@ def _page(runs: Sequence[ShownRun], *, head: str, scripts: str, embedded: Mappin
     )
 
 
-def _card(chart: Chart, shown: Figures, element_id: str, runs: int) -> str:
+def _card(chart: Chart, shown: _Drawn, element_id: str, runs: int) -> str:
     keys = "".join(_key(curve, index, runs) for index, curve in enumerate(shown.curves[chart.key]))
     return (
         f'<figure class="card chart" id="chart-{chart.key}" data-format="{chart.format}"><figcaption>'

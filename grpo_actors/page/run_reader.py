@@ -116,13 +116,16 @@ class RunReader:
     def _turn(self) -> None:
         """Read what is new; wait if nothing is."""
         waits = self._caught_up.is_set() and not self._reading_samples
-        record = self._target.follower.receive(TICK_S if waits else 0.0)
+        follower = self._target.follower
+        record = follower.receive(TICK_S if waits else 0.0)
+        if record is None and waits and follower.source is None:
+            self._stopping.wait(TICK_S)  # without events nothing has waited
         is_news = record is not None
         with self.lock:
             deadline = time.monotonic() + SLICE_S
             while record is not None:
                 self.state.apply(record)
-                record = self._target.follower.receive(0.0) if time.monotonic() < deadline else None
+                record = follower.receive(0.0) if time.monotonic() < deadline else None
             if not is_news:
                 over = self._target.why_over()
                 is_news, self._over = over != self._over, over
@@ -130,6 +133,10 @@ class RunReader:
                 self._caught_up.set()
         if is_news and self._caught_up.is_set():
             self._changed()
+        if self._reading_samples:
+            self._stopping.wait(
+                SLICE_S / 4
+            )  # a lock goes to who asks first: without a pause, that is this thread again
 
     def _read_samples(self) -> bool:
         """Add new groups to the index for a while; return whether there were any."""
