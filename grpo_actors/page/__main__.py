@@ -10,6 +10,7 @@ from pathlib import Path
 
 from grpo_actors.errors import ConfigError
 from grpo_actors.process import run_command
+from grpo_actors.tail.targets import check_run_folder
 
 #: The packages of the extra.
 EXTRA = ("bokeh", "starlette", "uvicorn")
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until Ctrl-C; return the exit code."""
     options = parser().parse_args(arguments)
     check_installed()
+    for run in options.runs:
+        check_run_folder(run)
     from grpo_actors.page.server import serve  # noqa: PLC0415 - an extra, and takes seconds to import
 
     def show(address: str) -> None:

@@ -83,7 +83,7 @@ def spread(total: int) -> Iterator[int]:
     """Yield each of `total` positions once, so that however many are taken, they are spread evenly: the ends first.
 
     >>> list(spread(5))
-    [4, 0, 2, 1, 3]
+    [4, 0, 2, 3, 1]
     """
     seen: set[int] = set()
     parts = 1

@@ -59,13 +59,8 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         from grpo_actors.observe.follow import Follower  # noqa: PLC0415
 
-        if not folder.is_dir():
-            raise RunError(f"{folder} is not there; give a run's output folder or an address like ipc://…")
+        check_run_folder(folder)
         self._folder = folder
-        if not (folder / ENDPOINTS_FILE).exists() and not (folder / METRICS_FILE).exists():
-            raise RunError(
-                f"{folder} has no {ENDPOINTS_FILE}: no run has started there; give its output folder"
-            )
         self._subscriber: EventSubscriber | None = None
         self._pid: int | None = None
         self.follower = Follower(None, folder)
@@ -101,6 +96,14 @@ class RunFolder:
             self._subscriber.close()
         key = read_run_key(self._folder)
         self._subscriber = self.follower.source = EventSubscriber(address, key=key)
+
+
+def check_run_folder(folder: Path) -> None:
+    """Check that a run has started in a folder. Raises `RunError` with what is missing."""
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not there; give a run's output folder or an address like ipc://…")
+    if not (folder / ENDPOINTS_FILE).exists() and not (folder / METRICS_FILE).exists():
+        raise RunError(f"{folder} has no {ENDPOINTS_FILE}: no run has started there; give its output folder")
 
 
 def open_target(text: str, key_file: Path | None) -> Target:

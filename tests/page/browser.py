@@ -35,6 +35,7 @@ class Tab:
         self.requests: list[str] = []
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.bringToFront")  # a hidden page draws nothing
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of the protocol and return its result."""
@@ -57,6 +58,11 @@ class Tab:
             self.errors.append(json.dumps(parameters["args"])[:2000])
         elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
             self.errors.append(json.dumps(parameters["entry"])[:2000])
+
+    def close(self) -> None:
+        """Close the page."""
+        self.call("Page.close")
+        self._socket.close()
 
     def size(self, width: int, height: int, *, phone: bool = False) -> None:
         """Set the size of the window in CSS pixels."""
@@ -143,7 +149,6 @@ def browser() -> Iterator[Callable[[], Tab]]:
             ),
         ]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "HOME": profile})
-        sockets = []
         try:
             port = _debugger(Path(profile), process)
 
@@ -155,14 +160,10 @@ def browser() -> Iterator[Callable[[], Tab]]:
                 )
                 with urllib.request.urlopen(request, timeout=HANG_S) as answer:  # noqa: S310 - this host
                     address = json.load(answer)["webSocketDebuggerUrl"]
-                socket = websocket.create_connection(address, timeout=HANG_S)
-                sockets.append(socket)
-                return Tab(socket)
+                return Tab(websocket.create_connection(address, timeout=HANG_S))
 
             yield new_tab
         finally:
-            for socket in sockets:
-                socket.close()
             process.kill()
             process.wait()
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,10 +33,10 @@ def served(*folders: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
 
 def get(address: str, path: str = "", host: str | None = None) -> tuple[int, str]:
     parts = urlsplit(address)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=HANG_S)
-    connection.request("GET", parts.path + path, headers={"Host": host} if host else {})
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode()
+    with closing(http.client.HTTPConnection(parts.netloc, timeout=HANG_S)) as connection:
+        connection.request("GET", parts.path + path, headers={"Host": host} if host else {})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +92,12 @@ def test_a_wrong_address_is_one_answer_and_not_a_crash(address, path, status):
 def test_ctrl_c_ends_it_without_an_error_even_while_a_browser_listens(run_dir):
     with served(record_run(run_dir, updates=1)) as (address, process):
         parts = urlsplit(address)
-        listening = http.client.HTTPConnection(parts.netloc, timeout=HANG_S)
-        listening.request("GET", f"{parts.path}events")
-        assert listening.getresponse().readline().startswith(b"data:")
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=HANG_S)
+        with closing(http.client.HTTPConnection(parts.netloc, timeout=HANG_S)) as listening:
+            listening.request("GET", f"{parts.path}events")
+            with listening.getresponse() as events:
+                assert events.readline().startswith(b"data:")
+                process.send_signal(signal.SIGINT)
+                _, errors = process.communicate(timeout=HANG_S)
         assert (process.returncode, errors) == (0, "")
 
 
