@@ -57,11 +57,13 @@ class Tab:
         elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
             self.errors.append(json.dumps(parameters["args"])[:2000])
         elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
-            self.errors.append(json.dumps(parameters["entry"])[:2000])
+            entry = parameters["entry"]
+            # The browser reports a stream of events that ended with its server, and each try to open it again.
+            self.errors += [json.dumps(entry)[:2000]] * (not entry.get("url", "").endswith("/events"))
 
     def close(self) -> None:
-        """Close the page."""
-        self.call("Page.close")
+        """Leave the page."""
+        self.call("Page.navigate", url="about:blank")
         self._socket.close()
 
     def size(self, width: int, height: int, *, phone: bool = False) -> None:
