@@ -130,6 +130,7 @@ def test_a_live_run_is_on_the_screen_within_a_second(tab, tmp_path):
         tab.wait("!document.getElementById('offline').hidden")
 
 
+@pytest.mark.slow
 def test_several_runs_are_overlaid_and_their_differing_settings_listed(tab, tmp_path):
     runs = [
         record_run(tmp_path / "one", updates=10),
@@ -148,6 +149,7 @@ def test_several_runs_are_overlaid_and_their_differing_settings_listed(tab, tmp_
         tab.wait(f"{lengths}.join() === '10,20'")
 
 
+@pytest.mark.slow
 def test_zooming_by_keyboard_loads_more_detail(tab, tmp_path):
     with served(record_run(tmp_path / "run", updates=500, groups=False)) as (address, _):
         tab.open(address)
@@ -160,6 +162,7 @@ def test_zooming_by_keyboard_loads_more_detail(tab, tmp_path):
         tab.wait(f"{width}.length === 250")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_fits_a_phone_and_follows_the_theme(new_tab, tmp_path, dark):
     tab = new_tab()
