@@ -58,9 +58,8 @@ class Tab:
             self.errors.append(json.dumps(parameters["args"])[:2000])
         elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
             entry = parameters["entry"]
-            # The browser reports a stream of events that ended with its server, and each request after that.
-            ended = "ERR_CONNECTION_REFUSED" in entry["text"] or entry.get("url", "").endswith("/events")
-            self.errors += [] if ended else [json.dumps(entry)[:2000]]
+            # No answer at all: the server has ended. An answer that is an error has a status instead.
+            self.errors += [] if "net::ERR_" in entry["text"] else [json.dumps(entry)[:2000]]
 
     def close(self) -> None:
         """Leave the page."""

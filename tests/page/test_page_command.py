@@ -16,6 +16,8 @@ import pytest
 from bounds import HANG_S
 from recorded import RecordedRun, record_run
 
+pytest.importorskip("bokeh", reason="needs the extra: pip install 'grpo-actors[page]'")
+
 COMMAND = [sys.executable, "-m", "grpo_actors.page"]
 
 
