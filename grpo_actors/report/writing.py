@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from grpo_actors.atomic import write_whole
 from grpo_actors.errors import RunError
 from grpo_actors.observe.follow import HistoryReader
+from grpo_actors.observe.records import Record
 from grpo_actors.page.document import ShownRun, whole_page
 from grpo_actors.page.run_state import RunState
 from grpo_actors.page.samples import Samples
@@ -46,20 +48,23 @@ def build_report(folder: Path) -> str:
         raise RunError(f"{folder} has no {METRICS_FILE}: give the output folder of a run")
     privacy = Privacy(Path.home(), [folder])
     state = RunState()
-    reader = HistoryReader(folder)
-    while (record := reader.read()) is not None:
-        state.apply(record if record["topic"] == "sample" else privacy.without_paths(record))
-    reader.close()
-    samples = privacy.without_places(_samples(folder, state))
+    # As recorded: the names of rewards in the samples are those of these settings.
+    start: Record | None = None
+    with closing(HistoryReader(folder)) as reader:
+        while (record := reader.read()) is not None:
+            if record["topic"] == "start":
+                start = record
+            # Before they are a view: there, curves are base64, in which a slash is no path.
+            state.apply(privacy.without_paths(record))
+    samples = privacy.without_places(_samples(folder, start))
     return whole_page(
-        ShownRun(folder.resolve().name, state),
-        {"views": [privacy.without_paths(run_view(state, over=None))], "samples": samples},
+        ShownRun(folder.resolve().name, state), {"views": [run_view(state)], "samples": samples}
     )
 
 
-def _samples(folder: Path, state: RunState) -> dict[str, Any]:
+def _samples(folder: Path, start: Record | None) -> dict[str, Any]:
     """Return the list of groups and their contents, at most `SAMPLE_BYTES`, spread over the whole run."""
-    samples = Samples(folder, config_of(state.view.start))
+    samples = Samples(folder, config_of(start))
     samples.catch_up()
     total = len(samples.entries)
     contents: dict[int, dict[str, Any]] = {}

@@ -1,5 +1,6 @@
 """The report: one file, small, without personal paths."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ sys.path.append(str(Path(__file__).parents[1] / "page"))
 
 from recorded import RecordedRun, record_run
 
+from grpo_actors.page.curves import Curves
+from grpo_actors.page.views import packed
 from grpo_actors.report.privacy import Privacy
-from grpo_actors.report.writing import MAX_BYTES, spread
+from grpo_actors.report.writing import MAX_BYTES, build_report, spread
 
 
 def report(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -30,6 +33,15 @@ def test_a_report_is_one_small_file_in_the_run_folder(run_dir):
     # Scripts and styles are inside.
     assert "<script src" not in text
     assert '<link rel="stylesheet"' not in text
+
+
+def test_the_curves_are_in_the_report_unchanged(run_dir):
+    curves = Curves()
+    for update in range(1, 41):
+        curves.append(update, {"loss": 0.01 * math.sin(update)})  # as recorded
+    packed_loss = packed(curves.sampled(400).curves["loss"].mean)
+    assert "/" in packed_loss  # a slash that is no path
+    assert packed_loss in build_report(record_run(run_dir))
 
 
 def test_a_report_of_many_large_groups_stays_small(run_dir):
