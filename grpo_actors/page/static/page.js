@@ -100,6 +100,7 @@
     for (const { target, isIntersecting } of entries) isIntersecting ? seen.add(keyOf(target)) : seen.delete(keyOf(target));
     drawSeen();
   }, { rootMargin: "200px" });
+  addEventListener("beforeprint", () => { charts.forEach((chart) => seen.add(keyOf(chart))); drawSeen(); });
 
   function drawSeen() {
     for (const key of [...waiting].filter((one) => seen.has(one))) {
@@ -440,7 +441,7 @@
 
   const LEGENDS = {
     advantage: "Green: better than the group, the tokens become likelier; red: worse, they become less likely. Every token of a completion has its advantage.",
-    logprob: "The darker, the less likely the token was under the policy that sampled it. Point at a token for the number.",
+    logprob: "The stronger the colour, the less likely the token was under the policy that sampled it. Point at a token for the number.",
     none: "",
   };
 
