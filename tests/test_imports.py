@@ -16,6 +16,9 @@ ARRAYS = ("mlx", "mlx_lm", "numpy", "grpo_actors.policy", "grpo_actors.objective
 SOCKETS = ("zmq", "grpo_actors.transport")
 WIRE = ("msgpack", "grpo_actors.wire")
 
+#: Parts of the page that know no clock, no thread, no socket and no figure.
+PURE_PAGE = ("charts", "curves", "run_state", "sample_filter", "settings", "timeline", "views")
+
 #: Part of the package -> what no module of it may import.
 FORBIDDEN = {
     "objective": (
@@ -40,6 +43,9 @@ FORBIDDEN = {
     "kernels/stage": ("mlx", "mlx_lm", "numpy", "grpo_actors.objective"),
     "kernels/files": ARRAYS,
     "tail": ARRAYS,
+    "page": ("mlx", "mlx_lm", *WIRE, "zmq"),
+    "report": ("mlx", "mlx_lm", *SOCKETS, *WIRE),
+    **{f"page/{pure}": (*SOCKETS, "bokeh", "starlette", "threading", "time") for pure in PURE_PAGE},
     "wire": (*ARRAYS, *SOCKETS),
     "errors": ("grpo_actors",),
     "generate": (*SOCKETS, *WIRE),
@@ -155,6 +161,16 @@ def test_only_transport_imports_zmq():
     assert {name for name in importers("zmq") if not within(name, "transport")} == set()
 
 
+def test_no_actor_and_no_supervisor_knows_the_page():
+    tools = importers("grpo_actors.page", "grpo_actors.report")
+    actors = ("supervisor", "learner", "rollout", "evaluator")
+    assert {name for name in tools if any(within(name, actor) for actor in actors)} == set()
+
+
+def test_only_the_page_imports_its_extra():
+    assert {name for name in importers("bokeh", "starlette", "uvicorn") if not within(name, "page")} == set()
+
+
 #: Outside `policy`, what imports mlx.nn or mlx_lm, and why: it makes, writes or measures models.
 MODEL_MAKERS = {
     "assets.make_tiny": "trains the embedded model from nothing",
@@ -249,7 +265,7 @@ def test_what_only_watches_never_loads_mlx():
     # Transitively, as it really happens: the machine's memory belongs to the actors.
     names = (
         *("supervisor.supervisor", "supervisor.preflight", "config", "observe.view", "tail.__main__"),
-        "learner.exchange.exchange",
+        *("learner.exchange.exchange", "page.run_reader", "page.samples", "page.views"),
     )
     code = f"import sys\nfor name in {names}: __import__(f'grpo_actors.{{name}}')\n"
     code += (

@@ -114,7 +114,7 @@ class Recording:
         groups: list[RecordedGroup] = []
         while len(groups) < count and (line := self._file.readline()):
             self._number += 1
-            groups.append(self._read(line))
+            groups.append(read_group(line, f"{self.path}:{self._number}"))
         return groups
 
     def close(self) -> None:
@@ -127,17 +127,18 @@ class Recording:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, line: bytes) -> RecordedGroup:
-        where = f"{self.path}:{self._number}"
-        try:
-            group = _line.validate_json(line)
-        except ValidationError as error:
-            raise DataError(f"{where}: not a recorded group: {reason_of(error)}") from None
-        for completion in group.completions:
-            _check(completion, where)
-        if not group.prompt or not group.completions:
-            raise DataError(f"{where}: a group has a prompt and completions, got none")
-        return group
+
+def read_group(line: bytes, where: str) -> RecordedGroup:
+    """Read one line of the file. Raises `DataError` that says `where` the line is, if it is not a group."""
+    try:
+        group = _line.validate_json(line)
+    except ValidationError as error:
+        raise DataError(f"{where}: not a recorded group: {reason_of(error)}") from None
+    for completion in group.completions:
+        _check(completion, where)
+    if not group.prompt or not group.completions:
+        raise DataError(f"{where}: a group has a prompt and completions, got none")
+    return group
 
 
 def _check(completion: SampledCompletion, where: str) -> None:

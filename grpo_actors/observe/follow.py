@@ -6,12 +6,12 @@ is used only where the file lacks the record (another host, ``log_jsonl = false`
 socket, only a `Source` to `receive` from.
 """
 
-import os
 import time
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import Protocol, Self
 
 from grpo_actors.errors import ProtocolError
+from grpo_actors.observe.growing_file import GrowingFile
 from grpo_actors.observe.reading import Reading
 from grpo_actors.observe.records import Record, decode
 from grpo_actors.rundir.folder import COMPLETIONS_FILE, METRICS_FILE
@@ -104,14 +104,14 @@ class HistoryReader:
     """A reader of the records in a run folder, also while they are written; samples come with their texts."""
 
     def __init__(self, folder: Path) -> None:
-        self._metrics = _GrowingFile(folder / METRICS_FILE)
-        self._completions = _GrowingFile(folder / COMPLETIONS_FILE)
+        self._metrics = GrowingFile(folder / METRICS_FILE)
+        self._completions = GrowingFile(folder / COMPLETIONS_FILE)
         self._texts: Record | None = None
 
     def read(self) -> Record | None:
         """Return the next complete record, or None if there is none yet."""
         rewinds = self._metrics.rewinds
-        record = self._metrics.read()
+        record = _next_record(self._metrics)
         if self._metrics.rewinds != rewinds:
             self._rewind_texts()
         if record is None or record["topic"] != "sample":
@@ -135,64 +135,17 @@ class HistoryReader:
     def _with_texts(self, record: Record) -> Record:
         """Return the same record from completions.jsonl, which has the same order and is written first."""
         while self._texts is None or self._texts["seq"] < record["seq"]:
-            self._texts = self._completions.read()
+            self._texts = _next_record(self._completions)
             if self._texts is None:
                 return record
         return self._texts if self._texts["seq"] == record["seq"] else record
 
 
-class _GrowingFile:
-    """Complete lines of a file that may not exist yet, may grow, and may be truncated and grow again."""
-
-    #: How often reading started again because the file had been truncated.
-    rewinds: int = 0
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._offset = 0
-        self._last_line = b""
-        # The file may be truncated only during a pause, which begins at its end.
-        self._was_at_end = False
-
-    def read(self) -> Record | None:
-        """Return the next record; skip lines that are not a record."""
-        if self._file is None:
-            if not self._path.exists():
-                return None
-            self._file = self._path.open("rb")
-        if self._was_at_end and not self._is_unchanged(self._file):
-            self.rewind()
-        while (line := self._file.readline()).endswith(b"\n"):
-            self._was_at_end = False
-            self._offset += len(line)
-            self._last_line = line
-            try:
-                return decode(line)
-            except ProtocolError:
-                continue
-        self._was_at_end = True
-        return None
-
-    def rewind(self) -> None:
-        self.rewinds += 1
-        self._offset = 0
-        self._last_line = b""
-        self._was_at_end = False
-        if self._file is not None:
-            self._file.seek(0)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _is_unchanged(self, file: BinaryIO) -> bool:
-        """Return whether the last line read is still where it was; leaves `file` positioned after it.
-
-        The file's size alone is not enough: it may have been truncated and have grown longer than before.
-        """
-        size = len(self._last_line)
-        file.seek(self._offset)
-        # `pread` bypasses the reader's buffer, which may hold the former bytes.
-        return os.pread(file.fileno(), size, self._offset - size) == self._last_line
+def _next_record(file: GrowingFile) -> Record | None:
+    """Return the next record of a file; skip lines that are not a record."""
+    while (line := file.read()) is not None:
+        try:
+            return decode(line)
+        except ProtocolError:
+            continue
+    return None

@@ -13,29 +13,25 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from grpo_actors.errors import GrpoActorsError, RunError
-from grpo_actors.rundir.folder import ENDPOINTS_FILE, METRICS_FILE, is_locked
+from grpo_actors.errors import GrpoActorsError
+from grpo_actors.tail.targets import Target, open_target
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from grpo_actors.observe.follow import Follower
     from grpo_actors.observe.records import Record
     from grpo_actors.observe.view import RunView
-    from grpo_actors.transport.events import EventSubscriber
 
 PROGRAM = "python -m grpo_actors.tail"
 #: Seconds between redraws, and between checks whether the run is still alive.
 TICK_S = 0.25
-#: Seconds to wait for a learner that died and may be restarted.
-RESTART_GRACE_S = 15.0
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the command and return its exit code: 0 if the run or the user ended it, 2 for a wrong target."""
     options = parser(prog).parse_args(arguments)
     try:
-        with closing(_target(options.target, options.key)) as target:
+        with closing(open_target(options.target, options.key)) as target:
             _watch(target, _display(as_json=options.json))
     except KeyboardInterrupt:
         return 0
@@ -60,120 +56,6 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="print one record per line, for pipes")
     return command
-
-
-class Target(Protocol):
-    """A run to watch."""
-
-    follower: "Follower"
-
-    def why_over(self) -> str | None:
-        """Return a line of explanation if no more records can come, else None; called after each quiet tick."""
-        ...
-
-    def close(self) -> None:
-        """Close files and sockets."""
-        ...
-
-
-class _Endpoint:
-    """A run known only by its address, for example one on another host."""
-
-    def __init__(self, address: str, key_file: Path | None) -> None:
-        from grpo_actors.observe.follow import Follower  # noqa: PLC0415
-        from grpo_actors.transport.events import EventSubscriber  # noqa: PLC0415
-        from grpo_actors.transport.keys import ClientKey  # noqa: PLC0415
-
-        self._subscriber = EventSubscriber(address, key=ClientKey.read(key_file) if key_file else None)
-        self.follower = Follower(self._subscriber, None)
-
-    def why_over(self) -> str | None:
-        return None  # silence proves nothing: the connection may be interrupted
-
-    def close(self) -> None:
-        self._subscriber.close()
-
-
-class _RunFolder:
-    """A run on this host: its history, its events, and whether its process is alive."""
-
-    def __init__(self, folder: Path) -> None:
-        from grpo_actors.observe.follow import Follower  # noqa: PLC0415
-
-        if not folder.is_dir():
-            raise RunError(f"{folder} is not there; give a run's output folder or an address like ipc://…")
-        self._folder = folder
-        if not is_locked(folder) and not any(
-            (folder / name).exists() for name in (ENDPOINTS_FILE, METRICS_FILE)
-        ):
-            raise RunError(
-                f"{folder} has no {ENDPOINTS_FILE}: no run has started there; give its output folder"
-            )
-        self._subscriber: EventSubscriber | None = None
-        self._pid: int | None = None
-        self.follower = Follower(None, folder)
-        self._connect()
-        self._last_alive = time.monotonic() if self._lives() else float("-inf")
-
-    def why_over(self) -> str | None:
-        self._connect()
-        now = time.monotonic()
-        if self._lives():
-            self._last_alive = now
-        if now - self._last_alive < RESTART_GRACE_S:
-            return None
-        return "the run is over: its process is gone and left no word why"
-
-    def _lives(self) -> bool:
-        """Return whether the run's learner is alive, or a run that has none yet holds the folder's lock."""
-        return (self._pid is not None and _is_alive(self._pid)) or is_locked(self._folder)
-
-    def close(self) -> None:
-        self.follower.close()
-        if self._subscriber is not None:
-            self._subscriber.close()
-
-    def _connect(self) -> None:
-        """Subscribe to the address in endpoints.json; again when a resumed run has another address."""
-        address, self._pid = _read_endpoints(self._folder)
-        if address is None or (self._subscriber is not None and self._subscriber.endpoint == address):
-            return
-        from grpo_actors.transport.events import EventSubscriber  # noqa: PLC0415
-        from grpo_actors.transport.keys import read_run_key  # noqa: PLC0415
-
-        if self._subscriber is not None:
-            self._subscriber.close()
-        key = read_run_key(self._folder)
-        self._subscriber = self.follower.source = EventSubscriber(address, key=key)
-
-
-def _target(text: str, key_file: Path | None) -> Target:
-    return _Endpoint(text, key_file) if "://" in text else _RunFolder(Path(text))
-
-
-def _read_endpoints(folder: Path) -> tuple[str | None, int | None]:
-    """Read the address of the events and the process id; both None if the folder has no live run."""
-    if not (folder / ENDPOINTS_FILE).exists():
-        return None, None
-    from grpo_actors.transport.sockets import Endpoints  # noqa: PLC0415
-
-    try:
-        endpoints = Endpoints.read(folder)
-    except RunError:
-        if (folder / ENDPOINTS_FILE).exists():
-            raise
-        return None, None  # the run ended just now
-    return endpoints.events, endpoints.pid
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # alive, and another user's
-        return True
-    return True
 
 
 def _watch(target: Target, display: "Display") -> None:

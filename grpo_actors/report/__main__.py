@@ -1,0 +1,41 @@
+"""Write the page of a run as one file: ``grpo report RUN [--output FILE]``."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpo_actors.page.__main__ import check_installed
+from grpo_actors.process import run_command
+
+PROGRAM = "python -m grpo_actors.report"
+#: Name of the report in its run folder.
+REPORT_FILE = "report.html"
+
+
+def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
+    """Build the command line; import nothing slow."""
+    command = argparse.ArgumentParser(
+        prog=prog,
+        description="Write the page of a run as one HTML file that needs no network and names no personal path.",
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="a run's output folder")
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help=f"the file to write (default: RUN/{REPORT_FILE})"
+    )
+    return command
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
+    """Write the report and return the exit code."""
+    options = parser(prog).parse_args(arguments)
+    check_installed()
+    from grpo_actors.report.writing import write_report  # noqa: PLC0415 - an extra, and takes seconds to import
+
+    file = options.output or options.run / REPORT_FILE
+    size = write_report(options.run, file)
+    print(f"{file} ({size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

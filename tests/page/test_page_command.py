@@ -1,0 +1,125 @@
+"""`python -m grpo_actors.page` and its address, without a browser."""
+
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from bounds import HANG_S
+from recorded import RecordedRun, record_run
+
+pytest.importorskip("bokeh", reason="needs the extra: pip install 'grpo-actors[page]'")
+
+COMMAND = [sys.executable, "-m", "grpo_actors.page"]
+
+
+@contextmanager
+def served(*folders: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """The command on these folders: its address and its process."""
+    command = [*COMMAND, *map(str, folders)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip(), process
+        finally:
+            process.kill()
+
+
+def get(address: str, path: str = "", host: str | None = None) -> tuple[int, str]:
+    parts = urlsplit(address)
+    with closing(http.client.HTTPConnection(parts.netloc, timeout=HANG_S)) as connection:
+        connection.request("GET", parts.path + path, headers={"Host": host} if host else {})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    with served(record_run(tmp_path_factory.mktemp("runs") / "first")) as (address, _):
+        yield address
+
+
+def test_the_address_is_of_this_host_and_holds_a_token(address):
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}/", address)
+    assert get(address)[0] == 200
+
+
+def test_without_the_token_there_is_nothing(address):
+    root = f"http://{urlsplit(address).netloc}/"
+    assert [get(root, path)[0] for path in ("", "view", "wrong/", "page.js")] == [404] * 4
+
+
+def test_a_foreign_name_for_this_host_is_refused(address):
+    assert get(address, host="evil.example")[0] == 400
+
+
+def test_the_page_names_no_other_host(address):
+    text = get(address)[1]
+    assert set(re.findall(r"(?:src|href)=\"(\w+:)?//", text)) == set()
+
+
+def test_a_view_has_curves_score_and_alarm(address):
+    view = json.loads(get(address, "view?run=0")[1])
+    assert (view["summary"]["state"], view["summary"]["update"]) == ("ended", 40)
+    assert view["scores"][-1] | {"by_source": None} == {
+        "update": 40,
+        "checkpoint": "checkpoint-40",
+        "best": True,
+        "by_source": None,
+        "value": 0.8,
+        "low": pytest.approx(0.75),
+        "high": pytest.approx(0.85),
+    }
+    assert view["alarms"][0]["name"] == "truncated"
+    assert {"reward_mean", "rewards/correctness", "kl", "memory/learner"} <= set(view["curves"]["mean"])
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("samples?reward_min=high", 400), ("samples/9999", 400), ("view?run=7", 404), ("view?first=x", 400)],
+)
+def test_a_wrong_address_is_one_answer_and_not_a_crash(address, path, status):
+    assert get(address, path)[0] == status
+    assert get(address)[0] == 200
+
+
+def test_ctrl_c_ends_it_without_an_error_even_while_a_browser_listens(run_dir):
+    with served(record_run(run_dir, updates=1)) as (address, process):
+        parts = urlsplit(address)
+        with closing(http.client.HTTPConnection(parts.netloc, timeout=HANG_S)) as listening:
+            listening.request("GET", f"{parts.path}events")
+            with listening.getresponse() as events:
+                assert events.readline().startswith(b"data:")
+                process.send_signal(signal.SIGINT)
+                _, errors = process.communicate(timeout=HANG_S)
+        assert (process.returncode, errors) == (0, "")
+
+
+def refused(*arguments: str) -> str:
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    return line
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path):
+    assert "no run has started there" in refused(str(tmp_path))
+    assert "is not there" in refused(str(tmp_path / "none"))
+
+
+def test_a_port_that_is_taken_is_one_line(run_dir):
+    run = RecordedRun(run_dir)
+    run.close()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"--port: 127.0.0.1:{port} cannot be used" in refused(str(run_dir), "--port", str(port))

@@ -1,0 +1,112 @@
+"""The report: one file, small, without personal paths."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bounds import HANG_S
+
+pytest.importorskip("bokeh", reason="needs the extra: pip install 'grpo-actors[page]'")
+sys.path.append(str(Path(__file__).parents[1] / "page"))
+
+from recorded import RecordedRun, record_run
+
+from grpo_actors.page.curves import Curves
+from grpo_actors.page.views import packed
+from grpo_actors.report.privacy import Privacy
+from grpo_actors.report.writing import MAX_BYTES, build_report, spread
+
+
+def report(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "grpo_actors.report", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
+
+
+def test_a_report_is_one_small_file_in_the_run_folder(run_dir):
+    done = report(record_run(run_dir))
+    assert (done.returncode, done.stderr) == (0, "")
+    file = run_dir / "report.html"
+    text = file.read_text()
+    assert len(text.encode()) < MAX_BYTES
+    # Scripts and styles are inside.
+    assert "<script src" not in text
+    assert '<link rel="stylesheet"' not in text
+
+
+def test_the_curves_are_in_the_report_unchanged(run_dir):
+    curves = Curves()
+    for update in range(1, 41):
+        curves.append(update, {"loss": 0.01 * math.sin(update)})  # as recorded
+    packed_loss = packed(curves.sampled(400).curves["loss"].mean)
+    assert "/" in packed_loss  # a slash that is no path
+    assert packed_loss in build_report(record_run(run_dir))
+
+
+def test_a_report_of_many_large_groups_stays_small(run_dir):
+    run = RecordedRun(run_dir, planned=600)
+    for update in range(1, 601):
+        run.update(update)
+    long = {"text": "word " * 4000, "reward": 1.0, "rewards": {}, "truncated": False}
+    for update in range(601, 1001):
+        run.journal.append(
+            "sample", {"update": update, "problem": "p", "prompt": "?", "answer": "", "completions": [long]}
+        )
+    run.close()
+    (run_dir / "groups.jsonl").unlink()
+    assert report(run_dir).returncode == 0
+    assert 2_000_000 < (run_dir / "report.html").stat().st_size < MAX_BYTES
+
+
+def test_a_report_names_no_personal_path(tmp_path):
+    folder = tmp_path / "wilhelmina-secret" / "run"
+    run = RecordedRun(folder, task="dataset", path="/home/wilhelmina/data/problems.jsonl")
+    run.update(1)
+    run.journal.append(
+        "log", {"level": "warning", "text": f"{folder}/x: broken; see /home/wilhelmina/notes/why.txt"}
+    )
+    run.close()
+    assert report(folder).returncode == 0
+    text = (folder / "report.html").read_text()
+    assert "wilhelmina" not in text
+    assert "…/problems.jsonl" in text or "\\u2026/problems.jsonl" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/data/team/x.jsonl: line 3", "…/x.jsonl: line 3"),
+        ("see ~/runs/a/b", "see …/b"),
+        ("C:\\Users\\alice\\x.txt", "…/x.txt"),
+        ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+        ("https://host/a/b", "https://host/a/b"),
+        ("<answer>1/2</answer>", "<answer>1/2</answer>"),
+        ("learner/rollout 3/4", "learner/rollout 3/4"),
+        ("/home/bob/x", "~/x"),
+    ],
+)
+def test_paths_keep_only_their_last_part(text, expected):
+    assert Privacy(Path("/home/bob"), []).without_paths(text) == expected
+
+
+def test_what_a_model_wrote_loses_only_this_hosts_places():
+    privacy = Privacy(Path("/home/bob"), [Path("/home/bob/runs/a")])
+    assert privacy.without_places(["/home/bob/runs/a/x", "/etc/os-release/y", 3]) == [
+        "…/x",
+        "/etc/os-release/y",
+        3,
+    ]
+
+
+def test_samples_are_spread_over_the_run():
+    assert list(spread(5)) == [4, 0, 2, 3, 1]
+    assert sorted(spread(100)) == list(range(100))
+    assert list(spread(1)) == [0]
+    assert list(spread(0)) == []
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path):
+    done = report(tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "has no metrics.jsonl" in done.stderr
