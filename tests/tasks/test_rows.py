@@ -46,6 +46,24 @@ def test_a_file_of_any_format_gives_the_same_rows_and_an_integer_stays_an_intege
     assert {type(row["answer"]) for row in found} == {int}
 
 
+def test_integers_of_a_csv_stay_integers_beside_gaps(tmp_path):
+    table = "question,whole,share,all,flag\na,1,0.5,7,True\nb,,,8,\nc,-9007199254740993,2,9,False\n"
+    for path in (tmp_path / "one.csv", tmp_path / "folder" / "two.csv"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(table)
+    expected = [
+        {"question": "a", "whole": 1, "share": 0.5, "all": 7, "flag": True},
+        {"question": "b", "whole": None, "share": None, "all": 8, "flag": None},
+        # A float has no place for its last digit. A column with fractions has floats.
+        {"question": "c", "whole": -(2**53) - 1, "share": 2.0, "all": 9, "flag": False},
+    ]
+    for source in (tmp_path / "one.csv", tmp_path / "folder"):
+        found = rows(source)
+        assert found == expected
+        assert [type(row["whole"]) for row in found] == [int, type(None), int]
+        assert type(found[2]["share"]) is float
+
+
 def test_a_glob_and_a_folder_give_the_rows_of_all_their_files_in_the_order_of_their_names(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": name}) + "\n")
