@@ -5,8 +5,8 @@ once.
 """
 
 import contextlib
+import faulthandler
 import importlib.util
-import io
 import os
 import signal
 import sys
@@ -17,7 +17,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from grpo_actors.process import run_command
+from grpo_actors.process import PRINT_STACKS, run_command
 
 ROOT = Path(__file__).parents[1]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -31,16 +31,21 @@ def run_here(
 ) -> "CompletedProcess[str]":
     """Run a command as its process would, to its exit code; nothing that it changes in this process stays."""
     words = [str(argument) for argument in arguments]
-    out, err = io.StringIO(), io.StringIO()
     with (
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
         _restored(["command", *words], environment or os.environ),
         contextlib.chdir(cwd or Path.cwd()),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as ended,
     ):
-        run_command(main)
-    return CompletedProcess(words, ended.value.code, out.getvalue(), err.getvalue())
+        # Files, not texts in memory: a command may give a descriptor of theirs away.
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            run_command(main)
+        printed = [(stream.seek(0), stream.read())[1] for stream in (out, err)]
+    return CompletedProcess(words, ended.value.code, *printed)
 
 
 def launch_here(
@@ -68,6 +73,7 @@ def _restored(argv: list[str], environment: Mapping[str, str]) -> Iterator[None]
     try:
         yield
     finally:
+        faulthandler.unregister(PRINT_STACKS)
         sys.argv, _, tempfile.tempdir = before
         _replace_environment(before[1])
         for number, handler in handlers.items():

@@ -8,8 +8,6 @@ import pytest
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.rows import Location, read
 
-datasets = pytest.importorskip("datasets")
-
 ROWS = [{"question": f"{n}+1?", "answer": n + 1} for n in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
@@ -22,6 +20,8 @@ def rows(path, **more):
 
 def write(path):
     """Write ROWS in the format of the file's name."""
+    import datasets
+
     made = datasets.Dataset.from_list(ROWS)
     match "".join(path.suffixes):
         case ".jsonl":
@@ -75,6 +75,8 @@ def test_a_glob_and_a_folder_give_the_rows_of_all_their_files_in_the_order_of_th
 
 
 def test_a_saved_data_set_is_read_by_its_split(tmp_path):
+    import datasets
+
     made = datasets.Dataset.from_list(ROWS)
     made.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": made, "test": made.select([0])}).save_to_disk(str(tmp_path / "two"))
@@ -109,9 +111,11 @@ def test_a_function_of_the_user_gives_rows_or_splits(tmp_path):
 
 
 def test_columns_that_no_reward_can_get_are_left_out_and_a_number_that_is_none_is_null(tmp_path):
+    from datasets import Dataset
+
     path = tmp_path / "data.parquet"
     made = {"question": ["a", "b"], "raw": [b"x", b"y"], "score": [float("nan"), 0.5], "tags": [["u"], None]}
-    datasets.Dataset.from_dict(made).to_parquet(str(path))
+    Dataset.from_dict(made).to_parquet(str(path))
     assert rows(path) == [
         {"question": "a", "score": None, "tags": ["u"]},
         {"question": "b", "score": 0.5, "tags": None},

@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Make a run whose checkpoint-5 equals its base model and whose checkpoint-10 has only zeros as weights."""
-    run_dir, tiny = tmp_path_factory.mktemp("run"), load_policy(ModelConfig(dtype="float32"), seed=0)
+    run_dir, tiny = tmp_path_factory.mktemp("made") / "run", load_policy(ModelConfig(dtype="float32"), seed=0)
+    run_dir.mkdir()
     settings = {
         "model": {"dtype": "float32"},
         "data": {"task": "arithmetic"},
