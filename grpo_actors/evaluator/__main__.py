@@ -10,14 +10,13 @@ import argparse
 from pathlib import Path
 
 from grpo_actors.backend import submit_long_graphs
-from grpo_actors.consent import add_option
-from grpo_actors.evaluator.comparison.compare import Options, evaluate_checkpoints
-from grpo_actors.evaluator.following import follow_run
 from grpo_actors.process import bound_memory, enter_process, run_command
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line. Its help hides ``--follow``, which only launch.py uses."""
+    from grpo_actors.consent import add_option  # noqa: PLC0415 - pydantic
+
     command = argparse.ArgumentParser(
         prog="python -m grpo_actors.evaluator",
         description="Score checkpoints on held-out problems, always the same ones.",
@@ -66,8 +65,13 @@ def main() -> int:
     stop = enter_process()
     submit_long_graphs()
     bound_memory()
+    # These imports take seconds, so they come after the signal handlers are in place.
     if endpoint:
+        from grpo_actors.evaluator.following import follow_run  # noqa: PLC0415
+
         return follow_run(Path(given["checkpoints"][0]), endpoint, stop, key_file=key, allowed=given["allow"])
+    from grpo_actors.evaluator.comparison.compare import Options, evaluate_checkpoints  # noqa: PLC0415
+
     return evaluate_checkpoints(Options(**given), stop)
 
 

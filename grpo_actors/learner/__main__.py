@@ -8,22 +8,25 @@ import argparse
 import json
 from pathlib import Path
 
-from grpo_actors import consent
-from grpo_actors.config import read_config
-from grpo_actors.learner.loop import train
-from grpo_actors.learner.opening import open_live
-from grpo_actors.learner.replay import open_replay
 from grpo_actors.process import bound_memory, enter_process, run_command
-from grpo_actors.rundir.folder import CONFIG_FILE
-from grpo_actors.transport.sockets import Endpoints
 
 
 def main() -> int:
     """Parse the command line and train."""
     args = _parse_arguments()
     stop = enter_process()
+    # These imports take seconds, so they come after the signal handlers are in place.
+    from grpo_actors import consent  # noqa: PLC0415
+    from grpo_actors.config import read_config  # noqa: PLC0415
+    from grpo_actors.learner.loop import train  # noqa: PLC0415
+    from grpo_actors.learner.opening import open_live  # noqa: PLC0415
+    from grpo_actors.rundir.folder import CONFIG_FILE  # noqa: PLC0415
+    from grpo_actors.transport.sockets import Endpoints  # noqa: PLC0415
+
     bound_memory()
     if args.replay is not None:
+        from grpo_actors.learner.replay import open_replay  # noqa: PLC0415
+
         opened = open_replay(args.run_dir, args.replay, args.config, args.overrides, stop, allowed=args.allow)
     else:
         endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
@@ -35,6 +38,8 @@ def main() -> int:
 
 
 def _parse_arguments() -> argparse.Namespace:
+    from grpo_actors import consent  # noqa: PLC0415 - pydantic
+
     parser = argparse.ArgumentParser(
         prog="python -m grpo_actors.learner",
         description="Take batches of groups, update the policy, write checkpoints.",
