@@ -63,9 +63,9 @@ class OwnFunctions:
     def call(self, index: int, arguments: Mapping[str, Any], logs: Logs | None = None) -> Any:
         """Call the function `specs[index]` and return its result, checked by its kind.
 
-        The function gets those of `arguments` that it takes by name. What it logs is added to `logs`. Raises RewardError if it raises, hangs, crashes
-        or returns a value that the kind does not allow. The first line of the message gives the reason, and a
-        traceback may follow.
+        The function gets those of `arguments` that it takes by name. What it logs is added to `logs`. Raises RewardError
+        if it raises, hangs, crashes or returns a value that the kind does not allow. The first line of the message gives
+        the reason, and a traceback may follow.
         """
         try:
             if self._child is None:
