@@ -51,7 +51,7 @@ def test_a_tracker_that_is_killed_comes_back_and_a_resumed_run_has_each_step_onc
 
 
 def test_a_tracker_that_cannot_write_is_a_line_and_the_run_goes_on(make_run):
-    run = make_run(trackers=["tensorboard"], eval_every_updates=0)
+    run = make_run(trackers=["tensorboard"], eval_every_updates=0, workers=0)
     run.folder.mkdir()
     (run.folder / "trackers").write_text("in the way")
     assert run.run() == 0, run.stderr
