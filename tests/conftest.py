@@ -1,5 +1,6 @@
 """Fixtures of all tests: policies from the embedded model, and a run folder. Loads the BLAS that must come before MLX."""
 
+import importlib.util
 import os
 import signal
 import tempfile
@@ -23,6 +24,12 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["MLX_PTX_CACHE_DIR"] = str(kernels)
 
 import pytest
+
+from grpo_actors.backend import keep_torch_out_of_transformers
+
+# As every command does: transformers is imported in half the time. Where there is PyTorch, some tests compare with it.
+if importlib.util.find_spec("torch") is None:
+    keep_torch_out_of_transformers()
 
 import grpo_actors.policy  # noqa: F401 - before any test module imports mlx.core
 from grpo_actors.config import ModelConfig

@@ -32,6 +32,7 @@ def group(**changes: Any) -> dict[str, Any]:
         "sampling_s": 1.5,
         "scoring_s": 0.0,
         "failures": {"x": "no"},
+        "logged": {"tests passed": [0.5, 3.0]},
         **changes,
     }
 

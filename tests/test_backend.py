@@ -18,7 +18,7 @@ ACTORS = """
 import importlib.util, sys
 assert importlib.util.find_spec("transformers")  # as libraries do that only ask
 import grpo_actors.rollout.episodes, grpo_actors.rollout.joining, grpo_actors.rollout.worker
-import grpo_actors.learner.__main__, grpo_actors.evaluator.__main__
+import grpo_actors.learner.opening, grpo_actors.evaluator.following, grpo_actors.evaluator.comparison.compare
 from grpo_actors.policy.model import load_policy
 from grpo_actors.config import ModelConfig
 load_policy(ModelConfig(), seed=0)

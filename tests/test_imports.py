@@ -261,11 +261,13 @@ def test_the_command_line_imports_nothing_that_takes_seconds():
     assert not [name for name in names if name.partition(".")[0] in slow]
 
 
-def test_what_only_watches_never_loads_mlx():
+def test_what_only_watches_never_loads_mlx_nor_does_a_command_before_it_has_read_its_arguments():
     # Transitively, as it really happens: the machine's memory belongs to the actors.
     names = (
         *("supervisor.supervisor", "supervisor.preflight", "config", "observe.view", "tail.__main__"),
         *("learner.exchange.exchange", "page.run_reader", "page.samples", "page.views"),
+        "learner.exchange.exchange",
+        *("learner.__main__", "rollout.__main__", "evaluator.__main__"),
     )
     code = f"import sys\nfor name in {names}: __import__(f'grpo_actors.{{name}}')\n"
     code += (

@@ -64,15 +64,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Parse the command line and score."""
     given = vars(parser(prog).parse_args(arguments))
     endpoint, key = given.pop("follow"), given.pop("key")
-    # MLX takes seconds to import: too slow for --help.
-    from grpo_actors.evaluator.comparison.compare import Options, evaluate_checkpoints  # noqa: PLC0415
-    from grpo_actors.evaluator.following import follow_run  # noqa: PLC0415
-
     stop = enter_process()
     submit_long_graphs()
     bound_memory()
+    # These imports take seconds, so they come after the signal handlers are in place.
     if endpoint:
+        from grpo_actors.evaluator.following import follow_run  # noqa: PLC0415
+
         return follow_run(Path(given["checkpoints"][0]), endpoint, stop, key_file=key, allowed=given["allow"])
+
     return evaluate_checkpoints(Options(**given), stop)
 
 

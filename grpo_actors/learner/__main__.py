@@ -76,14 +76,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
         command.error(
             "--config and --set need --replay; without it the settings come from RUN_DIR/config.json"
         )
-    # MLX takes seconds to import: too slow for --help.
+    stop = enter_process()
+    # These imports take seconds, so they come after the signal handlers are in place.
     from grpo_actors import consent  # noqa: PLC0415
     from grpo_actors.config import read_config  # noqa: PLC0415
     from grpo_actors.learner.opening import open_live  # noqa: PLC0415
     from grpo_actors.rundir.folder import CONFIG_FILE  # noqa: PLC0415
     from grpo_actors.transport.sockets import Endpoints  # noqa: PLC0415
 
-    stop = enter_process()
     bound_memory()
     endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
     config = read_config(args.run_dir / CONFIG_FILE)
@@ -97,9 +97,9 @@ def replay(arguments: Sequence[str] | None, prog: str) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    stop = enter_process()
     from grpo_actors.learner.replay import open_replay  # noqa: PLC0415 - as above
 
-    stop = enter_process()
     bound_memory()
     return _train(
         open_replay(args.run_dir, args.replay, args.config, args.overrides, stop, allowed=args.allow)

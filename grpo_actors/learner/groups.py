@@ -21,6 +21,8 @@ class SampledCompletion:
 
     #: As in `messages.Completion`.
     forced: list[int] = field(default_factory=list)
+    #: Column -> what a reward function logged for the record of this completion.
+    extra: dict[str, str | bool | int | float | None] = field(default_factory=dict)
 
     @property
     def sampled(self) -> list[bool]:
@@ -54,6 +56,7 @@ class SampledCompletion:
             completion.rewards,
             read_ints(completion.inserted),
             read_ints(completion.forced),
+            completion.extra,
         )
 
 
@@ -69,3 +72,5 @@ class SampledGroup:
     completions: list[SampledCompletion]
     #: Reward that failed, or "environment" -> the error and the last lines of its traceback.
     failures: dict[str, str] = field(default_factory=dict, kw_only=True)
+    #: Metric -> the values that reward functions logged.
+    logged: dict[str, list[float]] = field(default_factory=dict, kw_only=True)

@@ -27,8 +27,18 @@ def reward_metrics(groups: Sequence[SampledGroup], advantages: Sequence[Advantag
         "rewards": {**dict.fromkeys(chain.from_iterable(by_function)), **reward_means(by_function)},
         "zero_variance_share": len(flat) / len(groups),
         "reward_failures": dict(_failures(groups)),
+        "logged": _logged_means(groups),
         "invalid_completions": int(sum((~advantage.valid).sum() for advantage in advantages)),
     }
+
+
+def _logged_means(groups: Sequence[SampledGroup]) -> dict[str, float]:
+    """Return metric -> mean of all values that reward functions logged in the update."""
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        for name, logged in group.logged.items():
+            values.setdefault(name, []).extend(logged)
+    return {name: float(np.mean(values[name])) for name in sorted(values)}
 
 
 def source_metrics(groups: Sequence[SampledGroup], advantages: Sequence[Advantages]) -> dict[str, Any]:
@@ -137,6 +147,7 @@ def samples(
                     ),
                     "rewards": completion.rewards,
                     "truncated": not completion.finished,
+                    "extra": completion.extra,
                     **_answer(judged(group, completion), group.problem),
                 }
                 for completion in group.completions

@@ -54,6 +54,7 @@ def score_group(
             inserted=ints(sample.spans),
             forced=ints(sample.forced),
             rewards={name: None if sample.failure else given[i] for name, given in scores.rewards.items()},
+            extra={column: values[i] for column, values in scores.logs.extra.items()},
         )
         for i, sample in enumerate(samples)
     ]
@@ -65,5 +66,6 @@ def score_group(
         completions=completions,
         sampling_s=sampling_s,
         scoring_s=time.monotonic() - started_s,
+        logged=scores.logs.metrics,
         failures=scores.failures | ({ENVIRONMENT: failed[0]} if failed else {}),
     )

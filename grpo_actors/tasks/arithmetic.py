@@ -11,7 +11,7 @@ of another kind: 21+41 ends the problem 7*3+41.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Literal, overload
 
@@ -39,6 +39,11 @@ class Kind:
     wordings: tuple[str, ...]
     #: Whether a and b may be exchanged without changing the problem.
     commutes: bool = False
+
+    @property
+    def subtracts(self) -> bool:
+        """Return whether a step is a difference, without which no result is negative."""
+        return any(operator == "-" for _, operator, _ in self.steps)
 
     def results(self, operands: Sequence[int]) -> list[int]:
         """Return the result of each step; the last one is the answer."""
@@ -139,7 +144,7 @@ class Arithmetic(Task):
 
 
 class ArithmeticProblems(Sequence[Problem]):
-    """One split: operands are drawn at the first access, and each problem is worded when it is accessed."""
+    """One split. A kind's operands are drawn when its first problem is accessed, and each problem is worded at its access."""
 
     def __init__(self, split: Split, stream: str, size: int) -> None:
         self._split: Split = split
@@ -158,13 +163,8 @@ class ArithmeticProblems(Sequence[Problem]):
         if isinstance(positions, range):
             return [self[position] for position in positions]
         turn, kind = divmod(positions, len(KINDS))
-        return pose(KINDS[kind], self._operands[kind][turn])
-
-    @cached_property
-    def _operands(self) -> list[list[tuple[int, ...]]]:
-        """The operand tuples of each kind, in order. They take about 0.2 s for 20,000 problems."""
         turns = -(-self._size // len(KINDS))
-        return [_first(turns, kind, self._split, self._stream) for kind in KINDS]
+        return pose(KINDS[kind], _first(turns, KINDS[kind], self._split, self._stream)[turn])
 
 
 def pose(kind: Kind, operands: Sequence[int]) -> Problem:
@@ -189,7 +189,7 @@ def split_of(kind: Kind, operands: Sequence[int]) -> Split:
 
 def draws(kind: Kind, stream: str) -> Iterator[tuple[int, ...]]:
     """Yield operand tuples of a kind without end and with repeats, such that no result is negative."""
-    number = 0
+    number, subtracts = 0, kind.subtracts
     while True:
         rest = _hash(f"draw/{stream}/{kind.name}/{number}")
         number += 1
@@ -197,11 +197,13 @@ def draws(kind: Kind, stream: str) -> Iterator[tuple[int, ...]]:
         for low, high in kind.ranges:
             rest, offset = divmod(rest, high - low + 1)
             operands.append(low + offset)
-        if min(kind.results(operands)) >= 0:
+        if not subtracts or min(kind.results(operands)) >= 0:
             yield tuple(operands)
 
 
-def _first(count: int, kind: Kind, split: Split, stream: str) -> list[tuple[int, ...]]:
+#: A process opens the task several times (to check, to train, to evaluate); drawing 20,000 problems takes 0.3 s.
+@lru_cache(maxsize=4 * len(KINDS))
+def _first(count: int, kind: Kind, split: Split, stream: str) -> tuple[tuple[int, ...], ...]:
     """Return the first `count` different operand tuples of a split. The MAX_…_SIZE bounds make sure that it ends."""
     kept: dict[tuple[int, ...], None] = {}  # an ordered set
     for operands in draws(kind, stream):
@@ -209,7 +211,7 @@ def _first(count: int, kind: Kind, split: Split, stream: str) -> list[tuple[int,
             break
         if split_of(kind, operands) == split:
             kept[operands] = None
-    return list(kept)
+    return tuple(kept)
 
 
 def _hash(text: str) -> int:

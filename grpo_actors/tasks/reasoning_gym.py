@@ -11,7 +11,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -102,7 +102,17 @@ def _make(
     name: str, settings: Mapping[str, Any], ranges: Sequence[tuple[int, int]]
 ) -> list[list[dict[str, Any]]]:
     """Make entries of the library for each (first seed, size) in a child process."""
-    request = json.dumps({"task": name, "settings": settings, "ranges": ranges}, default=str)
+    reply = json.loads(
+        _reply(json.dumps({"task": name, "settings": settings, "ranges": ranges}, default=str))
+    )
+    if "failure" in reply:
+        raise DataError(reply["failure"])
+    entries: list[list[dict[str, Any]]] = reply["entries"]
+    return entries
+
+
+@lru_cache(maxsize=1)  # a process opens its task more than once, and the library takes two seconds to import
+def _reply(request: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "grpo_actors.tasks.gym_library"],
         input=request + "\n",
@@ -112,15 +122,12 @@ def _make(
         check=False,
     )
     if done.returncode:
+        asked = json.loads(request)
         raise DataError(
-            f"data.gym_task: {name!r} could not make problems with data.gym_settings {dict(settings)} "
+            f"data.gym_task: {asked['task']!r} could not make problems with data.gym_settings {asked['settings']} "
             f"(exit status {done.returncode}); the library's traceback is above"
         )
-    reply = json.loads(done.stdout)
-    if "failure" in reply:
-        raise DataError(reply["failure"])
-    entries: list[list[dict[str, Any]]] = reply["entries"]
-    return entries
+    return done.stdout
 
 
 def _problems(

@@ -4,11 +4,13 @@ This module knows where rows come from and what a value of a row may be. `datase
 `datasets` is imported late: it takes a second, and a task that makes its own problems does not need it.
 """
 
+import contextlib
 import json
 import math
 import runpy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -134,8 +136,10 @@ def _loaded(where: Location, source: str, **options: Any) -> Iterable[Any]:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an error is raised, too
+    load = partial(datasets.load_dataset, source, split=where.split, **options)
     try:
-        loaded = datasets.load_dataset(source, split=where.split, **options)
+        loaded = load()
+        integers = _integers(loaded, load)
     except StopIteration:  # the file is empty
         return []
     except (
@@ -154,7 +158,35 @@ def _loaded(where: Location, source: str, **options: Any) -> Iterable[Any]:
         raise DataError(
             f"{where}: cannot be loaded ({type(cause).__name__}: {first_line(cause)}); check data.path"
         ) from error
-    return _decodable(loaded)
+    rows = _decodable(loaded)
+    return _replaced(rows, integers) if integers else rows
+
+
+def _integers(loaded: Any, load: Callable[..., Any]) -> dict[str, list[int | None]]:
+    """Return the columns of a CSV that hold integers and gaps, which pandas reads as floats; here from their texts."""
+    import datasets  # noqa: PLC0415
+
+    if loaded.info.builder_name != "csv":
+        return {}
+    text, real = datasets.Value("string"), datasets.Value("float64")
+    gaps = [
+        name
+        for name, feature in loaded.features.items()
+        if feature == real and loaded.data.column(name).null_count
+    ]
+    if not gaps:
+        return {}
+    texts = load(usecols=gaps, features=datasets.Features(dict.fromkeys(gaps, text)))
+    found = {}
+    for name in gaps:
+        with contextlib.suppress(ValueError):  # a fraction: a column of floats
+            found[name] = [None if value is None else int(value) for value in texts[name]]
+    return found
+
+
+def _replaced(rows: Iterable[Row], columns: Mapping[str, Sequence[Any]]) -> Iterator[Row]:
+    for number, row in enumerate(rows):
+        yield {**row, **{name: values[number] for name, values in columns.items()}}
 
 
 def _find_bad_line(file: Path) -> None:

@@ -8,7 +8,7 @@ value for that group; it never ends the process that scores.
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +21,7 @@ from grpo_actors.tasks.columns import check_columns
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
 from grpo_actors.tasks.own.functions import OwnFunctions, UsesOwnFunctions, folder_of
 from grpo_actors.tasks.own.kinds import is_own
+from grpo_actors.tasks.own.logs import Logs
 from grpo_actors.tasks.rewards import REWARDS, Chat, Reward, built_in, text
 from grpo_actors.tasks.task import Message, Problem, Task
 
@@ -53,6 +54,8 @@ class Scores:
     rewards: dict[str, list[float | None]]
     #: Reward that failed -> the reason in one line; a traceback may follow.
     failures: dict[str, str]
+    #: What own rewards logged for the recorded completions and the metrics.
+    logs: Logs = field(default_factory=lambda: Logs(0))
 
 
 def reward_means(completions: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
@@ -160,25 +163,26 @@ class Scorer(UsesOwnFunctions):
         theirs = _own_arguments(problem, chats, completion_ids, thoughts, self.trainer_state)
         rewards: dict[str, list[float | None]] = {}
         failures: dict[str, str] = {}
+        logs = Logs(len(completions))
         for name in self._names:
             if not self._applies(name, problem.source):
                 rewards[name] = [None] * len(completions)
                 continue
             started_s = time.monotonic()
             try:
-                rewards[name] = self._values(name, theirs if _is_own(name) else ours)
+                rewards[name] = self._values(name, theirs if _is_own(name) else ours, logs)
             except RewardError as error:
                 rewards[name] = [None] * len(completions)
                 failures[name] = str(error)
             self.seconds[name] += time.monotonic() - started_s
             report_progress()
-        return Scores(rewards, failures)
+        return Scores(rewards, failures, logs)
 
-    def _values(self, name: str, arguments: dict[str, Any]) -> list[float | None]:
+    def _values(self, name: str, arguments: dict[str, Any], logs: Logs) -> list[float | None]:
         if name in self._here:
             return self._here[name](**arguments)
         functions, index = self._there[name]
-        values: list[float | None] = functions.call(index, arguments)
+        values: list[float | None] = functions.call(index, arguments, logs)
         return values
 
     def needs(self) -> dict[str, list[str]]:

@@ -28,12 +28,13 @@ from grpo_actors.wire.spans import check_spans
 # Re-exported, so that the users of the wire format import one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 MAX_COMPLETIONS = 4096
 
 Name = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Logged = Annotated[str, Field(max_length=1000)] | bool | int | float | None
 Count = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
 #: Seconds within the life of a process: less than a century.
@@ -99,6 +100,8 @@ class Completion(Message):
     forced: Ints = b""
     #: Reward function -> unweighted value; None if there is no valid reward.
     rewards: Annotated[dict[RewardName, float | None], Field(max_length=64)]
+    #: Column -> value that a reward function logged for this completion, for its record.
+    extra: Annotated[dict[Name, Logged], Field(max_length=64)] = {}
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -128,6 +131,8 @@ class Group(Message):
     #: Seconds of sampling and of scoring: this group's share of its batch.
     sampling_s: NotNegative
     scoring_s: NotNegative
+    #: Metric -> the values that reward functions logged.
+    logged: Annotated[dict[Name, Annotated[list[float], Field(max_length=4096)]], Field(max_length=64)] = {}
     #: Reward function that failed, or "environment" -> the error in one line, and perhaps a traceback.
     failures: Annotated[dict[RewardName, Text], Field(max_length=65)] = {}
 

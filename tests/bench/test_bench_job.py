@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from commands import run_here
 from scores import score
 
+from grpo_actors.bench.__main__ import main
 from grpo_actors.bench.job_report import Interrupt, Job, report
 from grpo_actors.bench.watching import MemorySample, Process, names_of, processes
 
@@ -211,7 +213,7 @@ def test_a_run_that_fails_gives_its_exit_code_its_last_lines_and_what_was_measur
     ],
 )
 def test_unusable_arguments_are_refused_before_anything_starts(tmp_path, arguments, words):
-    done = bench_run(tmp_path, *arguments)
+    done = run_here(main, "run", "--config", "smoke_test.toml", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert all(word in done.stderr for word in words), done.stderr

@@ -2,12 +2,9 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from commands import run_here
 
 from grpo_actors.bench.__main__ import main
 from grpo_actors.bench.bench_process import BenchProcess
@@ -17,7 +14,6 @@ from grpo_actors.errors import RunError
 from grpo_actors.policy.model import load_policy
 from grpo_actors.tasks.dataset import DataSet
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["--groups", "2", "--generations", "2", "--tokens", "5", "--prompt-tokens", "6", "--rounds", "2"]
 #: Bytes of a version: 697,472 parameters in float32; every tensor's size is already a multiple of 64 bytes.
 TINY_BYTES = 697_472 * 4
@@ -139,13 +135,7 @@ def test_a_process_that_fails_to_start_ends_the_bench_with_one_line():
     ],
 )
 def test_unusable_options_are_refused_in_one_line(arguments, words):
-    done = subprocess.run(
-        [sys.executable, "-m", "grpo_actors.bench", "learner", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_here(main, "learner", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert all(word in done.stderr for word in words), done.stderr

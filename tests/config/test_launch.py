@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from commands import launch_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,13 +58,13 @@ def test_a_dry_run_prints_the_settings_and_starts_nothing(tmp_path):
 def test_a_dry_run_says_how_many_workers_there_is_room_for():
     # Eight groups an update in batches of eight, on-policy: one batch is open at a time.
     settings = ("--set", "workers=auto", "--set", "max_staleness=0")
-    done = launch("--config", "quickstart.toml", *settings, "--dry-run")
+    done = launch_here("--config", "quickstart.toml", *settings, "--dry-run")
     assert "# memory: each further worker: the same" in done.stdout
     assert "# memory: rollout workers: at most 1 (" in done.stdout
 
 
 def test_a_dry_run_answers_in_json():
-    done = launch("--config", "prod.toml", "--resume", "--dry-run", "--json")
+    done = launch_here("--config", "prod.toml", "--resume", "--dry-run", "--json")
     assert json.loads(done.stdout)["config"]["run"]["resume"] == "must"
 
 
@@ -82,13 +83,13 @@ def test_a_dry_run_answers_in_json():
     ],
 )
 def test_an_unusable_setting_is_one_line_and_exit_code_2(arguments, line):
-    done = launch(*arguments, "--dry-run")
+    done = launch_here(*arguments, "--dry-run")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line + "\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["prod.toml", "--resume", "--again"]])
 def test_a_wrong_command_line_is_answered_with_the_usage(arguments):
-    done = launch(*arguments)
+    done = launch_here(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: launch.py")
 
@@ -104,7 +105,7 @@ def test_a_wrong_command_line_is_answered_with_the_usage(arguments):
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_a_path_that_the_system_refuses_is_one_line_and_exit_code_2(arguments, more, tmp_path):
     (tmp_path / "file").touch()
-    done = launch(*arguments, *more, cwd=tmp_path)
+    done = launch_here(*arguments, *more, cwd=tmp_path)
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
     assert (done.returncode, line[:7]) == (2, "error: ")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

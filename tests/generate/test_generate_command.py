@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from commands import run_here
 from thinking_model import write_thinking_model
 
 from grpo_actors.config import Config
@@ -50,7 +51,7 @@ def lines(path):
 
 def test_a_prompt_on_standard_input_and_json_give_the_same_answer_as_the_command_line():
     piped = run("--seed", 3, "--max-tokens", 60, stdin=None, input="What is 12 + 34?\n")
-    told = run("What is 12 + 34?", "--seed", 3, "--max-tokens", 60, "--json", "--samples", 2)
+    told = run_here(main, "What is 12 + 34?", "--seed", 3, "--max-tokens", 60, "--json", "--samples", 2)
     assert (piped.returncode, told.returncode, told.stderr) == (0, 0, "")
     records = [json.loads(line) for line in told.stdout.splitlines()]
     assert [(r["index"], r["sample"]) for r in records] == [(0, 0), (0, 1)]
@@ -122,7 +123,7 @@ def test_an_answer_is_written_while_it_is_sampled():
 @pytest.fixture
 def questions(tmp_path):
     path = tmp_path / "in.jsonl"
-    rows = [{"prompt": f"What is {n} + {2 * n}?", "id": f"q{n}"} for n in range(40)]
+    rows = [{"prompt": f"What is {n} + {2 * n}?", "id": f"q{n}"} for n in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -144,34 +145,34 @@ def test_a_batch_that_was_killed_continues_and_ends_like_an_uninterrupted_one(tm
         wait_for_lines(killed, 7, process)
         process.send_signal(signal.SIGKILL)
     before = lines(killed)
-    assert len(before) < 80, "killed in the middle"
+    assert len(before) < 40, "killed in the middle"
     with killed.open("a") as file:
-        file.write('{"index": 39, "sam')  # what a kill within a write leaves
+        file.write('{"index": 19, "sam')  # what a kill within a write leaves
 
-    resumed = run(*arguments, "--output", killed, "--batch-size", 5)
+    resumed = run_here(main, *arguments, "--output", killed, "--batch-size", 5)
     assert resumed.returncode == 0
     assert "the last line of the output was cut" in resumed.stderr
-    assert f"{len(before)} of 80 completions are there already" in resumed.stderr
-    assert run(*arguments, "--output", whole).returncode == 0
+    assert f"{len(before)} of 40 completions are there already" in resumed.stderr
+    assert run_here(main, *arguments, "--output", whole).returncode == 0
 
     assert lines(killed)[: len(before)] == before, "what was there is as it was"
     by_place = lambda record: (record["index"], record["sample"])  # noqa: E731
     assert sorted(lines(killed), key=by_place) == sorted(lines(whole), key=by_place)
-    assert sorted(map(by_place, lines(whole))) == [(i, s) for i in range(40) for s in range(2)]
+    assert sorted(map(by_place, lines(whole))) == [(i, s) for i in range(20) for s in range(2)]
     assert all(record["id"] == f"q{record['index']}" for record in lines(whole))
 
-    other = run(*arguments, "--output", whole, "--seed", 1)
+    other = run_here(main, *arguments, "--output", whole, "--seed", 1)
     assert other.returncode == 2
     assert other.stderr == (
         f"error: {whole}: was begun with seed = 0, got 1; give the same again, or choose another --output\n"
     )
-    assert len(lines(whole)) == 80
+    assert len(lines(whole)) == 40
 
 
 def test_a_bad_line_is_a_one_line_error_before_any_model_is_loaded(tmp_path):
     bad = tmp_path / "in.jsonl"
     bad.write_text('{"prompt": "a"}\n{"prompt": 5}\n')
-    done = run("--batch", bad, "--output", tmp_path / "out.jsonl", "--model", tmp_path / "absent")
+    done = run_here(main, "--batch", bad, "--output", tmp_path / "out.jsonl", "--model", tmp_path / "absent")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {bad}:2: prompt must be a text, got 5; mend the line\n"
     assert list(tmp_path.iterdir()) == [bad]

@@ -248,13 +248,11 @@ def test_a_learner_made_anew_from_its_state_goes_on_bit_for_bit():
     "settings",
     [
         {},
-        {"kl_coeff": 0.1},
-        {"ratio": "recomputed"},
-        {"top_entropy_share": 0.5, "entropy_coeff": 0.01},
+        {"kl_coeff": 0.1, "ratio": "recomputed", "top_entropy_share": 0.5, "entropy_coeff": 0.01},
         {"model": {"fine_tune_type": "lora", "lora_rank": 4, "lora_dropout": 0.5}},
         {"model": {"fine_tune_type": "dora", "lora_rank": 4}},
     ],
-    ids=str,
+    ids=["plain", "every term", "lora", "dora"],
 )
 def test_warming_up_changes_no_update(settings):
     def updated(*, warm):

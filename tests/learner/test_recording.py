@@ -25,9 +25,11 @@ def group(lease: int) -> SampledGroup:
         finished=lease % 2 == 0,
         rewards={"correctness": 1.0, "own.py:brevity": 0.1, "none": None},
         inserted=[1, 2, 3, 4],
+        extra={"text": "é", "whole": 1, "part": 0.1, "flag": True, "none": None},
     )
     messages = ({"role": "system", "content": "s"}, {"role": "user", "content": f"{lease}?"})
-    return SampledGroup(lease, 0, Problem(f"p{lease}", messages, "3", columns), [2, 9], "w", [completion] * 2)
+    problem = Problem(f"p{lease}", messages, "3", columns)
+    return SampledGroup(lease, 0, problem, [2, 9], "w", [completion] * 2, logged={"tests passed": [0.1, 3.0]})
 
 
 def written(folder, updates, after_update=0):

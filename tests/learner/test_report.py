@@ -50,6 +50,15 @@ def test_rewards_are_reported_weighted_together_and_unweighted_apart():
     assert metrics["zero_variance_share"] == 0.5  # a group with one valid completion has no signal
 
 
+def test_a_logged_metric_is_the_mean_of_all_its_values_in_the_update():
+    logging = [
+        replace(GROUPS[0], logged={"solved": [1.0, 0.0], "b": [2.0]}),
+        replace(GROUPS[1], logged={"solved": [0.5]}),
+    ]
+    metrics = reward_metrics(logging, compute_advantages("group", [np.zeros((2, 2))] * 2, [1.0, 2.0]))
+    assert metrics["logged"] == {"b": 2.0, "solved": 0.5}  # (1 + 0 + 0.5) / 3
+
+
 def test_a_reward_that_failed_counts_every_completion_of_its_group():
     failing = [replace(GROUPS[0], failures={"a": "raised", "environment": "raised"}), GROUPS[1]]
     metrics = reward_metrics(failing, compute_advantages("group", [np.zeros((2, 2))] * 2, [1.0, 2.0]))

@@ -28,9 +28,11 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 from architectures import build, config_json, families
+from commands import run_here
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import save_model
 
+from grpo_actors.export.__main__ import main as export
 from grpo_actors.learner.recording import RecordedGroup, Recording
 from grpo_actors.policy.locate import EMBEDDED
 
@@ -86,9 +88,7 @@ def train(family: str, kind: str, folder: Path) -> dict[str, Any]:
         return {**row, "refused": launched.stderr.strip().splitlines()[-1], "exit": launched.returncode}
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     updates = [record for record in records if record["topic"] == "metrics"]
-    exported = _python(
-        "-m", "grpo_actors.export", str(run), "--checkpoint", "last", "--fuse", str(folder / "export")
-    )
+    exported = run_here(export, run, "--checkpoint", "last", "--fuse", folder / "export")
     notes = [r["text"] for r in records if r["topic"] == "log" and "equal length" in r.get("text", "")]
     third = _plain(base, run / "checkpoint-3", kind)
     return {

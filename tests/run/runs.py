@@ -92,10 +92,14 @@ class Run:
 
     def start(self, *arguments: str) -> "Run":
         self._records, self._read_bytes = [], 0
-        settings = [f"--set={key}={json.dumps(value)}" for key, value in self.settings.items()]
-        launch = [str(ROOT / "launch.py"), "--config", "smoke_test.toml", *settings, *arguments]
-        self.launched = self._spawn(launch, self._stderr)
+        self.launched = self._spawn(
+            [str(ROOT / "launch.py"), *self.launch_arguments(*arguments)], self._stderr
+        )
         return self
+
+    def launch_arguments(self, *arguments: str) -> list[str]:
+        settings = [f"--set={key}={json.dumps(value)}" for key, value in self.settings.items()]
+        return ["--config", "smoke_test.toml", *settings, *arguments]
 
     def attach(self, *arguments: str, within: Sequence[str] = ()) -> Attached:
         return self.command("rollout", *arguments, within=within)

@@ -60,7 +60,7 @@ def test_the_alarm_is_given_once_and_the_run_goes_on(make_run, zero_reward):
 def test_the_alarm_ends_the_run_in_order_with_a_checkpoint_its_evaluation_and_exit_code_1(
     make_run, zero_reward
 ):
-    run = make_run(**SETTINGS, on_alarm="stop", eval_every_updates=6)
+    run = make_run(**SETTINGS, on_alarm="stop", eval_every_updates=6, workers=0)
     assert run.run(zero_reward) == 1, run.stderr
     (alarm,) = run.records("alarm")
     (stop,) = run.records("stop")

@@ -4,23 +4,30 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import mlx.core as mx
 import mlx_lm
 import pytest
+from commands import run_here
 from hub import RIGHT, local_hub
 from runs import ROOT, new_run
 
 from grpo_actors.config import load_config
 from grpo_actors.export.__main__ import main
 from grpo_actors.policy.model import load_policy
-from grpo_actors.process import run_command
 from grpo_actors.rundir.naming import open_policy
 
 
 @pytest.fixture
 def export(tmp_path):
-    """Return a function that runs the tool, without a token unless one is given, and returns the finished process."""
+    """Return a function that runs the tool in the test's folder, and returns the finished process."""
+    return partial(run_here, main, cwd=tmp_path)
+
+
+@pytest.fixture
+def export_process(tmp_path):
+    """The same in a process of its own, without a token unless one is given: the hub's client reads it once."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
     }
@@ -63,8 +70,10 @@ def front_matter(card: str) -> str:
     return card.split("---\n")[1]
 
 
-def test_the_best_checkpoint_becomes_a_model_folder_that_mlx_lm_loads(export, on_policy_run, tmp_path):
-    done = export(on_policy_run.folder, "--fuse", "out/model")
+def test_the_best_checkpoint_becomes_a_model_folder_that_mlx_lm_loads(
+    export_process, on_policy_run, tmp_path
+):
+    done = export_process(on_policy_run.folder, "--fuse", "out/model")
     assert done.returncode == 0, done.stderr
     best = json.loads((on_policy_run.folder / "best.json").read_text())["checkpoint"]
     if best == "base":  # which no checkpoint beat: the newest stands for the run
@@ -177,13 +186,17 @@ def test_all_weights_leave_as_mlx_lms_full_adapter(export, on_policy_run, tmp_pa
     assert mx.array_equal(loaded(ids), trained(ids))
 
 
-def test_an_upload_sends_all_files_in_one_commit_and_leaves_nothing_here(export, on_policy_run, tmp_path):
+def test_an_upload_sends_all_files_in_one_commit_and_leaves_nothing_here(
+    export_process, on_policy_run, tmp_path
+):
     with local_hub(private=["owner/model"]) as (address, repositories):
         repositories["owner/model"] = {
             "model-00001-of-00002.safetensors": b"of another model",
             "LICENSE": b"",
         }
-        done = export(on_policy_run.folder, "--upload", "owner/model", HF_ENDPOINT=address, HF_TOKEN=RIGHT)
+        done = export_process(
+            on_policy_run.folder, "--upload", "owner/model", HF_ENDPOINT=address, HF_TOKEN=RIGHT
+        )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"sent    {address}/owner/model"
     sent = repositories["owner/model"]
@@ -195,32 +208,32 @@ def test_an_upload_sends_all_files_in_one_commit_and_leaves_nothing_here(export,
     assert [path.name for path in tmp_path.iterdir() if path.name != "hf"] == []
 
 
-def test_an_upload_is_private_unless_the_user_says_public(export, on_policy_run, tmp_path):
+def test_an_upload_is_private_unless_the_user_says_public(export_process, on_policy_run, tmp_path):
     with local_hub() as (address, repositories):
         hub = {"HF_ENDPOINT": address, "HF_TOKEN": RIGHT}
         repositories["owner/public"] = {}
         upload = [on_policy_run.folder, "--upload", "owner/public"]
-        assert refusal(export(*upload, **hub)) == (
+        assert refusal(export_process(*upload, **hub)) == (
             "--upload: owner/public is public; add --public, or choose another repository"
         )
         assert repositories["owner/public"] == {}
-        assert export(*upload, "--public", **hub).returncode == 0
+        assert export_process(*upload, "--public", **hub).returncode == 0
         assert "config.json" in repositories["owner/public"]
         # A new repository is made private, or the check above would refuse it.
-        assert export(on_policy_run.folder, "--upload", "owner/new", **hub).returncode == 0
+        assert export_process(on_policy_run.folder, "--upload", "owner/new", **hub).returncode == 0
         assert "config.json" in repositories["owner/new"]
 
 
-def test_an_upload_without_a_token_writes_nothing(export, on_policy_run, tmp_path):
-    line = refusal(export(on_policy_run.folder, "--fuse", "model", "--upload", "owner/model"))
+def test_an_upload_without_a_token_writes_nothing(export_process, on_policy_run, tmp_path):
+    line = refusal(export_process(on_policy_run.folder, "--fuse", "model", "--upload", "owner/model"))
     assert line == "--upload: there is no token of the hub; set HF_TOKEN, run hf auth login, or leave it out"
     assert not (tmp_path / "model").exists()
 
 
-def test_an_upload_with_a_wrong_token_writes_nothing(export, on_policy_run, tmp_path):
+def test_an_upload_with_a_wrong_token_writes_nothing(export_process, on_policy_run, tmp_path):
     with local_hub() as (address, repositories):
         line = refusal(
-            export(
+            export_process(
                 *(on_policy_run.folder, "--fuse", "model", "--upload", "owner/model"),
                 HF_ENDPOINT=address,
                 HF_TOKEN=RIGHT[::-1],
@@ -229,21 +242,6 @@ def test_an_upload_with_a_wrong_token_writes_nothing(export, on_policy_run, tmp_
     assert line.startswith("--upload: the hub does not take the token")
     assert repositories == {}
     assert not (tmp_path / "model").exists()
-
-
-@pytest.fixture
-def refused_here(on_policy_run, tmp_path, monkeypatch, capsys):
-    """Return a function that runs the tool in this process and in an empty folder, and returns its one line."""
-    monkeypatch.chdir(tmp_path)
-
-    def line(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as ended:
-            run_command(lambda: main([str(on_policy_run.folder), *arguments]))
-        assert ended.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
-    return line
 
 
 @pytest.mark.parametrize(
@@ -261,8 +259,13 @@ def refused_here(on_policy_run, tmp_path, monkeypatch, capsys):
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_done_is_one_line_and_leaves_nothing(refused_here, tmp_path, arguments, words):
-    assert words in refused_here(*arguments)
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
+    export, on_policy_run, tmp_path, arguments, words
+):
+    done = export(on_policy_run.folder, *arguments)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert words in line
     assert list(tmp_path.iterdir()) == []
 
 

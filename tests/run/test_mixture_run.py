@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import launch_here
 from runs import Run, kill, new_run
 
 from grpo_actors.config.wording import toml_value
 
-datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.slow
 
 SETTINGS = {
-    "max_updates": 8,
+    "max_updates": 4,
+    "eval_every_updates": 4,
     "max_staleness": 0,
     "batch_size": 4,
     "eval_subset_size": 12,
@@ -24,11 +25,13 @@ SETTINGS = {
 
 def write_data(folder: Path, *, first: int = 2) -> list[str]:
     """Write the data of two sources; return the options that make a mixture of them and arithmetic."""
+    from datasets import Dataset  # a second
+
     folder.mkdir(exist_ok=True)
     sums = [f"There are {n} pears and 7 plums. How many are there in all?,{n + 7}" for n in range(first, 32)]
     (folder / "sums.csv").write_text("\n".join(["question,answer", *sums]) + "\n")
     free = [{"prompt": f"What is the sum of the digits of {n}?", "limit": 60} for n in range(1000, 1030)]
-    datasets.Dataset.from_list(free).to_parquet(str(folder / "free.parquet"))
+    Dataset.from_list(free).to_parquet(str(folder / "free.parquet"))
     reward = folder.parent / "rewards.py"
     reward.write_text(
         "def short(completions, limit, **columns):\n"
@@ -67,7 +70,7 @@ def test_every_evaluation_has_a_score_for_each_source(whole):
     for record in whole.records("eval"):
         assert set(record["by_source"]) == {"arithmetic", "free", "sums"}
         assert record["score"]["measure"]["metric"] == "reward"
-    (line,) = re.findall(r"eval @8 .*", whole.stderr)
+    (line,) = re.findall(r"eval @4 .*", whole.stderr)
     assert all(re.search(rf"  {name} \d\.\d\d \[", line) for name in ("arithmetic", "sums", "free"))
 
 
@@ -75,7 +78,7 @@ def test_after_a_kill_it_continues_with_the_same_bits_also_if_its_data_has_moved
     with new_run(**SETTINGS) as run:
         data = run.folder.parent / "data"
         run.start(*write_data(data))
-        run.wait_for_update(5)
+        run.wait_for_update(3)  # a checkpoint is written every second update
         kill(run.child("learner"))
         run.end()
         moved = write_data(data.rename(run.folder.parent / "moved"))
@@ -86,8 +89,9 @@ def test_after_a_kill_it_continues_with_the_same_bits_also_if_its_data_has_moved
 
         before = json.loads((run.folder / "data.json").read_text())
         changed = write_data(run.folder.parent / "moved", first=3)
-        assert run.run(*changed, "--set=max_updates=9") == 2
-        line = run.stderr.splitlines()[-1]
+        done = launch_here(*run.launch_arguments(*changed, "--set=max_updates=5"))
+        assert done.returncode == 2
+        line = done.stderr.splitlines()[-1]
         assert re.search(
             rf"has trained on other data: [\d,]+ problems with the digest {before['digest']}, "
             r"got [\d,]+ problems with the digest [0-9a-f]{16}; restore the data",

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from commands import run_here
 from runs import ROOT, Run, wait_until
 
 from grpo_actors.config import read_config
 from grpo_actors.errors import ConfigError, DataError, RunError
+from grpo_actors.learner.__main__ import main
 from grpo_actors.learner.loop import train
 from grpo_actors.learner.replay import open_replay
 from grpo_actors.process import StopRequest
@@ -128,9 +130,8 @@ def test_an_interrupted_replay_goes_on_at_the_right_group(on_policy_run, make_ru
 
 def test_another_objective_trains_on_the_same_groups(on_policy_run, make_run):
     run = make_run()
-    code, stderr = end(start(run, on_policy_run.folder / "groups.jsonl", "--set", "algorithm=gspo"))
-    assert code == 0, stderr
-    assert "update 12/12" in stderr
+    assert here(run, on_policy_run.folder / "groups.jsonl", "algorithm=gspo") == 0
+    assert run.updates() == 12
     objective = run.records("start")[0]["config"]["objective"]
     assert (objective["loss"], objective["clip_eps"]) == ("gspo", 3e-4)
     assert run.ledger() == on_policy_run.ledger()
@@ -159,9 +160,9 @@ def test_a_recording_that_ends_early_ends_the_replay_with_a_checkpoint(recording
 
 def test_a_missing_file_is_one_line_and_exit_code_2(make_run):
     run = make_run()
-    code, stderr = end(start(run, run.folder.parent / "nowhere"))
-    assert code == 2
-    (line,) = stderr.splitlines()
+    done = run_here(main, run.folder, "--replay", run.folder.parent / "nowhere")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {(run.folder.parent / 'nowhere').resolve()}: cannot be read")
     assert not run.folder.exists()
 

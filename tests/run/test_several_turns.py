@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from commands import launch_here
 from runs import Run, new_run
 
 from grpo_actors.config import ModelConfig
@@ -103,8 +104,9 @@ def test_weights_that_are_taken_in_between_go_with_turns():
 
 def test_a_missing_environment_is_refused_before_anything_starts():
     with turns_run(environment="calculater") as run:
-        assert run.run() == 2
-        [line] = run.stderr.splitlines()
+        done = launch_here(*run.launch_arguments())
+        assert done.returncode == 2
+        [line] = done.stderr.splitlines()
         assert (
             "data.environment: 'calculater' is not a built-in environment; did you mean 'calculator'?" in line
         )

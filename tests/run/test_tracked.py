@@ -1,15 +1,20 @@
 """Trackers of a real run: they get every record, are started again when they die, and never end the run."""
 
+import importlib.util
 import json
 import signal
 
 import pytest
+from commands import launch_here
 from runs import children, kill, wait_until
 
-event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+if importlib.util.find_spec("tensorboard") is None:
+    pytest.skip("needs tensorboard", allow_module_level=True)
 
 
 def curve(run, tag):
+    from tensorboard.backend.event_processing import event_accumulator
+
     reader = event_accumulator.EventAccumulator(str(run.folder / "trackers" / "tensorboard"))
     reader.Reload()
     return [(event.step, event.value) for event in reader.Scalars(tag)]
@@ -46,7 +51,7 @@ def test_a_tracker_that_is_killed_comes_back_and_a_resumed_run_has_each_step_onc
 
 
 def test_a_tracker_that_cannot_write_is_a_line_and_the_run_goes_on(make_run):
-    run = make_run(trackers=["tensorboard"], eval_every_updates=0)
+    run = make_run(trackers=["tensorboard"], eval_every_updates=0, workers=0)
     run.folder.mkdir()
     (run.folder / "trackers").write_text("in the way")
     assert run.run() == 0, run.stderr
@@ -57,6 +62,7 @@ def test_a_tracker_that_cannot_write_is_a_line_and_the_run_goes_on(make_run):
 
 def test_an_unknown_tracker_is_refused_with_the_list(make_run):
     run = make_run()
-    assert run.run("--set", f"trackers={json.dumps(['wanbd'])}") == 2
-    (line,) = run.stderr.splitlines()
+    done = launch_here(*run.launch_arguments("--set", f"trackers={json.dumps(['wanbd'])}"))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
     assert 'metrics.trackers must be a list of "tensorboard", "wandb", "trackio", got "wanbd" at [0]' in line

@@ -14,8 +14,10 @@ from runs import Run, new_run, wait_until
 from grpo_actors.schedule.order import ProblemOrder
 
 OWN_REWARD = """
-def short(prompts, completions, answer, topic, **columns):
+def short(prompts, completions, answer, topic, log_extra, log_metric, **columns):
     assert len(set(topic)) == 1
+    log_extra("letters", [len(text) for text in completions])
+    log_metric("longest", max(len(text) for text in completions))
     print("scored", answer[0])  # noise that must not end up in the records
     return [1.0 / (1 + len(text)) for text in completions]  # the prompts are texts
 """
@@ -258,6 +260,19 @@ def test_samples_hold_the_texts_that_were_scored(own_run):
         for completion in sample["completions"]:
             # The formula of the reward, applied to the text in the same record.
             assert completion["rewards"]["own.py:short"] == pytest.approx(1 / (1 + len(completion["text"])))
+
+
+def test_what_a_reward_logs_is_with_the_completions_and_in_the_metrics(own_run):
+    samples = [json.loads(line) for line in (own_run.folder / "completions.jsonl").read_text().splitlines()]
+    for sample in samples:
+        assert [c["extra"] for c in sample["completions"]] == [
+            {"letters": len(c["text"])} for c in sample["completions"]
+        ]
+    # Both groups of an update log their longest, and one of them is among the samples.
+    for sample, record in zip(samples, own_run.records("metrics"), strict=True):
+        longest = max(len(completion["text"]) for completion in sample["completions"])
+        assert record["logged"].keys() == {"longest"}
+        assert 2 * record["logged"]["longest"] >= longest
 
 
 @pytest.mark.slow

@@ -31,19 +31,40 @@ from grpo_actors.rundir.folder import STATE
 ROOT = Path(__file__).parents[2]
 
 
-def start_writer(run_dir, *arguments, failpoints=""):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    environment |= {FAILPOINTS: str(failpoints)}
-    writer = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("writing.py")), str(run_dir), *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert writer.stdout is not None
-    assert writer.stdout.readline() == "ready\n"
-    return writer
+WRITING = [sys.executable, str(Path(__file__).with_name("writing.py"))]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+
+
+class Writers:
+    """Writers one after another, each a fork of a process that has loaded all packages."""
+
+    def __init__(self, process, failpoints):
+        self._process = process
+        self.failpoints = failpoints
+
+    def start(self, run_dir):
+        """Start the next writer; return its process id."""
+        print(run_dir, file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+    def wait(self):
+        """Return once the writer has been killed."""
+        assert self._process.stdout.readline() == "ended\n"
+
+    def assert_running(self):
+        assert self._process.poll() is None
+
+
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory):
+    failpoints = tmp_path_factory.mktemp("failpoints")
+    environment = ENVIRONMENT | {FAILPOINTS: str(failpoints)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*WRITING, "again"], env=environment, stdin=pipe, stdout=pipe, text=True
+    ) as process:
+        yield Writers(process, failpoints)
+        process.stdin.close()
 
 
 def is_what_was_written(checkpoint):
@@ -74,50 +95,39 @@ def assert_sound(run_dir):
         "folder.discarded",
     ],
 )
-def test_a_kill_at_any_stage_leaves_a_sound_checkpoint_and_no_false_one(run_dir, tmp_path, stage):
-    failpoints = tmp_path / "failpoints"
-    failpoints.mkdir()
-    writer = start_writer(run_dir, failpoints=failpoints)
+def test_a_kill_at_any_stage_leaves_a_sound_checkpoint_and_no_false_one(run_dir, writers, stage):
+    writer = writers.start(run_dir)
     while not find_checkpoints(run_dir):
-        assert writer.poll() is None
-    (failpoints / "draft").write_text("kill")
-    (failpoints / "draft").rename(failpoints / stage)
-    writer.communicate()
-    assert writer.returncode == -signal.SIGKILL
+        writers.assert_running()
+    (writers.failpoints / "draft").write_text("kill")
+    (writers.failpoints / "draft").rename(writers.failpoints / stage)
+    writers.wait()
+    assert (writers.failpoints / f"{stage}.{writer}").exists(), "it was killed there"
     assert assert_sound(run_dir) >= 1
 
 
 @pytest.mark.faults
-def test_two_hundred_kills_at_random_moments_leave_sound_checkpoints(run_dir, capsys):
+def test_two_hundred_kills_at_random_moments_leave_sound_checkpoints(run_dir, writers, capsys):
     """A checkpoint takes about 0.03 s."""
     rng, loads, fresh = random.Random(0), 0, 0
     newest = 0
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("writing.py")), str(run_dir), "again"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as writers:
-        for number in range(200):
-            print(file=writers.stdin, flush=True)
-            writer = int(writers.stdout.readline())
-            # Every other writer completes a checkpoint, however busy the machine is: there is something to take back.
-            while number % 2 == 0 and max((c.update for c in find_checkpoints(run_dir)), default=0) <= newest:
-                assert writers.poll() is None
-            deadline = time.monotonic() + rng.uniform(0.0, 0.12)
-            while time.monotonic() < deadline:
-                os.sched_yield()
-            os.kill(writer, signal.SIGKILL)
-            assert writers.stdout.readline() == "ended\n"
-            loads += len(list(find_checkpoints(run_dir)))
-            survivor = assert_sound(run_dir)
-            assert survivor >= newest, "a kill took back what had been written"
-            fresh += survivor > newest
-            newest = survivor
-            remove_unfinished(run_dir)  # as the next learner would
-            prune(run_dir, 2, frozenset())
-        writers.stdin.close()
+    for number in range(200):
+        writer = writers.start(run_dir)
+        # Every other writer completes a checkpoint, however busy the machine is: there is something to take back.
+        while number % 2 == 0 and max((c.update for c in find_checkpoints(run_dir)), default=0) <= newest:
+            writers.assert_running()
+        deadline = time.monotonic() + rng.uniform(0.0, 0.12)
+        while time.monotonic() < deadline:
+            os.sched_yield()
+        os.kill(writer, signal.SIGKILL)
+        writers.wait()
+        loads += len(list(find_checkpoints(run_dir)))
+        survivor = assert_sound(run_dir)
+        assert survivor >= newest, "a kill took back what had been written"
+        fresh += survivor > newest
+        newest = survivor
+        remove_unfinished(run_dir)  # as the next learner would
+        prune(run_dir, 2, frozenset())
     with capsys.disabled():
         print(f"\n200 kills: {loads} checkpoints loaded, 0 bad; {newest} written in all")
     assert fresh >= 100, "the writers were killed too early to show anything"
@@ -132,8 +142,15 @@ def assert_nothing_half_written(run_dir):
 @pytest.mark.parametrize("limit", [100_000, 3_000_000])
 def test_a_file_that_cannot_be_completed_is_one_error_and_leaves_nothing_behind(run_dir, limit):
     # In float32 the weights take 2.8 MB and the optimizer's state 5.6 MB: each of the two fails once.
-    writer = start_writer(run_dir, str(limit))
-    _, fault = writer.communicate(timeout=HANG_S)
+    writer = subprocess.run(
+        [*WRITING, str(run_dir), str(limit)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    fault = writer.stderr
     assert writer.returncode == 2
     assert fault.startswith("error: ")
     assert "checkpoint-1: cannot be written" in fault

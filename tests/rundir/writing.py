@@ -1,7 +1,7 @@
 """Write checkpoints in the background, while the weights change, until killed or failing: a child of the fault tests.
 
     python writing.py RUN_DIR [MAX_FILE_BYTES]
-    python writing.py RUN_DIR again      # for each line of standard input, a fork that says its process id and writes
+    python writing.py again      # for each run folder, a line of standard input, a fork that says its process id and writes
 
 All weights of checkpoint-N equal N, so that a reader can distinguish a whole checkpoint from a mixture.
 """
@@ -26,21 +26,21 @@ def never_called(*_):
 
 
 def main() -> int:
+    if sys.argv[1:] == ["again"]:
+        return write_in_forks()
     run_dir = Path(sys.argv[1])
-    if sys.argv[2:] == ["again"]:
-        return write_in_forks(run_dir)
     if len(sys.argv) > 2:
         limit = int(sys.argv[2])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     return write(run_dir, "ready")
 
 
-def write_in_forks(run_dir: Path) -> int:
+def write_in_forks() -> int:
     """All packages are loaded, and nothing is computed yet: a fork is a new process that starts at once."""
-    for _ in sys.stdin:
+    for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            os._exit(write(run_dir, str(os.getpid())))
+            os._exit(write(Path(line.rstrip("\n")), str(os.getpid())))
         os.waitpid(pid, 0)
         print("ended", flush=True)
     return 0

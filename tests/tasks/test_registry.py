@@ -1,3 +1,4 @@
+import importlib.util
 import inspect
 import json
 import subprocess
@@ -28,8 +29,8 @@ def path(tmp_path):
 @pytest.fixture(params=TASKS)
 def data(request, tmp_path, path):
     """The settings of each task, small and offline."""
-    if request.param == "reasoning_gym":
-        pytest.importorskip("reasoning_gym")
+    if request.param == "reasoning_gym" and importlib.util.find_spec("reasoning_gym") is None:
+        pytest.skip("needs reasoning-gym")
     row = json.dumps({"question": "1+1?", "answer": "1+1 = 2\n#### 2"}) + "\n"
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(row * 5)
@@ -100,7 +101,7 @@ def test_an_unknown_task_gets_the_nearest_name():
 
 def test_what_a_task_reads_is_a_setting(data):
     sizes = {"train_size", "eval_size"} if data.task == "arithmetic" else set()  # fixed, but for tests
-    parameters = inspect.signature(type(load_task(data, seed=0))).parameters
+    parameters = inspect.signature(type(load_task(data, seed=3))).parameters
     assert parameters.keys() - sizes <= {"seed", "holds_out", *DataConfig.model_fields}
 
 

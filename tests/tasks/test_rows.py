@@ -8,8 +8,6 @@ import pytest
 from grpo_actors.errors import DataError
 from grpo_actors.tasks.rows import Location, read
 
-datasets = pytest.importorskip("datasets")
-
 ROWS = [{"question": f"{n}+1?", "answer": n + 1} for n in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
@@ -22,6 +20,8 @@ def rows(path, **more):
 
 def write(path):
     """Write ROWS in the format of the file's name."""
+    import datasets
+
     made = datasets.Dataset.from_list(ROWS)
     match "".join(path.suffixes):
         case ".jsonl":
@@ -46,6 +46,24 @@ def test_a_file_of_any_format_gives_the_same_rows_and_an_integer_stays_an_intege
     assert {type(row["answer"]) for row in found} == {int}
 
 
+def test_integers_of_a_csv_stay_integers_beside_gaps(tmp_path):
+    table = "question,whole,share,all,flag\na,1,0.5,7,True\nb,,,8,\nc,-9007199254740993,2,9,False\n"
+    for path in (tmp_path / "one.csv", tmp_path / "folder" / "two.csv"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(table)
+    expected = [
+        {"question": "a", "whole": 1, "share": 0.5, "all": 7, "flag": True},
+        {"question": "b", "whole": None, "share": None, "all": 8, "flag": None},
+        # A float has no place for its last digit. A column with fractions has floats.
+        {"question": "c", "whole": -(2**53) - 1, "share": 2.0, "all": 9, "flag": False},
+    ]
+    for source in (tmp_path / "one.csv", tmp_path / "folder"):
+        found = rows(source)
+        assert found == expected
+        assert [type(row["whole"]) for row in found] == [int, type(None), int]
+        assert type(found[2]["share"]) is float
+
+
 def test_a_glob_and_a_folder_give_the_rows_of_all_their_files_in_the_order_of_their_names(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": name}) + "\n")
@@ -57,6 +75,8 @@ def test_a_glob_and_a_folder_give_the_rows_of_all_their_files_in_the_order_of_th
 
 
 def test_a_saved_data_set_is_read_by_its_split(tmp_path):
+    import datasets
+
     made = datasets.Dataset.from_list(ROWS)
     made.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": made, "test": made.select([0])}).save_to_disk(str(tmp_path / "two"))
@@ -91,9 +111,11 @@ def test_a_function_of_the_user_gives_rows_or_splits(tmp_path):
 
 
 def test_columns_that_no_reward_can_get_are_left_out_and_a_number_that_is_none_is_null(tmp_path):
+    from datasets import Dataset
+
     path = tmp_path / "data.parquet"
     made = {"question": ["a", "b"], "raw": [b"x", b"y"], "score": [float("nan"), 0.5], "tags": [["u"], None]}
-    datasets.Dataset.from_dict(made).to_parquet(str(path))
+    Dataset.from_dict(made).to_parquet(str(path))
     assert rows(path) == [
         {"question": "a", "score": None, "tags": ["u"]},
         {"question": "b", "score": 0.5, "tags": None},

@@ -117,6 +117,7 @@ class Supply:
             worker,
             completions,
             failures=self._failures(message),
+            logged=message.logged,
         )
 
     def _failures(self, message: Group) -> dict[str, str]:

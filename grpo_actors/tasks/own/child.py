@@ -4,7 +4,7 @@ The process may hang, exit, crash or use too much memory: `functions.OwnFunction
 request at a time over the socket that it inherits as FD:
 
     {"load": spec, "kind": kind, "timeout_s": seconds}  ->  {"accepts": [name, …], or null: any, "requires": [name, …]}
-    {"call": index, "arguments": {name: value}}         ->  {"result": what the kind allows}
+    {"call": index, "arguments": {name: value}}         ->  {"result": what the kind allows}, and what it logged (`logs`)
 
 The reply to either may also be ``{"failure": one line, "traceback": text or ""}``. Its standard output is the
 parent's standard error, so that output of a reward can be read and is not mixed with anything else.
@@ -29,8 +29,9 @@ from grpo_actors.backend import let_torch_into_transformers
 from grpo_actors.errors import RewardError
 from grpo_actors.process import prepare_output
 from grpo_actors.tasks.own.frames import receive, send
-from grpo_actors.tasks.own.kinds import KINDS, Kind
+from grpo_actors.tasks.own.kinds import KINDS, Kind, completion_count
 from grpo_actors.tasks.own.loading import load, signature_of
+from grpo_actors.tasks.own.logs import Logs
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,10 +64,11 @@ class Functions:
         signal.setitimer(signal.ITIMER_REAL, self._timeout_s + BACKSTOP_S)
         try:
             function, kind = self._functions[request["call"]]
-            result = function(**kind.complete(arguments))
+            logs = Logs(completion_count(arguments))
+            result = function(**kind.complete(arguments, logs))
             if inspect.isawaitable(result):
                 result = self._loop.run(_awaited(result))
-            return {"result": kind.check(result, arguments)}
+            return {"result": kind.check(result, arguments), **logs.as_reply()}
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 

@@ -22,6 +22,7 @@ from grpo_actors.errors import RewardError
 from grpo_actors.tasks.own.frames import receive, send
 from grpo_actors.tasks.own.kinds import KINDS
 from grpo_actors.tasks.own.loading import Signature
+from grpo_actors.tasks.own.logs import Logs
 
 #: Loading runs the imports of the user's file; PyTorch alone can take 20 s on a cold disk.
 LOAD_TIMEOUT_S = 120.0
@@ -59,12 +60,12 @@ class OwnFunctions:
             self.close()
             raise
 
-    def call(self, index: int, arguments: Mapping[str, Any]) -> Any:
+    def call(self, index: int, arguments: Mapping[str, Any], logs: Logs | None = None) -> Any:
         """Call the function `specs[index]` and return its result, checked by its kind.
 
-        The function gets those of `arguments` that it takes by name. Raises RewardError if it raises, hangs, crashes
-        or returns a value that the kind does not allow. The first line of the message gives the reason, and a
-        traceback may follow.
+        The function gets those of `arguments` that it takes by name. What it logs is added to `logs`. Raises RewardError
+        if it raises, hangs, crashes or returns a value that the kind does not allow. The first line of the message gives
+        the reason, and a traceback may follow.
         """
         try:
             if self._child is None:
@@ -75,6 +76,8 @@ class OwnFunctions:
             deadline_s = time.monotonic() + self._timeout_s
             self._send({"call": index, "arguments": taken}, deadline_s)
             reply = self._receive(deadline_s, f"took more than {self._timeout_s:g} s (reward_timeout_s)")
+            if logs is not None:
+                logs.add(reply)
             return KINDS[self._kind].check(reply.get("result"), arguments)
         except RewardError:
             if self._child is None:  # start a new child now: it loads while the next group is sampled

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from grpo_actors.tasks.environments import checked_reply
+from grpo_actors.tasks.own.logs import Logs
 from grpo_actors.tasks.rewards import checked_values
 
 
@@ -20,12 +21,12 @@ class Kind:
     signature: str
     #: (returned value, arguments) -> the value in types of JSON; raises RewardError if the value is invalid.
     check: Callable[[object, Mapping[str, Any]], Any]
-    #: Arguments that are no JSON: name -> what makes the argument from its JSON, in the child.
-    objects: Mapping[str, Callable[[Any], Any]]
+    #: Arguments that are no JSON: name -> what makes the argument, in the child, from its JSON and what the call logs.
+    objects: Mapping[str, Callable[[Any, Logs], Any]]
 
-    def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments with the objects made from their JSON."""
-        made = {name: make(arguments[name]) for name, make in self.objects.items() if name in arguments}
+    def complete(self, arguments: Mapping[str, Any], logs: Logs) -> dict[str, Any]:
+        """Return the arguments with the objects made from their JSON; `logs` collects what the call logs."""
+        made = {name: make(arguments[name], logs) for name, make in self.objects.items() if name in arguments}
         return {**arguments, **made}
 
 
@@ -33,13 +34,13 @@ class Kind:
 COMPLETIONS = ("completions", "completion_ids")
 
 
+def completion_count(arguments: Mapping[str, Any]) -> int:
+    """Return the number of completions in the arguments of a call; an environment has none."""
+    return next((len(arguments[name]) for name in COMPLETIONS if name in arguments), 0)
+
+
 def _check_values(values: object, arguments: Mapping[str, Any]) -> list[float | None]:
-    given = next(arguments[name] for name in COMPLETIONS if name in arguments)
-    return checked_values(values, len(given))
-
-
-def _ignores_logs(_: object) -> Callable[..., None]:
-    return lambda *_: None
+    return checked_values(values, completion_count(arguments))
 
 
 KINDS: Mapping[str, Kind] = {
@@ -49,9 +50,9 @@ KINDS: Mapping[str, Kind] = {
         "(prompts, completions, answer, **columns)",
         _check_values,
         {
-            "trainer_state": lambda fields: SimpleNamespace(**fields),
-            "log_extra": _ignores_logs,
-            "log_metric": _ignores_logs,
+            "trainer_state": lambda fields, _: SimpleNamespace(**fields),
+            "log_extra": lambda _, logs: logs.log_extra,
+            "log_metric": lambda _, logs: logs.log_metric,
         },
     ),
     "environment": Kind(

@@ -8,22 +8,27 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from bounds import HANG_S
+from commands import run_here
 from written import write_checkpoint
 
-from grpo_actors.config import Config, LearnerConfig
+from grpo_actors.config import Config, LearnerConfig, ModelConfig
 from grpo_actors.errors import ConfigError, DataError
+from grpo_actors.evaluator.__main__ import main
 from grpo_actors.evaluator.comparison.compare import Options, evaluate_checkpoints
 from grpo_actors.evaluator.comparison.files import chosen_file
 from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.policy.model import load_policy
 from grpo_actors.policy.training import Training
 from grpo_actors.process import StopRequest
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def run(run_dir, tiny):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
     """Make a run whose checkpoint-5 equals its base model and whose checkpoint-10 has only zeros as weights."""
+    run_dir, tiny = tmp_path_factory.mktemp("made") / "run", load_policy(ModelConfig(dtype="float32"), seed=0)
+    run_dir.mkdir()
     settings = {
         "model": {"dtype": "float32"},
         "data": {"task": "arithmetic"},
@@ -132,13 +137,13 @@ def test_existing_answers_are_not_replaced_but_an_empty_file_is(run, capsys, tmp
     kept = file.read_bytes()
     assert kept.count(b"\n") == 2
     # The file is checked first: the model does not exist either.
-    done = run_evaluator(tmp_path / "nowhere", "--answers", file)
+    done = run_here(main, tmp_path / "nowhere", "--answers", file)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"error: --answers: {file} exists and is not replaced; move it away, or choose another file\n"
     )
     assert file.read_bytes() == kept
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
 
 
 def test_an_existing_plot_is_replaced(capsys, tmp_path):
@@ -231,20 +236,16 @@ def test_candidates_with_different_problems_are_refused(run, capsys, tmp_path):
         evaluate(capsys, run / "checkpoint-5", other, overrides=["max_prompt_length=40"])
 
 
-def run_evaluator(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "grpo_actors.evaluator", *map(str, arguments)],
+def test_the_command_line_scores_the_embedded_model_as_json():
+    settings = ("--set", "task=arithmetic", "--set", "max_new_tokens=40")
+    done = subprocess.run(
+        [sys.executable, "-m", "grpo_actors.evaluator", EMBEDDED, *settings, "--samples", "8", "--json"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=HANG_S,
         check=False,
     )
-
-
-def test_the_command_line_scores_the_embedded_model_as_json():
-    settings = ("--set", "task=arithmetic", "--set", "max_new_tokens=40")
-    done = run_evaluator(EMBEDDED, *settings, "--samples", 8, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
     [score] = document["checkpoints"]
@@ -256,7 +257,7 @@ def test_the_command_line_scores_the_embedded_model_as_json():
 
 def test_a_folder_without_a_model_is_one_line_and_exit_code_2():
     folder = ROOT / "grpo_actors"
-    done = run_evaluator(folder, "--set", "task=arithmetic")
+    done = run_here(main, folder, "--set", "task=arithmetic")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

@@ -1,12 +1,16 @@
 """Continuous batching: a completion does not depend on which others share the batch, nor on when it gets a row."""
 
+import functools
+
 import numpy as np
 import pytest
 from architectures import random_policy
 
+from grpo_actors.config import ModelConfig
 from grpo_actors.policy.decoding import window
 from grpo_actors.policy.decoding.batching import Sampler
 from grpo_actors.policy.decoding.sampling import SamplingParams, rows_for, sample_groups
+from grpo_actors.policy.model import load_policy
 
 QUESTIONS = ["What is 12 + 34?", "7", "Tom has 21 apples and buys 3 bags of 14 apples. How many has he now?"]
 SEEDS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
@@ -17,15 +21,22 @@ def prompts(tiny):
     return [tiny.encode_chat([{"role": "user", "content": text}]) for text in QUESTIONS]
 
 
-def alone(policy, prompt, seed, params):
-    [[sample]] = sample_groups(policy, [prompt], [[seed]], params)
+@functools.cache
+def policy_alone():
+    return load_policy(ModelConfig(dtype="float32"), seed=0)
+
+
+@functools.cache
+def alone(prompt, seed, params):
+    """Return the completion of the embedded model that shares its batch with no other; `prompt`: a tuple."""
+    [[sample]] = sample_groups(policy_alone(), [prompt], [[seed]], params)
     return sample
 
 
-def assert_as_alone(policy, prompts, groups, params):
+def assert_as_alone(prompts, groups, params):
     for prompt, seeds, samples in zip(prompts, SEEDS, groups, strict=True):
         for seed, sample in zip(seeds, samples, strict=True):
-            expected = alone(policy, prompt, seed, params)
+            expected = alone(tuple(prompt), seed, params)
             assert sample.tokens == expected.tokens
             assert sample.finished == expected.finished
             np.testing.assert_allclose(sample.logprobs, expected.logprobs, atol=1e-4)
@@ -44,7 +55,7 @@ def test_any_number_of_rows_gives_every_completion_the_tokens_it_has_alone(tiny,
         most = max(most, tokens)
         done.update(groups)
     assert most == min(max_rows, 10)
-    assert_as_alone(tiny, prompts, [done[i] for i in range(3)], params)
+    assert_as_alone(prompts, [done[i] for i in range(3)], params)
 
 
 @pytest.mark.parametrize("growth", [2, 16, 256])
@@ -58,7 +69,7 @@ def test_adding_and_dropping_columns_changes_no_completion(tiny, prompts, growth
     done = {}
     while not sampler.idle:
         done.update(sampler.step()[1])
-    assert_as_alone(tiny, prompts, [done[i] for i in range(3)], params)
+    assert_as_alone(prompts, [done[i] for i in range(3)], params)
 
 
 def test_a_group_may_be_submitted_while_others_are_under_way(tiny, prompts):
@@ -71,7 +82,7 @@ def test_a_group_may_be_submitted_while_others_are_under_way(tiny, prompts):
             sampler.submit(i, prompts[i], SEEDS[i])
         done.update(sampler.step()[1])
         steps += 1
-    assert_as_alone(tiny, prompts, [done[i] for i in range(3)], params)
+    assert_as_alone(prompts, [done[i] for i in range(3)], params)
 
 
 @pytest.mark.gpu
@@ -95,7 +106,7 @@ def test_prompts_of_one_token_have_nothing_to_prefill(tiny):
     params = SamplingParams(6)
     groups = sample_groups(tiny, [[5], [7]], [[1], [2]], params)
     assert all(len(sample.tokens) == 6 or sample.finished for [sample] in groups)
-    assert groups[0][0].tokens == alone(tiny, [5], 1, params).tokens
+    assert groups[0][0].tokens == alone((5,), 1, params).tokens
 
 
 def test_the_bound_on_cached_tokens_bounds_the_rows(tiny, prompts):

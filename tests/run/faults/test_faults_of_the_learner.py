@@ -36,7 +36,9 @@ def kill_at_each(moments, run):
 
 
 def test_a_learner_killed_while_a_checkpoint_gets_its_name_and_while_an_old_one_goes(faulty_run):
-    kill_at_each(("checkpoint.manifest", "folder.discarded"), faulty_run(**ON_POLICY, eval_every_updates=0))
+    # Every second update has a checkpoint, and the newest alone is kept.
+    run = faulty_run(**ON_POLICY | {"max_updates": 6, "workers": 0}, eval_every_updates=0)
+    kill_at_each(("checkpoint.manifest", "folder.discarded"), run)
 
 
 @pytest.mark.faults
