@@ -67,7 +67,7 @@ def readers(run) -> Iterator[Readers]:
 
 
 @pytest.mark.faults
-def test_fifty_readers_that_never_read(start_run, capsys):
+def test_fifty_readers_that_never_read(start_run, note_figures):
     """Phases with and without readers take turns, so that both see the same load; those without are each other's control."""
     run = start_run(max_updates=100_000, workers=2, eval_every_updates=0, save_steps=50)
     run.wait_for_update(5)
@@ -81,11 +81,10 @@ def test_fifty_readers_that_never_read(start_run, capsys):
     mean = {kind: statistics.fmean(medians) for kind, medians in steps_s.items()}
     control = max(steps_s["without"]) / min(steps_s["without"]) - 1
     cost = mean["with"] / mean["without"] - 1
-    with capsys.disabled():
-        print(
-            f"\n{READERS} readers: an update {mean['with']:.3f} s, without {mean['without']:.3f} s: {cost:+.1%}; "
-            f"phases without differ by {control:.1%}; learner {memory['with']:.0f} MB, without {memory['without']:.0f} MB"
-        )
+    note_figures(
+        f"{READERS} readers: an update {mean['with']:.3f} s, without {mean['without']:.3f} s: {cost:+.1%}; "
+        f"phases without differ by {control:.1%}; learner {memory['with']:.0f} MB, without {memory['without']:.0f} MB"
+    )
     assert memory["with"] - memory["without"] < MAX_MIB
 
 

@@ -90,7 +90,7 @@ def test_ctrl_c_once_and_then_twice(start_run, on_policy_run):
 
 
 @pytest.mark.faults
-def test_fifty_updates_with_five_interruptions_equal_fifty_without(faulty_run, capsys):
+def test_fifty_updates_with_five_interruptions_equal_fifty_without(faulty_run, note_figures):
     settings = {"max_updates": 50, "workers": 1, "max_staleness": 0, "eval_every_updates": 0, "save_steps": 5}
     whole, cut = faulty_run(**settings), faulty_run(**settings)
     whole.start()
@@ -115,5 +115,4 @@ def test_fifty_updates_with_five_interruptions_equal_fifty_without(faulty_run, c
     assert len(cut.curve()) == 50
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert cut.tensors(50, name) == whole.tensors(50, name)
-    with capsys.disabled():
-        print(f"\nresume: 50 updates, {len(cut.exit_codes) - 1} interruptions, all bits equal")
+    note_figures(f"resume: 50 updates, {len(cut.exit_codes) - 1} interruptions, all bits equal")
