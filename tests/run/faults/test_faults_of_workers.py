@@ -62,22 +62,24 @@ def test_eight_attach_four_die_and_four_more_attach(start_run):
 def test_a_hundred_workers_killed_at_random_moments(start_run, note_figures):
     """They attach two at a time: an own worker would pause for up to 30 s before its next start."""
     run = start_run(max_updates=100_000, save_steps=500, eval_every_updates=0, max_staleness=1)
-    rng = random.Random(0)
+    rng, killed = random.Random(0), [f"mortal-{number}" for number in range(100)]
     with guests_of(run) as guests:
-        guests.attach("mortal-0")
-        for number in range(100):
-            guests.attach(f"mortal-{number + 1}")
-            guests.wait_until_joined(f"mortal-{number}")
+        guests.attach(killed[0])
+        for name, following in zip(killed, [*killed[1:], "survivor"], strict=True):
+            guests.attach(following)
+            guests.wait_until_joined(name)
             # From the first look at its weights to a few delivered groups.
             run.wait_for_update(run.updates() + rng.randrange(4))
-            guests.kill(f"mortal-{number}")
-        wait_until(lambda: len(run.records("worker", state="lost")) >= 100, "all are missed")
+            guests.kill(name)
+        wait_until(
+            lambda: {r["worker"] for r in run.records("worker", state="lost")} == set(killed), "missed"
+        )
         guests.let_no_more_in()
         run.stop_well()
-    lost, trained = len(run.records("worker", state="lost")), [lease for lease, *_ in run.ledger()]
+    trained = [lease for lease, *_ in run.ledger()]
     aside = [r for r in run.records("alarm") if r["name"] == "problem set aside"]
     note_figures(
-        f"{lost} workers killed: {len(trained)} groups trained, {len(trained) - len(set(trained))} of them twice, "
+        f"{len(killed)} workers killed: {len(trained)} groups trained, {len(trained) - len(set(trained))} of them twice, "
         f"{max(trained) + 1 - len(set(trained)) - len(aside)} lost, {len(aside)} set aside with an alarm"
     )
 
