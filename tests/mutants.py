@@ -48,13 +48,18 @@ EXEMPT = Path(__file__).with_name("equivalent_mutants.toml")
 OWN = ("tests/mutants.py", "tests/equivalent_mutants.toml")
 #: Modules that whole runs test -> those tests, besides the files that are found by name and by import.
 WHOLE_RUNS = {
+    "evaluator/following.py": ("tests/run/test_whole_run.py",),
+    "export/__main__.py": ("tests/run/test_export.py",),
+    "export/card.py": ("tests/run/test_export.py",),
+    "export/forms.py": ("tests/run/test_export.py",),
     "hub.py": ("tests/run/test_export.py",),
-    "supervisor/supervisor.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
-    "supervisor/preflight.py": ("tests/run/test_bad_input.py",),
+    "keys/__main__.py": ("tests/run/test_keys_run.py",),
     "learner/opening.py": ("tests/run/test_whole_run.py",),
     "learner/replay.py": ("tests/run/test_replay.py",),
-    "evaluator/following.py": ("tests/run/test_whole_run.py",),
-    "failpoints.py": ("tests/run/faults/test_faults_of_workers.py",),
+    "process.py": ("tests/run/test_stop.py",),
+    "rollout/__main__.py": ("tests/run/test_attach.py",),
+    "supervisor/preflight.py": ("tests/run/test_bad_input.py",),
+    "supervisor/supervisor.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
 }
 #: Tests count as hung, and the mutant as killed, after so many seconds and this many times what they took without it.
 LIMIT_S, LIMIT_TIMES = 60.0, 10.0

@@ -23,7 +23,7 @@ MAX_MIB = 128 + 32
 
 @pytest.mark.faults
 def test_a_reader_that_is_stopped_for_a_while(start_run):
-    run = start_run(max_updates=30, workers=2)
+    run = start_run(max_updates=30, workers=1, eval_every_updates=0, save_steps=10)
     tail = run.tail()
     assert tail.stdout.readline()
     kill(tail.pid, signal.SIGSTOP)
