@@ -491,11 +491,14 @@ class Calls:
         self._scratch, self._kept = scratch, kept
         self._files: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
 
+    def is_known(self, file: str) -> bool:
+        """Return whether a file has been run already."""
+        return self._files.get(file, {}).get("digest") == self._scratch.digest(file)
+
     def of_file(self, file: str) -> dict[str, Any]:
         """Return {test: seconds and functions} of a file; "": functions that are called for several tests."""
-        digest = self._scratch.digest(file)
-        if self._files.get(file, {}).get("digest") != digest:
-            self._files[file] = {"digest": digest, "tests": self._scratch.trace(file)}
+        if not self.is_known(file):
+            self._files[file] = {"digest": self._scratch.digest(file), "tests": self._scratch.trace(file)}
             self._kept.write_text(json.dumps(self._files))
         tests: dict[str, Any] = self._files[file]["tests"]
         return tests
@@ -542,7 +545,8 @@ class Judge:
         runs = [file for file in every if file.startswith("tests/run/")]
         beside = [file for file in every if file not in first and file not in runs]
         function = function_at(mutant)
-        for of, files in ((function, first), (function, beside), (UNSEEN, first), (UNSEEN, beside)):
+        rounds = [(function, files) for files in (*self._in_turn(first), *self._in_turn(beside))]
+        for of, files in (*rounds, (UNSEEN, first), (UNSEEN, beside)):
             tests = self._calls.tests_calling(of, files)
             # A test that calls the function has passed when it was traced.
             if tests and self._fails(mutant, files_of(tests), tests, known=of == function):
@@ -550,6 +554,11 @@ class Judge:
         # What is not within a function, a test may use without a call.
         rest = [*runs, *(first if function.endswith(":") else [])]
         return "killed" if rest and self._fails(mutant, rest) else "survived"
+
+    def _in_turn(self, files: list[str]) -> list[list[str]]:
+        """Return first the files that have been run without mutants, then one by one those that must be run for that."""
+        unknown = [file for file in files if not self._calls.is_known(file)]
+        return [[file for file in files if file not in unknown], *([file] for file in unknown)]
 
     def _fails(
         self, mutant: Mutant, files: list[str], tests: Tests | None = None, *, known: bool = False
