@@ -235,15 +235,16 @@ def chosen(seed: int, count: int, module: str, skipped: dict[str, str]) -> list[
 def files_testing(module: str) -> tuple[list[str], list[str]]:
     """Return the test files that mirror a module, and all that test it, in the order in which they run.
 
-    All are: the mirror folder, the files that import the module, and `WHOLE_RUNS`; where these are none, the mirrors of
-    the modules that import it.
+    All are: the files that import the module, those of the mirror folder first, the others of that folder, and `WHOLE_RUNS`;
+    where these are none, the mirrors of the modules that import it.
     """
     folder, mirrors = _mirrors(module)
     beside = sorted(folder.glob("test_*.py")) if folder != ROOT / "tests" else []
     imports = _import_of(module)
     importing = [path for path, text in _naming_the_package("tests") if imports.search(text)]
     whole_runs = [ROOT / name for name in WHOLE_RUNS.get(module, ())]
-    every = [*mirrors, *beside, *importing, *whole_runs]
+    near = [path for path in importing if path in beside]
+    every = [*mirrors, *near, *importing, *beside, *whole_runs]
     if not every:
         users = [path for path, text in _naming_the_package(PACKAGE) if imports.search(text)]
         every = [
