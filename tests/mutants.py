@@ -546,8 +546,11 @@ class Judge:
         runs = [file for file in every if file.startswith("tests/run/")]
         beside = [file for file in every if file not in first and file not in runs]
         function = function_at(mutant)
-        rounds = [(function, files) for files in (*self._in_turn(first), *self._in_turn(beside))]
-        for of, files in (*rounds, (UNSEEN, first), (UNSEEN, beside)):
+        rounds = []
+        for files in (first, beside):
+            rounds += [(function, part) for part in self._in_turn(files)]
+            rounds.append((UNSEEN, files))
+        for of, files in rounds:
             tests = self._calls.tests_calling(of, files)
             # A test that calls the function has passed when it was traced.
             if tests and self._fails(mutant, files_of(tests), tests, known=of == function):
