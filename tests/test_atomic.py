@@ -75,10 +75,13 @@ def test_a_file_that_fails_keeps_its_old_content_and_leaves_no_draft(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("durable", [False, True])
-def test_a_durable_file_is_made_to_reach_the_disk(tmp_path, synced, durable):
-    write_whole(tmp_path / "file", "text", durable=durable)
-    assert synced == [inode(tmp_path / "file")] * durable
+def test_only_a_durable_file_waits_for_the_disk(tmp_path, synced):
+    with whole_file(tmp_path / "draft") as draft:
+        draft.touch()
+    write_whole(tmp_path / "file", "text")
+    assert synced == []
+    write_whole(tmp_path / "file", "text", durable=True)
+    assert synced == [inode(tmp_path / "file")]
 
 
 def test_only_its_user_reads_a_file_written_whole(tmp_path):
