@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_actors import atomic
+from grpo_actors import atomic, failpoints
 from grpo_actors.atomic import (
     FULL_BYTES,
     discard_folder,
@@ -117,6 +117,15 @@ def test_a_discarded_folder_is_gone_also_if_one_was_half_removed_before(tmp_path
     folder_with(tmp_path / "target.old.tmp", left="by a kill")
     discard_folder(folder_with(tmp_path / "target", file="1"))
     assert names(tmp_path) == []
+
+
+def test_a_folder_whose_removal_is_cut_has_lost_its_name_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(failpoints, "_FOLDER", str(tmp_path))
+    (tmp_path / "folder.discarded").write_text("full")
+    with pytest.raises(OSError, match="No space left"):
+        discard_folder(folder_with(tmp_path / "target", file="1"))
+    assert not (tmp_path / "target").exists()
+    assert (tmp_path / "target.old.tmp" / "file").exists()
 
 
 # --- what a user asked for ---------------------------------------------------------------------------
