@@ -1,6 +1,9 @@
-"""Start workers at once: forks of a process that has loaded all packages and computed nothing.
+"""Start workers at once.
 
-python nursery.py RUN_DIR      # for each name on standard input, a worker that attaches under it; prints its process id
+    python nursery.py RUN_DIR
+
+For each name on standard input a worker attaches to the run under it; the answer is its process id. The workers are forks
+of a process that has loaded all packages and computed nothing.
 """
 
 import os
