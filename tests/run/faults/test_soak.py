@@ -104,14 +104,13 @@ def report(run, kills, usage, clean_usage, distance) -> str:
     lines = [
         f"{SOAK_S:.0f} s, {sum(kills.values())} kills ({by_kill}), {counts}",
         f"{learnt} ({error}); last 20 updates {distance.last[0]:.3f}, clean {distance.last[1]:.3f}",
-        f"{'':12}{'MB':>8}{'files':>7}{'threads':>9}   slope of its longest life, after a minute",
+        f"{'':12}{'MB':>8}{'files':>7}{'threads':>9}   MB of its longest life, after a minute",
     ]
     for title, of in (("with kills", usage), ("clean", clean_usage)):
         lines.append(title)
         for actor in of.actors:
             most, slope = of.largest(actor), Slope.of(of.longest_life(actor), "memory_mb")
             lines.append(
-                f"  {actor:10}{most.memory_mb:8.0f}{most.files:7}{most.threads:9}"
-                f"   {slope.per_hour:+.1f} ± {slope.error:.1f} MB/h over {slope.over_s:.0f} s"
+                f"  {actor:10}{most.memory_mb:8.0f}{most.files:7}{most.threads:9}   {slope or 'too short'}"
             )
     return "\n".join(lines)

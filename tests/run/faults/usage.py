@@ -79,16 +79,19 @@ class Slope(NamedTuple):
     over_s: float
 
     @classmethod
-    def of(cls, life: list[Sample], field: str) -> "Slope":
-        """Return the slope of a figure; NaN for fewer than three samples."""
+    def of(cls, life: list[Sample], field: str) -> "Slope | None":
+        """Return the slope of a figure; None for fewer than three samples."""
         if len(life) < 3:
-            return cls(math.nan, math.nan, 0.0)
+            return None
         hours = [(sample.at_s - life[0].at_s) / 3600 for sample in life]
         values = [float(getattr(sample, field)) for sample in life]
         slope, level = statistics.linear_regression(hours, values)
         spread = sum((hour - statistics.fmean(hours)) ** 2 for hour in hours)
         rest = sum((value - level - slope * hour) ** 2 for hour, value in zip(hours, values, strict=True))
         return cls(slope, math.sqrt(rest / (len(life) - 2) / spread), 3600 * hours[-1])
+
+    def __str__(self) -> str:
+        return f"{self.per_hour:+.1f} ± {self.error:.1f} per hour, over {self.over_s:.0f} s"
 
 
 def actors(run: Run) -> dict[str, int]:
