@@ -1,9 +1,13 @@
-"""Fixtures of all tests: policies from the embedded model, and a run folder. Loads the BLAS that must come before MLX."""
+"""Fixtures of all tests: policies from the embedded model, a run folder, measured figures. Loads the BLAS that must come
+before MLX.
+"""
 
+import functools
 import importlib.util
 import os
 import signal
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,3 +62,30 @@ def run_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     return folder
+
+
+#: Under this name a test's report carries what it has measured.
+FIGURES = "figures"
+
+
+@pytest.fixture
+def note_figures(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Note what a test has measured; printed at the end, also where several processes run the tests."""
+    return functools.partial(record_property, FIGURES)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [
+        report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])
+    ]
+    figures = [
+        text
+        for report in reports
+        if report.when == "call"
+        for name, text in report.user_properties
+        if name == FIGURES
+    ]
+    if figures:
+        terminalreporter.section(FIGURES)
+    for text in figures:
+        terminalreporter.write_line(text)

@@ -28,5 +28,14 @@ def test_it_is_what_the_host_has_and_the_container_may_take(meminfo, tmp_path):
     assert available_bytes(meminfo, container(tmp_path, 100_000)) == 0
 
 
+def test_a_container_whose_system_does_not_say_what_is_cached_has_what_is_not_used(meminfo, tmp_path):
+    (container(tmp_path, 800_000) / "memory.stat").write_text("anon 400000\n")
+    assert available_bytes(meminfo, tmp_path) == 300_000
+    (tmp_path / "memory.stat").unlink()
+    assert available_bytes(meminfo, tmp_path) == 300_000
+
+
 def test_where_the_system_does_not_tell_it_is_nothing(tmp_path):
     assert available_bytes(tmp_path / "absent", tmp_path) == 0
+    (tmp_path / "meminfo").write_text("MemTotal:   2000 kB\n")  # a kernel that does not estimate it
+    assert available_bytes(tmp_path / "meminfo", tmp_path) == 0

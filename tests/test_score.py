@@ -1,7 +1,10 @@
-import pytest
-from scores import MEASURE, score
+import math
 
-from grpo_actors.score import Estimate, best_of, verdict
+import pytest
+from pydantic import ValidationError
+from scores import MEASURE, report, score
+
+from grpo_actors.score import Estimate, Report, best_of, verdict
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,47 @@ def test_a_measure_says_what_was_measured_and_how():
 def test_a_gain_is_a_difference_only_if_its_interval_is_on_one_side_of_0(low, high, says):
     assert verdict(Estimate(value=0.1, low=low, high=high)) == says
     assert verdict(None) == ""
+
+
+def many(count, value):
+    return {f"n{number}": value for number in range(count)}
+
+
+ESTIMATE = {"value": 0.5, "low": 0.4, "high": 0.6}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seconds": 0.0, "completion_length_mean": 0.0},
+        {"rewards": many(64, 0.0), "by_source": many(64, ESTIMATE)},
+        {"reward": -3.0, "accuracy": 1.0, "sampled_accuracy": 0.0},
+    ],
+)
+def test_a_report_within_its_bounds_is_read(changes):
+    assert Report.model_validate(report().model_dump() | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seconds": -0.5},
+        {"completion_length_mean": -0.5},
+        {"accuracy": 1.5},
+        {"truncated_share": -0.5},
+        {"rewards": many(65, 0.0)},
+        {"by_source": many(65, ESTIMATE)},
+        {"reward": math.nan},
+        {"reward": "1.0"},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_a_report_beyond_its_bounds_is_refused(changes):
+    with pytest.raises(ValidationError):
+        Report.model_validate(report().model_dump() | changes)
+
+
+def test_a_score_never_changes():
+    with pytest.raises(ValidationError, match="frozen"):
+        score(0.5).value = 1.0

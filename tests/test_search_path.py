@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from grpo_actors import search_path
+
 ROOT = Path(__file__).parent.parent
 #: Modules of the standard library that Python has not loaded before it looks for the package.
 NAMES = ("json", "statistics", "random", "logging", "socket", "queue", "copy")
@@ -55,3 +57,34 @@ def test_launch_starts_with_such_files_beside_it(tmp_path):
 def test_a_program_that_imports_the_package_keeps_its_search_path(tmp_path):
     script = "import sys; before = list(sys.path); import grpo_actors; assert sys.path == before"
     python(tmp_path, "-c", script, PYTHONPATH=str(ROOT))
+
+
+STANDARD = str(Path(os.__file__).parent)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            ["mine", "python.zip", STANDARD, f"{STANDARD}/lib-dynload", "installed"],
+            ["python.zip", STANDARD, f"{STANDARD}/lib-dynload", "mine", "installed"],
+        ),
+        (["mine", STANDARD, "installed", "mine"], [STANDARD, "mine", "installed"]),
+        ([STANDARD, "installed"], [STANDARD, "mine", "installed"]),
+        (["installed"], ["mine", "installed"]),
+    ],
+)
+def test_a_folder_comes_once_between_the_standard_library_and_installed_packages(monkeypatch, before, after):
+    monkeypatch.setattr(sys, "path", list(before))
+    search_path.put_after_standard_library("mine")
+    assert sys.path == after
+
+
+def test_the_folder_of_a_command_and_that_of_the_package_are_moved_if_they_are_searched(monkeypatch):
+    monkeypatch.setattr(sys, "path", ["first", "second", STANDARD, "installed"])
+    search_path.reorder_for_command()
+    assert sys.path == ["second", STANDARD, "first", "installed"]
+    beside = str(Path(search_path.__file__).parent.parent)
+    monkeypatch.setattr(sys, "path", ["first", STANDARD, beside, "installed"])
+    search_path.reorder_for_command()
+    assert sys.path == [STANDARD, beside, "first", "installed"]

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_actors.errors import RunError
+from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.process import run_command
 from grpo_actors.transport.keys import ROLES, KeyFolder
 
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     return 0
 
 
+@os_errors_in_one_line()
 def _new(folder: KeyFolder, name: str, role: str, output: Path | None) -> None:
     if not 0 < len(name) <= MAX_NAME or not name.isprintable() or "/" in name or name.startswith("."):
         raise RunError(f"NAME must have 1 to {MAX_NAME} printable characters and no slash, got {name[:40]!r}")

@@ -113,7 +113,11 @@ class Run:
         return self.command("tail", str(self.folder), "--json")
 
     def _spawn(
-        self, command: Sequence[str], stderr: Path | None = None, within: Sequence[str] = ()
+        self,
+        command: Sequence[str],
+        stderr: Path | None = None,
+        within: Sequence[str] = (),
+        stdin: int = subprocess.DEVNULL,
     ) -> Attached:
         path = stderr or self._stderr.with_suffix(f".{len(self._started)}")
         with path.open("wb") as file:
@@ -121,7 +125,7 @@ class Run:
                 [*within, sys.executable, *command],
                 cwd=self.folder.parent,
                 env=self.environment,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=file,
                 process_group=self.process_group,

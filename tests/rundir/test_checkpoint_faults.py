@@ -107,7 +107,7 @@ def test_a_kill_at_any_stage_leaves_a_sound_checkpoint_and_no_false_one(run_dir,
 
 
 @pytest.mark.faults
-def test_two_hundred_kills_at_random_moments_leave_sound_checkpoints(run_dir, writers, capsys):
+def test_two_hundred_kills_at_random_moments_leave_sound_checkpoints(run_dir, writers, note_figures):
     """A checkpoint takes about 0.03 s."""
     rng, loads, fresh = random.Random(0), 0, 0
     newest = 0
@@ -128,8 +128,7 @@ def test_two_hundred_kills_at_random_moments_leave_sound_checkpoints(run_dir, wr
         newest = survivor
         remove_unfinished(run_dir)  # as the next learner would
         prune(run_dir, 2, frozenset())
-    with capsys.disabled():
-        print(f"\n200 kills: {loads} checkpoints loaded, 0 bad; {newest} written in all")
+    note_figures(f"200 kills: {loads} checkpoints loaded, 0 bad; {newest} written in all")
     assert fresh >= 100, "the writers were killed too early to show anything"
 
 

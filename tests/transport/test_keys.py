@@ -104,20 +104,62 @@ def test_a_runs_key_lives_as_long_as_the_run(folder, run_dir):
         assert read_run_key(run_dir) is None
 
 
-def test_the_command_makes_lists_and_revokes(tmp_path, monkeypatch, capsys):
-    def command(*arguments: str) -> str:
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run the command in an empty folder; return what it prints."""
+
+    def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["keys", "--keys-dir", str(tmp_path / "keys"), *arguments])
         assert main() == 0
         return capsys.readouterr().out
 
     monkeypatch.chdir(tmp_path)
-    assert command("new", "laptop", "--role", "reader").startswith("laptop.key: give it to laptop only")
+    return run
+
+
+def test_the_command_makes_lists_and_revokes(tmp_path, command):
+    assert command("new", "laptop", "--role", "reader") == (
+        "laptop.key: give it to laptop only, and keep it at mode 600 there. It lets its holder in as reader.\n"
+    )
     public = ClientKey.read(tmp_path / "laptop.key").public
     since = KeyFolder(tmp_path / "keys").listed()[public].since
     assert command("list").split() == ["laptop", "reader", "since", since, public]
     with pytest.raises(RunError, match=r"laptop\.key: is there already; choose another --output"):
         command("new", "laptop")
-    with pytest.raises(RunError, match="NAME must have 1 to 100 printable characters and no slash"):
-        command("new", "../laptop")
     assert command("revoke", "laptop") == "laptop is let in no more\n"
     assert command("list") == ""
+
+
+def test_a_key_is_a_workers_and_goes_where_its_user_says(tmp_path, command):
+    assert command("new", "x" * 100, "--output", "given").endswith("It lets its holder in as worker.\n")
+    assert ClientKey.read(tmp_path / "given").role == "worker"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "keys"]
+
+
+@pytest.mark.parametrize("name", ["", "x" * 101, "a\nb", "../laptop", ".hidden"], ids=repr)
+def test_a_name_is_short_printable_and_no_path(tmp_path, command, name):
+    with pytest.raises(RunError) as caught:
+        command("new", name)
+    assert str(caught.value) == (
+        f"NAME must have 1 to 100 printable characters and no slash, got {name[:40]!r}"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_cannot_be_written_is_not_let_in(tmp_path, command):
+    with pytest.raises(RunError, match="absent: is no folder; choose another --output"):
+        command("new", "laptop", "--output", "absent/key")
+    with pytest.raises(RunError, match="kkk: File name too long"):
+        command("new", "laptop", "--output", "k" * 300)
+    with pytest.raises(RunError, match=r"^/proc/key: cannot be written \(.*\); choose another --output"):
+        command("new", "laptop", "--output", "/proc/key")
+    assert command("list") == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["new"], ["revoke"], ["new", "x", "--role", "king"], ["make", "x"]]
+)
+def test_a_command_line_without_a_meaning_is_refused(command, arguments):
+    with pytest.raises(SystemExit) as left:
+        command(*arguments)
+    assert left.value.code == 2

@@ -161,26 +161,32 @@ class LeaseDesk:
     def grant(self, workers: Iterable[Peer], now_s: float) -> list[Peer]:
         """Grant the leases that may go out; return the workers that cannot be reached, which get none.
 
-        The worker with the fewest comes first, so that all share a small window. The last run of leases that a worker may
-        hold would only wait there until the worker is free. It is granted only if no other worker asks for leases: another
-        one may be free earlier.
+        The worker with the fewest comes first, so that all share a small window; of those, one that has weights; then the
+        one that has waited longest: where there are more workers than leases, all take turns, and one that joins late, on
+        a faster machine perhaps, is not left out. The last run of leases that a worker may hold would only wait there until
+        the worker is free. It is granted only if no other worker asks for leases: another one may be free earlier.
         """
         willing, unreached = list(workers), []
         run = self._table.batch_groups
         reserve = run if sum(peer.credits > 0 for peer in willing) > 1 else 0
         while willing:
-            peer = min(willing, key=lambda peer: self._table.held_by(peer.session))
+            peer = min(willing, key=self._turn)
             capacity = max(min(run, peer.credits), peer.credits - reserve)
             granted = self._table.grant(peer.session, capacity, now_s)
             if granted:
                 grants = wire.Grant(leases=[self._supply.lease_message(grant) for grant in granted])
                 if self._send(peer, grants):
+                    peer.granted_s = now_s
                     continue
                 # The grant was never sent, so it does not count as a loss of these leases.
                 self._table.withdraw(granted)
                 unreached.append(peer)
             willing.remove(peer)
         return unreached
+
+    def _turn(self, peer: Peer) -> tuple[int, bool, float]:
+        """Return a key by which workers are sorted: the smallest gets the next leases."""
+        return self._table.held_by(peer.session), peer.version < 0, peer.granted_s
 
     def _is_left_out(self, position: int) -> bool:
         reason = self._supply.exclusion_reason(position)

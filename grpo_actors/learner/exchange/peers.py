@@ -1,6 +1,7 @@
 """The peers of a run: names, signs of life, offences. No socket; time is an argument."""
 
 import hmac
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -55,6 +56,8 @@ class Peer:
     has_beaten: bool = False
     credits: int = 0
     version: int = -1
+    #: When it was last granted leases, in seconds of the exchange's clock.
+    granted_s: float = -math.inf
     groups: int = 0
     tokens: int = 0
     tokens_per_s: float = 0.0

@@ -189,6 +189,47 @@ def test_leases_are_shared_among_the_workers_that_have_room(start):
     assert {peer.receive(wire.Grant).leases[0].lease for peer in (first, second)} == {0, 1}
 
 
+def test_workers_take_turns_where_there_are_more_of_them_than_leases(start):
+    run = start(max_staleness=0)  # one run of two leases may be out
+    workers = [ask(run.peer(name).join()) for name in "abc"]
+    for version, worker in enumerate(workers * 2):
+        deliver(run, worker, version, granted(worker, version))
+
+
+def test_a_worker_that_has_no_weights_yet_comes_after_those_that_have(start):
+    run = start(max_staleness=0)
+    early = ask(run.peer("early").join())
+    late = ask(run.peer("late").join(), version=-1)
+    for version in range(2):
+        deliver(run, early, version, granted(early, version))
+    leases = granted(early, 2)
+    ask(late, version=0)
+    deliver(run, early, 2, leases)
+    deliver(run, late, 3, granted(late, 3))
+
+
+def ask(worker, version=0):
+    """Ask for a run of two leases, and wait until the learner knows."""
+    worker.wait_until_seen()
+    worker.beat(capacity=2, version=version)
+    worker.receive(wire.Announcement)
+    return worker
+
+
+def granted(worker, version):
+    """Return the leases of the update that follows a version, which the worker has been granted."""
+    leases = worker.receive(wire.Grant).leases
+    assert [lease.lease for lease in leases] == [2 * version, 2 * version + 1]
+    return leases
+
+
+def deliver(run, worker, version, leases):
+    """Let the worker deliver the groups of an update, and train."""
+    for lease in leases:
+        worker.deliver(lease, version)
+    run.publish(version + 1, consumed=[lease.lease for lease in leases])
+
+
 def test_problems_whose_prompt_is_too_long_are_left_out_and_logged(start):
     long = Problem("long", ({"role": "user", "content": "x" * 51},), "0")
     run = start(problems=[PROBLEMS[0], long, PROBLEMS[1]], batch_groups=1)

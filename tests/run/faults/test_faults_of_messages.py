@@ -93,7 +93,7 @@ DECODERS = {
 
 @pytest.mark.faults
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_every_decoder_refuses_or_accepts_whole(decoder, capsys):
+def test_every_decoder_refuses_or_accepts_whole(decoder, note_figures):
     decode, refusal, is_packed = DECODERS[decoder]
     lines = REWARD_FRAMES if decoder == "reward_frame" else RECORDS
     chance, outcomes = random.Random(decoder), Counter()
@@ -108,13 +108,12 @@ def test_every_decoder_refuses_or_accepts_whole(decoder, capsys):
         if number == MESSAGES // 100:
             before = most_mib()
     grown = most_mib() - before
-    with capsys.disabled():
-        print(f"\n{decoder}: {dict(outcomes)}, 0 crashes, +{grown:.1f} MiB")
+    note_figures(f"{decoder}: {dict(outcomes)}, 0 crashes, +{grown:.1f} MiB")
     assert grown < MAX_GROWTH_MIB
 
 
 @pytest.mark.faults
-def test_a_learner_that_gets_them_trains_on_as_before(start_run, capsys):
+def test_a_learner_that_gets_them_trains_on_as_before(start_run, note_figures):
     run = start_run(max_updates=100_000, workers=2, eval_every_updates=0, save_steps=50)
     endpoints, chance, usage, sent = Endpoints.read(run.folder), random.Random(1), Usage(), Counter()
     usage.look(run)
@@ -139,8 +138,7 @@ def test_a_learner_that_gets_them_trains_on_as_before(start_run, capsys):
     usage.look(run)
     run.stop_well()
     grown = usage.largest("learner").memory_mb - before
-    with capsys.disabled():
-        print(f"\nlive learner: {dict(sent)} messages, 0 crashes, 0 groups of strangers, +{grown:.1f} MiB")
+    note_figures(f"live learner: {dict(sent)} messages, 0 crashes, 0 groups of strangers, +{grown:.1f} MiB")
     assert {worker for *_, worker in run.ledger()} <= {"rollout-0", "rollout-1"}
     assert grown < 2 * MAX_GROWTH_MIB  # its own arrays grow meanwhile
 

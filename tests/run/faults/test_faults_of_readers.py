@@ -1,9 +1,12 @@
 """Readers that stop, come late, never read or ask for ever more: the run does not notice."""
 
 import contextlib
+import os
 import signal
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import zmq
@@ -23,7 +26,7 @@ MAX_MIB = 128 + 32
 
 @pytest.mark.faults
 def test_a_reader_that_is_stopped_for_a_while(start_run):
-    run = start_run(max_updates=30, workers=2)
+    run = start_run(max_updates=30, workers=1, eval_every_updates=0, save_steps=10)
     tail = run.tail()
     assert tail.stdout.readline()
     kill(tail.pid, signal.SIGSTOP)
@@ -66,32 +69,44 @@ def readers(run) -> Iterator[Readers]:
         yield made
 
 
+class Phase(NamedTuple):
+    """Some updates of a run."""
+
+    #: Median seconds of an update.
+    update_s: float
+    #: Seconds that the learner computes for each, in all its threads: what other work on the machine does not change.
+    learner_s: float
+    #: Largest memory of the learner, in MB.
+    memory_mb: float
+
+
 @pytest.mark.faults
-def test_fifty_readers_that_never_read(start_run, capsys):
+def test_fifty_readers_that_never_read(start_run, note_figures):
     """Phases with and without readers take turns, so that both see the same load; those without are each other's control."""
     run = start_run(max_updates=100_000, workers=2, eval_every_updates=0, save_steps=50)
     run.wait_for_update(5)
-    steps_s, memory = {"with": [], "without": []}, {"with": 0.0, "without": 0.0}
+    alone, crowded = [], []
     for _ in range(TURNS):
-        steps_s["without"].append(phase(run, memory, "without"))
+        alone.append(phase(run))
         with readers(run) as greedy:
-            steps_s["with"].append(phase(run, memory, "with", greedy))
-    steps_s["without"].append(phase(run, memory, "without"))
+            crowded.append(phase(run, greedy))
+    alone.append(phase(run))
     run.stop_well()
-    mean = {kind: statistics.fmean(medians) for kind, medians in steps_s.items()}
-    control = max(steps_s["without"]) / min(steps_s["without"]) - 1
-    cost = mean["with"] / mean["without"] - 1
-    with capsys.disabled():
-        print(
-            f"\n{READERS} readers: an update {mean['with']:.3f} s, without {mean['without']:.3f} s: {cost:+.1%}; "
-            f"phases without differ by {control:.1%}; learner {memory['with']:.0f} MB, without {memory['without']:.0f} MB"
+    note_figures(f"{READERS} readers that never read, {UPDATES} updates with and without them by turns:")
+    for field, what in zip(Phase._fields, ("s an update", "s of computing", "MB"), strict=True):
+        without, with_ = ([getattr(phase, field) for phase in phases] for phases in (alone, crowded))
+        note_figures(
+            f"  {what}: with {', '.join(f'{value:.3g}' for value in with_)}; "
+            f"without {', '.join(f'{value:.3g}' for value in without)}"
         )
-    assert memory["with"] - memory["without"] < MAX_MIB
+    most = max(phase.memory_mb for phase in crowded)
+    assert most - max(phase.memory_mb for phase in alone) < MAX_MIB
 
 
-def phase(run, memory, kind, greedy=None) -> float:
-    """Let the run train; return the median seconds of an update, and note the learner's memory."""
-    first, usage = run.updates(), Usage()
+def phase(run, greedy=None) -> Phase:
+    """Let the run train."""
+    first, usage, learner = run.updates(), Usage(), run.child("learner")
+    before_s = computed_s(learner)
 
     def done() -> bool:
         if greedy is not None:
@@ -100,5 +115,15 @@ def phase(run, memory, kind, greedy=None) -> float:
         return run.updates() >= first + UPDATES
 
     wait_until(done, f"{UPDATES} updates", deadline_s=1800.0)
-    memory[kind] = max(memory[kind], usage.largest("learner").memory_mb)
-    return statistics.median(r["update_s"] for r in run.records("metrics") if r["update"] > first)
+    updates_s = [r["update_s"] for r in run.records("metrics") if r["update"] > first]
+    return Phase(
+        statistics.median(updates_s),
+        (computed_s(learner) - before_s) / len(updates_s),
+        usage.largest("learner").memory_mb,
+    )
+
+
+def computed_s(pid) -> float:
+    """Return the seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")

@@ -60,62 +60,57 @@ def test_a_learner_halted_for_a_while(start_run):
     assert run.exit_codes == [0]
 
 
-@pytest.mark.faults
-def test_a_supervisor_killed_again_and_again(start_run, on_policy_run):
-    run = start_run(**ON_POLICY)
-    for update in (3, 5, 9):
-        run.wait_for_update(update)
-        family = [pid for pid, _ in children(run.launched.pid)]
-        run.signal(signal.SIGKILL)
-        assert run.end() == -signal.SIGKILL
-        wait_until(lambda f=family: not living(f), "every child is gone", deadline_s=BOUND_S)
-        run.start()
-    run.end_well()
-    assert run.curve() == on_policy_run.curve()
+def kill_learner(run):
+    kill(run.child("learner"))
+    assert run.end() == 128 + signal.SIGKILL
 
 
-@pytest.mark.faults
-def test_ctrl_c_once_and_then_twice(start_run, on_policy_run):
-    run = start_run(**ON_POLICY)
-    run.wait_for_update(3)
+def kill_supervisor(run):
+    family = [pid for pid, _ in children(run.launched.pid)]
+    run.signal(signal.SIGKILL)
+    assert run.end() == -signal.SIGKILL
+    wait_until(lambda: not living(family), "every child is gone", deadline_s=BOUND_S)
+
+
+def ctrl_c(run):
     run.signal(signal.SIGINT)
     assert run.end(deadline_s=BOUND_S) == 0
-    run.start()
-    run.wait_for_update(6)
+
+
+def ctrl_c_twice(run):
     run.signal(signal.SIGINT)
     wait_until(lambda: "finishing the step" in run.stderr, "the first is handled")
     run.signal(signal.SIGINT)
     assert run.end(deadline_s=BOUND_S) in (0, 128 + signal.SIGKILL)
-    run.start()
-    run.end_well()
-    assert run.curve() == on_policy_run.curve()
+
+
+#: Updates after which the run is interrupted, and how.
+INTERRUPTIONS = {
+    5: kill_supervisor,
+    13: kill_learner,
+    17: ctrl_c,
+    24: kill_supervisor,
+    32: ctrl_c_twice,
+    41: kill_learner,
+    46: kill_supervisor,
+}
 
 
 @pytest.mark.faults
-def test_fifty_updates_with_five_interruptions_equal_fifty_without(faulty_run, capsys):
-    settings = {"max_updates": 50, "workers": 1, "max_staleness": 0, "eval_every_updates": 0, "save_steps": 5}
-    whole, cut = faulty_run(**settings), faulty_run(**settings)
+def test_fifty_updates_with_seven_interruptions_equal_fifty_without(faulty_run, note_figures):
+    settings = {"max_updates": 50, "workers": 1, "max_staleness": 0, "save_steps": 5}
+    whole = faulty_run(**settings, eval_every_updates=0)
     whole.start()
     whole.end_well()
-    cut.start()
-    for update, number, of_learner in (
-        (7, signal.SIGKILL, True),
-        (16, signal.SIGKILL, False),
-        (25, signal.SIGINT, False),
-        (34, signal.SIGKILL, True),
-        (43, signal.SIGINT, False),
-    ):
-        cut.wait_for_update(update)
-        if of_learner:
-            kill(cut.child("learner"), number)
-        else:
-            cut.signal(number)
-        cut.end()
+    cut = faulty_run(**settings, eval_every_updates=25)
+    for update, interrupt in INTERRUPTIONS.items():
         cut.start()
+        cut.wait_for_update(update)
+        interrupt(cut)
+    cut.start()
     cut.end_well()
     assert cut.curve() == whole.curve()
     assert len(cut.curve()) == 50
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert cut.tensors(50, name) == whole.tensors(50, name)
-    with capsys.disabled():
-        print(f"\nresume: 50 updates, {len(cut.exit_codes) - 1} interruptions, all bits equal")
+    note_figures(f"resume: 50 updates, {len(INTERRUPTIONS)} interruptions, all bits equal")

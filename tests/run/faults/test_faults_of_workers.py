@@ -3,13 +3,11 @@
 import contextlib
 import random
 import signal
-from collections import deque
 
 import pytest
+from guests import CROWD_S, guests_of
 from runs import kill, wait_until
 
-#: Seconds in which many workers that start at the same time have joined, on a machine that has other work too.
-CROWD_S = 1800.0
 #: Where a worker is when it dies: in a step of sampling, between scoring and sending, between sending and the ack.
 MOMENTS = ("worker.sampling", "worker.scored", "worker.sent")
 
@@ -46,62 +44,44 @@ def test_an_evaluator_killed_with_a_score_that_nobody_has_seen(start_run):
     assert sorted(record["update"] for record in run.records("eval")) == [0, 4, 8, 12]
 
 
-class Guests:
-    """Workers that attach to a run."""
-
-    def __init__(self, run) -> None:
-        self._run = run
-
-    def attach(self, name) -> int:
-        """Start a worker; return its process id."""
-        return self._run.attach("--attach", str(self._run.folder), "--name", name).pid
-
-    def wait_until_joined(self, name) -> None:
-        wait_until(lambda: self._run.records("worker", worker=name, state="joined"), f"{name} joins", CROWD_S)
-
-
 @pytest.mark.faults
 def test_eight_attach_four_die_and_four_more_attach(start_run):
-    run = start_run(max_updates=100_000, save_steps=500, eval_every_updates=0)
-    guests, names = Guests(run), [f"guest-{number}" for number in range(12)]
-    pids = [guests.attach(name) for name in names[:8]]
-    for name in names[:8]:
-        guests.wait_until_joined(name)
-    for pid in pids[:4]:
-        kill(pid)
-    for name in names[8:]:
-        guests.attach(name)
-    for name in names[8:]:
-        guests.wait_until_joined(name)
-    wait_until(
-        lambda: {worker for *_, worker in run.ledger()} & set(names[8:]), "a newcomer delivers", CROWD_S
-    )
-    run.stop_well()
+    run, names = start_run(max_updates=100_000, save_steps=500, eval_every_updates=0), list("abcdefghijkl")
+    with guests_of(run) as guests:
+        guests.attach(*names[:8])
+        guests.wait_until_joined(*names[:8])
+        guests.kill(*names[:4])
+        guests.attach(*names[8:])
+        # They take turns, so none is left without leases.
+        wait_until(lambda: set(names[4:]) <= {worker for *_, worker in run.ledger()}, "all deliver", CROWD_S)
+        guests.let_no_more_in()
+        run.stop_well()
 
 
 @pytest.mark.faults
-def test_a_hundred_workers_killed_at_random_moments(start_run, capsys):
+def test_a_hundred_workers_killed_at_random_moments(start_run, note_figures):
     """They attach two at a time: an own worker would pause for up to 30 s before its next start."""
     run = start_run(max_updates=100_000, save_steps=500, eval_every_updates=0, max_staleness=1)
-    rng, guests = random.Random(0), Guests(run)
-    alive = deque((name, guests.attach(name)) for name in ("mortal-0", "mortal-1"))
-    for number in range(2, 102):
-        name, pid = alive.popleft()
-        guests.wait_until_joined(name)
-        # From the first look at its weights to a few delivered groups.
-        run.wait_for_update(run.updates() + rng.randrange(4))
-        kill(pid)
-        name = f"mortal-{number}"
-        alive.append((name, guests.attach(name)))
-    run.stop_well()
-    lost, trained = len(run.records("worker", state="lost")), [lease for lease, *_ in run.ledger()]
-    aside = [r for r in run.records("alarm") if r["name"] == "problem set aside"]
-    with capsys.disabled():
-        print(
-            f"\n{lost} workers killed: {len(trained)} groups trained, {len(trained) - len(set(trained))} of them twice, "
-            f"{max(trained) + 1 - len(set(trained)) - len(aside)} lost, {len(aside)} set aside with an alarm"
+    rng, killed = random.Random(0), [f"mortal-{number}" for number in range(100)]
+    with guests_of(run) as guests:
+        guests.attach(killed[0])
+        for name, following in zip(killed, [*killed[1:], "survivor"], strict=True):
+            guests.attach(following)
+            guests.wait_until_joined(name)
+            # From the first look at its weights to a few delivered groups.
+            run.wait_for_update(run.updates() + rng.randrange(4))
+            guests.kill(name)
+        wait_until(
+            lambda: {r["worker"] for r in run.records("worker", state="lost")} == set(killed), "missed"
         )
-    assert lost >= 100
+        guests.let_no_more_in()
+        run.stop_well()
+    trained = [lease for lease, *_ in run.ledger()]
+    aside = [r for r in run.records("alarm") if r["name"] == "problem set aside"]
+    note_figures(
+        f"{len(killed)} workers killed: {len(trained)} groups trained, {len(trained) - len(set(trained))} of them twice, "
+        f"{max(trained) + 1 - len(set(trained)) - len(aside)} lost, {len(aside)} set aside with an alarm"
+    )
 
 
 #: A reward that fails in another way with texts of another length; for most, it does not: always would end the run.

@@ -14,7 +14,7 @@ import time
 
 import pytest
 from runs import kill
-from usage import Usage, roles
+from usage import Slope, Usage, actors
 
 #: Seconds of faults. `make test-faults` runs a short one, so that this test keeps working.
 SOAK_S = float(os.environ.get("SOAK", "60"))
@@ -43,7 +43,7 @@ LEARNS = {
 
 
 @pytest.mark.faults
-def test_a_soak_with_random_kills_of_every_actor(start_run, capsys):
+def test_a_soak_with_random_kills_of_every_actor(start_run, note_figures):
     rng = random.Random(0)
     run, usage, kills = start_run(**LEARNS, max_updates=1_000_000), Usage(), dict.fromkeys(MEAN_S, 0)
     end_s = time.monotonic() + SOAK_S
@@ -53,8 +53,8 @@ def test_a_soak_with_random_kills_of_every_actor(start_run, capsys):
             usage.look(run)
             time.sleep(min(LOOK_S, max(0.0, next_s - time.monotonic())))  # the interval of a measurement
         (victim,) = rng.choices(list(MEAN_S), [1 / s for s in MEAN_S.values()])
-        alive = roles(run)
-        run.learners |= {pid for role, pid in alive.items() if role == "learner"}
+        alive = actors(run)
+        run.learners |= {pid for actor, pid in alive.items() if actor == "learner"}
         if victim in alive:
             kill(alive[victim])
             kills[victim] += 1
@@ -71,14 +71,13 @@ def test_a_soak_with_random_kills_of_every_actor(start_run, capsys):
     clean.end_well()
 
     distance = Distance(rewards(run), rewards(clean))
-    with capsys.disabled():
-        print(report(run, kills, usage, clean_usage, distance))
+    note_figures(report(run, kills, usage, clean_usage, distance))
     assert sum(kills.values()) > 0 if SOAK_S < LONG_S else all(kills.values()), kills
     assert abs(distance.in_errors) < 4, "it learns as the clean run does"
-    for role in clean_usage.roles:
-        most, clean_most = usage.largest(role), clean_usage.largest(role)
-        assert most.files <= clean_most.files + 20, f"{role} leaves files open"
-        assert most.threads <= clean_most.threads + 4, f"{role} leaves threads"
+    for actor in clean_usage.actors:
+        most, clean_most = usage.largest(actor), clean_usage.largest(actor)
+        assert most.files <= clean_most.files + 20, f"{actor} leaves files open"
+        assert most.threads <= clean_most.threads + 4, f"{actor} leaves threads"
 
 
 def rewards(run) -> list[float]:
@@ -103,18 +102,15 @@ def report(run, kills, usage, clean_usage, distance) -> str:
     learnt = f"reward: {distance.means[0]:.4f}, clean {distance.means[1]:.4f}"
     error = f"standard error of the difference {distance.error:.4f}"
     lines = [
-        "",
         f"{SOAK_S:.0f} s, {sum(kills.values())} kills ({by_kill}), {counts}",
         f"{learnt} ({error}); last 20 updates {distance.last[0]:.3f}, clean {distance.last[1]:.3f}",
-        f"{'':12}{'MB':>8}{'MB/h':>9}{'files':>7}{'files/h':>9}{'threads':>9}{'threads/h':>11}",
+        f"{'':12}{'MB':>8}{'files':>7}{'threads':>9}   MB of its longest life, after a minute",
     ]
     for title, of in (("with kills", usage), ("clean", clean_usage)):
         lines.append(title)
-        for role in of.roles:
-            most = of.largest(role)
-            growth = [of.growth_per_hour(role, field) for field in ("memory_mb", "files", "threads")]
+        for actor in of.actors:
+            most, slope = of.largest(actor), Slope.of(of.longest_life(actor), "memory_mb")
             lines.append(
-                f"  {role:10}{most.memory_mb:8.0f}{growth[0]:9.1f}{most.files:7}{growth[1]:9.1f}"
-                f"{most.threads:9}{growth[2]:11.1f}"
+                f"  {actor:10}{most.memory_mb:8.0f}{most.files:7}{most.threads:9}   {slope or 'too short'}"
             )
     return "\n".join(lines)

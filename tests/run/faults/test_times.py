@@ -41,7 +41,7 @@ def nothing_left(run: FaultyRun, pids: set[int]) -> bool:
 
 
 @pytest.mark.faults
-def test_how_long_a_hung_worker_a_killed_supervisor_and_ctrl_c_take(start_run, capsys):
+def test_how_long_a_hung_worker_a_killed_supervisor_and_ctrl_c_take(start_run, note_figures):
     run = start_run(
         environment={"GRPO_ACTORS_LOST_S": f"{HUNG_S:g}"},
         max_updates=100_000,
@@ -72,12 +72,11 @@ def test_how_long_a_hung_worker_a_killed_supervisor_and_ctrl_c_take(start_run, c
     assert run.end(BOUND_S) == 0
     stopped_s = time.monotonic() - asked_s
     run.check_promises()
-    with capsys.disabled():
-        print(
-            f"\nhung worker to its replacement {replaced_s:.1f} s, of which {HUNG_S:g} s are silence; "
-            f"supervisor's death to nothing left {vanished_s:.2f} s; Ctrl-C to exit {stopped_s:.1f} s; "
-            f"{len(listening)} listening sockets: {'; '.join(listening) or '-'}"
-        )
+    note_figures(
+        f"hung worker to its replacement {replaced_s:.1f} s, of which {HUNG_S:g} s are silence; "
+        f"supervisor's death to nothing left {vanished_s:.2f} s; Ctrl-C to exit {stopped_s:.1f} s; "
+        f"{len(listening)} listening sockets: {'; '.join(listening) or '-'}"
+    )
     assert all(line.startswith("u_str") for line in listening), "a default run listens on Unix sockets only"
 
 
