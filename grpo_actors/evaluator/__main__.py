@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
         from grpo_actors.evaluator.following import follow_run  # noqa: PLC0415
 
         return follow_run(Path(given["checkpoints"][0]), endpoint, stop, key_file=key, allowed=given["allow"])
+    from grpo_actors.evaluator.comparison.compare import Options, evaluate_checkpoints  # noqa: PLC0415
 
     return evaluate_checkpoints(Options(**given), stop)
 
