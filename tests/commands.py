@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -52,7 +53,7 @@ def launch_here(
     *arguments: object, cwd: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> "CompletedProcess[str]":
     """Run launch.py so. For what it refuses or only prints: its actors would be children of the tests."""
-    return run_here(_launch().main, *arguments, cwd=cwd, environment=environment)
+    return run_here(partial(_launch().main, prog="launch.py"), *arguments, cwd=cwd, environment=environment)
 
 
 def _launch():

@@ -54,5 +54,5 @@ def test_each_process_has_a_role_and_each_role_its_own_cure(name, role):
     assert role_of(name) == role
     line = refusal(RuntimeError("no memory\nat x.cpp:3"), role)
     assert line.startswith(f"out of memory (no memory); {CURES[role]}; ")
-    assert line.endswith("launch.py --dry-run shows what each process needs")
+    assert line.endswith(" train --dry-run shows what each process needs")
     assert len(set(CURES.values())) == 3

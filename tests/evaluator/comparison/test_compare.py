@@ -64,7 +64,8 @@ def test_a_run_is_shown_as_a_table_with_a_line_per_checkpoint(run, capsys):
     assert ten.split()[2:5] == ["0.0", "%", "0.0–19.4"], "Wilson's interval of 0 of 16: 3.8415/(16 + 3.8415)"
 
 
-def test_the_system_prompt_of_the_training_is_used_and_shown_unless_it_is_turned_off(run, capsys):
+def test_the_system_prompt_of_the_training_is_used_and_shown_unless_it_is_turned_off(run, capsys, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
     settings = json.loads((run / "config.json").read_text())
     settings["data"]["system_prompt"] = "Work it out."
     (run / "config.json").write_text(json.dumps(settings))
