@@ -41,7 +41,8 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._host_memory: Future[snapshot.HostMemory | None] | None = None
         self._under_way: list[Future[Written]] = []
-        self._pruning: Future[None] | None = None
+        #: Removals that were started and whose error, if any, has not been raised.
+        self._removals: list[Future[None]] = []
         #: Whether training goes on beside arrays that are read in place; None before the first checkpoint.
         self._has_room: bool | None = None
         #: MLX's memory limit next to no checkpoint.
@@ -82,19 +83,21 @@ class CheckpointWriter:
         """Start to remove old checkpoints, as `checkpoints.prune`: for gigabytes that takes seconds.
 
         Raises:
-            RunError: The removal before this one failed.
+            RunError: An earlier removal failed.
         """
-        if self._pruning is not None and self._pruning.done():
-            self._pruning.result()
-        self._pruning = self._thread.submit(prune, self._run_dir, keep, protected)
+        while self._removals and self._removals[0].done():
+            self._removals.pop(0).result()
+        self._removals.append(self._thread.submit(prune, self._run_dir, keep, protected))
 
     def close(self) -> BaseException | None:
-        """Finish the checkpoint under way and the last removal, and return the error of that, if any; may be called twice."""
+        """Finish the checkpoint under way and all removals, and return the first error of these; may be called twice."""
         self._thread.shutdown()
         if self._host_memory is not None and (host_memory := self._host_memory.result()) is not None:
             host_memory.close()
-        pruning, self._host_memory, self._pruning = self._pruning, None, None
-        return None if pruning is None else pruning.exception()
+        self._host_memory = None
+        errors = [removal.exception() for removal in self._removals]
+        self._removals.clear()
+        return next(filter(None, errors), None)
 
     def _write(self, frozen: FrozenCheckpoint) -> Written:
         started_s = time.monotonic()

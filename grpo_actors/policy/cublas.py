@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from grpo_actors.policy.cuda_driver import Stream
-from grpo_actors.policy.shared_library import CudaError, open_loaded
+from grpo_actors.policy.shared_library import CudaError, check, open_loaded
 
 #: Bytes of scratch memory, as cuBLAS's manual advises for this generation.
 WORKSPACE_BYTES = 32 << 20
@@ -114,18 +114,13 @@ class Product:
         self._call("MatmulDescSetAttribute", self._description, attribute, ctypes.byref(value), size)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        _check(name, getattr(self._cublas, f"cublasLt{name}")(*arguments))
+        check(getattr(self._cublas, f"cublasLt{name}")(*arguments), f"cublasLt{name}", "cuBLAS")
 
 
 @cache
 def product(shape: Shape) -> Product:
     """Return the way for a shape; cuBLAS is asked once."""
     return Product(shape)
-
-
-def _check(name: str, code: int) -> None:
-    if code:
-        raise CudaError(f"cublasLt{name}: cuBLAS's error {code}")
 
 
 @lru_cache(maxsize=1)
@@ -136,5 +131,5 @@ def _library() -> ctypes.CDLL:
 @lru_cache(maxsize=1)
 def _handle() -> ctypes.c_void_p:
     handle = ctypes.c_void_p()
-    _check("Create", _library().cublasLtCreate(ctypes.byref(handle)))
+    check(_library().cublasLtCreate(ctypes.byref(handle)), "cublasLtCreate", "cuBLAS")
     return handle

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_actors.policy.shared_library import CudaError
+from grpo_actors.policy.shared_library import check
 
 #: Flags: of a stream, that it does not wait for the default one; of a capture, that no other call is forbidden meanwhile;
 #: of an event, that it takes no time and that its waiter sleeps.
@@ -30,9 +30,9 @@ class Driver:
         """
         self._library = ctypes.CDLL("libcuda.so.1")
         self._context = ctypes.c_void_p()
-        self._check("cuInit", self._library.cuInit(0))
+        check(self._library.cuInit(0), "cuInit", "CUDA")
         retained = self._library.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), 0)
-        self._check("cuDevicePrimaryCtxRetain", retained)
+        check(retained, "cuDevicePrimaryCtxRetain", "CUDA")
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call one function of the driver with arguments that ctypes can pass.
@@ -40,19 +40,14 @@ class Driver:
         Raises:
             CudaError: the driver refuses.
         """
-        self._check("cuCtxSetCurrent", self._library.cuCtxSetCurrent(self._context))
-        self._check(name, getattr(self._library, name)(*arguments))
+        check(self._library.cuCtxSetCurrent(self._context), "cuCtxSetCurrent", "CUDA")
+        check(getattr(self._library, name)(*arguments), name, "CUDA")
 
     def made(self, name: str, *arguments: Any) -> ctypes.c_void_p:
         """Call a function that writes a handle to its first argument, and return the handle."""
         handle = ctypes.c_void_p()
         self.call(name, ctypes.byref(handle), *arguments)
         return handle
-
-    @staticmethod
-    def _check(name: str, code: int) -> None:
-        if code:
-            raise CudaError(f"{name}: CUDA's error {code}")
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 import ctypes
 from functools import lru_cache
 
-from grpo_actors.policy.shared_library import CudaError, open_loaded
+from grpo_actors.policy.shared_library import CudaError, check, open_loaded
 
 
 def compile_source(source: str, name: str, architecture: str) -> bytes:
@@ -21,7 +21,7 @@ def compile_source(source: str, name: str, architecture: str) -> bytes:
     created = nvrtc.nvrtcCreateProgram(
         ctypes.byref(program), source.encode(), f"{name}.cu".encode(), 0, None, None
     )
-    _check("nvrtcCreateProgram", created)
+    check(created, "nvrtcCreateProgram", "NVRTC")
     try:
         options = (ctypes.c_char_p * 1)(f"--gpu-architecture={architecture}".encode())
         if nvrtc.nvrtcCompileProgram(program, len(options), options):
@@ -34,15 +34,11 @@ def compile_source(source: str, name: str, architecture: str) -> bytes:
 def _result(what: str, program: ctypes.c_void_p) -> bytes:
     """Return one of a program's results; the compiler first tells its size, then copies it."""
     nvrtc, size = _library(), ctypes.c_size_t()
-    _check(f"nvrtcGet{what}Size", getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+    sized = getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+    check(sized, f"nvrtcGet{what}Size", "NVRTC")
     data = ctypes.create_string_buffer(size.value)
-    _check(f"nvrtcGet{what}", getattr(nvrtc, f"nvrtcGet{what}")(program, data))
+    check(getattr(nvrtc, f"nvrtcGet{what}")(program, data), f"nvrtcGet{what}", "NVRTC")
     return data.raw
-
-
-def _check(call: str, code: int) -> None:
-    if code:
-        raise CudaError(f"{call}: NVRTC's error {code}")
 
 
 @lru_cache(maxsize=1)

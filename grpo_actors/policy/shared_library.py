@@ -11,6 +11,12 @@ class CudaError(OSError):
     """A part of CUDA is not there, or refuses what it is asked for."""
 
 
+def check(code: int, call: str, library: str) -> None:
+    """Raise `CudaError` if a call of one of CUDA's libraries returned a code other than 0."""
+    if code:
+        raise CudaError(f"{call}: {library}'s error {code}")
+
+
 def open_loaded(name: str) -> ctypes.CDLL:
     """Open a library that this process has loaded, as ``libnvrtc.so``.
 
