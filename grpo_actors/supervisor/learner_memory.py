@@ -1,7 +1,7 @@
 """Bound the memory of the learner: what training adds to the weights, and the activations of one micro-batch.
 
 Every number is an upper bound that follows from shapes. The factors of the activations were fitted to measured peaks
-(docs/performance.md); they depend on MLX's gradients of the operations, not on a model.
+(docs/development/performance.md); they depend on MLX's gradients of the operations, not on a model.
 """
 
 import re

@@ -125,7 +125,7 @@ def is_right(row: dict[str, Any]) -> bool:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Format the rows as in docs/models.md."""
+    """Format the rows as in docs/reference/models.md."""
     lines = [
         "| architecture | kind | worker − learner | checkpoint | export | seconds | |",
         "|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The compatibility table of docs/tasks.md: files written for TRL are used unchanged, and give the right values."""
+"""The compatibility table of docs/howto/rewards.md: files written for TRL are used unchanged, and give the right values."""
 
 import importlib.util
 import json
