@@ -175,7 +175,7 @@ class RewardConfig(Section):
     )
     allow_code_execution: bool = Field(
         default=False,
-        description="let code_tests run programs that the model wrote: read docs/howto/rewards.md first",
+        description="let code_tests run programs that the model wrote: read docs/howto/code-tests.md first",
     )
     code_timeout_s: float = Field(
         4.0, gt=0, le=60, description="code_tests: seconds of wall time and of CPU time for one program"

@@ -242,7 +242,7 @@ def _check_rewards(config: "Config") -> Iterator[Contradiction]:
         yield Contradiction(
             ("reward.functions", "reward.allow_code_execution"),
             "must not have code_tests, which runs code that the model wrote, unless reward.allow_code_execution = true "
-            "(docs/howto/rewards.md says what that does not protect from)",
+            "(docs/howto/code-tests.md says what that does not protect from)",
             weights,
         )
     metric = config.evaluator.metric

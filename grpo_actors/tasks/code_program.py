@@ -10,7 +10,7 @@ as FD:
     <- {"token": text, "tests": [text, …]}
     -> {"token": text, "test": index}      for each test that passed, in their order
 
-A test without a verdict has failed. docs/howto/rewards.md says what this process cannot prevent.
+A test without a verdict has failed. docs/howto/code-tests.md says what this process cannot prevent.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 It runs programs that a model wrote. Each program gets its own process (`code_program`) with limits, an empty folder,
 an empty environment and no open file, and is killed when its time is over. That protects the run from accidents. It
-does not protect against a malicious program: docs/howto/rewards.md says what is missing.
+does not protect against a malicious program: docs/howto/code-tests.md says what is missing.
 """
 
 import json

@@ -221,7 +221,7 @@ def _runs_here(name: str, code: CodeLimits | None) -> Reward:
         return built_in(name, [CODE_TESTS, *LIBRARY_REWARDS])
     if code is None:
         raise RewardError(
-            f"reward.functions: {CODE_TESTS!r} runs code that the model wrote and is off; docs/howto/rewards.md says what "
+            f"reward.functions: {CODE_TESTS!r} runs code that the model wrote and is off; docs/howto/code-tests.md says what "
             "it does not protect from; then set reward.allow_code_execution = true"
         )
     return CodeTests(code)

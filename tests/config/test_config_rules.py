@@ -56,7 +56,7 @@ from grpo_actors.errors import ConfigError
             ["functions={code_tests=1}"],
             (
                 "reward.functions must not have code_tests, which runs code that the model wrote, unless "
-                "reward.allow_code_execution = true (docs/howto/rewards.md says what that does not protect from), "
+                "reward.allow_code_execution = true (docs/howto/code-tests.md says what that does not protect from), "
                 'got { "code_tests" = 1.0 }'
             ),
         ),
