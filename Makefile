@@ -1,4 +1,4 @@
-# Everything a newcomer or CI types. `make quickstart` and `make test` need nothing but Python 3.11.
+# Everything a newcomer or CI types. `make quickstart`, `make test` and `make docs` need nothing but Python 3.11.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,10 +14,15 @@ BACKEND := cpu,
 endif
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: quickstart test test-lowest test-slow test-models test-faults soak mutants test-gpu lint bench clean
+.PHONY: quickstart docs test test-lowest test-slow test-models test-faults soak mutants test-gpu lint bench clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/grpo train quickstart --again
+
+# The site, in build/docs: works offline, and from the file system. A warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html -d build/doctrees docs build/docs
+	@echo "the site: build/docs/index.html"
 
 # Two files at a time: the tests compute with one thread each, and a file's tests share its runs and models. In the order
 # of their names: xdist would leave files with few tests to the end, and those are whole runs that take a minute each.
@@ -75,6 +80,8 @@ clean:
 # A stamp for each set of extras; made anew when pyproject.toml changes.
 $(VENV)/.run: pyproject.toml
 	$(call install,$(BACKEND)gguf)
+$(VENV)/.docs: pyproject.toml
+	$(call install,$(BACKEND)docs)
 $(VENV)/.test: pyproject.toml
 	$(call install,$(BACKEND)gguf$(comma)test$(comma)lint)
 $(LOWEST)/.test: pyproject.toml

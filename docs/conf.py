@@ -20,6 +20,8 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 nitpicky = False
 
+smartquotes = False  # a text setting is "in straight quotes"
+
 html_theme = "furo"
 html_title = "grpo_actors"
 html_static_path = ["static"]

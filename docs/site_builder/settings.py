@@ -1,5 +1,6 @@
 """The reference of all settings, from the models that check them."""
 
+from grpo_actors.config.resume import MATTERS_FOR_RESUME
 from grpo_actors.config.schema import SECTIONS
 from grpo_actors.config.wording import rule_of, toml_value
 from pydantic.fields import FieldInfo
@@ -19,7 +20,8 @@ def _entry(section: str, leaf: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     shown = "not set" if default is None else toml_value(default)
     meaning = field.description or ""
+    fixed = " Fixed once a run has begun." if f"{section}.{leaf}" in MATTERS_FOR_RESUME else ""
     return (
         f"```{{setting}} {section}.{leaf} = {shown}\n{meaning[0].upper()}{meaning[1:]}.\n\n"
-        f"Must be {rule_of(field)}.\n```\n"
+        f"Must be {rule_of(field)}.{fixed}\n```\n"
     )
