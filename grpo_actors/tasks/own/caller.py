@@ -7,6 +7,7 @@ serves them on a Unix socket (`serving`), and the run's processes find it by an 
 import os
 import socket
 import time
+from collections.abc import Sequence
 
 from grpo_actors.errors import RewardError
 from grpo_actors.tasks.own.frames import send
@@ -24,15 +25,21 @@ def is_of_caller(spec: str) -> bool:
     return spec.startswith(f"{CALLER}:")
 
 
+def bare_name(spec: str) -> str:
+    """Return the name of such a function in its program."""
+    return spec.removeprefix(f"{CALLER}:")
+
+
 class Caller:
     """The place of these functions. Nobody can end a function there: its program goes on with it."""
 
     takes_turns = True
     after_timeout = "it goes on in the program that started the run, where no other call gets its turn before"
 
-    def __init__(self, specs: list[str]) -> None:
+    def __init__(self, specs: Sequence[str], setting: str) -> None:
+        """`setting`: The one that names the functions, for errors."""
         self._specs = specs
-        self._channel: socket.socket | None = None
+        self._setting = setting
 
     def open(self) -> socket.socket:
         """Connect; return the channel.
@@ -40,13 +47,13 @@ class Caller:
         Raises:
             RewardError: There is nobody to connect to.
         """
-        names = ", ".join(self._specs)
+        named = f"{self._setting}: {', '.join(self._specs)}"
         token, _, path = os.environ.get(ADDRESS, "").partition("@")
         if not path:
+            function = bare_name(self._specs[0])
             raise RewardError(
-                f"{names}: lives in the notebook or script that has started the run with train(); only the processes of a "
-                "run that is started there can call it: give its functions to train() or evaluate() there again, or "
-                "name functions of a file in reward.functions, as file.py:function"
+                f"{named} lives in the notebook or script that started the run with train(); to go on, pass {function} to "
+                f"train() or evaluate() there again, or write it to a file and set {self._setting} to file.py:{function}"
             )
         channel = socket.socket(socket.AF_UNIX)
         try:
@@ -55,8 +62,9 @@ class Caller:
             send(channel, {"token": token}, time.monotonic() + CONNECT_TIMEOUT_S)
         except OSError as error:
             channel.close()
+            reason = error.strerror or error
             raise RewardError(
-                f"{names}: the program that started the run, in which it lives, cannot be reached ({error.strerror or error})"
+                f"{named}: the program that started the run cannot be reached ({reason}); it has ended, or has closed the run"
             ) from None
         return channel
 

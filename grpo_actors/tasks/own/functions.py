@@ -66,7 +66,8 @@ class OwnFunctions:
         self._signatures: list[Signature] = []
         for spec in specs:
             _check_form(spec, KINDS[kind].setting)
-        self._place: Place = Caller(self._specs) if is_of_caller(self._specs[0]) else ChildProcess()
+        lives_in_caller = is_of_caller(self._specs[0])
+        self._place: Place = Caller(specs, KINDS[kind].setting) if lives_in_caller else ChildProcess()
         try:
             self._start()
             self._finish_loading()

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from grpo_actors.errors import RewardError, nearest
 from grpo_actors.tasks.own.answering import EventLoop, Functions, Reply, Request
-from grpo_actors.tasks.own.caller import CALLER
+from grpo_actors.tasks.own.caller import CALLER, bare_name
 from grpo_actors.tasks.own.frames import receive, send
 from grpo_actors.tasks.own.kinds import Kind
 from grpo_actors.tasks.own.loading import checked
@@ -156,7 +156,7 @@ class Serving:
         )
 
     def _find(self, spec: str, kind: Kind) -> Callable[..., Any]:
-        name = spec.removeprefix(f"{CALLER}:")
+        name = bare_name(spec)
         if name not in self._functions:
             known = nearest(name, self._functions, show=repr)
             raise RewardError(f"the program that started the run was given no function {name!r}{known}")
