@@ -7,6 +7,7 @@ name, so that nobody has to read them in time, and follows this process through 
 import atexit
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -74,8 +76,11 @@ class Run:
         #: Bytes of events that `wait` has shown.
         self._shown = 0
         # Files without names: nothing is left of them, however this process ends.
-        self._events = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        files = contextlib.ExitStack()
+        self._events = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - as long as this object
+        self._errors = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        # Not at the exit, where the run is to be stopped before.
+        weakref.finalize(self, files.close).atexit = False
         self._serving = Serving(self.functions) if self.functions else None
         served = {} if self._serving is None else {ADDRESS: self._serving.address}
         self._process = subprocess.Popen(
@@ -88,11 +93,11 @@ class Run:
             start_new_session=True,
         )
         _live.add(self)
-        threading.Thread(target=self._watch, name="grpo-actors-run", daemon=True).start()
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended; its error says why
             self._process.stdin.write(config.model_dump_json().encode() + b"\n")
             self._process.stdin.flush()
+        threading.Thread(target=self._watch, name="grpo-actors-run", daemon=True).start()
 
     @property
     def is_live(self) -> bool:
@@ -118,7 +123,7 @@ class Run:
         values are spread, as ``rewards/correctness``. The updates before a resume are included.
         """
         file = self.folder / METRICS_FILE
-        records = read_records(file) if file.is_file() else self._parsed(self._lines(follow=False))
+        records = read_records(file) if file.is_file() else self._parsed(self._lines(deadline_s=0.0))
         rows = [_flat(record) for record in records if record["topic"] == "metrics"]
         try:
             import pandas as pd  # noqa: PLC0415 - optional, and takes half a second
@@ -139,17 +144,11 @@ class Run:
             RunError: The run has failed. The text has its folder and its own error.
             TimeoutError: It has not ended within `timeout_s`; it goes on.
         """
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         if show:
-            ended = threading.Event()
-            timer = threading.Timer(timeout_s, ended.set) if timeout_s is not None else None
-            if timer is not None:
-                timer.daemon = True
-                timer.start()
-            self._show(gives_up=ended.is_set)
-            if timer is not None:
-                timer.cancel()
-                timeout_s = 0.0
-        if not self._ended.wait(timeout_s):
+            self._show(deadline_s)
+        left_s = None if timeout_s is None else max(0.0, deadline_s - time.monotonic())
+        if not self._ended.wait(left_s):
             raise TimeoutError(f"{self.folder}: the run goes on after {timeout_s:g} s")
         self._raise_if_failed()
         return self
@@ -196,18 +195,21 @@ class Run:
         self._process.wait()
         if self._serving is not None:
             self._serving.close()
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         _live.discard(self)
         self._ended.set()
 
-    def _lines(self, offset: int = 0, *, follow: bool = True) -> Iterator[tuple[int, bytes]]:
-        """Yield the complete lines of the events from `offset` on, each with the offset of its end."""
+    def _lines(self, offset: int = 0, deadline_s: float = math.inf) -> Iterator[tuple[int, bytes]]:
+        """Yield the complete lines of the events from `offset` on, each with the offset of its end.
+
+        Ends with the run, or after the monotonic time `deadline_s` once all lines that are there are read.
+        """
         rest = b""
         while True:
-            # Before the read: what is written until a process ends is then read.
-            is_over = not follow or self._ended.is_set()
+            # Asked before the read: what was written until then is read.
+            is_over = self._ended.is_set() or time.monotonic() >= deadline_s
             data = os.pread(self._events.fileno(), 2**16, offset + len(rest))
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
@@ -223,8 +225,8 @@ class Run:
         for _, line in lines:
             yield json.loads(line)
 
-    def _show(self, gives_up: Callable[[], bool]) -> None:
-        """Print the run's progress until it ends."""
+    def _show(self, deadline_s: float) -> None:
+        """Print the run's progress until it ends, or the monotonic time `deadline_s`."""
         settings, now_s = self.config, self._opened_s
 
         def clock() -> float:
@@ -235,7 +237,7 @@ class Run:
             every_updates=settings.metrics.logging_steps,
             clock=clock,
         ) as status:
-            for offset, line in self._lines(self._shown):
+            for offset, line in self._lines(self._shown, deadline_s):
                 event = json.loads(line)
                 self._shown, now_s = offset, event["time"]
                 match event["topic"]:
@@ -249,8 +251,6 @@ class Run:
                         pass  # a note has said so
                     case _:
                         status.show(event)
-                if gives_up():
-                    return
 
     def _raise_if_failed(self) -> None:
         code = self._process.returncode
@@ -264,7 +264,7 @@ class Run:
         size = os.fstat(self._errors.fileno()).st_size
         printed = os.pread(self._errors.fileno(), 2**16, max(0, size - 2**16)).decode(errors="replace")
         said = [
-            event["text"] for event in self._parsed(self._lines(follow=False)) if event["topic"] == "note"
+            event["text"] for event in self._parsed(self._lines(deadline_s=0.0)) if event["topic"] == "note"
         ]
         lines = [line for line in [*said, *printed.splitlines()] if line.strip()]
         # An actor's line begins with its name, the learner's does not.

@@ -63,7 +63,11 @@ def train(
         config, settings, served, model=model, data=data, rewards=rewards, eval_data=eval_data
     )
     run = Run(resolved, served.functions)
-    run.begin()
+    try:
+        run.begin()
+    except BaseException:  # interrupted, too: nobody else could stop it
+        run.stop()
+        raise
     return run
 
 
@@ -100,7 +104,7 @@ def _resolve(
     loaded = load_config(None if config is None else Path(config), arguments=values)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
-    folder = Path(loaded.config.run.output_dir)
+    folder = Path(loaded.config.run.output_dir).absolute()  # a program may change its working folder
     places = {_ALIASES[name]: str(write_rows(data, folder, name)) for name, data in rows.items()}
     return loaded.config.model_copy(update={"data": loaded.config.data.model_copy(update=places)})
 
