@@ -1,6 +1,6 @@
 """What a call of the API refuses, in one line, before anything starts."""
 
-import datetime
+import datetime as dt
 import functools
 
 import datasets
@@ -65,7 +65,7 @@ def test_settings_are_refused_as_on_the_command_line(arguments, line, tmp_path):
 
 def test_a_function_that_is_no_reward_is_refused():
     with pytest.raises(
-        RewardError, match="^rewards: score must take the argument completions or completion_ids"
+        RewardError, match=r"^rewards: score must take the argument completions or completion_ids"
     ):
         train(rewards=[brevity, score], task="arithmetic")
 
@@ -80,7 +80,7 @@ def test_functions_are_named_by_what_they_are_and_never_twice():
             judge: 1.0,
             judge.method: 1.0,
             functools.partial(brevity, sign=1): 1.0,
-            (lambda completions: [1.0]): 1.0,
+            (lambda completions: [1.0] * len(completions)): 1.0,
         }
     )
     names = [
@@ -95,7 +95,7 @@ def test_functions_are_named_by_what_they_are_and_never_twice():
 def test_rows_are_written_with_the_values_that_json_has(tmp_path):
     rows = datasets.Dataset.from_list(
         [
-            {"question": "1 + 1?", "answer": 2, "when": datetime.date(2026, 1, 1)},
+            {"question": "1 + 1?", "answer": 2, "when": dt.date(2026, 1, 1)},
             {"question": "ä?", "answer": 3},
         ]
     )
