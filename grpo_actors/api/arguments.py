@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from grpo_actors.atomic import PRIVATE_FILE, PRIVATE_FOLDER, whole_file
 from grpo_actors.errors import ConfigError, RewardError, os_errors_in_one_line
@@ -75,34 +75,42 @@ def _name_of(function: Callable[..., Any]) -> str:
     return name if name.isidentifier() else name.strip("<>")  # <lambda>
 
 
-def is_place(data: Data) -> bool:
+def is_place(data: Data) -> TypeGuard[str | os.PathLike[str]]:
     """Return whether the data is a path or a hub id, not rows."""
     return isinstance(data, str | os.PathLike)
 
 
-def write_rows(data: Iterable[Mapping[str, Any]], folder: Path, argument: str) -> Path:
-    """Write rows to a file of JSON Lines in `folder`, which is made; return its path.
-
-    The name follows from the content: other rows never replace those that a run has trained on.
+def as_rows(data: Data, argument: str) -> Iterable[Mapping[str, Any]]:
+    """Return data that is no place, unchanged.
 
     Raises:
-        ConfigError: The data is no list of rows.
-        DataError: A row has no columns, or a value that JSON does not have.
-        RunError: The file cannot be written.
+        ConfigError: It is no list of rows.
     """
-    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+    if isinstance(data, str | os.PathLike | Mapping) or not isinstance(data, Iterable):
         splits = f", such as {argument}[{next(iter(data))!r}]" if isinstance(data, Mapping) and data else ""
         raise ConfigError(
             f"{argument}: must be a path, a hub id, a list of dicts or one datasets.Dataset{splits}, "
             f"got {type(data).__name__}"
         )
+    return data
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], folder: Path, argument: str) -> Path:
+    """Write rows to a file of JSON Lines in `folder`, which is made; return its path.
+
+    The name follows from the content: other rows never replace those that a run has trained on.
+
+    Raises:
+        DataError: A row has no columns, or a value that JSON does not have.
+        RunError: The file cannot be written.
+    """
     digest = hashlib.blake2b(digest_size=6)
     with os_errors_in_one_line():
         folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         with whole_file(folder / f"{argument}.jsonl") as draft:
             draft.touch(PRIVATE_FILE)
             with draft.open("wb") as file:
-                for _, row in plain_rows(data, argument):
+                for _, row in plain_rows(rows, argument):
                     line = json.dumps(row).encode() + b"\n"
                     digest.update(line)
                     file.write(line)

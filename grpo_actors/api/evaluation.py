@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from grpo_actors import consent
-from grpo_actors.api.arguments import Data, Rewards, Served, is_place, write_rows
+from grpo_actors.api.arguments import Data, Rewards, Served, as_rows, is_place, write_rows
 from grpo_actors.api.models import Model, ModelName, name_of
 from grpo_actors.api.run import Run
 from grpo_actors.config.load import ARGUMENT
@@ -76,7 +76,9 @@ def evaluate(
     with ExitStack() as stack:
         if data is not None:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="grpo-actors-data-")))
-            place = os.fspath(data) if is_place(data) else str(write_rows(data, folder, "data"))  # type: ignore[arg-type]
+            place = (
+                os.fspath(data) if is_place(data) else str(write_rows(as_rows(data, "data"), folder, "data"))
+            )
             values["eval_sources"] = [{"name": "data", "task": "dataset", "path": place}]
         if served.functions:
             serving = stack.enter_context(Serving(served.functions))

@@ -289,7 +289,7 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
 @atexit.register
 def _stop_all() -> None:
     """Stop the runs of this process, which ends: first as after one Ctrl-C, after another Ctrl-C at once."""
-    for run in [run for run in _live if run._owner == os.getpid()]:  # noqa: SLF001 - of this module
+    for run in [run for run in tuple(_live) if run._owner == os.getpid()]:  # noqa: SLF001 - of this module
         print(
             f"{run.folder}: the program ends, so the run finishes its step, writes a checkpoint and stops",
             file=sys.stderr,

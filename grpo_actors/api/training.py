@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from grpo_actors.api.arguments import Data, Rewards, Served, is_place, write_rows
+from grpo_actors.api.arguments import Data, Rewards, Served, as_rows, is_place, write_rows
 from grpo_actors.api.run import Run
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError, RunError
@@ -65,7 +65,7 @@ def train(
     run = Run(resolved, served.functions)
     try:
         run.begin()
-    except BaseException:  # interrupted, too: nobody else could stop it
+    except KeyboardInterrupt:  # nobody else could stop it
         run.stop()
         raise
     return run
@@ -85,7 +85,9 @@ def _resolve(
                 f"argument: {name} and {_ALIASES[name]} are one setting, given twice; keep one of them"
             )
     rows = {
-        name: given[name] for name in ("data", "eval_data") if name in given and not is_place(given[name])
+        name: as_rows(given[name], name)
+        for name in ("data", "eval_data")
+        if name in given and not is_place(given[name])
     }
     values = {
         name: os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["models", "evaluation", "training", "run"])
+@pytest.mark.parametrize("name", ["models", "evaluation", "training"])
 def test_examples_of_docstrings(name):
     module = importlib.import_module(f"grpo_actors.api.{name}")
     api = importlib.import_module("grpo_actors.api")

@@ -11,7 +11,6 @@ import inspect
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from grpo_actors.errors import RewardError
@@ -32,19 +31,23 @@ Reply = dict[str, Any]
 class EventLoop:
     """The one event loop of all async functions: a client that a function keeps, such as an HTTP session, belongs to its loop."""
 
-    @cached_property
-    def _runner(self) -> "asyncio.Runner":
-        import asyncio  # noqa: PLC0415 - most functions are not async
-
-        return asyncio.Runner()
+    _runner: "asyncio.Runner | None" = None
 
     def run(self, result: Awaitable[Any]) -> Any:
         """Wait for the result of an async function."""
+        import asyncio  # noqa: PLC0415 - most functions are not async
 
         async def awaited() -> Any:
             return await result
 
+        if self._runner is None:
+            self._runner = asyncio.Runner()
         return self._runner.run(awaited())
+
+    def close(self) -> None:
+        """Close it, in the thread in which its functions ran."""
+        if self._runner is not None:
+            self._runner.close()
 
 
 class Functions:

@@ -143,6 +143,7 @@ class Serving:
                     future.set_result({"failure": f"raised SystemExit: {error}"})
                 finally:
                     self._running = None
+        self._loop.close()
 
     def _stuck(self) -> str:
         """Return a line if the present call takes longer than it may; else an empty text."""
