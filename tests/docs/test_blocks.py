@@ -24,7 +24,7 @@ from grpo_actors.observe.records import encode, make_record
 
 BLOCKS = [block for page in PAGES for block in page.blocks]
 #: Languages that hold no program: printed texts, drawings that GitHub makes, and Sphinx's own directives.
-OTHERS = {"text", "mermaid", "{toctree}", "{include}"}
+OTHERS = {"text", "mermaid", "{toctree}", "{include}", "{eval-rst}"}
 #: Program of a command line -> why its arguments are not checked here.
 PROGRAMS = {
     "pip": "installs; the names of our extras are checked below",
@@ -43,6 +43,9 @@ MODULES = {
 }
 #: First line of a Python block -> why it is compiled but not run.
 NOT_RUN = {
+    "from grpo_actors.api import evaluate, generate, train": "is a whole run: tests/run/test_api_run.py executes it",
+    'run = train(model="Qwen/Qwen2.5-0.5B-Instruct", data=rows, rewards=[brevity], max_updates=100)': "needs the hub",
+    'model = load(run)  # or "outputs/mine", a checkpoint, a model folder, a hub id': "needs a run",
     "from peft import AutoPeftModelForCausalLM": "needs peft and a trained adapter",
     "import json, zmq": "follows a live run without end",
     "from trl.rewards import get_soft_overlong_punishment": "needs TRL",
