@@ -11,14 +11,21 @@ project = "grpo_actors"
 copyright = "the authors of grpo_actors"  # noqa: A001 - Sphinx reads this name
 release = version = grpo_actors.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "site_builder.sphinx"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "site_builder.sphinx",
+]
 exclude_patterns = ["site_builder", "concepts/curves"]
 # The anchors of headings are GitHub's, so that a link works there and here.
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_block"]
+# `name` in a docstring is code.
+default_role = "code"
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
-nitpicky = False
 
 smartquotes = False  # a text setting is "in straight quotes"
 

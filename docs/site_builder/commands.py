@@ -1,12 +1,9 @@
 """The reference of all commands, from the parsers that read their arguments."""
 
 import argparse
-import textwrap
 
 from grpo_actors.__main__ import COMMANDS
 from grpo_actors.invocation import SCRIPT
-
-_GROUPS_OF_ALL = {"options", "positional arguments"}
 
 
 def markdown() -> str:
@@ -21,8 +18,8 @@ def markdown() -> str:
 
 
 def _command(parser: argparse.ArgumentParser) -> str:
-    usage = parser.format_usage().removeprefix("usage: ").rstrip()
-    parts = [f"```text\n{textwrap.dedent(usage)}\n```\n", f"```{{program}} {parser.prog}\n```\n"]
+    usage = parser.format_usage().replace("\n" + " " * len("usage: "), "\n").removeprefix("usage: ").rstrip()
+    parts = [f"```text\n{usage}\n```\n", f"```{{program}} {parser.prog}\n```\n"]
     for action in parser._actions:  # noqa: SLF001 - argparse has no public list of a parser's arguments
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             parts += [f"### {each.prog}\n\n{_command(each)}" for each in action.choices.values()]
@@ -32,7 +29,7 @@ def _command(parser: argparse.ArgumentParser) -> str:
 
 
 def _argument(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    formatter = parser.formatter_class(parser.prog)
+    formatter = parser._get_formatter()  # noqa: SLF001
     values = formatter._format_args(action, action.dest.upper()) if action.nargs != 0 else ""  # noqa: SLF001
     # A choice is written {a,b}, but a comma divides the names of an option.
     values = values.replace(",", "|")

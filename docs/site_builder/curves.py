@@ -1,7 +1,7 @@
 """Draw the curves of real runs, for *Reading the curves*.
 
-    python docs/site_builder/curves.py NAME RUN_DIR    keeps the numbers of a run that are drawn
-    python docs/site_builder/curves.py                 draws all pictures from the numbers that are kept
+python docs/site_builder/curves.py NAME RUN_DIR    keeps the numbers of a run that are drawn
+python docs/site_builder/curves.py                 draws all pictures from the numbers that are kept
 """
 
 import csv

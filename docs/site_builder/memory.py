@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from mlx.utils import tree_flatten
+
 from grpo_actors.bench.random_model import build, config_json
-from grpo_actors.config import load_config
+from grpo_actors.config import Config, load_config
 from grpo_actors.supervisor.fit import scale
 from grpo_actors.supervisor.machine import BackEnd, Machine
 from grpo_actors.supervisor.memory_plan import Plan, plan_of
-from mlx.utils import tree_flatten
 
 MODELS = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b")
 METHODS: Mapping[str, Sequence[str]] = {
@@ -53,31 +54,38 @@ def _table(kind: str, machines: Mapping[str, Machine]) -> str:
     for model in MODELS:
         for index, method in enumerate(METHODS):
             cells = [cell(model, method, machine) for machine in machines.values()]
-            rows.append(f"| {model.rpartition('-')[2].upper() if index == 0 else ''} | {method} | {' | '.join(cells)} |")
+            rows.append(
+                f"| {model.rpartition('-')[2].upper() if index == 0 else ''} | {method} | {' | '.join(cells)} |"
+            )
     return "\n".join(rows) + "\n"
 
 
 def cell(model: str, method: str, machine: Machine) -> str:
     """Return the most memory that the run may take, and what follows from it for this machine."""
     memory = machine.device_bytes or 0
+    # Only on CUDA a run's plan depends on the size of the memory: copies of weights are made where there is room.
+    of_plan = memory if machine.back_end == "cuda" else 0
     for arrangement, workers, remark in ((SEPARATE, 1, ""), (ALONE, 0, ", one process")):
-        found = plan(model, method, arrangement, machine.back_end, memory)
+        found = plan(model, method, arrangement, machine.back_end, of_plan)
         if scale(found, workers, machine) == 1:
             return f"{found.total(workers) / 1e9:.0f} GB{remark}"
     return f"{found.total(0) / 1e9:.0f} GB, tight" if found.certain(0) <= memory else "no"
 
 
 @cache
-def plan(
-    model: str, method: str, arrangement: Sequence[str], back_end: BackEnd, device_bytes: int
-) -> Plan:
+def plan(model: str, method: str, arrangement: Sequence[str], back_end: BackEnd, device_bytes: int) -> Plan:
     """Plan a run from the model's shapes, without its weights."""
-    config = load_config(None, [*JOB, *METHODS[method], *arrangement]).config
+    config = _config(method, arrangement)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config_json(model, "bfloat16")))
         (folder / "model.safetensors").write_bytes(_header(model))
         return plan_of(folder, config, Machine(back_end, 10, device_bytes, device_bytes))
+
+
+@cache
+def _config(method: str, arrangement: Sequence[str]) -> Config:
+    return load_config(None, [*JOB, *METHODS[method], *arrangement]).config
 
 
 @cache

@@ -1,9 +1,10 @@
 """The reference of all settings, from the models that check them."""
 
+from pydantic.fields import FieldInfo
+
 from grpo_actors.config.resume import MATTERS_FOR_RESUME
 from grpo_actors.config.schema import SECTIONS
 from grpo_actors.config.wording import rule_of, toml_value
-from pydantic.fields import FieldInfo
 
 
 def markdown() -> str:

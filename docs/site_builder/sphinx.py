@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from grpo_actors.config.schema import OWNER
-from site_builder import completed
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+
+from grpo_actors.config.schema import OWNER
+from site_builder import completed
 
 #: A setting as the pages write it: ``key``, ``section.key``, or one of these with `` = value``.
 _SETTING = re.compile(r"(?:([a-z]+)\.)?([a-z0-9_]+)(?: ?=.*)?")

@@ -115,7 +115,7 @@ def test_programs_run(block, tmp_path, monkeypatch):
             names |= vars(importlib.import_module(module))
     _make_run(tmp_path / "outputs" / "quickstart")
     monkeypatch.chdir(tmp_path)
-    exec(compile(text, block.where, "exec"), names)
+    exec(compile(text, block.where, "exec"), names)  # noqa: S102 - our own examples
 
 
 def test_what_is_not_run_is_still_there():

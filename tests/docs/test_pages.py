@@ -48,7 +48,9 @@ def test_each_page_stands_in_one_table_of_contents():
         if block.language == "{toctree}"
         for name in block.text.split("\n\n", 1)[1].split()
     )
-    assert listed == Counter(str(page.path.relative_to(DOCS)) for page in SITE if page.name != "docs/index.md")
+    assert listed == Counter(
+        str(page.path.relative_to(DOCS)) for page in SITE if page.name != "docs/index.md"
+    )
 
 
 def test_pictures_are_drawn_for_light_and_dark_and_described():
