@@ -78,4 +78,7 @@ class Page:
 
 
 SITE = [Page(path) for path in sorted(DOCS.rglob("*.md"))]
-PAGES = [*(Page(ROOT / name) for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")), *SITE]
+PAGES = [
+    *(Page(ROOT / name) for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *SITE,
+]
