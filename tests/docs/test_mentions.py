@@ -22,7 +22,7 @@ def test_settings_that_are_set_exist(page):
 
 @each_page
 def test_programs_of_the_package_exist(page):
-    modules = set(re.findall(r"python -m (grpo_actors[\w.]*)", page.source))
+    modules = set(re.findall(r"python -m (grpo_actors(?:\.[a-z_]+)*)", page.source))
     assert [module for module in modules if importlib.util.find_spec(module) is None] == []
 
 
