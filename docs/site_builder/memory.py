@@ -24,9 +24,7 @@ METHODS: Mapping[str, Sequence[str]] = {
 #: more than 24 · 10⁹ bytes.
 MACHINES: Mapping[str, Mapping[str, Machine]] = {
     "Mac": {f"{size} GB": Machine("metal", 10, size * 2**30, size * 2**30) for size in (16, 32, 64, 128)},
-    "NVIDIA GPU": {
-        f"{size} GB": Machine("cuda", 16, 128 * 10**9, size * 10**9) for size in (24, 48, 80)
-    },
+    "NVIDIA GPU": {f"{size} GB": Machine("cuda", 16, 128 * 10**9, size * 10**9) for size in (24, 48, 80)},
 }
 #: The job: groups as large as those of `grpo train prod`, one of them at a time.
 JOB = (
