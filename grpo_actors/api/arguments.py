@@ -20,8 +20,8 @@ from grpo_actors.tasks.rows import plain_rows
 Data: TypeAlias = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 #: A reward by its name in the settings, or a function that is called as TRL calls it.
 Reward: TypeAlias = str | Callable[..., Any]
-#: One reward, several, or each with its weight.
-Rewards: TypeAlias = Reward | Sequence[Reward] | Mapping[Reward, float]
+#: One reward, several, or each with its weight: a mapping of `Reward` to numbers.
+Rewards: TypeAlias = Reward | Sequence[Reward] | Mapping[Any, float]
 
 
 @dataclass
