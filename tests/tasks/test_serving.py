@@ -197,6 +197,6 @@ def test_a_temporary_folder_whose_path_is_too_long_for_a_socket_is_refused(tmp_p
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    with pytest.raises(RewardError, match="no socket can be made at .*; set TMPDIR to a shorter path"):
+    with pytest.raises(RewardError, match=r"no socket can be made at .*; set TMPDIR to a shorter path"):
         Serving({})
     assert list(folder.iterdir()) == []
