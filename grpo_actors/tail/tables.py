@@ -99,7 +99,9 @@ def rollout(view: RunView, width: int) -> Table:
         _row(table, label, bar)
     for half in ("rollout", "learner"):
         rate, waits = number(m, f"{half}_tokens_per_s"), number(m, f"{half}_wait_share")
-        _row(table, half, f"{count(rate)} tok/s, waits {share(waits)}")
+        place = "" if view.start is None or half == "rollout" else view.start.get("device")
+        where = f", {printable(place)}" if place else ""
+        _row(table, half, f"{count(rate)} tok/s, waits {share(waits)}{where}")
     _row(table, "update", f"{fixed(number(m, 'update_s'))} s")
     _row(
         table, "batch", f"{count(number(m, 'groups'))} groups, {count(number(m, 'completions'))} completions"
@@ -178,6 +180,7 @@ def workers(view: RunView, width: int) -> Table:
         if width >= _WIDE_LINE:
             line.append(f"  {count(number(record, 'groups'))} groups", style="default")
             line.append(f"  {fixed(number(record, 'memory_gb'))} GB", style="default")
+            line.append(f"  {printable(record.get('device') or '')}", style="default")
         _row(table, printable(name)[:_LABEL_WIDTH], line)
     if not ordered:
         _row(table, "", Text("none yet", style="dim"))
