@@ -18,6 +18,7 @@ from grpo_actors.errors import ProtocolError
 from grpo_actors.transport.sockets import endpoint_of, zmq_context
 from grpo_actors.transport.weights import Version, WeightsClient, WeightsServer
 from grpo_actors.transport.weights import shared_memory as memory
+from grpo_actors.transport.weights.host_copy import _SharedFolder
 from grpo_actors.wire import fetching
 
 CHUNK, CHUNKS = 1000, 40
@@ -234,18 +235,17 @@ def test_a_version_that_is_gone_is_none(learner, client):
 
 @pytest.mark.parametrize("hindrance", ["open to others", "a file"])
 def test_a_folder_that_is_not_safe_is_not_used(hindrance, learner, client, folder):
-    from grpo_actors.transport.weights.host_copy import _SharedFolder
-
     entered = _SharedFolder.enter(RUN)
-    entered.leave()
-    if hindrance == "a file":
-        entered.path.touch()
-    else:
-        entered.path.mkdir()
+    if hindrance == "open to others":
         entered.path.chmod(0o755)
+    else:
+        entered.leave()
+        entered.path.touch()
     version = learner.publish(1)
     assert fetching.digest(client.fetch(version).data) == version.digest
     assert not (entered.path / "1").exists()
+    if hindrance == "open to others":
+        entered.leave()
 
 
 def test_the_next_worker_removes_what_killed_workers_left(learner, start, folder):

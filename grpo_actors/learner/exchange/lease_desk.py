@@ -169,24 +169,24 @@ class LeaseDesk:
         willing, unreached = list(workers), []
         run = self._table.batch_groups
         reserve = run if sum(peer.credits > 0 for peer in willing) > 1 else 0
-        while willing:
-            peer = min(willing, key=self._turn)
+        # Counted once: with hundreds of workers, a count for each comparison would take the thread's whole time.
+        held = self._table.holdings()
+        while willing and self._table.has_waiting():
+            peer = min(willing, key=lambda peer: (held[peer.session], peer.version < 0, peer.granted_s))
             capacity = max(min(run, peer.credits), peer.credits - reserve)
-            granted = self._table.grant(peer.session, capacity, now_s)
+            is_full = held[peer.session] >= capacity
+            granted = [] if is_full else self._table.grant(peer.session, capacity, now_s)
             if granted:
                 grants = wire.Grant(leases=[self._supply.lease_message(grant) for grant in granted])
                 if self._send(peer, grants):
                     peer.granted_s = now_s
+                    held[peer.session] += len(granted)
                     continue
                 # The grant was never sent, so it does not count as a loss of these leases.
                 self._table.withdraw(granted)
                 unreached.append(peer)
             willing.remove(peer)
         return unreached
-
-    def _turn(self, peer: Peer) -> tuple[int, bool, float]:
-        """Return a key by which workers are sorted: the smallest gets the next leases."""
-        return self._table.held_by(peer.session), peer.version < 0, peer.granted_s
 
     def _is_left_out(self, position: int) -> bool:
         reason = self._supply.exclusion_reason(position)
