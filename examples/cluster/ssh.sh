@@ -20,6 +20,7 @@ trap 'grpo keys revoke "$name"; rm -f "$key"; rmdir "$(dirname "$key")"' EXIT
 
 for host in $hosts; do
     # A Mac or a host without a GPU has one device too, number 0. The key is read from ssh's standard input.
+    # shellcheck disable=SC2029 # what is not escaped is this host's
     ssh "${host%:*}" "
         umask 077
         cat >.grpo-$name.key

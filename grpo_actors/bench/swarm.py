@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from grpo_actors.bench.bench_process import reply
@@ -21,6 +21,8 @@ from grpo_actors.wire.handshake import HELLO_S, hello
 
 #: Longest wait for a message, in seconds.
 WAIT_S = 0.02
+#: Seconds in which the learner reads what a process has sent before it ends.
+LEAVE_S = 5.0
 #: Leases that a simulated worker is willing to hold.
 CREDITS = 2
 
@@ -125,8 +127,20 @@ def main() -> int:
                 reply({"joined": workers})
             for order in _waiting(orders):
                 if not order:
+                    _leave(swarm)
                     return 0
                 reply(counts)
+
+
+def _leave(swarm: Sequence[SimulatedWorker]) -> None:
+    """Let all workers say Bye, and wait until the learner has read what they have sent.
+
+    libzmq (4.3.5) aborts the process of a bound socket if a peer closes while more of its messages wait than the queue
+    holds, and one of its heartbeats behind them.
+    """
+    for worker in swarm:
+        worker.control.send(wire.encode(wire.Bye(reason="the bench is over")))
+    time.sleep(LEAVE_S)
 
 
 def _read(orders: "queue.SimpleQueue[str]") -> None:
