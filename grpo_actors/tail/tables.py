@@ -28,7 +28,7 @@ REWARDS_SHOWN = 6
 _LABEL_WIDTH = 12
 #: Columns of the number in front of a curve.
 _NUMBER_WIDTH = 12
-#: From this width on, a worker's line also shows its number of groups.
+#: From this width on, a worker's line also shows its number of groups and its memory.
 _WIDE_LINE = 48
 _STATE_STYLE = {
     "sampling": "green",
@@ -177,10 +177,11 @@ def workers(view: RunView, width: int) -> Table:
             continue
         line.append(f" v{count(number(record, 'version'))}", style="default")
         line.append(f" {count(number(record, 'tokens_per_s'))} tok/s", style="default")
+        if place := record.get("device"):
+            line.append(f" {printable(place)}", style="default")
         if width >= _WIDE_LINE:
             line.append(f"  {count(number(record, 'groups'))} groups", style="default")
             line.append(f"  {fixed(number(record, 'memory_gb'))} GB", style="default")
-            line.append(f"  {printable(record.get('device') or '')}", style="default")
         _row(table, printable(name)[:_LABEL_WIDTH], line)
     if not ordered:
         _row(table, "", Text("none yet", style="dim"))
