@@ -21,6 +21,8 @@ from grpo_actors.wire.handshake import HELLO_S, hello
 
 #: Longest wait for a message, in seconds.
 WAIT_S = 0.02
+#: Seconds after which a group without an acknowledgement counts as lost: on a busy machine all of them wait for long.
+RESEND_S = 30.0
 #: Seconds in which the learner reads what a process has sent before it ends.
 LEAVE_S = 5.0
 #: Leases that a simulated worker is willing to hold.
@@ -40,8 +42,8 @@ class SimulatedWorker:
     _version: int = 0
     _beat_s: float = 1.0
     _next_s: float = 0.0
-    #: Groups that are not acknowledged yet, by lease.
-    _held: dict[int, wire.Group] = field(default_factory=dict)
+    #: Groups that are not acknowledged yet, by lease, with the time at which each was sent.
+    _held: dict[int, tuple[wire.Group, float]] = field(default_factory=dict)
 
     def turn(self) -> None:
         """Handle what has arrived, and send a Hello or a beat if it is time."""
@@ -59,8 +61,7 @@ class SimulatedWorker:
             case wire.Grant():
                 self.counts["grants"] += 1
                 for lease in message.leases:
-                    self._held[lease.lease] = self._group(lease)
-                    self._send("groups", self._held[lease.lease])
+                    self._deliver(self._group(lease))
             case wire.Ack():
                 self.counts["acks"] += 1
                 self._held.pop(message.lease, None)
@@ -73,12 +74,17 @@ class SimulatedWorker:
             self.control.send(wire.encode(hello("rollout", self.control.name)))
             return
         self._next_s = time.monotonic() + self._beat_s
-        for group in self._held.values():  # its ack, or the group itself, was lost
-            self._send("groups", group)
+        for group, sent_s in list(self._held.values()):
+            if time.monotonic() - sent_s > RESEND_S:
+                self._deliver(group)
         beat = wire.Beat(
             state="waiting", version=self._version, credits=CREDITS, holding=list(self._held), tokens=0
         )
         self._send("beats", beat)
+
+    def _deliver(self, group: wire.Group) -> None:
+        self._held[group.lease] = (group, time.monotonic())
+        self._send("groups", group)
 
     def _send(self, kind: str, message: wire.Message) -> None:
         self.counts[kind] += self.control.send(wire.encode(message))
