@@ -53,10 +53,14 @@ class Device:
         known = self.memory_bytes
         return None if known is None else known * MEMORY_SHARE[self.back_end]
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Environment variables of a process that computes on it."""
-        return {DEVICE_NAME: self.name} | ({VISIBLE: self.identifier} if self.identifier else {})
+
+def environment_of(devices: Sequence[Device]) -> dict[str, str]:
+    """Return the environment variables of a process that computes on these devices; none for one that computes on none."""
+    names = dict.fromkeys(device.name for device in devices)
+    identifiers = [device.identifier for device in devices if device.identifier]
+    return ({DEVICE_NAME: ", ".join(names)} if names else {}) | (
+        {VISIBLE: ",".join(identifiers)} if identifiers else {}
+    )
 
 
 def back_end() -> BackEnd:
@@ -121,7 +125,7 @@ def use_device(number: int) -> None:
     devices = devices or (Device(back_end()),)
     if not 0 <= number < len(devices):
         raise ConfigError(f"--device: must be one of {numbers(devices)}, got {number}")
-    os.environ.update(devices[number].environment)
+    os.environ.update(environment_of([devices[number]]))
 
 
 def numbers(devices: Sequence[Device]) -> str:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from grpo_actors.devices import Device, find_gpus, own_device, use_device, visible_gpus
+from grpo_actors.devices import Device, environment_of, find_gpus, own_device, use_device, visible_gpus
 from grpo_actors.errors import ConfigError
 
 #: Recorded: nvidia-smi --query-gpu=index,uuid,memory.total --format=csv,noheader,nounits
@@ -86,9 +86,13 @@ def test_without_nvidia_smi_no_gpu_is_listed(tmp_path, monkeypatch):
 
 
 def test_a_process_finds_its_gpu_by_uuid_and_knows_its_name():
-    assert gpu(1, 2).environment == {"CUDA_VISIBLE_DEVICES": UUIDS[2], "GRPO_ACTORS_DEVICE": "GPU 1"}
-    assert Device("cuda").environment == {"GRPO_ACTORS_DEVICE": "GPU 0"}
-    assert Device("metal").name == "Metal"
+    one = {"CUDA_VISIBLE_DEVICES": UUIDS[2], "GRPO_ACTORS_DEVICE": "GPU 1"}
+    assert environment_of([gpu(1, 2)]) == one
+    two = {"CUDA_VISIBLE_DEVICES": f"{UUIDS[0]},{UUIDS[2]}", "GRPO_ACTORS_DEVICE": "GPU 0, GPU 1"}
+    assert environment_of([gpu(0, 0), gpu(1, 2)]) == two
+    assert environment_of([Device("cuda")]) == {"GRPO_ACTORS_DEVICE": "GPU 0"}
+    assert environment_of([Device("cpu")] * 2) == {"GRPO_ACTORS_DEVICE": "CPU"}
+    assert environment_of([]) == {}
 
 
 def test_a_worker_started_by_hand_chooses_among_the_devices_that_there_are(monkeypatch):

@@ -1,11 +1,11 @@
 """Divide the machine among the processes of a run: the device, the threads and the memory of each, as its environment."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from grpo_actors.config import Config
-from grpo_actors.devices import Device
+from grpo_actors.devices import Device, environment_of
 from grpo_actors.supervisor.fit import limited, scale, tight
 from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
 from grpo_actors.supervisor.memory_plan import Plan, Role
@@ -41,9 +41,12 @@ class Shares:
         """What the user should know of the memory."""
         return [] if self._plan is None else tight(self._plan, self.placement)
 
-    def learner(self, rank: int = 0) -> dict[str, str]:
-        """Return the environment of a rank of the learner. With "auto" its threads are the same as with one worker."""
-        return self._environment("learner", self.placement.learner[rank], self._share_of_others)
+    def learner(self) -> dict[str, str]:
+        """Return the environment of the learner, which sees the GPUs of all its ranks and gives each rank its own.
+
+        With "auto" its threads are the same as with one worker.
+        """
+        return self._environment("learner", self.placement.learner, self._share_of_others)
 
     def worker(self, device: Device) -> dict[str, str]:
         """Return the environment of a worker on a device."""
@@ -51,11 +54,12 @@ class Shares:
             share = worker_share(self.machine, other_processes(self.config), self.room.workers)
         else:
             share = self._share_of_others
-        return self._environment("worker", device, share)
+        return self._environment("worker", [device], share)
 
     def evaluator(self) -> dict[str, str]:
         """Return the environment of the evaluator; without one, of a process that does not compute."""
-        return self._environment("evaluator", self.placement.evaluator, self._share_of_others)
+        device = self.placement.evaluator
+        return self._environment("evaluator", [] if device is None else [device], self._share_of_others)
 
     @cached_property
     def _plan(self) -> Plan | None:
@@ -68,9 +72,9 @@ class Shares:
         fixed = self.config.rollout.workers
         return equal_share(self.machine, other_processes(self.config) + (1 if fixed == "auto" else fixed))
 
-    def _environment(self, role: Role, device: Device | None, share: Share) -> dict[str, str]:
-        if self._plan is not None and device is not None:
-            share = limited(share, self._plan.of(role), scale(self._plan, self.placement, device))
-        own: Mapping[str, str] = {} if device is None else device.environment
-        shared = device is not None and self.placement.is_shared(device)
-        return {**share.environment, **own, **(mps_environment(self.mps_folder) if shared else {})}
+    def _environment(self, role: Role, devices: Sequence[Device], share: Share) -> dict[str, str]:
+        if self._plan is not None and devices:
+            fits = min(scale(self._plan, self.placement, device) for device in devices)
+            share = limited(share, self._plan.of(role), fits)
+        mps = mps_environment(self.mps_folder) if any(map(self.placement.is_shared, devices)) else {}
+        return {**share.environment, **environment_of(devices), **mps}

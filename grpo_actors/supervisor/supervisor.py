@@ -34,6 +34,7 @@ from types import FrameType
 from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
 from grpo_actors.consent import as_options, code_of_model, options_for
+from grpo_actors.devices import environment_of
 from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.invocation import pasted
 from grpo_actors.kernels.stage import Stage
@@ -435,7 +436,7 @@ def _open(
     follower_stack = stack.enter_context(ExitStack())
     shares = Shares(config, machine)
     mps = stack.enter_context(Mps(starts=mps_helps(config, shares.placement)))
-    stage = Stage.find(config, cuda_build(), shares.placement.learner[0].environment)
+    stage = Stage.find(config, cuda_build(), environment_of(shares.placement.learner[:1]))
     compile_kernels(stage, status, gives_up=lambda: signals.count)
     shares.mps_folder = mps.folder(gives_up=lambda: signals.count)
     endpoints = replace(endpoints, mps=shares.mps_folder)
