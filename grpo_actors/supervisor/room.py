@@ -56,7 +56,8 @@ def find_placement(config: Config, machine: Machine, learner_bytes: float = 0.0)
         ConfigError: as `place`.
     """
     plan = find_plan(config, machine)
-    if plan is None and learner_bytes:
+    # Without CUDA memory is divided when the run starts, before anything is measured.
+    if plan is None and learner_bytes and machine.back_end == "cuda":
         plan = _as_large_as_the_learner(learner_bytes, config)
     if MOST_WORKERS_VARIABLE in os.environ:
         most = Room(max(1, int(os.environ[MOST_WORKERS_VARIABLE])), f"{MOST_WORKERS_VARIABLE} says so")
@@ -77,7 +78,6 @@ def _limits(config: Config, machine: Machine, plan: Plan | None) -> Iterator[Roo
     if machine.back_end == "metal":
         yield Room(MOST_ON_METAL, "more would share one GPU and its memory")
     yield Room(machine.cores - _busy_cores(config, machine), f"{machine.cores} cores")
-    # Without CUDA memory is divided now, before anything is measured; with it, again before a worker is added.
     if plan is None and machine.back_end != "cuda":
         yield Room(1, "the size of a model on the hub is not known before the run starts")
 
