@@ -52,6 +52,15 @@ def test_a_model_on_the_hub_has_no_plan_yet():
     check_memory(config("model_name=owner/name"), cuda(1))
 
 
+def test_with_auto_the_plan_says_where_further_workers_would_run():
+    several = config("workers=auto", "batch_size=16", "gradient_accumulation_steps=1")
+    lines = plan_text(several, cuda(80 * GB, 80 * GB)).splitlines()
+    assert lines[-2:] == [
+        "each further worker: the same, on GPU 1, GPU 0",
+        "rollout workers: at most 15 (16 cores)",
+    ]
+
+
 def test_a_run_is_refused_only_if_weights_training_and_contexts_alone_do_not_fit():
     plan = plan_of(EMBEDDED, config("kl_coeff=0"), cuda(80 * GB))
     # Four processes with a context each; 14 bytes a weight in the learner besides its own 2, 2 in each other.
