@@ -17,6 +17,10 @@ PARTS = {
     "learner": ("learner", "an update: seconds, tokens/s, peak memory"),
     "weights": ("publication", "a weights version: time from the learner until the worker processes hold it"),
     "end-to-end": ("end_to_end", "a whole run: seconds an update, and which actor waits how long"),
+    "exchange": (
+        "exchange",
+        "many simulated workers at one learner: messages/s, the exchange's share of a core",
+    ),
     "startup": ("startup", "start-up: time to the command line, the first update and a ready worker"),
 }
 RUN = "a real job from its launch to its exit: start-up, updates, evaluations, checkpoints, memory of each process"
@@ -46,6 +50,11 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     weights = each["weights"].add_argument
     weights("--fetchers", type=int, default=1, metavar="N", help="worker processes (default: 1)")
     weights("--chunks", action="store_true", help="send versions over the socket, as to another host")
+    # An update has a group of each worker, so that all have work.
+    each["exchange"].add_argument(
+        "--workers", type=int, default=256, metavar="N", help="simulated workers (default: 256)"
+    )
+    each["exchange"].set_defaults(groups=256)
     each["end-to-end"].add_argument(
         "--warmup",
         type=int,

@@ -29,7 +29,7 @@ def adopt_versions(policy: Policy) -> None:
         def adopt(order: Mapping[str, Any]) -> Mapping[str, Any]:
             endpoint = order["endpoint"]
             if endpoint not in clients:
-                clients[endpoint] = WeightsClient(context, endpoint, fetching)
+                clients[endpoint] = WeightsClient(context, endpoint, fetching, run=endpoint)
             fetched = None
             while fetched is None:
                 fetched = fetch_weights(clients[endpoint])
@@ -39,6 +39,8 @@ def adopt_versions(policy: Policy) -> None:
             return {"version": version}
 
         serve(adopt)
+        for client in clients.values():
+            client.close()
 
 
 def main() -> int:

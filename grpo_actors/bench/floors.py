@@ -104,9 +104,9 @@ def update_floor_s(size: ModelSize, rates: Rates, sequences: Sequence[int], *, a
 def publication_floor_s(size_bytes: int, copy_bytes_per_s: float, fetchers: int, *, chunks: bool) -> float:
     """Return the floor of copying a version: once out of the learner and once into each worker.
 
-    Over a socket each worker costs two more copies.
+    The way over a socket costs two more copies, for all workers of a host together.
     """
-    copies = 1 + (3 if chunks else 1) * fetchers
+    copies = 1 + (2 if chunks else 0) + fetchers
     return copies * 2 * size_bytes / copy_bytes_per_s
 
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +25,12 @@ from grpo_actors.bench.job_report import Interrupt, Job, report
 from grpo_actors.bench.launched import Launched
 from grpo_actors.bench.watching import Watch
 from grpo_actors.config import Config, load_config
+from grpo_actors.devices import nvidia_smi
 from grpo_actors.errors import ConfigError
 from grpo_actors.kernels.files import kernels_in
 from grpo_actors.rundir.checkpoints import checkpoint_at
 from grpo_actors.rundir.folder import checkpoint_folder
-from grpo_actors.supervisor.machine import Machine, nvidia_smi
+from grpo_actors.supervisor.machine import Machine
 
 #: Lines of launch.py's output that are shown if it failed.
 SHOWN_LINES = 20
@@ -143,9 +145,10 @@ def _kernels() -> set[str]:
 
 def description() -> dict[str, Any]:
     """Return the description of the machine that goes with the figures."""
-    names = nvidia_smi("--query-gpu=name")
+    names = Counter(row[0] for row in nvidia_smi("--query-gpu=name"))
+    several = " + ".join(f"{count} × {name}" if count > 1 else name for name, count in names.items())
     return {
-        "device": names[0][0] if names else platform.machine(),
+        "device": several or platform.machine(),
         "mlx": metadata.version("mlx"),
         "cores": Machine.here(asks_gpu=False).cores,
     }

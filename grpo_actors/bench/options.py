@@ -19,6 +19,7 @@ LEAST = {
     "places": 1,
     "processes": 1,
     "fetchers": 1,
+    "workers": 1,
     "warmup": 0,
 }
 
@@ -53,6 +54,8 @@ class Options:
     processes: int = 1
     fetchers: int = 1
     chunks: bool = False
+    #: Simulated ones.
+    workers: int = 256
     #: Updates before the measured ones.
     warmup: int = 2
 

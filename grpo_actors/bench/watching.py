@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from grpo_actors.supervisor.machine import nvidia_smi
+from grpo_actors.devices import nvidia_smi
 
 #: Seconds between two samples.
 PERIOD_S = 1.0
@@ -46,7 +46,7 @@ class MemorySample:
 
     #: Unix seconds, as in records.
     time: float
-    #: Of the whole GPU, by all programs; None without nvidia-smi.
+    #: Of all GPUs that the run sees, by all programs; None without nvidia-smi.
     gpu: int | None
     #: Process -> its GPU memory; empty if nvidia-smi does not list processes, as in some containers.
     gpu_of: Mapping[str, int]
@@ -87,7 +87,7 @@ class Watch:
             name = names.get(pid) or others.get(pid, f"pid {pid}")
             used[name] = used.get(name, 0) + mebibytes * MIB
         whole = _numbers(nvidia_smi("--query-gpu=memory.used"))
-        return MemorySample(now, whole[0][0] * MIB if whole else None, used, host)
+        return MemorySample(now, sum(row[0] for row in whole) * MIB if whole else None, used, host)
 
     def __enter__(self) -> Self:
         self._thread.start()

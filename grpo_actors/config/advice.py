@@ -35,7 +35,7 @@ def without_effect(config: "Config") -> dict[str, str]:
         _unused_in_model,
         _unused_in_selection,
         _unused_in_objective,
-        _unused_in_transport_and_evaluator,
+        _unused_in_processes,
         _unused_in_data,
     )
     return {key: reason for part in parts for key, reason in part(config)}
@@ -89,10 +89,14 @@ def _numbers_read(objective: "ObjectiveConfig") -> frozenset[str]:
     return read
 
 
-def _unused_in_transport_and_evaluator(config: "Config") -> Iterator[tuple[str, str]]:
+def _unused_in_processes(config: "Config") -> Iterator[tuple[str, str]]:
     if config.transport.scheme == "ipc":
         for leaf in ("host", "port", "keys_dir", "insecure", "events_text"):
             yield f"transport.{leaf}", 'scheme is "ipc"'
+    if config.rollout.workers == 0:
+        yield "rollout.rollout_devices", "workers is 0: the learner's process samples"
+    if not config.evaluator.eval_every_updates:
+        yield "evaluator.evaluator_device", "eval_every_updates is 0: there is no evaluator"
     if not config.evaluator.eval_sampled:
         yield "evaluator.eval_temperature", "eval_sampled is false"
 

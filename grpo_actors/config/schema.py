@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from grpo_actors.config.data import DataConfig, RewardConfig, SourceConfig, Sources
 from grpo_actors.config.objective import ObjectiveConfig
 from grpo_actors.config.rules import check, is_loopback
-from grpo_actors.config.section import NotNegative, NotNegativeOrAuto, Positive, Section, Text, Texts
+from grpo_actors.config.section import NotNegative, NotNegativeOrAuto, Numbers, Positive, Section, Text, Texts
 from grpo_actors.config.thresholds import HealthConfig
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
@@ -89,6 +89,10 @@ class RolloutConfig(Section):
     workers: NotNegativeOrAuto = Field(
         1,
         description="rollout processes; auto: as many as measurably help; 0: sample inside the learner's process",
+    )
+    rollout_devices: Numbers = Field(
+        (),
+        description="numbers of the GPUs of the workers, in turns; empty: those without a learner first, as memory allows",
     )
     num_generations: Positive = Field(8, description="completions of one problem, which form a group")
     max_new_tokens: Positive = Field(
@@ -193,6 +197,9 @@ class SelectionConfig(Section):
 class LearnerConfig(Section):
     """[learner]: the batch and the optimizer."""
 
+    learner_devices: Numbers = Field(
+        (), description="numbers of the GPUs of the learner's ranks, one each; empty: the first ones"
+    )
     learning_rate: float = Field(1e-6, ge=0, description="learning rate at the peak of the schedule")
     num_epochs: Positive = Field(1, description="passes over the training problems")
     max_updates: NotNegative = Field(0, description="stop after this many updates; 0: after num_epochs")
@@ -240,6 +247,9 @@ class EvaluatorConfig(Section):
     """[evaluator]: how checkpoints are scored on held-out problems."""
 
     eval_every_updates: NotNegative = Field(25, description="updates between evaluations; 0: off")
+    evaluator_device: NotNegativeOrAuto = Field(
+        "auto", description="number of the GPU of the evaluator; auto: where most memory is left"
+    )
     eval_subset_size: NotNegative = Field(200, description="held-out problems scored; 0: all")
     eval_max_new_tokens: NotNegative = Field(0, description="tokens of an answer; 0: max_new_tokens")
     eval_batch_size: Positive = Field(32, description="answers sampled at a time")

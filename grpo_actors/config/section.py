@@ -15,6 +15,7 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 # TOML and JSON give lists; a frozen setting is a tuple.
+Numbers = Annotated[tuple[NotNegative, ...], Field(strict=False)]
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 
 

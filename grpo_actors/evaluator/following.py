@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -292,7 +292,7 @@ def follow_run(
     """
     token = take_secret(EVALUATOR_TOKEN)
     key = ClientKey.read(key_file) if key_file else read_run_key(run_dir)
-    with zmq_context() as context:
+    with zmq_context() as context, ExitStack() as stack:
         control = ControlClient(context, endpoint, "evaluator", key)
         welcome = handshake(control, "evaluator", stop, patience_s=PATIENCE_S, token=token)
         if welcome is None:
@@ -301,7 +301,11 @@ def follow_run(
         config = Config.model_validate_json(welcome.config)
         consent.check(consent.code_of(config), allowed, endpoint)
         # A key with the role evaluator opens no weights.
-        weights = None if key_file else weights_client(context, welcome, endpoint, key)
+        weights = (
+            None
+            if key_file
+            else stack.enter_context(closing(weights_client(context, welcome, endpoint, key)))
+        )
         evaluator = RunEvaluator(
             *(run_dir, control, config, stop, welcome.beat_s),
             total_updates=welcome.total_updates,

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +75,13 @@ class _Part:
         with folder.with_suffix(OUTPUT).open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, *stage.program, folder.name, stage.config.model_dump_json()],
-                env={**os.environ, KERNELS: str(folder), LIFELINE: "0", "OPENBLAS_NUM_THREADS": "1"},
+                env={
+                    **os.environ,
+                    **stage.environment,
+                    KERNELS: str(folder),
+                    LIFELINE: "0",
+                    "OPENBLAS_NUM_THREADS": "1",
+                },
                 stdin=subprocess.PIPE,  # the lifeline: it closes when this process ends, for whatever reason
                 stdout=output,
                 stderr=output,
@@ -113,19 +119,29 @@ class Stage:
     marker: Path
     #: Python's arguments for the program that runs one part; name and settings follow.
     program: Sequence[str] = ("-m", "grpo_actors.kernels.part")
+    #: Variables of the processes: the device on which they compute.
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, config: Config, build: str | None) -> "Stage | None":
+    def find(
+        cls, config: Config, build: str | None, environment: Mapping[str, str] | None = None
+    ) -> "Stage | None":
         """Return the stage of these settings; None without CUDA, or if there is no cache.
 
         Args:
             config: The settings.
             build: `backend.cuda_build()`.
+            environment: Variables of the device on which to compile.
         """
         folder = os.environ.get(KERNELS)
         if build is None or not folder:
             return None
-        return cls(config, Path(folder), Path(folder) / f"{_digest(config, build)}.done")
+        return cls(
+            config,
+            Path(folder),
+            Path(folder) / f"{_digest(config, build)}.done",
+            environment=environment or {},
+        )
 
     @property
     def is_done(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from grpo_actors import __version__
 from grpo_actors.config import Config
+from grpo_actors.devices import own_device
 from grpo_actors.learner.archive import Archive, Records
 from grpo_actors.learner.failing_rewards import ALWAYS_FAILS, FailingRewards
 from grpo_actors.learner.groups import SampledGroup
@@ -61,6 +62,7 @@ class History:
             version=__version__,
             commit=commit(),
             versions=versions(),
+            device=own_device(),
         )
         if self._groups is not None and self._groups.last_update < self.grpo.version:
             text = f"{GROUPS_FILE} lacks updates {self._groups.last_update + 1} to {self.grpo.version}"

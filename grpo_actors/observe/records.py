@@ -26,6 +26,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "version": "of this package",
         "commit": "of the checkout that the package runs from, or null",
         "versions": "package -> version, of the libraries that compute",
+        "device": "on which the learner computes",
     },
     "metrics": {  # one per update
         "update": "counted from 1",
@@ -86,6 +87,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "tokens_per_s": "all decoded tokens, an environment's included",
         "version": "of the policy it samples with",
         "memory_gb": "peak of its arrays so far, or null",
+        "device": "on which it computes, as its host numbers it, or null",
     },
     "headcount": {  # size of the run's worker pool, with rollout.workers = "auto"
         "update": "after which it was decided",
@@ -135,8 +137,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 #: Topic -> fields whose texts are sent to readers on other hosts: names and words that this package or the user's
 #: command line gave.
 PUBLIC_TEXTS: Mapping[str, tuple[str, ...]] = {
-    "start": ("run_name", "version", "commit", "versions"),
-    "worker": ("worker", "role", "state", "why"),
+    "start": ("run_name", "version", "commit", "versions", "device"),
+    "worker": ("worker", "role", "state", "why", "device"),
     "headcount": ("reason",),
     "eval": ("checkpoint", "score"),
     "policy": ("digest",),

@@ -203,7 +203,8 @@ def _coming_or_going(record: Record, before: RunView) -> tuple[str, str] | None:
     is_over = before.total_updates is not None and before.update >= before.total_updates
     if state == known or (state == "left" and is_over):
         return None
-    return f"worker {printable(name)} {state}", "dim"
+    where = f" on {printable(record['device'])}" if state == "joined" and record.get("device") else ""
+    return f"worker {printable(name)} {state}{where}", "dim"
 
 
 class _Screen:

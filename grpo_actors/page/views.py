@@ -130,6 +130,7 @@ def _workers(view: RunView) -> list[dict[str, Any]]:
             "role": _text(record, "role"),
             "state": _text(record, "state"),
             "why": _text(record, "why"),
+            "device": _text(record, "device"),
             **{key: number(record, key) for key in ("groups", "tokens_per_s", "version", "memory_gb")},
         }
         for name, record in ordered

@@ -12,18 +12,16 @@ from typing import Literal
 
 import mlx.core as mx
 import numpy as np
-import xxhash
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.policy.pinned import Pinned
+from grpo_actors.wire.digest import digest
 from grpo_actors.wire.messages import Manifest, TensorEntry
 
 DtypeName = Literal["float32", "float16", "bfloat16", "uint32", "uint8"]
 
-#: Threads that copy and digest in parallel: one core does not saturate the memory bus, four do.
+#: Threads that copy in parallel: one core does not saturate the memory bus, four do.
 THREADS = 4
-#: Bytes that one thread digests at a time.
-PIECE_BYTES = 2**24
 #: Every tensor begins at a multiple of this number of bytes.
 ALIGNMENT = 64
 
@@ -154,13 +152,6 @@ def unpack(
         raise ProtocolError(f"{where}: {manifest.size - end} bytes belong to no tensor")
     mx.eval(arrays)
     return arrays
-
-
-def digest(data: bytes | bytearray | memoryview) -> str:
-    """Return the xxh3-128 of the digests of all pieces: an error check at memory speed, no defence against forgery."""
-    pieces = [memoryview(data)[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
-    with ThreadPoolExecutor(THREADS) as threads:
-        return xxhash.xxh3_128_hexdigest(b"".join(threads.map(xxhash.xxh3_128_digest, pieces)))
 
 
 def _aligned(offset: int) -> int:

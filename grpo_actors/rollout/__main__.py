@@ -126,6 +126,12 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     default_name = f"attached-{socket.gethostname()}-{os.getpid()}"
     command.add_argument("--name", default=default_name, help="name in the logs")
     command.add_argument(
+        "--device",
+        type=int,
+        metavar="N",
+        help="number of the GPU to compute on, among those that CUDA_VISIBLE_DEVICES shows (default: the first)",
+    )
+    command.add_argument(
         "--patience",
         type=float,
         default=600.0,
@@ -141,6 +147,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Parse the command line and run the worker."""
     args = parser(prog).parse_args(arguments)
     stop = enter_process()
+    if args.device is not None:
+        from grpo_actors.devices import use_device  # noqa: PLC0415
+
+        use_device(args.device)
     submit_long_graphs()
     from grpo_actors.transport.keys import ClientKey, read_run_key  # noqa: PLC0415
 

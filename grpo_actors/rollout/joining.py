@@ -22,7 +22,8 @@ from grpo_actors.wire.messages import Manifest, Welcome, decode, weights_reply
 
 def weights_client(context: Context, welcome: Welcome, endpoint: str, key: ClientKey | None) -> WeightsClient:
     """Return the source of weights that a Welcome names; `endpoint` is the address at which its learner was reached."""
-    return WeightsClient(context, reachable_endpoint(welcome.weights_endpoint, endpoint), fetching, pin, key)
+    reached = reachable_endpoint(welcome.weights_endpoint, endpoint)
+    return WeightsClient(context, reached, fetching, pin, key=key, run=welcome.run_id)
 
 
 def fetch_weights(
@@ -39,7 +40,7 @@ def fetch_weights(
     if not isinstance(manifest, Manifest):
         raise ProtocolError(f"weights: asked for a manifest, got {type(manifest).__name__}")
     addresses = tuple(manifest.path.split("\n"))
-    version = Version(manifest.version, manifest.size, manifest.chunk_bytes, addresses)
+    version = Version(manifest.version, manifest.size, manifest.chunk_bytes, addresses, manifest.digest)
     arrived = client.fetch(version, on_chunk)
     if arrived is None:
         return None

@@ -81,8 +81,11 @@ def _equipped(
     stop: StopRequest,
 ) -> Iterator[RolloutWorker]:
     """Make a worker with what the run needs: its rewards, its environment and a source of weights."""
-    with open_scorer(config) as scorer, open_episodes(config, policy) as turns:
-        weights = weights_client(context, welcome, place.endpoint, place.key)
+    with (
+        open_scorer(config) as scorer,
+        open_episodes(config, policy) as turns,
+        contextlib.closing(weights_client(context, welcome, place.endpoint, place.key)) as weights,
+    ):
         yield RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop)
 
 

@@ -34,6 +34,7 @@ the table needs no more memory than they do.
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -342,6 +343,15 @@ class LeaseTable(Generic[G]):
     def held_by(self, worker: str) -> int:
         """Return the number of leases that are out at a worker."""
         return sum(state.is_out_at(worker) for state in self._states.values())
+
+    def holdings(self) -> Counter[str]:
+        """Return worker -> number of leases that are out at it."""
+        return Counter(state.worker for state in self._states.values() if state.out)
+
+    def has_waiting(self) -> bool:
+        """Return whether any lease may go out to a worker with room for it."""
+        self._open_window()
+        return any(state.waiting for state in self._states.values())
 
     def worker_of(self, lease: int) -> str:
         """Return the worker of the last grant of an open lease; "" if it gave the lease back."""

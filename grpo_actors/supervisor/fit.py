@@ -1,86 +1,112 @@
-"""Compare the memory plan with the machine: show it, refuse a run that cannot fit, and limit each process."""
+"""Compare the memory plan with each device: show it, refuse a run that cannot fit, and limit each process."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from grpo_actors.config import Config
+from grpo_actors.devices import Device
 from grpo_actors.errors import ConfigError
 from grpo_actors.out_of_memory import CURES
-from grpo_actors.policy.locate import locate
 from grpo_actors.supervisor.machine import Machine, Share
-from grpo_actors.supervisor.memory_plan import Need, Plan, gb, plan_of
-from grpo_actors.supervisor.room import room_of
+from grpo_actors.supervisor.memory_plan import Need, Plan, gb
+from grpo_actors.supervisor.placement import Placement
+from grpo_actors.supervisor.room import find_placement, find_plan
 
 _CURES_OF_WEIGHTS = (
     'set model.fine_tune_type = "lora" (and base_bits = 4), lower rollout.workers, or take a smaller model'
 )
 
 
-def find_plan(config: Config, machine: Machine) -> Plan | None:
-    """Return the run's plan; None if the model's files are not on this machine yet."""
-    folder = locate(config.model.model_name)
-    return plan_of(folder, config, machine) if isinstance(folder, Path) else None
-
-
 def plan_text(config: Config, machine: Machine) -> str:
-    """Format the plan, one line per process and the total; a single line if it is not known."""
-    plan, wanted = find_plan(config, machine), config.rollout.workers
+    """Format where each process computes and the memory that it takes, device by device.
+
+    Raises:
+        ConfigError: as `placement.place`.
+    """
+    plan, (placement, room) = find_plan(config, machine), find_placement(config, machine)
     lines = []
     if plan is None:
         lines.append(f"{config.model.model_name} is on the hub: its size is known once it is downloaded")
     else:
-        count = 1 if wanted == "auto" else wanted
         lines.append(f"{plan.parameters / 1e6:,.1f} M parameters, floats of {plan.float_bytes} bytes")
-        lines.append(f"learner    {plan.learner}")
-        lines += [f"rollout-{number}  {plan.worker}" for number in range(count)]
-        if wanted == "auto":
-            lines.append("each further worker: the same")
-        if plan.evaluator is not None:
-            lines.append(f"evaluator  {plan.evaluator}")
-        lines.append(f"total      {gb(plan.total(count))} at most, of {_of(machine)}")
+    for device in machine.devices:
+        lines += _lines_of(device, plan, placement)
+    if plan is not None:
         if machine.back_end == "cuda":
             lines.append(f"host       {gb(plan.snapshot)}: the copy from which checkpoints are written")
         if not plan.is_whole:
             lines.append(
                 "config.json does not tell the model's widths: no activations and KV caches are counted"
             )
-        elif warning := tight(plan, count, machine):
-            lines.append(warning)
-    if wanted == "auto":
-        lines.append(f"rollout workers: {room_of(config, machine)}")
+        else:
+            lines += tight(plan, placement)
+    if config.rollout.workers == "auto":
+        where = ", ".join(dict.fromkeys(device.name for device in placement.further))
+        if where:
+            lines.append(f"each further worker: the same, on {where}")
+        lines.append(f"rollout workers: {room}")
     return "\n".join(lines)
 
 
-def tight(plan: Plan, workers: int, machine: Machine) -> str | None:
-    """Return a warning if a run may need more memory than there is."""
-    usable = machine.usable_bytes
-    if usable is None or plan.total(workers) <= usable:
-        return None
-    return f"it may need more than the {gb(usable)} that a run may use; if it runs out of memory: {', or '.join(CURES.values())}"
+def _lines_of(device: Device, plan: Plan | None, placement: Placement) -> list[str]:
+    names = [name for name, _, place in placement.actors() if place == device]
+    if not names:
+        return [f"{device.name}: idle"]
+    if plan is None:
+        return [f"{device.name}: {', '.join(names)}"]
+    needs = needs_on(device, plan, placement)
+    total = sum(need.total for need in needs.values())
+    lines = [f"{device.name}: {gb(total)} at most, of {_memory_of(device)}"]
+    return lines + [f"  {name:10} {need}" for name, need in needs.items()]
+
+
+def needs_on(
+    device: Device, plan: Plan, placement: Placement, *, all_workers: bool = False
+) -> Mapping[str, Need]:
+    """Return process -> the memory that it takes, for those on a device; with `all_workers`, also those that may follow."""
+    actors = placement.actors(all_workers=all_workers)
+    return {name: plan.of(role) for name, role, place in actors if place == device}
+
+
+def tight(plan: Plan, placement: Placement) -> list[str]:
+    """Return a warning for each device on which a run may need more memory than there is."""
+    return [
+        f"{device.name}: it may need more than the {gb(device.usable_bytes or 0.0)} that a run may use; "
+        f"if it runs out of memory: {', or '.join(CURES.values())}"
+        for device in dict.fromkeys(place for _, _, place in placement.actors())
+        if scale(plan, placement, device) < 1
+    ]
 
 
 def check_memory(config: Config, machine: Machine) -> None:
-    """Check that weights, training state and contexts alone fit.
+    """Check that the devices exist, and that weights, training state and contexts alone fit on each.
 
     Raises:
         ConfigError: They do not; one line with the cure.
     """
-    plan, memory = find_plan(config, machine), machine.device_bytes
-    if plan is None or memory is None:
+    plan, (placement, _) = find_plan(config, machine), find_placement(config, machine)
+    if plan is None:
         return
-    workers = 1 if config.rollout.workers == "auto" else config.rollout.workers
-    certain = plan.certain(workers)
-    if certain > memory:
-        raise ConfigError(
-            f"memory: weights and training state must fit into {_of(machine)}, got {gb(certain)} "
-            f"(learner {gb(plan.learner.certain)}, each of {workers} workers {gb(plan.worker.certain)}); {_CURES_OF_WEIGHTS}"
-        )
+    for device in machine.devices:
+        certain = {name: need.certain for name, need in needs_on(device, plan, placement).items()}
+        if device.memory_bytes is not None and sum(certain.values()) > device.memory_bytes:
+            parts = ", ".join(f"{name} {gb(size)}" for name, size in certain.items())
+            elsewhere = (
+                ", or set rollout.rollout_devices or evaluator.evaluator_device to another GPU"
+                if len(machine.devices) > 1
+                else ""
+            )
+            raise ConfigError(
+                f"memory: weights and training state must fit into {_memory_of(device)} of {device.name}, got "
+                f"{gb(sum(certain.values()))} ({parts}); {_CURES_OF_WEIGHTS}{elsewhere}"
+            )
 
 
-def scale(plan: Plan, workers: int, machine: Machine) -> float:
-    """Return the share of its plan that each process may use: 1 if all fit at the same time."""
-    usable = machine.usable_bytes
-    return 1.0 if usable is None else min(1.0, usable / plan.total(workers))
+def scale(plan: Plan, placement: Placement, device: Device) -> float:
+    """Return the share of its plan that each process on a device may use: 1 if all fit at the same time."""
+    usable, needs = device.usable_bytes, needs_on(device, plan, placement, all_workers=True)
+    total = sum(need.total for need in needs.values())
+    return 1.0 if usable is None or not total else min(1.0, usable / total)
 
 
 def limited(share: Share, need: Need, fits: float) -> Share:
@@ -98,7 +124,6 @@ def limited(share: Share, need: Need, fits: float) -> Share:
     )
 
 
-def _of(machine: Machine) -> str:
-    known = machine.device_bytes
-    owner = "the GPU's" if machine.back_end == "cuda" else "the machine's"
-    return f"{owner} memory, which nvidia-smi does not tell" if known is None else f"{owner} {gb(known)}"
+def _memory_of(device: Device) -> str:
+    known = device.memory_bytes
+    return "memory that nvidia-smi does not tell" if known is None else gb(known)

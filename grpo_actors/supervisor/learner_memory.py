@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grpo_actors.config import Config
+from grpo_actors.devices import BackEnd
 from grpo_actors.policy.architectures import Architecture
 from grpo_actors.policy.gpu_rows import HEAD_ROWS, cuda_row
-from grpo_actors.supervisor.machine import BackEnd
 from grpo_actors.supervisor.model_files import Tensor, Widths
 
 #: Bytes of a gradient: gradients and optimizer state are float32.

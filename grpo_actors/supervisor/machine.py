@@ -1,26 +1,14 @@
-"""Find this machine's cores, memory and GPU memory, and divide them among the processes of a run. Loads no MLX.
+"""Find this machine's cores, memory and devices, and divide cores and memory among the processes of a run. Loads no MLX.
 
 Threads are divided because two processes with two BLAS threads each on two cores spend their time waiting for each
 other. Memory is divided because a Mac panics if several processes each wire most of its memory.
 """
 
-import importlib.metadata
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
+from grpo_actors.devices import MEMORY_SHARE, BackEnd, Device, back_end, find_gpus
 from grpo_actors.process import CACHE_LIMIT, CHECKPOINT_ROOM, MEMORY_LIMIT
-
-BackEnd = Literal["cpu", "cuda", "metal"]
-
-#: Share of the memory that all actors together may use. The machine's is also that of all other programs; a GPU's is not.
-MEMORY_SHARE: dict[BackEnd, float] = {"cpu": 0.75, "metal": 0.75, "cuda": 0.95}
-#: Distributions of MLX for CUDA. The one for CPUs has another name and is never installed together with them.
-_CUDA_DISTRIBUTIONS = ("mlx-cuda-12", "mlx-cuda-13")
-#: Seconds to wait for nvidia-smi.
-_NVIDIA_SMI_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +18,27 @@ class Machine:
     back_end: BackEnd
     cores: int
     memory_bytes: int
-    #: Memory of the GPU that MLX uses; on Metal it is the machine's memory. None if unknown or without a GPU.
-    gpu_bytes: int | None = None
+    #: The GPUs on CUDA; if none is listed there, one of unknown memory. Elsewhere one device with the machine's memory.
+    gpus: tuple[Device, ...] = ()
+    devices: tuple[Device, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        memory = None if self.back_end == "cuda" else self.memory_bytes
+        object.__setattr__(self, "devices", self.gpus or (Device(self.back_end, 0, memory),))
 
     @classmethod
     def here(cls, *, asks_gpu: bool) -> "Machine":
-        """Describe this machine; with `asks_gpu`, run nvidia-smi for a CUDA GPU's memory, which may take a second."""
+        """Describe this machine; with `asks_gpu`, run nvidia-smi for the CUDA GPUs, which may take a second."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if sys.platform == "darwin":
-            return cls("metal", cores, memory, memory)
-        if any(_is_installed(name) for name in _CUDA_DISTRIBUTIONS):
-            return cls("cuda", cores, memory, cuda_bytes() if asks_gpu else None)
-        return cls("cpu", cores, memory)
+        found = back_end()
+        return cls(found, cores, memory, find_gpus() if asks_gpu and found == "cuda" else ())
 
     @property
     def device_bytes(self) -> int | None:
-        """Memory of the device that computes: the GPU's on CUDA, else the machine's. None if it is not known."""
-        return self.gpu_bytes if self.back_end == "cuda" else self.memory_bytes
-
-    @property
-    def usable_bytes(self) -> float | None:
-        """The part of it that all actors together may use."""
-        known = self.device_bytes
-        return None if known is None else known * MEMORY_SHARE[self.back_end]
+        """Memory of the smallest device that computes. None if one's is not known."""
+        known = [device.memory_bytes for device in self.devices if device.memory_bytes is not None]
+        return min(known) if len(known) == len(self.devices) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,31 +87,3 @@ def worker_share(machine: Machine, others: int, workers: int) -> Share:
     alone = equal_share(machine, others + 1)
     left = max(1, machine.cores - others * alone.threads)
     return Share(max(1, left // workers), alone.memory_bytes // workers)
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.distribution(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def cuda_bytes() -> int | None:
-    """Return the memory of the first visible GPU, which is the one MLX uses; None if nvidia-smi does not report it."""
-    rows = nvidia_smi("--query-gpu=memory.total")
-    try:
-        return int(rows[0][0]) * 2**20  # nvidia-smi prints MiB
-    except (ValueError, IndexError):
-        return None
-
-
-def nvidia_smi(query: str) -> list[list[str]]:
-    """Return the lines of one query on the GPU that MLX uses, cut into cells; none if nvidia-smi fails."""
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
-    command = ["nvidia-smi", f"--id={gpu}", query, "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_NVIDIA_SMI_S)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return []
-    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]

@@ -1,14 +1,14 @@
 """Bound the memory of each process of a run from the model's files and the settings, before anything is loaded.
 
-This is the one plan: `--dry-run` prints it, a run that it proves impossible is refused (`fit`), the processes are limited
-to it (`fit.limited`), and `room` takes the number of workers from it.
+This is the one plan: it decides how many processes a device has room for (`placement`), `--dry-run` prints it, a run that it
+proves impossible is refused (`fit`), and the processes are limited to it (`fit.limited`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grpo_actors.config import Config
 from grpo_actors.policy.architectures import ARCHITECTURES, Architecture
@@ -35,6 +35,8 @@ CUDA_SLACK, CUDA_LEARNER_SLACK = 0.12, 0.36
 #: Freed arrays that MLX may keep in the learner on CUDA. The driver's pool, to which the others return, divides and joins
 #: its pieces; pieces of ever new sizes that MLX keeps only take memory.
 CUDA_KEPT_BYTES = 3_000_000_000
+#: What a process of a run does.
+Role = Literal["learner", "worker", "evaluator"]
 #: The purpose of the arrays that are held while a checkpoint is written.
 CHECKPOINT = "checkpoint"
 
@@ -98,18 +100,10 @@ class Plan:
     #: Bytes of the arrays in a checkpoint. On CUDA they are copied to the host's memory.
     snapshot: float = 0.0
 
-    @property
-    def others(self) -> list[Need]:
-        """The processes that are not workers."""
-        return [self.learner] if self.evaluator is None else [self.learner, self.evaluator]
-
-    def total(self, workers: int) -> float:
-        """Bytes of all processes."""
-        return sum(need.total for need in self.others) + workers * self.worker.total
-
-    def certain(self, workers: int) -> float:
-        """Bytes without which the run cannot work."""
-        return sum(need.certain for need in self.others) + workers * self.worker.certain
+    def of(self, role: Role) -> Need:
+        """Return the memory of one process of a role."""
+        needs = {"learner": self.learner, "worker": self.worker, "evaluator": self.evaluator}
+        return needs[role] or Need()
 
 
 def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:

@@ -1,8 +1,9 @@
 """CUDA MPS for the processes of a run: NVIDIA's service that lets them compute on one GPU at the same time.
 
-Without it they take turns. The supervisor starts MPS for its own children where it helps (several processes on CUDA), is
-wanted (``run.cuda_mps``) and is not there yet, from the user or the system. A keeper process (`mps_keeper`) runs it and
-ends it with the run. If it does not come up, the run goes on without it.
+Without it they take turns. The supervisor starts MPS for its own children where it helps (several processes on a GPU), is
+wanted (``run.cuda_mps``) and is not there yet, from the user or the system. One MPS serves all GPUs; a process that has
+a GPU for itself does without. A keeper process (`mps_keeper`) runs it and ends it with the run. If it does not come up,
+the run goes on without it.
 """
 
 import contextlib
@@ -17,12 +18,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from grpo_actors.backend import MPS_FOLDER
 from grpo_actors.config import Config
 from grpo_actors.supervisor.mps_keeper import CONTROL, END_S, START_S
-from grpo_actors.supervisor.room import other_processes
+from grpo_actors.supervisor.placement import Placement
 
 #: Where CUDA looks for MPS if no folder is set.
 DEFAULT_FOLDER = Path("/tmp/nvidia-mps")  # noqa: S108 - NVIDIA's choice
@@ -30,10 +31,10 @@ DEFAULT_FOLDER = Path("/tmp/nvidia-mps")  # noqa: S108 - NVIDIA's choice
 TICK_S = 0.05
 
 
-def mps_helps(config: Config, back_end: Literal["cpu", "cuda", "metal"]) -> bool:
-    """Return whether this run should start MPS: it is wanted, several processes compute on CUDA, and none is there."""
-    processes = other_processes(config) + (config.rollout.workers != 0)
-    return config.run.cuda_mps and back_end == "cuda" and processes > 1 and not is_provided()
+def mps_helps(config: Config, placement: Placement) -> bool:
+    """Return whether this run should start MPS: it is wanted, processes share a GPU, and none is there."""
+    places = {device for _, _, device in placement.actors() if device.back_end == "cuda"}
+    return config.run.cuda_mps and any(map(placement.is_shared, places)) and not is_provided()
 
 
 def is_provided(default: Path = DEFAULT_FOLDER) -> bool:

@@ -1,6 +1,7 @@
 """Compute how many rollout workers a run with ``rollout.workers = "auto"`` has room for, and what the limit is.
 
-The limits are those known without a trial: leases, cores, memory. `headcount` measures whether that many workers pay.
+The limits are those known without a trial: leases, cores, memory (`placement`). `headcount` measures whether that many
+workers pay.
 """
 
 import os
@@ -13,9 +14,9 @@ from grpo_actors.config import Config
 from grpo_actors.policy.locate import locate
 from grpo_actors.supervisor.machine import Machine, equal_share
 from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, Need, Plan, plan_of
+from grpo_actors.supervisor.placement import MOST_ON_DEVICE, Placement, place
 
-#: The most workers that are ever tried. The environment variable overrides this and all other limits.
-MOST_WORKERS = 8
+#: Environment variable: overrides all limits on the number of workers.
 MOST_WORKERS_VARIABLE = "GRPO_ACTORS_MOST_WORKERS"
 #: On Metal there is one GPU, and its memory is the machine's: a second worker may fill gaps, more only divide the GPU.
 MOST_ON_METAL = 2
@@ -37,30 +38,48 @@ def other_processes(config: Config) -> int:
     return 1 + bool(config.evaluator.eval_every_updates)
 
 
-def room_of(config: Config, machine: Machine, learner_bytes: float = 0.0) -> Room:
-    """Return the tightest limit, at least one worker.
+def find_plan(config: Config, machine: Machine) -> Plan | None:
+    """Return the memory plan of a run; None if the model's files are not on this machine yet."""
+    folder = locate(config.model.model_name)
+    return plan_of(folder, config, machine) if isinstance(folder, Path) else None
+
+
+def find_placement(config: Config, machine: Machine, learner_bytes: float = 0.0) -> tuple[Placement, Room]:
+    """Return where the processes of a run compute, and the tightest limit on its workers, which is at least one.
 
     Args:
         config: The settings.
-        machine: The machine on which the workers run.
+        machine: The machine on which the run is started.
         learner_bytes: Measured peak of the learner's arrays, if the plan is not known; 0 before the first measurement.
+
+    Raises:
+        ConfigError: as `place`.
     """
+    plan = find_plan(config, machine)
+    # Without CUDA memory is divided when the run starts, before anything is measured.
+    if plan is None and learner_bytes and machine.back_end == "cuda":
+        plan = _as_large_as_the_learner(learner_bytes, config)
     if MOST_WORKERS_VARIABLE in os.environ:
-        most = int(os.environ[MOST_WORKERS_VARIABLE])
-        return Room(max(1, most), f"{MOST_WORKERS_VARIABLE} says so")
-    tightest = min(_limits(config, machine, learner_bytes), key=lambda room: room.workers)
-    return tightest if tightest.workers >= 1 else Room(1, tightest.reason)
+        most = Room(max(1, int(os.environ[MOST_WORKERS_VARIABLE])), f"{MOST_WORKERS_VARIABLE} says so")
+        return place(config, machine.devices, plan, most_workers=most.workers), most
+    most = min(_limits(config, machine, plan), key=lambda room: room.workers)
+    most = most if most.workers >= 1 else Room(1, most.reason)
+    placement = place(config, machine.devices, plan, most_workers=most.workers)
+    fitting = len(placement.workers + placement.further)
+    return placement, most if most.workers <= fitting else Room(fitting, _memory_reason(machine, plan))
 
 
-def _limits(config: Config, machine: Machine, learner_bytes: float) -> Iterator[Room]:
-    yield Room(MOST_WORKERS, "more are never tried")
+def _limits(config: Config, machine: Machine, plan: Plan | None) -> Iterator[Room]:
+    """Yield the limits other than memory."""
+    yield Room(MOST_ON_DEVICE * len(machine.devices), "more are never tried")
     batches = _open_batches(config)
     # Further workers would never hold a lease.
     yield Room(batches, f"{batches} batches of groups can be sampled at a time")
     if machine.back_end == "metal":
         yield Room(MOST_ON_METAL, "more would share one GPU and its memory")
     yield Room(machine.cores - _busy_cores(config, machine), f"{machine.cores} cores")
-    yield _memory_limit(config, machine, learner_bytes)
+    if plan is None and machine.back_end != "cuda":
+        yield Room(1, "the size of a model on the hub is not known before the run starts")
 
 
 def _busy_cores(config: Config, machine: Machine) -> int:
@@ -78,21 +97,12 @@ def _open_batches(config: Config) -> int:
     return ceil((config.rollout.max_staleness + 1) * ahead / config.rollout.batch_groups)
 
 
-def _memory_limit(config: Config, machine: Machine, learner_bytes: float) -> Room:
-    memory, usable = machine.device_bytes, machine.usable_bytes
-    if memory is None or usable is None:
-        return Room(1, "nvidia-smi does not tell how much memory the GPU has")
-    folder = locate(config.model.model_name)
-    if isinstance(folder, Path):
-        plan = plan_of(folder, config, machine)
-    elif machine.back_end != "cuda":  # without CUDA, memory is divided now, before anything is measured
-        return Room(1, "the size of a model on the hub is not known before the run starts")
-    elif learner_bytes:
-        plan = _as_large_as_the_learner(learner_bytes, config)
-    else:  # computed again, with the learner's peak, before a worker is added
-        return Room(MOST_WORKERS, "more are never tried")
-    held, each = plan.total(0), plan.worker.total
-    return Room(int((usable - held) // each), f"a worker holds {each / 1e9:.2f} of {memory / 1e9:.0f} GB")
+def _memory_reason(machine: Machine, plan: Plan | None) -> str:
+    if any(device.memory_bytes is None for device in machine.devices):
+        return "nvidia-smi does not tell how much memory the GPU has"
+    each = 0.0 if plan is None else plan.worker.total
+    sizes = " + ".join(f"{(device.memory_bytes or 0) / 1e9:.0f}" for device in machine.devices)
+    return f"a worker holds {each / 1e9:.2f} of {sizes} GB"
 
 
 def _as_large_as_the_learner(size: float, config: Config) -> Plan:

@@ -34,6 +34,7 @@ from types import FrameType
 from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
 from grpo_actors.consent import as_options, code_of_model, functions_of_caller, options_for
+from grpo_actors.devices import environment_of
 from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.invocation import pasted
 from grpo_actors.kernels.stage import Stage
@@ -51,9 +52,10 @@ from grpo_actors.rundir.outcome import continuing, gained, kept_checkpoint
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
-from grpo_actors.supervisor.mps import Mps, mps_environment, mps_helps
+from grpo_actors.supervisor.mps import Mps, mps_helps
 from grpo_actors.supervisor.open_files import raise_limit
 from grpo_actors.supervisor.preflight import prepared
+from grpo_actors.supervisor.shares import Shares
 from grpo_actors.supervisor.worker_pool import WorkerPool
 from grpo_actors.transport.events import EventSubscriber
 from grpo_actors.transport.keys import KeyFolder, read_run_key, run_key
@@ -432,16 +434,19 @@ def _open(
     if note := raise_limit():
         status.print_line(note, "yellow")
     follower_stack = stack.enter_context(ExitStack())
-    mps = stack.enter_context(Mps(starts=mps_helps(config, machine.back_end)))
-    compile_kernels(Stage.find(config, cuda_build()), status, gives_up=lambda: signals.count)
-    endpoints = replace(endpoints, mps=mps.folder(gives_up=lambda: signals.count))
+    shares = Shares(config, machine)
+    mps = stack.enter_context(Mps(starts=mps_helps(config, shares.placement)))
+    stage = Stage.find(config, cuda_build(), environment_of(shares.placement.learner[:1]))
+    compile_kernels(stage, status, gives_up=lambda: signals.count)
+    shares.mps_folder = mps.folder(gives_up=lambda: signals.count)
+    endpoints = replace(endpoints, mps=shares.mps_folder)
     if mps.reason:
         status.print_line(
             f"no CUDA MPS ({mps.reason}): processes on one GPU take turns; next to three workers, a step of the "
             "learner takes three times as long",
             "yellow",
         )
-    pool = WorkerPool(run_dir, config, machine, endpoints.control, mps_environment(endpoints.mps))
+    pool = WorkerPool(run_dir, config, shares, endpoints.control)
     token = secrets.token_hex(16)
     learner = Actor(
         "learner",
@@ -450,13 +455,13 @@ def _open(
             *("--endpoints", json.dumps(asdict(endpoints))),
             *options_for(config),
         ],
-        pool.environment_of_learner | {LOCK: str(lock), EVALUATOR_LINE: str(line), EVALUATOR_TOKEN: token},
+        shares.learner() | {LOCK: str(lock), EVALUATOR_LINE: str(line), EVALUATOR_TOKEN: token},
         respawns=False,
         respawns_if_hung=True,
         is_watched=True,
         inherited=(lock, line),
     )
-    observers = _observers(run_dir, config, endpoints, pool.environment_of_evaluator, token)
+    observers = _observers(run_dir, config, endpoints, shares.evaluator(), token)
     supervisor = Supervisor(
         *(run_dir, config, endpoints, learner, observers, pool, status, signals),
         *(lifeline, evaluator_line, follower_stack),

@@ -15,17 +15,16 @@ from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.consent import options_for
+from grpo_actors.devices import Device
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
 from grpo_actors.rundir.decisions import Decision, append_decision, kept_workers
 from grpo_actors.rundir.folder import CONFIG_FILE, RUN_KEY_FILE, WORKERS_FILE
 from grpo_actors.supervisor.children import Actor
-from grpo_actors.supervisor.fit import find_plan, limited, scale, tight
 from grpo_actors.supervisor.headcount import Headcount, Measurement
-from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
-from grpo_actors.supervisor.memory_plan import Need, Plan
-from grpo_actors.supervisor.room import other_processes, room_of
+from grpo_actors.supervisor.room import find_placement
+from grpo_actors.supervisor.shares import Shares
 
 #: Module of a worker's command line. The bench sets another one.
 WORKER = "grpo_actors.rollout"
@@ -37,23 +36,18 @@ class WorkerPool:
 
     run_dir: Path
     config: Config
-    machine: Machine
+    #: Device, threads and memory of each process.
+    shares: Shares
     #: Address of the learner's control socket.
     control: str
-    #: Variables of every child, besides those of its share.
-    environment: dict[str, str] = field(default_factory=dict)
     #: All workers ever started. Stopped ones stay in the list, because their last output is still to be read.
     actors: list[Actor] = field(default_factory=list)
     #: The workers that should run.
     workers: list[Actor] = field(default_factory=list)
     #: Decides the number of workers; None if it is fixed.
     headcount: Headcount | None = None
-    #: Threads of each worker.
-    _share: Share = field(init=False)
-    #: The plan that all processes obey; None if the model's files are not on this machine yet.
-    _plan: Plan | None = field(init=False)
-    #: The share of it that each process may use.
-    _scale: float = 1.0
+    #: The device of each worker ever started, by name.
+    _devices: dict[str, Device] = field(default_factory=dict)
     #: Names of all workers, attached ones too, that have delivered a group and have not left.
     _active: set[str] = field(default_factory=set)
     _update: int = 0
@@ -63,46 +57,14 @@ class WorkerPool:
     _notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        others, wanted = other_processes(self.config), self.config.rollout.workers
-        if wanted == "auto":
-            room = room_of(self.config, self.machine)
-            self._share = worker_share(self.machine, others, room.workers)
-            count = min(kept_workers(self.run_dir), room.workers)
+        count = len(self.shares.placement.workers)
+        if self.shares.is_adaptive:
+            count = min(max(kept_workers(self.run_dir), count), self.shares.room.workers)
             self.headcount = Headcount(count)
-            self._notes.append(f"rollout workers: {count} to begin with, {room}")
-        else:
-            count = wanted
-            self._share = equal_share(self.machine, others + count)
-        most = room.workers if wanted == "auto" else wanted
-        plan = find_plan(self.config, self.machine)
-        self._plan = plan if plan is not None and plan.is_whole else None  # else its limits would be too low
-        if self._plan is not None:
-            self._scale = scale(self._plan, most, self.machine)
-            if warning := tight(self._plan, most, self.machine):
-                self._notes.append(f"memory: {warning}")
+            self._notes.append(f"rollout workers: {count} to begin with, {self.shares.room}")
+        self._notes += [f"memory: {warning}" for warning in self.shares.warnings]
         while len(self.workers) < count:
             self._start_worker()
-
-    @property
-    def environment_of_learner(self) -> dict[str, str]:
-        """Environment of the learner. With "auto" its threads are the same as with one worker."""
-        return self._limited(self._share_of_others, None if self._plan is None else self._plan.learner)
-
-    @property
-    def environment_of_evaluator(self) -> dict[str, str]:
-        """Environment of the evaluator."""
-        return self._limited(self._share_of_others, None if self._plan is None else self._plan.evaluator)
-
-    @property
-    def _share_of_others(self) -> Share:
-        fixed = self.config.rollout.workers
-        return equal_share(self.machine, other_processes(self.config) + (1 if fixed == "auto" else fixed))
-
-    def _limited(self, share: Share, need: Need | None) -> dict[str, str]:
-        """Return the environment of a process with the threads of `share` and the memory of its plan, if there is one."""
-        if need is not None:
-            share = limited(share, need, self._scale)
-        return share.environment | self.environment
 
     @property
     def is_hopeless(self) -> bool:
@@ -155,7 +117,8 @@ class WorkerPool:
         self._apply(headcount.record_update(measured, active=len(self._active), room=self._room))
 
     def _room(self) -> int:
-        return room_of(self.config, self.machine, self._learner_bytes).workers
+        _, room = find_placement(self.config, self.shares.machine, self._learner_bytes)
+        return room.workers
 
     def _apply(self, decision: Decision | None) -> None:
         """Start or stop workers as decided, note the decision for the terminal, and save it."""
@@ -178,7 +141,9 @@ class WorkerPool:
         command += ["--preload", str(self.run_dir / CONFIG_FILE), *options_for(self.config)]
         if self.config.transport.uses_keys:
             command += ["--key", str(self.run_dir / RUN_KEY_FILE)]
-        environment = self._limited(self._share, None if self._plan is None else self._plan.worker)
+        device = self.shares.placement.next_worker([self._devices[worker.name] for worker in self.workers])
+        self._devices[name] = device
+        environment = self.shares.worker(device)
         actor = Actor(name, command, environment, respawns=True, is_watched=True, gives_up_work=True)
         self.actors.append(actor)
         self.workers.append(actor)

@@ -28,7 +28,7 @@ REWARDS_SHOWN = 6
 _LABEL_WIDTH = 12
 #: Columns of the number in front of a curve.
 _NUMBER_WIDTH = 12
-#: From this width on, a worker's line also shows its number of groups.
+#: From this width on, a worker's line also shows its number of groups and its memory.
 _WIDE_LINE = 48
 _STATE_STYLE = {
     "sampling": "green",
@@ -99,7 +99,9 @@ def rollout(view: RunView, width: int) -> Table:
         _row(table, label, bar)
     for half in ("rollout", "learner"):
         rate, waits = number(m, f"{half}_tokens_per_s"), number(m, f"{half}_wait_share")
-        _row(table, half, f"{count(rate)} tok/s, waits {share(waits)}")
+        place = "" if view.start is None or half == "rollout" else view.start.get("device")
+        where = f", {printable(place)}" if place else ""
+        _row(table, half, f"{count(rate)} tok/s, waits {share(waits)}{where}")
     _row(table, "update", f"{fixed(number(m, 'update_s'))} s")
     _row(
         table, "batch", f"{count(number(m, 'groups'))} groups, {count(number(m, 'completions'))} completions"
@@ -175,6 +177,8 @@ def workers(view: RunView, width: int) -> Table:
             continue
         line.append(f" v{count(number(record, 'version'))}", style="default")
         line.append(f" {count(number(record, 'tokens_per_s'))} tok/s", style="default")
+        if place := record.get("device"):
+            line.append(f" {printable(place)}", style="default")
         if width >= _WIDE_LINE:
             line.append(f"  {count(number(record, 'groups'))} groups", style="default")
             line.append(f"  {fixed(number(record, 'memory_gb'))} GB", style="default")

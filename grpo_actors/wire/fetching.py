@@ -2,6 +2,9 @@
 
 from grpo_actors.errors import ProtocolError
 from grpo_actors.wire import messages as wire
+from grpo_actors.wire.digest import digest
+
+__all__ = ["chunk_header", "chunk_index", "chunk_request", "digest", "manifest_request", "read_request"]
 
 
 def manifest_request() -> bytes:

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Literal
 
+from grpo_actors.devices import own_device
 from grpo_actors.errors import RunError
 from grpo_actors.process import StopRequest
 from grpo_actors.progress import begin_work
@@ -26,6 +27,7 @@ def hello(role: Literal["rollout", "evaluator"], name: str, run_id: str = "", to
         name=name,
         host=socket.gethostname(),
         pid=os.getpid(),
+        device=own_device(),
         run_id=run_id,
         token=token,
     )

@@ -28,7 +28,7 @@ from grpo_actors.wire.spans import check_spans
 # Re-exported, so that the users of the wire format import one module.
 __all__ = ["decode", "encode", "floats", "ints", "read_floats", "read_ints"]
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 MAX_COMPLETIONS = 4096
 
@@ -73,6 +73,8 @@ class Hello(Message):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     host: Name
     pid: Annotated[int, Field(ge=1, lt=2**31)]
+    #: Name of the device on which the peer computes, as its host numbers it; empty: not told.
+    device: Name = ""
     #: The run that the peer expects to join; empty: any.
     run_id: Name = ""
     #: Secret of the run's own evaluator, which nobody else has: only it may report scores.

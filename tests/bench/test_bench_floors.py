@@ -46,4 +46,4 @@ def test_a_version_is_copied_out_once_and_into_each_worker_with_two_more_copies_
     # A copy of 50 bytes reads and writes 100 bytes in all, which takes a second.
     assert publication_floor_s(50, 100.0, fetchers=1, chunks=False) == pytest.approx(2)
     assert publication_floor_s(50, 100.0, fetchers=3, chunks=False) == pytest.approx(4)
-    assert publication_floor_s(50, 100.0, fetchers=2, chunks=True) == pytest.approx(7)
+    assert publication_floor_s(50, 100.0, fetchers=2, chunks=True) == pytest.approx(5)

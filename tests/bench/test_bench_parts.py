@@ -85,6 +85,15 @@ def test_a_version_reaches_two_processes(capsys, way):
 
 
 @pytest.mark.slow
+def test_simulated_workers_get_their_acknowledgements(capsys):
+    figures = bench(capsys, "exchange", "--workers", "3", "--groups", "4", "--rounds", "1")
+    assert figures["waiting: beats/s"]["floor"] == 3
+    # A group is a grant, itself and an ack; beats come in addition.
+    assert figures["busy: messages/s"]["median"] >= 2.5 * figures["busy: groups/s"]["median"] > 0
+    assert 0 < figures["busy: exchange's share of a core"]["median"] <= 1
+
+
+@pytest.mark.slow
 def test_a_whole_run_has_prompts_and_completions_of_the_length_asked_for(capsys):
     figures = bench(capsys, "end-to-end", "--warmup", "1", "--set", "workers=1")
     assert len(figures["update s"]["values"]) == 2

@@ -59,7 +59,7 @@ def test_a_dry_run_says_how_many_workers_there_is_room_for():
     # Eight groups an update in batches of eight, on-policy: one batch is open at a time.
     settings = ("--set", "workers=auto", "--set", "max_staleness=0")
     done = launch_here("--config", "quickstart.toml", *settings, "--dry-run")
-    assert "# memory: each further worker: the same" in done.stdout
+    assert "each further worker" not in done.stdout
     assert "# memory: rollout workers: at most 1 (" in done.stdout
 
 

@@ -72,7 +72,8 @@ def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
                 3, 3.0, "worker", {"worker": "rollout-1", "state": "lost", "why": "its process ended"}
             )
         )
-        status.show(make_record(4, 4.0, "worker", {"worker": "rollout-1", "state": "joined"}))
+        joined = {"worker": "rollout-1", "state": "joined", "device": "GPU 1"}
+        status.show(make_record(4, 4.0, "worker", joined))
         status.show(make_record(4, 4.0, "worker", {"worker": "rollout-1", "state": "sampling"}))
         status.show(make_record(4, 4.0, "worker", {"worker": "rollout-1", "state": "left"}))
         status.show(make_record(4, 4.0, "checkpoint", {"path": "r/checkpoint-3", "bytes": 2e6, "write_s": 1}))
@@ -86,7 +87,7 @@ def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
         "eval @10  accuracy 0.41 [0.31, 0.51], greedy on 10 problems  best so far",
         "alarm: kl: rises",
         "worker rollout-1 lost: its process ended",
-        "worker rollout-1 joined",
+        "worker rollout-1 joined on GPU 1",
         "worker rollout-1 left",
         "checkpoint-3 is written, 2.0 MB",
         "warning: one line left out",

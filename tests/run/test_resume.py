@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from runs import Run, children, kill, living, new_run, wait_until
 
-from grpo_actors.transport.weights.shared_memory import PREFIX, _parent
+from grpo_actors.transport.weights.shared_memory import PREFIX, memory_folder
 
 
 def shared_memory_of(learner: int) -> list[Path]:
-    return list(_parent().glob(f"{PREFIX}{learner}-*"))
+    return list(memory_folder().glob(f"{PREFIX}{learner}-*"))
 
 
 def left_by(run: Run, learner: int) -> list[Path]:

@@ -1,77 +1,96 @@
 """Test how the memory plan is shown, which runs it refuses, and the limits that it gives to processes."""
 
 import pytest
+from machines import GB, certain, cpu, cuda, metal, total
 
 from grpo_actors.config import load_config
 from grpo_actors.errors import ConfigError
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.supervisor.fit import check_memory, limited, plan_text, scale, tight
-from grpo_actors.supervisor.machine import Machine, Share
+from grpo_actors.supervisor.machine import Share
 from grpo_actors.supervisor.memory_plan import Need, plan_of
+from grpo_actors.supervisor.shares import Shares
 from grpo_actors.supervisor.worker_pool import WorkerPool
 
 SHARE = Share(2, 0)
-GB = 10**9
 
 
 def config(*overrides):
     return load_config(None, ["task=arithmetic", "model_name=tiny", "workers=2", *overrides]).config
 
 
-def cuda(gpu_bytes: float | None) -> Machine:
-    return Machine("cuda", 8, 64 * GB, None if gpu_bytes is None else int(gpu_bytes))
-
-
-def test_the_plan_has_a_line_for_each_process_and_the_total_beside_the_memory():
+def test_the_plan_has_a_line_for_each_process_below_the_device_that_they_share():
     machine = cuda(80 * GB)
     plan = plan_of(EMBEDDED, config(), machine)
     lines = plan_text(config(), machine).splitlines()
     assert [line.split()[0] for line in lines] == [
         "0.7",
+        "GPU",
         "learner",
         "rollout-0",
         "rollout-1",
         "evaluator",
-        "total",
         "host",
     ]
     # 697,472 weights of 2 bytes, and 12 bytes of training each.
-    assert "weights 0.00 GB, training 0.01 GB, activations" in lines[1]
-    assert lines[1].endswith("CUDA 1.32 GB")
-    total = (plan.learner.total + 2 * plan.worker.total + plan.evaluator.total) / 1e9
-    assert lines[-2] == f"total      {total:.2f} GB at most, of the GPU's 80.00 GB"
+    assert "weights 0.00 GB, training 0.01 GB, activations" in lines[2]
+    assert lines[2].endswith("CUDA 1.32 GB")
+    assert lines[1] == f"GPU 0: {total(plan, 2) / 1e9:.2f} GB at most, of 80.00 GB"
     # 14 bytes a weight: its bfloat16 and float32 values, and two means.
     assert lines[-1] == "host       0.01 GB: the copy from which checkpoints are written"
 
 
 def test_a_model_on_the_hub_has_no_plan_yet():
-    text = plan_text(config("model_name=owner/name"), cuda(80 * GB))
-    assert text == "owner/name is on the hub: its size is known once it is downloaded"
+    text = plan_text(config("model_name=owner/name"), cuda(80 * GB, 80 * GB, None, None))
+    assert text.splitlines() == [
+        "owner/name is on the hub: its size is known once it is downloaded",
+        "GPU 0: learner",
+        "GPU 1: rollout-0, evaluator",
+        "GPU 2: rollout-1",
+        "GPU 3: idle",
+    ]
     check_memory(config("model_name=owner/name"), cuda(1))
+
+
+def test_with_auto_the_plan_says_where_further_workers_would_run():
+    several = config("workers=auto", "batch_size=16", "gradient_accumulation_steps=1")
+    lines = plan_text(several, cuda(80 * GB, 80 * GB)).splitlines()
+    assert lines[-2:] == [
+        "each further worker: the same, on GPU 1, GPU 0",
+        "rollout workers: at most 15 (16 cores)",
+    ]
 
 
 def test_a_run_is_refused_only_if_weights_training_and_contexts_alone_do_not_fit():
     plan = plan_of(EMBEDDED, config("kl_coeff=0"), cuda(80 * GB))
     # Four processes with a context each; 14 bytes a weight in the learner besides its own 2, 2 in each other.
-    certain = 4 * 1300 * 10**6 + 697_472 * (2 + 16 + 3 * 2)
-    assert plan.certain(2) == certain
-    check_memory(config("kl_coeff=0"), cuda(certain))
+    least = 4 * 1300 * 10**6 + 697_472 * (2 + 16 + 3 * 2)
+    assert certain(plan, 2) == least
+    check_memory(config("kl_coeff=0"), cuda(least))
     with pytest.raises(
-        ConfigError, match=r"memory: weights and training state must fit into the GPU's 5\.22 GB"
+        ConfigError, match=r"memory: weights and training state must fit into 5\.22 GB of GPU 0, got 5\.22 GB"
     ):
-        check_memory(config("kl_coeff=0"), cuda(certain - 1))
+        check_memory(config("kl_coeff=0"), cuda(least - 1))
     check_memory(config("kl_coeff=0"), cuda(None))
+
+
+def test_a_run_is_refused_if_one_of_its_devices_has_too_little():
+    plan = plan_of(EMBEDDED, config("kl_coeff=0"), cuda(80 * GB))
+    both = 2 * plan.worker.certain + plan.of("evaluator").certain
+    check_memory(config("kl_coeff=0"), cuda(plan.learner.certain, both))
+    refusal = r"must fit into 3\.90 GB of GPU 1, got 3\.90 GB \(rollout-0 .*, rollout-1 .*, evaluator .*or set rollout"
+    with pytest.raises(ConfigError, match=refusal):
+        check_memory(config("kl_coeff=0", "evaluator_device=1"), cuda(plan.learner.certain, both - 1))
 
 
 def test_a_run_that_may_need_too_much_starts_with_a_warning(tmp_path):
     plan = plan_of(EMBEDDED, config(), cuda(80 * GB))
-    enough = cuda(plan.total(2) / 0.95 + 1)
-    assert tight(plan, 2, enough) is None
-    scarce = cuda(plan.total(2) / 0.95 - 1)
-    warning = tight(plan, 2, scarce)
-    assert warning is not None
+    enough = Shares(config(), cuda(total(plan, 2) / 0.95 + 1))
+    assert tight(plan, enough.placement) == enough.warnings == []
+    scarce = Shares(config(), cuda(total(plan, 2) / 0.95 - 1))
+    (warning,) = scarce.warnings
     assert "lower learner.batch_size" in warning
-    assert plan_text(config(), scarce).splitlines()[-1] == warning
+    assert plan_text(config(), scarce.machine).splitlines()[-1] == warning
     notes = [text for text, _ in WorkerPool(tmp_path, config(), scarce, "ipc://none").revive(0)]
     assert notes == [f"memory: {warning}"]
 
@@ -82,18 +101,19 @@ def test_a_process_may_use_what_its_plan_says_and_all_of_them_together_what_ther
     # Half of 10; MLX may keep half of that.
     assert limited(SHARE, need, 0.5) == Share(2, 5 * GB, int(2.5 * GB))
     plan = plan_of(EMBEDDED, config(), cuda(80 * GB))
-    assert scale(plan, 2, cuda(80 * GB)) == 1
-    assert scale(plan, 2, cuda(plan.total(2) / 2)) == pytest.approx(2 * 0.95 / 4, rel=1e-6)
+    for machine, fits in ((cuda(80 * GB), 1), (cuda(total(plan, 2) / 2), pytest.approx(0.95 / 2, rel=1e-6))):
+        (device,) = machine.devices
+        assert scale(plan, Shares(config(), machine).placement, device) == fits
 
 
-@pytest.mark.parametrize("machine", [cuda(80 * GB), Machine("cpu", 8, 64 * GB)])
-def test_the_processes_get_the_limits_of_the_plan(machine, tmp_path):
+@pytest.mark.parametrize("machine", [cuda(80 * GB), cpu()])
+def test_the_processes_get_the_limits_of_the_plan(machine):
     plan = plan_of(EMBEDDED, config(), machine)
-    pool = WorkerPool(tmp_path, config(), machine, "ipc://none")
+    shares = Shares(config(), machine)
     environments = {
-        "learner": pool.environment_of_learner,
-        "evaluator": pool.environment_of_evaluator,
-        "worker": pool.workers[0].environment,
+        "learner": shares.learner(),
+        "evaluator": shares.evaluator(),
+        "worker": shares.worker(machine.devices[0]),
     }
     for name, environment in environments.items():
         need = getattr(plan, name)
@@ -106,17 +126,15 @@ def test_the_processes_get_the_limits_of_the_plan(machine, tmp_path):
     assert plan.snapshot > 0 == plan.worker.checkpoint
 
 
-def test_where_the_plan_does_not_fit_no_memory_is_set_aside_for_checkpoints(tmp_path):
-    small = Machine("cpu", 8, int(plan_of(EMBEDDED, config(), Machine("cpu", 8, 64 * GB)).total(2) / 2))
-    pool = WorkerPool(tmp_path, config(), small, "ipc://none")
-    assert pool.environment_of_learner["GRPO_ACTORS_CHECKPOINT_ROOM"] == "0"
+def test_where_the_plan_does_not_fit_no_memory_is_set_aside_for_checkpoints():
+    small = cpu(memory_gb=total(plan_of(EMBEDDED, config(), cpu()), 2) / 2 / GB)
+    assert Shares(config(), small).learner()["GRPO_ACTORS_CHECKPOINT_ROOM"] == "0"
 
 
-def test_without_a_plan_memory_is_divided_equally_where_it_is_the_machines(tmp_path):
-    def limit(machine: Machine) -> str:
-        pool = WorkerPool(tmp_path, config("model_name=owner/name"), machine, "ipc://none")
-        return pool.environment_of_learner["GRPO_ACTORS_MEMORY_LIMIT"]
+def test_without_a_plan_memory_is_divided_equally_where_it_is_the_machines():
+    def limit(machine) -> str:
+        return Shares(config("model_name=owner/name"), machine).learner()["GRPO_ACTORS_MEMORY_LIMIT"]
 
     # Three quarters of 64 GB among four processes; 0 is no limit.
-    assert limit(Machine("metal", 8, 64 * GB, 64 * GB)) == str(12 * GB)
+    assert limit(metal()) == str(12 * GB)
     assert limit(cuda(80 * GB)) == "0"

@@ -5,21 +5,20 @@ import shutil
 
 import mlx_lm.utils
 import pytest
+from machines import GB, cpu, cuda
 
 from grpo_actors.config import load_config
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.locate import EMBEDDED
-from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, plan_of
-from grpo_actors.supervisor.worker_pool import WorkerPool
+from grpo_actors.supervisor.shares import Shares
 
 # Embedding 320·128; four layers of 4·128² attention, 3·128·256 MLP, 2·128 norms; one last norm.
 MATRICES_IN_LAYERS = 4 * (4 * 128**2 + 3 * 128 * 256)
 NORMS = 4 * 2 * 128 + 128
 PARAMETERS = 320 * 128 + MATRICES_IN_LAYERS + NORMS
 
-CPU = Machine("cpu", 8, 64 * 10**9)
-CUDA = Machine("cuda", 8, 64 * 10**9, 80 * 10**9)
+CPU, CUDA = cpu(), cuda(80 * GB)
 
 
 def plan(*overrides, folder=EMBEDDED, machine=CPU):
@@ -46,7 +45,7 @@ def test_only_on_cuda_a_process_holds_a_context_and_copies_of_the_projections_th
 
 def test_a_copy_of_weights_counts_only_if_it_may_be_made():
     # 917,504 bytes are more than an eighth of seven million.
-    small = Machine("cuda", 8, 64 * 10**9, 7 * 10**6)
+    small = cuda(7 * 10**6)
     assert plan("dtype=bfloat16", machine=small).worker.at_times["copies of weights"] == 0
     assert (
         plan("rollout_bits=8", "quantize_for_rollouts=true", machine=CUDA).worker.at_times[
@@ -177,9 +176,9 @@ def test_a_config_json_that_does_not_tell_the_widths_gives_a_plan_that_limits_no
     folder = changed_model(tmp_path, change)
     assert not plan(folder=folder).is_whole
     config = load_config(None, ["task=arithmetic", f"model_name={folder}"]).config
-    pool = WorkerPool(tmp_path, config, CUDA, "ipc://none")
-    assert pool.environment_of_learner["GRPO_ACTORS_MEMORY_LIMIT"] == "0"
-    assert pool.environment_of_learner["GRPO_ACTORS_CACHE_LIMIT"] == "0"
+    environment = Shares(config, CUDA).learner()
+    assert environment["GRPO_ACTORS_MEMORY_LIMIT"] == "0"
+    assert environment["GRPO_ACTORS_CACHE_LIMIT"] == "0"
 
 
 @pytest.mark.parametrize("content", ["[1]", "{"])

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from machines import GB, cpu, cuda, metal
 from mps_stand_in import StandIn
 
 from grpo_actors.backend import join_mps
 from grpo_actors.config import load_config
 from grpo_actors.supervisor.mps import Mps, is_provided, mps_helps
+from grpo_actors.supervisor.shares import Shares
 
 #: A process that holds MPS as the supervisor does, until its standard input closes.
 HOLDER = """
@@ -159,20 +161,23 @@ def test_a_worker_started_by_hand_joins_the_mps_of_its_run_unless_it_has_another
 
 
 @pytest.mark.parametrize(
-    ("settings", "back_end", "starts"),
+    ("settings", "machine", "starts"),
     [
-        (["workers=1", "eval_every_updates=0"], "cuda", True),
-        (["workers=auto", "eval_every_updates=0"], "cuda", True),
-        (["workers=0", "eval_every_updates=10"], "cuda", True),
-        (["workers=0", "eval_every_updates=0"], "cuda", False),  # the learner alone
-        (["workers=3", "cuda_mps=false"], "cuda", False),
-        (["workers=3"], "cpu", False),
-        (["workers=3"], "metal", False),
+        (["workers=1", "eval_every_updates=0"], cuda(80 * GB), True),
+        (["workers=auto", "eval_every_updates=0"], cuda(80 * GB), True),
+        (["workers=0", "eval_every_updates=10"], cuda(80 * GB), True),
+        (["workers=0", "eval_every_updates=0"], cuda(80 * GB), False),  # the learner alone
+        (["workers=3", "cuda_mps=false"], cuda(80 * GB), False),
+        (["workers=1"], cuda(80 * GB, 80 * GB, 80 * GB), False),  # one on each
+        (["workers=3"], cuda(80 * GB, 80 * GB, 80 * GB), True),
+        (["workers=3"], cpu(), False),
+        (["workers=3"], metal(), False),
     ],
 )
-def test_mps_is_for_several_processes_on_cuda(settings, back_end, starts, monkeypatch):
+def test_mps_is_for_several_processes_on_one_gpu(settings, machine, starts, monkeypatch):
     monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
-    assert mps_helps(load_config(None, ["task=arithmetic", *settings]).config, back_end) is starts
+    config = load_config(None, ["task=arithmetic", *settings]).config
+    assert mps_helps(config, Shares(config, machine).placement) is starts
 
 
 def test_mps_of_the_user_or_of_the_system_is_left_alone(monkeypatch, tmp_path):

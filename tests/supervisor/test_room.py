@@ -1,14 +1,14 @@
 """Test how many workers there is room for on various machines, and how the workers divide the machine."""
 
 import pytest
+from machines import GB, cpu, cuda, metal, total
 
-from grpo_actors.config import load_config
+from grpo_actors.config import Config, load_config
 from grpo_actors.policy.locate import EMBEDDED
-from grpo_actors.supervisor.machine import Machine, Share, cuda_bytes, equal_share, worker_share
+from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
 from grpo_actors.supervisor.memory_plan import plan_of
-from grpo_actors.supervisor.room import room_of
+from grpo_actors.supervisor.room import Room, find_placement
 
-GB = 10**9
 #: 16 groups per update in batches of one, one update ahead: 32 batches are open, which limits nothing.
 MANY = (
     "task=arithmetic",
@@ -23,12 +23,8 @@ def config(*overrides):
     return load_config(None, [*MANY, *overrides]).config
 
 
-def cpu(cores: int, memory_gb: float = 64) -> Machine:
-    return Machine("cpu", cores, int(memory_gb * GB))
-
-
-def cuda(gpu_bytes: float | None, cores: int = 16) -> Machine:
-    return Machine("cuda", cores, 128 * GB, None if gpu_bytes is None else int(gpu_bytes))
+def room_of(settings: Config, machine: Machine, learner_bytes: float = 0.0) -> Room:
+    return find_placement(settings, machine, learner_bytes)[1]
 
 
 # With an evaluator three processes divide the cores: 2 // 3 → 1 each, 8 // 3 = 2 each, 40 // 3 = 13 each.
@@ -40,10 +36,11 @@ def test_on_a_cpu_workers_get_the_cores_that_learner_and_evaluator_leave(cores, 
 def test_on_a_gpu_each_worker_keeps_a_core_busy_and_eight_are_the_most():
     assert room_of(config(), cuda(80e9, cores=4)).workers == 3
     assert room_of(config(), cuda(80e9)).workers == 8
+    assert room_of(config(), cuda(80e9, 80e9, cores=32)).workers == 16
 
 
 def test_a_mac_has_room_for_two():
-    assert room_of(config(), Machine("metal", 16, 64 * GB, 64 * GB)).workers == 2
+    assert room_of(config(), metal()).workers == 2
 
 
 def test_no_worker_is_added_that_would_never_hold_a_lease():
@@ -58,7 +55,7 @@ def test_a_gpus_memory_limits_workers_by_the_plan():
     settings = config("dtype=float32")
     plan = plan_of(EMBEDDED, settings, cuda(80e9))
     # Nineteen twentieths of the memory hold the learner, the evaluator and three and a half workers.
-    gpu = cuda((plan.total(0) + 3.5 * plan.worker.total) / 0.95)
+    gpu = cuda((total(plan, 0) + 3.5 * plan.worker.total) / 0.95)
     assert room_of(settings, gpu).workers == 3
 
 
@@ -78,24 +75,8 @@ def test_no_worker_is_added_if_a_gpus_memory_is_unknown():
 def test_memory_limits_workers_on_a_cpu_too():
     plan = plan_of(EMBEDDED, config(), cpu(64))
     # Three quarters of the memory hold the learner, the evaluator and two and a half workers.
-    machine = Machine("cpu", 64, int((plan.total(0) + 2.5 * plan.worker.total) / 0.75))
-    assert room_of(config(), machine).workers == 2
-
-
-@pytest.mark.parametrize(
-    ("program", "gpu_bytes"), [("echo 81559", 81559 * 2**20), ("echo '[N/A]'", None), ("exit 9", None)]
-)
-def test_a_gpus_memory_is_what_nvidia_smi_prints_in_mebibytes(program, gpu_bytes, tmp_path, monkeypatch):
-    path = tmp_path / "nvidia-smi"
-    path.write_text(f"#!/bin/sh\n{program}\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert cuda_bytes() == gpu_bytes
-
-
-def test_without_nvidia_smi_a_gpus_memory_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert cuda_bytes() is None
+    size = (total(plan, 0) + 2.5 * plan.worker.total) / 0.75
+    assert room_of(config(), cpu(64, memory_gb=size / GB)).workers == 2
 
 
 def test_on_cuda_an_equal_share_is_one_of_threads_only():

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+from machines import cuda
 
 from grpo_actors.config import load_config
 from grpo_actors.observe.records import make_record
 from grpo_actors.rundir.claim import claimed
 from grpo_actors.rundir.decisions import kept_workers
-from grpo_actors.supervisor.machine import Machine
+from grpo_actors.supervisor.shares import Shares
 from grpo_actors.supervisor.worker_pool import WorkerPool
 
 #: Updates of a window: 2 skipped and 3 blocks of 4, each update of 1 s.
@@ -18,12 +19,11 @@ WINDOW = 14
 class RecordedPool:
     """A pool on a machine with room for eight workers, with methods that give it records."""
 
-    def __init__(self, folder, workers="auto"):
+    def __init__(self, folder, workers="auto", machine=None):
         settings = [f"workers={workers}", "task=arithmetic", "batch_size=16"]
         self.folder = folder
-        self.pool = WorkerPool(
-            folder, load_config(None, settings).config, Machine("cuda", 16, 2**36, 2**36), "ipc://x"
-        )
+        config = load_config(None, settings).config
+        self.pool = WorkerPool(folder, config, Shares(config, machine or cuda(2**36)), "ipc://x")
         self.update = 0
 
     def record(self, topic, **fields):
@@ -135,3 +135,19 @@ def test_a_fixed_number_does_not_change(tmp_path):
     pool.worker("rollout-0")
     pool.updates(10 * WINDOW)
     assert (pool.names, pool.reasons) == (["rollout-0", "rollout-1"], [])
+
+
+def test_auto_begins_on_every_gpu_without_a_learner_and_a_restarted_worker_keeps_its_own(tmp_path):
+    pool = RecordedPool(tmp_path, machine=cuda(2**36, 2**36, 2**36))
+
+    def gpus():
+        return {worker.name: worker.environment["CUDA_VISIBLE_DEVICES"] for worker in pool.pool.workers}
+
+    begun = {"rollout-0": "GPU-1", "rollout-1": "GPU-2"}
+    assert gpus() == begun
+    for name in begun:
+        pool.worker(name)
+    pool.updates(WINDOW)
+    assert gpus() == begun | {"rollout-2": "GPU-1"}
+    # The environment is the actor's: each start of its process has it.
+    assert pool.pool.workers[0].environment["GRPO_ACTORS_DEVICE"] == "GPU 1"

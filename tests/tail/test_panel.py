@@ -36,10 +36,13 @@ METRICS = {
 }
 COMPLETIONS = [{"text": f"so it is {n} [b]", "reward": n / 8, "truncated": n == 0} for n in range(8)]
 RECORDS = [
-    ("start", {"run_name": "quickstart", "model_name": "tiny"}),
+    ("start", {"run_name": "quickstart", "model_name": "tiny", "device": "GPU 0"}),
     ("metrics", {**METRICS, "update": 1}),
     ("metrics", METRICS),
-    ("worker", {"worker": "rollout-0", "state": "sampling", "version": 2, "tokens_per_s": 6_000}),
+    (
+        "worker",
+        {"worker": "rollout-0", "state": "sampling", "version": 2, "tokens_per_s": 6_000, "device": "GPU 1"},
+    ),
     ("eval", {"update": 2, "score": score(0.41).model_dump(), "best": True}),
     ("sample", {"update": 2, "prompt": "3 + 4?", "answer": "7", "completions": COMPLETIONS}),
     ("headcount", {"update": 1, "before": 1, "workers": 2, "reason": "the learner waits"}),
@@ -151,3 +154,11 @@ def test_a_worker_in_quarantine_is_shown_with_the_reason():
     fields = {"worker": "w", "state": "quarantined", "why": "log-probs 2 nats off the learner's, 0.1 at most"}
     text = drawn(view_of([*RECORDS, ("worker", fields)]), 160, 40)
     assert re.search(r"w +quarantined log-probs 2 nats off", text)
+
+
+def test_each_process_names_its_device():
+    text = drawn(view_of(RECORDS), 160, 50)
+    (learner,) = [line for line in text.splitlines() if "4.3k tok/s" in line or "4,321 tok/s" in line]
+    assert "GPU 0" in learner
+    (worker,) = [line for line in text.splitlines() if "rollout-0" in line]
+    assert "GPU 1" in worker

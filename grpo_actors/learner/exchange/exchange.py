@@ -150,6 +150,10 @@ class Exchange:
         """Return whether an evaluator takes part."""
         return self._ask(Dispatcher.evaluator_present)
 
+    def cpu_s(self) -> float:
+        """Return the seconds of processor time that the thread has taken so far."""
+        return self._ask(lambda _: time.thread_time())
+
     def dismiss(self, role: str, reason: str) -> None:
         """Make all peers of a role leave, and any that joins later."""
         self._post(lambda dispatcher: dispatcher.dismiss(role, reason))

@@ -166,27 +166,34 @@ class LeaseDesk:
         a faster machine perhaps, is not left out. The last run of leases that a worker may hold would only wait there until
         the worker is free. It is granted only if no other worker asks for leases: another one may be free earlier.
         """
-        willing, unreached = list(workers), []
+        if not self._table.has_waiting():
+            return []
+        present, unreached = list(workers), []
         run = self._table.batch_groups
-        reserve = run if sum(peer.credits > 0 for peer in willing) > 1 else 0
+        reserve = run if sum(peer.credits > 0 for peer in present) > 1 else 0
+        # Counted once, and workers without room left out at once: with hundreds of workers, doing either for each
+        # comparison would take the thread's whole time.
+        held = self._table.holdings()
+        room = {peer.session: max(min(run, peer.credits), peer.credits - reserve) for peer in present}
+        willing = [peer for peer in present if held[peer.session] < room[peer.session]]
         while willing:
-            peer = min(willing, key=self._turn)
-            capacity = max(min(run, peer.credits), peer.credits - reserve)
-            granted = self._table.grant(peer.session, capacity, now_s)
+            peer = min(willing, key=lambda peer: (held[peer.session], peer.version < 0, peer.granted_s))
+            granted = self._table.grant(peer.session, room[peer.session], now_s)
             if granted:
                 grants = wire.Grant(leases=[self._supply.lease_message(grant) for grant in granted])
                 if self._send(peer, grants):
                     peer.granted_s = now_s
-                    continue
-                # The grant was never sent, so it does not count as a loss of these leases.
-                self._table.withdraw(granted)
-                unreached.append(peer)
+                    held[peer.session] += len(granted)
+                    if held[peer.session] < room[peer.session]:
+                        continue
+                else:
+                    # The grant was never sent, so it does not count as a loss of these leases.
+                    self._table.withdraw(granted)
+                    unreached.append(peer)
+            elif not self._table.has_waiting():
+                break
             willing.remove(peer)
         return unreached
-
-    def _turn(self, peer: Peer) -> tuple[int, bool, float]:
-        """Return a key by which workers are sorted: the smallest gets the next leases."""
-        return self._table.held_by(peer.session), peer.version < 0, peer.granted_s
 
     def _is_left_out(self, position: int) -> bool:
         reason = self._supply.exclusion_reason(position)

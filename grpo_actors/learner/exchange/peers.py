@@ -48,6 +48,8 @@ class Peer:
     pid: int
     #: Whether its process is on this host, so that its end can be noticed.
     local: bool
+    #: Name of the device on which it computes; empty if it is not known.
+    device: str
     last_seen_s: float
     probed_s: float = 0.0
     state: str = "joined"
@@ -107,6 +109,7 @@ class Peer:
             "tokens_per_s": round(self.tokens_per_s, 1),
             "version": self.version,
             "memory_gb": self.memory_gb,
+            "device": self.device or None,
         }
 
     @property
@@ -201,7 +204,10 @@ class Roster:
         # Two hosts may have the same name, so a process that is not visible here now is never watched.
         local = hello.host == socket.gethostname() and process_lives(hello.pid)
         session = f"{hello.name}#{self._hellos}"
-        peer = Peer(identity, session, sender, hello.name, hello.role, hello.host, hello.pid, local, now_s)
+        peer = Peer(
+            *(identity, session, sender, hello.name, hello.role, hello.host, hello.pid, local, hello.device),
+            last_seen_s=now_s,
+        )
         self._peers[identity] = peer
         return peer
 

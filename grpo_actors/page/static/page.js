@@ -297,7 +297,7 @@
 
   function fillWorkers(view) {
     byId("workers").tBodies[0].replaceChildren(...view.workers.map((worker) => element("tr", {},
-      element("th", { scope: "row" }, worker.name),
+      element("th", { scope: "row" }, worker.name + (worker.device ? `, ${worker.device}` : "")),
       element("td", { class: `worker-state ${worker.state}` }, worker.state + (worker.why ? `: ${worker.why}` : "")),
       element("td", {}, formatted(worker.groups, "count")), element("td", {}, formatted(worker.tokens_per_s, "count")),
       element("td", {}, worker.version === null || worker.version < 0 ? "–" : `v${worker.version}`),

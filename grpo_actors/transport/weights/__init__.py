@@ -14,7 +14,8 @@ from grpo_actors.transport.weights.base import (
     Sender,
     Version,
 )
-from grpo_actors.transport.weights.chunks import ChunkReceiver, WeightsServer, WeightsSocket
+from grpo_actors.transport.weights.chunks import WeightsServer, WeightsSocket
+from grpo_actors.transport.weights.host_copy import HostCopyReceiver
 from grpo_actors.transport.weights.shared_memory import (
     SharedMemoryReader,
     SharedMemoryWriter,
@@ -37,13 +38,14 @@ class Transport(NamedTuple):
 
     #: None if the transport has no sender: the weights socket serves it, and gets every version with its manifest.
     sender: Callable[[PinMemory], Sender] | None
-    receiver: Callable[[WeightsSocket, PinMemory], Receiver]
+    #: Its arguments: the worker's end of the weights socket, what registers memory with the device, and the run's name.
+    receiver: Callable[[WeightsSocket, PinMemory, str], Receiver]
 
 
 #: Fastest first: a worker fetches a version by the first transport that can reach it.
 TRANSPORTS = (
-    Transport(SharedMemoryWriter, lambda _, pin: SharedMemoryReader(pin)),
-    Transport(None, lambda socket, _: ChunkReceiver(socket)),
+    Transport(SharedMemoryWriter, lambda _socket, pin, _run: SharedMemoryReader(pin)),
+    Transport(None, HostCopyReceiver),
 )
 
 
@@ -61,11 +63,22 @@ class WeightsClient:
         endpoint: str,
         wire: Format,
         pin: PinMemory = lambda _: None,
+        *,
         key: ClientKey | None = None,
+        run: str = "",
     ) -> None:
-        """Open all receivers. `pin` is called with the memory in which a learner on this host keeps its versions."""
+        """Open all receivers.
+
+        Args:
+            context: That of the process.
+            endpoint: Address of the weights socket.
+            wire: Encoding of the requests.
+            pin: Called with the memory in which this host keeps versions.
+            key: That of the worker, if the socket asks for one.
+            run: Names the run, with whose other workers on this host versions from another host are shared; empty: with none.
+        """
         self.socket = WeightsSocket(context, endpoint, wire, key)
-        self._receivers = [transport.receiver(self.socket, pin) for transport in TRANSPORTS]
+        self._receivers = [transport.receiver(self.socket, pin, run) for transport in TRANSPORTS]
 
     def manifest(self) -> bytes | None:
         """Return the newest version's manifest; None if no answer came in time, or there is no version yet."""
@@ -75,3 +88,9 @@ class WeightsClient:
         """Fetch the bytes of a version; None if it was replaced meanwhile, or the server stopped answering."""
         arrived = (receiver.fetch(version, on_chunk) for receiver in self._receivers)
         return next((found for found in arrived if found is not None), None)
+
+    def close(self) -> None:
+        """Free what the receivers hold, and disconnect."""
+        for receiver in self._receivers:
+            receiver.close()
+        self.socket.close()

@@ -35,6 +35,8 @@ class Version:
     chunk_bytes: int
     #: Addresses of the version, one of each sender that has one. A receiver tries them all and skips those it cannot read.
     addresses: tuple[str, ...] = ()
+    #: That of its bytes, 32 hexadecimal digits; empty if it is not known: the version is then not shared.
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class ReceivedVersion:
 
     data: bytearray | memoryview
     pin: Any = None
-    #: True if the bytes did not cross a network: their digest, which takes as long as the copy, need not be computed.
+    #: True if the digest, which takes as long as the copy, need not be computed: the bytes did not cross a network, or
+    #: the process that fetched them for this host has checked them.
     of_this_host: bool = False
     #: Call it after reading the data: returns whether they belonged to the version until now.
     whole: Callable[[], bool] = lambda: True
@@ -80,6 +83,9 @@ class Receiver(Protocol):
         `on_chunk` is called repeatedly during a long transfer, so that the caller can give signs of life.
         """
 
+    def close(self) -> None:
+        """Free the memory of this receiver; what it has returned is no longer valid."""
+
 
 class Format(Protocol):
     """Encoding of the requests at the weights socket and of their answers."""
@@ -99,6 +105,9 @@ class Format(Protocol):
 
     def chunk_header(self, version: int, index: int) -> bytes:
         """Return the header that precedes a chunk in its answer."""
+
+    def digest(self, data: memoryview) -> str:
+        """Return the digest of a version's bytes."""
 
     def chunk_index(self, header: bytes, version: int) -> int:
         """Return the index in a chunk's header.

@@ -237,21 +237,25 @@ class ChunkReceiver:
         Raises:
             ProtocolError: an answer does not parse, or was not asked for.
         """
+        data = memoryview(bytearray(version.size))
+        return ReceivedVersion(data) if self.fetch_into(data, version, on_chunk) else None
+
+    def fetch_into(self, data: memoryview, version: Version, on_chunk: Callable[[], None]) -> bool:
+        """Write all bytes of a version to `data`; return whether they arrived (`fetch`)."""
         size, chunk_bytes, wire = version.size, version.chunk_bytes, self._socket.wire
-        data = bytearray(size)
         chunks = -(-size // chunk_bytes)
         asked = 0
         awaited: set[int] = set()
         while asked < chunks or awaited:
             while asked < chunks and len(awaited) < WINDOW:
                 if not self._socket.ask(wire.chunk_request(version.number, asked)):
-                    return None
+                    return False
                 awaited.add(asked)
                 asked += 1
             frames = self._socket.answer()
             if frames is None or not frames[1]:
                 self._socket.start_over()
-                return None
+                return False
             index = wire.chunk_index(frames[0], version.number)
             start, end = index * chunk_bytes, min((index + 1) * chunk_bytes, size)
             if index not in awaited or len(frames[1]) != end - start:
@@ -260,4 +264,4 @@ class ChunkReceiver:
             awaited.remove(index)
             data[start:end] = frames[1]
             on_chunk()
-        return ReceivedVersion(data)
+        return True

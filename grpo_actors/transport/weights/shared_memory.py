@@ -22,8 +22,10 @@ from grpo_actors.transport.weights.base import Buffer, Pin, PinMemory, ReceivedV
 
 #: Folder whose files are in memory on Linux. Elsewhere the temporary folder is used, through the page cache.
 MEMORY = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
-#: Bytes before those of the version: the mark, padded to a page.
+#: Bytes before those of the version: the mark and the progress, padded to a page.
 HEADER_BYTES = mmap.PAGESIZE
+#: Where a file says how many chunks of the version have arrived from another host.
+PROGRESS = slice(8, 16)
 #: Number of files that a writer fills in turn.
 FILES = 2
 #: Prefix of the name of a writer's folder; its process id follows, for whoever looks at it.
@@ -38,6 +40,10 @@ class MappedFile:
         self.data = memoryview(mapped)[HEADER_BYTES:]
         self.pin: Pin | None = pin(self.data)
 
+    def received(self, mark: bytes) -> ReceivedVersion:
+        """Return the bytes, which belong to the version with this mark as long as the file has it."""
+        return ReceivedVersion(self.data, self.pin, of_this_host=True, whole=lambda: self.mark == mark)
+
     @property
     def mark(self) -> bytes:
         """The first eight bytes (see `_mark`)."""
@@ -46,6 +52,15 @@ class MappedFile:
     @mark.setter
     def mark(self, mark: bytes) -> None:
         self._mapped[:8] = mark
+
+    @property
+    def progress(self) -> int:
+        """The number of chunks that have arrived from another host."""
+        return int.from_bytes(self._mapped[PROGRESS], "little")
+
+    @progress.setter
+    def progress(self, chunks: int) -> None:
+        self._mapped[PROGRESS] = chunks.to_bytes(8, "little")
 
     def unpin(self) -> None:
         """End the registration. The memory can then be unmapped, once nothing uses it any more."""
@@ -109,20 +124,7 @@ class SharedMemoryWriter:
         return self._folder / str(slot)
 
     def _file(self, slot: int, size: int) -> MappedFile | None:
-        path = self._path(slot)
-        path.unlink(missing_ok=True)  # a process that has the old file mapped keeps it
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            # Allocate all pages now: a write to a page that the host cannot provide would kill the process.
-            os.truncate(descriptor, size)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(descriptor, 0, size)
-            return MappedFile(mmap.mmap(descriptor, size), self._pin)
-        except OSError:
-            path.unlink(missing_ok=True)
-            return None
-        finally:
-            os.close(descriptor)
+        return allocate(self._path(slot), size, self._pin)
 
 
 class SharedMemoryReader:
@@ -130,34 +132,41 @@ class SharedMemoryReader:
 
     def __init__(self, pin: PinMemory) -> None:
         """`pin` is called with each file's memory once."""
-        self._pin = pin
-        #: (device, inode) -> the mapped file. A new file at an old path has another key.
-        self._files: dict[tuple[int, int], MappedFile] = {}
+        self._files = MappedFiles(pin)
 
     def fetch(self, version: Version, on_chunk: Callable[[], None] = lambda: None) -> ReceivedVersion | None:
         """Return the bytes of a version without copying; None if it is not on this host, or was overwritten."""
         del on_chunk
-        found = (self._read(path, version) for path in version.addresses)
-        return next((arrived for arrived in found if arrived is not None), None)
+        mark = _mark(version.number)
+        found = (self._files.open(path, HEADER_BYTES + version.size) for path in version.addresses)
+        return next((held.received(mark) for held in found if held is not None and held.mark == mark), None)
 
-    def _read(self, path: str, version: Version) -> ReceivedVersion | None:
+    def close(self) -> None:
+        """Unmap everything."""
+        self._files.close()
+
+
+class MappedFiles:
+    """The files that a process has mapped: at most `FILES`, each until another one takes its place."""
+
+    def __init__(self, pin: PinMemory) -> None:
+        """`pin` is called with each file's memory once."""
+        self._pin = pin
+        #: (device, inode) -> the mapped file. A new file at an old path has another key.
+        self._files: dict[tuple[int, int], MappedFile] = {}
+
+    def open(self, path: str | Path, size: int) -> MappedFile | None:
+        """Map a file of `size` bytes, unless it is mapped already; None if there is none of this size."""
         with contextlib.suppress(OSError), _opened(path) as descriptor:
             found = os.fstat(descriptor)
-            if found.st_size != HEADER_BYTES + version.size:
+            if found.st_size != size:
                 return None
             file = (found.st_dev, found.st_ino)
             if file not in self._files:
                 while len(self._files) >= FILES:
                     self._files.pop(next(iter(self._files))).close()
-                self._files[file] = MappedFile(_map(descriptor, found.st_size), self._pin)
-            mapped = self._files[file]
-
-            def whole() -> bool:
-                return mapped.mark == _mark(version.number)
-
-            return (
-                ReceivedVersion(mapped.data, mapped.pin, of_this_host=True, whole=whole) if whole() else None
-            )
+                self._files[file] = MappedFile(_map(descriptor, size), self._pin)
+            return self._files[file]
         return None
 
     def close(self) -> None:
@@ -166,9 +175,26 @@ class SharedMemoryReader:
             self._files.popitem()[1].close()
 
 
+def allocate(path: Path, size: int, pin: PinMemory) -> MappedFile | None:
+    """Make a file of `size` bytes in the place of any other, and map it; None if the host has no memory for it."""
+    path.unlink(missing_ok=True)  # a process that has the old file mapped keeps it
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        # Allocate all pages now: a write to a page that the host cannot provide would kill the process.
+        os.truncate(descriptor, size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        return MappedFile(mmap.mmap(descriptor, size), pin)
+    except OSError:
+        path.unlink(missing_ok=True)
+        return None
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers() -> None:
     """Remove the files of this user's killed writers; their memory would otherwise never be freed."""
-    for left in _parent().glob(f"{PREFIX}*-*"):
+    for left in memory_folder().glob(f"{PREFIX}*-*"):
         with contextlib.suppress(OSError):  # it has gone meanwhile, or is another user's
             descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -178,14 +204,15 @@ def remove_leftovers() -> None:
                 os.close(descriptor)
 
 
-def _parent() -> Path:
+def memory_folder() -> Path:
+    """Return the folder for the folders of all writers."""
     return MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _locked_folder() -> tuple[Path, int]:
     """Make a folder and lock it; return its path and the lock's descriptor."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_parent()))
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=memory_folder()))
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         # Another start may have taken the folder for a leftover before it was locked.
         if _lock(descriptor) and folder.is_dir():
@@ -203,7 +230,7 @@ def _lock(descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
+def _opened(path: str | Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR)
     try:
         yield descriptor

@@ -31,6 +31,15 @@ def test_a_newcomer_with_a_live_name_is_refused_and_the_owner_keeps_its_leases(r
     assert run.states("w") == ["joined", "waiting"]
 
 
+def test_a_worker_tells_its_device(run):
+    worker = run.peer("w")
+    worker.send(worker.hello(device="GPU 3"))
+    worker.receive(wire.Welcome)
+    run.exchange.snapshot()
+    (record,) = run.records("worker")
+    assert (record["worker"], record["device"]) == ("w", "GPU 3")
+
+
 def test_a_name_is_free_again_when_its_process_has_ended(run):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         run.peer("w", host=socket.gethostname(), pid=process.pid).join()

@@ -1,0 +1,176 @@
+"""Decide on which device each process of a run computes: devices, settings and memory plan in, a placement out. Pure.
+
+The ranks of the learner come first, one GPU each. Workers go to the other devices in turns, and to the learner's only
+where the others are full or there are none. The evaluator goes where most memory is left, beside workers rather than
+beside a learner, whom all wait for. Numbers set by hand win.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from grpo_actors.config import Config
+from grpo_actors.devices import Device, numbers
+from grpo_actors.errors import ConfigError
+from grpo_actors.supervisor.memory_plan import Plan, Role
+
+#: With ``rollout.workers = "auto"``: the most workers that are ever tried on one device.
+MOST_ON_DEVICE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The devices of all processes of a run."""
+
+    #: Of each rank of the learner.
+    learner: tuple[Device, ...]
+    #: Of the workers with which the run begins.
+    workers: tuple[Device, ...]
+    #: With ``rollout.workers = "auto"``: of those that may follow, in their order.
+    further: tuple[Device, ...] = ()
+    #: None without an evaluator.
+    evaluator: Device | None = None
+
+    def actors(self, *, all_workers: bool = False) -> Iterator[tuple[str, Role, Device]]:
+        """Yield name, role and device of each process; with `all_workers`, also of those that may follow."""
+        for rank, device in enumerate(self.learner):
+            yield f"learner-{rank}" if rank else "learner", "learner", device
+        for number, device in enumerate(self.workers + (self.further if all_workers else ())):
+            yield f"rollout-{number}", "worker", device
+        if self.evaluator is not None:
+            yield "evaluator", "evaluator", self.evaluator
+
+    def is_shared(self, device: Device) -> bool:
+        """Return whether several processes compute on the device, or may later."""
+        return Counter(place for _, _, place in self.actors(all_workers=True))[device] > 1
+
+    def next_worker(self, taken: Sequence[Device]) -> Device:
+        """Return the device of one more worker; `taken` are those of the workers that run."""
+        left, places = Counter(taken), self.workers + self.further
+        for place in places:
+            if not left[place]:
+                return place
+            left[place] -= 1
+        return min(places, key=taken.count)  # more workers than were planned for
+
+
+def place(
+    config: Config, devices: Sequence[Device], plan: Plan | None, *, most_workers: int, ranks: int = 1
+) -> Placement:
+    """Decide where each process computes.
+
+    Args:
+        config: The settings.
+        devices: The devices of this machine, at least one.
+        plan: The memory of each process; None if it is not known: all then count alike.
+        most_workers: With ``rollout.workers = "auto"``: the most workers for which there is anything else than memory.
+        ranks: Ranks of the learner.
+
+    Raises:
+        ConfigError: A number set by hand is none of a device, or the ranks have not a GPU each.
+    """
+    wanted = config.rollout.workers
+    loads = _Loads(devices, plan)
+    learner = _learner_devices(config, devices, ranks)
+    for device in learner:
+        loads.put("learner", device)
+    by_hand = _chosen("rollout.rollout_devices", config.rollout.rollout_devices, devices)
+    others = [device for device in devices if device not in learner]
+    first, last = (list(dict.fromkeys(by_hand)), []) if by_hand else (others, list(dict.fromkeys(learner)))
+    if not first:
+        first, last = last, []
+    if wanted == "auto":
+        workers = [loads.put("worker", device) for device in first[: max(1, most_workers)]]
+    elif by_hand:
+        workers = [loads.put("worker", by_hand[number % len(by_hand)]) for number in range(wanted)]
+    else:
+        workers = []
+        for _ in range(wanted):
+            # Where there is room for none, it goes to its turn, and the run is refused or warned.
+            found = loads.roomiest(first) or loads.roomiest(last)
+            workers.append(loads.put("worker", found or loads.least_used(first)))
+    evaluator = None
+    if config.evaluator.eval_every_updates:
+        number = config.evaluator.evaluator_device
+        chosen = () if number == "auto" else _chosen("evaluator.evaluator_device", (number,), devices)
+        evaluator = loads.put("evaluator", *(chosen or (loads.place_of_evaluator(learner),)))
+    further: list[Device] = []
+    while wanted == "auto" and len(workers) + len(further) < most_workers:
+        found = loads.roomiest(first, for_trial=True) or loads.roomiest(last, for_trial=True)
+        if found is None:
+            break
+        further.append(loads.put("worker", found))
+    return Placement(learner, tuple(workers), tuple(further), evaluator)
+
+
+def _learner_devices(config: Config, devices: Sequence[Device], ranks: int) -> tuple[Device, ...]:
+    key = "learner.learner_devices"
+    chosen = _chosen(key, config.learner.learner_devices, devices)
+    if chosen and len(chosen) != ranks:
+        raise ConfigError(f"{key}: must name one device for each of {ranks} ranks, got {len(chosen)}")
+    if len(devices) == 1 and devices[0].back_end != "cuda":
+        return (devices[0],) * ranks
+    if ranks > len(devices):
+        raise ConfigError(
+            f"learner.ranks: must be at most {len(devices)}, the GPUs that this run sees (each rank needs its own), "
+            f"got {ranks}"
+        )
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(
+            f"{key}: must name another GPU for each rank, got {[each.number for each in chosen]}"
+        )
+    return chosen or tuple(devices[:ranks])
+
+
+def _chosen(key: str, chosen: Sequence[int], devices: Sequence[Device]) -> tuple[Device, ...]:
+    """Return the devices of these numbers."""
+    by_number = {device.number: device for device in devices}
+    for number in chosen:
+        if number not in by_number:
+            raise ConfigError(f"{key}: must be among {numbers(devices)}, got {number}")
+    return tuple(by_number[number] for number in chosen)
+
+
+class _Loads:
+    """What has been put on each device."""
+
+    def __init__(self, devices: Sequence[Device], plan: Plan | None) -> None:
+        self._devices = devices
+        self._plan = plan
+        self._bytes = dict.fromkeys(devices, 0.0)
+        self._workers: Counter[Device] = Counter()
+
+    def put(self, role: Role, device: Device) -> Device:
+        self._bytes[device] += self._need(role)
+        self._workers[device] += role == "worker"
+        return device
+
+    def roomiest(self, among: Sequence[Device], *, for_trial: bool = False) -> Device | None:
+        """Return the device with the fewest workers of those that have room for one more; None if none has.
+
+        A device whose memory is not known has room, but not for a trial.
+        """
+        roomy = [device for device in among if self._has_room(device, "worker", for_trial=for_trial)]
+        return self.least_used(roomy) if roomy else None
+
+    def least_used(self, among: Sequence[Device]) -> Device:
+        """Return the first of the devices with the fewest workers."""
+        return min(among, key=self._workers.__getitem__)
+
+    def place_of_evaluator(self, learner: Sequence[Device]) -> Device:
+        """Return the device with most memory left, of those without a learner if one of them has room."""
+        others = [device for device in self._devices if device not in learner]
+        roomy = [device for device in others if self._has_room(device, "evaluator")]
+        return max(roomy or self._devices, key=self._left)
+
+    def _has_room(self, device: Device, role: Role, *, for_trial: bool = False) -> bool:
+        if for_trial and (device.usable_bytes is None or self._workers[device] >= MOST_ON_DEVICE):
+            return False
+        return device.usable_bytes is None or self._left(device) >= self._need(role)
+
+    def _left(self, device: Device) -> float:
+        return (device.usable_bytes or 0.0) - self._bytes[device]
+
+    def _need(self, role: Role) -> float:
+        # Of an unknown model only the number of processes counts.
+        return 1.0 if self._plan is None else self._plan.of(role).total
