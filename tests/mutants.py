@@ -15,12 +15,14 @@ equivalent_mutants.toml, with the reason.
 
 import argparse
 import ast
+import builtins
 import contextlib
 import copy
 import functools
 import hashlib
 import importlib
 import json
+import marshal
 import os
 import random
 import re
@@ -29,14 +31,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import FrameType
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -330,7 +332,8 @@ class Scratch:
         sys.dont_write_bytecode = False
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         sys.path[0] = str(self.folder)
-        importlib.import_module(PACKAGE)  # the BLAS comes before MLX
+        with noting(self.folder):
+            importlib.import_module(PACKAGE)  # the BLAS comes before MLX
         own = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == PACKAGE}
         for name in PRELOADED:
             importlib.import_module(name)
@@ -354,7 +357,7 @@ class Scratch:
         """Run the tests of a file; return {test: seconds and functions} (`Tracer`)."""
         notes = self.folder / "called.json"
         notes.write_text("{}")
-        self._run([file], [Tracer(self.folder / PACKAGE, notes)], LONG_LIMIT_S, in_fork=True)
+        self._run([file], [Tracer(self.folder, notes)], LONG_LIMIT_S, in_fork=True)
         traced: dict[str, Any] = json.loads(notes.read_text())
         return traced
 
@@ -411,26 +414,83 @@ def _code_in_time(pid: int, limit_s: float) -> int:
     return code
 
 
+#: Name among the builtins of what each function of the package calls first where its calls are noted.
+NOTE = "__note_call_of__"
+
+
+class NotingLoader(SourceFileLoader):
+    """Loads a module whose functions tell when they are called. (To trace every call of Python takes ten times as long.)"""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the module's code, compiled once."""
+        kept = Path(f"{self.path}.noting")
+        if not kept.exists():
+            tree = ast.parse(self.get_data(self.path))
+            _note_calls(tree, f"{self.path.partition(f'/{PACKAGE}/')[2]}:", "")
+            code = compile(ast.fix_missing_locations(tree), self.path, "exec", dont_inherit=True)
+            kept.write_bytes(marshal.dumps(code))
+        loaded: CodeType = marshal.loads(kept.read_bytes())  # noqa: S302 - written here
+        return loaded
+
+
+def _note_calls(scope: ast.AST, module: str, outer: str) -> None:
+    for inner in _blocks(scope):
+        name = f"{outer}{inner.name}"
+        is_function = isinstance(inner, ast.FunctionDef)
+        _note_calls(inner, module, f"{name}.<locals>." if is_function else f"{name}.")
+        if is_function:
+            note = ast.parse(f"{NOTE}({module + name!r})").body[0]
+            at = 1 if ast.get_docstring(inner, clean=False) is not None else 0
+            inner.body.insert(at, ast.copy_location(note, inner.body[0]))
+
+
+class NotingFinder:
+    """Finds the modules of the package in a folder, for `NotingLoader`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._package = f"{folder / PACKAGE}/"
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name.partition(".")[0] != PACKAGE:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and (spec.origin or "").startswith(self._package):
+            spec.loader = NotingLoader(name, spec.origin or "")
+        return spec
+
+
+@contextlib.contextmanager
+def noting(folder: Path) -> Iterator[None]:
+    """Load modules whose functions tell when they are called within the block; at first nobody listens."""
+    setattr(builtins, NOTE, lambda _: None)
+    finder = NotingFinder(folder)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
 class Tracer:
     """A plugin of pytest that notes which functions of the package each test calls, and how long it takes."""
 
-    def __init__(self, package: Path, notes: Path) -> None:
-        self._package, self._notes = f"{package}/", notes
+    def __init__(self, folder: Path, notes: Path) -> None:
+        self._folder, self._notes = folder, notes
         #: Test -> functions; "": those called for several tests, by an import or a fixture of a module.
         self._called: dict[str, set[str]] = defaultdict(set)
         self._seconds: dict[str, float] = {}
         self._failed: set[str] = set()
         self._test = ""
+        self._noting = contextlib.ExitStack()
 
-    def pytest_configure(self) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_load_initial_conftests(self) -> None:
         sys.addaudithook(self._hear)
-        sys.settrace(self._trace)
-        threading.settrace(self._trace)
+        self._noting.enter_context(noting(self._folder))
+        setattr(builtins, NOTE, self._note)
 
-    def _trace(self, frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(self._package):
-            module = frame.f_code.co_filename.removeprefix(self._package)
-            self._called[self._test].add(f"{module}:{frame.f_code.co_qualname}")
+    def _note(self, function: str) -> None:
+        self._called[self._test].add(function)
 
     def _hear(self, event: str, _: object) -> None:
         if event in STARTS:
@@ -456,11 +516,11 @@ class Tracer:
             self._test = test
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:  # perhaps because of the trace, which takes time
+        if report.failed:  # perhaps because the machine is busy
             self._failed.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
-        sys.settrace(None)
+        self._noting.close()
         tests = {
             test: {
                 "seconds": self._seconds.get(test, 0.0),
