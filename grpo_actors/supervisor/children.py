@@ -121,6 +121,8 @@ class Actor:
                 # In a separate process group, Ctrl-C reaches the supervisor only, even while the child still imports.
                 process_group=0,
             )
+        if self._watch is not None:
+            self._watch.group = self.process.pid
         if self.in_background:
             # Set from here, because the child computes for seconds, importing, before its own code runs.
             nice = os.getpriority(os.PRIO_PROCESS, 0) + BACKGROUND_NICE
@@ -185,7 +187,7 @@ class Actor:
         """Describe the end of the last process: ``ended with 1``."""
         assert self.returncode is not None
         if self._watch is not None and self._has_hung:
-            return f"made no progress for {self._watch.patience_s:.0f} s"
+            return f"made no progress for {self._watch.limit_s:.0f} s"
         return how_it_ended(self.returncode)
 
     @property

@@ -1,8 +1,11 @@
 """Watch the progress of one child process (`progress`): what it works on, and for how long it has been silent.
 
-A child that loads its model cannot report yet; until its first report, its output counts as progress. Only the time in
-which this process looked counts as silence: if both were halted together, as with a paused container, the child had no
-chance to report.
+A child that loads its model cannot report; until its first report, its output counts as progress. It has half an hour, as
+nobody knows how long a load may take. But one that neither computes nor reads anything for `IDLE_S` will never end: a
+deadlock, or a file system that does not answer.
+
+Only the time in which this process looked counts as silence: if both were halted together, as with a paused container, the
+child had no chance to report.
 """
 
 import contextlib
@@ -11,6 +14,13 @@ from dataclasses import dataclass, field
 
 from grpo_actors.awake import LONGEST_LOOK_S
 from grpo_actors.progress import LOADING_S
+from grpo_actors.supervisor.activity import Activity, activity_of
+
+#: A child that loads is idle if in so many seconds it has computed, read and written no more than this. Its threads
+#: that only wait do less; what loads, compiles or swaps does more, on the busiest machine too.
+IDLE_S, LIVE_S, LIVE_BYTES = 120.0, 0.1, 2**20
+#: Seconds between two looks at what a silent child does.
+PERIOD_S = 10.0
 
 
 @dataclass
@@ -19,6 +29,8 @@ class Watch:
 
     #: Read end of the pipe into which it reports, non-blocking; -1: it is closed.
     pipe: int
+    #: Group of its processes; 0: what they do is not looked at.
+    group: int = 0
     #: Name of its work; empty while it has none.
     work: str = ""
     patience_s: float = LOADING_S
@@ -26,6 +38,11 @@ class Watch:
     has_reported: bool = False
     #: Seconds since its last sign of progress.
     silent_s: float = 0.0
+    #: What it had done when it was last seen to do anything; None: since its last sign of progress nobody looked.
+    _seen: Activity | None = None
+    #: Values of `silent_s` at that time, and at the next look at what it does.
+    _seen_at_s: float = 0.0
+    _next_at_s: float = 0.0
     #: Monotonic time of the last look.
     _looked_s: float | None = None
     #: What was read after the last line break.
@@ -33,8 +50,21 @@ class Watch:
 
     @property
     def is_hung(self) -> bool:
-        """Whether it has been silent for longer than its work may take."""
-        return self.silent_s > self.patience_s
+        """Whether it has been silent for longer than its work may take, or does nothing though it should be loading."""
+        return self._is_idle or self.silent_s > self.patience_s
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds of silence that it has, or would have had."""
+        return IDLE_S if self._is_idle else self.patience_s
+
+    @property
+    def _loads(self) -> bool:
+        return not self.work and self.patience_s == LOADING_S
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._seen is not None and self.silent_s - self._seen_at_s > IDLE_S
 
     @property
     def place(self) -> str:
@@ -49,11 +79,13 @@ class Watch:
         with contextlib.suppress(BlockingIOError):
             while self.pipe >= 0 and (data := os.read(self.pipe, 2**16)):
                 self._take(data)
+        if self.group and self._loads and self.silent_s >= self._next_at_s:
+            self._look_at_activity()
 
     def note_output(self) -> None:
-        """Take note that the child has printed something."""
-        if not self.has_reported:
-            self.silent_s = 0.0
+        """Take note that the child has printed something, if only, when it is hung, the stacks of its threads."""
+        if not self.has_reported and not self.is_hung:
+            self._begin_silence()
 
     def close(self) -> None:
         """Close the pipe; may be called twice."""
@@ -65,4 +97,20 @@ class Watch:
         *lines, self._partial_line = (self._partial_line + data).split(b"\n")
         if lines:
             patience, _, work = lines[-1].decode().partition(" ")
-            self.patience_s, self.work, self.has_reported, self.silent_s = float(patience), work, True, 0.0
+            self.patience_s, self.work, self.has_reported = float(patience), work, True
+            self._begin_silence()
+
+    def _begin_silence(self) -> None:
+        self.silent_s = self._seen_at_s = self._next_at_s = 0.0
+        self._seen = None
+
+    def _look_at_activity(self) -> None:
+        self._next_at_s = self.silent_s + PERIOD_S
+        now, seen = activity_of(self.group), self._seen
+        if (
+            now is None
+            or seen is None
+            or now.computed_s - seen.computed_s > LIVE_S
+            or now.moved_bytes - seen.moved_bytes > LIVE_BYTES
+        ):
+            self._seen, self._seen_at_s = now, self.silent_s

@@ -1,11 +1,14 @@
 """What counts as silence of a child; the pipe is real, the time an argument."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from grpo_actors.progress import LOADING_S
-from grpo_actors.supervisor.watch import Watch
+from grpo_actors.supervisor.watch import IDLE_S, PERIOD_S, Watch
 
 
 @pytest.fixture
@@ -61,3 +64,85 @@ def test_a_child_that_loads_has_long_and_its_output_is_progress(pipe):
     looks(watch, 1.5, 2.5)
     watch.note_output()
     assert watch.silent_s == 1.0, "a hung loop may have a thread that prints"
+
+
+# --- what a child that loads does ---------------------------------------------------------------------
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts what processes do")
+#: A child that moves 2 MiB for each line that it reads.
+MOVING = """
+import sys
+for line in sys.stdin:
+    with open("/dev/zero", "rb") as zeros:
+        zeros.read(2**21)
+    print(flush=True)
+"""
+#: The same, but its own child does it.
+HAVING_MOVED = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {MOVING!r}])"
+
+
+@pytest.fixture(params=[MOVING, HAVING_MOVED], ids=["itself", "by a child"])
+def loading(request, pipe):
+    """The watch of a process that does something only when the test asks for it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", request.param],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        process_group=0,
+        text=True,
+    )
+    watch, write_end = pipe
+    watch.group = process.pid
+
+    def move() -> None:
+        print(file=process.stdin, flush=True)
+        assert process.stdout.readline()
+
+    move()  # it has started
+    yield watch, write_end, move
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def second_looks(watch: Watch, first: int, last: int) -> bool:
+    looks(watch, *map(float, range(first, last)))
+    return watch.is_hung
+
+
+@LINUX
+def test_a_child_that_loads_and_does_nothing_is_hung_long_before_its_time(loading):
+    watch, _, move = loading
+    assert not second_looks(watch, 0, 100)
+    move()
+    # Seen at 100 s or, as it is not looked at all the time, PERIOD_S later.
+    assert not second_looks(watch, 100, 220)
+    assert second_looks(watch, 220, 222 + int(PERIOD_S))
+    assert watch.limit_s == IDLE_S
+    watch.note_output()
+    assert watch.is_hung, "these are the stacks of its threads"
+
+
+@LINUX
+def test_a_report_and_output_are_signs_of_life_too(loading):
+    watch, write_end, _ = loading
+    second_looks(watch, 0, 100)
+    watch.note_output()
+    assert not second_looks(watch, 100, 200)
+    os.write(write_end, f"{LOADING_S} \n".encode())
+    assert not second_looks(watch, 200, 300)
+    assert second_looks(watch, 300, 325)
+
+
+@LINUX
+@pytest.mark.parametrize("report", [f"{LOADING_S} update 1\n", "900.0 \n"])
+def test_a_child_that_does_not_load_may_wait_for_others(loading, report):
+    watch, write_end, _ = loading
+    os.write(write_end, report.encode())
+    assert not second_looks(watch, 0, 400)
+    assert watch.limit_s == watch.patience_s
+
+
+def test_a_child_of_which_the_system_tells_nothing_has_its_whole_time(pipe):
+    watch, _ = pipe
+    watch.group = 2**22 + 1  # no process has such a number
+    assert not second_looks(watch, 0, 3 * int(IDLE_S))
