@@ -65,6 +65,7 @@ WHOLE_RUNS = {
     "rollout/__main__.py": ("tests/run/test_attach.py",),
     "supervisor/preflight.py": ("tests/run/test_bad_input.py",),
     "supervisor/supervisor.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
+    "train/__main__.py": ("tests/config/test_launch.py",),
 }
 #: Tests count as hung, and the mutant as killed, after so many seconds and this many times what they took without it.
 LIMIT_S, LIMIT_TIMES = 60.0, 10.0

@@ -136,6 +136,11 @@ def test_a_tensor_may_be_a_part_of_its_storage(tmp_path):
         (holding(tensor("../0", "FloatStorage", (2, 3))), r"data/../0' cannot be read"),
         (holding(b"}"), "'w' is dict .the model's own state is wanted"),
         (holding(integer(3) + b"Q"), "got a storage of another kind"),
+        (holding(tensor("0", "FloatStorage", (2, 3), length=-6)), "got a storage of another kind"),
+        (
+            holding(tuple_of(*map(text, ("storage", "LongStorage", "0", "cpu")), integer(6)) + b"Q"),
+            "got a storage of another kind",
+        ),
         (holding(OF_SIX)[:-40], "its pickle cannot be read"),
         (holding(tensor("0", "FloatStorage", (1,) * 9, length=6)), "got one of another kind"),
         (holding(OF_SIX + b"r\xff\xff\xff\x7f"), "object number 2147483647 of"),

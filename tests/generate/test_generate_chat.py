@@ -41,7 +41,7 @@ class Terminal:
 
     def read(self):
         """Wait for the next byte."""
-        assert select.select([self._master], [], [], 100)[0], "nothing within 100 s"
+        assert select.select([self._master], [], [], HANG_S)[0], "nothing more is shown"
         return os.read(self._master, 1)
 
     def read_until(self, text):

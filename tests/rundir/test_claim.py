@@ -1,10 +1,11 @@
 """What a run adds to its settings, and which of them may continue it."""
 
 import pytest
+from checkpoint_files import write_checkpoint_files
 
 from grpo_actors.config import load_config
-from grpo_actors.errors import ConfigError
-from grpo_actors.rundir.claim import with_rewards
+from grpo_actors.errors import ConfigError, RunError
+from grpo_actors.rundir.claim import check_resume, with_rewards
 from grpo_actors.tasks.registry import load_task
 
 
@@ -48,3 +49,35 @@ def test_the_metric_may_be_one_reward_function_of_the_run():
         resolved("metric=speed")
     with pytest.raises(ConfigError, match=r"evaluator.metric must be one of accuracy, reward, integer"):
         load_config(None, ["functions={ integer = 1.0 }", "metric=correctness"])
+
+
+@pytest.mark.parametrize(
+    ("resume", "without", "with_checkpoint"),
+    [("auto", None, None), ("must", "holds no checkpoint", None), ("never", None, "holds checkpoint-4")],
+)
+def test_whether_a_folder_may_hold_checkpoints_is_the_users_choice(
+    tmp_path, resume, without, with_checkpoint
+):
+    config = resolved(f"resume={resume}")
+
+    def refusal():
+        try:
+            check_resume(config, tmp_path)
+        except RunError as error:
+            return str(error)
+        return None
+
+    def is_as_expected(expected):
+        found = refusal()
+        return found is None if expected is None else expected in found
+
+    assert is_as_expected(without)
+    write_checkpoint_files(tmp_path, 4)
+    assert is_as_expected(with_checkpoint)
+
+
+def test_a_run_is_not_continued_by_a_replay_nor_a_replay_by_workers(tmp_path):
+    write_checkpoint_files(tmp_path, 4, recording="")
+    check_resume(resolved(), tmp_path)
+    with pytest.raises(RunError, match="holds a live run, got a replay of groups"):
+        check_resume(resolved(), tmp_path, recording="groups")

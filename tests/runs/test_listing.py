@@ -67,6 +67,8 @@ def test_runs_are_found_below_a_folder_but_not_in_checkpoints_and_the_newest_is_
     (old / "metrics.jsonl").write_text(lines)
     (new / "checkpoint-4" / "config.json").touch()
     (new / "checkpoint-4" / "lock").touch()
+    write_run(new / "exported" / "copy", update=4)  # belongs to the run that it is in
+    write_run(tmp_path / "1" / "2" / "3" / "4" / "5" / "too deep", update=4)
     assert set(find_runs(tmp_path)) == {old, new}
     assert main([str(tmp_path), "--json"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
