@@ -104,6 +104,12 @@ class HandLearner:
     def read(self) -> None:
         self.received += [wire.decode(wire.from_peer, data) for _, data, _ in self._control.receive()]
 
+    def wait_for_groups(self, count: int) -> None:
+        """Read until so many groups have come in all; the worker has sent them already."""
+        while len(self.groups()) < count:
+            assert self._control.socket.poll(int(HANG_S * 1000))
+            self.read()
+
     def groups(self) -> list[wire.Group]:
         return [message for message in self.received if isinstance(message, wire.Group)]
 
@@ -179,8 +185,10 @@ def test_groups_of_several_grants_are_under_way_and_each_is_sent_as_soon_as_it_i
     assert sorted(learner.last_beat().holding) == [0, 1, 2]
     assert learner.last_beat().credits == 3  # runs of one group
     learner.turns(12)
+    learner.wait_for_groups(1)
     assert [group.lease for group in learner.groups()] == [0]  # two rows: one group after the other
     learner.turns(TURNS)
+    learner.wait_for_groups(3)
     assert [group.lease for group in learner.groups()] == [0, 1, 2]
 
 
@@ -258,14 +266,13 @@ def test_a_batch_is_sent_together_before_the_next_one_begins(draining):
     assert draining.groups() == []
     assert draining.last_beat().state == "sampling"
     assert sorted(draining.last_beat().holding) == [0, 1, 2]
-    while not draining.groups():
+    while draining.worker.busy:
         draining.turns(1)
-    while len(draining.groups()) < 2:
-        draining.read()  # the worker has sent both
+    draining.wait_for_groups(2)
     assert [group.lease for group in draining.groups()] == [1, 0]
     assert draining.groups()[0].sampling_s == pytest.approx(draining.groups()[1].sampling_s)
-    assert not draining.worker.busy
     draining.turns(TURNS)
+    draining.wait_for_groups(3)
     assert [group.lease for group in draining.groups()] == [1, 0, 2]
 
 
