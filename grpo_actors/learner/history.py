@@ -103,7 +103,7 @@ class History:
         for sample in samples(groups, shown, weights, self.grpo.policy.decode, judged):
             self.records.record("sample", update=update, **sample)
         if self._groups is not None:
-            self._groups.write(update, total * self.config.groups_per_update, groups)
+            self._groups.write(update, total * self.config.groups_per_update, groups, self.grpo.log_ratios)
         for alarm in self._health.check(metrics):
             self.records.record("alarm", name=alarm.name, text=alarm.text, update=update)
             self.note_alarm(f"{alarm.name}: {alarm.text}")

@@ -1,15 +1,15 @@
-"""Write the page of a run as one file: ``grpo report RUN [--output FILE]``."""
+"""Write the page of a run as one file: ``grpo report RUN [--output FILE]``; a run does so at its end."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_actors.page.__main__ import check_installed
+from grpo_actors.page.extra import check_installed
 from grpo_actors.process import run_command
+from grpo_actors.rundir.folder import REPORT_FILE
 
 PROGRAM = "python -m grpo_actors.report"
-#: Name of the report in its run folder.
-REPORT_FILE = "report.html"
 
 
 def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
@@ -22,6 +22,8 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     command.add_argument(
         "--output", type=Path, metavar="FILE", help=f"the file to write (default: RUN/{REPORT_FILE})"
     )
+    # For a run that ends: the imports, which take seconds, are done by then.
+    command.add_argument("--when-told", action="store_true", help=argparse.SUPPRESS)
     return command
 
 
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     check_installed()
     from grpo_actors.report.writing import write_report  # noqa: PLC0415 - an extra, and takes seconds to import
 
+    if options.when_told:
+        sys.stdin.read()
     file = options.output or options.run / REPORT_FILE
     size = write_report(options.run, file)
     print(f"{file} ({size / 1e6:.1f} MB)")

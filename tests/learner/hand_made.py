@@ -21,8 +21,8 @@ MAX_NEW = 24
 
 
 def config(*, model=None, run=None, temperature=1.0, **settings):
-    """Return a configuration; `settings` are those of sections [learner], [objective] and [rollout], without the section name."""
-    sections = {"learner": {}, "objective": {}, "rollout": {}}
+    """Return a configuration; `settings` are those of the sections below, without the section name."""
+    sections = {"learner": {}, "objective": {}, "rollout": {}, "metrics": {}}
     for leaf, value in settings.items():
         sections[OWNER[leaf]][leaf] = value
     return Config.model_validate(
@@ -30,6 +30,7 @@ def config(*, model=None, run=None, temperature=1.0, **settings):
             "run": run or {},
             "model": {"dtype": "float32"} | (model or {}),
             "reward": {"functions": {"hand": 1.0}},
+            "metrics": sections["metrics"],
             "rollout": {"num_generations": 4, "max_new_tokens": MAX_NEW, "temperature": temperature}
             | sections["rollout"],
             "learner": {
