@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from grpo_actors.config import Config, ModelConfig
 from grpo_actors.errors import ConfigError
 from grpo_actors.tasks.code_tests import CODE_TESTS
+from grpo_actors.tasks.own.caller import is_of_caller
 from grpo_actors.tasks.own.kinds import is_own
 
 #: Stands for the Python files of the model's folder.
@@ -24,11 +25,24 @@ def code_of_model(model: ModelConfig) -> list[str]:
 
 
 def code_of(config: Config) -> list[str]:
-    """Return the names of all code that sampling, scoring and evaluating with these settings run."""
+    """Return the names of all code that sampling, scoring and evaluating with these settings run.
+
+    Functions of the caller are not among them: nothing of them is here, and only their own program can serve them.
+    """
+    code = [name for name in _named_in(config) if not is_of_caller(name)]
+    return [*code, *code_of_model(config.model)]
+
+
+def functions_of_caller(config: Config) -> list[str]:
+    """Return the names of the functions that live in the program that started the run, as ``caller:brevity``."""
+    return [name for name in _named_in(config) if is_of_caller(name)]
+
+
+def _named_in(config: Config) -> list[str]:
     rewards = [name for name in config.reward.functions if name == CODE_TESTS or is_own(name)]
     parts = [config.data, *(config.data.of(source) for source in config.all_sources)]
     named = dict.fromkeys(name for data in parts for name in (data.path, data.eval_path, data.environment))
-    return [*rewards, *filter(is_own, named), *code_of_model(config.model)]
+    return [*rewards, *filter(is_own, named)]
 
 
 def options_for(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""Resolve a configuration: defaults < file < ``--set``, with the origin of every value.
+"""Resolve a configuration: defaults < file < ``--set`` < arguments of a call, with the origin of every value.
 
 The name of an algorithm stands for several settings. Nothing starts with an unusable setting: each error is one line
 with the source, the dotted key, the rule and the value got.
@@ -25,6 +25,8 @@ from grpo_actors.errors import ConfigError, nearest
 
 DEFAULT = "default"
 OVERRIDE = "--set"
+#: Origin of the settings that a program gives as values.
+ARGUMENT = "argument"
 
 #: How Python, but not TOML, may write a number: ``.5`` and ``1.``.
 _NUMBER = re.compile(r"[+-]?(\d+\.|\.\d+)([eE][+-]?\d+)?")
@@ -38,7 +40,7 @@ class LoadedConfig:
     """A resolved configuration, with the origin of each value."""
 
     config: Config
-    #: Dotted key -> ``default``, the file's path, or ``--set``; contains every key of `config`.
+    #: Dotted key -> ``default``, the file's path, ``--set`` or ``argument``; contains every key of `config`.
     origins: Mapping[str, str]
     #: Notes that the user should see: on older names, and on settings without effect.
     notes: Sequence[str]
@@ -54,7 +56,9 @@ class _Layer:
     implied: bool = False
 
 
-def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> LoadedConfig:
+def load_config(
+    path: Path | str | None, overrides: Sequence[str] = (), arguments: Mapping[str, Any] | None = None
+) -> LoadedConfig:
     """Resolve a configuration.
 
     Args:
@@ -62,6 +66,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
             left out; or the config.json of a run folder; None: defaults only.
         overrides: Items ``key=value``, with a dotted or bare key, and a value in TOML or bare text. The last wins.
             ``functions.NAME=2`` sets one entry of a table and keeps its others.
+        arguments: Name of a setting -> its value, from a program. They win over all others.
 
     Raises:
         ConfigError: The file, a name, a value or a combination of values is unusable.
@@ -80,6 +85,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Loade
                 f"{where}: flat keys of MLX-GRPO; keys that it leaves out have this program's defaults"
             )
     layers.append(_Layer(OVERRIDE, _parse_overrides(overrides, values)))
+    layers.append(_Layer(ARGUMENT, leaves(arguments or {}, ARGUMENT)[0]))
     layers, decisions = _modernised(layers)
     start = _adapter_layer(layers)
     config, origins = _merge([*start, *_expanded(layers)])

@@ -17,6 +17,8 @@ from grpo_actors.process import bound_memory, run_command
 
 if TYPE_CHECKING:
     from grpo_actors.generate.generator import Generator
+    from grpo_actors.policy.decoding.sampling import SamplingParams
+    from grpo_actors.policy.model import Policy
 
 PROGRAM = "python -m grpo_actors.generate"
 MODEL = 'a model folder, a checkpoint, an adapter, a run folder (its best checkpoint), a hub id, or "tiny"'
@@ -252,21 +254,11 @@ def resolve_model(options: argparse.Namespace) -> None:
             print(notice(options.system), file=sys.stderr)
 
 
-def open_generator(options: argparse.Namespace) -> "Generator":
-    """Load the model, which takes seconds.
+def params_of(options: argparse.Namespace) -> "SamplingParams":
+    """Return the sampling parameters that the options name."""
+    from grpo_actors.policy.decoding.sampling import SamplingParams  # noqa: PLC0415  MLX takes a second to import
 
-    Raises:
-        ModelError: the model cannot be loaded.
-        ConfigError: the adapter does not fit the model.
-    """
-    from grpo_actors.generate.generator import Generator  # noqa: PLC0415
-    from grpo_actors.policy.carried import NO_SYSTEM, carried_system, template_text  # noqa: PLC0415
-    from grpo_actors.policy.decoding.rows import require_bound  # noqa: PLC0415
-    from grpo_actors.policy.decoding.sampling import SamplingParams  # noqa: PLC0415
-    from grpo_actors.rundir.naming import open_policy  # noqa: PLC0415  MLX takes a second to import
-    from grpo_actors.rundir.prompting import notice  # noqa: PLC0415
-
-    params = SamplingParams(
+    return SamplingParams(
         max_new_tokens=options.max_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
@@ -275,6 +267,19 @@ def open_generator(options: argparse.Namespace) -> "Generator":
         repetition_penalty=options.repetition_penalty,
         think_tokens=options.think_tokens,
     )
+
+
+def open_model(options: argparse.Namespace) -> "Policy":
+    """Load the model, which takes seconds, with the prompt that it was trained with.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        ConfigError: the adapter does not fit the model.
+    """
+    from grpo_actors.policy.carried import NO_SYSTEM, carried_system, template_text  # noqa: PLC0415
+    from grpo_actors.rundir.naming import open_policy  # noqa: PLC0415  MLX takes a second to import
+    from grpo_actors.rundir.prompting import notice  # noqa: PLC0415
+
     resolve_model(options)
     policy = open_policy(options.model, options.adapter)
     policy.template_settings = options.chat_template_kwargs
@@ -283,8 +288,25 @@ def open_generator(options: argparse.Namespace) -> "Generator":
             policy.template_settings = {**policy.template_settings, NO_SYSTEM: True}
         elif not options.system and not options.raw:
             print(notice(carried), file=sys.stderr)
+    return policy
+
+
+def open_generator(options: argparse.Namespace) -> "Generator":
+    """Load the model, as `open_model`, to sample as the options say."""
+    return generator_of(open_model(options), options)
+
+
+def generator_of(policy: "Policy", options: argparse.Namespace) -> "Generator":
+    """Return what samples from a loaded model as the options say.
+
+    Raises:
+        ConfigError: the model has no tags between which thinking could be bounded.
+    """
+    from grpo_actors.generate.generator import Generator  # noqa: PLC0415
+    from grpo_actors.policy.decoding.rows import require_bound  # noqa: PLC0415
+
     require_bound(policy, options.think_tokens, options.max_tokens, "--think-tokens")
-    return Generator(policy, params, options.seed, options.max_context)
+    return Generator(policy, params_of(options), options.seed, options.max_context)
 
 
 def batch(options: argparse.Namespace) -> None:

@@ -1,11 +1,15 @@
-"""What a run has gained so far: the scores of its base model and of its best checkpoint."""
+"""What a run has gained so far, the scores of its base model and of its best checkpoint, and how to continue it."""
 
 from pathlib import Path
 
+from grpo_actors.config import Config
+from grpo_actors.consent import functions_of_caller
+from grpo_actors.invocation import pasted
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
-from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, EVALUATION_FILE
+from grpo_actors.rundir.folder import BASE_EVALUATION_FILE, CONFIG_FILE, EVALUATION_FILE
 from grpo_actors.rundir.scores import read_score
 from grpo_actors.score import verdict
+from grpo_actors.tasks.own.caller import bare_name
 
 
 def gained(run_dir: Path) -> str:
@@ -43,3 +47,26 @@ def kept_checkpoint(run_dir: Path) -> str:
     if marked is not None and marked.update:
         return f"best checkpoint: {run_dir / marked.checkpoint}"
     return f"last checkpoint: {kept[-1].path if kept else 'none'}"
+
+
+def continuing(run_dir: Path, config: Config, *overrides: str) -> str:
+    """Return the command that continues a run; the call in Python if functions of a program belong to it.
+
+    Args:
+        run_dir: The run folder.
+        config: Its settings.
+        overrides: Settings to change, as ``key=value``.
+    """
+    file = run_dir / CONFIG_FILE
+    functions = functions_of_caller(config)
+    if not functions:
+        return pasted("train", file, *(word for override in overrides for word in ("--set", override)))
+    rewards = ", ".join(
+        f"{bare_name(name) if name in functions else repr(name)}: {weight:g}"
+        for name, weight in config.reward.functions.items()
+    )
+    given = [f"config={str(file)!r}", f"rewards={{{rewards}}}" if rewards else ""]
+    environment = config.data.environment
+    given += [f"environment={bare_name(environment)}" if environment in functions else ""]
+    given += [f"{key}={value!r}" for key, _, value in (override.partition("=") for override in overrides)]
+    return f"in Python, train({', '.join(filter(None, given))})"

@@ -16,7 +16,7 @@ from grpo_actors.observe.text import printable
 from grpo_actors.observe.view import number
 from grpo_actors.rundir.checkpoints import find_checkpoints, read_state
 from grpo_actors.rundir.folder import CHECKPOINT, CONFIG_FILE, LOCK_FILE, METRICS_FILE, is_locked
-from grpo_actors.rundir.outcome import gained
+from grpo_actors.rundir.outcome import continuing, gained
 
 #: Folders below the given one that are searched, in levels: outputs/project/run.
 LEVELS = 3
@@ -129,7 +129,7 @@ def _resume(run_dir: Path, config: Config) -> str:
         return pasted("replay", recording, run_dir)
     # Relative to the folder in which the run was started, which may be another one.
     moved = Path(config.run.output_dir).resolve() != run_dir.resolve()
-    return pasted("train", run_dir / CONFIG_FILE, *(["--set", f"output_dir={run_dir}"] if moved else []))
+    return continuing(run_dir, config, *([f"output_dir={run_dir}"] if moved else []))
 
 
 def _last_records(path: Path) -> dict[str, Record]:

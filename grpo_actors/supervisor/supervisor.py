@@ -33,7 +33,7 @@ from types import FrameType
 
 from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
-from grpo_actors.consent import as_options, code_of_model, options_for
+from grpo_actors.consent import as_options, code_of_model, functions_of_caller, options_for
 from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.invocation import pasted
 from grpo_actors.kernels.stage import Stage
@@ -46,8 +46,8 @@ from grpo_actors.observe.status import StatusLine
 from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
 from grpo_actors.process import EVALUATOR_LINE, EVALUATOR_TOKEN, EXIT_USAGE, ignores_hangup
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
-from grpo_actors.rundir.folder import CONFIG_FILE, ENDPOINTS_FILE, LOCK
-from grpo_actors.rundir.outcome import gained, kept_checkpoint
+from grpo_actors.rundir.folder import ENDPOINTS_FILE, LOCK
+from grpo_actors.rundir.outcome import continuing, gained, kept_checkpoint
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.closing_report import ClosingReport
 from grpo_actors.supervisor.compiling import compile_kernels
@@ -324,13 +324,12 @@ class Supervisor:
             self._show_output(wait_s=0.02)
 
     def _show_commands(self) -> None:
-        attach = pasted("worker", "--attach", self.run_dir, *options_for(self.config))
-        self.status.print_line(
-            f"run folder {self.run_dir}\n"
-            f"  watch it:      {pasted('watch', self.run_dir)}\n"
-            f"  add a worker:  {attach}"
-            + (f"\n  elsewhere:     {self.endpoints.how_to_join}" if self.endpoints.join else "")
-        )
+        lines = [f"run folder {self.run_dir}", f"  watch it:      {pasted('watch', self.run_dir)}"]
+        if not functions_of_caller(self.config):  # only this process's children reach them
+            attach = pasted("worker", "--attach", self.run_dir, *options_for(self.config))
+            lines += [f"  add a worker:  {attach}"]
+            lines += [f"  elsewhere:     {self.endpoints.how_to_join}"] if self.endpoints.join else []
+        self.status.print_line("\n".join(lines))
         if warning := self.config.transport.warning:
             self.status.print_line(warning, "yellow")
 
@@ -361,16 +360,17 @@ class Supervisor:
         commands = {}
         # A run that was complete before this start has no record of an update.
         if view.metrics is not None and view.total_updates is not None and view.update < view.total_updates:
-            commands["continue it"] = pasted("train", self.run_dir / CONFIG_FILE)
+            commands["continue it"] = continuing(self.run_dir, self.config)
         if kept:
             beaten = marked is not None and marked.update
             commands["chat with it"] = pasted("chat", self.run_dir)
-            commands["score it"] = pasted(
-                "eval",
-                self.run_dir,
-                *(["--compare", "base", "best"] if beaten else []),
-                *options_for(self.config),
-            )
+            if not functions_of_caller(self.config):
+                commands["score it"] = pasted(
+                    "eval",
+                    self.run_dir,
+                    *(["--compare", "base", "best"] if beaten else []),
+                    *options_for(self.config),
+                )
             commands["take it along"] = pasted(
                 *("export", self.run_dir, "--fuse", f"models/{self.run_dir.name}"),
                 *as_options(code_of_model(self.config.model)),

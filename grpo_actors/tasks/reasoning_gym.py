@@ -18,7 +18,8 @@ from typing import Any
 from grpo_actors.errors import DataError, RewardError
 from grpo_actors.tasks.answers import FORMAT_REQUEST, extract_answer
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
-from grpo_actors.tasks.own.functions import OwnFunctions, search_path
+from grpo_actors.tasks.own.child_process import search_path
+from grpo_actors.tasks.own.functions import OwnFunctions
 from grpo_actors.tasks.task import Problem, Task
 
 _log = logging.getLogger(__name__)

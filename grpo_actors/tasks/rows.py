@@ -57,16 +57,27 @@ def read(where: Location) -> Iterator[tuple[int, Row]]:
     """
     number = 0
     try:
-        for number, row in enumerate(_rows(where), start=1):
-            if not isinstance(row, Mapping):
-                raise DataError(f"{where}, row {number}: must have named columns, got {excerpt(row)}")
-            at = f"{where}, row {number}, column"
-            yield number, {str(name): _plain(value, f"{at} {name}") for name, value in row.items()}
+        for number, row in plain_rows(_rows(where), where):
+            yield number, row
     except UnicodeDecodeError as error:  # `datasets` decodes a row when it is read
         _find_bad_line(Path(where.path).expanduser())
         raise DataError(f"{where}, row {number + 1}: must be UTF-8 ({error}); convert the file") from None
     if not number:
         raise DataError(f"{where}: must have a row, got none; check data.path")
+
+
+def plain_rows(rows: Iterable[Any], where: object) -> Iterator[tuple[int, Row]]:
+    """Yield rows with their numbers, from 1, and their values in types of JSON. Pictures and dates of a data set are left out.
+
+    Raises:
+        DataError: A row has no columns, or a value no such type; the text begins with `where`.
+    """
+    rows = _decodable(rows) if hasattr(rows, "remove_columns") else rows
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}, row {number}: must have named columns, got {excerpt(row)}")
+        at = f"{where}, row {number}, column"
+        yield number, {str(name): _plain(value, f"{at} {name}") for name, value in row.items()}
 
 
 def _rows(where: Location) -> Iterable[Any]:
@@ -244,7 +255,7 @@ def _from_function(where: Location) -> Iterable[Any]:
         rows = rows[where.split]
     if isinstance(rows, str) or not isinstance(rows, Iterable):
         raise DataError(f"{where.path}: must return rows with named columns, got {excerpt(rows)}")
-    return _decodable(rows) if hasattr(rows, "remove_columns") else rows
+    return rows
 
 
 def _plain(value: Any, where: str) -> Any:

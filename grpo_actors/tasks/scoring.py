@@ -19,7 +19,7 @@ from grpo_actors.score import ACCURACY, REWARD
 from grpo_actors.tasks.code_tests import CODE_TESTS, TESTS_COLUMN, CodeLimits, CodeTests
 from grpo_actors.tasks.columns import check_columns
 from grpo_actors.tasks.library_rewards import LIBRARY_REWARDS, is_installed
-from grpo_actors.tasks.own.functions import OwnFunctions, UsesOwnFunctions, folder_of
+from grpo_actors.tasks.own.functions import OwnFunctions, UsesOwnFunctions, place_of
 from grpo_actors.tasks.own.kinds import is_own
 from grpo_actors.tasks.own.logs import Logs
 from grpo_actors.tasks.rewards import REWARDS, Chat, Reward, built_in, text
@@ -106,7 +106,8 @@ class Scorer(UsesOwnFunctions):
 
     Built-in rewards run here; `code_tests`, which needs the limits `code`, starts a process for each program.
     Own rewards (``file.py:function``, ``module:function``; a relative file is looked up from the current folder)
-    and library rewards run in child processes, one for each folder, and have `timeout_s` for each group.
+    and library rewards run in child processes, one for each folder, those of the program that started the run
+    (``caller:function``) there. They have `timeout_s` for each group.
     Raises RewardError if a name is unknown, a function cannot be loaded, or its library is missing.
     """
 
@@ -129,12 +130,12 @@ class Scorer(UsesOwnFunctions):
         self._here: dict[str, Reward] = {
             name: _runs_here(name, code) for name in weights if name not in specs
         }
-        folders = {name: folder_of(spec) for name, spec in specs.items()}
-        #: Reward -> the process of its folder, and its index there.
+        places = {name: place_of(spec) for name, spec in specs.items()}
+        #: Reward -> the functions of its place, and its index there.
         self._there: dict[str, tuple[OwnFunctions, int]] = {}
         with ExitStack() as opened:
-            for folder in dict.fromkeys(folders.values()):
-                names = [name for name in specs if folders[name] == folder]
+            for place in dict.fromkeys(places.values()):
+                names = [name for name in specs if places[name] == place]
                 functions = OwnFunctions([specs[name] for name in names], "reward", timeout_s=timeout_s)
                 opened.push(functions)
                 self._there |= {name: (functions, index) for index, name in enumerate(names)}

@@ -46,6 +46,7 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     command.add_argument(
         "--json", action="store_true", help="print one JSON object per event; with --dry-run: the settings"
     )
+    command.add_argument("--caller", action="store_true", help=argparse.SUPPRESS)
     return command
 
 
@@ -56,7 +57,7 @@ def trial_parser(prog: str) -> argparse.ArgumentParser:
         "Try a run before it starts: sample and train one update within two minutes, write nothing, say what to change.",
         "First try: grpo trial quickstart",
     )
-    command.set_defaults(trial=True, resume=False, again=False, dry_run=False, json=False)
+    command.set_defaults(trial=True, resume=False, again=False, dry_run=False, json=False, caller=False)
     return command
 
 
@@ -83,6 +84,8 @@ def trial(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
 
 def _run(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     given = command.parse_args(arguments)
+    if given.caller:
+        return _run_for_caller()
     file = given.config or given.config_option or DEFAULT_CONFIG
     if file == DEFAULT_CONFIG and not Path(file).is_file():
         command.error(
@@ -113,6 +116,15 @@ def _run(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> i
 
     with without_pipes(loaded.config) as config:
         return run(config, as_json=given.json)
+
+
+def _run_for_caller() -> int:
+    from grpo_actors.supervisor.pipes import without_pipes  # noqa: PLC0415
+    from grpo_actors.supervisor.supervisor import run  # noqa: PLC0415
+    from grpo_actors.train.caller import settings_of_caller  # noqa: PLC0415
+
+    with without_pipes(settings_of_caller()) as config:
+        return run(config, as_json=True)
 
 
 def _show(loaded: "LoadedConfig", *, as_json: bool) -> None:

@@ -259,7 +259,7 @@ def test_a_call_that_is_interrupted_leaves_no_stale_answer_to_the_next(scorer):
 def test_closing_ends_the_process_even_in_the_middle_of_what_it_started(scorer):
     one = scorer(own("hangs_with_a_child"), timeout_s=0.2)
     one.score(PROBLEM, COMPLETIONS)
-    child = one._own[0]._child
+    child = one._own[0]._place._process
     one.close()
     assert child.returncode == -signal.SIGKILL
     one.close()  # twice is harmless

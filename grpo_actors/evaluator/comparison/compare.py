@@ -112,13 +112,25 @@ def evaluate_checkpoints(options: Options, stop: StopRequest) -> int:
     return 0
 
 
+def results_of(options: Options) -> list[Result]:
+    """Return the results of the checkpoints that the options name; print and write nothing.
+
+    Raises:
+        GrpoActorsError: Something is unusable; one line says what.
+    """
+    candidates = find_candidates(options.checkpoints)
+    config = settings_of(candidates, options.config, options.settings, allowed=options.allow)
+    results, _ = _evaluate(options, candidates, config, stop=StopRequest())
+    return results
+
+
 def _evaluate(
     options: Options,
     candidates: Sequence[Candidate],
     config: Config,
     *,
-    pair: tuple[Candidate, Candidate] | None,
-    answers_file: Path | None,
+    pair: tuple[Candidate, Candidate] | None = None,
+    answers_file: Path | None = None,
     stop: StopRequest,
 ) -> tuple[list[Result], dict[Candidate, Answers]]:
     """Return a result for each candidate, and the answers of the two in `pair`; write all answers to the file."""

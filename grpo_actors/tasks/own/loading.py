@@ -1,7 +1,7 @@
 """Load a user's own function by its name in the settings: ``file.py:function`` or ``module:function``.
 
 A file is loaded under its own path and name, so that ``multiprocessing`` finds its functions in a new process. The files
-of one folder can import each other. Only the process of that folder (`own.functions`) calls this.
+of one folder can import each other. Only the process of that folder (`own.child`) calls `load`.
 """
 
 import importlib
@@ -38,7 +38,11 @@ def load(spec: str, kind: Kind) -> Callable[..., Any]:
     if not hasattr(module, name):
         callables = [known for known, value in vars(module).items() if callable(value)]
         raise RewardError(f"{source} has no function {name!r}{nearest(name, callables, show=repr)}")
-    function = getattr(module, name)
+    return checked(getattr(module, name), name, kind)
+
+
+def checked(function: object, name: str, kind: Kind) -> Callable[..., Any]:
+    """Return a function or callable object; raise RewardError if it cannot be called as `kind` is."""
     if inspect.isclass(function):
         raise RewardError(f"must be a function or an object, got the class {name}; name an object of it")
     if not callable(function):
@@ -49,7 +53,7 @@ def load(spec: str, kind: Kind) -> Callable[..., Any]:
             f"must take the argument {' or '.join(kind.arguments)}, by name, got "
             f"{name}{inspect.signature(function)}; write {kind.signature}"
         )
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def signature_of(function: Callable[..., Any]) -> Signature:

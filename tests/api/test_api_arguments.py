@@ -1,0 +1,155 @@
+"""What a call of the API refuses, in one line, before anything starts."""
+
+import datetime as dt
+import functools
+
+import datasets
+import pytest
+from bounds import HANG_S
+
+from grpo_actors.api import evaluate, generate, train
+from grpo_actors.api.arguments import Served, write_rows
+from grpo_actors.errors import ConfigError, DataError, RewardError
+from grpo_actors.tasks.rows import Location, read
+from grpo_actors.tasks.scoring import Scorer
+
+
+def brevity(completions, **columns):
+    return [-len(text) for text in completions]
+
+
+def score(text):
+    return 1.0
+
+
+class Judge:
+    def __call__(self, completions):
+        return [0.0] * len(completions)
+
+    def method(self, completions):
+        return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            {"learning_rat": 1e-5},
+            "argument: learning_rat is not a setting; did you mean learning_rate?",
+        ),
+        (
+            {"learning_rate": "fast"},
+            'argument: learner.learning_rate must be a finite number ≥ 0, got "fast"',
+        ),
+        (
+            {"model": "tiny", "model_name": "tiny"},
+            "argument: model and model_name are one setting, given twice; keep one of them",
+        ),
+        (
+            {"rewards": [3]},
+            "rewards: must be names or functions, got int; for weights write {reward: weight}",
+        ),
+        (
+            {"data": {"train": [{"question": "1?"}]}},
+            "data: must be a path, a hub id, a list of dicts or one datasets.Dataset, such as data['train'], got dict",
+        ),
+        ({"config": "quikstart"}, "quikstart: no such file; did you mean quickstart.toml?"),
+    ],
+)
+def test_settings_are_refused_as_on_the_command_line(arguments, line, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        train(**{"task": "arithmetic", "output_dir": str(tmp_path / "run"), **arguments})
+    assert str(error.value).startswith(line)
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_function_that_is_no_reward_is_refused():
+    with pytest.raises(
+        RewardError, match=r"^rewards: score must take the argument completions or completion_ids"
+    ):
+        train(rewards=[brevity, score], task="arithmetic")
+
+
+def test_functions_are_named_by_what_they_are_and_never_twice():
+    served = Served()
+    judge = Judge()
+    weights = served.weights_of(
+        {
+            "correctness": 2,
+            brevity: 0.5,
+            judge: 1.0,
+            judge.method: 1.0,
+            functools.partial(brevity, sign=1): 1.0,
+            (lambda completions: [1.0] * len(completions)): 1.0,
+        }
+    )
+    names = [
+        "correctness",
+        *(f"caller:{name}" for name in ("brevity", "Judge", "method", "brevity_2", "lambda")),
+    ]
+    assert list(weights) == names
+    assert list(weights.values()) == [2, 0.5, 1.0, 1.0, 1.0, 1.0]
+    assert served.weights_of(brevity) == {"caller:brevity": 1.0}  # the same function has the same name
+
+
+def test_rows_are_written_with_the_values_that_json_has(tmp_path):
+    rows = datasets.Dataset.from_list(
+        [
+            {"question": "1 + 1?", "answer": 2, "when": dt.date(2026, 1, 1)},
+            {"question": "ä?", "answer": 3},
+        ]
+    )
+    file = write_rows(rows, tmp_path / "run", "data")
+    expected = [(1, {"question": "1 + 1?", "answer": 2}), (2, {"question": "ä?", "answer": 3})]
+    assert list(read(Location(str(file)))) == expected
+    assert write_rows([row for _, row in expected], tmp_path / "run", "data") == file
+    assert list((tmp_path / "run").iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (["What?"], "data, row 1: must have named columns, got"),
+        ([{"question": {1, 2}}], "data, row 1, column question: must have a type of JSON, got set"),
+    ],
+)
+def test_rows_that_cannot_be_kept_are_refused_and_leave_no_file(rows, line, tmp_path):
+    with pytest.raises(DataError, match=f"^{line}"):
+        write_rows(rows, tmp_path, "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"temprature": 1}, r"argument: temprature is no option; did you mean temperature\?"),
+        ({"temperature": -1}, "--temperature must be ≥ 0"),
+    ],
+)
+def test_options_of_sampling_are_refused(options, line):
+    with pytest.raises(ConfigError, match=line):
+        generate("tiny", "What is 2 + 3?", **options)
+
+
+def test_settings_of_an_evaluation_are_refused():
+    with pytest.raises(ConfigError, match=r"argument: tsk is not a setting; did you mean task\?"):
+        evaluate("tiny", tsk="arithmetic")
+
+
+def test_a_prompt_that_is_none_is_refused():
+    with pytest.raises(DataError, match="prompt 1: must be a text, or a chat that ends with the user, got 3"):
+        generate("tiny", ["What is 2 + 3?", 3])
+
+
+def test_a_script_that_a_run_imports_for_a_reward_does_not_start_the_next_run(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from grpo_actors.api import train\n\n"
+        "def brevity(completions, **columns):\n    return [0.0] * len(completions)\n\n"
+        f"train(task='arithmetic', rewards=[{str(script)!r} + ':brevity'], output_dir={str(tmp_path / 'run')!r})\n"
+    )
+    with pytest.raises(
+        RewardError, match=r"train\(\) was called while a run imports this file.* if __name__ == "
+    ):
+        Scorer({f"{script}:brevity": 1.0}, timeout_s=HANG_S)
+    assert not (tmp_path / "run").exists()
