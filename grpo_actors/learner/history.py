@@ -39,7 +39,7 @@ class History:
     ended_by: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._health = Health(self.config, ends_turns=self.grpo.policy.ends_turns)
+        self._health = Health(self.config, ends_turns=self.grpo.policy.chat.ends_turns)
         self._failing = FailingRewards(self.config.reward.functions)
         self._decisions = [as_record(record) for record in self.archive.recorded("headcount")]
         self._groups = (

@@ -60,7 +60,7 @@ def run_trial(config: Config) -> int:
             metrics=update.metrics,
             prompts=prompts,
             failures=sampled.failures,
-            ends_turns=policy.ends_turns,
+            ends_turns=policy.chat.ends_turns,
             sampling_s=sampled.sampling_s,
             rewards_s=sum(sampled.reward_s.values()),
             cut=sampled.cut,

@@ -52,7 +52,7 @@ def learner(settings, policy=None, *, total=10):
 
 def groups_of(policy, rewards=REWARDS, temperature=1.0, questions=QUESTIONS):
     """Sample one group from the policy for each row of `rewards`, and give its completions these rewards."""
-    prompts = [policy.encode_chat([{"role": "user", "content": text}]) for text in questions[: len(rewards)]]
+    prompts = [policy.chat.encode([{"role": "user", "content": text}]) for text in questions[: len(rewards)]]
     seeds = [[10 * i + k for k in range(len(row))] for i, row in enumerate(rewards)]
     sampled = sample_groups(policy, prompts, seeds, SamplingParams(MAX_NEW, temperature))
     return [

@@ -26,7 +26,7 @@ def test_what_ends_a_turn_is_said_where_the_models_settings_do_not_say_it():
     forget_the_end(policy)
     assert "ends a turn with <|end|>, which its eos_token_id lacks" in str(turn_end_note(settings, policy))
 
-    policy.use_template("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    policy.chat.use("{% for m in messages %}{{ m.content }}\n{% endfor %}")
     forget_the_end(policy)
     assert "completions may never end" in str(turn_end_note(settings, policy))
     stops = {"rollout": settings.rollout.model_copy(update={"stop": ("\n",)})}
