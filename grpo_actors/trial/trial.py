@@ -78,7 +78,7 @@ def sampling_policy(config: Config, policy: Policy) -> Policy:
         return policy
     quantised = load_policy(config.model, seed=config.run.seed)
     quantised.quantize(config.rollout.rollout_bits)
-    quantised.use_template(config.data.chat_template, config.data.chat_template_kwargs)
+    quantised.chat.use(config.data.chat_template, config.data.chat_template_kwargs)
     return quantised
 
 
