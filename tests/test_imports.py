@@ -47,6 +47,8 @@ FORBIDDEN = {
     "report": ("mlx", "mlx_lm", *SOCKETS, *WIRE),
     **{f"page/{pure}": (*SOCKETS, "bokeh", "starlette", "threading", "time") for pure in PURE_PAGE},
     "wire": (*ARRAYS, *SOCKETS),
+    "api": (*SOCKETS, *WIRE, "mlx", "mlx_lm"),
+    **{f"api/{part}": ARRAYS for part in ("arguments", "run", "training")},
     "errors": ("grpo_actors",),
     "generate": (*SOCKETS, *WIRE),
     "generate/prompts": ARRAYS,
@@ -267,7 +269,7 @@ def test_what_only_watches_never_loads_mlx_nor_does_a_command_before_it_has_read
     # Transitively, as it really happens: the machine's memory belongs to the actors.
     names = (
         *("supervisor.supervisor", "supervisor.preflight", "config", "observe.view", "tail.__main__"),
-        *("learner.exchange.exchange", "page.run_reader", "page.samples", "page.views"),
+        *("learner.exchange.exchange", "page.run_reader", "page.samples", "page.views", "api"),
         "learner.exchange.exchange",
         *("learner.__main__", "rollout.__main__", "evaluator.__main__"),
     )

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,8 @@ from grpo_actors.tasks.rows import plain_rows
 Data: TypeAlias = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 #: A reward by its name in the settings, or a function that is called as TRL calls it.
 Reward: TypeAlias = str | Callable[..., Any]
-#: One reward, several, or each with its weight.
-Rewards: TypeAlias = Reward | Sequence[Reward] | Mapping[Reward, float]
+#: One reward, several, or each with its weight: a mapping of `Reward` to numbers.
+Rewards: TypeAlias = Reward | Sequence[Reward] | Mapping[Any, float]
 
 
 @dataclass
@@ -54,11 +55,14 @@ class Served:
             ConfigError: One is neither a name nor a function.
             RewardError: As `add`.
         """
-        if isinstance(rewards, str) or callable(rewards):
-            rewards = [rewards]
-        given = rewards if isinstance(rewards, Mapping) else dict.fromkeys(rewards, 1.0)
+        if isinstance(rewards, Mapping):
+            pairs = list(rewards.items())
+        elif isinstance(rewards, Sequence) and not isinstance(rewards, str):
+            pairs = [(reward, 1.0) for reward in rewards]
+        else:
+            pairs = [(rewards, 1.0)]
         weights: dict[str, float] = {}
-        for reward, weight in given.items():
+        for reward, weight in pairs:
             if not isinstance(reward, str) and not callable(reward):
                 raise ConfigError(
                     f"rewards: must be names or functions, got {type(reward).__name__}; for weights write "
@@ -72,7 +76,7 @@ def _name_of(function: Callable[..., Any]) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__name__", type(function).__name__)
-    return name if name.isidentifier() else name.strip("<>")  # <lambda>
+    return re.sub(r"\W+", "_", name).strip("_")  # <lambda>
 
 
 def is_place(data: Data) -> TypeGuard[str | os.PathLike[str]]:

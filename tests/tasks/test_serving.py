@@ -191,3 +191,12 @@ def test_nobody_is_answered_without_the_token(serving):
         send(stranger, {"token": "guessed"})
         with pytest.raises(EOFError):
             receive(stranger)
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_a_socket_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with pytest.raises(RewardError, match=r"no socket can be made at .*; set TMPDIR to a shorter path"):
+        Serving({})
+    assert list(folder.iterdir()) == []

@@ -48,7 +48,11 @@ class Serving:
     """Functions of this program, served until `close`. Nobody but this user can reach them, and only with the token."""
 
     def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
-        """`functions`: name -> function; the settings call it ``caller:NAME``."""
+        """`functions`: name -> function; the settings call it ``caller:NAME``.
+
+        Raises:
+            RewardError: There can be no socket in the system's temporary folder.
+        """
         self._functions = dict(functions)
         self._loop = EventLoop()
         self._token = secrets.token_hex(16)
@@ -60,9 +64,12 @@ class Serving:
         self._closed = False
         try:
             self._listener.bind(str(self._path))
-        except BaseException:
+        except OSError as error:
+            self._listener.close()
             shutil.rmtree(self._folder)
-            raise
+            raise RewardError(
+                f"no socket can be made at {self._path} ({error}); set TMPDIR to a shorter path"
+            ) from None
         self._listener.listen()
         for loop in (self._accept, self._call):
             threading.Thread(target=loop, name=f"grpo-actors{loop.__name__}", daemon=True).start()
