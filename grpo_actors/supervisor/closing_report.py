@@ -1,7 +1,7 @@
 """The report that a run leaves behind: report.html, as ``grpo report`` writes it, if the extra `page` is installed.
 
 A process of its own writes it. It starts with the last update, or when the user ends the run, and imports its libraries
-(seconds) beside the last evaluation and checkpoint; it reads the run once the last record is written. Whatever becomes
+and draws once (seconds) beside the last evaluation and checkpoint; it reads the run again once the last record is written. Whatever becomes
 of it, the run's result stays what it is.
 """
 
@@ -18,7 +18,7 @@ from grpo_actors.observe.view import number
 from grpo_actors.page.extra import missing_packages
 from grpo_actors.rundir.folder import REPORT_FILE
 
-#: Longest time that the end of a run waits for its report, in seconds. On two idle cores it takes one.
+#: Longest time that the end of a run waits for its report, in seconds. If it was prepared by then, it takes a tenth of one.
 PATIENCE_S = 20.0
 
 
