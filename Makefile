@@ -14,7 +14,7 @@ BACKEND := cpu,
 endif
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: quickstart docs test test-lowest test-slow test-models test-faults soak mutants test-gpu lint bench clean
+.PHONY: quickstart docs test test-lowest test-slow test-examples test-models test-faults soak mutants test-gpu lint bench clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/grpo train quickstart --again
@@ -38,7 +38,11 @@ test-lowest: $(LOWEST)/.test
 	env -u PYTHONDONTWRITEBYTECODE $(LOWEST)/bin/python $(WITH)
 
 test-slow: $(VENV)/.test
-	$(PYTEST) -m "not faults"
+	$(PYTEST) -m "not faults and not examples"
+
+# Every example of examples/, by the command of its README.
+test-examples: $(VENV)/.test
+	$(PYTEST) -m "examples or not examples" tests/examples
 
 # Hours: every architecture of mlx-lm; the same command continues where it stopped.
 test-models: $(VENV)/.test

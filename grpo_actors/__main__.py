@@ -42,8 +42,7 @@ COMMANDS: Mapping[str, Command] = {
     "init": Command("init", "write settings, a reward and a data sample for a task of your own"),
     "trial": Command("train", "try a run before it starts, and say what to change", "trial", "trial_parser"),
     "train": Command("train", "train, or continue a run"),
-    "watch": Command("tail", "watch a run, live or ended; --web: in a browser, as `page`"),
-    "page": Command("page", "look at runs in a browser, live or ended"),
+    "watch": Command("tail", "watch a run, live or ended; --web: in a browser, several overlaid"),
     "report": Command("report", "write the page of a run as one HTML file"),
     "runs": Command("runs", "list the runs below a folder, with scores, and how to continue each"),
     "worker": Command("rollout", "add a rollout worker to a live run", role="worker"),
@@ -92,9 +91,6 @@ def main(arguments: Sequence[str]) -> int:
         GrpoActorsError: there is no such command, or what the command raises.
     """
     name, *rest = arguments or ["--help"]
-    if name == "watch" and "--web" in rest:
-        name = "page"
-        rest.remove("--web")
     if name.startswith("-"):
         print(completion(parser().parse_args(arguments or ["--help"]).print_completion))
         return 0

@@ -324,6 +324,9 @@ class MetricsConfig(Section):
     record_groups: bool = Field(
         default=False, description="write every group that trains to groups.jsonl, for learner --replay"
     )
+    write_report: bool = Field(
+        default=True, description="write report.html at the end of a run, if the extra page is installed"
+    )
     log_completions: NotNegative = Field(
         1, description="groups of an update whose completions are written; 0: none"
     )

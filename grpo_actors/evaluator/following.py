@@ -106,7 +106,7 @@ class RunEvaluator:
         task = open_task(self._config)
         config = with_rewards(self._config, task)
         policy = load_policy(config.model, seed=config.run.seed)
-        policy.use_template(config.data.chat_template, config.data.chat_template_kwargs)
+        policy.chat.use(config.data.chat_template, config.data.chat_template_kwargs)
         questions = held_out(task, config, policy)
         if self._stop:
             return

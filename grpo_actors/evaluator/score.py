@@ -94,10 +94,10 @@ def held_out(task: Task, config: Config, policy: Policy, samples: int | None = N
         indices += [start + index for index in chosen_here]
         start += size
     limit = config.data.max_prompt_length
-    with policy.template_ends():
-        policy.encode_chat(problems[indices[0]].messages)
+    with policy.chat.limited():
+        policy.chat.encode(problems[indices[0]].messages)
     questions = (
-        Question(problem, policy.encode_chat(problem.messages))
+        Question(problem, policy.chat.encode(problem.messages))
         for problem in map(problems.__getitem__, indices)
     )
     chosen = [question for question in questions if len(question.prompt) <= limit]

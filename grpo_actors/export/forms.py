@@ -20,10 +20,10 @@ from grpo_actors.export.card import Form, base_name, card
 from grpo_actors.export.fidelity import Fidelity, measure
 from grpo_actors.export.fusing import load_fused
 from grpo_actors.policy.carried import carrying, template_text
+from grpo_actors.policy.chat_template import choose
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.model import load_policy, source_folder
 from grpo_actors.policy.peft import to_peft
-from grpo_actors.policy.templates import choose
 from grpo_actors.policy.tokenizer import load_tokenizer
 from grpo_actors.policy.tokenizer_files import TEMPLATE
 from grpo_actors.rundir.checkpoint_weights import (
@@ -136,7 +136,7 @@ class Export:
     def _fuse(self, folder: Path, dtype: str | None, *, dequantize: bool) -> None:
         policy = load_fused(self.checkpoint.path, self.config.model, dequantize=dequantize, dtype=dtype)
         if template := self._template(policy.tokenizer):
-            policy.use_template(template)
+            policy.chat.use(template)
         try:
             write_model(folder, policy)
         except RuntimeError as error:  # how MLX reports a full disk

@@ -282,10 +282,10 @@ def open_model(options: argparse.Namespace) -> "Policy":
 
     resolve_model(options)
     policy = open_policy(options.model, options.adapter)
-    policy.template_settings = options.chat_template_kwargs
+    policy.chat.settings = options.chat_template_kwargs
     if carried := carried_system(template_text(policy.tokenizer)):
         if options.no_system:
-            policy.template_settings = {**policy.template_settings, NO_SYSTEM: True}
+            policy.chat.settings = {**policy.chat.settings, NO_SYSTEM: True}
         elif not options.system and not options.raw:
             print(notice(carried), file=sys.stderr)
     return policy

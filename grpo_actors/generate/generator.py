@@ -49,7 +49,7 @@ class Generator:
             self.policy.check_readable(ids, "a prompt")
             return ids
         self.require_chat_template()
-        return self.policy.encode_chat(prompt)
+        return self.policy.chat.encode(prompt)
 
     def require_chat_template(self) -> None:
         """Check that the model has a chat template.

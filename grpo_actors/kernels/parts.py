@@ -123,7 +123,10 @@ def loss(work: Work) -> None:
     ) -> tuple[mx.array, mx.array]:
         at = arrays["target_at"]
         given = {name: arrays.get(name) for name in optional}
-        return objective_loss(logprobs[at], arrays, objective, entropies=entropies[at], **given)
+        keeps = work.config.metrics.record_groups
+        return objective_loss(
+            logprobs[at], arrays, objective, entropies=entropies[at], keeps_tokens=keeps, **given
+        )
 
     gradient = work.compiled(mx.value_and_grad(value, argnums=(0, 1)))
     logprobs, entropies = (mx.random.uniform(shape=batch["targets"].shape) for _ in range(2))

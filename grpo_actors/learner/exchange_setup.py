@@ -124,7 +124,7 @@ def build_supply(config: Config, task: Task, policy: Policy) -> Supply:
         seed=config.run.seed,
         num_generations=config.rollout.num_generations,
         max_prompt_length=config.data.max_prompt_length,
-        encode_chat=policy.encode_chat,
+        encode_chat=policy.chat.encode,
         rules=build_sampling_rules(config, policy),
     )
 

@@ -34,7 +34,7 @@ from grpo_actors.objective.advantages import Advantages, compute_advantages
 from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.micro_batches import Completion, Layout, MicroBatch, empty_micro_batch, pack
 from grpo_actors.objective.shaping import top_entropy_masks
-from grpo_actors.objective.statistics import add_statistics, completion_gaps, summary
+from grpo_actors.objective.statistics import add_statistics, completion_gaps, summary, token_mismatches
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.expert_load import has_experts, largest_load, watched_experts
 from grpo_actors.policy.gated_delta import delta_by_chunks
@@ -86,6 +86,9 @@ class Grpo:
     skipped: int = 0
     #: Lease -> gaps of the completions that the last update computed.
     gaps: dict[int, list[Gap]] = field(init=False, default_factory=dict)
+    #: With metrics.record_groups: of the last update, number of a completion, counted over all groups -> of each of its
+    #: tokens, its log-prob before the update minus the one reported by the sampler. Only what was computed.
+    log_ratios: dict[int, list[float]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.objective = self.config.objective
@@ -172,18 +175,22 @@ class Grpo:
         norm = rate = 0.0
         # Completion -> sum over its tokens, before this batch has moved the policy.
         gaps: dict[int, float] = {}
+        self.log_ratios = {}
         loads: list[float] = []
         # The seed depends on the update only, so that a resumed run drops the same inputs (model.lora_dropout).
         mx.random.seed((config.run.seed + self.version) % 2**64)
         for iteration in range(config.learner.num_iterations):
             statistics = None
-            for arrays, numbers in zip(batches, packed.numbers, strict=True):
+            for arrays, numbers, part in zip(batches, packed.numbers, packed.micro_batches, strict=True):
                 with self._training_mode():
                     vector = self.training.accumulate(arrays)
                 statistics = add_statistics(statistics, vector)
                 if iteration == 0:
                     gaps.update(zip(numbers, completion_gaps(vector), strict=False))  # padding follows
                     loads.append(float(vector[-1]))
+                    if config.metrics.record_groups:
+                        ratios = token_mismatches(vector, part.mask.shape)
+                        self.log_ratios.update(zip(numbers, ratios.tolist(), strict=False))
                 report_progress()
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
@@ -255,6 +262,7 @@ class Grpo:
             old_logprobs=arrays.get("old_logprobs"),
             entropies=entropies,
             entropy_mask=arrays.get("entropy_mask"),
+            keeps_tokens=self.config.metrics.record_groups,
         )
         if choices:  # the last element
             statistics = mx.concatenate([statistics, largest_load(choices, arrays)[None]])

@@ -40,7 +40,7 @@ class History:
     ended_by: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._health = Health(self.config, ends_turns=self.grpo.policy.ends_turns)
+        self._health = Health(self.config, ends_turns=self.grpo.policy.chat.ends_turns)
         self._failing = FailingRewards(self.config.reward.functions)
         self._decisions = [as_record(record) for record in self.archive.recorded("headcount")]
         self._groups = (
@@ -105,7 +105,7 @@ class History:
         for sample in samples(groups, shown, weights, self.grpo.policy.decode, judged):
             self.records.record("sample", update=update, **sample)
         if self._groups is not None:
-            self._groups.write(update, total * self.config.groups_per_update, groups)
+            self._groups.write(update, total * self.config.groups_per_update, groups, self.grpo.log_ratios)
         for alarm in self._health.check(metrics):
             self.records.record("alarm", name=alarm.name, text=alarm.text, update=update)
             self.note_alarm(f"{alarm.name}: {alarm.text}")

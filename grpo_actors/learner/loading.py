@@ -19,7 +19,7 @@ def load_model(config: Config) -> Policy:
         name = config.model.model_name
         print(f"model {name}: no such folder here, so from the hub or its local copy", file=sys.stderr)
     policy = load_policy(config.model, seed=config.run.seed)
-    policy.use_template(config.data.chat_template, config.data.chat_template_kwargs)
+    policy.chat.use(config.data.chat_template, config.data.chat_template_kwargs)
     return policy
 
 
@@ -31,8 +31,8 @@ def check_sampling(config: Config, policy: Policy, first: Problem) -> None:
         require_fit(policy, NO_ENVIRONMENT)
     require_cache_bits(policy, config.rollout.kv_bits, "rollout.kv_bits")
     require_bound(policy, config.rollout.think_tokens, config.rollout.max_new_tokens, "rollout.think_tokens")
-    with policy.template_ends():
-        policy.encode_chat(first.messages)
+    with policy.chat.limited():
+        policy.chat.encode(first.messages)
         _ = policy.stop_tokens  # asks the template too
         if config.environments:
             encode_reply(policy, {"role": "user", "content": "?"}, after_stop_token=True)
@@ -40,12 +40,12 @@ def check_sampling(config: Config, policy: Policy, first: Problem) -> None:
 
 def turn_end_note(config: Config, policy: Policy) -> str | None:
     """Return a sentence on the end of a completion if the model's settings do not say it; None if they do."""
-    if policy.turn_end is not None:
-        end = policy.tokenizer.convert_ids_to_tokens(policy.turn_end)
+    if policy.chat.turn_end is not None:
+        end = policy.tokenizer.convert_ids_to_tokens(policy.chat.turn_end)
         return (
             f"{policy.name}: its chat template ends a turn with {end}, which its eos_token_id lacks; "
             "it ends completions here, and is written into the checkpoints"
         )
-    if not policy.ends_turns and not config.rollout.stop:
+    if not policy.chat.ends_turns and not config.rollout.stop:
         return f"{policy.name}: completions may never end: {NO_END}"
     return None

@@ -111,7 +111,7 @@ def open_live(
             exchange.record("log", level="warning", text=warning)
         publisher.publish(grpo.version, grpo.policy.trainable())
         # The workers sample their first groups meanwhile.
-        if note := check_agreement(grpo, policy.encode_chat(task.problems("train")[0].messages)):
+        if note := check_agreement(grpo, policy.chat.encode(task.problems("train")[0].messages)):
             exchange.record("log", level="warning", text=note)
         grpo.warm_up()
         local = (

@@ -45,7 +45,7 @@ class PromptLimit:
         text_bytes = sum(len(message["content"].encode()) for message in problem.messages)
         if text_bytes + self._tokens_added(problem) <= self.max_prompt_length:
             return False
-        length = len(self.policy.encode_chat(problem.messages))
+        length = len(self.policy.chat.encode(problem.messages))
         self._longest = max(self._longest, length)
         return length > self.max_prompt_length
 
@@ -54,7 +54,7 @@ class PromptLimit:
         if roles not in self._added:
             chat: Sequence[Mapping[str, str]] = [{"role": role, "content": "x"} for role in roles]
             try:
-                self._added[roles] = len(self.policy.encode_chat(chat))
+                self._added[roles] = len(self.policy.chat.encode(chat))
             except ModelError as error:
                 raise ModelError(f"{problem.id}: {error}") from error
         return self._added[roles]

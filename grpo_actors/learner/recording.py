@@ -6,8 +6,10 @@ digits as are needed to read the same bits back. Has no model and no socket.
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from math import isfinite
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +24,8 @@ from grpo_actors.wire.spans import check_spans
 
 #: The start of every line: enough to cut a file of gigabytes without parsing the groups.
 _START = re.compile(rb'{"update":(\d+),')
+#: Of a log-ratio, which only a reader looks at.
+_DECIMALS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class RecordedGroup(SampledGroup):
     update: int
     #: Groups planned for the whole run, all updates together: the schedule of its learning rate ends there.
     planned_groups: int
+    #: For each completion, of each token: its log-prob when it trained, before the update, minus the one with which it was
+    #: sampled; 0 for a token that did not train. None: nothing of it was computed. A replay computes its own.
+    log_ratios: list[list[float] | None] = field(default_factory=list)
 
     # For pydantic, which applies it to the inner dataclasses too.
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -50,9 +57,24 @@ class GroupsFile:
         self._after_update = after_update
         self._file = LineFile(folder / GROUPS_FILE, self._keeps, switch="metrics.record_groups")
 
-    def write(self, update: int, planned_groups: int, groups: Sequence[SampledGroup]) -> None:
-        """Append the groups of one update, all or none. Raises `RunError` if the disk is full."""
-        lines = ({"update": update, "planned_groups": planned_groups, **asdict(group)} for group in groups)
+    def write(
+        self,
+        update: int,
+        planned_groups: int,
+        groups: Sequence[SampledGroup],
+        log_ratios: Mapping[int, Sequence[float]],
+    ) -> None:
+        """Append the groups of one update, all or none; `log_ratios` are those of `Grpo`. Raises `RunError` if the disk is full."""
+        numbers = count()
+        lines = (
+            {
+                "update": update,
+                "planned_groups": planned_groups,
+                **asdict(group),
+                "log_ratios": list(_rounded(group, numbers, log_ratios)),
+            }
+            for group in groups
+        )
         self._file.write(*(json.dumps(line, separators=(",", ":")).encode("ascii") for line in lines))
         self.last_update = update
 
@@ -73,6 +95,16 @@ class GroupsFile:
             return False
         self.last_update = update
         return True
+
+
+def _rounded(
+    group: SampledGroup, numbers: Iterator[int], log_ratios: Mapping[int, Sequence[float]]
+) -> Iterator[list[float] | None]:
+    """Yield the log-ratios of each completion without its padding, for a reader's eyes; count its completions on."""
+    for completion, number in zip(group.completions, numbers, strict=False):
+        ratios = log_ratios.get(number)
+        known = ratios is not None and all(map(isfinite, ratios))  # JSON has no other numbers
+        yield [round(x, _DECIMALS) for x in ratios[: len(completion.tokens)]] if ratios and known else None
 
 
 class Recording:
@@ -136,6 +168,16 @@ def read_group(line: bytes, where: str) -> RecordedGroup:
         raise DataError(f"{where}: not a recorded group: {reason_of(error)}") from None
     for completion in group.completions:
         _check(completion, where)
+    lengths = [len(completion.tokens) for completion in group.completions]
+    if (
+        group.log_ratios
+        and [
+            length if ratios is None else len(ratios)
+            for ratios, length in zip(group.log_ratios, lengths, strict=False)
+        ]
+        != lengths
+    ):
+        raise DataError(f"{where}: log_ratios must have a number for each token, or null for a completion")
     if not group.prompt or not group.completions:
         raise DataError(f"{where}: a group has a prompt and completions, got none")
     return group

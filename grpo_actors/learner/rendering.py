@@ -55,7 +55,7 @@ def system_origin(policy: Policy, data: DataConfig, messages: Sequence[Message])
 
 def _template_adds_one(policy: Policy) -> bool:
     """Return whether the template writes sentences of its own before the text of a single user turn."""
-    text = rendered(policy, policy.encode_chat([{"role": "user", "content": _PROBE}]))
+    text = rendered(policy, policy.chat.encode([{"role": "user", "content": _PROBE}]))
     head = text.partition(_PROBE)[0]
     for special in policy.tokenizer.all_special_tokens:
         head = head.replace(special, " ")

@@ -27,6 +27,7 @@ def objective_loss(
     old_logprobs: mx.array | None = None,
     entropies: mx.array | None = None,
     entropy_mask: mx.array | None = None,
+    keeps_tokens: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """Return the share of one micro-batch in the update's loss: Σ weight · (w L_t + β KL_t − c H_t).
 
@@ -41,6 +42,7 @@ def objective_loss(
             differentiates it.
         entropy_mask: [N, C] bool of `shaping.top_entropy_masks`. The other tokens have no L_t, but they still count
             in the denominators and keep their KL and entropy terms.
+        keeps_tokens: As in `statistics.token_statistics`.
 
     Returns:
         The loss, a float32 scalar whose gradients add up over the micro-batches of an update, and the vector of
@@ -79,6 +81,7 @@ def objective_loss(
         log_mismatch=(logprobs if old_logprobs is None else old) - behaviour,
         cut=cut,
         entropies=entropies,
+        keeps_tokens=keeps_tokens,
     )
 
 

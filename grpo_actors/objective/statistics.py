@@ -4,11 +4,15 @@ Depends on the arrays of one micro-batch, not on the weights of tokens in the lo
 mean here is over active tokens of equal weight.
 """
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
 from grpo_actors.objective.kl import k3
 from grpo_actors.objective.ratio import LOG_RATIO_LIMIT
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 #: The leading elements of the vector, and the last ones.
 SUMS = (
@@ -41,8 +45,11 @@ def token_statistics(
     log_mismatch: mx.array,
     cut: mx.array | None,
     entropies: mx.array | None,
+    keeps_tokens: bool = False,
 ) -> mx.array:
     """Return `SUMS`, `MAXIMA` and the sum of each completion's gaps [N] as one float32 vector; active tokens count.
+
+    With `keeps_tokens`, `log_mismatch` follows, row by row.
 
     It is one vector and not a dictionary of scalars for two reasons. It is copied to the host at once. And MLX 0.32
     fails to compile a value-and-grad with two equal outputs (``_Map_base::at``), which any two statistics that are
@@ -59,6 +66,7 @@ def token_statistics(
         log_mismatch: log π_old − log μ, [N, C]. Its k3 estimates KL(μ‖π_old), because μ sampled the tokens.
         cut: [N, C] bool, where a correction's weight was cut; None without a correction.
         entropies: Nats, [N, C]; None if unknown.
+        keeps_tokens: Whether the mismatch of each token is to be kept.
     """
     A = advantages[:, None]
     gap = mx.where(mask, mx.abs(log_mismatch), 0.0).astype(mx.float32)
@@ -78,7 +86,8 @@ def token_statistics(
         "gap_max": gap.max(),
     }
     totals = mx.stack([values[name].astype(mx.float32) for name in SUMS + MAXIMA])
-    return mx.stop_gradient(mx.concatenate([totals, gap.sum(axis=1)]))
+    tokens = [mx.where(mask, log_mismatch, 0.0).astype(mx.float32).reshape(-1)] if keeps_tokens else []
+    return mx.stop_gradient(mx.concatenate([totals, gap.sum(axis=1), *tokens]))
 
 
 def add_statistics(total: mx.array | None, more: mx.array) -> mx.array:
@@ -97,6 +106,13 @@ def completion_gaps(statistics: mx.array) -> list[float]:
     """Return the sum of the gaps of each completion [N] of one micro-batch, in nats; waits for the device."""
     gaps: list[float] = np.array(statistics)[_TOTALS:].tolist()
     return gaps
+
+
+def token_mismatches(statistics: mx.array, shape: tuple[int, int]) -> Array:
+    """Return `log_mismatch` of a micro-batch whose mask has the shape [N, C]; 0 where masked. Needs ``keeps_tokens``."""
+    N, C = shape
+    first = _TOTALS + N
+    return np.array(statistics)[first : first + N * C].reshape(N, C)
 
 
 def summary(total: mx.array | None) -> dict[str, float | None]:

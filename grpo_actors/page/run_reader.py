@@ -18,7 +18,7 @@ from grpo_actors.page.samples import Samples
 from grpo_actors.page.settings import config_of
 from grpo_actors.page.views import run_view
 from grpo_actors.rundir.folder import GROUPS_FILE
-from grpo_actors.tail.targets import RunFolder
+from grpo_actors.targets import RunFolder
 
 #: Longest wait for a record in seconds; then the run's files and its process are looked at.
 TICK_S = 0.25

@@ -46,6 +46,8 @@ class Completion:
     pieces: list[str]
     #: Of each piece: log-prob under the policy that sampled it; None for a piece that was not sampled. Empty: no tokens.
     logprobs: list[float | None] = field(default_factory=list)
+    #: Of each piece: its log-prob when it trained, minus that one. Empty: not known, as the completion was not computed.
+    log_ratios: list[float] = field(default_factory=list)
     #: Pieces that the environment wrote, and those that ended thinking, as rising bounds.
     inserted: list[int] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
@@ -242,6 +244,7 @@ class _RecordedGroups:
                     truncated=not completion.finished,
                     pieces=self._pieces.split(completion.tokens),
                     logprobs=logprobs,
+                    log_ratios=(group.log_ratios[index] or []) if group.log_ratios else [],
                     inserted=completion.inserted,
                     forced=completion.forced,
                 )

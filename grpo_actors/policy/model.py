@@ -6,8 +6,8 @@ this one, holding the values that its trainable arrays had at the start.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.adapter import add_adapter
 from grpo_actors.policy.architectures import architecture_of, refusal_of
 from grpo_actors.policy.casting import cast
+from grpo_actors.policy.chat_template import ChatTemplate
 from grpo_actors.policy.config_dtype import stored_dtype
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.embedding import embedding_rows
@@ -31,15 +32,11 @@ from grpo_actors.policy.identity import Identity, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
 from grpo_actors.policy.start import load_adapter_start, merge_adapter_start
-from grpo_actors.policy.templates import TEMPLATE_ERRORS, after_answer, choose, end_token
 from grpo_actors.policy.thinking import Thinking, thinking_of
 from grpo_actors.policy.tokenizer import as_model_error, read_beside
-from grpo_actors.time_limit import time_limit
 
 #: Passed as `dtype`: the weights keep the type that they have in their files.
 AS_STORED = "as stored"
-#: Longest time of a chat template in its first calls, in seconds. It takes milliseconds.
-TEMPLATE_S = 5.0
 #: Tokens of a prompt that are long enough for an opening tag and white space after it.
 TAG_TOKENS = 16
 #: Texts of different lengths to try a model with, long and varied enough that a wrong position shows in each.
@@ -60,10 +57,6 @@ class Policy:
     #: Folder of the tokenizer and generation files.
     source: Path
     config: ModelConfig
-    #: Text of a chat template that replaces the tokenizer's own; empty: none does.
-    template: str = ""
-    #: Variables of the chat template, such as enable_thinking; those that are missing have the template's own defaults.
-    template_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_adapter(self) -> bool:
@@ -76,27 +69,15 @@ class Policy:
         return self.read_tokenizer()
 
     @cached_property
+    def chat(self) -> ChatTemplate:
+        """How conversations become tokens."""
+        return ChatTemplate(self.name, lambda: self.tokenizer, self.check_readable)
+
+    @cached_property
     def stop_tokens(self) -> frozenset[int]:
         """All token ids that end a completion: the model's own, and the one with which only the chat template ends a turn."""
-        own = frozenset(self.tokenizer.eos_token_ids)
-        return own if self.turn_end is None else own | {self.turn_end}
-
-    @cached_property
-    def turn_end(self) -> int | None:
-        """The token with which the chat template ends a turn, if no token of the model's settings does."""
-        return end_token(self.tokenizer, self._after_answer or (), frozenset(self.tokenizer.eos_token_ids))
-
-    @property
-    def ends_turns(self) -> bool:
-        """Whether the chat template ends a turn with a token that ends a completion, or does not show how it ends one."""
-        return self._after_answer is None or not self.stop_tokens.isdisjoint(self._after_answer)
-
-    @cached_property
-    def _after_answer(self) -> list[int] | None:
-        """The tokens that the chat template writes after the assistant's words; None if it does not show that."""
-        if not self.tokenizer.has_chat_template:
-            return None
-        return after_answer(self.tokenizer, partial(self.render, asks=False))
+        own, end = frozenset(self.tokenizer.eos_token_ids), self.chat.turn_end
+        return own if end is None else own | {end}
 
     @cached_property
     def thinking(self) -> Thinking:
@@ -190,88 +171,10 @@ class Policy:
         finally:
             self.model.update(tree_unflatten(list(own.items())))
 
-    def use_template(self, wanted: str, settings: Mapping[str, Any] | None = None) -> None:
-        """Use another chat template than the default, or other settings, before anything else asks for the template.
-
-        Args:
-            wanted: As for `templates.choose`.
-            settings: The new `template_settings`; None: the present ones stay.
-
-        Raises:
-            ModelError: As `templates.choose`.
-        """
-        self.template = choose(self.tokenizer, wanted, self.name)
-        if settings is not None:
-            self.template_settings = settings
-
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the token ids of a conversation, up to the beginning of the assistant's turn.
-
-        If the last turn is the assistant's, the ids end with its text, which a completion continues.
-
-        Raises:
-            ModelError: there is no chat template, it refuses these turns, or it has tokens that the model cannot read.
-        """
-        if not self.tokenizer.has_chat_template:
-            raise ModelError(
-                f"{self.name}: its tokenizer has no chat template; use an instruction-tuned model, "
-                "or set data.chat_template to a Jinja file"
-            )
-        try:
-            text = self.render(messages)
-        except TEMPLATE_ERRORS as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise ModelError(
-                f"{self.name}: its chat template refuses the turns {roles} ({error}); "
-                'if it knows no system turn, leave that out (data.system_prompt = "")'
-            ) from error
-        # The text has the special tokens already.
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        self.check_readable(ids, "a prompt of its chat template")
-        return ids
-
-    def render(self, messages: Sequence[Mapping[str, str]], *, asks: bool = True) -> str:
-        """Return a conversation as the chat template writes it.
-
-        With `asks`, it ends at the beginning of the assistant's turn, or within that turn if it is the last.
-        Raises one of `TEMPLATE_ERRORS` if the template does.
-        """
-        chat = [dict(message) for message in messages]
-        continues = asks and chat[-1]["role"] == "assistant"
-        settings = {
-            **self.template_settings,
-            "add_generation_prompt": asks and not continues,
-            "continue_final_message": continues,
-        }
-        # Not by mlx-lm's wrapper, which would switch thinking on wherever the vocabulary has tags for it.
-        own, inner = self.tokenizer._chat_template, self.tokenizer._tokenizer  # noqa: SLF001
-        text: str = (
-            inner.apply_chat_template(chat, tokenize=False, **settings)
-            if own is None
-            else own(chat, **settings)
-        )
-        return text
-
     def begins_thinking(self, before: Sequence[int]) -> bool:
         """Return whether a turn begins within its thinking; `before`: the tokens before it, such as the prompt's."""
         text: str = self.tokenizer.decode(list(before[-TAG_TOKENS:]))
         return self.thinking.opened_by(text)
-
-    @contextlib.contextmanager
-    def template_ends(self) -> Iterator[None]:
-        """Limit the time of chat template calls in the block, before anything depends on them. Only in the main thread.
-
-        Raises:
-            ModelError: the template does not end; later, nothing could interrupt it.
-        """
-        try:
-            with time_limit(TEMPLATE_S, of_computing=True):
-                yield
-        except TimeoutError:
-            raise ModelError(
-                f"{self.name}: its chat template does not end within {TEMPLATE_S:g} s; set data.chat_template to another "
-                "one, or choose another model"
-            ) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of a completion, without the stop token."""

@@ -87,7 +87,7 @@ def load_welcome_policy(welcome: Welcome, config: Config, preloaded: Policy | No
         raise ModelError(
             f"model.model_name: {config.model.model_name!r} is not the learner's model: {mismatch}"
         )
-    policy.use_template(config.data.chat_template, config.data.chat_template_kwargs)
+    policy.chat.use(config.data.chat_template, config.data.chat_template_kwargs)
     if config.rollout.quantize_for_rollouts:
         policy.quantize(config.rollout.rollout_bits)
     return policy

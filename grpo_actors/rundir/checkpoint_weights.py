@@ -252,12 +252,12 @@ def _make_companions(policy: Policy) -> Mapping[str, bytes]:
 
 def _template(policy: Policy) -> dict[str, bytes]:
     """Return the file of the chat template that the policy was trained with, if it is not its model's default."""
-    return {TEMPLATE: policy.template.encode()} if policy.template else {}
+    return {TEMPLATE: policy.chat.text.encode()} if policy.chat.text else {}
 
 
 def _end_tokens(policy: Policy) -> dict[str, bytes]:
     """Return the generation defaults with the token that ends a turn, if those of its model lack it."""
-    if policy.turn_end is None:
+    if policy.chat.turn_end is None:
         return {}
     file = policy.source / GENERATION
     settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}

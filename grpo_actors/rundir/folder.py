@@ -32,6 +32,8 @@ ENDPOINTS_FILE = "endpoints.json"
 RUN_KEY_FILE = "run.key"
 #: The position of each tracker in the records, and the output of trackers that write files.
 TRACKERS_FOLDER = "trackers"
+#: The page of the run as one file: written at its end, or by ``grpo report``.
+REPORT_FILE = "report.html"
 LOCK_FILE = "lock"
 
 #: Starts the name of a checkpoint folder; the number of updates follows.

@@ -85,7 +85,7 @@ def open_policy(model: str | None, adapter: str | None = None) -> Policy:
         folder = Path(adapter).expanduser()
     policy = load_policy(adapter_settings(folder, model), seed=0)
     if (folder / TEMPLATE).is_file():
-        policy.use_template((folder / TEMPLATE).read_text("utf-8"))
+        policy.chat.use((folder / TEMPLATE).read_text("utf-8"))
     return policy
 
 

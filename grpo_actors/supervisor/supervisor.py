@@ -50,6 +50,7 @@ from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import ENDPOINTS_FILE, LOCK
 from grpo_actors.rundir.outcome import continuing, gained, kept_checkpoint
 from grpo_actors.supervisor.children import Actor
+from grpo_actors.supervisor.closing_report import ClosingReport
 from grpo_actors.supervisor.compiling import compile_kernels
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.mps import Mps, mps_helps
@@ -135,6 +136,7 @@ class Supervisor:
     #: The evaluator and the trackers. A run continues without them.
     observers: Sequence[Actor]
     pool: WorkerPool
+    report: ClosingReport
     status: Display
     signals: Signals
     #: Read end of a pipe that every child inherits. It closes when this process ends.
@@ -272,6 +274,7 @@ class Supervisor:
         if record["topic"] == "metrics":
             self._has_updated = True
             self._wait_for_update.end()
+        self.report.handle_record(record)
         # A reader was shown the pool's decisions when they were taken.
         if record["topic"] != "headcount" or isinstance(self.status, JsonEvents):
             self.status.show(record)
@@ -290,6 +293,7 @@ class Supervisor:
             self._draining_since_s = now_s
             self.status.print_line("finishing the step and writing a checkpoint; Ctrl-C again stops at once")
             self.learner.send(signal.SIGTERM)
+            self.report.prepare()
             for child in self.observers:
                 if child.name == "evaluator":  # a resumed run scores what has no score yet
                     child.send(signal.SIGTERM)
@@ -333,6 +337,7 @@ class Supervisor:
 
     def report_outcome(self) -> int:
         """Print the result of the run; return the run's exit code, which is the learner's."""
+        written = self.report.write() if self.signals.count < 2 else None
         code = self.learner.returncode
         if code is None or (code == -signal.SIGTERM and (self.signals.count or self._all_workers_failed)):
             code = 0  # stopped before the learner had started or handled signals: there was nothing to save
@@ -341,7 +346,7 @@ class Supervisor:
         if code < 0 and self.learner.is_hopeless:
             code = 1  # it was killed because it hung, the last of several times
         if code == 0:
-            facts = [gained(self.run_dir), kept_checkpoint(self.run_dir)]
+            facts = [gained(self.run_dir), kept_checkpoint(self.run_dir), *([written] if written else [])]
             self.status.print_closing(facts, self._next_commands())
         elif code < 0 or code == 1:
             kept = find_checkpoints(self.run_dir)
@@ -392,7 +397,7 @@ def run(config: Config, *, as_json: bool = False) -> int:
         # A log gets no line of it: a refusal is to be the only one.
         status.begin("checking settings, data and memory", in_log=False)
         machine = Machine.here(asks_gpu=True)
-        with prepared(config, machine) as (run_dir, lock):
+        with prepared(config, machine) as (run_dir, lock), ClosingReport(run_dir, config) as report:
             transport = config.transport
             folder = KeyFolder(Path(transport.keys_dir)) if transport.uses_keys else None
             with ExitStack() as stack:
@@ -403,7 +408,9 @@ def run(config: Config, *, as_json: bool = False) -> int:
                         options=options_for(config),
                     )
                     stack.enter_context(run_key(run_dir, folder))
-                supervisor = _open(stack, run_dir, config, machine, endpoints, status=status, lock=lock)
+                supervisor = _open(
+                    stack, run_dir, config, machine, endpoints, report=report, status=status, lock=lock
+                )
                 supervisor.run()
             return supervisor.report_outcome()
 
@@ -415,6 +422,7 @@ def _open(
     machine: Machine,
     endpoints: Endpoints,
     *,
+    report: ClosingReport,
     status: Display,
     lock: int,
 ) -> Supervisor:
@@ -463,7 +471,7 @@ def _open(
     )
     observers = _observers(run_dir, config, endpoints, shares.evaluator(), token)
     supervisor = Supervisor(
-        *(run_dir, config, endpoints, learner, observers, pool, status, signals),
+        *(run_dir, config, endpoints, learner, observers, pool, report, status, signals),
         *(lifeline, evaluator_line, follower_stack),
     )
     stack.callback(supervisor.end)

@@ -1,20 +1,22 @@
-"""Watch a run: ``grpo watch RUN_DIR|ENDPOINT [--key FILE] [--json]``.
+"""Watch a run: ``grpo watch RUN_DIR|ENDPOINT [--key FILE] [--json]``, or in a browser: ``grpo watch RUN_DIR… --web``.
 
 It only reads: the run folder's files and the events socket. It may start late, stop, or be started many
-times without any effect on the run. It exits when the run has ended.
+times without any effect on the run. It exits when the run has ended; the page stays until Ctrl-C, and its address works on
+this host only, with its token.
 """
 
 import argparse
 import os
 import sys
 import time
+import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from grpo_actors.errors import GrpoActorsError
-from grpo_actors.tail.targets import Target, open_target
+from grpo_actors.targets import Target, check_run_folder, open_target
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,9 +31,13 @@ TICK_S = 0.25
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Run the command and return its exit code: 0 if the run or the user ended it, 2 for a wrong target."""
-    options = parser(prog).parse_args(arguments)
+    options = _parse(parser(prog), arguments)
     try:
-        with closing(open_target(options.target, options.key)) as target:
+        if options.web:
+            _serve([Path(target) for target in options.targets], options.port or 0, opens=options.open)
+            return 0
+        [one] = options.targets
+        with closing(open_target(one, options.key)) as target:
             _watch(target, _display(as_json=options.json))
     except KeyboardInterrupt:
         return 0
@@ -49,13 +55,54 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
     """Build the command line; import nothing slow."""
     command = argparse.ArgumentParser(prog=prog, description="Watch a run, live or ended.")
     command.add_argument(
-        "target", metavar="RUN_DIR|ENDPOINT", help="a run's output folder, or ipc://… or tcp://…"
+        "targets",
+        nargs="+",
+        metavar="RUN_DIR|ENDPOINT",
+        help="a run's output folder, or ipc://… or tcp://…; with --web: folders, several are overlaid",
     )
     command.add_argument(
         "--key", metavar="FILE", type=Path, help="key of the role reader, for a run on another host"
     )
     command.add_argument("--json", action="store_true", help="print one record per line, for pipes")
+    command.add_argument(
+        "--web", action="store_true", help="show a page in a browser on this host, until Ctrl-C"
+    )
+    command.add_argument("--open", action="store_true", help="with --web: open the browser")
+    command.add_argument(
+        "--port", type=int, metavar="N", help="with --web: port on 127.0.0.1 (default: any free one)"
+    )
     return command
+
+
+def _parse(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; refuse options that do not go together."""
+    options = command.parse_args(arguments)
+    if options.web and (options.json or options.key):
+        command.error("--web goes without --json and --key")
+    if options.web and (addresses := [target for target in options.targets if "://" in target]):
+        command.error(f"--web needs run folders of this host, got {addresses[0]}")
+    if not options.web and (options.open or options.port is not None):
+        command.error("--open and --port go with --web")
+    if not options.web and len(options.targets) > 1:
+        command.error("one run, or several with --web")
+    return options
+
+
+def _serve(folders: Sequence[Path], port: int, *, opens: bool) -> None:
+    """Show the page of run folders; raises KeyboardInterrupt at Ctrl-C."""
+    from grpo_actors.page.extra import check_installed  # noqa: PLC0415
+
+    check_installed()
+    for folder in folders:
+        check_run_folder(folder)
+    from grpo_actors.page.server import serve  # noqa: PLC0415 - an extra, and takes seconds to import
+
+    def show(address: str) -> None:
+        print(f"{address}\nCtrl-C ends it", flush=True)
+        if opens:
+            webbrowser.open(address)
+
+    serve(folders, port, show)
 
 
 def _watch(target: Target, display: "Display") -> None:

@@ -60,7 +60,7 @@ def run_trial(config: Config) -> int:
             metrics=update.metrics,
             prompts=prompts,
             failures=sampled.failures,
-            ends_turns=policy.ends_turns,
+            ends_turns=policy.chat.ends_turns,
             sampling_s=sampled.sampling_s,
             rewards_s=sum(sampled.reward_s.values()),
             cut=sampled.cut,
@@ -78,7 +78,7 @@ def sampling_policy(config: Config, policy: Policy) -> Policy:
         return policy
     quantised = load_policy(config.model, seed=config.run.seed)
     quantised.quantize(config.rollout.rollout_bits)
-    quantised.use_template(config.data.chat_template, config.data.chat_template_kwargs)
+    quantised.chat.use(config.data.chat_template, config.data.chat_template_kwargs)
     return quantised
 
 

@@ -120,7 +120,7 @@ def test_the_prompts_of_a_whole_run_have_exactly_the_tokens_asked_for(tmp_path):
     write_problems(tmp_path / "problems.jsonl", 17)
     policy = load_policy(Config().model, seed=0)
     problems = DataSet(str(tmp_path / "problems.jsonl")).problems("train")
-    assert {len(policy.encode_chat(problem.messages)) for problem in problems} == {17}
+    assert {len(policy.chat.encode(problem.messages)) for problem in problems} == {17}
 
 
 def test_a_process_that_fails_to_start_ends_the_bench_with_one_line():

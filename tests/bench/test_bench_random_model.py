@@ -45,7 +45,7 @@ def test_a_written_folder_loads_with_the_tiny_tokenizer_and_the_architectures_vo
     policy = load_policy(Config.model_validate({"model": {"model_name": str(tmp_path)}}).model, seed=0)
     # Embedding, also the head: 49152 · 32. Attention: q and o 32 · 32, k and v 32 · 16. MLP: 3 · 32 · 64. Norms: 3 · 32.
     assert parameter_count(policy.model) == 49152 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 3 * 32
-    assert policy.decode(policy.encode_chat([{"role": "user", "content": "12"}])).startswith("<|user|>12")
+    assert policy.decode(policy.chat.encode([{"role": "user", "content": "12"}])).startswith("<|user|>12")
     assert max(policy.tokenizer.get_vocab().values()) < 49152
 
 

@@ -92,7 +92,7 @@ def test_a_conversation_has_nanochats_ids(policy):
         {"role": "user", "content": "Why?"},
     ]
     # As nanochat renders it: each turn between its own two tokens, nothing stripped and nothing added.
-    assert policy.encode_chat(turns) == [
+    assert policy.chat.encode(turns) == [
         *(special("<|bos|>"), special("<|user_start|>"), *text(" What is 12? \n"), special("<|user_end|>")),
         *(special("<|assistant_start|>"), *text("the abc"), special("<|assistant_end|>")),
         *(special("<|user_start|>"), *text("Why?"), special("<|user_end|>"), special("<|assistant_start|>")),
@@ -103,8 +103,8 @@ def test_a_system_turn_is_put_before_the_text_of_the_first_user_turn(policy):
     system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}
     merged = {"role": "user", "content": "Be brief.\n\nWhy?"}
     answer = {"role": "assistant", "content": "So."}
-    assert policy.encode_chat([system, user]) == policy.encode_chat([merged])
-    assert policy.encode_chat([system, user, answer, user]) == policy.encode_chat([merged, answer, user])
+    assert policy.chat.encode([system, user]) == policy.chat.encode([merged])
+    assert policy.chat.encode([system, user, answer, user]) == policy.chat.encode([merged, answer, user])
 
 
 def test_python_calls_have_their_own_tokens(policy):
@@ -132,7 +132,7 @@ def test_python_calls_have_their_own_tokens(policy):
 )
 def test_turns_that_nanochat_refuses_are_refused(policy, roles, words):
     with pytest.raises(ModelError, match=words):
-        policy.encode_chat([{"role": role, "content": "x"} for role in roles])
+        policy.chat.encode([{"role": role, "content": "x"} for role in roles])
 
 
 # --- tokenizer.pkl is untrusted ---------------------------------------------------------------------------

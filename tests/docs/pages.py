@@ -81,4 +81,5 @@ SITE = [Page(path) for path in sorted(DOCS.rglob("*.md"))]
 PAGES = [
     *(Page(ROOT / name) for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
     *SITE,
+    *(Page(path) for path in sorted((ROOT / "examples").rglob("*.md"))),
 ]

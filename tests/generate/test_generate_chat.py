@@ -70,7 +70,7 @@ def expected(policy, messages, turn, max_tokens=60, temperature=0.7):
     """Return the model's answer to a conversation, sampled in another way than a chat does."""
     params = SamplingParams(max_tokens, temperature=temperature)
     seeds = [Generator(policy, params, 0).seeds(turn, 1)]
-    [[sample]] = sample_groups(policy, [policy.encode_chat(messages)], seeds, params)
+    [[sample]] = sample_groups(policy, [policy.chat.encode(messages)], seeds, params)
     return policy.decode(sample.tokens)
 
 
@@ -165,7 +165,7 @@ def test_the_system_prompt_is_set_kept_over_clear_and_unset(tiny, talk, tmp_path
 
 def test_turns_that_no_longer_fit_are_left_out_and_reported(tiny, talk, tmp_path):
     # A turn "1 + 1" with its answer of at most 20 tokens: the third question does not fit together with both turns before it.
-    longest = len(tiny.encode_chat([user("1 + 1")])) + 20
+    longest = len(tiny.chat.encode([user("1 + 1")])) + 20
     out = talk("1 + 1", "1 + 1", "1 + 1", f"/save {tmp_path / 'all'}", max_context=longest + 10)
     assert "messages no longer fit the context" in out
     kept = messages(tmp_path / "all")

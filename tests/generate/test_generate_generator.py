@@ -35,7 +35,7 @@ def test_prompt_and_answer_share_the_context(tiny):
 
 
 def test_a_prompt_that_leaves_no_space_for_an_answer_is_rejected(tiny):
-    tokens = len(tiny.encode_chat(CHAT))
+    tokens = len(tiny.chat.encode(CHAT))
     params = SamplingParams(24)
     assert len(Generator(tiny, params, 0, max_context=tokens + 24).encode_fitting(CHAT, "here")) == tokens
     with pytest.raises(

@@ -21,8 +21,8 @@ MAX_NEW = 24
 
 
 def config(*, model=None, run=None, temperature=1.0, **settings):
-    """Return a configuration; `settings` are those of sections [learner], [objective] and [rollout], without the section name."""
-    sections = {"learner": {}, "objective": {}, "rollout": {}}
+    """Return a configuration; `settings` are those of the sections below, without the section name."""
+    sections = {"learner": {}, "objective": {}, "rollout": {}, "metrics": {}}
     for leaf, value in settings.items():
         sections[OWNER[leaf]][leaf] = value
     return Config.model_validate(
@@ -30,6 +30,7 @@ def config(*, model=None, run=None, temperature=1.0, **settings):
             "run": run or {},
             "model": {"dtype": "float32"} | (model or {}),
             "reward": {"functions": {"hand": 1.0}},
+            "metrics": sections["metrics"],
             "rollout": {"num_generations": 4, "max_new_tokens": MAX_NEW, "temperature": temperature}
             | sections["rollout"],
             "learner": {
@@ -51,7 +52,7 @@ def learner(settings, policy=None, *, total=10):
 
 def groups_of(policy, rewards=REWARDS, temperature=1.0, questions=QUESTIONS):
     """Sample one group from the policy for each row of `rewards`, and give its completions these rewards."""
-    prompts = [policy.encode_chat([{"role": "user", "content": text}]) for text in questions[: len(rewards)]]
+    prompts = [policy.chat.encode([{"role": "user", "content": text}]) for text in questions[: len(rewards)]]
     seeds = [[10 * i + k for k in range(len(row))] for i, row in enumerate(rewards)]
     sampled = sample_groups(policy, prompts, seeds, SamplingParams(MAX_NEW, temperature))
     return [

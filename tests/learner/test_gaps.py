@@ -63,3 +63,18 @@ def test_the_tokens_of_an_environment_have_no_gap():
     gap = grpo.gaps[0][long]
     assert gap.tokens == len(marked.tokens) - 3
     assert gap.nats < 1e-2
+
+
+def test_with_recorded_groups_the_ratio_of_each_token_is_kept_and_the_update_is_the_same():
+    recorded, plain = learner(config(record_groups=True)), learner(config())
+    groups = [
+        of_worker(group, "w", off=0.25 * number) for number, group in enumerate(groups_of(plain.policy))
+    ]
+    assert recorded.update(groups)["loss"] == plain.update(groups)["loss"]
+    assert plain.log_ratios == {}
+    numbered = enumerate(c for group in groups for c in group.completions)
+    per_group = len(groups[0].completions)
+    for number, completion in numbered:
+        tokens = len(completion.tokens)
+        off = 0.25 * (number // per_group)
+        assert recorded.log_ratios[number][:tokens] == pytest.approx([off] * tokens, abs=1e-3)

@@ -93,7 +93,8 @@ def history_of(folder, *, version=0, **metrics):
     settings = settings.model_copy(update={"metrics": settings.metrics.model_copy(update=metrics)})
     records = RecordList()
     archive = Archive(folder, settings, "run")
-    grpo = SimpleNamespace(version=version, total_updates=10, policy=SimpleNamespace(ends_turns=True))
+    policy = SimpleNamespace(chat=SimpleNamespace(ends_turns=True))
+    grpo = SimpleNamespace(version=version, total_updates=10, policy=policy)
     return History(folder, settings, grpo, archive, records)
 
 

@@ -5,7 +5,7 @@ from hand_made import MAX_NEW, config, learner
 
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.learner.loading import check_sampling, turn_end_note
-from grpo_actors.policy import model
+from grpo_actors.policy import chat_template
 from grpo_actors.policy.thinking import Tags, Thinking
 from grpo_actors.tasks.task import Problem
 
@@ -13,7 +13,7 @@ PROBLEM = Problem("p", ({"role": "user", "content": "1 + 1?"},), "2", {})
 
 
 def forget_the_end(policy):
-    for found in ("_after_answer", "turn_end", "stop_tokens"):
+    for found in ("chat", "stop_tokens"):
         policy.__dict__.pop(found, None)
 
 
@@ -26,7 +26,7 @@ def test_what_ends_a_turn_is_said_where_the_models_settings_do_not_say_it():
     forget_the_end(policy)
     assert "ends a turn with <|end|>, which its eos_token_id lacks" in str(turn_end_note(settings, policy))
 
-    policy.use_template("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    policy.chat.use("{% for m in messages %}{{ m.content }}\n{% endfor %}")
     forget_the_end(policy)
     assert "completions may never end" in str(turn_end_note(settings, policy))
     stops = {"rollout": settings.rollout.model_copy(update={"stop": ("\n",)})}
@@ -37,7 +37,7 @@ def test_a_chat_template_that_loops_for_hours_is_found_at_the_first_problem(monk
     settings = config()
     grpo = learner(settings)
     check_sampling(settings, grpo.policy, PROBLEM)
-    monkeypatch.setattr(model, "TEMPLATE_S", 0.1)
+    monkeypatch.setattr(chat_template, "TEMPLATE_S", 0.1)
     grpo.policy.tokenizer.chat_template = 3 * "{% for i in range(100000) %}" + 3 * "{% endfor %}"
     with pytest.raises(ModelError, match="its chat template does not end within"):
         check_sampling(settings, grpo.policy, PROBLEM)

@@ -23,7 +23,7 @@ def task_of(tmp_path, prompts, *more):
 def test_problems_with_long_prompts_are_left_out_and_counted(tmp_path, tiny):
     prompts = [f"How many are {n} and {n}?" + " Or more?" * (10 * (n % 4 == 0)) for n in range(40)]
     task = task_of(tmp_path, prompts)
-    before = {p.id: len(tiny.encode_chat(p.messages)) for p in task.problems("train")}
+    before = {p.id: len(tiny.chat.encode(p.messages)) for p in task.problems("train")}
     limit = 40
     fitting = [problem for problem, length in before.items() if length <= limit]
     assert 0 < len(fitting) < len(before)
@@ -60,6 +60,6 @@ def test_turns_that_the_template_refuses_are_named_with_their_problem(tmp_path, 
 
 def test_a_beginning_of_the_answer_is_continued(tiny):
     question = {"role": "user", "content": "How many are 2 and 2?"}
-    begun = tiny.encode_chat([question, {"role": "assistant", "content": "<reasoning>"}])
+    begun = tiny.chat.encode([question, {"role": "assistant", "content": "<reasoning>"}])
     text = tiny.tokenizer.encode("<reasoning>", add_special_tokens=False)
-    assert begun == [*tiny.encode_chat([question]), *text]
+    assert begun == [*tiny.chat.encode([question]), *text]

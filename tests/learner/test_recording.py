@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from array import array
+from types import MappingProxyType
 
 import pytest
 
@@ -32,11 +33,11 @@ def group(lease: int) -> SampledGroup:
     return SampledGroup(lease, 0, problem, [2, 9], "w", [completion] * 2, logged={"tests passed": [0.1, 3.0]})
 
 
-def written(folder, updates, after_update=0):
+def written(folder, updates, after_update=0, log_ratios=MappingProxyType({})):
     """Write a file with two groups for each update; return its path."""
     file = GroupsFile(folder, after_update=after_update)
     for update in updates:
-        file.write(update, 20, [group(2 * update), group(2 * update + 1)])
+        file.write(update, 20, [group(2 * update), group(2 * update + 1)], log_ratios)
     file.sync()
     file.close()
     return folder / GROUPS_FILE
@@ -56,6 +57,24 @@ def test_what_is_written_reads_back_the_same_to_the_last_bit(run_dir):
     assert [line.update for line in groups] == [1, 1, 2, 2]
     assert {line.planned_groups for line in groups} == {20}
     assert array("f", groups[0].completions[0].logprobs).tobytes() == array("f", LOGPROBS).tobytes()
+
+
+def test_log_ratios_stand_beside_the_completions_that_were_computed_without_their_padding(run_dir):
+    # Completions are numbered over all groups of the update: 0 and 1, then 2 and 3; each has five tokens.
+    ratios = {1: [0.0, 0.123456, -2.0, 0.5, 0.0, 0.0, 0.0], 2: [float("nan")] * 5}
+    with Recording(written(run_dir, [1], log_ratios=ratios)) as recording:
+        first, second = recording.take(2)
+    assert first.log_ratios == [None, [0.0, 0.1235, -2.0, 0.5, 0.0]]
+    assert second.log_ratios == [None, None]  # JSON has no NaN
+
+
+def test_log_ratios_of_another_length_are_refused(run_dir):
+    path = written(run_dir, [1], log_ratios={0: [0.1] * 4})
+    with (
+        Recording(path) as recording,
+        pytest.raises(DataError, match="log_ratios must have a number for each token"),
+    ):
+        recording.take(1)
 
 
 def test_a_group_is_one_line_of_ascii(run_dir):

@@ -1,4 +1,4 @@
-"""`python -m grpo_actors.page` and its address, without a browser."""
+"""`grpo watch --web` and its address, without a browser."""
 
 import http.client
 import json
@@ -18,7 +18,7 @@ from recorded import RecordedRun, record_run
 
 pytest.importorskip("bokeh", reason="needs the extra: pip install 'grpo-actors[page]'")
 
-COMMAND = [sys.executable, "-m", "grpo_actors.page"]
+COMMAND = [sys.executable, "-m", "grpo_actors", "watch", "--web"]
 
 
 @contextmanager

@@ -85,16 +85,17 @@ def test_samples_are_read_filtered_coloured_and_turned_over_by_keyboard(tab, tmp
         assert tab.evaluate(
             "[...document.querySelectorAll('.completion')].map((one) => one.classList.contains('dim'))"
         ) == [True, True, True, False]
-        tab.evaluate(
-            "(() => { const colour = document.getElementById('colour'); colour.value = 'logprob'; colour.dispatchEvent(new Event('input', { bubbles: true })) })()"
-        )
-        # One coloured element for each sampled token, and one for the environment's tokens.
-        assert (
+        for colour, begins in (("logprob", "log-prob"), ("ratio", "log-ratio")):
             tab.evaluate(
-                "document.querySelectorAll('.completion')[1].querySelectorAll('[title^=\"log-prob\"]').length"
+                f"(() => {{ const colour = document.getElementById('colour'); colour.value = '{colour}'; colour.dispatchEvent(new Event('input', {{ bubbles: true }})) }})()"
             )
-            == 15
-        )
+            # One element for each sampled token, and one for the environment's tokens.
+            assert (
+                tab.evaluate(
+                    f"document.querySelectorAll('.completion')[1].querySelectorAll('[title^=\"{begins}\"]').length"
+                )
+                == 15
+            )
         assert tab.evaluate(
             "document.querySelectorAll('.completion')[1].querySelector('.text').textContent"
         ).endswith(RIGHT)

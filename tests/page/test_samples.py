@@ -54,6 +54,9 @@ def test_a_group_has_its_tokens_with_log_probs_and_the_environments_are_marked(o
         start <= place < stop for place in range(len(turns.pieces))
     ]
     assert turns.length == len(turns.pieces) - (stop - start)
+    # Of this completion only: the others were not computed.
+    assert turns.log_ratios == [0.1 * (place % 3 == 0) for place in range(len(turns.pieces))]
+    assert [len(c.log_ratios) for c in shown.completions if c is not turns] == [0, 0, 0]
 
 
 def test_advantages_are_those_of_the_runs_objective(opened):

@@ -15,9 +15,9 @@ def asked(tiny):
     own = template_text(tiny.tokenizer)
 
     def render(*chat, system="", settings=(), **variables):
-        tiny.use_template(carrying(own, system, dict(settings)))
-        tiny.template_settings = variables
-        return tiny.render(chat, asks=False)
+        tiny.chat.use(carrying(own, system, dict(settings)))
+        tiny.chat.settings = variables
+        return tiny.chat.render(chat, asks=False)
 
     return render
 
@@ -33,10 +33,10 @@ def test_a_chat_keeps_its_own_and_no_system_leaves_it_out(asked):
 
 def test_variables_have_the_values_of_the_training_unless_others_are_given(tiny):
     settings = {"thinks": False, "nothing": None, "words": {"a": ["b", 1.5, True]}}
-    tiny.use_template(carrying("{{ thinks }} {{ nothing }} {{ words }}", "", settings))
-    assert tiny.render([QUESTION]) == "False None {'a': ['b', 1.5, True]}"
-    tiny.template_settings = {"thinks": 3}
-    assert tiny.render([QUESTION]).startswith("3 ")
+    tiny.chat.use(carrying("{{ thinks }} {{ nothing }} {{ words }}", "", settings))
+    assert tiny.chat.render([QUESTION]) == "False None {'a': ['b', 1.5, True]}"
+    tiny.chat.settings = {"thinks": 3}
+    assert tiny.chat.render([QUESTION]).startswith("3 ")
 
 
 def test_the_system_prompt_is_found_again_and_nothing_in_a_template_without_one():

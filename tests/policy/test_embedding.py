@@ -57,7 +57,7 @@ def test_a_model_that_predicts_more_tokens_than_it_can_read_is_refused():
 def test_an_id_without_a_row_is_refused_wherever_it_enters(beyond):
     rule = f"has the token id {ROWS}, but the embedding has {ROWS} rows"
     with pytest.raises(ModelError, match=f"a prompt of its chat template {rule}"):
-        beyond.encode_chat([USER])
+        beyond.chat.encode([USER])
     with pytest.raises(ModelError, match=f"a reply of role 'user' in its chat template {rule}"):
         encode_reply(beyond, USER, after_stop_token=True)
     params = SamplingParams(max_new_tokens=2)

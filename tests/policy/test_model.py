@@ -11,7 +11,6 @@ from mlx.utils import tree_flatten
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
-from grpo_actors.policy import model
 from grpo_actors.policy.identity import identify
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy, resolve_dtype
@@ -169,50 +168,6 @@ def test_the_stop_token_is_not_part_of_the_text(tiny):
     assert tiny.decode([]) == ""
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused_with_the_cure(tiny):
-    tiny.tokenizer.chat_template = None
-    tiny.tokenizer.has_chat_template = False
-    with pytest.raises(ModelError, match="chat_template"):
-        tiny.encode_chat([{"role": "user", "content": "1"}])
-
-
-LOOPS = "{% for i in range(100000) %}{% for j in range(100000) %}{% set x = i * j %}{% endfor %}{% endfor %}"
-
-
-def test_a_template_that_does_not_end_is_ended(tiny, monkeypatch):
-    monkeypatch.setattr(model, "TEMPLATE_S", 0.1)
-    tiny.tokenizer.chat_template = LOOPS
-    with (
-        pytest.raises(ModelError, match=r"its chat template does not end within 0\.1 s"),
-        tiny.template_ends(),
-    ):
-        tiny.encode_chat([{"role": "user", "content": "hi"}])
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ 1 / 0 }}",
-        "{{ range(10**9) }}",
-        "{{ messages[7].content }}",
-        "{{ 'a' + 1 }}",
-        "{{ ''.join(1) }}",
-        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    ],
-)
-def test_whatever_a_template_raises_is_one_line(tiny, template):
-    tiny.tokenizer.chat_template = template
-    with pytest.raises(ModelError, match="its chat template refuses the turns user") as caught:
-        tiny.encode_chat([{"role": "user", "content": "hi"}])
-    assert "\n" not in str(caught.value)
-
-
-def test_a_template_without_system_turns_raises_an_error_that_names_the_setting(tiny):
-    tiny.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(ModelError, match=r"System role not supported.*system_prompt"):
-        tiny.encode_chat([{"role": "system", "content": "s"}, {"role": "user", "content": "1"}])
-
-
 def test_a_tokenizer_that_may_come_later_is_the_same_and_reports_its_error_at_its_first_use(tiny, folder):
     later = load_policy(ModelConfig(model_name=str(folder)), seed=0, tokenizer_later=True)
     assert later.identity.mismatch(tiny.identity) is None
@@ -221,7 +176,7 @@ def test_a_tokenizer_that_may_come_later_is_the_same_and_reports_its_error_at_it
     later = load_policy(ModelConfig(model_name=str(folder)), seed=0, tokenizer_later=True)
     for _ in range(2):
         with pytest.raises(ModelError, match=f"{folder.name}.*cannot be loaded"):
-            later.encode_chat([])
+            later.chat.encode([])
 
 
 def test_garbage_is_collected_again_after_a_tokenizer_was_read(tiny):

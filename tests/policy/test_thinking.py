@@ -99,8 +99,8 @@ def test_a_vocabulary_without_tags_divides_texts_only(tiny):
 
 
 def rendered(policy, **settings):
-    policy.template_settings = settings
-    return policy.tokenizer.decode(policy.encode_chat(CHAT))
+    policy.chat.settings = settings
+    return policy.tokenizer.decode(policy.chat.encode(CHAT))
 
 
 def test_a_prompt_has_the_templates_own_defaults_unless_a_setting_says_otherwise(thinks):
@@ -112,7 +112,7 @@ def test_a_prompt_has_the_templates_own_defaults_unless_a_setting_says_otherwise
 
 
 def test_a_reply_of_an_environment_is_rendered_with_the_same_settings(thinks):
-    thinks.template_settings = {"opens": True}
+    thinks.chat.settings = {"opens": True}
     reply = encode_reply(thinks, {"role": "user", "content": "5"}, after_stop_token=True)
     assert thinks.tokenizer.decode(reply) == "<|user|>5<|end|><|assistant|><think>\n"
     assert thinks.begins_thinking(reply)
@@ -120,18 +120,18 @@ def test_a_reply_of_an_environment_is_rendered_with_the_same_settings(thinks):
 
 def test_a_turn_begins_within_thinking_only_if_its_prompt_ends_with_the_opening_tag(thinks):
     for settings, begins in (({}, False), ({"enable_thinking": False}, False), ({"opens": True}, True)):
-        thinks.template_settings = settings
-        assert thinks.begins_thinking(thinks.encode_chat(CHAT)) is begins
+        thinks.chat.settings = settings
+        assert thinks.begins_thinking(thinks.chat.encode(CHAT)) is begins
     asked = [{"role": "user", "content": "Begin with <think>"}]
-    thinks.template_settings = {}
-    assert not thinks.begins_thinking(thinks.encode_chat(asked))
+    thinks.chat.settings = {}
+    assert not thinks.begins_thinking(thinks.chat.encode(asked))
 
 
 @pytest.mark.parametrize("opens", [False, True])
 def test_thinking_ends_after_its_tokens_in_every_row_of_a_batch_and_the_rest_is_sampled(thinks, opens):
-    thinks.template_settings = {"opens": True} if opens else {}
+    thinks.chat.settings = {"opens": True} if opens else {}
     questions = ["What is 12 + 34?", "There are 21 pears and 14 plums. How many are there in all?", "7"]
-    prompts = [thinks.encode_chat([{"role": "user", "content": text}]) for text in questions]
+    prompts = [thinks.chat.encode([{"role": "user", "content": text}]) for text in questions]
     seeds, bound = [[1, 2, 3], [4, 5], [6]], 5
     params = SamplingParams(40, max_kv_tokens=250, think_tokens=bound)  # about three rows at a time
     groups = sample_groups(thinks, prompts, seeds, params)
@@ -162,8 +162,8 @@ def test_thinking_ends_after_its_tokens_in_every_row_of_a_batch_and_the_rest_is_
 
 
 def test_a_tag_that_leaves_no_token_for_an_answer_is_not_inserted(thinks):
-    thinks.template_settings = {"opens": True}
-    prompt = thinks.encode_chat(CHAT)
+    thinks.chat.settings = {"opens": True}
+    prompt = thinks.chat.encode(CHAT)
     [samples] = sample_groups(thinks, [prompt], [list(range(8))], SamplingParams(6, think_tokens=5))
     assert not any(sample.forced for sample in samples)  # 5 of thinking and the tag are 6
     [samples] = sample_groups(thinks, [prompt], [list(range(8))], SamplingParams(7, think_tokens=5))
@@ -172,7 +172,7 @@ def test_a_tag_that_leaves_no_token_for_an_answer_is_not_inserted(thinks):
 
 def test_a_model_without_tags_is_sampled_without_a_bound(tiny):
     # An evaluation compares models of several kinds with one configuration.
-    prompt = tiny.encode_chat(CHAT)
+    prompt = tiny.chat.encode(CHAT)
     bounded, free = (
         sample_groups(tiny, [prompt], [[1, 2]], SamplingParams(20, think_tokens=bound)) for bound in (3, 0)
     )

@@ -62,7 +62,7 @@ def test_all_of_gsm8k_has_the_tokens_of_tokenizer_json(policy, split):
 @pytest.fixture(scope="module")
 def ours(policy):
     """Prompts and greedy answers of the policy."""
-    prompts = [policy.encode_chat(chat) for chat in CHATS]
+    prompts = [policy.chat.encode(chat) for chat in CHATS]
     params = SamplingParams(TOKENS, temperature=0.0)
     return prompts, [sample_groups(policy, [prompt], [[0]], params)[0][0].tokens for prompt in prompts]
 

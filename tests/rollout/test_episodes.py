@@ -34,7 +34,7 @@ def lease_of(policy, **columns):
         "seeds": SEEDS,
         "messages": [question],
     }
-    prompt = ints(policy.encode_chat([question]))
+    prompt = ints(policy.chat.encode([question]))
     columns_json = '{"topic": "fruit"}'
     return Lease.model_validate(
         fields | {"prompt": prompt, "answer": "35", "columns": columns_json} | columns
@@ -46,7 +46,7 @@ def sampled(policy, environment, max_turns=8, timeout_s=HANG_S, params=PARAMS):
     lease = lease_of(policy)
     with Replier(f"{OWN}:{environment}", timeout_s=timeout_s) as replier:
         respond = Episodes({"": replier}, policy, max_turns).of(problem_of(lease))
-        prompt = policy.encode_chat(lease.messages)
+        prompt = policy.chat.encode(lease.messages)
         [samples] = sample_groups(policy, [prompt], [SEEDS], params, responds=[respond])
     return lease, samples
 
@@ -95,7 +95,7 @@ def test_rewards_judge_what_follows_the_thinking_or_all_of_it(tiny, monkeypatch)
     reasoning = [tiny.tokenizer.encode(tag) for tag in ("<reasoning>", "</reasoning>")]
     tiny.thinking = Thinking(Tags("<reasoning>", "</reasoning>"), *map(tuple, reasoning))
     lease = lease_of(tiny)
-    [samples] = sample_groups(tiny, [tiny.encode_chat(lease.messages)], [SEEDS], SamplingParams(120))
+    [samples] = sample_groups(tiny, [tiny.chat.encode(lease.messages)], [SEEDS], SamplingParams(120))
     seen = []
 
     def watch(completions, thoughts, **_):
@@ -186,7 +186,7 @@ def test_the_calculator_is_used_by_a_policy_that_calls_it(tiny):
     lease = lease_of(tiny)
     with Replier("calculator", timeout_s=HANG_S) as replier:
         respond = Episodes({"": replier}, tiny, 2).of(problem_of(lease))
-        [[sample]] = sample_groups(tiny, [tiny.encode_chat(lease.messages)], [[1]], PARAMS)
+        [[sample]] = sample_groups(tiny, [tiny.chat.encode(lease.messages)], [[1]], PARAMS)
         [end] = tiny.stop_tokens
         sample.tokens = [*tiny.tokenizer.encode("<tool>21+14</tool>", add_special_tokens=False), end]
         assert respond(sample) == tiny.tokenizer.encode(

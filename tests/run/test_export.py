@@ -141,7 +141,7 @@ def test_the_system_prompt_of_the_training_travels_with_every_form(export, lora_
         assert f"```text\n{SYSTEM}\n```" in (card := (tmp_path / form / "README.md").read_text())
         assert says in card
         policy = open_policy(str(tmp_path / form))
-        assert policy.encode_chat(chat) == policy.encode_chat(asked)
+        assert policy.chat.encode(chat) == policy.chat.encode(asked)
 
 
 def test_a_prompt_is_answered_as_in_the_training_unless_no_system_is_given(lora_run, tmp_path):
@@ -156,7 +156,7 @@ def test_a_prompt_is_answered_as_in_the_training_unless_no_system_is_given(lora_
     with_system, without = (prompt_tokens(str(lora_run.folder), *more) for more in ((), ("--no-system",)))
     policy = load_policy(load_config(None).config.model, seed=0)
     chats = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "1 + 2"}]
-    assert [with_system, without] == [len(policy.encode_chat(chat)) for chat in (chats, chats[1:])]
+    assert [with_system, without] == [len(policy.chat.encode(chat)) for chat in (chats, chats[1:])]
 
 
 def test_an_adapter_for_peft_is_the_same_adapter_and_a_start(export, lora_run, tmp_path):

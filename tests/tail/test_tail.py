@@ -19,6 +19,7 @@ from bounds import HANG_S
 
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.folder import locked
+from grpo_actors.tail.__main__ import main
 from grpo_actors.transport.events import EventPublisher
 
 COMMAND = [sys.executable, "-m", "grpo_actors.tail"]
@@ -308,3 +309,20 @@ def test_watching_never_loads_the_back_end(folder):
         "assert not [name for name in sys.modules if name.split('.')[0] in ('mlx', 'numpy')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=HANG_S)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["a", "b"], "one run, or several with --web"),
+        (["a", "--open"], "--open and --port go with --web"),
+        (["a", "--port", "0"], "--open and --port go with --web"),
+        (["a", "--web", "--json"], "--web goes without --json and --key"),
+        (["tcp://host:7002", "--web"], "--web needs run folders of this host, got tcp://host:7002"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(arguments, why, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert why in capsys.readouterr().err

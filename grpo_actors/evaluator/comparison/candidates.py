@@ -123,7 +123,7 @@ def load_candidate(candidate: Candidate, config: Config) -> Policy:
     # A run's whole checkpoint has the run's template as its own, perhaps no longer under the name in the settings.
     is_whole = candidate.has_settings and not policy.has_adapter and not candidate.is_base
     if config.data.chat_template and not is_whole:
-        policy.use_template(config.data.chat_template)
+        policy.chat.use(config.data.chat_template)
     return policy
 
 

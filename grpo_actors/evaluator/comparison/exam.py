@@ -54,9 +54,9 @@ class Exam:
             for candidate in candidates:
                 started_s = time.monotonic()
                 policy = load(candidate)
-                policy.template_settings = self.config.data.chat_template_kwargs
+                policy.chat.settings = self.config.data.chat_template_kwargs
                 if self.config.data.system_prompt == "" and carried_system(template_text(policy.tokenizer)):
-                    policy.template_settings = {**policy.template_settings, NO_SYSTEM: True}
+                    policy.chat.settings = {**policy.chat.settings, NO_SYSTEM: True}
                 questions = held_out(self.task, self.config, policy, self.samples)
                 problems = [question.problem for question in questions]
                 first_problems = first_problems or problems

@@ -406,6 +406,14 @@
 
   const surprise = (logprob) => `background: rgba(var(--surprise), ${Math.min(0.8, -logprob / 4).toFixed(2)})`;
 
+  const moved = (ratio) => ratio ? `background: rgba(var(--${ratio > 0 ? "good" : "bad"}-back), ${Math.min(0.7, Math.abs(ratio) / 0.3).toFixed(2)})` : "";
+
+  // Of each way to colour single tokens: the numbers, a token's style, and what it says when it is pointed at.
+  const PER_TOKEN = {
+    logprob: (completion) => [completion.logprobs, surprise, (value) => `log-prob ${value}, p = ${Math.exp(value).toPrecision(2)}`],
+    ratio: (completion) => [completion.log_ratios, moved, (value) => `log-ratio ${signed(value)}, ratio ${Math.exp(value).toPrecision(3)}`],
+  };
+
   function kinds(completion) {
     const kind = completion.pieces.map(() => "");
     for (const [name, spans] of [["environment", completion.inserted], ["forced", completion.forced]])
@@ -415,11 +423,12 @@
 
   function completionText(completion, colour, most) {
     const kind = kinds(completion), text = element("div", { class: "text", tabindex: "0" });
-    const perToken = colour === "logprob" && completion.logprobs.length;
+    const [values, style, says] = PER_TOKEN[colour] ? PER_TOKEN[colour](completion) : [[]];
+    const perToken = values.length;
     let start = 0;
     completion.pieces.forEach((piece, index) => {
       if (perToken && !kind[index]) {
-        text.append(element("span", { style: surprise(completion.logprobs[index]), title: `log-prob ${completion.logprobs[index]}, p = ${Math.exp(completion.logprobs[index]).toPrecision(2)}` }, piece));
+        text.append(element("span", { style: style(values[index]), title: says(values[index]) }, piece));
       } else if (index + 1 === completion.pieces.length || kind[index + 1] !== kind[index] || perToken) {
         const begin = perToken && kind[index] ? kind.lastIndexOf("", index) + 1 : start;
         if (perToken && kind[index + 1] === kind[index]) return;
@@ -442,6 +451,7 @@
   const LEGENDS = {
     advantage: "Green: better than the group, the tokens become likelier; red: worse, they become less likely. Every token of a completion has its advantage.",
     logprob: "The stronger the colour, the less likely the token was under the policy that sampled it. Point at a token for the number.",
+    ratio: "Green: likelier when it trained than when it was sampled, red: less likely; stale or quantised workers differ by more. Point at a token for the number. Without colour: unchanged, or the completion was not computed, as its advantage is 0.",
     none: "",
   };
 
@@ -450,7 +460,7 @@
     const most = Math.max(...group.completions.map((completion) => Math.abs(completion.advantage || 0)));
     const where = [`update ${group.update}`, group.source, group.worker && `by ${group.worker}`].filter(Boolean).join(" · ");
     const hasTokens = group.completions.some((completion) => completion.logprobs.length);
-    const legend = colour === "logprob" && !hasTokens ? "Log-probs are recorded only with metrics.record_groups = true." : LEGENDS[colour];
+    const legend = PER_TOKEN[colour] && !hasTokens ? "Log-probs are recorded only with metrics.record_groups = true." : LEGENDS[colour];
     const back = element("button", { type: "button", "aria-label": "Next newer group (k)" }, "‹"), forward = element("button", { type: "button", "aria-label": "Next older group (j)" }, "›");
     back.addEventListener("click", () => step(-1));
     forward.addEventListener("click", () => step(1));

@@ -9,8 +9,8 @@ the tokens that it sampled, and the learner computes with the same tokens.
 from collections.abc import Mapping
 
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.chat_template import PLACEHOLDER, TEMPLATE_ERRORS
 from grpo_actors.policy.model import Policy
-from grpo_actors.policy.templates import PLACEHOLDER, TEMPLATE_ERRORS
 
 
 def encode_reply(policy: Policy, message: Mapping[str, str], *, after_stop_token: bool) -> list[int]:
@@ -30,7 +30,7 @@ def encode_reply(policy: Policy, message: Mapping[str, str], *, after_stop_token
         raise ModelError(f"{policy.name}: its tokenizer has no chat template, which data.environment needs")
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACEHOLDER}, message]
     try:
-        text = policy.render(chat)
+        text = policy.chat.render(chat)
     except TEMPLATE_ERRORS as error:
         raise ModelError(
             f"{policy.name}: its chat template refuses a turn of role {message['role']!r} after the assistant's ({error})"

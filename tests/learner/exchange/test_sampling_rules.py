@@ -127,7 +127,7 @@ def test_completions_of_the_embedded_model_pass(tiny, stop, temperature):
         | {"reward": {"functions": {"r": 1.0}}}
     )
     rules = build_sampling_rules(config, tiny)
-    prompts = [tiny.encode_chat([{"role": "user", "content": f"What is {n} + 3?"}]) for n in range(4)]
+    prompts = [tiny.chat.encode([{"role": "user", "content": f"What is {n} + 3?"}]) for n in range(4)]
     groups = sample_groups(
         tiny, prompts, [range(8 * n, 8 * n + 8) for n in range(4)], sampling_params(config)
     )

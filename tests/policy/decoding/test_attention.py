@@ -176,7 +176,7 @@ def test_one_kernel_draws_what_is_drawn_step_by_step(vocabulary, dtype):
 @pytest.mark.parametrize("max_kv_tokens", [0, 300])
 def test_a_step_over_slots_draws_the_tokens_of_a_masked_one(tiny, compiled, max_kv_tokens, penalty):
     texts = ("7", "What is 12 + 34?", "Tom has 21 apples and buys 3 bags of 14 apples. How many has he now?")
-    prompts = [tiny.encode_chat([{"role": "user", "content": text}]) for text in texts]
+    prompts = [tiny.chat.encode([{"role": "user", "content": text}]) for text in texts]
     seeds = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
     params = SamplingParams(30, compiled=compiled, max_kv_tokens=max_kv_tokens, repetition_penalty=penalty)
     over_slots = sample_groups(tiny, prompts, seeds, params)

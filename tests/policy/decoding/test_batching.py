@@ -18,7 +18,7 @@ SEEDS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
 
 @pytest.fixture
 def prompts(tiny):
-    return [tiny.encode_chat([{"role": "user", "content": text}]) for text in QUESTIONS]
+    return [tiny.chat.encode([{"role": "user", "content": text}]) for text in QUESTIONS]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ QUESTIONS = ["What is 12 + 34?", "7", "Tom has 21 apples and buys 3 bags of 14 a
 
 def prompts_of(policy):
     """Return three prompts of different lengths."""
-    return [policy.encode_chat([{"role": "user", "content": text}]) for text in QUESTIONS]
+    return [policy.chat.encode([{"role": "user", "content": text}]) for text in QUESTIONS]
 
 
 def learners_logprobs(policy, prompt, tokens, temperature):

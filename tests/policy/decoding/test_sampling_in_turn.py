@@ -66,7 +66,7 @@ def test_a_completion_can_be_watched_token_by_token(family):
 
 
 def test_completions_of_several_turns_are_refilled_too(tiny):
-    prompts = [tiny.encode_chat([{"role": "user", "content": f"What is {n} + 5?"}]) for n in range(9)]
+    prompts = [tiny.chat.encode([{"role": "user", "content": f"What is {n} + 5?"}]) for n in range(9)]
     reply = tiny.tokenizer.encode("<|user|>And 5 more?<|end|><|assistant|>", add_special_tokens=False)
 
     def once(sample):

@@ -27,7 +27,7 @@ CHATML = (
 
 @pytest.fixture
 def prompts(tiny):
-    return [tiny.encode_chat([{"role": "user", "content": text}]) for text in QUESTIONS]
+    return [tiny.chat.encode([{"role": "user", "content": text}]) for text in QUESTIONS]
 
 
 def ids(policy, text):
@@ -82,7 +82,7 @@ def made_by_hand(repetition_penalty):
     """Return the parameters with a repetition penalty, and what `by_hand` makes of each prompt and seed."""
     policy = load_policy(ModelConfig(dtype="float32"), seed=0)
     params = SamplingParams(120, repetition_penalty=repetition_penalty)
-    chats = [policy.encode_chat([{"role": "user", "content": text}]) for text in QUESTIONS]
+    chats = [policy.chat.encode([{"role": "user", "content": text}]) for text in QUESTIONS]
     respond = asks(policy, times=2)
     return params, {
         seed: by_hand(policy, prompt, seed, params, respond)
@@ -208,8 +208,8 @@ def test_prompt_turn_and_reply_are_the_ids_of_the_whole_conversation(tiny):
     tiny.tokenizer.chat_template = CHATML
     question, reply = {"role": "user", "content": "7 * 12?"}, {"role": "user", "content": "84"}
     said = ids(tiny, "<reasoning>7*12") + list(tiny.stop_tokens)
-    joined = tiny.encode_chat([question]) + said + encode_reply(tiny, reply, after_stop_token=True)
-    assert joined == tiny.encode_chat([question, {"role": "assistant", "content": "<reasoning>7*12"}, reply])
+    joined = tiny.chat.encode([question]) + said + encode_reply(tiny, reply, after_stop_token=True)
+    assert joined == tiny.chat.encode([question, {"role": "assistant", "content": "<reasoning>7*12"}, reply])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""The report that a run leaves behind: prepared with the last update, written when it is told, never a failure of the run."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("bokeh", reason="needs the extra: pip install 'grpo-actors[page]'")
+sys.path.append(str(Path(__file__).parents[1] / "page"))
+
+from recorded import record_run
+
+from grpo_actors.config import Config
+from grpo_actors.supervisor.closing_report import ClosingReport
+
+
+def metrics(update, total=3):
+    return {"topic": "metrics", "update": update, "total_updates": total}
+
+
+def test_it_is_written_after_the_last_update_from_what_is_there_when_it_is_told(run_dir):
+    with ClosingReport(run_dir, Config()) as report:
+        report.handle_record(metrics(3))
+        record_run(run_dir, updates=3)  # no run is there while it prepares
+        assert report.write() == f"report: {run_dir / 'report.html'}"
+    page = (run_dir / "report.html").read_text()
+    assert "add-3-1" in page
+    assert str(run_dir.parent) not in page
+
+
+def test_a_run_that_goes_on_has_none_and_one_that_cannot_be_written_is_one_line(run_dir):
+    with ClosingReport(run_dir, Config()) as report:
+        report.handle_record(metrics(2))
+        assert report.write() is None
+        report.handle_record({"topic": "stop"})
+        line = report.write()
+    assert line is not None
+    assert line.startswith("no report: ")
+    assert "has no metrics.jsonl" in line
+
+
+@pytest.mark.parametrize("off", ["write_report", "log_jsonl"])
+def test_settings_turn_it_off(run_dir, off):
+    config = Config.model_validate({"metrics": {off: False}})
+    with ClosingReport(run_dir, config) as report:
+        report.prepare()
+        assert report.write() is None
