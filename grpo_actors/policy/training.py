@@ -85,6 +85,22 @@ class Training:
         """Drop what was accumulated."""
         self._gradients = None
 
+    def change_gradient(self, change: Callable[[list[mx.array]], None]) -> None:
+        """Let `change` replace the arrays of the accumulated gradient in place; those that it replaces are freed.
+
+        The arrays are zeros if nothing was accumulated. Their order depends on the model alone.
+        """
+        gradient, self._gradients = self._gradients, None
+        if gradient is None:
+            gradient = tree_map(mx.zeros_like, self._weights[""])
+        named = dict(sorted(tree_flatten(gradient)))
+        arrays, structure = list(named.values()), tree_map_with_path(lambda name, _: name, gradient)
+        names = list(named)
+        del gradient, named
+        change(arrays)
+        changed = dict(zip(names, arrays, strict=True))
+        self._gradients = tree_map(lambda name: changed[name], structure)
+
     def norm(self) -> float:
         """Return the norm of the accumulated gradients; 0 without any."""
         return 0.0 if self._gradients is None else self._norm(self._gradients)
