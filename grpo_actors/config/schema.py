@@ -223,7 +223,8 @@ class LearnerConfig(Section):
         description="decoupled decay of matrices, in multiples of the learning rate; norms and biases have none",
     )
     ranks: Positive = Field(
-        1, description="processes that share the micro-batches of each update; on CUDA each has a GPU of its own"
+        1,
+        description="processes that share the micro-batches of each update; on CUDA each has a GPU of its own",
     )
     use_compile: bool = Field(
         default=True,

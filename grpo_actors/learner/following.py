@@ -101,4 +101,3 @@ def _fingerprint(policy: Policy) -> int:
         whole = values.size // 4 * 4
         sums += [int(values[:whole].view(mx.uint32).sum().item()), int(values[whole:].sum().item())]
     return zlib.crc32(repr(sums).encode())
-

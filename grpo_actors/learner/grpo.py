@@ -74,7 +74,7 @@ def layout_of(config: Config, *, packed: bool) -> Layout:
     """Return the sizes of micro-batches; `packed`: whether the model computes several completions in a row."""
     rollout = config.rollout
     completions = config.learner.batch_size * rollout.num_generations
-    layout = Layout(config.micro_batch_tokens, completions, shared=packed, ranks=config.learner.ranks)
+    layout = Layout(config.micro_batch_tokens, completions, shared=packed)
     if not on_cuda():
         return layout
     # Shorter completions fill the same tokens, in greater numbers.
@@ -117,7 +117,8 @@ class Grpo:
     @cached_property
     def layout(self) -> Layout:
         """The sizes of micro-batches; the first read tries on the model whether completions may share a row."""
-        return layout_of(self.config, packed=packs_rows(self.policy.model))
+        layout = layout_of(self.config, packed=packs_rows(self.policy.model))
+        return replace(layout, ranks=self.ranks.size)
 
     def warm_up(self) -> None:
         """Compute the gradient of padding and drop it: on CUDA this plans and compiles the gradient of the first update.

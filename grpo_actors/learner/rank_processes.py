@@ -8,16 +8,15 @@ before anything does: a process sees one GPU only, its own.
 import contextlib
 import json
 import os
-import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from grpo_actors.backend import cuda_build
 from grpo_actors.consent import as_options
@@ -33,7 +32,7 @@ from grpo_actors.process import (
     removed_at_once,
 )
 from grpo_actors.progress import PROGRESS
-from grpo_actors.rundir.folder import LOCK
+from grpo_actors.rundir.folder import LOCK, RANKS_FILE
 
 #: Environment variables of MLX's distributed back ends.
 RANK, HOSTFILE = "MLX_RANK", "MLX_HOSTFILE"
@@ -71,7 +70,7 @@ def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]
 
     Args:
         count: Number of ranks.
-        run_dir: The run folder; the other ranks only show it in lists of processes.
+        run_dir: The run folder; the other ranks only find their meeting point in it.
         allowed: Names of the code that the settings may run (`consent`).
 
     Raises:
@@ -81,7 +80,8 @@ def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]
         yield
         return
     with contextlib.ExitStack() as stack:
-        devices, common = _devices(count), meeting_point(stack, count)
+        devices, common = _devices(count), meeting_point(run_dir, count)
+        stack.callback((run_dir / RANKS_FILE).unlink, missing_ok=True)
         read_end, write_end = os.pipe()
         stack.callback(os.close, read_end)
         stack.callback(os.close, write_end)
@@ -103,8 +103,8 @@ def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]
         os.environ.update(own)
         over = threading.Event()
         watchers = [
-            threading.Thread(target=_end_with, args=(rank, process, over), name=f"rank {rank}", daemon=True)
-            for rank, process in enumerate(processes, 1)
+            threading.Thread(target=_end_with, args=(rank, processes, over), name=f"rank {rank}", daemon=True)
+            for rank in range(1, count)
         ]
         for watcher in watchers:
             watcher.start()
@@ -124,20 +124,18 @@ def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]
                 os.environ.pop(name)
 
 
-def meeting_point(stack: contextlib.ExitStack, count: int) -> dict[str, str]:
-    """Return the variables by which MLX in each rank finds the others."""
+def meeting_point(run_dir: Path, count: int) -> dict[str, str]:
+    """Return the variables by which MLX in each rank finds the others; for all back ends but CUDA, write a file, too."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.create_server((_HOST, 0))) for _ in range(count)]
-        ports = [str(each.getsockname()[1]) for each in sockets]
+        ports = [each.getsockname()[1] for each in sockets]
     if cuda_build() is not None:
-        return {_NCCL_HOST: _HOST, _NCCL_PORT: ports[0], _SIZE: str(count)}
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-actors-ranks-")))
-    hostfile = folder / f"{secrets.token_hex(4)}.json"
-    hostfile.write_text(json.dumps([[f"{_HOST}:{port}"] for port in ports]))
-    return {HOSTFILE: str(hostfile)}
+        return {_NCCL_HOST: _HOST, _NCCL_PORT: str(ports[0]), _SIZE: str(count)}
+    (run_dir / RANKS_FILE).write_text(json.dumps([[f"{_HOST}:{port}"] for port in ports]))
+    return {HOSTFILE: str(run_dir / RANKS_FILE)}
 
 
-def _devices(count: int) -> list[Mapping[str, str]]:
+def _devices(count: int) -> list[dict[str, str]]:
     """Return for each rank the variable that shows it its own GPU; on other back ends, nothing."""
     if cuda_build() is None:
         return [{}] * count
@@ -150,15 +148,26 @@ def _devices(count: int) -> list[Mapping[str, str]]:
     return [{_DEVICES: device} for device in visible[:count]]
 
 
-def _end_with(rank: int, process: subprocess.Popen[bytes], over: threading.Event) -> None:
-    """End this process if the other rank ends before its time."""
-    code = process.wait()
+def lose_rank(what: str) -> NoReturn:
+    """End this process, rank 0, because another rank is lost; `what` says so in one line.
+
+    The supervisor then starts the learner again, with all ranks. Its successor takes over the addresses, so they stay.
+    """
+    print(what, file=sys.stderr, flush=True)
+    if is_supervised():
+        os._exit(EXIT_RANK_LOST)
+    leave(EXIT_CRASH)
+
+
+def _end_with(rank: int, processes: Sequence[subprocess.Popen[bytes]], over: threading.Event) -> None:
+    """End this process and the other ranks if a rank ends before its time."""
+    code = processes[rank - 1].wait()
     if over.is_set():
         return
+    _kill(processes)  # one that is stopped would not end by itself
     if code > 0:
         leave(code)  # it has said why
-    print(f"rank {rank} {'has left' if not code else f'was ended by signal {-code}'}", file=sys.stderr, flush=True)
-    leave(EXIT_RANK_LOST if is_supervised() else EXIT_CRASH)
+    lose_rank(f"rank {rank} {f'was ended by signal {-code}' if code else 'has left'}")
 
 
 def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:

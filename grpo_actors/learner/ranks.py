@@ -14,9 +14,8 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -24,10 +23,11 @@ import numpy as np
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError
-from grpo_actors.learner.rank_processes import host_of_first, launched_rank
+from grpo_actors.failpoints import reach
+from grpo_actors.learner.rank_processes import host_of_first, launched_rank, lose_rank
 from grpo_actors.objective.micro_batches import Array, MicroBatch, deal
 from grpo_actors.policy.training import Training
-from grpo_actors.process import EXIT_CRASH, EXIT_RANK_LOST, is_supervised, leave
+from grpo_actors.process import EXIT_CRASH, is_supervised, leave
 from grpo_actors.transport.links import Link, accept, connect, listening
 
 #: Elements of the float32 arrays that one collective adds up: large enough for full speed, small next to the gradients.
@@ -88,7 +88,7 @@ class JoinedRanks(Ranks):
     def _first_key(self, port: int = 0, secret: bytes = bytes(32)) -> tuple[int, bytes]:
         """Return port and secret of rank 0, which gives them; the group itself is how the others learn them."""
         told = mx.array([float(byte) for byte in (*port.to_bytes(2), *secret)])
-        first = [int(byte) for byte in self._total(told).tolist()]
+        first = np.array(self._total(told)).astype(int).tolist()
         return int.from_bytes(first[:2]), bytes(first[2:])
 
     # --- what they compute together ---------------------------------------------------------------
@@ -123,6 +123,8 @@ class JoinedRanks(Ranks):
 
     def add_gradients(self, share: Share, training: Training) -> None:
         """As `Ranks.add_gradients`; a rank without a micro-batch adds zeros."""
+        if self.rank:
+            reach("rank.computed")
         if share.total:
             training.change_gradient(self._add_up)
 
@@ -195,9 +197,10 @@ class JoinedRanks(Ranks):
     def _lost(self) -> None:
         """End this process: a rank has ended, and no collective would ever return."""
         if self.rank == 0:
-            time.sleep(1.0)  # if it ran on this host, its exit code is known by now, and this process has ended
-            print("the connection to another rank is lost", file=sys.stderr, flush=True)
-            leave(EXIT_RANK_LOST if is_supervised() else EXIT_CRASH)
+            time.sleep(
+                1.0
+            )  # if it ran on this host, its exit code is known by now, and has ended this process
+            lose_rank("the connection to another rank is lost")
         if not is_supervised():
             print(f"rank {self.rank}: rank 0 has ended", file=sys.stderr, flush=True)
         leave(EXIT_CRASH)
@@ -247,7 +250,7 @@ def _read_share(message: bytes) -> Share:
 
 def _to_bytes(arrays: Mapping[str, Array]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

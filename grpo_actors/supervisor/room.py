@@ -33,8 +33,8 @@ class Room:
 
 
 def other_processes(config: Config) -> int:
-    """Return the number of computing processes that are not workers: the learner, and the evaluator if there is one."""
-    return 1 + bool(config.evaluator.eval_every_updates)
+    """Return the number of computing processes that are not workers: the learner's, and the evaluator if there is one."""
+    return config.learner.ranks + bool(config.evaluator.eval_every_updates)
 
 
 def room_of(config: Config, machine: Machine, learner_bytes: float = 0.0) -> Room:

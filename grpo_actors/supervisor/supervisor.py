@@ -5,7 +5,7 @@ them share the GPU (`mps`) and compiles the kernels that they will need before i
 
 Crashes: a worker, the evaluator or a tracker is started again, after a pause that grows if it keeps crashing
 (`worker_pool` decides how many workers run). If the learner ends, the run ends with its exit code; the same command
-continues the run.
+continues the run. But a learner of several ranks is started again after a signal has ended one of them.
 
 Hangs: a learner, a worker or an evaluator that makes no progress is killed and started again. The learner continues from
 its last checkpoint; the others wait for it and join again.
@@ -44,7 +44,14 @@ from grpo_actors.observe.reading import session_of
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
-from grpo_actors.process import EVALUATOR_LINE, EVALUATOR_TOKEN, EXIT_USAGE, ignores_hangup
+from grpo_actors.process import (
+    EVALUATOR_LINE,
+    EVALUATOR_TOKEN,
+    EXIT_CRASH,
+    EXIT_RANK_LOST,
+    EXIT_USAGE,
+    ignores_hangup,
+)
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import CONFIG_FILE, ENDPOINTS_FILE, LOCK
 from grpo_actors.rundir.outcome import gained, kept_checkpoint
@@ -283,7 +290,7 @@ class Supervisor:
         now_s = time.monotonic()
         if self.signals.count > 1:
             for child in self._children:
-                child.send(signal.SIGKILL)
+                child.kill()
         elif self._draining_since_s is None:
             self._draining_since_s = now_s
             self.status.print_line("finishing the step and writing a checkpoint; Ctrl-C again stops at once")
@@ -337,12 +344,12 @@ class Supervisor:
             code = 0  # stopped before the learner had started or handled signals: there was nothing to save
         if code == 0 and self._all_workers_failed:
             return EXIT_USAGE
-        if code < 0 and self.learner.is_hopeless:
-            code = 1  # it was killed because it hung, the last of several times
+        if code == EXIT_RANK_LOST or (code < 0 and self.learner.is_hopeless):
+            code = EXIT_CRASH  # it was killed because it hung, the last of several times
         if code == 0:
             facts = [gained(self.run_dir), kept_checkpoint(self.run_dir)]
             self.status.print_closing(facts, self._next_commands())
-        elif code < 0 or code == 1:
+        elif code < 0 or code == EXIT_CRASH:
             kept = find_checkpoints(self.run_dir)
             effect = f"continues the run after update {kept[-1].update}" if kept else "starts it again"
             self.status.print_line(
@@ -453,6 +460,8 @@ def _open(
         pool.environment_of_learner | {LOCK: str(lock), EVALUATOR_LINE: str(line), EVALUATOR_TOKEN: token},
         respawns=False,
         respawns_if_hung=True,
+        # What `mlx.launch` has started, it ends with the others.
+        respawns_if_killed=config.learner.ranks > 1 and "MLX_RANK" not in os.environ,
         is_watched=True,
         inherited=(lock, line),
     )
