@@ -55,6 +55,11 @@ def launched_rank() -> int | None:
     return None if rank is None else int(rank)
 
 
+def ranks_here(count: int) -> int:
+    """Return how many of the `count` ranks of a learner run in processes of this one; `mlx.launch` starts each by itself."""
+    return count if launched_rank() is None else 1
+
+
 def host_of_first() -> str:
     """Return the address at which the other ranks reach rank 0."""
     if hostfile := os.environ.get(HOSTFILE):
@@ -76,7 +81,7 @@ def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]
     Raises:
         ConfigError: There are fewer GPUs.
     """
-    if count == 1 or launched_rank() is not None:
+    if ranks_here(count) == 1:
         yield
         return
     with contextlib.ExitStack() as stack:
@@ -90,15 +95,12 @@ def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]
         command += as_options(allowed)
         processes: list[subprocess.Popen[bytes]] = []
         stack.enter_context(removed_at_once(partial(_kill, processes)))
-        for rank in range(1, count):
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=inherited | common | devices[rank] | {RANK: str(rank), LIFELINE: str(read_end)},
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[read_end],
-                )
+        for rank, device in enumerate(devices[1:], 1):
+            environment = inherited | common | device | {RANK: str(rank), LIFELINE: str(read_end)}
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[read_end]
             )
+            processes.append(process)
         own = common | devices[0] | {RANK: "0"}
         os.environ.update(own)
         over = threading.Event()

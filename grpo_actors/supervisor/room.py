@@ -10,6 +10,7 @@ from math import ceil
 from pathlib import Path
 
 from grpo_actors.config import Config
+from grpo_actors.learner.rank_processes import ranks_here
 from grpo_actors.policy.locate import locate
 from grpo_actors.supervisor.machine import Machine, equal_share
 from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, Need, Plan, plan_of
@@ -34,7 +35,7 @@ class Room:
 
 def other_processes(config: Config) -> int:
     """Return the number of computing processes that are not workers: the learner's, and the evaluator if there is one."""
-    return config.learner.ranks + bool(config.evaluator.eval_every_updates)
+    return ranks_here(config.learner.ranks) + bool(config.evaluator.eval_every_updates)
 
 
 def room_of(config: Config, machine: Machine, learner_bytes: float = 0.0) -> Room:

@@ -37,6 +37,7 @@ from grpo_actors.consent import as_options, code_of_model, options_for
 from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.invocation import pasted
 from grpo_actors.kernels.stage import Stage
+from grpo_actors.learner.rank_processes import ranks_here
 from grpo_actors.long_wait import LongWait
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.json_events import JsonEvents
@@ -461,7 +462,7 @@ def _open(
         respawns=False,
         respawns_if_hung=True,
         # What `mlx.launch` has started, it ends with the others.
-        respawns_if_killed=config.learner.ranks > 1 and "MLX_RANK" not in os.environ,
+        respawns_if_killed=ranks_here(config.learner.ranks) > 1,
         is_watched=True,
         inherited=(lock, line),
     )

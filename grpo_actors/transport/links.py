@@ -93,7 +93,7 @@ def listening(host: str, secret: bytes) -> Iterator[Listener]:
 def accept(listener: Listener) -> "Connection[Any, Any]":
     """Wait for the next one who connects and knows the secret."""
     while True:
-        with contextlib.suppress(AuthenticationError, EOFError, ConnectionError):
+        with contextlib.suppress(AuthenticationError, EOFError, OSError):
             return listener.accept()
 
 
