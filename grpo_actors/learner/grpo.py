@@ -233,7 +233,7 @@ class Grpo:
             self.ranks.add_gradients(share, self.training)
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
-            norm, taken = self.training.step(rate)
+            norm, taken = self.training.step(rate, self.ranks.agree)
             self._count_step(taken=taken or not share.total, norm=norm)
             steps.append(Step(every, norm, rate))
         self.version += 1

@@ -85,7 +85,7 @@ def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]
         yield
         return
     with contextlib.ExitStack() as stack:
-        devices, common = _devices(count), meeting_point(run_dir, count)
+        devices, common = devices_of(count), meeting_point(run_dir, count)
         stack.callback((run_dir / RANKS_FILE).unlink, missing_ok=True)
         read_end, write_end = os.pipe()
         stack.callback(os.close, read_end)
@@ -137,7 +137,7 @@ def meeting_point(run_dir: Path, count: int) -> dict[str, str]:
     return {HOSTFILE: str(run_dir / RANKS_FILE)}
 
 
-def _devices(count: int) -> list[dict[str, str]]:
+def devices_of(count: int) -> list[dict[str, str]]:
     """Return for each rank the variable that shows it its own GPU; on other back ends, nothing."""
     if cuda_build() is None:
         return [{}] * count

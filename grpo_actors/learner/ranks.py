@@ -66,6 +66,10 @@ class Ranks:
     def add_gradients(self, share: Share, training: Training) -> None:
         """Replace the gradient of each rank by the sum over all ranks, unless the update has no micro-batch."""
 
+    def agree(self, number: float) -> float:
+        """Return the number of rank 0, so that what follows from it is the same on all ranks."""
+        return number
+
 
 class JoinedRanks(Ranks):
     """One of several ranks. They call the same methods in the same order."""
@@ -127,6 +131,13 @@ class JoinedRanks(Ranks):
             reach("rank.computed")
         if share.total:
             training.change_gradient(self._add_up)
+
+    def agree(self, number: float) -> float:
+        """As `Ranks.agree`. A GPU may add up the same numbers in another order each time."""
+        if self.rank:
+            return float(self.hear()["agreed"])
+        self.tell({"agreed": number})
+        return number
 
     def _add_up(self, arrays: list[mx.array]) -> None:
         """Replace float32 arrays by their sums over all ranks, a bucket at a time."""

@@ -26,6 +26,8 @@ MULTIPLE = 16
 ROW_LENGTHS = (1, 1.5, 2, 3, 4, 6)
 #: Tokens of a row at which attention takes as long as the rest of a layer, roughly: its time grows with the square.
 ATTENTION_TOKENS = 2048
+#: What each micro-batch costs besides its tokens, in micro-batches of the largest size; an estimate.
+OVERHEAD = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,15 +288,16 @@ def _dealt_parts(rows: Sequence[_Row], layout: Layout) -> list[list[_Row]]:
     while layout.ranks > 1 and rows and tokens >= 2 * rows[0].length:
         tokens //= 2
         smaller = list(_parts(rows, replace(layout, tokens=tokens)))
-        if _busiest(smaller, layout.ranks) < _busiest(best, layout.ranks):
+        if _work(smaller, layout) < _work(best, layout):
             best = smaller
     return best
 
 
-def _busiest(parts: Sequence[Sequence[_Row]], ranks: int) -> int:
-    """Return the tokens of the rank that has most of them."""
+def _work(parts: Sequence[Sequence[_Row]], layout: Layout) -> float:
+    """Estimate the work of the busiest rank, in tokens."""
     sizes = [len(part) * part[0].length for part in parts]
-    return max(sum(sizes[number] for number in numbers) for numbers in deal(sizes, ranks))
+    dealt = deal(sizes, layout.ranks)
+    return max(sum(sizes[i] for i in numbers) + len(numbers) * OVERHEAD * layout.tokens for numbers in dealt)
 
 
 def _parts(rows: Sequence[_Row], layout: Layout) -> Iterator[list[_Row]]:

@@ -108,8 +108,12 @@ class Training:
     def _norm(self, gradients: Any) -> float:
         return math.sqrt(float(self._squares(gradients)))
 
-    def step(self, learning_rate: float) -> tuple[float, bool]:
+    def step(self, learning_rate: float, agree: Callable[[float], float] | None = None) -> tuple[float, bool]:
         """Apply the accumulated gradients.
+
+        Args:
+            learning_rate: The rate.
+            agree: Called with the gradient's norm; returns the one that counts. None: that norm itself.
 
         Returns:
             The gradient's norm before clipping, and whether the step was taken. A gradient that is not finite is
@@ -118,7 +122,7 @@ class Training:
         gradients, self._gradients = self._gradients, None
         if gradients is None:
             return 0.0, False
-        norm = self._norm(gradients)
+        norm = self._norm(gradients) if agree is None else agree(self._norm(gradients))
         if not math.isfinite(norm):
             return norm, False
         limit = self._config.max_grad_norm

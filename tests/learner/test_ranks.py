@@ -11,7 +11,8 @@ import pytest
 from bounds import HANG_S
 from rank_cases import CASES
 
-from grpo_actors.learner.rank_processes import RANK, meeting_point
+from grpo_actors.backend import cuda_build
+from grpo_actors.learner.rank_processes import RANK, devices_of, meeting_point
 
 HERE = Path(__file__).parent
 #: Relative difference that the order of float32 additions makes in the sum of all terms, or in the largest gap of one token.
@@ -22,15 +23,25 @@ NOT_OF_TRAINING = ("learner_tokens_per_s", "memory_gb")
 
 def trained(folder: Path, size: int) -> dict:
     """Train all cases with a group of `size` ranks; return what rank 0 found, by case."""
-    shared = meeting_point(folder, size)
+    if cuda_build() is not None and os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1 < size:
+        pytest.skip(f"CUDA_VISIBLE_DEVICES does not name {size} GPUs")
+    shared, devices = meeting_point(folder, size), devices_of(size)
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     ranks = [
         subprocess.Popen(
             [sys.executable, str(HERE / "rank_cases.py")],
-            env={**os.environ, **shared, RANK: str(rank), "PYTHONPATH": path},
+            # As exact as a CPU: CUDA's tensor cores round the factors of float32 products.
+            env={
+                **os.environ,
+                **shared,
+                **device,
+                RANK: str(rank),
+                "PYTHONPATH": path,
+                "MLX_ENABLE_TF32": "0",
+            },
             stdout=subprocess.PIPE,
         )
-        for rank in range(size)
+        for rank, device in enumerate(devices)
     ]
     try:
         printed, *_ = [rank.communicate(timeout=HANG_S)[0] for rank in ranks]

@@ -256,7 +256,8 @@ def test_every_micro_batch_goes_to_one_rank_and_none_has_much_more_than_its_part
 
 @pytest.mark.parametrize(
     ("rows", "ranks", "cut"),
-    # Micro-batches have up to 4 rows. 6 rows for two ranks: 4 + 2, or 2 + 2 + 2, leave the busiest with 4 of them.
+    # Micro-batches have up to 4 rows, and each costs half a row more. 6 rows for two ranks: 4 + 2 take the busiest
+    # 4 + ½, and 1 + 1 + 1 for each take 3 + 3 · ½.
     [
         (4, 1, [4]),
         (4, 2, [2, 2]),
