@@ -101,8 +101,7 @@ def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]
                 command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[read_end]
             )
             processes.append(process)
-        own = common | devices[0] | {RANK: "0"}
-        os.environ.update(own)
+        os.environ.update(common | devices[0] | {RANK: "0"})
         over = threading.Event()
         watchers = [
             threading.Thread(target=_end_with, args=(rank, processes, over), name=f"rank {rank}", daemon=True)
@@ -122,7 +121,7 @@ def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]
             _kill(processes)
             for watcher in watchers:
                 watcher.join()
-            for name in own:
+            for name in (*common, RANK):
                 os.environ.pop(name)
 
 

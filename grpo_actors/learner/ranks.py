@@ -34,6 +34,8 @@ from grpo_actors.transport.links import Link, accept, connect, listening
 BUCKET = 2**26
 #: Seconds after which the failure of a collective is raised. If it failed because a rank ended, this process ends earlier.
 _SETTLE_S = 5.0
+#: Seconds between the end of another rank's process on this host and the latest moment at which its exit code is known.
+_EXIT_CODE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +210,8 @@ class JoinedRanks(Ranks):
     def _lost(self) -> None:
         """End this process: a rank has ended, and no collective would ever return."""
         if self.rank == 0:
-            time.sleep(
-                1.0
-            )  # if it ran on this host, its exit code is known by now, and has ended this process
+            # If it ran on this host, its exit code is known meanwhile, and ends this process.
+            time.sleep(_EXIT_CODE_S)
             lose_rank("the connection to another rank is lost")
         if not is_supervised():
             print(f"rank {self.rank}: rank 0 has ended", file=sys.stderr, flush=True)
