@@ -17,6 +17,10 @@ from grpo_actors.learner.rank_processes import RANK, devices_of, meeting_point
 HERE = Path(__file__).parent
 #: Relative difference that the order of float32 additions makes in the sum of all terms, or in the largest gap of one token.
 ROUNDING, ROUNDING_OF_ONE = 1e-6, 1e-4
+#: Where the gradient is that of a second step, or of micro-batches that were cut in another way, whose widths decide how
+#: float32 products are added up.
+ROUNDING_OF_OTHER_SHAPES = 5e-6
+OTHER_SHAPES = ("every term", "one micro-batch")
 #: Metrics of time and memory, and of one process.
 NOT_OF_TRAINING = ("learner_tokens_per_s", "memory_gb")
 
@@ -60,7 +64,7 @@ def found(request, tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_several_ranks_take_the_step_of_one(found, case):
-    assert found[case]["gradient"] <= ROUNDING
+    assert found[case]["gradient"] <= (ROUNDING_OF_OTHER_SHAPES if case in OTHER_SHAPES else ROUNDING)
     assert found[case]["weights"] <= ROUNDING
     assert len(found[case]["marks"]) == found[case]["size"]
     assert len(set(found[case]["marks"])) == 1, "all ranks hold the same weights"
