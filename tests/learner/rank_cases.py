@@ -4,14 +4,17 @@ It prints a line of JSON for each case: the relative differences of gradient and
 each rank's weights.
 """
 
+import grpo_actors  # noqa: F401 - loads the fast BLAS, which must come before MLX
+
+# isort: split
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
-from hand_made import REWARDS, config, groups_of, learner
+from hand_made import config, groups_of, learner
 from mlx.utils import tree_flatten
 
-import grpo_actors  # noqa: F401 - loads the fast BLAS, before MLX
 from grpo_actors.learner.following import _fingerprint, give_state, receive_state
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.ranks import JoinedRanks
@@ -19,7 +22,13 @@ from grpo_actors.policy.model import load_policy
 
 LORA = {"fine_tune_type": "lora", "lora_rank": 4}
 #: Four micro-batches, if the case does not say otherwise; with this beta, the first moment of AdamW is the gradient.
-USUAL = {"batch_size": 1, "gradient_accumulation_steps": 4, "adam_beta1": 0.0, "max_grad_norm": 0.5}
+USUAL = {
+    "num_generations": 2,
+    "batch_size": 1,
+    "gradient_accumulation_steps": 4,
+    "adam_beta1": 0.0,
+    "max_grad_norm": 0.5,
+}
 #: The steps are short, so that the updates after the first one start from nearly the same weights, too.
 RATE = 1e-6
 CASES = {
@@ -36,16 +45,20 @@ CASES = {
         "reference_refresh_updates": 1,
     },
     "one micro-batch": {"batch_size": 4, "gradient_accumulation_steps": 1},
-    "nothing to learn": {"rewards": [[1.0] * 4] * 4},
+    "nothing to learn": {},  # all rewards are equal
 }
+#: Two completions of each prompt.
+REWARDS = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.0, 3.0]]
 #: The case in which the group continues what one process has begun.
 RESUMED = "every term"
 
 
 def main() -> None:
     ranks = JoinedRanks(mx.distributed.init(strict=True))
+    # An adapter changes nothing at first, so all cases train on the same samples.
+    sampled = [] if ranks.rank else groups_of(load_policy(config().model, seed=0), REWARDS)
     for name, case in CASES.items():
-        settings = USUAL | {key: value for key, value in case.items() if key != "rewards"}
+        settings = USUAL | case
         alone, together = (config(learning_rate=RATE, ranks=count, **settings) for count in (1, ranks.size))
         policy = load_policy(together.model, seed=0)
         if ranks.rank:
@@ -54,7 +67,7 @@ def main() -> None:
             ranks.ask(_fingerprint(grpo.policy))
             continue
         solo, joined = learner(alone), Grpo(together, policy, 10, ranks=ranks)
-        groups = groups_of(solo.policy, case.get("rewards", REWARDS))
+        groups = equally_rewarded(sampled) if name == "nothing to learn" else sampled
         if name == RESUMED:
             solo.update(groups)
             joined.policy.load_trainable(solo.policy.trainable())
@@ -73,6 +86,13 @@ def main() -> None:
         print(json.dumps({"case": name} | found), flush=True)
     if not ranks.rank:
         ranks.close()
+
+
+def equally_rewarded(groups):
+    return [
+        replace(group, completions=[replace(c, rewards={"hand": 1.0}) for c in group.completions])
+        for group in groups
+    ]
 
 
 def difference(one, other) -> float:
