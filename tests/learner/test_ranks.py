@@ -78,12 +78,12 @@ def test_the_metrics_are_those_of_the_whole_update(found, case):
         if not isinstance(alone[key], float):
             assert key == "logprob_gaps" or together[key] == alone[key], key
             continue
-        # A gap is the small difference of two log-probs, whose rounding it has.
+        # A gap is the difference of two log-probs: here, on policy, it is nothing but their rounding.
         one_token = key.endswith("_max") or "gap" in key or key in ("mismatch_kl", "kl")
         np.testing.assert_allclose(
             together[key],
             alone[key],
             rtol=ROUNDING_OF_ONE if one_token else 5 * ROUNDING,
-            atol=1e-6,
+            atol=1e-5 if one_token else 1e-6,
             err_msg=key,
         )
