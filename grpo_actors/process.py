@@ -45,6 +45,8 @@ PRINT_STACKS = signal.SIGUSR1
 EXIT_CRASH = 1
 #: Exit code for unusable input.
 EXIT_USAGE = 2
+#: Exit code of a learner that has lost another of its ranks: the supervisor starts it again.
+EXIT_RANK_LOST = 3
 #: Exit codes that a shell reports for a process ended by a signal: 128 + SIGINT, 128 + SIGPIPE.
 EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141
@@ -98,7 +100,7 @@ def enter_process() -> StopRequest:
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
         if stop and number != signal.SIGHUP:
-            _leave(128 + number)
+            leave(128 + number)
         stop.set()
 
     follow_parent()
@@ -153,10 +155,10 @@ def _end_with_parent(lifeline: int) -> None:
     # Not sys.exit: the main thread may be in a computation that nothing interrupts.
     with contextlib.suppress(OSError):  # the pipe to the supervisor broke with it
         sys.stderr.flush()
-    _leave(EXIT_CRASH)
+    leave(EXIT_CRASH)
 
 
-#: What `_leave` calls.
+#: What `leave` calls.
 _removals: list[Callable[[], None]] = []
 
 
@@ -173,7 +175,7 @@ def removed_at_once(remove: Callable[[], None]) -> Iterator[None]:
         _removals.remove(remove)
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End this process at once, without its files."""
     for remove in _removals:
         with contextlib.suppress(OSError):  # the others are to be removed all the same
@@ -292,7 +294,7 @@ def run_command(main: Callable[[], int], role: Role | None = None) -> NoReturn:
     except (GrpoActorsError, RuntimeError, MemoryError) as error:
         if role is not None and is_out_of_memory(error):
             print("error: " + refusal(error, role), file=sys.stderr, flush=True)
-            _leave(EXIT_CRASH)  # CUDA may hang or abort in MLX's destructors now
+            leave(EXIT_CRASH)  # CUDA may hang or abort in MLX's destructors now
         if not isinstance(error, GrpoActorsError):
             raise
         # The message may quote a user's text, and a line break in it would make two lines.

@@ -78,6 +78,7 @@ ALLOWED = {
 #: Who may import both what computes and what talks: the actors, what only they are made of, and the bench of that.
 JOINERS = {
     *("learner.opening", "learner.exchange_setup", "learner.local_worker", "learner.publishing"),
+    *("learner.ranks", "learner.following"),
     *("rollout.participation", "rollout.worker", "rollout.joining"),
     *("evaluator.__main__", "evaluator.following"),
     *("bench.publication", "bench.fetcher"),

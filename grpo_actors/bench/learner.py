@@ -1,7 +1,12 @@
-"""Part ``learner``: seconds, tokens a second and memory of an update. Completions are random ids, not samples."""
+"""Part ``learner``: seconds, tokens a second and memory of an update. Completions are random ids, not samples.
 
+With ``--set ranks=2``, two processes share the update, and the memory is that of rank 0.
+"""
+
+import tempfile
 import time
 from math import log
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -11,8 +16,12 @@ from grpo_actors.bench.options import Options, config_of, shape_of
 from grpo_actors.bench.peak_rates import rates
 from grpo_actors.bench.policies import dtype_of, size_of
 from grpo_actors.bench.workload import Workload, workload
+from grpo_actors.consent import code_of_model
+from grpo_actors.learner.following import give_state
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.learner.grpo import Grpo
+from grpo_actors.learner.rank_processes import started
+from grpo_actors.learner.ranks import joined
 from grpo_actors.policy.model import load_policy
 from grpo_actors.tasks.task import Problem
 
@@ -26,17 +35,25 @@ def measure(options: Options, model_name: str) -> list[Figure]:
     machine = rates(dtype_of(policy))
     work = workload(shape_of(options, config), policy.vocabulary)
     groups = sampled_groups(work, policy.vocabulary)
-    grpo = Grpo(config, policy, total_updates=10**6)
-    grpo.update(groups)
-    mx.reset_peak_memory()
-    seconds = []
-    for _ in range(options.rounds):
-        started_s = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory(prefix="grpo-actors-bench-") as folder,
+        started(config.learner.ranks, Path(folder), code_of_model(config.model)),
+        joined(config) as ranks,
+    ):
+        grpo = Grpo(config, policy, total_updates=10**6, ranks=ranks)
+        give_state(grpo)
         grpo.update(groups)
-        seconds.append(time.perf_counter() - started_s)
+        mx.reset_peak_memory()
+        seconds = []
+        for _ in range(options.rounds):
+            started_s = time.perf_counter()
+            grpo.update(groups)
+            seconds.append(time.perf_counter() - started_s)
     sequences = sequence_lengths(work)
     passes = config.learner.num_iterations
-    floor_s = passes * update_floor_s(size, machine, sequences, adapter=policy.has_adapter)
+    floor_s = (
+        passes * update_floor_s(size, machine, sequences, adapter=policy.has_adapter) / config.learner.ranks
+    )
     tokens = passes * sum(sequences)
     return [
         Figure("update s", seconds, floor_s),

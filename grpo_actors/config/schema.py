@@ -229,6 +229,10 @@ class LearnerConfig(Section):
         ge=0,
         description="decoupled decay of matrices, in multiples of the learning rate; norms and biases have none",
     )
+    ranks: Positive = Field(
+        1,
+        description="processes that share the micro-batches of each update; on CUDA each has a GPU of its own",
+    )
     use_compile: bool = Field(
         default=True,
         description="compile the training step on a GPU, and the decoding step on CUDA; off: slower, easier to debug",

@@ -80,15 +80,22 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     # These imports take seconds, so they come after the signal handlers are in place.
     from grpo_actors import consent  # noqa: PLC0415
     from grpo_actors.config import read_config  # noqa: PLC0415
-    from grpo_actors.learner.opening import open_live  # noqa: PLC0415
+    from grpo_actors.learner.rank_processes import launched_rank, started  # noqa: PLC0415
     from grpo_actors.rundir.folder import CONFIG_FILE  # noqa: PLC0415
     from grpo_actors.transport.sockets import Endpoints  # noqa: PLC0415
 
-    bound_memory()
+    if launched_rank():
+        from grpo_actors.learner.following import follow  # noqa: PLC0415
+
+        return follow(args.allow)
     endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
     config = read_config(args.run_dir / CONFIG_FILE)
     consent.check(consent.code_of(config), args.allow, args.run_dir / CONFIG_FILE)
-    return _train(open_live(args.run_dir, config, stop, endpoints, args.run_id))
+    with started(config.learner.ranks, args.run_dir, args.allow):
+        from grpo_actors.learner.opening import open_live  # noqa: PLC0415
+
+        bound_memory()
+        return _train(open_live(args.run_dir, config, stop, endpoints, args.run_id))
 
 
 def replay(arguments: Sequence[str] | None, prog: str) -> int:

@@ -7,6 +7,8 @@ weights go. The maths is in `objective`, the gradient and the step in `policy.tr
 """
 
 import contextlib
+import functools
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +25,7 @@ from grpo_actors.errors import TrainingError
 from grpo_actors.learner.gaps import gaps_by_lease, mean_gaps
 from grpo_actors.learner.group_filter import penalties_of, rewards_of
 from grpo_actors.learner.groups import SampledGroup
+from grpo_actors.learner.ranks import Ranks, Share
 from grpo_actors.learner.report import (
     length_metrics,
     reward_metrics,
@@ -50,6 +53,23 @@ from grpo_actors.schedule.quarantine import Gap
 MAX_SKIPPED_IN_A_ROW = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is known of one optimizer step."""
+
+    #: Statistics of each micro-batch of the update, of all ranks.
+    statistics: Sequence[mx.array]
+    #: Norm of the gradient.
+    norm: float
+    #: Learning rate.
+    rate: float
+
+    @property
+    def total(self) -> mx.array | None:
+        """The statistics of all micro-batches together; None if there are none."""
+        return functools.reduce(add_statistics, self.statistics, None)
+
+
 def layout_of(config: Config, *, packed: bool) -> Layout:
     """Return the sizes of micro-batches; `packed`: whether the model computes several completions in a row."""
     rollout = config.rollout
@@ -74,6 +94,8 @@ class Grpo:
     #: As loaded: the weights that it holds when this object is made are the reference.
     policy: Policy
     total_updates: int
+    #: The processes that share each update.
+    ranks: Ranks = field(default_factory=Ranks)
     training: Training = field(init=False)
     #: The reference: the trainable arrays at the start or at the last refresh; None without a KL term. Until the
     #: first step they are the policy's own arrays, not copies. A new adapter is the base model, as it changes nothing.
@@ -98,7 +120,8 @@ class Grpo:
     @cached_property
     def layout(self) -> Layout:
         """The sizes of micro-batches; the first read tries on the model whether completions may share a row."""
-        return layout_of(self.config, packed=packs_rows(self.policy.model))
+        layout = layout_of(self.config, packed=packs_rows(self.policy.model))
+        return replace(layout, ranks=self.ranks.size)
 
     def warm_up(self) -> None:
         """Compute the gradient of padding and drop it: on CUDA this plans and compiles the gradient of the first update.
@@ -108,7 +131,7 @@ class Grpo:
         if not self.layout.fixed_row:
             return
         longest = self.config.data.max_prompt_length + self.config.rollout.max_new_tokens
-        [arrays] = self._inputs([empty_micro_batch(self.layout, longest)])
+        [arrays] = self._inputs(_alone([empty_micro_batch(self.layout, longest)]), Ranks())
         for _ in range(2):  # the first micro-batch of an update, and one that adds to its gradient
             with self._training_mode():
                 self.training.accumulate(arrays)
@@ -134,7 +157,7 @@ class Grpo:
             max_new_tokens=self.config.rollout.max_new_tokens,
         )
         gaps, statistics = [], None
-        for arrays in self._inputs(packed.micro_batches):
+        for arrays in self._inputs(_alone(packed.micro_batches), Ranks()):
             if gradient:
                 with self._training_mode():
                     statistics = add_statistics(statistics, self.training.accumulate(arrays))
@@ -169,40 +192,20 @@ class Grpo:
             mask_truncated=self.objective.mask_truncated,
             skip_zero_advantage=config.learner.skip_zero_advantage and self._only_advantage_trains,
         )
-        batches = self._inputs(packed.micro_batches)
-
-        statistics = first_statistics = None
-        norm = rate = 0.0
+        steps = self.learn(self.ranks.deal(packed.micro_batches))
         # Completion -> sum over its tokens, before this batch has moved the policy.
         gaps: dict[int, float] = {}
         self.log_ratios = {}
-        loads: list[float] = []
-        # The seed depends on the update only, so that a resumed run drops the same inputs (model.lora_dropout).
-        mx.random.seed((config.run.seed + self.version) % 2**64)
-        for iteration in range(config.learner.num_iterations):
-            statistics = None
-            for arrays, numbers, part in zip(batches, packed.numbers, packed.micro_batches, strict=True):
-                with self._training_mode():
-                    vector = self.training.accumulate(arrays)
-                statistics = add_statistics(statistics, vector)
-                if iteration == 0:
-                    gaps.update(zip(numbers, completion_gaps(vector), strict=False))  # padding follows
-                    loads.append(float(vector[-1]))
-                    if config.metrics.record_groups:
-                        ratios = token_mismatches(vector, part.mask.shape)
-                        self.log_ratios.update(zip(numbers, ratios.tolist(), strict=False))
-                report_progress()
-            step = self.version * config.learner.num_iterations + iteration
-            rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
-            norm, taken = self.training.step(rate)
-            self._count_step(taken=taken or not batches, norm=norm)
-            first_statistics = statistics if first_statistics is None else first_statistics
-        self.gaps = gaps_by_lease(groups, gaps, self.version)
-        self.version += 1
-        self._refresh_reference()
+        for numbers, part, vector in zip(packed.numbers, packed.micro_batches, steps[0].statistics, strict=True):
+            gaps.update(zip(numbers, completion_gaps(vector), strict=False))  # padding follows
+            if config.metrics.record_groups:
+                ratios = token_mismatches(vector, part.mask.shape)
+                self.log_ratios.update(zip(numbers, ratios.tolist(), strict=False))
+        self.gaps = gaps_by_lease(groups, gaps, self.version - 1)
         seconds = time.monotonic() - started_s
+        loads = [float(vector[-1]) for vector in steps[0].statistics]
         return {
-            **self._measured(statistics, first_statistics),
+            **self._measured(steps[-1].total, steps[0].total),
             "logprob_gaps": mean_gaps(groups, self.gaps),
             **reward_metrics(groups, advantages),
             **source_metrics(groups, advantages),
@@ -210,13 +213,44 @@ class Grpo:
             **thinking_metrics(groups, self.policy),
             "expert_load_max": fmean(loads) if loads and has_experts(self.policy.model) else None,
             "staleness": staleness(groups, self.version - 1),
-            "grad_norm": norm,
-            "learning_rate": rate,
+            "grad_norm": steps[-1].norm,
+            "learning_rate": steps[-1].rate,
             "padding_share": packed.padding_share,
             "skipped_steps": self.skipped,
             "learner_tokens_per_s": packed.tokens * config.learner.num_iterations / seconds,
             "memory_gb": mx.get_peak_memory() / 1e9,
         }
+
+    def learn(self, share: Share) -> list[Step]:
+        """Take the optimizer steps of one update with this rank's share of its micro-batches, and all others with theirs.
+
+        Returns:
+            The steps, one for each iteration.
+        """
+        config, steps = self.config, []
+        batches = self._inputs(share, self.ranks)
+        for iteration in range(config.learner.num_iterations):
+            statistics = []
+            for number, arrays in zip(share.numbers, batches, strict=True):
+                self._seed_dropout(iteration, number)
+                with self._training_mode():
+                    statistics.append(np.array(self.training.accumulate(arrays)))
+                report_progress()
+            every = [mx.array(vector) for vector in self.ranks.collect(share, statistics)]
+            self.ranks.add_gradients(share, self.training)
+            step = self.version * config.learner.num_iterations + iteration
+            rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
+            norm, taken = self.training.step(rate, self.ranks.agree)
+            self._count_step(taken=taken or not share.total, norm=norm)
+            steps.append(Step(every, norm, rate))
+        self.version += 1
+        self._refresh_reference()
+        return steps
+
+    def _seed_dropout(self, iteration: int, number: int) -> None:
+        """Make what micro-batch `number` drops (model.lora_dropout) depend on nothing else: no resume and no rank."""
+        key = (self.config.run.seed, self.version, iteration, number)
+        mx.random.seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]))
 
     def _measured(self, statistics: mx.array | None, first: mx.array | None) -> dict[str, float | None]:
         """Return the statistics of the loss; a value is None if this objective does not have it.
@@ -268,27 +302,29 @@ class Grpo:
             statistics = mx.concatenate([statistics, largest_load(choices, arrays)[None]])
         return loss, statistics
 
-    def _inputs(self, micro_batches: Sequence[MicroBatch]) -> list[dict[str, mx.array]]:
+    def _inputs(self, share: Share, ranks: Ranks) -> list[dict[str, mx.array]]:
         """Move the micro-batches to the device, and add what is computed once and without a gradient.
 
-        These are the log-probs of the reference and of the old policy, and the mask of the top-entropy tokens.
+        These are the log-probs of the reference and of the old policy, and the mask of the top-entropy tokens, for which
+        `ranks` know the entropies of the whole update.
         """
-        batches = [batch.arrays() for batch in micro_batches]
+        batches = [batch.arrays() for batch in share.micro_batches]
         if self.reference is not None:
             with self.policy.holding(self.reference):
                 for arrays in batches:
                     arrays["reference_logprobs"], _ = self._frozen_logprobs(arrays)
-        share = self.objective.top_entropy_share
-        if self.objective.ratio == "recorded" and share == 1:
+        top = self.objective.top_entropy_share
+        if self.objective.ratio == "recorded" and top == 1:
             return batches
         entropies = []
-        for arrays in batches:
+        for arrays, batch in zip(batches, share.micro_batches, strict=True):
             arrays["old_logprobs"], entropy = self._frozen_logprobs(arrays)
-            entropies.append(np.array(entropy))
-        if share < 1:
-            masks = top_entropy_masks(entropies, [batch.mask for batch in micro_batches], share=share)
-            for arrays, mask in zip(batches, masks, strict=True):
-                arrays["entropy_mask"] = mx.array(mask)
+            entropies.append(np.where(batch.mask, np.array(entropy), -np.inf))
+        if top < 1:
+            every = ranks.collect(share, entropies)
+            masks = top_entropy_masks(every, [entropy != -np.inf for entropy in every], share=top)
+            for arrays, number in zip(batches, share.numbers, strict=True):
+                arrays["entropy_mask"] = mx.array(masks[number])
         return batches
 
     def _frozen_logprobs(self, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
@@ -338,6 +374,11 @@ class Grpo:
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite gradient (norm {norm}); the weights are those "
                 "of the last good step; lower learner.learning_rate, or use model.dtype = float32"
             )
+
+
+def _alone(micro_batches: Sequence[MicroBatch]) -> Share:
+    """Return a share of all of these, for what one rank computes without the others."""
+    return Ranks().deal(micro_batches)
 
 
 def _completions(groups: Sequence[SampledGroup], advantages: Sequence[Advantages]) -> Iterator[Completion]:

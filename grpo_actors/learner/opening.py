@@ -15,6 +15,7 @@ from grpo_actors.config import Config
 from grpo_actors.learner.agreement import check_agreement
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.exchange_setup import build_exchange, build_supply, build_welcome
+from grpo_actors.learner.following import give_state
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.history import History
 from grpo_actors.learner.loading import check_sampling, load_model, turn_end_note
@@ -22,6 +23,7 @@ from grpo_actors.learner.local_worker import open_local_worker
 from grpo_actors.learner.loop import Run
 from grpo_actors.learner.prompts import PromptLimit
 from grpo_actors.learner.publishing import Publisher
+from grpo_actors.learner.ranks import joined
 from grpo_actors.learner.rendering import first_prompt
 from grpo_actors.learner.source import LiveSource
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, removed_at_once, take_secret
@@ -57,6 +59,7 @@ def open_live(
     evaluator_token = take_secret(EVALUATOR_TOKEN)
     with ExitStack() as stack:
         stack.enter_context(locked(run_dir))
+        ranks = stack.enter_context(joined(config))
         task = open_task(config)
         config = with_rewards(config, task)
         claim_data(run_dir, task)
@@ -73,8 +76,9 @@ def open_live(
             return
         # Of the base model: taken before `restore` loads a checkpoint's weights.
         identity = policy.identity
-        grpo = Grpo(config, policy, total_updates(config, len(task.problems("train"))))
+        grpo = Grpo(config, policy, total_updates(config, len(task.problems("train"))), ranks=ranks)
         archive.restore(grpo)
+        give_state(grpo)
         listening, access = _listen(stack, run_dir, config, endpoints)
         welcome = build_welcome(config, archive.run_id, identity, listening, total_updates=grpo.total_updates)
         exchange = build_exchange(

@@ -10,7 +10,7 @@ Deterministic: the same completions in the same order give the same arrays.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import mlx.core as mx
@@ -26,6 +26,8 @@ MULTIPLE = 16
 ROW_LENGTHS = (1, 1.5, 2, 3, 4, 6)
 #: Tokens of a row at which attention takes as long as the rest of a layer, roughly: its time grows with the square.
 ATTENTION_TOKENS = 2048
+#: What each micro-batch costs besides its tokens, in micro-batches of the largest size; an estimate.
+OVERHEAD = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Layout:
     fixed_row: int = 0
     #: Tokens C of the longest completion, for a `fixed_row`.
     longest: int = 0
+    #: Ranks that compute the micro-batches of an update side by side.
+    ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ def pack(
     decides whether they count in the denominators.
 
     Args:
-        completions: All completions of the update, of all groups and ranks; a rank then takes every n-th micro-batch.
+        completions: All completions of the update, of all groups and ranks; `deal` then divides its micro-batches.
         layout: The sizes of a micro-batch.
         aggregation: A key of `AGGREGATIONS`.
         max_new_tokens: L_max, tokens.
@@ -141,7 +145,7 @@ def pack(
     sizes = {i: len(completions[i].completion_ids) for i in kept}
     groups = _groups(completions, kept, sizes)
     rows = _rows(groups, sizes, layout)
-    parts = list(_parts(rows, layout))
+    parts = _dealt_parts(rows, layout)
     micro_batches = tuple(_micro_batch(completions, groups, part, weights, layout) for part in parts)
     positions = sum(batch.tokens.size for batch in micro_batches)
     filled = sum(row.used for row in rows)
@@ -153,6 +157,27 @@ def pack(
         tokens=sum(len(completions[i].prompt_ids) + len(completions[i].completion_ids) for i in kept),
         padding_share=1.0 - filled / positions if positions else 0.0,
     )
+
+
+def deal(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Divide the micro-batches of an update among ranks, so that the busiest one has few tokens.
+
+    The largest goes first, each to the rank with the fewest tokens so far.
+
+    Args:
+        sizes: Positions B · T of each micro-batch.
+        ranks: Number of ranks; some get nothing if there are fewer micro-batches.
+
+    Returns:
+        The numbers of each rank's micro-batches, in order.
+    """
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        rank = tokens.index(min(tokens))
+        dealt[rank].append(number)
+        tokens[rank] += sizes[number]
+    return [sorted(numbers) for numbers in dealt]
 
 
 def empty_micro_batch(layout: Layout, longest: int) -> MicroBatch:
@@ -254,6 +279,25 @@ def _fill(groups: Sequence[_Group], sizes: dict[int, int], layout: Layout, lengt
             best = min(fitting, key=lambda row: (number not in row.texts, -row.used))
             best.add(number, prompt, i, sizes[i])
     return sorted(rows, key=lambda row: -row.used)
+
+
+def _dealt_parts(rows: Sequence[_Row], layout: Layout) -> list[list[_Row]]:
+    """Cut the rows into micro-batches: as large as may be, or smaller if the busiest rank then has fewer tokens."""
+    best = list(_parts(rows, layout))
+    tokens = layout.tokens
+    while layout.ranks > 1 and rows and tokens >= 2 * rows[0].length:
+        tokens //= 2
+        smaller = list(_parts(rows, replace(layout, tokens=tokens)))
+        if _work(smaller, layout) < _work(best, layout):
+            best = smaller
+    return best
+
+
+def _work(parts: Sequence[Sequence[_Row]], layout: Layout) -> float:
+    """Estimate the work of the busiest rank, in tokens."""
+    sizes = [len(part) * part[0].length for part in parts]
+    dealt = deal(sizes, layout.ranks)
+    return max(sum(sizes[i] for i in numbers) + len(numbers) * OVERHEAD * layout.tokens for numbers in dealt)
 
 
 def _parts(rows: Sequence[_Row], layout: Layout) -> Iterator[list[_Row]]:

@@ -85,6 +85,22 @@ class Training:
         """Drop what was accumulated."""
         self._gradients = None
 
+    def change_gradient(self, change: Callable[[list[mx.array]], None]) -> None:
+        """Let `change` replace the arrays of the accumulated gradient in place; those that it replaces are freed.
+
+        The arrays are zeros if nothing was accumulated. Their order depends on the model alone.
+        """
+        gradient, self._gradients = self._gradients, None
+        if gradient is None:
+            gradient = tree_map(mx.zeros_like, self._weights[""])
+        named = dict(sorted(tree_flatten(gradient)))
+        arrays, structure = list(named.values()), tree_map_with_path(lambda name, _: name, gradient)
+        names = list(named)
+        del gradient, named
+        change(arrays)
+        changed = dict(zip(names, arrays, strict=True))
+        self._gradients = tree_map(lambda name: changed[name], structure)
+
     def norm(self) -> float:
         """Return the norm of the accumulated gradients; 0 without any."""
         return 0.0 if self._gradients is None else self._norm(self._gradients)
@@ -92,8 +108,12 @@ class Training:
     def _norm(self, gradients: Any) -> float:
         return math.sqrt(float(self._squares(gradients)))
 
-    def step(self, learning_rate: float) -> tuple[float, bool]:
+    def step(self, learning_rate: float, agree: Callable[[float], float] | None = None) -> tuple[float, bool]:
         """Apply the accumulated gradients.
+
+        Args:
+            learning_rate: The rate.
+            agree: Called with the gradient's norm; returns the one that counts. None: that norm itself.
 
         Returns:
             The gradient's norm before clipping, and whether the step was taken. A gradient that is not finite is
@@ -102,7 +122,7 @@ class Training:
         gradients, self._gradients = self._gradients, None
         if gradients is None:
             return 0.0, False
-        norm = self._norm(gradients)
+        norm = self._norm(gradients) if agree is None else agree(self._norm(gradients))
         if not math.isfinite(norm):
             return norm, False
         limit = self._config.max_grad_norm

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from grpo_actors.process import EXIT_USAGE, LIFELINE, PRINT_STACKS
+from grpo_actors.process import EXIT_RANK_LOST, EXIT_USAGE, LIFELINE, PRINT_STACKS
 from grpo_actors.progress import GIVEN_UP, PROGRESS
 from grpo_actors.supervisor.deaths import MAX_DEATHS, MAX_STARTS, Deaths
 from grpo_actors.supervisor.watch import Watch
@@ -65,6 +65,8 @@ class Actor:
     is_watched: bool = False
     #: Whether it is started again after it hung, even if it does not respawn after a crash.
     respawns_if_hung: bool = False
+    #: Whether it is started again after a signal has ended it, or another of its ranks.
+    respawns_if_killed: bool = False
     #: Whether it goes on without work of which it died MAX_DEATHS times; else it is not started again.
     gives_up_work: bool = False
     process: "subprocess.Popen[bytes] | None" = None
@@ -145,6 +147,10 @@ class Actor:
         """Let a stopped child go on."""
         self._send_to_group(signal.SIGCONT)
 
+    def kill(self) -> None:
+        """End the child and what it has started in its group, at once."""
+        self._send_to_group(signal.SIGKILL)
+
     def _send_to_group(self, number: int) -> None:
         if self.alive and self.process is not None:
             # macOS raises PermissionError if only a zombie is left in the group.
@@ -180,7 +186,11 @@ class Actor:
 
     @property
     def _respawns_now(self) -> bool:
-        return self.respawns or (self.respawns_if_hung and self._has_hung)
+        return (
+            self.respawns
+            or (self.respawns_if_hung and self._has_hung)
+            or (self.respawns_if_killed and _was_killed(self.returncode))
+        )
 
     @property
     def how_it_ended(self) -> str:
@@ -216,7 +226,7 @@ class Actor:
         now_s = time.monotonic()
         if self._hung_since_s is not None:
             if now_s - self._hung_since_s > STACKS_S:
-                self.send(signal.SIGKILL)
+                self.kill()
             return None
         self._watch.look(now_s)
         if not self._watch.is_hung:
@@ -317,11 +327,18 @@ class Actor:
         try:
             self.process.wait(max(0.0, deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.kill()
             self.process.wait()
         self._close_pipes()
 
 
+def _was_killed(code: int | None) -> bool:
+    """Return whether a signal that this process does not send has ended a child, or one of its ranks."""
+    return code == EXIT_RANK_LOST or (code is not None and code < 0 and code != -signal.SIGTERM)
+
+
 def how_it_ended(code: int) -> str:
     """Describe an exit code: ``was ended by signal 9`` or ``ended with 1``."""
+    if code == EXIT_RANK_LOST:
+        return "lost one of its ranks"
     return f"was ended by signal {-code}" if code < 0 else f"ended with {code}"

@@ -11,6 +11,7 @@ from math import ceil
 from pathlib import Path
 
 from grpo_actors.config import Config
+from grpo_actors.learner.rank_processes import ranks_here
 from grpo_actors.policy.locate import locate
 from grpo_actors.supervisor.machine import Machine, equal_share
 from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, Need, Plan, plan_of
@@ -34,8 +35,8 @@ class Room:
 
 
 def other_processes(config: Config) -> int:
-    """Return the number of computing processes that are not workers: the learner, and the evaluator if there is one."""
-    return 1 + bool(config.evaluator.eval_every_updates)
+    """Return the number of computing processes that are not workers: the learner's, and the evaluator if there is one."""
+    return ranks_here(config.learner.ranks) + bool(config.evaluator.eval_every_updates)
 
 
 def find_plan(config: Config, machine: Machine) -> Plan | None:
@@ -59,12 +60,13 @@ def find_placement(config: Config, machine: Machine, learner_bytes: float = 0.0)
     # Without CUDA memory is divided when the run starts, before anything is measured.
     if plan is None and learner_bytes and machine.back_end == "cuda":
         plan = _as_large_as_the_learner(learner_bytes, config)
+    ranks = ranks_here(config.learner.ranks)
     if MOST_WORKERS_VARIABLE in os.environ:
         most = Room(max(1, int(os.environ[MOST_WORKERS_VARIABLE])), f"{MOST_WORKERS_VARIABLE} says so")
-        return place(config, machine.devices, plan, most_workers=most.workers), most
+        return place(config, machine.devices, plan, most_workers=most.workers, ranks=ranks), most
     most = min(_limits(config, machine, plan), key=lambda room: room.workers)
     most = most if most.workers >= 1 else Room(1, most.reason)
-    placement = place(config, machine.devices, plan, most_workers=most.workers)
+    placement = place(config, machine.devices, plan, most_workers=most.workers, ranks=ranks)
     fitting = len(placement.workers + placement.further)
     return placement, most if most.workers <= fitting else Room(fitting, _memory_reason(machine, plan))
 

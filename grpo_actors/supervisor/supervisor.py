@@ -5,7 +5,7 @@ them share the GPU (`mps`) and compiles the kernels that they will need before i
 
 Crashes: a worker, the evaluator or a tracker is started again, after a pause that grows if it keeps crashing
 (`worker_pool` decides how many workers run). If the learner ends, the run ends with its exit code; the same command
-continues the run.
+continues the run. But a learner of several ranks is started again after a signal has ended one of them.
 
 Hangs: a learner, a worker or an evaluator that makes no progress is killed and started again. The learner continues from
 its last checkpoint; the others wait for it and join again.
@@ -38,6 +38,7 @@ from grpo_actors.devices import environment_of
 from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.invocation import pasted
 from grpo_actors.kernels.stage import Stage
+from grpo_actors.learner.rank_processes import ranks_here
 from grpo_actors.long_wait import LongWait
 from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.json_events import JsonEvents
@@ -45,7 +46,14 @@ from grpo_actors.observe.reading import session_of
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
-from grpo_actors.process import EVALUATOR_LINE, EVALUATOR_TOKEN, EXIT_USAGE, ignores_hangup
+from grpo_actors.process import (
+    EVALUATOR_LINE,
+    EVALUATOR_TOKEN,
+    EXIT_CRASH,
+    EXIT_RANK_LOST,
+    EXIT_USAGE,
+    ignores_hangup,
+)
 from grpo_actors.rundir.checkpoints import best, find_checkpoints
 from grpo_actors.rundir.folder import ENDPOINTS_FILE, LOCK
 from grpo_actors.rundir.outcome import continuing, gained, kept_checkpoint
@@ -288,7 +296,7 @@ class Supervisor:
         now_s = time.monotonic()
         if self.signals.count > 1:
             for child in self._children:
-                child.send(signal.SIGKILL)
+                child.kill()
         elif self._draining_since_s is None:
             self._draining_since_s = now_s
             self.status.print_line("finishing the step and writing a checkpoint; Ctrl-C again stops at once")
@@ -343,12 +351,12 @@ class Supervisor:
             code = 0  # stopped before the learner had started or handled signals: there was nothing to save
         if code == 0 and self._all_workers_failed:
             return EXIT_USAGE
-        if code < 0 and self.learner.is_hopeless:
-            code = 1  # it was killed because it hung, the last of several times
+        if code == EXIT_RANK_LOST or (code < 0 and self.learner.is_hopeless):
+            code = EXIT_CRASH  # it was killed because it hung, the last of several times
         if code == 0:
             facts = [gained(self.run_dir), kept_checkpoint(self.run_dir), *([written] if written else [])]
             self.status.print_closing(facts, self._next_commands())
-        elif code < 0 or code == 1:
+        elif code < 0 or code == EXIT_CRASH:
             kept = find_checkpoints(self.run_dir)
             effect = f"continues the run after update {kept[-1].update}" if kept else "starts it again"
             self.status.print_line(
@@ -466,6 +474,8 @@ def _open(
         shares.learner() | {LOCK: str(lock), EVALUATOR_LINE: str(line), EVALUATOR_TOKEN: token},
         respawns=False,
         respawns_if_hung=True,
+        # What `mlx.launch` has started, it ends with the others.
+        respawns_if_killed=ranks_here(config.learner.ranks) > 1,
         is_watched=True,
         inherited=(lock, line),
     )

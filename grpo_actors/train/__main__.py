@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_actors.options import add_config, add_overrides
-from grpo_actors.process import run_command
+from grpo_actors.process import enter_process, run_command
 
 if TYPE_CHECKING:
     from grpo_actors.config import LoadedConfig
@@ -112,6 +112,10 @@ def _run(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> i
         print(f"note: {note}", file=sys.stderr)
     if given.trial:
         return _try(loaded)
+    from grpo_actors.learner.rank_processes import launched_rank  # noqa: PLC0415
+
+    if launched_rank():  # `mlx.launch` runs this command on each host; the run itself is next to rank 0
+        return _follow(loaded)
     from grpo_actors.supervisor.supervisor import run  # noqa: PLC0415
 
     with without_pipes(loaded.config) as config:
@@ -125,6 +129,15 @@ def _run_for_caller() -> int:
 
     with without_pipes(settings_of_caller()) as config:
         return run(config, as_json=True)
+
+
+def _follow(loaded: "LoadedConfig") -> int:
+    from grpo_actors.consent import code_of_model  # noqa: PLC0415
+
+    enter_process()
+    from grpo_actors.learner.following import follow  # noqa: PLC0415 - MLX takes a second to import
+
+    return follow([*code_of_model(loaded.config.model)])
 
 
 def _show(loaded: "LoadedConfig", *, as_json: bool) -> None:

@@ -16,6 +16,8 @@ from hand_made import (
     weights,
 )
 
+from grpo_actors.learner.grpo import _alone
+from grpo_actors.learner.ranks import Ranks
 from grpo_actors.objective.micro_batches import Completion, Layout, pack
 from grpo_actors.policy.model import load_base, load_policy
 
@@ -210,7 +212,7 @@ def test_the_log_probs_of_the_old_policy_and_of_the_reference_see_no_dropout(kin
     plain.load_trainable(grpo.policy.trainable())
     without = learner(config(model=adapter, kl_coeff=0.1), plain)
     without.reference = grpo.reference
-    batches = [each._inputs(packed.micro_batches) for each in (grpo, without)]
+    batches = [each._inputs(_alone(packed.micro_batches), Ranks()) for each in (grpo, without)]
     assert all("reference_logprobs" in arrays for arrays in batches[0])
     for arrays, expected in zip(*batches, strict=True):
         assert mx.array_equal(arrays["reference_logprobs"], expected["reference_logprobs"])

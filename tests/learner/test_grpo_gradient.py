@@ -8,7 +8,8 @@ import pytest
 from hand_made import MAX_NEW, REWARDS, changed, config, groups_of, learner
 from mlx.utils import tree_flatten
 
-from grpo_actors.learner.grpo import _completions, layout_of
+from grpo_actors.learner.grpo import _alone, _completions, layout_of
+from grpo_actors.learner.ranks import Ranks
 from grpo_actors.objective.advantages import compute_advantages
 from grpo_actors.objective.micro_batches import pack
 from grpo_actors.policy.model import load_policy
@@ -90,7 +91,7 @@ def test_two_ranks_that_share_the_micro_batches_of_one_update_add_up_to_the_whol
     assert len(packed.micro_batches) == 8
     ranks = [learner(chosen), learner(chosen)]
     for rank, grpo in enumerate(ranks):
-        for arrays in grpo._inputs(packed.micro_batches[rank::2]):
+        for arrays in grpo._inputs(_alone(packed.micro_batches[rank::2]), Ranks()):
             with grpo._training_mode():
                 grpo.training.accumulate(arrays)
         grpo.training.step(1e-3)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_actors.objective.micro_batches import Completion, Layout, pack
+from grpo_actors.objective.micro_batches import Completion, Layout, deal, pack
 
 
 def completion(prompt=3, length=4, first=1, **more):
@@ -239,3 +239,37 @@ def test_a_completion_all_sampled_is_packed_to_the_same_bits_with_and_without_a_
 def test_a_mask_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"completion 0: sampled must be of 2 tokens, got 1"):
         packed([Completion([1], [2, 3], [-0.5] * 2, 1.0, sampled=[True])])
+
+
+# --- ranks ----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 100), max_size=12), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_every_micro_batch_goes_to_one_rank_and_none_has_much_more_than_its_part(sizes, ranks):
+    dealt = deal(sizes, ranks)
+    assert sorted(number for numbers in dealt for number in numbers) == list(range(len(sizes)))
+    loads = [sum(sizes[number] for number in numbers) for numbers in dealt]
+    # The rank that is busiest in the end was the least busy one when it got its last micro-batch.
+    assert max(loads) <= sum(sizes) / ranks + max(sizes, default=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "cut"),
+    # Micro-batches have up to 4 rows, and each costs half a row more. 6 rows for two ranks: 4 + 2 take the busiest
+    # 4 + ½, and 1 + 1 + 1 for each take 3 + 3 · ½.
+    [
+        (4, 1, [4]),
+        (4, 2, [2, 2]),
+        (4, 4, [1] * 4),
+        (1, 4, [1]),
+        (8, 2, [4, 4]),
+        (6, 2, [4, 2]),
+        (12, 2, [2] * 6),
+    ],
+)
+def test_micro_batches_become_smaller_only_where_the_busiest_rank_then_has_less_to_do(rows, ranks, cut):
+    # A row has room for one: 3 + 12 tokens without the last one, rounded up to 16.
+    texts = [completion(length=12, first=100 * i) for i in range(rows)]
+    update = packed(texts, Layout(tokens=64, completions=100, shared=False, ranks=ranks))
+    assert [len(m.tokens) for m in update.micro_batches] == cut

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from bounds import HANG_S
 
+from grpo_actors.process import EXIT_RANK_LOST
 from grpo_actors.supervisor.children import BACKGROUND_NICE, Actor
 from grpo_actors.supervisor.deaths import MAX_DEATHS, MAX_STARTS
 
@@ -229,3 +232,19 @@ def test_a_child_that_is_killed_before_it_has_work_is_always_started_again(watch
         ended(child)
         assert child.revive(lifeline) == "child was ended by signal 9; starts again in 0 s"
         until(lambda: child.revive(lifeline) or child.alive, "it is started again")
+
+
+@pytest.mark.parametrize(
+    ("code", "again"), [(-signal.SIGKILL, True), (EXIT_RANK_LOST, True), (-signal.SIGTERM, False), (1, False)]
+)
+def test_a_learner_of_several_ranks_is_started_again_if_one_was_killed_and_not_if_it_failed(
+    lifeline, code, again
+):
+    actor = Actor("learner", ["grpo_actors.no_such_module"], {}, respawns=False, respawns_if_killed=True)
+    program = f"import os; os.kill(os.getpid(), {-code})" if code < 0 else f"raise SystemExit({code})"
+    actor.process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert ended(actor) == code
+    assert actor.is_over != again
+    note = actor.revive(lifeline)
+    assert (note is not None and note.endswith("; starts again in 1 s")) == again
+    actor.end(deadline_s=0.0)

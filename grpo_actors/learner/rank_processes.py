@@ -1,0 +1,176 @@
+"""The processes of a learner's ranks on one host: starting the others next to this one, as `mlx.launch` would.
+
+Rank 0 is the learner. Each other rank is a child process in its process group, with a lifeline to it: it ends when the
+learner ends. If one of them ends first, so does the learner, at once, wherever it waits. Loads no MLX, and is entered
+before anything does: a process sees one GPU only, its own.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from grpo_actors.backend import cuda_build
+from grpo_actors.consent import as_options
+from grpo_actors.errors import ConfigError
+from grpo_actors.process import (
+    EVALUATOR_LINE,
+    EVALUATOR_TOKEN,
+    EXIT_CRASH,
+    EXIT_RANK_LOST,
+    LIFELINE,
+    is_supervised,
+    leave,
+    removed_at_once,
+)
+from grpo_actors.progress import PROGRESS
+from grpo_actors.rundir.folder import LOCK, RANKS_FILE
+
+#: Environment variables of MLX's distributed back ends.
+RANK, HOSTFILE = "MLX_RANK", "MLX_HOSTFILE"
+_SIZE, _NCCL_HOST, _NCCL_PORT, _JACCL_COORDINATOR = (
+    *("MLX_WORLD_SIZE", "NCCL_HOST_IP", "NCCL_PORT"),
+    "MLX_JACCL_COORDINATOR",
+)
+#: Which GPUs a process sees.
+_DEVICES = "CUDA_VISIBLE_DEVICES"
+#: Variables of the learner alone.
+_OF_LEARNER = (PROGRESS, EVALUATOR_LINE, EVALUATOR_TOKEN, LOCK)
+_HOST = "127.0.0.1"
+#: Seconds that the other ranks have to end after the learner has told them to.
+_LEAVE_S = 5.0
+
+
+def launched_rank() -> int | None:
+    """Return this process's rank if it is one of several that were launched as ranks, else None."""
+    rank = os.environ.get(RANK)
+    return None if rank is None else int(rank)
+
+
+def ranks_here(count: int) -> int:
+    """Return how many of the `count` ranks of a learner run in processes of this one; `mlx.launch` starts each by itself."""
+    return count if launched_rank() is None else 1
+
+
+def host_of_first() -> str:
+    """Return the address at which the other ranks reach rank 0."""
+    if hostfile := os.environ.get(HOSTFILE):
+        return str(json.loads(Path(hostfile).read_text())[0][0]).rpartition(":")[0]
+    return os.environ.get(_NCCL_HOST) or os.environ.get(_JACCL_COORDINATOR, _HOST).partition(":")[0]
+
+
+@contextlib.contextmanager
+def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]:
+    """Make this process rank 0 of `count` within the block, and run the other ranks; do nothing for one rank.
+
+    Nor if this process has a rank already, because `mlx.launch` has started it.
+
+    Args:
+        count: Number of ranks.
+        run_dir: The run folder; the other ranks only find their meeting point in it.
+        allowed: Names of the code that the settings may run (`consent`).
+
+    Raises:
+        ConfigError: There are fewer GPUs.
+    """
+    if ranks_here(count) == 1:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        devices, common = devices_of(count), meeting_point(run_dir, count)
+        stack.callback((run_dir / RANKS_FILE).unlink, missing_ok=True)
+        read_end, write_end = os.pipe()
+        stack.callback(os.close, read_end)
+        stack.callback(os.close, write_end)
+        inherited = {name: value for name, value in os.environ.items() if name not in _OF_LEARNER}
+        command = [sys.executable, "-m", "grpo_actors.supervisor.entry", "grpo_actors.learner", str(run_dir)]
+        command += as_options(allowed)
+        processes: list[subprocess.Popen[bytes]] = []
+        stack.enter_context(removed_at_once(partial(_kill, processes)))
+        for rank, device in enumerate(devices[1:], 1):
+            environment = inherited | common | device | {RANK: str(rank), LIFELINE: str(read_end)}
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[read_end]
+            )
+            processes.append(process)
+        os.environ.update(common | devices[0] | {RANK: "0"})
+        over = threading.Event()
+        watchers = [
+            threading.Thread(target=_end_with, args=(rank, processes, over), name=f"rank {rank}", daemon=True)
+            for rank in range(1, count)
+        ]
+        for watcher in watchers:
+            watcher.start()
+        patience_s = 0.0
+        try:
+            yield
+            patience_s = _LEAVE_S
+        finally:
+            over.set()
+            deadline_s = time.monotonic() + patience_s
+            for watcher in watchers:
+                watcher.join(max(0.0, deadline_s - time.monotonic()))
+            _kill(processes)
+            for watcher in watchers:
+                watcher.join()
+            for name in (*common, RANK):
+                os.environ.pop(name)
+
+
+def meeting_point(run_dir: Path, count: int) -> dict[str, str]:
+    """Return the variables by which MLX in each rank finds the others; for all back ends but CUDA, write a file, too."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server((_HOST, 0))) for _ in range(count)]
+        ports = [each.getsockname()[1] for each in sockets]
+    if cuda_build() is not None:
+        return {_NCCL_HOST: _HOST, _NCCL_PORT: str(ports[0]), _SIZE: str(count)}
+    (run_dir / RANKS_FILE).write_text(json.dumps([[f"{_HOST}:{port}"] for port in ports]))
+    return {HOSTFILE: str(run_dir / RANKS_FILE)}
+
+
+def devices_of(count: int) -> list[dict[str, str]]:
+    """Return for each rank the variable that shows it its own GPU; on other back ends, nothing."""
+    if cuda_build() is None:
+        return [{}] * count
+    given = os.environ.get(_DEVICES)
+    visible = [str(number) for number in range(count)] if given is None else given.split(",")
+    if len(visible) < count:
+        raise ConfigError(
+            f"learner.ranks: must be at most the number of GPUs, got {count} and {_DEVICES}={given}"
+        )
+    return [{_DEVICES: device} for device in visible[:count]]
+
+
+def lose_rank(what: str) -> NoReturn:
+    """End this process, rank 0, because another rank is lost; `what` says so in one line.
+
+    The supervisor then starts the learner again, with all ranks. Its successor takes over the addresses, so they stay.
+    """
+    print(what, file=sys.stderr, flush=True)
+    if is_supervised():
+        os._exit(EXIT_RANK_LOST)
+    leave(EXIT_CRASH)
+
+
+def _end_with(rank: int, processes: Sequence[subprocess.Popen[bytes]], over: threading.Event) -> None:
+    """End this process and the other ranks if a rank ends before its time."""
+    code = processes[rank - 1].wait()
+    if over.is_set():
+        return
+    _kill(processes)  # one that is stopped would not end by itself
+    if code > 0:
+        leave(code)  # it has said why
+    lose_rank(f"rank {rank} {f'was ended by signal {-code}' if code else 'has left'}")
+
+
+def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()

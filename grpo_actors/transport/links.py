@@ -1,0 +1,107 @@
+"""The links between the ranks of one learner: messages of bytes between rank 0 and each of the others.
+
+What the ranks compute together goes through MLX's collectives, which nothing can interrupt: on CUDA they wait for a dead
+rank without end. All else goes through these links. Who waits here does not compute, and a thread on each side notices at
+once that the other side has ended.
+
+Whoever connects must prove by HMAC that it knows a secret. Messages are not encrypted, nor is what MLX sends.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from queue import SimpleQueue
+from typing import Any
+
+#: Options of a link, where the system has them: that a host is gone without a word is noticed within 15 seconds.
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPALIVE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5}
+#: The last message of the side that ends first.
+_FAREWELL = b""
+
+
+class LinkClosedError(Exception):
+    """The other side has ended in order."""
+
+
+class Link:
+    """One end of a link. A thread reads it, so that the other side never waits for this one to read."""
+
+    def __init__(self, connection: "Connection[Any, Any]", lost: Callable[[], None]) -> None:
+        """Take over a connection; `lost` is called from the thread if the other side ends without `close`."""
+        self._connection = connection
+        self._lost = lost
+        self._messages: SimpleQueue[bytes] = SimpleQueue()
+        self._closes = False
+        _keep_alive(connection.fileno())
+        self._thread = threading.Thread(target=self._read, name="link", daemon=True)
+        self._thread.start()
+
+    def send(self, message: bytes) -> None:
+        """Send a message, which is not empty. If the other side is gone, return when the thread has noticed it."""
+        try:
+            self._connection.send_bytes(message)
+        except OSError:
+            self._thread.join()
+
+    def receive(self) -> bytes:
+        """Wait for the next message.
+
+        Raises:
+            LinkClosedError: The other side has ended in order.
+        """
+        message = self._messages.get()
+        if message == _FAREWELL:
+            raise LinkClosedError
+        return message
+
+    def close(self) -> None:
+        """End in order: tell the other side, and wait until it has closed the link."""
+        self._closes = True
+        with contextlib.suppress(OSError):
+            self._connection.send_bytes(_FAREWELL)
+        self._thread.join()
+
+    def _read(self) -> None:
+        with self._connection:
+            try:
+                while message := self._connection.recv_bytes():
+                    self._messages.put(message)
+            except (EOFError, OSError):
+                if not self._closes:
+                    self._lost()
+        self._messages.put(_FAREWELL)
+
+
+def _keep_alive(descriptor: int) -> None:
+    with socket.socket(fileno=os.dup(descriptor)) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name in _KEEP_ALIVE.keys() & vars(socket).keys():
+            same.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), _KEEP_ALIVE[name])
+
+
+@contextlib.contextmanager
+def listening(host: str, secret: bytes) -> Iterator[Listener]:
+    """Listen on a free port of an address of this host; whoever connects must know the secret."""
+    with Listener((host, 0), backlog=128, authkey=secret) as listener:
+        yield listener
+
+
+def accept(listener: Listener) -> "Connection[Any, Any]":
+    """Wait for the next one who connects and knows the secret."""
+    while True:
+        with contextlib.suppress(AuthenticationError, EOFError, OSError):
+            return listener.accept()
+
+
+def connect(host: str, port: int, secret: bytes) -> "Connection[Any, Any]":
+    """Connect to a listener.
+
+    Raises:
+        OSError: It is not there.
+        AuthenticationError: One side does not know the secret.
+    """
+    return Client((host, port), authkey=secret)

@@ -1,0 +1,89 @@
+"""Several ranks take the steps of one process: real processes, over MLX's ring back end on a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bounds import HANG_S
+from rank_cases import CASES
+
+from grpo_actors.backend import cuda_build
+from grpo_actors.learner.rank_processes import RANK, devices_of, meeting_point
+
+HERE = Path(__file__).parent
+#: Relative difference that the order of float32 additions makes in the sum of all terms, or in the largest gap of one token.
+ROUNDING, ROUNDING_OF_ONE = 1e-6, 1e-4
+#: Where the gradient is that of a second step, or of micro-batches that were cut in another way, whose widths decide how
+#: float32 products are added up.
+ROUNDING_OF_OTHER_SHAPES = 5e-6
+OTHER_SHAPES = ("every term", "one micro-batch")
+#: Metrics of time and memory, and of one process.
+NOT_OF_TRAINING = ("learner_tokens_per_s", "memory_gb")
+
+
+def trained(folder: Path, size: int) -> dict:
+    """Train all cases with a group of `size` ranks; return what rank 0 found, by case."""
+    if cuda_build() is not None and os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1 < size:
+        pytest.skip(f"CUDA_VISIBLE_DEVICES does not name {size} GPUs")
+    shared, devices = meeting_point(folder, size), devices_of(size)
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "rank_cases.py")],
+            # As exact as a CPU: CUDA's tensor cores round the factors of float32 products.
+            env={
+                **os.environ,
+                **shared,
+                **device,
+                RANK: str(rank),
+                "PYTHONPATH": path,
+                "MLX_ENABLE_TF32": "0",
+            },
+            stdout=subprocess.PIPE,
+        )
+        for rank, device in enumerate(devices)
+    ]
+    try:
+        printed, *_ = [rank.communicate(timeout=HANG_S)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert [rank.returncode for rank in ranks] == [0] * size
+    return {line.pop("case"): line for line in map(json.loads, printed.splitlines())}
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def found(request, tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("ranks"), request.param)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_ranks_take_the_step_of_one(found, case):
+    assert found[case]["gradient"] <= (ROUNDING_OF_OTHER_SHAPES if case in OTHER_SHAPES else ROUNDING)
+    assert found[case]["weights"] <= ROUNDING
+    assert len(found[case]["marks"]) == found[case]["size"]
+    assert len(set(found[case]["marks"])) == 1, "all ranks hold the same weights"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_metrics_are_those_of_the_whole_update(found, case):
+    alone, together = found[case]["metrics"]
+    assert alone.keys() == together.keys()
+    for key in alone.keys() - set(NOT_OF_TRAINING):
+        if not isinstance(alone[key], float):
+            assert key == "logprob_gaps" or together[key] == alone[key], key
+            continue
+        # A gap is the difference of two log-probs: here, on policy, it is nothing but their rounding.
+        one_token = key.endswith("_max") or "gap" in key or key in ("mismatch_kl", "kl")
+        np.testing.assert_allclose(
+            together[key],
+            alone[key],
+            rtol=ROUNDING_OF_ONE if one_token else 5 * ROUNDING,
+            atol=1e-5 if one_token else 1e-6,
+            err_msg=key,
+        )
