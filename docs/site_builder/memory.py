@@ -10,9 +10,11 @@ from mlx.utils import tree_flatten
 
 from grpo_actors.bench.random_model import build, config_json
 from grpo_actors.config import Config, load_config
-from grpo_actors.supervisor.fit import scale
-from grpo_actors.supervisor.machine import BackEnd, Machine
+from grpo_actors.devices import BackEnd, Device
+from grpo_actors.supervisor.fit import needs_on, scale
+from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.memory_plan import Plan, plan_of
+from grpo_actors.supervisor.placement import Placement, place
 
 MODELS = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b")
 METHODS: Mapping[str, Sequence[str]] = {
@@ -20,11 +22,19 @@ METHODS: Mapping[str, Sequence[str]] = {
     "LoRA": ("fine_tune_type=lora", "lora_rank=16"),
     "QLoRA": ("fine_tune_type=lora", "lora_rank=16", "base_bits=4"),
 }
+
+
+def machine_of(back_end: BackEnd, device_bytes: int) -> Machine:
+    """Return a machine with one device of this size."""
+    gpus = (Device("cuda", 0, device_bytes),) if back_end == "cuda" else ()
+    return Machine(back_end, 10, device_bytes, gpus)
+
+
 #: Name in the table -> the machine. A Mac's memory is counted in GiB, as macOS reports it; a card of 24 GB reports a little
 #: more than 24 · 10⁹ bytes.
 MACHINES: Mapping[str, Mapping[str, Machine]] = {
-    "Mac": {f"{size} GB": Machine("metal", 10, size * 2**30, size * 2**30) for size in (16, 32, 64, 128)},
-    "NVIDIA GPU": {f"{size} GB": Machine("cuda", 16, 128 * 10**9, size * 10**9) for size in (24, 48, 80)},
+    "Mac": {f"{size} GB": machine_of("metal", size * 2**30) for size in (16, 32, 64, 128)},
+    "NVIDIA GPU": {f"{size} GB": machine_of("cuda", size * 10**9) for size in (24, 48, 80)},
 }
 #: The job: groups as large as those of `grpo train prod`, one of them at a time.
 JOB = (
@@ -60,25 +70,27 @@ def _table(kind: str, machines: Mapping[str, Machine]) -> str:
 
 def cell(model: str, method: str, machine: Machine) -> str:
     """Return the most memory that the run may take, and what follows from it for this machine."""
-    memory = machine.device_bytes or 0
-    # Only on CUDA a run's plan depends on the size of the memory: copies of weights are made where there is room.
-    of_plan = memory if machine.back_end == "cuda" else 0
-    for arrangement, workers, remark in ((SEPARATE, 1, ""), (ALONE, 0, ", one process")):
-        found = plan(model, method, arrangement, machine.back_end, of_plan)
-        if scale(found, workers, machine) == 1:
-            return f"{found.total(workers) / 1e9:.0f} GB{remark}"
-    return f"{found.total(0) / 1e9:.0f} GB, tight" if found.certain(0) <= memory else "no"
+    [device] = machine.devices
+    for arrangement, remark in ((SEPARATE, ""), (ALONE, ", one process")):
+        found, placement = plan(model, method, arrangement, machine)
+        needs = needs_on(device, found, placement).values()
+        total = sum(need.total for need in needs) / 1e9
+        if scale(found, placement, device) == 1:
+            return f"{total:.0f} GB{remark}"
+    certain = sum(need.certain for need in needs)
+    return f"{total:.0f} GB, tight" if certain <= (device.memory_bytes or 0) else "no"
 
 
 @cache
-def plan(model: str, method: str, arrangement: Sequence[str], back_end: BackEnd, device_bytes: int) -> Plan:
+def plan(model: str, method: str, arrangement: Sequence[str], machine: Machine) -> tuple[Plan, Placement]:
     """Plan a run from the model's shapes, without its weights."""
     config = _config(method, arrangement)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config_json(model, "bfloat16")))
         (folder / "model.safetensors").write_bytes(_header(model))
-        return plan_of(folder, config, Machine(back_end, 10, device_bytes, device_bytes))
+        found = plan_of(folder, config, machine)
+    return found, place(config, machine.devices, found, most_workers=1)
 
 
 @cache

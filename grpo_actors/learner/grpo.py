@@ -196,7 +196,9 @@ class Grpo:
         # Completion -> sum over its tokens, before this batch has moved the policy.
         gaps: dict[int, float] = {}
         self.log_ratios = {}
-        for numbers, part, vector in zip(packed.numbers, packed.micro_batches, steps[0].statistics, strict=True):
+        for numbers, part, vector in zip(
+            packed.numbers, packed.micro_batches, steps[0].statistics, strict=True
+        ):
             gaps.update(zip(numbers, completion_gaps(vector), strict=False))  # padding follows
             if config.metrics.record_groups:
                 ratios = token_mismatches(vector, part.mask.shape)

@@ -13,7 +13,6 @@ from grpo_actors.config.schema import OWNER
 from grpo_actors.config.thresholds import HealthConfig
 from grpo_actors.observe.records import FIELDS
 from grpo_actors.rundir import folder
-from grpo_actors.supervisor.machine import Machine
 
 
 def test_every_setting_has_an_entry():
@@ -77,7 +76,8 @@ def test_the_curves_are_those_of_the_recorded_numbers(name):
     ],
 )
 def test_the_memory_table_counts_the_parameters_of_the_real_models(model, parameters):
-    assert memory.plan(model, "LoRA", memory.SEPARATE, "metal", 0).parameters == parameters
+    plan, _ = memory.plan(model, "LoRA", memory.SEPARATE, memory.machine_of("metal", 2**34))
+    assert plan.parameters == parameters
 
 
 def test_a_larger_machine_never_has_less_room_and_a_smaller_model_never_needs_more():
@@ -98,7 +98,7 @@ def test_a_larger_machine_never_has_less_room_and_a_smaller_model_never_needs_mo
 
 def test_the_memory_table_says_no_where_a_run_is_refused():
     # The planner's own verdict: weights and training state must fit.
-    machine = Machine("metal", 10, 16 * 2**30, 16 * 2**30)
-    plan = memory.plan("qwen2.5-3b", "all weights", memory.ALONE, "metal", 0)
-    assert plan.certain(0) > machine.memory_bytes
+    machine = memory.machine_of("metal", 2**34)
+    plan, _ = memory.plan("qwen2.5-3b", "all weights", memory.ALONE, machine)
+    assert plan.learner.certain > machine.memory_bytes
     assert memory.cell("qwen2.5-3b", "all weights", machine) == "no"
