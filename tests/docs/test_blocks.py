@@ -30,6 +30,9 @@ PROGRAMS = {
     "pip": "installs; the names of our extras are checked below",
     "python3": "makes a virtual environment",
     "source": "enters it",
+    "cd": "enters a folder of the repository",
+    "jupyter": "opens a notebook; it is no dependency",
+    "mlx.launch": "starts a command on several hosts; a part of MLX",
     "unzip": "unpacks a wheel of others",
     "tensorboard": "a tracker's own command",
     "uv": "installs",
@@ -170,8 +173,6 @@ def _parse(arguments: list[str]) -> None:
     name, *rest = arguments
     if name.startswith("-"):
         return
-    if name == "watch" and "--web" in rest:
-        name, rest = "page", [word for word in rest if word != "--web"]
     command = COMMANDS[name]
     parsed = _parse_with(command.get(command.parser)(f"grpo {name}"), rest)
     config = getattr(parsed, "config", None) or getattr(parsed, "config_option", None)

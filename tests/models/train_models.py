@@ -85,7 +85,7 @@ def train(family: str, kind: str, folder: Path) -> dict[str, Any]:
     options = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
     launched = _python(str(ROOT / "launch.py"), "--config", "smoke_test.toml", *options)
     if launched.returncode:
-        return {**row, "refused": launched.stderr.strip().splitlines()[-1], "exit": launched.returncode}
+        return {**row, "refused": _error_in(launched.stderr), "exit": launched.returncode}
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     updates = [record for record in records if record["topic"] == "metrics"]
     exported = run_here(export, run, "--checkpoint", "last", "--fuse", folder / "export")
@@ -97,7 +97,7 @@ def train(family: str, kind: str, folder: Path) -> dict[str, Any]:
         "skipped": updates[-1]["skipped_steps"],
         "evaluated": any(record["topic"] == "eval" and record.get("update") == 3 for record in records),
         "checkpoint": _checkpoint_gap(_plain(base, run / "checkpoint-2", kind), run),
-        "export": exported.stderr.strip().splitlines()[-1]
+        "export": _error_in(exported.stderr)
         if exported.returncode
         else _logit_gap(third, mlx_lm.load(str(folder / "export"))[0]),
         "apart": bool(notes),
@@ -161,6 +161,12 @@ def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _error_in(text: str) -> str:
+    """Return the last line that is an error, or else the last line."""
+    lines = text.strip().splitlines()
+    return next((line for line in reversed(lines) if "error: " in line), lines[-1])
+
+
 def _plain(base: Path, checkpoint: Path, kind: str) -> Any:
     """Load a checkpoint as a user of mlx-lm does."""
     if kind == "full":
@@ -217,7 +223,7 @@ def main() -> int:
             row = (
                 json.loads(last[0])
                 if not one.returncode
-                else {"refused": one.stderr.strip().splitlines()[-1]}
+                else {"refused": _error_in(one.stderr)}
             )
             rows.append({"family": family, "kind": kind, **row})
             with args.out.open("a") as file:

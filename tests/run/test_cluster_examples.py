@@ -51,9 +51,11 @@ def test_the_manifest_starts_the_ordinary_commands():
 def test_the_scripts_are_well_formed(script):
     assert len(SCRIPTS) == 2
     subprocess.run(["sh", "-n", str(script)], check=True)
-    if shutil.which("shellcheck") is None:
+    if (
+        checker := shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    ) is None:
         pytest.skip("shellcheck is not installed")
-    subprocess.run(["shellcheck", str(script)], check=True)
+    subprocess.run([checker, str(script)], check=True)
 
 
 def program(path: Path, text: str) -> None:
