@@ -162,7 +162,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "laurel_rank": 8,
     },
     "gemma4_text": {**_FOUR_LAYERS, "num_kv_shared_layers": 2, "rope_parameters": None},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    # transformers' configuration, which its tokenizer reads, wants mamba_expand · hidden_size channels in these heads.
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8},
     "hunyuan": {
         "use_mixed_mlp_moe": True,
         "cla_share_factor": 2,
@@ -259,11 +260,16 @@ def families() -> tuple[str, ...]:
     return tuple(name for name in names if _has_model(name))
 
 
+#: Fields that transformers needs for the tokenizer, and mlx-lm's module does not read.
+_READ_BY_TRANSFORMERS = {"exaone4": {"layer_types": ["sliding_attention", "full_attention"]}}
+
+
 def config_json(family: str, *, vocabulary: int = VOCABULARY, **changes: Any) -> dict[str, Any]:
     """Return the content of config.json of mlx-lm's module `family`."""
     changes = {name: vocabulary for name in _VOCABULARIES if vocabulary != VOCABULARY} | changes
     if family not in _TEXT:
-        return {"model_type": family, **_fields(family, "ModelArgs", family), **changes}
+        fields = _fields(family, "ModelArgs", family)
+        return {"model_type": family, **fields, **_READ_BY_TRANSFORMERS.get(family, {}), **changes}
     module, fields = _TEXT[family]
     text = {"model_type": module, **_fields(module, fields, family), **changes}
     return {"model_type": family, "text_config": text, **_fields(family, "ModelArgs", ""), **changes}

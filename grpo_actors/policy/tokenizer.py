@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx_lm.utils
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import AddedToken, Tokenizer
 
 from grpo_actors.config import ModelConfig
@@ -53,6 +54,11 @@ def as_model_error(config: ModelConfig) -> Iterator[None]:
     except SystemExit as error:  # of a module of mlx-lm that lacks another package; it has printed which
         raise ModelError(
             f"model.model_name: {config.model_name!r} cannot be loaded: its module of mlx-lm needs another package"
+        ) from error
+    except StrictDataclassError as error:  # transformers reads all of config.json for its tokenizer
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"model.model_name: {config.model_name!r} cannot be loaded: transformers refuses its config.json: {reason}"
         ) from error
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError) as error:
         # TypeError, AttributeError: a setting is missing in config.json. RuntimeError: mlx cannot read a weights file, or

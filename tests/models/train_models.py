@@ -220,11 +220,7 @@ def main() -> int:
                 continue
             one = _python(__file__, family, "--one", kind)
             last = one.stdout.strip().splitlines()[-1:]
-            row = (
-                json.loads(last[0])
-                if not one.returncode
-                else {"refused": _error_in(one.stderr)}
-            )
+            row = json.loads(last[0]) if not one.returncode else {"refused": _error_in(one.stderr)}
             rows.append({"family": family, "kind": kind, **row})
             with args.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")

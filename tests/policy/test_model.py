@@ -45,6 +45,10 @@ def edit(path, **changes):
         (lambda f: edit(f / "config.json", model_type="nonsense"), "nonsense"),
         (lambda f: edit(f / "config.json", hidden_size=64), "cannot be loaded"),
         (lambda f: edit(f / "config.json", num_hidden_layers=3), "cannot be loaded"),
+        (
+            lambda f: edit(f / "config.json", hidden_act=5),
+            "transformers refuses its config.json: .*hidden_act",
+        ),
         (lambda f: (f / "config.json").write_text('{"model_type": "llama"}'), "cannot be loaded"),
         (lambda f: (f / "model.safetensors").write_bytes(b"PK\x03\x04 not safetensors"), "cannot be loaded"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot be loaded"),
