@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from grpo_actors.errors import ConfigError
@@ -72,7 +72,9 @@ def back_end() -> BackEnd:
 
 def find_gpus() -> tuple[Device, ...]:
     """Return the NVIDIA GPUs that this process sees, in CUDA's order; none if nvidia-smi does not list them."""
-    return visible_gpus(nvidia_smi("--query-gpu=index,uuid,memory.total"), os.environ.get(VISIBLE))
+    found = visible_gpus(nvidia_smi("--query-gpu=index,uuid,memory.total"), os.environ.get(VISIBLE))
+    # A child need not be told of the only one, which it sees as this process does.
+    return found if len(found) > 1 else tuple(replace(device, identifier="") for device in found)
 
 
 def visible_gpus(rows: Sequence[Sequence[str]], visible: str | None) -> tuple[Device, ...]:
