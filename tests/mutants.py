@@ -60,6 +60,8 @@ WHOLE_RUNS = {
     "keys/__main__.py": ("tests/run/test_keys_run.py",),
     "learner/opening.py": ("tests/run/test_whole_run.py",),
     "learner/replay.py": ("tests/run/test_replay.py",),
+    "targets.py": ("tests/tail/test_tail.py", "tests/page/test_page_command.py"),
+    "train/caller.py": ("tests/run/test_api_run.py", "tests/run/test_api_programs.py"),
     "options.py": ("tests/test_command.py", "tests/config/test_launch.py"),
     "process.py": ("tests/run/test_stop.py",),
     "rollout/__main__.py": ("tests/run/test_attach.py",),

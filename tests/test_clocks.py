@@ -7,6 +7,7 @@ from test_imports import PACKAGE, modules, nodes
 #: Modules that read the time of day, and what for.
 READERS = {
     "observe/sinks.py": "the time of each record",
+    "api/run.py": "compared with the times of events",
     "observe/json_events.py": "the time of each event that is printed",
     "runs/listing.py": "when a run was last at work",
     "rundir/decisions.py": "the time of each decision",

@@ -274,5 +274,5 @@ def test_a_model_whose_training_cannot_fit_into_memory(run, flags, tmp_path):
     header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     line = assert_refused(run, *flags, "--set", f"model_name={tmp_path}")
-    assert line.startswith("memory: weights and training state must fit into the ")
+    assert line.startswith("memory: weights and training state must fit into ")
     assert "lora" in line

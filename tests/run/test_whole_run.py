@@ -184,7 +184,7 @@ def test_the_start_says_where_and_the_end_says_what_came_out(any_run):
     loading, waiting, sampling = re.findall(r"^\[\d+:\d\d\] (.*)$", any_run.stderr, re.MULTILINE)
     assert loading.startswith("loading ")
     assert (waiting, sampling) == ("waiting for a worker", "waiting for the first batch")
-    assert re.search(r"^worker \S+ joined$", any_run.stderr, re.MULTILINE)
+    assert re.search(r"^worker \S+ joined on CPU$", any_run.stderr, re.MULTILINE)
     assert re.search(r"^checkpoint-\d+ is written, [\d.]+ [kM]B$", any_run.stderr, re.MULTILINE)
     assert [line.split(":")[0] for line in (chat, rate, take)] == [
         *("  chat with it", "  score it", "  take it along")

@@ -9,6 +9,7 @@ import pytest
 from grpo_actors.config import Config
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.supervisor.children import Actor
+from grpo_actors.supervisor.closing_report import ClosingReport
 from grpo_actors.supervisor.supervisor import Signals, Supervisor
 
 
@@ -19,14 +20,16 @@ def test_a_learner_that_is_ended_while_it_loads_gives_the_code_of_what_ended_the
     learner.start(lifeline)
     learner.process.send_signal(signal.SIGTERM)
     assert learner.process.wait() == -signal.SIGTERM
+    config = Config.model_validate({"metrics": {"write_report": False}})
     supervisor = Supervisor(
         *(
             tmp_path,
-            Config(),
+            config,
             None,
             learner,
             (),
             None,
+            ClosingReport(tmp_path, config),
             StatusLine(None),
             Signals(count=int(reason == "Ctrl-C")),
         ),

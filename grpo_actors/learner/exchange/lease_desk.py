@@ -166,9 +166,10 @@ class LeaseDesk:
         a faster machine perhaps, is not left out. The last run of leases that a worker may hold would only wait there until
         the worker is free. It is granted only if no other worker asks for leases: another one may be free earlier.
         """
-        if not self._table.has_waiting():
-            return []
         present, unreached = list(workers), []
+        # Leases are made for the first worker, not before: to make one may end the run.
+        if not present or not self._table.has_waiting():
+            return []
         run = self._table.batch_groups
         reserve = run if sum(peer.credits > 0 for peer in present) > 1 else 0
         # Counted once, and workers without room left out at once: with hundreds of workers, doing either for each
