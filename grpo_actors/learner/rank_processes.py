@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from grpo_actors.backend import cuda_build
 from grpo_actors.consent import as_options
+from grpo_actors.devices import VISIBLE
 from grpo_actors.errors import ConfigError
 from grpo_actors.process import (
     EVALUATOR_LINE,
@@ -40,8 +41,6 @@ _SIZE, _NCCL_HOST, _NCCL_PORT, _JACCL_COORDINATOR = (
     *("MLX_WORLD_SIZE", "NCCL_HOST_IP", "NCCL_PORT"),
     "MLX_JACCL_COORDINATOR",
 )
-#: Which GPUs a process sees.
-_DEVICES = "CUDA_VISIBLE_DEVICES"
 #: Variables of the learner alone.
 _OF_LEARNER = (PROGRESS, EVALUATOR_LINE, EVALUATOR_TOKEN, LOCK)
 _HOST = "127.0.0.1"
@@ -140,13 +139,13 @@ def devices_of(count: int) -> list[dict[str, str]]:
     """Return for each rank the variable that shows it its own GPU; on other back ends, nothing."""
     if cuda_build() is None:
         return [{}] * count
-    given = os.environ.get(_DEVICES)
+    given = os.environ.get(VISIBLE)
     visible = [str(number) for number in range(count)] if given is None else given.split(",")
     if len(visible) < count:
         raise ConfigError(
-            f"learner.ranks: must be at most the number of GPUs, got {count} and {_DEVICES}={given}"
+            f"learner.ranks: must be at most the number of GPUs, got {count} and {VISIBLE}={given}"
         )
-    return [{_DEVICES: device} for device in visible[:count]]
+    return [{VISIBLE: device} for device in visible[:count]]
 
 
 def lose_rank(what: str) -> NoReturn:
