@@ -14,7 +14,6 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, save_model
 
 from grpo_actors.assets import TINY
@@ -63,12 +62,10 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     """Build mlx-lm's model of a config.json with MLX's random initial weights; nothing is computed yet."""
     model_class, arguments_class = _get_classes(dict(config))
     model: nn.Module = model_class(arguments_class.from_dict(dict(config)))
+    model.set_dtype(DTYPES[config["torch_dtype"]])
+    if "quantization" in config:
+        nn.quantize(model, **config["quantization"])
     return model
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Return the number of parameters from the shapes, without computing any."""
-    return sum(array.size for _, array in tree_flatten(model.parameters()))
 
 
 def write_folder(folder: Path, config: Mapping[str, Any]) -> None:
@@ -76,7 +73,6 @@ def write_folder(folder: Path, config: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     mx.random.seed(0)
     model = build(config)
-    model.set_dtype(DTYPES[config["torch_dtype"]])
     save_model(folder, model)
     for name in TOKENIZER_FILES:
         shutil.copyfile(TINY / name, folder / name)

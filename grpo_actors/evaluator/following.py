@@ -122,7 +122,7 @@ class RunEvaluator:
                     policy, task, questions, config, scorer, episodes=turns, on_step=self._on_step
                 )
 
-            self._begin("base model")
+            self._begin("base model", loads=True)
             if self._work in given_up():
                 self._send(Unscored(update=0, checkpoint=BASE, reason=GIVEN_UP))
             else:
@@ -160,7 +160,7 @@ class RunEvaluator:
         """Score the newest version before its checkpoint is there; do nothing if it has been replaced by then."""
         assert self._weights is not None
         self._tried = update = self._announced
-        self._begin(checkpoint_name(update))
+        self._begin(checkpoint_name(update), loads=True)
         fetched = fetch_weights(self._weights, on_chunk=partial(self._beat, "evaluating"))
         if fetched is None or fetched[0] != update:
             return
@@ -179,12 +179,11 @@ class RunEvaluator:
     def _report_checkpoint(
         self, checkpoint: Checkpoint, policy: Policy, score: Callable[[int], SavedScore]
     ) -> None:
-        self._begin(checkpoint.path.name)
+        ahead = self._ahead.pop(checkpoint.update, None)
+        self._begin(checkpoint.path.name, loads=ahead is None)
         if self._work in given_up():
             self._send(Unscored(update=checkpoint.update, checkpoint=checkpoint.path.name, reason=GIVEN_UP))
             return
-
-        ahead = self._ahead.pop(checkpoint.update, None)
 
         def load_and_score() -> SavedScore:
             if isinstance(ahead, RewardError):
@@ -227,10 +226,10 @@ class RunEvaluator:
         while not self._control.send(data) and not self._stop:
             self._handle_messages(POLL_S)
 
-    def _begin(self, work: str) -> None:
-        """Report the work that begins. Up to its first step it may load and compile for long."""
+    def _begin(self, work: str, *, loads: bool = False) -> None:
+        """Report the work that begins; one that `loads` may load and compile for long up to its first step."""
         self._work = work
-        begin_work(work, LOADING_S if work else self._patience_s)
+        begin_work(work, LOADING_S if loads else self._patience_s)
 
     def _handle_messages(self, wait_s: float) -> None:
         """Wait up to `wait_s` for a message of the learner, and handle all that are there."""

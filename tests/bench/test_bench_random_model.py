@@ -4,16 +4,11 @@ import json
 
 import pytest
 
-from grpo_actors.bench.random_model import (
-    build,
-    config_json,
-    parameter_count,
-    random_model,
-    write_folder,
-)
+from grpo_actors.bench.random_model import build, config_json, random_model, write_folder
 from grpo_actors.config import Config
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.model import load_policy
+from grpo_actors.policy.quantization import parameter_count
 
 #: Small sizes that override an architecture's, so that writing and loading take no time.
 SMALL = {
@@ -31,6 +26,8 @@ SMALL = {
         ("qwen2.5-0.5b", 494_032_768),
         ("qwen2.5-1.5b", 1_543_714_304),
         ("qwen3-0.6b", 596_049_920),
+        ("qwen3-30b-a3b-4bit", 30_532_122_624),
+        ("qwen3.5-0.8b", 752_393_024),  # without its vision tower
         ("smollm2-135m", 134_515_008),
         ("llama-3.2-1b", 1_235_814_400),
     ],
