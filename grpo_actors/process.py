@@ -38,6 +38,10 @@ EVALUATOR_TOKEN = "GRPO_ACTORS_EVALUATOR_TOKEN"  # noqa: S105 - the variable's n
 #: Without CACHE_LIMIT, MLX may keep freed arrays of 1 / CACHE_PARTS of its own memory limit, which is most of the device.
 CACHE_PARTS = 16
 
+#: Added to the nice value of a process that is not urgent. Linux gives nine such threads as much time as one of training:
+#: enough to evaluate while training leaves no core idle, and too little to slow it down.
+BACKGROUND_NICE = 10
+
 #: Signal at which a process prints the stacks of all its threads to stderr, even while it hangs in a computation.
 PRINT_STACKS = signal.SIGUSR1
 

@@ -6,6 +6,7 @@ token, and a name that resolves to 127.0.0.1 is refused by its Host header.
 
 import asyncio
 import json
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -28,6 +29,7 @@ from grpo_actors.errors import ConfigError, DataError, RunError
 from grpo_actors.page.document import BOKEH_JS, POLICY, STATIC, ShownRun, live_page, shape_of
 from grpo_actors.page.run_reader import RunReader
 from grpo_actors.page.sample_filter import SampleFilter
+from grpo_actors.process import BACKGROUND_NICE
 
 HOST = "127.0.0.1"
 #: Seconds after which an event is sent although nothing changed, so that a connection that is gone is noticed.
@@ -158,16 +160,19 @@ def serve(folders: Sequence[Path], port: int, ready: Callable[[str], None]) -> N
     Args:
         folders: The run folders.
         port: The port on 127.0.0.1; 0: any free one.
-        ready: Called with the address once it answers.
+        ready: Called with the address once connections to it are taken.
 
     Raises:
         RunError: A folder holds no run, or the port is taken.
     """
     with _bound(port) as listening:
         page = Page(folders)
+        ready(f"http://{HOST}:{listening.getsockname()[1]}/{page.token}/")
+        # Training comes first. Not earlier, or a browser that `ready` opens would come last too; and before there are
+        # threads, which begin with the priority of the one that starts them.
+        os.nice(BACKGROUND_NICE)
         for reader in page.readers:
             reader.start()
-        ready(f"http://{HOST}:{listening.getsockname()[1]}/{page.token}/")
         config = uvicorn.Config(
             page.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=1
         )

@@ -5,7 +5,7 @@ again and again at the same work with the same error gives that work up, or is g
 as far as its work.
 
 A child whose work is not urgent (the evaluator, a tracker) runs at low priority: training takes what it needs of the
-cores, and of a GPU that the processes share, and the child takes the rest.
+cores, and the child takes the rest. On a GPU all are equal: an evaluation is over sooner, and updates lose no more.
 
 A child's output comes through a pipe, so that the terminal shows it above the progress display. Knows no socket and
 no model.
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from grpo_actors.process import EXIT_RANK_LOST, EXIT_USAGE, LIFELINE, PRINT_STACKS
+from grpo_actors.process import BACKGROUND_NICE, EXIT_RANK_LOST, EXIT_USAGE, LIFELINE, PRINT_STACKS
 from grpo_actors.progress import GIVEN_UP, PROGRESS
 from grpo_actors.supervisor.deaths import MAX_DEATHS, MAX_STARTS, Deaths
 from grpo_actors.supervisor.watch import Watch
@@ -40,11 +40,6 @@ STACKS_S = 1.0
 READS_AT_ONCE = 16
 #: A longer line is cut, so that a child that prints without end cannot fill this process's memory.
 MAX_LINE_BYTES = 2**16
-#: Added to this process's nice value for a child in the background. Linux gives nine such threads as much time as one
-#: of training: enough to evaluate while training leaves no core idle, and too little to slow it down.
-BACKGROUND_NICE = 10
-#: Under CUDA MPS, makes the GPU prefer the kernels of the other processes (0: normal, 1: below normal).
-BACKGROUND_ENVIRONMENT = {"CUDA_MPS_CLIENT_PRIORITY": "1"}
 
 
 @dataclass
@@ -55,7 +50,7 @@ class Actor:
     command: list[str]
     environment: Mapping[str, str]
     respawns: bool
-    #: Whether other children come first when cores or a GPU are scarce.
+    #: Whether other children come first when cores are scarce.
     in_background: bool = False
     #: Descriptors that the child inherits besides the lifeline.
     inherited: tuple[int, ...] = ()
@@ -100,8 +95,6 @@ class Actor:
         self._close_pipes()
         self._hung_since_s = None
         environment = {**os.environ, **self.environment, LIFELINE: str(lifeline)}
-        if self.in_background:
-            environment |= BACKGROUND_ENVIRONMENT
         if self._given_up:
             environment[GIVEN_UP] = "\n".join(self._given_up)
         inherited = [lifeline, *self.inherited]

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -59,6 +60,16 @@ def test_without_the_token_there_is_nothing(address):
 
 def test_a_foreign_name_for_this_host_is_refused(address):
     assert get(address, host="evil.example")[0] == 400
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the priority of each thread")
+def test_a_run_on_the_same_cores_comes_first(tmp_path):
+    with served(record_run(tmp_path / "run")) as (address, process):
+        assert get(address)[0] == 200
+        threads = [int(thread.name) for thread in Path(f"/proc/{process.pid}/task").iterdir()]
+        nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+        assert len(threads) > 1
+        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {nice}
 
 
 def test_the_page_names_no_other_host(address):
