@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from bounds import HANG_S
 
-from grpo_actors.process import EXIT_RANK_LOST
-from grpo_actors.process import BACKGROUND_NICE
+from grpo_actors.process import BACKGROUND_NICE, EXIT_RANK_LOST
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.deaths import MAX_DEATHS, MAX_STARTS
 
