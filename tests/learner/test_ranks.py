@@ -30,7 +30,7 @@ def trained(folder: Path, size: int) -> dict:
     if cuda_build() is not None and os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1 < size:
         pytest.skip(f"CUDA_VISIBLE_DEVICES does not name {size} GPUs")
     shared, devices = meeting_point(folder, size), devices_of(size)
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     ranks = [
         subprocess.Popen(
             [sys.executable, str(HERE / "rank_cases.py")],

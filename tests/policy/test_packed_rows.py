@@ -163,7 +163,9 @@ def test_the_embedded_model_and_its_adapters_pack(kind, bits):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("family", ["qwen2", "stablelm"])
 def test_recomputed_blocks_have_the_same_gradient_in_packed_rows(family, compiled):
-    model, (batch,) = random_policy(family).model, batches_of(completions_of())
+    # With heads of 8 numbers this fails in MLX 0.32.4 on CUDA ("cudaGraphAddKernelNode … invalid argument").
+    model = random_policy(family, hidden_size=256, num_attention_heads=4).model
+    (batch,) = batches_of(completions_of())
     assert packs_rows(model)
 
     def loss(model, batch):
