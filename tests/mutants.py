@@ -311,8 +311,10 @@ class Scratch:
         self._digests: dict[str, str] = {}
         shared = hashlib.sha256()
         for name in sorted(files.stdout.splitlines()):
-            if (ROOT / name).is_file():  # else it is deleted, and not committed yet
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / name).is_symlink():
+                (folder / name).symlink_to((ROOT / name).readlink())
+            elif (ROOT / name).is_file():  # else it is deleted, and not committed yet
                 shutil.copy(ROOT / name, folder / name)
                 digest = hashlib.sha256((ROOT / name).read_bytes()).hexdigest()
                 if Path(name).name.startswith("test_"):
