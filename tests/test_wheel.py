@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from terminals import Terminal
 
 ROOT = Path(__file__).parents[1]
 #: All that the wheel is built of.
@@ -81,9 +82,20 @@ def test_the_files_of_init_are_settings_that_load_and_its_hints_work_in_a_bare_s
 
 
 @pytest.mark.slow
-def test_init_trial_and_train_work_one_after_the_other(installed, tmp_path):
+def test_a_first_task_is_tried_trained_shown_and_talked_to(installed, tmp_path):
     grpo = installed / "grpo"
     ran([grpo, "init"], tmp_path)
     assert ran([grpo, "trial"], tmp_path).endswith("ready\n")
     ran([grpo, "train", "--set", "max_updates=4", "--set", "eval_every_updates=2"], tmp_path)
     assert "my-task  done, update 4 of 4" in ran([grpo, "runs"], tmp_path)
+    run = Path("outputs") / "my-task"
+    (tmp_path / run / "report.html").unlink()  # that the run has written at its end
+    ran([grpo, "report", run], tmp_path)
+    page = (tmp_path / run / "report.html").read_text()
+    assert "my-task" in page
+    assert str(tmp_path) not in page
+    with Terminal([grpo, "chat", run], environment={"PYTHONPATH": ""}, folder=tmp_path) as terminal:
+        assert "/help lists the commands" in terminal.read_until("\n> ")
+        assert terminal.ask("What is 3 + 4?")
+        terminal.type("\x04")
+        assert terminal.process.wait(HANG_S) == 0

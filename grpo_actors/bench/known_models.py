@@ -114,7 +114,11 @@ KNOWN_MODELS: Mapping[str, Mapping[str, Any]] = {
             "vocab_size": 248320,
             "max_position_embeddings": 262144,
             "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000000,
+                "partial_rotary_factor": 0.25,
+            },
         },
     },
     "smollm2-135m": {

@@ -84,7 +84,7 @@ def test_example_mixture(tmp_path):
     copy = ran("mixture", tmp_path)
     updates, evaluations = records(copy, "mixture", "metrics"), records(copy, "mixture", "eval")
     assert all(record["groups_by_source"] == {"words": 4, "bus": 2, "digits": 2} for record in updates)
-    base, *_, trained = [record["score"]["by_source"] for record in evaluations]
+    base, *_, trained = [record["by_source"] for record in evaluations]
     assert all(trained[name]["value"] > base[name]["value"] for name in ("words", "bus", "digits"))
 
 

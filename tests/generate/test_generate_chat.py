@@ -1,15 +1,12 @@
 """A chat: its output in a real terminal, and the conversation that is kept."""
 
 import json
-import os
-import pty
-import select
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from terminals import Terminal
 
 from grpo_actors.generate.chat import Chat
 from grpo_actors.generate.generator import Generator
@@ -17,53 +14,12 @@ from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 
 ROOT = Path(__file__).parents[2]
 
-#: Makes the terminal on its standard input its own, so that Ctrl-C reaches it, and becomes the tool.
-OWN_TERMINAL = (
-    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execv(sys.executable, [sys.executable, '-m', 'grpo_actors.generate', *sys.argv[1:]])"
-)
+TOOL = [sys.executable, "-m", "grpo_actors.generate"]
 
 
-class Terminal:
-    """The tool in its own terminal, and its user."""
-
-    def __init__(self, *arguments):
-        self._master, slave = pty.openpty()
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "TERM": "dumb"}
-        streams = {"stdin": slave, "stdout": slave, "stderr": slave}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", OWN_TERMINAL, *arguments], env=environment, **streams
-        )
-        os.close(slave)
-
-    def type(self, keys):
-        os.write(self._master, keys.encode())
-
-    def read(self):
-        """Wait for the next byte."""
-        assert select.select([self._master], [], [], HANG_S)[0], "nothing more is shown"
-        return os.read(self._master, 1)
-
-    def read_until(self, text):
-        """Return the output up to and including `text`, with the terminal's two-character line ends as one."""
-        data = b""
-        while not data.endswith(text.encode()):
-            data += self.read().replace(b"\r", b"")
-        return data.decode(errors="replace")
-
-    def ask(self, line):
-        """Type a line and return the output up to the next prompt."""
-        self.type(line + "\n")
-        self.read_until("\n")  # the terminal's echo
-        return self.read_until("\n> ").removesuffix("\n> ")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        os.close(self._master)
+def chat(*arguments):
+    environment = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    return Terminal([*TOOL, *arguments], environment=environment)
 
 
 def expected(policy, messages, turn, max_tokens=60, temperature=0.7):
@@ -88,7 +44,7 @@ def messages(path):
 
 def test_a_chat_in_a_terminal(tiny, tmp_path):
     first, second = "What is 12 + 34?", "And 5 more?"
-    with Terminal("--max-tokens", "60") as terminal:
+    with chat("--max-tokens", "60") as terminal:
         assert "/help lists the commands" in terminal.read_until("\n> ")
         one = terminal.ask(first)
         assert one == expected(tiny, [user(first)], 0)
@@ -107,7 +63,7 @@ def test_a_chat_in_a_terminal(tiny, tmp_path):
 
 def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat(tiny, tmp_path):
     # At this temperature an answer goes on for hundreds of tokens.
-    with Terminal("--temperature", "50", "--max-tokens", "900") as terminal:
+    with chat("--temperature", "50", "--max-tokens", "900") as terminal:
         terminal.read_until("\n> ")
         terminal.type("hi\n")
         terminal.read_until("\n")

@@ -65,9 +65,7 @@ def shown(actor: Actor) -> list[str]:
 
 
 def test_a_child_in_the_background_yields_the_cores_to_the_others(lifeline, tmp_path):
-    (tmp_path / "shows_priority.py").write_text(
-        "import os\nprint(os.getpriority(os.PRIO_PROCESS, 0))\n"
-    )
+    (tmp_path / "shows_priority.py").write_text("import os\nprint(os.getpriority(os.PRIO_PROCESS, 0))\n")
     environment = {"PYTHONPATH": f"{Path.cwd()}{os.pathsep}{tmp_path}"}
     own = os.getpriority(os.PRIO_PROCESS, 0)
     shows = ["shows_priority"]
