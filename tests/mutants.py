@@ -66,6 +66,8 @@ WHOLE_RUNS = {
     "process.py": ("tests/run/test_stop.py",),
     "rollout/__main__.py": ("tests/run/test_attach.py",),
     "supervisor/preflight.py": ("tests/run/test_bad_input.py",),
+    "supervisor/next_commands.py": ("tests/run/test_stop.py", "tests/run/test_whole_run.py"),
+    "supervisor/run.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
     "supervisor/supervisor.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
     "train/__main__.py": ("tests/config/test_launch.py",),
 }

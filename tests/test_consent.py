@@ -21,6 +21,7 @@ from grpo_actors.learner.replay import open_replay
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.process import StopRequest
 from grpo_actors.rollout.joining import preload_policy
+from grpo_actors.supervisor.allocation import allocate
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.shares import Shares
 from grpo_actors.supervisor.worker_pool import WorkerPool
@@ -161,6 +162,6 @@ def test_no_tool_runs_what_a_run_folder_names(dangerous, tmp_path):
 def test_a_pool_of_workers_has_the_consent_of_its_user(dangerous, tmp_path):
     allow = consent.options_for(dangerous)
     assert allow == [word for name in consent.code_of(dangerous) for word in ("--allow", name)]
-    shares = Shares(dangerous, Machine("cpu", 2, 2**34))
+    shares = Shares(dangerous, allocate(dangerous, Machine("cpu", 2, 2**34)))
     (worker,) = WorkerPool(tmp_path, dangerous, shares, "ipc://x").workers
     assert worker.command[-len(allow) :] == allow

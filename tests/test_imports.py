@@ -39,6 +39,7 @@ FORBIDDEN = {
     # It plans with policy.locate and policy.copies, which load no MLX: the last test of this file proves it.
     "supervisor": ("mlx", "mlx_lm", "numpy", "grpo_actors.objective"),
     "supervisor/supervisor": ARRAYS,
+    "supervisor/run": ARRAYS,
     "kernels": (*SOCKETS, *WIRE),
     "kernels/stage": ("mlx", "mlx_lm", "numpy", "grpo_actors.objective"),
     "kernels/files": ARRAYS,
@@ -269,7 +270,7 @@ def test_the_command_line_imports_nothing_that_takes_seconds():
 def test_what_only_watches_never_loads_mlx_nor_does_a_command_before_it_has_read_its_arguments():
     # Transitively, as it really happens: the machine's memory belongs to the actors.
     names = (
-        *("supervisor.supervisor", "supervisor.preflight", "config", "observe.view", "tail.__main__"),
+        *("supervisor.run", "supervisor.preflight", "config", "observe.view", "tail.__main__"),
         *("learner.exchange.exchange", "page.run_reader", "page.samples", "page.views", "api"),
         "learner.exchange.exchange",
         *("learner.__main__", "rollout.__main__", "evaluator.__main__"),

@@ -10,7 +10,7 @@ from grpo_actors.bench.workload import LENGTHS
 from grpo_actors.config import load_config
 from grpo_actors.process import run_command
 from grpo_actors.supervisor import worker_pool
-from grpo_actors.supervisor.supervisor import run
+from grpo_actors.supervisor.run import run
 
 
 def main() -> int:

@@ -27,11 +27,11 @@ def activity_of(group: int) -> Activity | None:
 def _processes_in(group: int) -> list[int]:
     """Return the ids of the processes in a group, those included whose parent has ended."""
     members = []
-    for name in os.listdir(PROC) if PROC.is_dir() else ():
-        # One system call for each process of the machine: reading its file there takes ten times as long.
+    for pid in (int(path.name) for path in PROC.glob("[0-9]*")):
+        # One system call for each process of the machine; to read the same from its files takes fifty times as long.
         with contextlib.suppress(OSError):  # it has just ended
-            if name.isdigit() and os.getpgid(int(name)) == group:
-                members.append(int(name))
+            if os.getpgid(pid) == group:
+                members.append(pid)
     return members
 
 

@@ -7,23 +7,19 @@ from grpo_actors.config import Config
 from grpo_actors.devices import Device
 from grpo_actors.errors import ConfigError
 from grpo_actors.out_of_memory import CURES
-from grpo_actors.supervisor.machine import Machine, Share
+from grpo_actors.supervisor.allocation import Allocation
+from grpo_actors.supervisor.machine import Share
 from grpo_actors.supervisor.memory_plan import Need, Plan, gb
 from grpo_actors.supervisor.placement import Placement
-from grpo_actors.supervisor.room import find_placement, find_plan
 
 _CURES_OF_WEIGHTS = (
     'set model.fine_tune_type = "lora" (and base_bits = 4), lower rollout.workers, or take a smaller model'
 )
 
 
-def plan_text(config: Config, machine: Machine) -> str:
-    """Format where each process computes and the memory that it takes, device by device.
-
-    Raises:
-        ConfigError: as `placement.place`.
-    """
-    plan, (placement, room) = find_plan(config, machine), find_placement(config, machine)
+def plan_text(config: Config, allocation: Allocation) -> str:
+    """Format where each process computes and the memory that it takes, device by device."""
+    machine, plan, placement = allocation.machine, allocation.plan, allocation.placement
     lines = []
     if plan is None:
         lines.append(f"{config.model.model_name} is on the hub: its size is known once it is downloaded")
@@ -44,7 +40,7 @@ def plan_text(config: Config, machine: Machine) -> str:
         where = ", ".join(dict.fromkeys(device.name for device in placement.further))
         if where:
             lines.append(f"each further worker: the same, on {where}")
-        lines.append(f"rollout workers: {room}")
+        lines.append(f"rollout workers: {allocation.room}")
     return "\n".join(lines)
 
 
@@ -78,22 +74,23 @@ def tight(plan: Plan, placement: Placement) -> list[str]:
     ]
 
 
-def check_memory(config: Config, machine: Machine) -> None:
-    """Check that the devices exist, and that weights, training state and contexts alone fit on each.
+def check_memory(allocation: Allocation) -> None:
+    """Check that weights, training state and contexts alone fit on each device.
 
     Raises:
         ConfigError: They do not; one line with the cure.
     """
-    plan, (placement, _) = find_plan(config, machine), find_placement(config, machine)
+    plan, devices = allocation.plan, allocation.machine.devices
     if plan is None:
         return
-    for device in machine.devices:
-        certain = {name: need.certain for name, need in needs_on(device, plan, placement).items()}
+    for device in devices:
+        needs = needs_on(device, plan, allocation.placement)
+        certain = {name: need.certain for name, need in needs.items()}
         if device.memory_bytes is not None and sum(certain.values()) > device.memory_bytes:
             parts = ", ".join(f"{name} {gb(size)}" for name, size in certain.items())
             elsewhere = (
                 ", or set rollout.rollout_devices or evaluator.evaluator_device to another GPU"
-                if len(machine.devices) > 1
+                if len(devices) > 1
                 else ""
             )
             raise ConfigError(

@@ -69,38 +69,63 @@ def place(
     Raises:
         ConfigError: A number set by hand is none of a device, or the ranks have not a GPU each.
     """
-    wanted = config.rollout.workers
     loads = _Loads(devices, plan)
     learner = _learner_devices(config, devices, ranks)
     for device in learner:
         loads.put("learner", device)
     by_hand = _chosen("rollout.rollout_devices", config.rollout.rollout_devices, devices)
-    others = [device for device in devices if device not in learner]
-    first, last = (list(dict.fromkeys(by_hand)), []) if by_hand else (others, list(dict.fromkeys(learner)))
-    if not first:
-        first, last = last, []
-    if wanted == "auto":
-        workers = [loads.put("worker", device) for device in first[: max(1, most_workers)]]
-    elif by_hand:
-        workers = [loads.put("worker", by_hand[number % len(by_hand)]) for number in range(wanted)]
-    else:
-        workers = []
-        for _ in range(wanted):
-            # Where there is room for none, it goes to its turn, and the run is refused or warned.
-            found = loads.roomiest(first) or loads.roomiest(last)
-            workers.append(loads.put("worker", found or loads.least_used(first)))
-    evaluator = None
-    if config.evaluator.eval_every_updates:
-        number = config.evaluator.evaluator_device
-        chosen = () if number == "auto" else _chosen("evaluator.evaluator_device", (number,), devices)
-        evaluator = loads.put("evaluator", *(chosen or (loads.place_of_evaluator(learner),)))
+    tiers = _worker_tiers(devices, learner, by_hand)
+    workers = _first_workers(config, loads, tiers, by_hand, most_workers)
+    # Before the workers that may follow: an evaluator surely comes.
+    evaluator = _evaluator_device(config, devices, learner, loads)
     further: list[Device] = []
-    while wanted == "auto" and len(workers) + len(further) < most_workers:
-        found = loads.roomiest(first, for_trial=True) or loads.roomiest(last, for_trial=True)
+    while config.rollout.workers == "auto" and len(workers) + len(further) < most_workers:
+        found = loads.free_device(tiers, for_trial=True)
         if found is None:
             break
         further.append(loads.put("worker", found))
-    return Placement(learner, tuple(workers), tuple(further), evaluator)
+    return Placement(learner, workers, tuple(further), evaluator)
+
+
+def _worker_tiers(
+    devices: Sequence[Device], learner: Sequence[Device], by_hand: Sequence[Device]
+) -> list[Sequence[Device]]:
+    """Return the devices for workers, in groups: the next group is for when those before have no room."""
+    if by_hand:
+        return [tuple(dict.fromkeys(by_hand))]
+    others = [device for device in devices if device not in learner]
+    return [tier for tier in (others, list(dict.fromkeys(learner))) if tier]
+
+
+def _first_workers(
+    config: Config,
+    loads: "_Loads",
+    tiers: Sequence[Sequence[Device]],
+    by_hand: Sequence[Device],
+    most_workers: int,
+) -> tuple[Device, ...]:
+    """Place the workers with which the run begins: with "auto" one on each device of the first tier."""
+    wanted = config.rollout.workers
+    if wanted == "auto":
+        return tuple(loads.put("worker", device) for device in tiers[0][: max(1, most_workers)])
+    if by_hand:
+        return tuple(loads.put("worker", by_hand[number % len(by_hand)]) for number in range(wanted))
+    # Where there is room for none, each has its turn, and the run is refused or warned (`fit`).
+    return tuple(
+        loads.put("worker", loads.free_device(tiers) or loads.least_used(tiers[0])) for _ in range(wanted)
+    )
+
+
+def _evaluator_device(
+    config: Config, devices: Sequence[Device], learner: Sequence[Device], loads: "_Loads"
+) -> Device | None:
+    """Place the evaluator, if there is one."""
+    number = config.evaluator.evaluator_device
+    if not config.evaluator.eval_every_updates:
+        return None
+    if number == "auto":
+        return loads.put("evaluator", loads.place_of_evaluator(learner))
+    return loads.put("evaluator", *_chosen("evaluator.evaluator_device", (number,), devices))
 
 
 def _learner_devices(config: Config, devices: Sequence[Device], ranks: int) -> tuple[Device, ...]:
@@ -145,13 +170,15 @@ class _Loads:
         self._workers[device] += role == "worker"
         return device
 
-    def roomiest(self, among: Sequence[Device], *, for_trial: bool = False) -> Device | None:
-        """Return the device with the fewest workers of those that have room for one more; None if none has.
+    def free_device(self, tiers: Sequence[Sequence[Device]], *, for_trial: bool = False) -> Device | None:
+        """Return the device with the fewest workers of those in the first tier with room for one more; None if none has.
 
         A device whose memory is not known has room, but not for a trial.
         """
-        roomy = [device for device in among if self._has_room(device, "worker", for_trial=for_trial)]
-        return self.least_used(roomy) if roomy else None
+        for tier in tiers:
+            if roomy := [device for device in tier if self._has_room(device, "worker", for_trial=for_trial)]:
+                return self.least_used(roomy)
+        return None
 
     def least_used(self, among: Sequence[Device]) -> Device:
         """Return the first of the devices with the fewest workers."""

@@ -16,8 +16,8 @@ from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.rundir.claim import check_resume, claimed, total_updates, with_rewards
 from grpo_actors.rundir.data import check_data
 from grpo_actors.rundir.folder import LOCK_FILE, locked
+from grpo_actors.supervisor.allocation import Allocation
 from grpo_actors.supervisor.fit import check_memory
-from grpo_actors.supervisor.machine import Machine
 from grpo_actors.tasks.own.replying import Replier
 from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
@@ -28,7 +28,7 @@ from grpo_actors.transport.sockets import check_ports
 
 
 @os_errors_in_one_line()
-def check(config: Config, machine: Machine) -> list[str]:
+def check(config: Config, allocation: Allocation) -> list[str]:
     """Check that the run can start; return what the user should know of the data, a line each.
 
     Changes nothing, so ``--dry-run`` makes the same checks.
@@ -48,22 +48,22 @@ def check(config: Config, machine: Machine) -> list[str]:
         check_curve()
         KeyFolder(Path(config.transport.keys_dir)).check()
     check_installed(config.metrics.trackers)
-    return check_inputs(config, machine, run_dir)
+    return check_inputs(config, allocation, run_dir)
 
 
 @os_errors_in_one_line()
-def check_inputs(config: Config, machine: Machine, run_dir: Path | None = None) -> list[str]:
-    """Check what the run reads and where it computes: memory, data, rewards and environment. Returns as `check`.
+def check_inputs(config: Config, allocation: Allocation, run_dir: Path | None = None) -> list[str]:
+    """Check the memory of the run and what it reads: data, rewards and environment. Returns as `check`.
 
     Args:
         config: The settings.
-        machine: Where it computes.
+        allocation: What its processes get of the machine.
         run_dir: The run folder, whose data must be the same; None: none is looked at.
 
     Raises:
         GrpoActorsError: as `check`.
     """
-    check_memory(config, machine)
+    check_memory(allocation)
     notes: list[str] = []
     with ExitStack() as stack:
         scorer = stack.enter_context(open_scorer(config))
@@ -102,8 +102,8 @@ def asks_hub(config: Config) -> bool:
 
 
 @contextlib.contextmanager
-def prepared(config: Config, machine: Machine) -> Iterator[tuple[Path, int]]:
+def prepared(config: Config, allocation: Allocation) -> Iterator[tuple[Path, int]]:
     """Check the run, lock its folder and write config.json; yield the folder and the lock's descriptor."""
-    check(config, machine)
+    check(config, allocation)
     with claimed(config) as claim:
         yield claim

@@ -1,7 +1,6 @@
 """Run the actors as child processes: start them, watch them, restart them, stop them in order.
 
-The supervisor imports neither MLX nor a model. It divides cores and memory among the processes that do, and on CUDA lets
-them share the GPU (`mps`) and compiles the kernels that they will need before it starts them (`compiling`).
+It imports neither MLX nor a model. `run` prepares what the actors share, and their command lines.
 
 Crashes: a worker, the evaluator or a tracker is started again, after a pause that grows if it keeps crashing
 (`worker_pool` decides how many workers run). If the learner ends, the run ends with its exit code; the same command
@@ -17,59 +16,32 @@ that every child inherits closes, and the children end.
 Ctrl-Z stops the children with the supervisor, and `fg` lets all go on; the time between counts for no limit.
 """
 
-import contextlib
-import json
-import os
-import secrets
 import signal
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
-from grpo_actors.backend import cuda_build
 from grpo_actors.config import Config
-from grpo_actors.consent import as_options, code_of_model, functions_of_caller, options_for
-from grpo_actors.devices import environment_of
-from grpo_actors.errors import RunError, os_errors_in_one_line
+from grpo_actors.consent import functions_of_caller, options_for
 from grpo_actors.invocation import pasted
-from grpo_actors.kernels.stage import Stage
-from grpo_actors.learner.rank_processes import ranks_here
 from grpo_actors.long_wait import LongWait
-from grpo_actors.observe.follow import Follower
 from grpo_actors.observe.json_events import JsonEvents
-from grpo_actors.observe.reading import session_of
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.out_of_memory import CURES, role_of, says_out_of_memory
-from grpo_actors.process import (
-    EVALUATOR_LINE,
-    EVALUATOR_TOKEN,
-    EXIT_CRASH,
-    EXIT_RANK_LOST,
-    EXIT_USAGE,
-    ignores_hangup,
-)
-from grpo_actors.rundir.checkpoints import best, find_checkpoints
-from grpo_actors.rundir.folder import ENDPOINTS_FILE, LOCK
-from grpo_actors.rundir.outcome import continuing, gained, kept_checkpoint
+from grpo_actors.process import EXIT_CRASH, EXIT_RANK_LOST, EXIT_USAGE
+from grpo_actors.rundir.checkpoints import find_checkpoints
+from grpo_actors.rundir.folder import ENDPOINTS_FILE
+from grpo_actors.rundir.outcome import gained, kept_checkpoint
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.closing_report import ClosingReport
-from grpo_actors.supervisor.compiling import compile_kernels
-from grpo_actors.supervisor.machine import Machine
-from grpo_actors.supervisor.mps import Mps, mps_helps
-from grpo_actors.supervisor.open_files import raise_limit
-from grpo_actors.supervisor.preflight import prepared
-from grpo_actors.supervisor.shares import Shares
+from grpo_actors.supervisor.learner_records import LearnerRecords
+from grpo_actors.supervisor.next_commands import next_commands
+from grpo_actors.supervisor.signals import Signals
 from grpo_actors.supervisor.worker_pool import WorkerPool
-from grpo_actors.transport.events import EventSubscriber
-from grpo_actors.transport.keys import KeyFolder, read_run_key, run_key
-from grpo_actors.transport.sockets import Endpoints, plan_endpoints, remove_endpoints
-from grpo_actors.transport.weights import remove_leftovers
+from grpo_actors.transport.sockets import Endpoints
 
 #: Seconds that the other processes have to stop after the learner has ended, before they are killed.
 LEAVE_S = 5.0
@@ -86,51 +58,6 @@ FIRST_UPDATE_S = 5.0
 
 #: How a run is shown.
 Display = StatusLine | JsonEvents
-
-
-@dataclass
-class Signals:
-    """The requests to stop that were received. Their handlers only count; the loop acts, where no work is cut in half."""
-
-    count: int = 0
-    #: Returns the children that stop and go on with this process.
-    family: Callable[[], Sequence[Actor]] = tuple
-
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count SIGINT, SIGTERM and SIGHUP within the block, and halt at SIGTSTP; then restore the former handlers."""
-        handlers = {signal.SIGINT: self._count, signal.SIGTERM: self._count}
-        if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
-            handlers[signal.SIGTSTP] = self._halt
-        if not ignores_hangup():
-            handlers[signal.SIGHUP] = self._hang_up
-        former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-
-    def _count(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.count += 1
-
-    def _hang_up(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        # Shell and kernel may both send it: it never counts as the second Ctrl-C.
-        self.count = max(self.count, 1)
-
-    def _halt(self, number: int, frame: FrameType | None) -> None:
-        """Stop with all children; return when this process goes on."""
-        del frame
-        # The children are in groups of their own, which Ctrl-Z does not reach.
-        for child in self.family():
-            child.halt()
-        handler = signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)  # stops here, unless no shell could let it go on
-        signal.signal(number, handler)
-        for child in self.family():
-            child.go_on()
 
 
 @dataclass
@@ -151,16 +78,7 @@ class Supervisor:
     lifeline: int
     #: Closes the pipe by which the learner knows that an evaluator runs or will be started (`keeps_evaluator`).
     evaluator_line: ExitStack
-    #: Closes the follower of the run's records and its socket.
-    follower_stack: ExitStack
-    #: None until the first learner has written its endpoints.
-    _follower: Follower | None = None
-    #: Monotonic time at which it had.
-    _listening_since_s: float = 0.0
-    #: Process id of the learner that has written its endpoints.
-    _listening: int | None = None
-    #: Sessions of the learners of this start. A resumed run has shown the records of others before.
-    _sessions: set[str] = field(default_factory=set)
+    records: LearnerRecords
     _wait_for_update: LongWait = field(default_factory=lambda: LongWait("no update"))
     #: Whether an update was done since the start.
     _has_updated: bool = False
@@ -229,45 +147,25 @@ class Supervisor:
 
     def _start_children(self) -> None:
         """Start all children that were not started yet; some of them only when the learner listens."""
-        self._follow_learner()
+        learner = self.learner.process
+        if learner is not None and self.records.look_for(learner.pid):
+            self.status.begin("waiting for a worker")
         for child in self._children:
             if child.process is None and not self.signals.count and not self._must_wait(child):
                 child.start(self.lifeline)
 
-    def _follow_learner(self) -> None:
-        """Follow the records of a learner that has written its endpoints."""
-        learner = self.learner.process
-        if learner is None or learner.pid == self._listening or not (self.run_dir / ENDPOINTS_FILE).exists():
-            return
-        with contextlib.suppress(RunError):  # it has just ended
-            written = Endpoints.read(self.run_dir)
-            if written.pid == learner.pid:  # else a killed run has left them
-                self._listening = learner.pid
-                self._sessions.add(written.session)
-        if self._listening is not None and self._follower is None:
-            # Not earlier: a subscriber that cannot connect retries after longer and longer pauses.
-            events = self.follower_stack.enter_context(
-                EventSubscriber(self.endpoints.events, key=read_run_key(self.run_dir))
-            )
-            self._follower = self.follower_stack.enter_context(Follower(events, self.run_dir))
-            self._listening_since_s = time.monotonic()
-            self.status.begin("waiting for a worker")
-
     def _must_wait(self, child: Actor) -> bool:
         if child.waits_for == "nothing":
             return False
-        if child.waits_for == "learner" or self._follower is None:
-            return self._follower is None
-        return not self._has_updated and time.monotonic() < self._listening_since_s + FIRST_UPDATE_S
+        since_s = self.records.listening_since_s
+        if since_s is None or child.waits_for == "learner":
+            return since_s is None
+        return not self._has_updated and time.monotonic() < since_s + FIRST_UPDATE_S
 
     def _show_output(self, wait_s: float) -> None:
         """Show new records and the lines that the children printed; wait up to `wait_s` for the first record."""
-        if self._follower is None:
-            time.sleep(wait_s)
-        while self._follower is not None and (record := self._follower.receive(wait_s)) is not None:
-            if session_of(record) in self._sessions:
-                self._handle_record(record)
-            wait_s = 0.0
+        for record in self.records.receive(wait_s):
+            self._handle_record(record)
         for child in self._children:
             for line in child.printed():
                 # The learner's lines are the run's; the lines of others need a name.
@@ -355,7 +253,7 @@ class Supervisor:
             code = EXIT_CRASH  # it was killed because it hung, the last of several times
         if code == 0:
             facts = [gained(self.run_dir), kept_checkpoint(self.run_dir), *([written] if written else [])]
-            self.status.print_closing(facts, self._next_commands())
+            self.status.print_closing(facts, next_commands(self.run_dir, self.config, self.status.view))
         elif code < 0 or code == EXIT_CRASH:
             kept = find_checkpoints(self.run_dir)
             effect = f"continues the run after update {kept[-1].update}" if kept else "starts it again"
@@ -363,155 +261,3 @@ class Supervisor:
                 f"the learner {self.learner.how_it_ended}; the same command {effect}", "red"
             )
         return code if code >= 0 else 128 - code
-
-    def _next_commands(self) -> dict[str, str]:
-        """Return what the user may do with the result, at most three: label -> command."""
-        kept, marked, view = find_checkpoints(self.run_dir), best(self.run_dir), self.status.view
-        commands = {}
-        # A run that was complete before this start has no record of an update.
-        if view.metrics is not None and view.total_updates is not None and view.update < view.total_updates:
-            commands["continue it"] = continuing(self.run_dir, self.config)
-        if kept:
-            beaten = marked is not None and marked.update
-            commands["chat with it"] = pasted("chat", self.run_dir)
-            if not functions_of_caller(self.config):
-                commands["score it"] = pasted(
-                    "eval",
-                    self.run_dir,
-                    *(["--compare", "base", "best"] if beaten else []),
-                    *options_for(self.config),
-                )
-            commands["take it along"] = pasted(
-                *("export", self.run_dir, "--fuse", f"models/{self.run_dir.name}"),
-                *as_options(code_of_model(self.config.model)),
-            )
-        return dict(islice(commands.items(), 3))
-
-
-def run(config: Config, *, as_json: bool = False) -> int:
-    """Run a whole training, for ``grpo train``; return the exit code.
-
-    Args:
-        config: The settings.
-        as_json: Whether to print one JSON object per event on standard output, instead of lines for a reader on stderr.
-    """
-    every_updates = config.metrics.logging_steps
-    display: Display = (
-        JsonEvents()
-        if as_json
-        else StatusLine(config.learner.max_updates or None, every_updates=every_updates)
-    )
-    with display as status:
-        # A log gets no line of it: a refusal is to be the only one.
-        status.begin("checking settings, data and memory", in_log=False)
-        machine = Machine.here(asks_gpu=True)
-        with prepared(config, machine) as (run_dir, lock), ClosingReport(run_dir, config) as report:
-            transport = config.transport
-            folder = KeyFolder(Path(transport.keys_dir)) if transport.uses_keys else None
-            with ExitStack() as stack:
-                with os_errors_in_one_line():
-                    endpoints = plan_endpoints(
-                        *(run_dir, transport.scheme, transport.host, transport.port),
-                        keys=transport.uses_keys,
-                        options=options_for(config),
-                    )
-                    stack.enter_context(run_key(run_dir, folder))
-                supervisor = _open(
-                    stack, run_dir, config, machine, endpoints, report=report, status=status, lock=lock
-                )
-                supervisor.run()
-            return supervisor.report_outcome()
-
-
-def _open(
-    stack: ExitStack,
-    run_dir: Path,
-    config: Config,
-    machine: Machine,
-    endpoints: Endpoints,
-    *,
-    report: ClosingReport,
-    status: Display,
-    lock: int,
-) -> Supervisor:
-    """Build the supervisor of a run; `lock` is the descriptor of the run folder's lock."""
-    lifeline, write_end = os.pipe()
-    stack.callback(os.close, lifeline)
-    stack.callback(os.close, write_end)
-    line, write_end = os.pipe()
-    stack.callback(os.close, line)
-    evaluator_line = stack.enter_context(ExitStack())
-    evaluator_line.callback(os.close, write_end)
-    signals = Signals()
-    stack.enter_context(signals.counted())
-    # A killed learner could not remove them.
-    stack.callback(remove_leftovers)
-    stack.callback(remove_endpoints, run_dir, endpoints)
-    if note := raise_limit():
-        status.print_line(note, "yellow")
-    follower_stack = stack.enter_context(ExitStack())
-    shares = Shares(config, machine)
-    mps = stack.enter_context(Mps(starts=mps_helps(config, shares.placement)))
-    stage = Stage.find(config, cuda_build(), environment_of(shares.placement.learner[:1]))
-    compile_kernels(stage, status, gives_up=lambda: signals.count)
-    shares.mps_folder = mps.folder(gives_up=lambda: signals.count)
-    endpoints = replace(endpoints, mps=shares.mps_folder)
-    if mps.reason:
-        status.print_line(
-            f"no CUDA MPS ({mps.reason}): processes on one GPU take turns; next to three workers, a step of the "
-            "learner takes three times as long",
-            "yellow",
-        )
-    pool = WorkerPool(run_dir, config, shares, endpoints.control)
-    token = secrets.token_hex(16)
-    learner = Actor(
-        "learner",
-        [
-            *("grpo_actors.learner", str(run_dir), "--run-id", uuid.uuid4().hex[:12]),
-            *("--endpoints", json.dumps(asdict(endpoints))),
-            *options_for(config),
-        ],
-        shares.learner() | {LOCK: str(lock), EVALUATOR_LINE: str(line), EVALUATOR_TOKEN: token},
-        respawns=False,
-        respawns_if_hung=True,
-        # What `mlx.launch` has started, it ends with the others.
-        respawns_if_killed=ranks_here(config.learner.ranks) > 1,
-        is_watched=True,
-        inherited=(lock, line),
-    )
-    observers = _observers(run_dir, config, endpoints, shares.evaluator(), token)
-    supervisor = Supervisor(
-        *(run_dir, config, endpoints, learner, observers, pool, report, status, signals),
-        *(lifeline, evaluator_line, follower_stack),
-    )
-    stack.callback(supervisor.end)
-    return supervisor
-
-
-def _observers(
-    run_dir: Path, config: Config, endpoints: Endpoints, environment: Mapping[str, str], token: str
-) -> list[Actor]:
-    """Build the evaluator, which gets the token that lets it report scores, and the trackers that the settings name."""
-    observers = []
-    if config.evaluator.eval_every_updates:
-        command = ["grpo_actors.evaluator", str(run_dir), "--follow", endpoints.control, *options_for(config)]
-        # Its imports and the evaluation of the base model would only delay the first update.
-        observers.append(
-            Actor(
-                "evaluator",
-                command,
-                {**environment, EVALUATOR_TOKEN: token},
-                respawns=True,
-                is_watched=True,
-                gives_up_work=True,
-                waits_for="update",
-                in_background=True,
-            )
-        )
-    for name in config.metrics.trackers:
-        command = ["grpo_actors.trackers", str(run_dir), name]
-        # It must not read the records that a resumed learner has yet to cut off.
-        observers.append(
-            Actor(name, command, environment, respawns=True, waits_for="learner", in_background=True)
-        )
-    return observers

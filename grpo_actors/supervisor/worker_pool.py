@@ -21,9 +21,9 @@ from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
 from grpo_actors.rundir.decisions import Decision, append_decision, kept_workers
 from grpo_actors.rundir.folder import CONFIG_FILE, RUN_KEY_FILE, WORKERS_FILE
+from grpo_actors.supervisor.allocation import room_beside
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.headcount import Headcount, Measurement
-from grpo_actors.supervisor.room import find_placement
 from grpo_actors.supervisor.shares import Shares
 
 #: Module of a worker's command line. The bench sets another one.
@@ -57,11 +57,12 @@ class WorkerPool:
     _notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        count = len(self.shares.placement.workers)
+        allocation = self.shares.allocation
+        count = len(allocation.placement.workers)
         if self.shares.is_adaptive:
-            count = min(max(kept_workers(self.run_dir), count), self.shares.room.workers)
+            count = min(max(kept_workers(self.run_dir), count), allocation.room.workers)
             self.headcount = Headcount(count)
-            self._notes.append(f"rollout workers: {count} to begin with, {self.shares.room}")
+            self._notes.append(f"rollout workers: {count} to begin with, {allocation.room}")
         self._notes += [f"memory: {warning}" for warning in self.shares.warnings]
         while len(self.workers) < count:
             self._start_worker()
@@ -117,8 +118,7 @@ class WorkerPool:
         self._apply(headcount.record_update(measured, active=len(self._active), room=self._room))
 
     def _room(self) -> int:
-        _, room = find_placement(self.config, self.shares.machine, self._learner_bytes)
-        return room.workers
+        return room_beside(self._learner_bytes, self.config, self.shares.allocation).workers
 
     def _apply(self, decision: Decision | None) -> None:
         """Start or stop workers as decided, note the decision for the terminal, and save it."""
@@ -141,7 +141,8 @@ class WorkerPool:
         command += ["--preload", str(self.run_dir / CONFIG_FILE), *options_for(self.config)]
         if self.config.transport.uses_keys:
             command += ["--key", str(self.run_dir / RUN_KEY_FILE)]
-        device = self.shares.placement.next_worker([self._devices[worker.name] for worker in self.workers])
+        taken = [self._devices[worker.name] for worker in self.workers]
+        device = self.shares.allocation.placement.next_worker(taken)
         self._devices[name] = device
         environment = self.shares.worker(device)
         actor = Actor(name, command, environment, respawns=True, is_watched=True, gives_up_work=True)

@@ -116,7 +116,7 @@ def _run(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> i
 
     if launched_rank():  # `mlx.launch` runs this command on each host; the run itself is next to rank 0
         return _follow(loaded)
-    from grpo_actors.supervisor.supervisor import run  # noqa: PLC0415
+    from grpo_actors.supervisor.run import run  # noqa: PLC0415
 
     with without_pipes(loaded.config) as config:
         return run(config, as_json=given.json)
@@ -124,7 +124,7 @@ def _run(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> i
 
 def _run_for_caller() -> int:
     from grpo_actors.supervisor.pipes import without_pipes  # noqa: PLC0415
-    from grpo_actors.supervisor.supervisor import run  # noqa: PLC0415
+    from grpo_actors.supervisor.run import run  # noqa: PLC0415
     from grpo_actors.train.caller import settings_of_caller  # noqa: PLC0415
 
     with without_pipes(settings_of_caller()) as config:
@@ -144,25 +144,27 @@ def _show(loaded: "LoadedConfig", *, as_json: bool) -> None:
     """Print the settings, their origins and the memory plan, and check them."""
     from grpo_actors.config.show import as_json as json_of  # noqa: PLC0415
     from grpo_actors.config.show import as_text  # noqa: PLC0415
+    from grpo_actors.supervisor.allocation import allocate  # noqa: PLC0415
     from grpo_actors.supervisor.fit import plan_text  # noqa: PLC0415
     from grpo_actors.supervisor.machine import Machine  # noqa: PLC0415
     from grpo_actors.supervisor.pipes import without_pipes  # noqa: PLC0415
     from grpo_actors.supervisor.preflight import check  # noqa: PLC0415
     from grpo_actors.tasks.registry import rewards_of  # noqa: PLC0415
 
-    show, machine = json_of if as_json else as_text, Machine.here(asks_gpu=True)
-    plan, rewards = plan_text(loaded.config, machine), rewards_of(loaded.config)
+    show, allocation = json_of if as_json else as_text, allocate(loaded.config, Machine.here(asks_gpu=True))
+    plan, rewards = plan_text(loaded.config, allocation), rewards_of(loaded.config)
     print(show(loaded, memory_plan=plan, rewards=rewards), end="", flush=True)
     with without_pipes(loaded.config) as config:
-        for note in check(config, machine):
+        for note in check(config, allocation):
             print(f"note: {note}", file=sys.stderr)
 
 
 def _try(loaded: "LoadedConfig") -> int:
+    from grpo_actors.supervisor.allocation import allocate  # noqa: PLC0415
     from grpo_actors.supervisor.machine import Machine  # noqa: PLC0415
     from grpo_actors.supervisor.preflight import check_inputs  # noqa: PLC0415
 
-    for note in check_inputs(loaded.config, Machine.here(asks_gpu=True)):
+    for note in check_inputs(loaded.config, allocate(loaded.config, Machine.here(asks_gpu=True))):
         print(f"note: {note}", file=sys.stderr)
     from grpo_actors.trial.trial import run_trial  # noqa: PLC0415 - MLX takes a second to import
 

@@ -18,6 +18,7 @@ from grpo_actors.learner.__main__ import main
 from grpo_actors.learner.loop import train
 from grpo_actors.learner.replay import open_replay
 from grpo_actors.process import StopRequest
+from grpo_actors.supervisor.allocation import allocate
 from grpo_actors.supervisor.machine import Machine, equal_share
 from grpo_actors.supervisor.preflight import check
 
@@ -234,7 +235,7 @@ def test_a_live_run_does_not_go_on_where_a_replay_was_nor_the_other_way_round(on
     before = (run.folder / "metrics.jsonl").read_bytes()
     config = read_config(run.folder / "config.json")
     with pytest.raises(RunError, match=r"holds a replay of .*groups.jsonl, got a live run; choose another"):
-        check(config, Machine.here(asks_gpu=False))
+        check(config, allocate(config, Machine.here(asks_gpu=False)))
     assert (run.folder / "metrics.jsonl").read_bytes() == before
     other = make_run()
     shutil.copytree(on_policy_run.folder, other.folder)

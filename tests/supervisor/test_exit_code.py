@@ -10,7 +10,9 @@ from grpo_actors.config import Config
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.closing_report import ClosingReport
-from grpo_actors.supervisor.supervisor import Signals, Supervisor
+from grpo_actors.supervisor.learner_records import LearnerRecords
+from grpo_actors.supervisor.signals import Signals
+from grpo_actors.supervisor.supervisor import Supervisor
 
 
 @pytest.mark.parametrize(("reason", "code"), [("no worker", 2), ("Ctrl-C", 0), ("another", 128 + 15)])
@@ -33,7 +35,7 @@ def test_a_learner_that_is_ended_while_it_loads_gives_the_code_of_what_ended_the
             StatusLine(None),
             Signals(count=int(reason == "Ctrl-C")),
         ),
-        *(lifeline, ExitStack(), ExitStack()),
+        *(lifeline, ExitStack(), LearnerRecords(tmp_path, "ipc://none")),
         _all_workers_failed=reason == "no worker",
     )
     assert supervisor.report_outcome() == code

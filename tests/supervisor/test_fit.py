@@ -6,6 +6,7 @@ from machines import GB, certain, cpu, cuda, metal, total
 from grpo_actors.config import load_config
 from grpo_actors.errors import ConfigError
 from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.supervisor.allocation import allocate
 from grpo_actors.supervisor.fit import check_memory, limited, plan_text, scale, tight
 from grpo_actors.supervisor.machine import Share
 from grpo_actors.supervisor.memory_plan import Need, plan_of
@@ -22,7 +23,7 @@ def config(*overrides):
 def test_the_plan_has_a_line_for_each_process_below_the_device_that_they_share():
     machine = cuda(80 * GB)
     plan = plan_of(EMBEDDED, config(), machine)
-    lines = plan_text(config(), machine).splitlines()
+    lines = plan_text(config(), allocate(config(), machine)).splitlines()
     assert [line.split()[0] for line in lines] == [
         "0.7",
         "GPU",
@@ -41,7 +42,10 @@ def test_the_plan_has_a_line_for_each_process_below_the_device_that_they_share()
 
 
 def test_a_model_on_the_hub_has_no_plan_yet():
-    text = plan_text(config("model_name=owner/name"), cuda(80 * GB, 80 * GB, None, None))
+    text = plan_text(
+        config("model_name=owner/name"),
+        allocate(config("model_name=owner/name"), cuda(80 * GB, 80 * GB, None, None)),
+    )
     assert text.splitlines() == [
         "owner/name is on the hub: its size is known once it is downloaded",
         "GPU 0: learner",
@@ -49,12 +53,12 @@ def test_a_model_on_the_hub_has_no_plan_yet():
         "GPU 2: rollout-1",
         "GPU 3: idle",
     ]
-    check_memory(config("model_name=owner/name"), cuda(1))
+    check_memory(allocate(config("model_name=owner/name"), cuda(1)))
 
 
 def test_with_auto_the_plan_says_where_further_workers_would_run():
     several = config("workers=auto", "batch_size=16", "gradient_accumulation_steps=1")
-    lines = plan_text(several, cuda(80 * GB, 80 * GB)).splitlines()
+    lines = plan_text(several, allocate(several, cuda(80 * GB, 80 * GB))).splitlines()
     assert lines[-2:] == [
         "each further worker: the same, on GPU 1, GPU 0",
         "rollout workers: at most 15 (16 cores)",
@@ -66,31 +70,33 @@ def test_a_run_is_refused_only_if_weights_training_and_contexts_alone_do_not_fit
     # Four processes with a context each; 14 bytes a weight in the learner besides its own 2, 2 in each other.
     least = 4 * 1300 * 10**6 + 697_472 * (2 + 16 + 3 * 2)
     assert certain(plan, 2) == least
-    check_memory(config("kl_coeff=0"), cuda(least))
+    check_memory(allocate(config("kl_coeff=0"), cuda(least)))
     with pytest.raises(
         ConfigError, match=r"memory: weights and training state must fit into 5\.22 GB of GPU 0, got 5\.22 GB"
     ):
-        check_memory(config("kl_coeff=0"), cuda(least - 1))
-    check_memory(config("kl_coeff=0"), cuda(None))
+        check_memory(allocate(config("kl_coeff=0"), cuda(least - 1)))
+    check_memory(allocate(config("kl_coeff=0"), cuda(None)))
 
 
 def test_a_run_is_refused_if_one_of_its_devices_has_too_little():
     plan = plan_of(EMBEDDED, config("kl_coeff=0"), cuda(80 * GB))
     both = 2 * plan.worker.certain + plan.of("evaluator").certain
-    check_memory(config("kl_coeff=0"), cuda(plan.learner.certain, both))
+    check_memory(allocate(config("kl_coeff=0"), cuda(plan.learner.certain, both)))
     refusal = r"must fit into 3\.90 GB of GPU 1, got 3\.90 GB \(rollout-0 .*, rollout-1 .*, evaluator .*or set rollout"
     with pytest.raises(ConfigError, match=refusal):
-        check_memory(config("kl_coeff=0", "evaluator_device=1"), cuda(plan.learner.certain, both - 1))
+        check_memory(
+            allocate(config("kl_coeff=0", "evaluator_device=1"), cuda(plan.learner.certain, both - 1))
+        )
 
 
 def test_a_run_that_may_need_too_much_starts_with_a_warning(tmp_path):
     plan = plan_of(EMBEDDED, config(), cuda(80 * GB))
-    enough = Shares(config(), cuda(total(plan, 2) / 0.95 + 1))
-    assert tight(plan, enough.placement) == enough.warnings == []
-    scarce = Shares(config(), cuda(total(plan, 2) / 0.95 - 1))
+    enough = Shares(config(), allocate(config(), cuda(total(plan, 2) / 0.95 + 1)))
+    assert tight(plan, enough.allocation.placement) == enough.warnings == []
+    scarce = Shares(config(), allocate(config(), cuda(total(plan, 2) / 0.95 - 1)))
     (warning,) = scarce.warnings
     assert "lower learner.batch_size" in warning
-    assert plan_text(config(), scarce.machine).splitlines()[-1] == warning
+    assert plan_text(config(), scarce.allocation).splitlines()[-1] == warning
     notes = [text for text, _ in WorkerPool(tmp_path, config(), scarce, "ipc://none").revive(0)]
     assert notes == [f"memory: {warning}"]
 
@@ -103,13 +109,13 @@ def test_a_process_may_use_what_its_plan_says_and_all_of_them_together_what_ther
     plan = plan_of(EMBEDDED, config(), cuda(80 * GB))
     for machine, fits in ((cuda(80 * GB), 1), (cuda(total(plan, 2) / 2), pytest.approx(0.95 / 2, rel=1e-6))):
         (device,) = machine.devices
-        assert scale(plan, Shares(config(), machine).placement, device) == fits
+        assert scale(plan, allocate(config(), machine).placement, device) == fits
 
 
 @pytest.mark.parametrize("machine", [cuda(80 * GB), cpu()])
 def test_the_processes_get_the_limits_of_the_plan(machine):
     plan = plan_of(EMBEDDED, config(), machine)
-    shares = Shares(config(), machine)
+    shares = Shares(config(), allocate(config(), machine))
     environments = {
         "learner": shares.learner(),
         "evaluator": shares.evaluator(),
@@ -128,12 +134,14 @@ def test_the_processes_get_the_limits_of_the_plan(machine):
 
 def test_where_the_plan_does_not_fit_no_memory_is_set_aside_for_checkpoints():
     small = cpu(memory_gb=total(plan_of(EMBEDDED, config(), cpu()), 2) / 2 / GB)
-    assert Shares(config(), small).learner()["GRPO_ACTORS_CHECKPOINT_ROOM"] == "0"
+    assert Shares(config(), allocate(config(), small)).learner()["GRPO_ACTORS_CHECKPOINT_ROOM"] == "0"
 
 
 def test_without_a_plan_memory_is_divided_equally_where_it_is_the_machines():
     def limit(machine) -> str:
-        return Shares(config("model_name=owner/name"), machine).learner()["GRPO_ACTORS_MEMORY_LIMIT"]
+        return Shares(
+            config("model_name=owner/name"), allocate(config("model_name=owner/name"), machine)
+        ).learner()["GRPO_ACTORS_MEMORY_LIMIT"]
 
     # Three quarters of 64 GB among four processes; 0 is no limit.
     assert limit(metal()) == str(12 * GB)

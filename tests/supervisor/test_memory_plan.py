@@ -10,6 +10,7 @@ from machines import GB, cpu, cuda
 from grpo_actors.config import load_config
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.supervisor.allocation import allocate
 from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, plan_of
 from grpo_actors.supervisor.shares import Shares
 
@@ -176,7 +177,7 @@ def test_a_config_json_that_does_not_tell_the_widths_gives_a_plan_that_limits_no
     folder = changed_model(tmp_path, change)
     assert not plan(folder=folder).is_whole
     config = load_config(None, ["task=arithmetic", f"model_name={folder}"]).config
-    environment = Shares(config, CUDA).learner()
+    environment = Shares(config, allocate(config, CUDA)).learner()
     assert environment["GRPO_ACTORS_MEMORY_LIMIT"] == "0"
     assert environment["GRPO_ACTORS_CACHE_LIMIT"] == "0"
 

@@ -14,12 +14,13 @@ from mps_stand_in import StandIn
 
 from grpo_actors.backend import join_mps
 from grpo_actors.config import load_config
+from grpo_actors.supervisor.allocation import allocate
 from grpo_actors.supervisor.mps import Mps, is_provided, mps_helps
-from grpo_actors.supervisor.shares import Shares
 
 #: A process that holds MPS as the supervisor does, until its standard input closes.
 HOLDER = """
 import sys
+from grpo_actors.supervisor.allocation import allocate
 from grpo_actors.supervisor.mps import Mps
 with Mps(starts=True) as mps:
     print(mps.folder(gives_up=lambda: False), flush=True)
@@ -177,7 +178,7 @@ def test_a_worker_started_by_hand_joins_the_mps_of_its_run_unless_it_has_another
 def test_mps_is_for_several_processes_on_one_gpu(settings, machine, starts, monkeypatch):
     monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
     config = load_config(None, ["task=arithmetic", *settings]).config
-    assert mps_helps(config, Shares(config, machine).placement) is starts
+    assert mps_helps(config, allocate(config, machine).placement) is starts
 
 
 def test_mps_of_the_user_or_of_the_system_is_left_alone(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from machines import GB, cpu, cuda, metal, total
 from grpo_actors.config import load_config
 from grpo_actors.errors import ConfigError
 from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.supervisor.allocation import allocate
 from grpo_actors.supervisor.memory_plan import plan_of
 from grpo_actors.supervisor.placement import Placement, place
 from grpo_actors.supervisor.shares import Shares
@@ -164,9 +165,9 @@ def test_ranks_on_a_cpu_share_it():
 
 
 def test_each_process_gets_its_gpu_and_those_that_share_one_get_mps():
-    shares = Shares(settings("workers=2"), cuda(80 * GB, 80 * GB, 80 * GB))
-    shares.mps_folder = "/mps"
-    one, two, three = shares.machine.devices
+    allocation = allocate(settings("workers=2"), cuda(80 * GB, 80 * GB, 80 * GB))
+    shares = Shares(settings("workers=2"), allocation, "/mps")
+    one, two, three = allocation.machine.devices
     seen = {
         name: (environment["CUDA_VISIBLE_DEVICES"], environment.get("CUDA_MPS_PIPE_DIRECTORY"))
         for name, environment in {
@@ -176,7 +177,7 @@ def test_each_process_gets_its_gpu_and_those_that_share_one_get_mps():
             "evaluator": shares.evaluator(),
         }.items()
     }
-    assert shares.placement.evaluator == two
+    assert allocation.placement.evaluator == two
     assert seen == {
         "learner": ("GPU-0", None),
         "worker 0": ("GPU-1", "/mps"),
@@ -191,7 +192,8 @@ def test_limits_are_those_of_the_own_device():
     plan = plan_of(EMBEDDED, settings(), machine)
     # Half of what two workers and the evaluator need.
     small = cuda(80 * GB, (total(plan, 2) - plan.learner.total) / 2 / USABLE)
-    shares = Shares(settings("workers=2", "rollout_devices=[1]", "evaluator_device=1"), small)
+    by_hand = settings("workers=2", "rollout_devices=[1]", "evaluator_device=1")
+    shares = Shares(by_hand, allocate(by_hand, small))
     limits = [
         int(environment["GRPO_ACTORS_MEMORY_LIMIT"])
         for environment in (shares.learner(), shares.worker(small.devices[1]), shares.evaluator())

@@ -9,6 +9,7 @@ from grpo_actors.config import load_config
 from grpo_actors.observe.records import make_record
 from grpo_actors.rundir.claim import claimed
 from grpo_actors.rundir.decisions import kept_workers
+from grpo_actors.supervisor.allocation import allocate
 from grpo_actors.supervisor.shares import Shares
 from grpo_actors.supervisor.worker_pool import WorkerPool
 
@@ -23,7 +24,9 @@ class RecordedPool:
         settings = [f"workers={workers}", "task=arithmetic", "batch_size=16"]
         self.folder = folder
         config = load_config(None, settings).config
-        self.pool = WorkerPool(folder, config, Shares(config, machine or cuda(2**36)), "ipc://x")
+        self.pool = WorkerPool(
+            folder, config, Shares(config, allocate(config, machine or cuda(2**36))), "ipc://x"
+        )
         self.update = 0
 
     def record(self, topic, **fields):

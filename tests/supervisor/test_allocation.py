@@ -1,13 +1,14 @@
-"""Test how many workers there is room for on various machines, and how the workers divide the machine."""
+"""Test what a run gets of various machines: one plan, room for so many workers, and a share for each process."""
 
 import pytest
 from machines import GB, cpu, cuda, metal, total
 
 from grpo_actors.config import Config, load_config
+from grpo_actors.errors import ConfigError, RunError
 from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.supervisor.allocation import MOST_WORKERS_VARIABLE, Room, allocate, room_beside
 from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
 from grpo_actors.supervisor.memory_plan import plan_of
-from grpo_actors.supervisor.room import Room, find_placement
 
 #: 16 groups per update in batches of one, one update ahead: 32 batches are open, which limits nothing.
 MANY = (
@@ -24,7 +25,7 @@ def config(*overrides):
 
 
 def room_of(settings: Config, machine: Machine, learner_bytes: float = 0.0) -> Room:
-    return find_placement(settings, machine, learner_bytes)[1]
+    return room_beside(learner_bytes, settings, allocate(settings, machine))
 
 
 # With an evaluator three processes divide the cores: 2 // 3 → 1 each, 8 // 3 = 2 each, 40 // 3 = 13 each.
@@ -77,6 +78,29 @@ def test_memory_limits_workers_on_a_cpu_too():
     # Three quarters of the memory hold the learner, the evaluator and two and a half workers.
     size = (total(plan, 0) + 2.5 * plan.worker.total) / 0.75
     assert room_of(config(), cpu(64, memory_gb=size / GB)).workers == 2
+
+
+def test_a_measured_learner_changes_nothing_where_the_plan_is_known():
+    assert room_of(config(), cuda(80e9), 70 * GB) == room_of(config(), cuda(80e9))
+
+
+def test_the_environment_overrides_all_limits(monkeypatch):
+    monkeypatch.setenv(MOST_WORKERS_VARIABLE, "3")
+    assert room_of(config(), cpu(1)) == Room(3, "GRPO_ACTORS_MOST_WORKERS says so")
+    monkeypatch.setenv(MOST_WORKERS_VARIABLE, "many")
+    with pytest.raises(
+        ConfigError, match="GRPO_ACTORS_MOST_WORKERS: must be a number of workers, got 'many'"
+    ):
+        room_of(config(), cpu(1))
+
+
+def test_a_model_whose_files_cannot_be_read_is_one_line(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "config.json").rmdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RunError, match=r"model\.safetensors: Is a directory"):
+        allocate(config(f"model_name={tmp_path}"), cpu())
 
 
 def test_on_cuda_an_equal_share_is_one_of_threads_only():

@@ -1,7 +1,10 @@
-"""Compute how many rollout workers a run with ``rollout.workers = "auto"`` has room for, and what the limit is.
+"""Allocate the machine to a run before it starts: the memory plan, the devices, and the most workers that it has room for.
 
-The limits are those known without a trial: leases, cores, memory (`placement`). `headcount` measures whether that many
-workers pay.
+This is done once for each start. What checks, shows and limits a run (`preflight`, `fit`, `shares`) is given the result, so
+all of them speak of the same plan.
+
+The limits on the workers of ``rollout.workers = "auto"`` are those known without a trial: leases, cores, memory
+(`placement`). `headcount` measures whether that many workers pay.
 """
 
 import os
@@ -11,6 +14,7 @@ from math import ceil
 from pathlib import Path
 
 from grpo_actors.config import Config
+from grpo_actors.errors import ConfigError, os_errors_in_one_line
 from grpo_actors.learner.rank_processes import ranks_here
 from grpo_actors.policy.locate import locate
 from grpo_actors.supervisor.machine import Machine, equal_share
@@ -39,36 +43,62 @@ def other_processes(config: Config) -> int:
     return ranks_here(config.learner.ranks) + bool(config.evaluator.eval_every_updates)
 
 
-def find_plan(config: Config, machine: Machine) -> Plan | None:
-    """Return the memory plan of a run; None if the model's files are not on this machine yet."""
-    folder = locate(config.model.model_name)
-    return plan_of(folder, config, machine) if isinstance(folder, Path) else None
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What the processes of a run get of the machine."""
+
+    machine: Machine
+    #: The memory of each process; None if the model is on the hub, which tells no sizes.
+    plan: Plan | None
+    #: Where each process computes.
+    placement: Placement
+    #: The tightest limit on the workers, at least one.
+    room: Room
 
 
-def find_placement(config: Config, machine: Machine, learner_bytes: float = 0.0) -> tuple[Placement, Room]:
-    """Return where the processes of a run compute, and the tightest limit on its workers, which is at least one.
-
-    Args:
-        config: The settings.
-        machine: The machine on which the run is started.
-        learner_bytes: Measured peak of the learner's arrays, if the plan is not known; 0 before the first measurement.
+@os_errors_in_one_line()
+def allocate(config: Config, machine: Machine) -> Allocation:
+    """Plan the memory of a run, and decide where its processes compute.
 
     Raises:
-        ConfigError: as `place`.
+        GrpoActorsError: The model's files cannot be read, or a device does not exist; one line.
     """
-    plan = find_plan(config, machine)
+    folder = locate(config.model.model_name)
+    return _allocate(config, machine, plan_of(folder, config, machine) if isinstance(folder, Path) else None)
+
+
+def room_beside(learner_bytes: float, config: Config, allocation: Allocation) -> Room:
+    """Return the room of a run whose learner's arrays were measured to take so many bytes; 0: they were not.
+
+    It is that of the start, unless the memory of the processes was not known then.
+    """
+    machine = allocation.machine
     # Without CUDA memory is divided when the run starts, before anything is measured.
-    if plan is None and learner_bytes and machine.back_end == "cuda":
-        plan = _as_large_as_the_learner(learner_bytes, config)
+    if allocation.plan is not None or not learner_bytes or machine.back_end != "cuda":
+        return allocation.room
+    return _allocate(config, machine, _as_large_as_the_learner(learner_bytes, config)).room
+
+
+def _allocate(config: Config, machine: Machine, plan: Plan | None) -> Allocation:
+    forced = _forced_room()
+    most = forced or min(_limits(config, machine, plan), key=lambda room: room.workers)
+    most = Room(max(1, most.workers), most.reason)
     ranks = ranks_here(config.learner.ranks)
-    if MOST_WORKERS_VARIABLE in os.environ:
-        most = Room(max(1, int(os.environ[MOST_WORKERS_VARIABLE])), f"{MOST_WORKERS_VARIABLE} says so")
-        return place(config, machine.devices, plan, most_workers=most.workers, ranks=ranks), most
-    most = min(_limits(config, machine, plan), key=lambda room: room.workers)
-    most = most if most.workers >= 1 else Room(1, most.reason)
     placement = place(config, machine.devices, plan, most_workers=most.workers, ranks=ranks)
     fitting = len(placement.workers + placement.further)
-    return placement, most if most.workers <= fitting else Room(fitting, _memory_reason(machine, plan))
+    if forced is None and fitting < most.workers:
+        most = Room(fitting, _memory_reason(machine, plan))
+    return Allocation(machine, plan, placement, most)
+
+
+def _forced_room() -> Room | None:
+    """Return the room that the environment sets; None if it sets none."""
+    text = os.environ.get(MOST_WORKERS_VARIABLE)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{MOST_WORKERS_VARIABLE}: must be a number of workers, got {text!r}")
+    return Room(int(text), f"{MOST_WORKERS_VARIABLE} says so")
 
 
 def _limits(config: Config, machine: Machine, plan: Plan | None) -> Iterator[Room]:
