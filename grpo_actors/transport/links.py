@@ -12,13 +12,16 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
 from queue import SimpleQueue
 from typing import Any
 
 #: Options of a link, where the system has them: that a host is gone without a word is noticed within 15 seconds.
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPALIVE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5}
+#: Seconds that whoever connects has to prove that it knows the secret; the others wait meanwhile.
+HANDSHAKE_S = 5.0
 #: The last message of the side that ends first.
 _FAREWELL = b""
 
@@ -36,6 +39,8 @@ class Link:
         self._lost = lost
         self._messages: SimpleQueue[bytes] = SimpleQueue()
         self._closes = False
+        #: Held while a message is written: a descriptor that is closed then may become that of another file.
+        self._writing = threading.Lock()
         _keep_alive(connection.fileno())
         self._thread = threading.Thread(target=self._read, name="link", daemon=True)
         self._thread.start()
@@ -43,7 +48,7 @@ class Link:
     def send(self, message: bytes) -> None:
         """Send a message, which is not empty. If the other side is gone, return when the thread has noticed it."""
         try:
-            self._connection.send_bytes(message)
+            self._write(message)
         except OSError:
             self._thread.join()
 
@@ -62,17 +67,22 @@ class Link:
         """End in order: tell the other side, and wait until it has closed the link."""
         self._closes = True
         with contextlib.suppress(OSError):
-            self._connection.send_bytes(_FAREWELL)
+            self._write(_FAREWELL)
         self._thread.join()
 
+    def _write(self, message: bytes) -> None:
+        with self._writing:
+            self._connection.send_bytes(message)
+
     def _read(self) -> None:
-        with self._connection:
-            try:
-                while message := self._connection.recv_bytes():
-                    self._messages.put(message)
-            except (EOFError, OSError):
-                if not self._closes:
-                    self._lost()
+        try:
+            while message := self._connection.recv_bytes():
+                self._messages.put(message)
+        except (EOFError, OSError):
+            if not self._closes:
+                self._lost()
+        with self._writing:
+            self._connection.close()
         self._messages.put(_FAREWELL)
 
 
@@ -83,18 +93,61 @@ def _keep_alive(descriptor: int) -> None:
             same.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), _KEEP_ALIVE[name])
 
 
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """A listening socket, and the secret that whoever connects must know."""
+
+    listener: Listener
+    secret: bytes
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Its host and port."""
+        host, port = self.listener.address
+        return str(host), int(port)
+
+
 @contextlib.contextmanager
-def listening(host: str, secret: bytes) -> Iterator[Listener]:
+def listening(host: str, secret: bytes) -> Iterator[Entrance]:
     """Listen on a free port of an address of this host; whoever connects must know the secret."""
-    with Listener((host, 0), backlog=128, authkey=secret) as listener:
-        yield listener
+    # Without the secret, whose handshake in `accept` has no end if the other side says nothing.
+    with Listener((host, 0), backlog=128) as listener:
+        yield Entrance(listener, secret)
 
 
-def accept(listener: Listener) -> "Connection[Any, Any]":
+def accept(entrance: Entrance) -> "Connection[Any, Any]":
     """Wait for the next one who connects and knows the secret."""
     while True:
-        with contextlib.suppress(AuthenticationError, EOFError, OSError):
-            return listener.accept()
+        try:
+            connection = entrance.listener.accept()
+        except ConnectionAbortedError:  # who connected has gone
+            continue
+        try:
+            with _cut_after(HANDSHAKE_S, connection.fileno()):
+                deliver_challenge(connection, entrance.secret)
+                answer_challenge(connection, entrance.secret)
+        except (AuthenticationError, EOFError, OSError):
+            connection.close()
+        else:
+            return connection
+
+
+@contextlib.contextmanager
+def _cut_after(seconds: float, descriptor: int) -> Iterator[None]:
+    """Shut a connection down if the block takes longer."""
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):  # the other side has gone
+            same.shutdown(socket.SHUT_RDWR)
+
+    with socket.socket(fileno=os.dup(descriptor)) as same:
+        timer = threading.Timer(seconds, cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def connect(host: str, port: int, secret: bytes) -> "Connection[Any, Any]":

@@ -7,6 +7,7 @@ from multiprocessing import AuthenticationError
 import pytest
 from bounds import HANG_S
 
+from grpo_actors.transport import links
 from grpo_actors.transport.links import Link, LinkClosedError, accept, connect, listening
 
 HOST, SECRET = "127.0.0.1", b"s" * 32
@@ -64,3 +65,15 @@ def test_only_who_knows_the_secret_is_let_in():
             friend.send_bytes(b"hello")
             assert accepted[0].recv_bytes() == b"hello"
         accepted[0].close()
+
+
+def test_a_stranger_who_says_nothing_keeps_the_others_waiting_for_a_while_only(monkeypatch):
+    monkeypatch.setattr(links, "HANDSHAKE_S", 0.1)
+    with listening(HOST, SECRET) as listener, socket.create_connection(listener.address):
+        accepted = []
+        accepting = threading.Thread(target=lambda: accepted.append(accept(listener)), daemon=True)
+        accepting.start()
+        with connect(*listener.address, SECRET):
+            accepting.join(HANG_S)
+            (connection,) = accepted
+            connection.close()
