@@ -144,7 +144,7 @@ class EventSubscriber:
                 self._context, zmq.SUB, endpoint, MAX_EVENT_BYTES, options, before=self._refusals.watch
             )
         except RunError:
-            self._context.term()
+            self._context.destroy(linger=0)  # `term` would wait for the socket that watches for refusals
             raise
 
     def receive(self, timeout_s: float | None) -> tuple[str, bytes] | None:

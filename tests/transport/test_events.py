@@ -198,6 +198,8 @@ def test_an_ipc_path_that_is_too_long_is_refused_with_the_cure(context):
 
 
 def test_an_invalid_address_is_refused():
+    with pytest.raises(RunError, match="tcp://host is no address to connect to"):
+        EventSubscriber("tcp://host")
     with pytest.raises(RunError, match=r"no address to connect to .*ipc:///path"):
         EventSubscriber("nonsense")
 
