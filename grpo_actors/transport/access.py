@@ -68,8 +68,8 @@ class Access:
         self._folder = folder
         self._run_key = run_key
         self._secret = b""
-        self._listed: dict[str, str] = {}
-        self._state: tuple[int, ...] | None = None
+        #: State of the list, and public key -> role as it was then. One value: two threads replace it.
+        self._list: tuple[tuple[int, ...] | None, dict[str, str]] = (None, {})
         #: Descriptor of a connection -> bytes of the messages that it delivered, with what ZeroMQ adds to each.
         self.delivered: dict[int, int] = {}
         if folder is not None:
@@ -95,9 +95,9 @@ class Access:
             return
         authenticator = ThreadAuthenticator(context)
         authenticator.start()
-        for socket in MAY_USE:
-            authenticator.configure_curve_callback(socket, self)
         try:
+            for socket in MAY_USE:
+                authenticator.configure_curve_callback(socket, self)
             yield
         finally:
             authenticator.stop()
@@ -125,14 +125,15 @@ class Access:
         if self._run_key is not None and key == self._run_key.public:
             return RUN_ROLE
         state = self._folder.state()
-        if state != self._state:
+        known_state, roles = self._list
+        if state != known_state:
             try:
                 listed = self._folder.listed()
             except RunError:  # damaged while the run lives: nobody is let in until it is repaired
                 listed = {}
-            self._listed = {public: entry.role for public, entry in listed.items()}
-            self._state = state
-        return self._listed.get(key, "")
+            roles = {public: entry.role for public, entry in listed.items()}
+            self._list = state, roles
+        return roles.get(key, "")
 
 
 def check_curve() -> None:

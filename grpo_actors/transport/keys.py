@@ -156,15 +156,20 @@ class KeyFolder:
         self.listed()
 
     def state(self) -> tuple[int, ...]:
-        """Return numbers that change with the list, which is replaced as a whole: cheap to ask for on every message."""
+        """Return numbers that change with the list, which is replaced as a whole: cheap to ask for on every message.
+
+        None at all without a list; that of the error if it cannot be reached.
+        """
         try:
             found = self._list.stat()
         except FileNotFoundError:
             return ()
+        except OSError as error:
+            return (error.errno or -1,)
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _read(self) -> dict[str, Listed]:
-        if not self._list.exists():
+        if not self.state():
             return {}
         try:
             listed = {public: Listed(**entry) for public, entry in _read_private(self._list).items()}

@@ -176,9 +176,15 @@ def test_a_reader_whose_key_is_revoked_gets_no_more_events_although_it_only_list
             wait_until(lambda: not gets_events() and subscriber.receive(0.05) is None and False)
 
 
-def test_a_list_that_is_damaged_while_the_run_lives_lets_nobody_in(learner):
+@pytest.mark.parametrize("damage", ["no list", "out of reach"])
+def test_a_list_that_is_damaged_while_the_run_lives_lets_nobody_in(learner, damage):
     client = learner.worker(learner.folder.new("laptop", "worker"))
     learner.says(client, b"one")
-    (learner.folder.folder / "allowed.json").write_text("{")
+    path = learner.folder.folder / "allowed.json"
+    if damage == "no list":
+        path.write_text("{")
+    else:
+        path.unlink()
+        path.symlink_to(path)  # as a network folder that is gone: the system tells nothing of it
     wait_until(lambda: client.send(b"two"))
     assert "is not let in" in refusal(client, learner.arrivals)
