@@ -4,6 +4,7 @@ The learner of these tests keeps no version in shared memory, so its workers are
 """
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,6 +247,16 @@ def test_a_folder_that_is_not_safe_is_not_used(hindrance, learner, client, folde
     assert not (entered.path / "1").exists()
     if hindrance == "open to others":
         entered.leave()
+
+
+def test_a_folder_that_somebody_removes_is_made_again(learner, client, folder):
+    for number in (1, 2, 3):
+        version = learner.publish(number)
+        assert fetching.digest(client.fetch(version).data) == version.digest
+        if number == 1:
+            shutil.rmtree(next(folder.iterdir()))
+    (shared,) = folder.iterdir()
+    assert (shared / "1").exists()
 
 
 def test_the_next_worker_removes_what_killed_workers_left(learner, start, folder):

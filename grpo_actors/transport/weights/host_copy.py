@@ -34,6 +34,7 @@ from grpo_actors.transport.weights.shared_memory import (
     MappedFile,
     MappedFiles,
     allocate,
+    lock,
     memory_folder,
     remove_leftovers,
 )
@@ -65,10 +66,22 @@ class HostCopyReceiver:
             self._folder = _SharedFolder.enter(self._run)
         if self._folder is None or not version.digest:
             return self._chunks.fetch(version, on_chunk)
-        path, mark = self._folder.path / str(version.number % FILES), _mark(version.digest)
+        try:
+            return self._fetch_once(self._folder, version, on_chunk)
+        except (
+            FileNotFoundError
+        ):  # the folder was removed, as by what tidies up temporary files; the next fetch makes one
+            self._leave()
+            return self._chunks.fetch(version, on_chunk)
+
+    def _fetch_once(
+        self, folder: "_SharedFolder", version: Version, on_chunk: Callable[[], None]
+    ) -> ReceivedVersion | None:
+        """Return the copy in a folder; fetch it if no other process does."""
+        path, mark = folder.path / str(version.number % FILES), _mark(version.digest)
         other = _Fetcher(path)
         while (held := self._files.open(path, HEADER_BYTES + version.size)) is None or held.mark != mark:
-            with self._folder.fetching() as is_mine:
+            with folder.fetching() as is_mine:
                 if is_mine:
                     return self._fetch_for_all(path, version, on_chunk)
             if other.silent_s > FETCH_TIMEOUT_S:
@@ -80,6 +93,9 @@ class HostCopyReceiver:
     def close(self) -> None:
         """Unmap everything, and remove the files if no other process needs them."""
         self._files.close()
+        self._leave()
+
+    def _leave(self) -> None:
         if self._folder is not None:
             self._folder.leave()
             self._folder = None
@@ -139,12 +155,8 @@ class _SharedFolder:
             stack.callback(os.close, descriptor)
             found = os.fstat(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            # Between the two calls the last worker may have removed it.
-            if (
-                found.st_uid == os.getuid()
-                and not found.st_mode & 0o077
-                and os.path.samestat(found, path.stat())
-            ):
+            # Before it was locked, the last worker may have removed it.
+            if found.st_uid == os.getuid() and not found.st_mode & 0o077 and _is_at(path, descriptor):
                 stack.pop_all()
                 return cls(path, descriptor)
         return None
@@ -154,17 +166,13 @@ class _SharedFolder:
         """Hold the lock of the process that fetches; yield whether it was free."""
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
-        except BlockingIOError:
-            yield False
+            yield lock(descriptor)
         finally:
             os.close(descriptor)
 
     def leave(self) -> None:
         """Leave the folder; the last process removes it."""
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock(self.descriptor) and _is_at(self.path, self.descriptor):
             shutil.rmtree(self.path, ignore_errors=True)
         os.close(self.descriptor)
 
@@ -185,6 +193,13 @@ class _Fetcher:
             if header != self._seen:
                 self._seen, self._seen_s = header, time.monotonic()
         return time.monotonic() - self._seen_s
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Return whether an open folder is still the one at a path."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    return False
 
 
 def _mark(digest: str) -> bytes:

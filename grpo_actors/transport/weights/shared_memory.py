@@ -198,7 +198,7 @@ def remove_leftovers() -> None:
         with contextlib.suppress(OSError):  # it has gone meanwhile, or is another user's
             descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                if os.fstat(descriptor).st_uid == os.getuid() and _lock(descriptor):
+                if os.fstat(descriptor).st_uid == os.getuid() and lock(descriptor):
                     shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(descriptor)
@@ -215,13 +215,13 @@ def _locked_folder() -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=memory_folder()))
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         # Another start may have taken the folder for a leftover before it was locked.
-        if _lock(descriptor) and folder.is_dir():
+        if lock(descriptor) and folder.is_dir():
             return folder, descriptor
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock an open folder; return False if a living process holds its lock."""
+def lock(descriptor: int) -> bool:
+    """Lock an open file or folder for its holder alone; return False if a living process holds its lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
