@@ -4,6 +4,7 @@ Its first line is a hello: the process has then loaded everything and is warm. P
 the same time start at the same time. A process ends when the pipe to it closes, however the bench itself ended.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -68,7 +69,8 @@ class BenchProcess:
         """Close the pipe and wait until the process has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, before it read the last order
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from grpo_actors.bench.bench_process import BenchProcess, ask_all
 from grpo_actors.bench.figures import Figure
 from grpo_actors.bench.options import Options, config_of
+from grpo_actors.bench.swarm import REWARD, STOP, VOCABULARY
+from grpo_actors.errors import RunError
 from grpo_actors.learner.exchange.exchange import (
     BEAT_S,
     Exchange,
@@ -34,12 +36,8 @@ from grpo_actors.wire.messages import Manifest, Welcome
 IDLE_S, BUSY_S = 5.0, 3.0
 #: Workers of one simulating process.
 WORKERS_A_PROCESS = 128
-#: Seconds that all workers have to join, and the learner to get a batch.
+#: Longest wait of the learner for a batch, in seconds.
 PATIENCE_S = 300.0
-#: The simulated vocabulary; token 1 ends a completion.
-VOCABULARY, STOP = 1000, 1
-#: The reward that the simulated workers send.
-REWARD = "correct"
 
 
 def measure(options: Options, model_name: str) -> list[Figure]:
@@ -93,9 +91,12 @@ class _Learner:
         self._version = 0
 
     def update(self) -> None:
-        """Take one batch, consume it and publish the next version."""
+        """Take one batch, consume it and publish the next version; raises RunError if there is none for too long."""
         batch = self._exchange.next_batch(PATIENCE_S)
-        assert batch is not None, f"no batch after {PATIENCE_S:.0f} s"
+        if batch is None:
+            raise RunError(
+                f"the exchange had no batch for {PATIENCE_S:.0f} s: this machine is too slow for the workers"
+            )
         self._exchange.consume([group.lease for group in batch], {})
         self._version += 1
         _publish(self._exchange, self._version)

@@ -80,17 +80,16 @@ class Launched:
 
     def records(self, topic: str | None = None) -> list[Record]:
         """Return all records of a topic (None: of all) that the run has written so far, in order."""
-        path = self.run_dir / METRICS_FILE
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        written = [decode(line) for line in lines if line.endswith(b"\n")]
+        written = _RecordFile(self.run_dir / METRICS_FILE).new()
         return [record for record in written if topic in (None, record["topic"])]
 
     def first(self, topic: str, wanted: Callable[[Record], Any] = bool) -> Record | None:
         """Wait for the first record of a topic that `wanted` accepts; return None if the run has ended without one."""
+        file = _RecordFile(self.run_dir / METRICS_FILE)
         while True:
             ended = self._process.poll() is not None
-            for record in self.records(topic):
-                if wanted(record):
+            for record in file.new():
+                if record["topic"] == topic and wanted(record):
                     return record
             if ended:
                 return None
@@ -120,6 +119,26 @@ class Launched:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         self._process.wait()
+
+
+class _RecordFile:
+    """A run's file of records, of which only what is new is read: to read all of it often would cost the run a core."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read_bytes = 0
+
+    def new(self) -> list[Record]:
+        """Return the records that were written since the last call; all, if a learner that started again cut some off."""
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._read_bytes:
+                self._read_bytes = 0
+            file.seek(self._read_bytes)
+            whole, line_break, _ = file.read().rpartition(b"\n")
+        self._read_bytes += len(whole + line_break)
+        return [decode(line) for line in whole.splitlines()]
 
 
 def with_this_package() -> dict[str, str]:

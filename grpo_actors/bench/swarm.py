@@ -25,6 +25,10 @@ WAIT_S = 0.02
 RESEND_S = 30.0
 #: Seconds in which the learner reads what a process has sent before it ends.
 LEAVE_S = 5.0
+#: The simulated vocabulary, and its token that ends a completion; the others begin at `FIRST_TOKEN`.
+VOCABULARY, STOP, FIRST_TOKEN = 1000, 1, 2
+#: The reward that the simulated workers send.
+REWARD = "correct"
 #: Leases that a simulated worker is willing to hold.
 CREDITS = 2
 
@@ -93,11 +97,11 @@ class SimulatedWorker:
         count, version = self.tokens, max(self._version, lease.min_version)
         completions = [
             wire.Completion(
-                tokens=wire.ints([*[2 + seed % 900] * (count - 1), 1]),
+                tokens=wire.ints([*[FIRST_TOKEN + seed % (VOCABULARY - FIRST_TOKEN)] * (count - 1), STOP]),
                 logprobs=wire.floats([-0.5] * count),
                 versions=wire.ints([version] * count),
                 finished=True,
-                rewards={"correct": float(seed % 2)},
+                rewards={REWARD: float(seed % 2)},
             )
             for seed in lease.seeds
         ]

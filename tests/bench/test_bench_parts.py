@@ -131,6 +131,13 @@ def test_a_process_that_fails_to_start_ends_the_bench_with_one_line():
         fetcher.answer()
 
 
+def test_a_process_that_ended_before_its_order_ends_the_bench_with_one_line():
+    gone = BenchProcess("this", processes=1)
+    gone._process.wait()
+    with gone, pytest.raises(RunError, match=r"this: a process of the bench ended with 0"):
+        gone.send({})
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
