@@ -136,12 +136,14 @@ def numbers(devices: Sequence[Device]) -> str:
 
 
 def own_device() -> str:
-    """Return the name of the device on which this process computes."""
+    """Return the name of the device on which this process computes; that of a GPU set by UUID is the UUID (``GPU-1f0d…``)."""
     if name := os.environ.get(DEVICE_NAME):
         return name
     found = Device(back_end())
     first = os.environ.get(VISIBLE, "").partition(",")[0].strip()
-    return f"GPU {first}" if found.back_end == "cuda" and first else found.name
+    if found.back_end != "cuda" or not first:
+        return found.name
+    return f"GPU {first}" if first.isdigit() else first
 
 
 def _is_installed(distribution: str) -> bool:

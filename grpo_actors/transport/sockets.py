@@ -153,9 +153,8 @@ def remove_endpoints(run_dir: Path, endpoints: Endpoints) -> None:
             path = Path(endpoint.removeprefix("ipc://"))
             path.unlink(missing_ok=True)
             path.with_name(f"{path.name}{INNER}").unlink(missing_ok=True)
-            with contextlib.suppress(
-                OSError
-            ):  # not empty because of another run's leftovers, or already gone
+            # It may have gone, or hold something of another run.
+            with contextlib.suppress(OSError):
                 path.parent.rmdir()
 
 
