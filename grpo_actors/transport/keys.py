@@ -158,7 +158,7 @@ class KeyFolder:
     def state(self) -> tuple[int, ...]:
         """Return numbers that change with the list, which is replaced as a whole: cheap to ask for on every message.
 
-        None at all without a list; that of the error if it cannot be reached.
+        Without a list there are none; if it cannot be reached, it is the error's number.
         """
         try:
             found = self._list.stat()

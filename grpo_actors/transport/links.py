@@ -116,7 +116,11 @@ def listening(host: str, secret: bytes) -> Iterator[Entrance]:
 
 
 def accept(entrance: Entrance) -> "Connection[Any, Any]":
-    """Wait for the next one who connects and knows the secret."""
+    """Wait for the next one who connects and knows the secret.
+
+    Raises:
+        OSError: Nobody can be let in, as when this process has no descriptor left.
+    """
     while True:
         try:
             connection = entrance.listener.accept()

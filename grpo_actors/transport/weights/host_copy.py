@@ -68,9 +68,8 @@ class HostCopyReceiver:
             return self._chunks.fetch(version, on_chunk)
         try:
             return self._fetch_once(self._folder, version, on_chunk)
-        except (
-            FileNotFoundError
-        ):  # the folder was removed, as by what tidies up temporary files; the next fetch makes one
+        except FileNotFoundError:
+            # The folder was removed, as by what tidies up temporary files. The next fetch makes one.
             self._leave()
             return self._chunks.fetch(version, on_chunk)
 
