@@ -174,7 +174,7 @@ def test_an_evaluation_calls_an_environment_of_the_program():
     def nod(messages, answer):
         seen.append(messages[-1]["role"])
 
-    result = evaluate("tiny", task="arithmetic", environment=nod, max_turns=2, samples=2, max_new_tokens=8)
+    result = evaluate("tiny", task="arithmetic", environment=nod, max_turns=2, samples=2, max_new_tokens=48)
     assert result.problems == 2
     assert seen == ["assistant"] * 2
 
