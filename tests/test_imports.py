@@ -54,6 +54,7 @@ FORBIDDEN = {
     "generate": (*SOCKETS, *WIRE),
     "generate/prompts": ARRAYS,
     "generate/output": ARRAYS,
+    "generate/command_line": ARRAYS,
     "learner/exchange": ARRAYS,
     "learner/exchange/peers": (*ARRAYS, *SOCKETS),
     "learner/exchange/supply": (*ARRAYS, *SOCKETS),

@@ -4,6 +4,7 @@ python docs/site_builder/curves.py NAME RUN_DIR    keeps the numbers of a run th
 python docs/site_builder/curves.py                 draws all pictures from the numbers that are kept
 """
 
+import argparse
 import csv
 import json
 import sys
@@ -33,7 +34,7 @@ PICTURES: Mapping[str, Sequence[str]] = {
     "truncated": ("reward_mean", "score", "truncated_share", "zero_variance_share"),
     "stale": ("reward_mean", "score", "ratio_max", "logprob_gap_mean"),
 }
-#: Drawn in grey beside a sick run: the healthy one, or the one that differs in nothing but the cause.
+#: Drawn in grey next to a sick run: the healthy one, or the one that differs in nothing but the cause.
 HEALTHY = "healthy"
 BESIDE: Mapping[str, str] = {"stale": "fresh"}
 WIDTH, HEIGHT, MARGIN, HEAD = 260, 150, 40, 24
@@ -121,8 +122,13 @@ def _panel(title: str, points: Sequence[Point], others: Sequence[Point]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Keep the numbers of one run, or draw all pictures."""
-    if arguments:
-        keep(arguments[0], Path(arguments[1]))
+    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    command.add_argument("run", nargs="*", metavar="NAME RUN_DIR")
+    run = command.parse_args(arguments).run
+    if len(run) == 2:
+        keep(run[0], Path(run[1]))
+    elif run:
+        command.error("give NAME and RUN_DIR, or neither")
     else:
         for name in PICTURES:
             (FOLDER / f"{name}.svg").write_text(picture(name))

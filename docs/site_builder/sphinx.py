@@ -1,5 +1,6 @@
 """The extension that Sphinx loads (`conf.py`)."""
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,6 @@ def _inline_drawings(app: Sphinx, document: nodes.document, _page: str) -> None:
         if not image["uri"].endswith(".svg"):
             continue
         text = _PROLOGUE.sub("", (Path(app.srcdir) / image["uri"]).read_text())
-        label = nodes.Text(image.get("alt", "")).astext().replace('"', "&quot;")
+        label = html.escape(image.get("alt", ""), quote=True)
         text = text.replace("<svg ", f'<svg class="drawing" role="img" aria-label="{label}" ', 1)
         image.replace_self(nodes.raw("", text, format="html"))

@@ -5,12 +5,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
-from grpo_actors.atomic import PRIVATE_FILE, PRIVATE_FOLDER, whole_file
+from grpo_actors.atomic import PRIVATE_FOLDER, UNFINISHED
 from grpo_actors.errors import ConfigError, RewardError, os_errors_in_one_line
 from grpo_actors.tasks.own.caller import CALLER
 from grpo_actors.tasks.own.kinds import KINDS
@@ -52,7 +53,7 @@ class Served:
         """Return reward name -> weight, 1 if none is given; add those that are functions.
 
         Raises:
-            ConfigError: One is neither a name nor a function.
+            ConfigError: One is neither a name nor a function, or is given twice.
             RewardError: As `add`.
         """
         if isinstance(rewards, Mapping):
@@ -68,7 +69,12 @@ class Served:
                     f"rewards: must be names or functions, got {type(reward).__name__}; for weights write "
                     "{reward: weight}"
                 )
-            weights[reward if isinstance(reward, str) else self.add(reward, "reward", "rewards")] = weight
+            name = reward if isinstance(reward, str) else self.add(reward, "reward", "rewards")
+            if name in weights:
+                raise ConfigError(
+                    f"rewards: must be different ones, got {name} twice; give it a weight instead"
+                )
+            weights[name] = weight
         return weights
 
 
@@ -77,6 +83,19 @@ def _name_of(function: Callable[..., Any]) -> str:
         function = function.func
     name = getattr(function, "__name__", type(function).__name__)
     return re.sub(r"\W+", "_", name).strip("_")  # <lambda>
+
+
+def refuse_twice(given: Iterable[str], settings: Collection[str], aliases: Mapping[str, str]) -> None:
+    """Refuse a setting that a call gives by its own name, too; `aliases` is argument -> setting.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for name in given:
+        if aliases[name] in settings:
+            raise ConfigError(
+                f"argument: {name} and {aliases[name]} are one setting, given twice; keep one of them"
+            )
 
 
 def is_place(data: Data) -> TypeGuard[str | os.PathLike[str]]:
@@ -100,9 +119,9 @@ def as_rows(data: Data, argument: str) -> Iterable[Mapping[str, Any]]:
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], folder: Path, argument: str) -> Path:
-    """Write rows to a file of JSON Lines in `folder`, which is made; return its path.
+    """Write rows to a file of JSON Lines in `folder`, which is made; return its path. Only this user may read it.
 
-    The name follows from the content: other rows never replace those that a run has trained on.
+    The name follows from the content: the rows never replace others, be they those of a run or the user's own ``data.jsonl``.
 
     Raises:
         DataError: A row has no columns, or a value that JSON does not have.
@@ -111,11 +130,14 @@ def write_rows(rows: Iterable[Mapping[str, Any]], folder: Path, argument: str) -
     digest = hashlib.blake2b(digest_size=6)
     with os_errors_in_one_line():
         folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
-        with whole_file(folder / f"{argument}.jsonl") as draft:
-            draft.touch(PRIVATE_FILE)
-            with draft.open("wb") as file:
+        descriptor, draft = tempfile.mkstemp(prefix=f"{argument}-", suffix=UNFINISHED, dir=folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
                 for _, row in plain_rows(rows, argument):
                     line = json.dumps(row).encode() + b"\n"
                     digest.update(line)
                     file.write(line)
-        return (folder / f"{argument}.jsonl").rename(folder / f"{argument}-{digest.hexdigest()}.jsonl")
+            return Path(draft).rename(folder / f"{argument}-{digest.hexdigest()}.jsonl")
+        except BaseException:
+            Path(draft).unlink()
+            raise

@@ -1,24 +1,32 @@
 """Score a model on held-out problems: what ``grpo eval`` does."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from grpo_actors import consent
-from grpo_actors.api.arguments import Data, Rewards, Served, as_rows, is_place, write_rows
+from grpo_actors.api.arguments import Data, Rewards, Served, as_rows, is_place, refuse_twice, write_rows
 from grpo_actors.api.models import Model, ModelName, name_of
 from grpo_actors.api.run import Run
 from grpo_actors.config.load import ARGUMENT
-from grpo_actors.config.names import leaf_of
+from grpo_actors.config.names import leaves
 from grpo_actors.config.wording import toml_value
-from grpo_actors.tasks.own.caller import ADDRESS
+from grpo_actors.tasks.own.caller import ADDRESS, CALLER
 from grpo_actors.tasks.own.serving import Serving
 
 if TYPE_CHECKING:
     from grpo_actors.evaluator.comparison.result import Result
+
+#: Argument of a call -> the setting that it stands for.
+_ALIASES = {
+    "samples": "eval_subset_size",
+    "temperature": "eval_temperature",
+    "data": "eval_sources",
+    "rewards": "functions",
+}
 
 
 def evaluate(
@@ -48,15 +56,17 @@ def evaluate(
             needs them.
         config: Settings to begin with, if the model has no run: as for `train`.
         system: Whether the system prompt of the training applies.
-        allow: Code that the settings of a run of somebody else may run: names of rewards, ``trust_remote_code``.
-        **settings: Settings by their names, such as ``task="arithmetic"`` or ``max_new_tokens=256``.
+        allow: Code that may run because the settings of another user's run name it: names of rewards, ``trust_remote_code``.
+        **settings: Settings by their names, such as ``task="arithmetic"`` or ``max_new_tokens=256``. ``environment`` may be a
+            function, too.
 
     Returns:
         The figures: ``accuracy`` with ``value``, ``low`` and ``high`` (95 %), ``completions`` with the mean of each reward,
         lengths and truncation, ``sampled``, ``problems``.
 
     Raises:
-        GrpoActorsError: The model, a setting or the data is unusable; one line says what.
+        ConfigError: A setting is unknown or unusable, or given twice.
+        GrpoActorsError: The model or the data is unusable, or a function cannot be called; one line says what.
 
     Example:
         >>> result = evaluate("tiny", task="arithmetic", samples=4, max_new_tokens=24)
@@ -66,12 +76,14 @@ def evaluate(
     from grpo_actors.evaluator.comparison.compare import Options, results_of  # noqa: PLC0415  it loads MLX
     from grpo_actors.rundir.naming import resolve  # noqa: PLC0415
 
-    served = Served()
-    values = {leaf_of(name, ARGUMENT): value for name, value in settings.items() if value is not None}
+    values = {name: value for name, value in leaves(settings, ARGUMENT)[0].items() if value is not None}
+    arguments = {"samples": samples, "temperature": temperature, "data": data, "rewards": rewards}
+    refuse_twice([name for name, value in arguments.items() if value is not None], values, _ALIASES)
+    served = Served(_functions_of(model, with_rewards=rewards is None))
+    if callable(environment := values.get("environment")):
+        values["environment"] = served.add(environment, "environment", "environment")
     if rewards is not None:
         values["functions"] = served.weights_of(rewards)
-    elif isinstance(model, Run):
-        served.functions |= model.functions
     allowed = [*allow, *(consent.code_of(model.config) if isinstance(model, Run) else ())]
     with ExitStack() as stack:
         if data is not None:
@@ -96,6 +108,14 @@ def evaluate(
             )
         )
     return result
+
+
+def _functions_of(model: Model | ModelName, *, with_rewards: bool) -> dict[str, Callable[..., Any]]:
+    """Return the functions that a run calls; without its rewards, their names are free for others."""
+    if not isinstance(model, Run):
+        return {}
+    rewards = () if with_rewards else model.config.reward.functions
+    return {name: function for name, function in model.functions.items() if f"{CALLER}:{name}" not in rewards}
 
 
 @contextmanager

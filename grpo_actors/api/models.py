@@ -4,11 +4,13 @@ import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, overload
 
 from grpo_actors.api.run import Run
 from grpo_actors.errors import ConfigError, DataError, nearest
-from grpo_actors.generate.__main__ import check, generator_of, open_model, parser
+from grpo_actors.generate.command_line import check, parser
+from grpo_actors.generate.opening import generator_of, open_model
 from grpo_actors.generate.prompts import Prompt as Encodable
 from grpo_actors.generate.prompts import as_prompt, is_encodable, with_system
 from grpo_actors.tasks.chat import read_chat
@@ -50,6 +52,14 @@ class Sampling(TypedDict, total=False):
     raw: bool
     #: Answers that are sampled side by side (32).
     batch_size: int
+
+
+#: Type of an option -> what it takes, NumPy's numbers included, and its name in an error.
+_KINDS: Mapping[type, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +154,7 @@ def generate(
         equal calls equal ones.
 
     Raises:
-        ConfigError: An option is unknown or out of bounds.
+        ConfigError: An option is unknown, of another type or out of bounds.
         DataError: A prompt is no text and no chat, or too long.
         ModelError: There is no usable model, or it has no chat template.
 
@@ -153,6 +163,8 @@ def generate(
         ['<reasoning>', '<reasoning>']
     """
     options = _options(sampling)
+    if not isinstance(prompt, Sequence):
+        raise DataError(f"prompt: must be a text, a chat, or a list of them, got {excerpt(prompt)}")
     loaded = model if isinstance(model, Model) else load(model)
     is_single = isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], Mapping))
     system = "" if options.raw else loaded.system
@@ -165,11 +177,15 @@ def generate(
 
 
 def _options(sampling: Mapping[str, Any]) -> Namespace:
-    for name in sampling:
+    options = parser().parse_args([])
+    for name, value in sampling.items():
         if name not in Sampling.__annotations__:
             raise ConfigError(f"argument: {name} is no option{nearest(name, Sampling.__annotations__)}")
-    options = parser().parse_args([])
-    vars(options).update(sampling)
+        kind = Sampling.__annotations__[name]
+        accepted, rule = _KINDS[kind]
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(f"argument: {name} must be {rule}, got {value!r}")
+        setattr(options, name, kind(value))
     check(options)
     return options
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from grpo_actors.config import Config
-from grpo_actors.errors import RunError
+from grpo_actors.errors import RunError, os_errors_in_one_line
 from grpo_actors.observe.sinks import read_records
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.rundir.checkpoints import best
@@ -54,7 +54,7 @@ class Run:
         ...     if event["topic"] == "metrics":
         ...         print(event["update"], event["reward_mean"])
 
-    The run goes on beside this program until it ends, `stop` is called, or this program ends.
+    The run goes on next to this program until it ends, `stop` is called, or this program ends.
     """
 
     #: The run folder, an absolute path.
@@ -65,7 +65,12 @@ class Run:
     functions: Mapping[str, Callable[..., Any]]
 
     def __init__(self, config: Config, functions: Mapping[str, Callable[..., Any]]) -> None:
-        """Start the run; `train` calls this."""
+        """Start the run; `train` calls this.
+
+        Raises:
+            RunError: The system has no process or no temporary file for it.
+            RewardError: The functions cannot be served.
+        """
         self.folder = Path(config.run.output_dir).absolute()
         self.config = config
         self.functions = dict(functions)
@@ -75,23 +80,23 @@ class Run:
         self._ended = threading.Event()
         #: Bytes of events that `wait` has shown.
         self._shown = 0
-        # Files without names: nothing is left of them, however this process ends.
-        files = contextlib.ExitStack()
-        self._events = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - as long as this object
-        self._errors = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        # Not at the exit, where the run is to be stopped before.
-        weakref.finalize(self, files.close).atexit = False
-        self._serving = Serving(self.functions) if self.functions else None
-        served = {} if self._serving is None else {ADDRESS: self._serving.address}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "grpo_actors.train", "--caller"],
-            stdin=subprocess.PIPE,
-            stdout=self._events,
-            stderr=self._errors,
-            env={**os.environ, **served, "PYTHONPATH": search_path()},
-            # Neither Ctrl-C nor the end of the terminal reaches it: this process decides.
-            start_new_session=True,
-        )
+        with os_errors_in_one_line(), contextlib.ExitStack() as opened:
+            # Files without names: nothing is left of them, however this process ends.
+            self._events = opened.enter_context(tempfile.TemporaryFile())
+            self._errors = opened.enter_context(tempfile.TemporaryFile())
+            self._serving = opened.enter_context(Serving(self.functions)) if self.functions else None
+            served = {} if self._serving is None else {ADDRESS: self._serving.address}
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "grpo_actors.train", "--caller"],
+                stdin=subprocess.PIPE,
+                stdout=self._events,
+                stderr=self._errors,
+                env={**os.environ, **served, "PYTHONPATH": search_path()},
+                # Neither Ctrl-C nor the end of the terminal reaches it: this process decides.
+                start_new_session=True,
+            )
+            # Not at the exit, where the run is to be stopped before.
+            weakref.finalize(self, opened.pop_all().close).atexit = False
         _live.add(self)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended; its error says why
@@ -162,10 +167,8 @@ class Run:
         Raises:
             RunError: The run has failed before, or did so meanwhile.
         """
-        if self.is_live:
-            self._stops += 1
-            self._process.send_signal(signal.SIGTERM)
-            self._ended.wait()
+        self._ask_to_stop()
+        self._ended.wait()
         self._raise_if_failed()
         return self
 
@@ -189,6 +192,11 @@ class Run:
         if next(lines, None) is None or next(lines, None) is None:
             self._ended.wait()
             self._raise_if_failed()
+
+    def _ask_to_stop(self) -> None:
+        if self.is_live:
+            self._stops += 1
+            self._process.send_signal(signal.SIGTERM)
 
     def _watch(self) -> None:
         """Wait for the process, and release what the run has needed."""
@@ -288,15 +296,23 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
 
 @atexit.register
 def _stop_all() -> None:
-    """Stop the runs of this process, which ends: first as after one Ctrl-C, after another Ctrl-C at once."""
-    for run in [run for run in tuple(_live) if run._owner == os.getpid()]:  # noqa: SLF001 - of this module
+    """Stop the runs of this process, which ends: all of them as after one Ctrl-C, after another Ctrl-C at once."""
+    runs = [run for run in tuple(_live) if run._owner == os.getpid()]  # noqa: SLF001 - of this module, as all below
+    for run in runs:
         print(
             f"{run.folder}: the program ends, so the run finishes its step, writes a checkpoint and stops",
             file=sys.stderr,
         )
+        run._ask_to_stop()  # noqa: SLF001
+    try:
+        for run in runs:
+            run._ended.wait()  # noqa: SLF001
+    except KeyboardInterrupt:
+        for run in runs:
+            run._ask_to_stop()  # noqa: SLF001
+    for run in runs:
         try:
-            run.stop()
-        except KeyboardInterrupt:
-            run.stop()
+            run._ended.wait()  # noqa: SLF001
+            run._raise_if_failed()  # noqa: SLF001
         except RunError as error:
             print(f"{_ERROR}{error}", file=sys.stderr)

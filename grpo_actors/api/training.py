@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from grpo_actors.api.arguments import Data, Rewards, Served, as_rows, is_place, write_rows
+from grpo_actors.api.arguments import Data, Rewards, Served, as_rows, is_place, refuse_twice, write_rows
 from grpo_actors.api.run import Run
 from grpo_actors.config import Config, load_config
-from grpo_actors.errors import ConfigError, RunError
+from grpo_actors.errors import RunError
 
 #: Argument of a call -> the setting that it stands for.
 _ALIASES = {"model": "model_name", "data": "path", "eval_data": "eval_path", "rewards": "functions"}
@@ -79,20 +79,13 @@ def _resolve(
 ) -> Config:
     """Return the settings; write data that is no place into the run folder, and print the notes on the settings."""
     given = {name: value for name, value in arguments.items() if value is not None}
-    for name in given:
-        if _ALIASES[name] in settings:
-            raise ConfigError(
-                f"argument: {name} and {_ALIASES[name]} are one setting, given twice; keep one of them"
-            )
+    refuse_twice(given, settings, _ALIASES)
     rows = {
         name: as_rows(given[name], name)
         for name in ("data", "eval_data")
         if name in given and not is_place(given[name])
     }
-    values = {
-        name: os.fspath(value) if isinstance(value, os.PathLike) else value
-        for name, value in settings.items()
-    }
+    values = dict(settings)
     if callable(environment := values.get("environment")):
         values["environment"] = served.add(environment, "environment", "environment")
     if "rewards" in given:
@@ -102,8 +95,11 @@ def _resolve(
     for name in ("model", "data", "eval_data"):
         if name in given:
             # The place of rows follows from other settings.
-            values[_ALIASES[name]] = f"{name}.jsonl" if name in rows else os.fspath(given[name])
-    loaded = load_config(None if config is None else Path(config), arguments=values)
+            values[_ALIASES[name]] = f"{name}.jsonl" if name in rows else given[name]
+    texts = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()
+    }
+    loaded = load_config(None if config is None else Path(config), arguments=texts)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
     folder = Path(loaded.config.run.output_dir).absolute()  # a program may change its working folder

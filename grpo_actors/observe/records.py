@@ -1,10 +1,10 @@
 """Define the records of a run: topics, fields and units, and their strict JSON form.
 
-This is the schema of ``metrics.jsonl``, ``completions.jsonl`` and the events socket. Every record has
-``seq`` (1, 2, 3, … without a gap), ``time`` (Unix seconds), ``session`` (which learner wrote it: `reading`)
-and ``topic``, then the topic's fields in the order below; a field that was not measured is null. A number that JSON cannot represent (NaN,
-±infinity) becomes null too, and its path is listed in ``nonfinite``: "loss was NaN" and "loss was not
-measured" stay different. This module has no file and no socket.
+This is the schema of ``metrics.jsonl``, ``completions.jsonl`` and the events socket, and the source of its reference in the
+documentation. Every record has ``seq`` (1, 2, 3, … without a gap), ``time`` (Unix seconds), ``session`` (which learner wrote
+it: `reading`) and ``topic``, then all of the topic's fields in the order below; a field that was not measured is null. A number
+that JSON cannot represent (NaN, ±infinity) becomes null too, and its path is listed in ``nonfinite``: "loss was NaN" and
+"loss was not measured" stay different. This module has no file and no socket.
 """
 
 import json
@@ -20,8 +20,10 @@ Record = dict[str, Any]
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "start": {
         "run_name": "text",
+        "run_id": "of the run, the same after a resume",
         "model_name": "text",
         "total_updates": "planned, or null",
+        "update": "the last one done: 0, or that of the checkpoint from which the run goes on",
         "config": "the resolved configuration",
         "version": "of this package",
         "commit": "of the checkout that the package runs from, or null",
@@ -41,12 +43,16 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "invalid_completions": "with no value from any reward that has a weight; they do not train",
         "kl": "to the reference, per token; null without one",
         "clip_share": "tokens whose ratio was clipped; null, like all fields down to entropy, if no completion was computed",
+        "clip_low_share": "those of them below the clip range",
+        "clip_high_share": "those of them above it",
         "clip_delta_share": "tokens whose gradient the bound clip_delta or dual_clip removed; null if the loss has neither",
         "ratio_mean": "importance ratio, new to old policy",
         "ratio_max": "",
         "logprob_gap_mean": "|learner - worker| at the sampled version",
         "logprob_gap_max": "",
         "logprob_gaps": "worker -> mean over its tokens",
+        "mismatch_kl": "KL from the policy as the worker computed it to the learner's, at the sampled version, per token",
+        "correction_share": "tokens whose weight objective.correction cut, or that it left out",
         "entropy": "per token",
         "expert_load_max": "largest load of an expert over the mean, mean of the layers: 1 if all are chosen equally often; null without experts",
         "staleness": "versions behind -> groups",
@@ -78,9 +84,11 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "skipped_steps": "non-finite steps so far",
         "memory_gb": "peak of the learner's arrays so far",
         "peers_memory_gb": "worker or evaluator -> the same of its process; null before its first sign of life",
+        "ledger": "[lease, epoch, problem, worker] of each group that the update trained on",
     },
     "worker": {
         "worker": "name",
+        "role": "rollout or evaluator",
         "state": "joined, sampling, waiting, quarantined, left or lost",
         "why": "it is quarantined or lost, or null",
         "groups": "delivered so far",
@@ -111,6 +119,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "by_source": "of a mixture: source -> its part of the score, {value, low, high}",
         "completion_length_mean": "tokens",
         "truncated_share": "",
+        "seconds": "that the evaluation took",
         "best": "whether it is the best so far; a checkpoint must beat the base model",
     },
     "checkpoint": {  # once it is durable
@@ -152,7 +161,7 @@ WITHHELD = "(kept on the learner's host)"
 def make_record(seq: int, time: float, topic: str, fields: Mapping[str, Any], session: str = "") -> Record:
     """Build a record in its final form: strict JSON values, and the schema's keys in the schema's order.
 
-    Fields outside the schema follow in alphabetical order.
+    Fields that the schema lacks follow in alphabetical order: a run must not end because of one.
 
     Raises:
         ValueError: the topic is unknown.

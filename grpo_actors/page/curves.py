@@ -69,7 +69,8 @@ class Curves:
         table grows, until their width doubles. Peaks stay visible: a bucket keeps its least and largest value.
         """
         updates = np.array(self._updates)
-        start, stop = (int(np.searchsorted(updates, bound, side)) for bound, side in _sides(first, last))
+        bounds: tuple[tuple[float, Any], ...] = ((first, "left"), (last, "right"))
+        start, stop = (int(np.searchsorted(updates, bound, side)) for bound, side in bounds)
         width = 1
         while stop - start > width * buckets:
             width *= 2
@@ -80,10 +81,6 @@ class Curves:
             rows = _buckets(np.array(column)[start:stop], width)
             curves[name] = Band(_mean(rows), np.fmin.reduce(rows, axis=1), np.fmax.reduce(rows, axis=1))
         return Sampled(_mean(x), curves, width)
-
-
-def _sides(first: float, last: float) -> tuple[tuple[float, Any], tuple[float, Any]]:
-    return (first, "left"), (last, "right")
 
 
 def _buckets(values: Array, width: int) -> Array:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grpo_actors.errors import GrpoActorsError
+from grpo_actors.errors import DataError, GrpoActorsError, RunError
 from grpo_actors.page.run_state import RunState
 from grpo_actors.page.sample_filter import SampleFilter
 from grpo_actors.page.samples import Samples
@@ -53,7 +53,7 @@ class RunReader:
         self._reading_samples = False
         self._stopping = threading.Event()
         self._caught_up = threading.Event()
-        self._error: BaseException | None = None
+        self._error: GrpoActorsError | None = None
         self._thread = threading.Thread(target=self._read, name=f"reader of {self.name}", daemon=True)
 
     def start(self) -> None:
@@ -77,29 +77,23 @@ class RunReader:
             return run_view(self.state, over=self._over, first=first, last=last)
 
     def groups(self, wanted: SampleFilter) -> dict[str, Any]:
-        """Return the newest groups that match: ``groups``, their number ``matching``, all of them ``total``, and ``unit``."""
+        """Return the newest groups that match: ``groups``, their number ``matching``, of ``total``; ``unit`` and ``reading``."""
         with self.lock:
-            if self._samples is None:
-                return {
-                    "groups": [],
-                    "matching": 0,
-                    "total": 0,
-                    "unit": "tokens",
-                    "reading": self._reading_samples,
-                }
-            found = self._samples.find(wanted)
+            samples = self._samples
+            found = [] if samples is None else samples.find(wanted)
             return {
-                "groups": [self._samples.listed(position) for position in found[:GROUPS_LISTED]],
+                "groups": [] if samples is None else [samples.listed(one) for one in found[:GROUPS_LISTED]],
                 "matching": len(found),
-                "total": len(self._samples.entries),
-                "unit": self._samples.unit,
+                "total": 0 if samples is None else len(samples.entries),
+                "unit": "tokens" if samples is None else samples.unit,
                 "reading": self._reading_samples,
             }
 
     def group(self, position: int) -> dict[str, Any]:
         """Return one group. Raises `DataError` if there is none."""
         with self.lock:
-            assert self._samples is not None
+            if self._samples is None:
+                raise DataError(f"{self.name}: has no samples yet, got position {position}")
             return self._samples.read(position).as_json()
 
     def _read(self) -> None:
@@ -107,11 +101,18 @@ class RunReader:
             while not self._stopping.is_set():
                 self._turn()
         except GrpoActorsError as error:
-            self._error = error
-            self._over = str(error)
-            self._changed()
+            self._end_with(error)
+        except OSError as error:
+            self._end_with(RunError(f"{self.folder}: cannot be read: {error}"))
         finally:
             self._caught_up.set()
+
+    def _end_with(self, error: GrpoActorsError) -> None:
+        """Tell why nothing more is read: else the page would show for ever that the run goes on."""
+        self._error = error
+        with self.lock:
+            self._over = str(error)
+        self._changed()
 
     def _turn(self) -> None:
         """Read what is new; wait if nothing is."""
@@ -134,9 +135,8 @@ class RunReader:
         if is_news and self._caught_up.is_set():
             self._changed()
         if self._reading_samples:
-            self._stopping.wait(
-                SLICE_S / 4
-            )  # a lock goes to who asks first: without a pause, that is this thread again
+            # A lock goes to the first that asks: without a pause, that is this thread again.
+            self._stopping.wait(SLICE_S / 4)
 
     def _read_samples(self) -> bool:
         """Add new groups to the index for a while; return whether there were any."""

@@ -1,6 +1,6 @@
 """The server of the page: Starlette on 127.0.0.1, a token in every address, events that say what changed.
 
-Whoever knows the token may read; there is nothing to write. A page of another origin learns nothing: it cannot guess the
+Every client with the token may read; there is nothing to write. A page of another origin learns nothing: it cannot guess the
 token, and a name that resolves to 127.0.0.1 is refused by its Host header.
 """
 
@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,24 +163,21 @@ def serve(folders: Sequence[Path], port: int, ready: Callable[[str], None]) -> N
         ready: Called with the address once connections to it are taken.
 
     Raises:
-        RunError: A folder holds no run, or the port is taken.
+        RunError: A folder holds no run or cannot be read, or the port is taken.
     """
-    with _bound(port) as listening:
+    with _bound(port) as listening, ExitStack() as opened:
         page = Page(folders)
         ready(f"http://{HOST}:{listening.getsockname()[1]}/{page.token}/")
         # Training comes first. Not earlier, or a browser that `ready` opens would come last too; and before there are
         # threads, which begin with the priority of the one that starts them.
         os.nice(BACKGROUND_NICE)
         for reader in page.readers:
+            opened.callback(reader.close)
             reader.start()
         config = uvicorn.Config(
             page.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=1
         )
-        try:
-            _Server(config, page).run(sockets=[listening])
-        finally:
-            for reader in page.readers:
-                reader.close()
+        _Server(config, page).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
@@ -200,13 +197,13 @@ def _bound(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen()  # another socket may have been bound, too, and listens
     except (OSError, OverflowError) as error:
         listening.close()
         why = getattr(error, "strerror", None) or error
         raise RunError(
             f"--port: {HOST}:{port} cannot be used ({why}); choose another port, or 0 for a free one"
         ) from error
-    listening.listen()
     return listening
 
 

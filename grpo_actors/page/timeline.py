@@ -40,7 +40,7 @@ class Timeline:
         self._present: dict[str, float] = {}
 
     def apply(self, record: Record) -> None:
-        """Add the spans that a record tells of."""
+        """Add the spans that follow from a record."""
         match record["topic"]:
             case "start":
                 self._present.clear()

@@ -64,24 +64,23 @@ def build_report(folder: Path) -> str:
 
 def _samples(folder: Path, start: Record | None) -> dict[str, Any]:
     """Return the list of groups and their contents, at most `SAMPLE_BYTES`, spread over the whole run."""
-    samples = Samples(folder, config_of(start))
-    samples.catch_up()
-    total = len(samples.entries)
-    contents: dict[int, dict[str, Any]] = {}
-    left = SAMPLE_BYTES
-    for position in spread(total):
-        group = samples.read(position).as_json()
-        left -= len(json.dumps(group, separators=(",", ":")))
-        if left < 0 or len(contents) == MOST_GROUPS:
-            break
-        contents[position] = group
-    samples.close()
-    return {
-        "groups": [samples.listed(position) for position in sorted(contents, reverse=True)],
-        "contents": contents,
-        "unit": samples.unit,
-        "of": total if total > len(contents) else None,
-    }
+    with closing(Samples(folder, config_of(start))) as samples:
+        samples.catch_up()
+        total = len(samples.entries)
+        contents: dict[int, dict[str, Any]] = {}
+        left = SAMPLE_BYTES
+        for position in spread(total):
+            group = samples.read(position).as_json()
+            left -= len(json.dumps(group, separators=(",", ":")))
+            if left < 0 or len(contents) == MOST_GROUPS:
+                break
+            contents[position] = group
+        return {
+            "groups": [samples.listed(position) for position in sorted(contents, reverse=True)],
+            "contents": contents,
+            "unit": samples.unit,
+            "of": total if total > len(contents) else None,
+        }
 
 
 def spread(total: int) -> Iterator[int]:

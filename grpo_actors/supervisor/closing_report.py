@@ -1,8 +1,8 @@
 """The report that a run leaves behind: report.html, as ``grpo report`` writes it, if the extra `page` is installed.
 
-A process of its own writes it. It starts with the last update, or when the user ends the run, and imports its libraries
-and draws once (seconds) beside the last evaluation and checkpoint; it reads the run again once the last record is written. Whatever becomes
-of it, the run's result stays what it is.
+A process of its own writes it. It starts with the last update, or when the user ends the run. During the last evaluation and
+checkpoint it imports its libraries and draws once, which takes seconds; it reads the run again once the last record is written.
+Whatever becomes of it, the run's result stays what it is.
 """
 
 import contextlib
@@ -51,7 +51,8 @@ class ClosingReport:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 start_new_session=True,  # Ctrl-C is for the run
             )
 

@@ -50,6 +50,14 @@ class Judge:
             "rewards: must be names or functions, got int; for weights write {reward: weight}",
         ),
         (
+            {"rewards": ["correctness", "correctness"]},
+            "rewards: must be different ones, got correctness twice; give it a weight instead",
+        ),
+        (
+            {"model": 3},
+            "argument: model.model_name must be text in quotes, not empty, got 3",
+        ),
+        (
             {"data": {"train": [{"question": "1?"}]}},
             "data: must be a path, a hub id, a list of dicts or one datasets.Dataset, such as data['train'], got dict",
         ),
@@ -106,6 +114,14 @@ def test_rows_are_written_with_the_values_that_json_has(tmp_path):
     assert list((tmp_path / "run").iterdir()) == [file]
 
 
+def test_rows_leave_a_file_of_the_users_own_in_the_run_folder_as_it_is(tmp_path):
+    own = tmp_path / "data.jsonl"
+    own.write_text("mine")
+    file = write_rows([{"question": "1 + 1?"}], tmp_path, "data")
+    assert own.read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == sorted([file, own])
+
+
 @pytest.mark.parametrize(
     ("rows", "line"),
     [
@@ -124,6 +140,9 @@ def test_rows_that_cannot_be_kept_are_refused_and_leave_no_file(rows, line, tmp_
     [
         ({"temprature": 1}, r"argument: temprature is no option; did you mean temperature\?"),
         ({"temperature": -1}, "--temperature must be ≥ 0"),
+        ({"max_tokens": "5"}, "argument: max_tokens must be a whole number, got '5'"),
+        ({"max_tokens": 2.5}, r"argument: max_tokens must be a whole number, got 2\.5"),
+        ({"raw": 1}, "argument: raw must be True or False, got 1"),
     ],
 )
 def test_options_of_sampling_are_refused(options, line):
@@ -136,9 +155,35 @@ def test_settings_of_an_evaluation_are_refused():
         evaluate("tiny", tsk="arithmetic")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"rewards": "correctness", "functions": {"soft_format": 1.0}}, "rewards and functions"),
+        ({"samples": 4, "eval_subset_size": 8}, "samples and eval_subset_size"),
+        ({"task": "gsm8k", "data.task": "arithmetic"}, "task and data.task"),
+    ],
+)
+def test_a_setting_of_an_evaluation_is_given_once(arguments, names):
+    with pytest.raises(ConfigError, match=f"^argument: {names} are one setting, given twice"):
+        evaluate("tiny", **arguments)
+
+
+def test_an_evaluation_calls_an_environment_of_the_program():
+    seen = []
+
+    def nod(messages, answer):
+        seen.append(messages[-1]["role"])
+
+    result = evaluate("tiny", task="arithmetic", environment=nod, max_turns=2, samples=2, max_new_tokens=48)
+    assert result.problems == 2
+    assert seen == ["assistant"] * 2
+
+
 def test_a_prompt_that_is_none_is_refused():
     with pytest.raises(DataError, match="prompt 1: must be a text, or a chat that ends with the user, got 3"):
         generate("tiny", ["What is 2 + 3?", 3])
+    with pytest.raises(DataError, match="prompt: must be a text, a chat, or a list of them, got 3"):
+        generate("tiny", 3)
 
 
 def test_a_script_that_a_run_imports_for_a_reward_does_not_start_the_next_run(tmp_path):

@@ -15,7 +15,8 @@ from thinking_model import write_thinking_model
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError, DataError
-from grpo_actors.generate.__main__ import check, main, parser
+from grpo_actors.generate.__main__ import main
+from grpo_actors.generate.command_line import check, parser
 from grpo_actors.rundir.folder import CONFIG_FILE, DATA_FILE, MANIFEST
 from grpo_actors.rundir.prompting import Prompting, prompting_of
 
@@ -218,7 +219,7 @@ def test_a_prompt_that_is_too_long_is_named_before_anything_is_written(tmp_path)
         (["--output", "out"], "--output needs --batch"),
         (["hi", "--batch", "in", "--output", "out"], "leave out PROMPT"),
         (["--json", "--batch", "in", "--output", "out"], "--json is for one prompt"),
-        (["--raw", "--system", "be brief"], "--raw knows no turns"),
+        (["--raw", "--system", "be brief"], "--raw continues the text as it is"),
         (["--system", "\udcff"], "--system must be UTF-8"),
     ],
 )

@@ -19,6 +19,9 @@ from recorded import RecordedRun, record_run
 
 pytest.importorskip("bokeh", reason="needs the extra: pip install 'grpo-actors[page]'")
 
+from grpo_actors.errors import DataError, RunError
+from grpo_actors.page.run_reader import RunReader
+
 COMMAND = [sys.executable, "-m", "grpo_actors", "watch", "--web"]
 
 
@@ -100,6 +103,17 @@ def test_a_view_has_curves_score_and_alarm(address):
 def test_a_wrong_address_is_one_answer_and_not_a_crash(address, path, status):
     assert get(address, path)[0] == status
     assert get(address)[0] == 200
+
+
+def test_a_run_that_cannot_be_read_is_one_line_and_has_no_samples(run_dir):
+    reader = RunReader(record_run(run_dir, updates=1), lambda: None)
+    with pytest.raises(DataError, match="has no samples yet, got position 0"):
+        reader.group(0)
+    (run_dir / "metrics.jsonl").unlink()
+    (run_dir / "metrics.jsonl").mkdir()
+    with closing(reader), pytest.raises(RunError, match=r"cannot be read: .*Is a directory"):
+        reader.start()
+    assert "cannot be read" in reader.view()["summary"]["why"]
 
 
 def test_ctrl_c_ends_it_without_an_error_even_while_a_browser_listens(run_dir):

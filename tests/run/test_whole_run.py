@@ -11,6 +11,7 @@ import pytest
 from bounds import HANG_S
 from runs import Run, new_run, wait_until
 
+from grpo_actors.observe.records import FIELDS
 from grpo_actors.schedule.order import ProblemOrder
 
 OWN_REWARD = """
@@ -78,6 +79,12 @@ def test_records_are_numbered_without_a_gap_and_end_with_the_stop(any_run):
     last = any_run.records()[-1]
     assert (last["topic"], last["reason"], last["exit_code"]) == ("stop", "all updates done", 0)
     assert any_run.updates() == any_run.settings["max_updates"]
+
+
+def test_every_field_of_a_record_is_in_the_schema(any_run):
+    common = {"seq", "time", "session", "topic", "nonfinite"}
+    for record in any_run.records():
+        assert record.keys() - common <= FIELDS[record["topic"]].keys()
 
 
 def test_every_lease_is_consumed_once_and_in_order(any_run):

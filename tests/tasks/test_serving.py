@@ -1,5 +1,6 @@
 """Functions of a program, served to the scorers of other processes: here to scorers of this one, over the same socket."""
 
+import asyncio
 import os
 import re
 import socket
@@ -55,6 +56,10 @@ def leaves(completions, **columns):
     raise SystemExit(3)
 
 
+async def is_cancelled(completions, **columns):
+    raise asyncio.CancelledError
+
+
 def hangs(completions, **columns):
     released.wait(HANG_S)
     return [0.0] * len(completions)
@@ -67,6 +72,7 @@ FUNCTIONS = {
     "constant": constant,
     "raises": raises,
     "leaves": leaves,
+    "is_cancelled": is_cancelled,
     "text": text,
     "hangs": hangs,
 }
@@ -107,6 +113,7 @@ def test_the_functions_of_a_program_have_one_connection_and_no_process(serving):
     [
         ("raises", r"raised ValueError: no such luck \(.*test_serving.py:\d+\)"),
         ("leaves", "raised SystemExit: 3"),
+        ("is_cancelled", "raised asyncio.exceptions.CancelledError"),
         ("text", "must return a list .* got str"),
     ],
 )
@@ -185,10 +192,31 @@ def test_a_program_that_has_closed_is_reported_and_leaves_nothing_behind(serving
     assert not folder.exists()
 
 
-def test_nobody_is_answered_without_the_token(serving):
+def test_a_call_that_waits_for_its_turn_is_not_made_after_the_program_has_closed(serving):
+    released.clear()
+    begun = list(JUDGE.seen)
+    with (
+        scorer_of("hangs", timeout_s=0.2) as one,
+        scorer_of("length") as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        one.score(PROBLEM, COMPLETIONS)
+        waiting = pool.submit(other.score, PROBLEM, COMPLETIONS)
+        serving.close()
+        [failure] = waiting.result(HANG_S).failures.values()
+        released.set()
+    for thread in threading.enumerate():
+        if thread.name == "grpo-actors_call":
+            thread.join(HANG_S)
+    assert failure
+    assert JUDGE.seen == begun
+
+
+@pytest.mark.parametrize("token", ["guessed", "gu\u00e4\ud800ssed"])
+def test_nobody_is_answered_without_the_token(serving, token):
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(os.environ[ADDRESS].partition("@")[2])
-        send(stranger, {"token": "guessed"})
+        send(stranger, {"token": token})
         with pytest.raises(EOFError):
             receive(stranger)
 

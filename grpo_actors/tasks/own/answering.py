@@ -85,7 +85,7 @@ class Functions:
         return {"result": kind.check(result, arguments), **logs.as_reply()}
 
 
-def failure(error: Exception) -> dict[str, str]:
+def failure(error: BaseException) -> dict[str, str]:
     """Return the reply for an error of the user's code: type, message and place in one line, then the traceback."""
     if isinstance(error, RewardError):
         return {"failure": str(error), "traceback": ""}

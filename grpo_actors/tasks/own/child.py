@@ -1,8 +1,8 @@
 """Run a user's own rewards or own environment in a process: ``python -m grpo_actors.tasks.own.child FD``.
 
 The process may hang, exit, crash or use too much memory: `child_process.ChildProcess` starts and ends it. It answers one
-request at a time (`answering`) over the socket that it inherits as FD. Its standard output is the
-parent's standard error, so that output of a reward can be read and is not mixed with anything else.
+request at a time (`answering`) over the socket that it inherits as FD. Its standard output is the parent's standard error, so
+that output of a reward can be read and is not mixed with anything else.
 """
 
 import os

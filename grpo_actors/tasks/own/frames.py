@@ -1,8 +1,7 @@
 """Send and receive frames between a process and the child that runs a user's own rewards: a length, then JSON.
 
 The format is JSON and never pickle, because values and errors of a reward are unchecked. NaN is allowed, because a column
-of the data may hold it. The length of a frame is
-bounded. Deadlines are `time.monotonic` seconds; without one, a call blocks.
+of the data may hold it. The length of a frame is bounded. Deadlines are `time.monotonic` seconds; without one, a call blocks.
 """
 
 import json

@@ -84,7 +84,11 @@ def _load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs, because its dataclasses look themselves up there
     put_after_standard_library(str(path.parent))  # so that it can import other files of its folder
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # or the next function of this file would be looked up in half a module
+        raise
     return module
 
 

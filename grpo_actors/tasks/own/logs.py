@@ -72,7 +72,7 @@ class Logs:
                 self.log_metric(name, number)
 
     def as_reply(self) -> dict[str, Any]:
-        """Return what the process of a reward replies, beside the values; empty if nothing was logged."""
+        """Return what the process of a reward replies, next to the values; empty if nothing was logged."""
         return {name: table for name, table in (("extra", self.extra), ("metrics", self.metrics)) if table}
 
 

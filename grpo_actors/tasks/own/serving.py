@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from typing import Any, Self
 
 from grpo_actors.errors import RewardError, nearest
-from grpo_actors.tasks.own.answering import EventLoop, Functions, Reply, Request
+from grpo_actors.tasks.own.answering import EventLoop, Functions, Reply, Request, failure
 from grpo_actors.tasks.own.caller import CALLER, bare_name
 from grpo_actors.tasks.own.frames import receive, send
 from grpo_actors.tasks.own.kinds import Kind
@@ -84,7 +84,7 @@ class Serving:
         return self._folder / CALLER
 
     def close(self) -> None:
-        """Serve no longer; may be called twice. A call that has its turn goes on, and its result is dropped."""
+        """Serve no longer; may be called twice. A call that has its turn goes on, and its result is dropped; no other is made."""
         if self._closed:
             return
         self._closed = True
@@ -113,7 +113,8 @@ class Serving:
         """Answer one connection until it ends."""
         # A process of the run may be killed at any moment, in the middle of a message too.
         with suppress(EOFError, OSError, ValueError), connection:
-            if not hmac.compare_digest(str(receive(connection).get("token")), self._token):
+            token = str(receive(connection).get("token"))
+            if not hmac.compare_digest(token.encode(errors="replace"), self._token.encode()):
                 return
             functions = Functions(self._find, self._loop)
             while not self._closed:
@@ -127,13 +128,16 @@ class Serving:
     def _answer_in_turn(self, connection: socket.socket, functions: Functions, request: Request) -> None:
         def call() -> Reply:
             self._running = _Running(time.monotonic(), functions.timeout_s)
-            with suppress(OSError):  # whoever waited for it has ended
+            with suppress(OSError):  # the process that waited for it has ended
                 send(connection, TURN)
             return functions.answer(request)
 
         future: Future[Reply] = Future()
         self._calls.put((future, call))
         while not wait([future], LOOK_S).done:
+            # After `close` the call is not made any more, so that it would wait for ever.
+            if self._closed and future.cancel():
+                return
             if (reason := self._stuck()) and future.cancel():
                 send(connection, {"failure": reason})
                 return
@@ -143,11 +147,12 @@ class Serving:
         """Make the calls, one after another, in this thread."""
         while (waiting := self._calls.get()) is not None:
             future, call = waiting
-            if future.set_running_or_notify_cancel():
+            if not self._closed and future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call())
-                except SystemExit as error:
-                    future.set_result({"failure": f"raised SystemExit: {error}"})
+                # SystemExit, a CancelledError of asyncio: this thread makes all calls, so it must not end.
+                except BaseException as error:  # noqa: BLE001 - the outermost frame of the user's code
+                    future.set_result(failure(error))
                 finally:
                     self._running = None
         self._loop.close()
