@@ -183,10 +183,9 @@ class JoinedRanks(Ranks):
         weights = training.weights()
         for owner, names in enumerate(parts(weights, self.size)):
             mine = owner == self.rank
-            moved = [
-                weights[name] if mine else _nothing(weights[name].shape, weights[name].dtype)
-                for name in names
-            ]
+            moved = [weights.pop(name) for name in names]
+            if not mine:
+                moved = [_nothing(array.shape, array.dtype) for array in moved]
             self._add_up(moved)
             if not mine:
                 training.replace_weights(dict(zip(names, moved, strict=True)))
@@ -276,7 +275,9 @@ class JoinedRanks(Ranks):
             name: (list(array.shape), _name(array.dtype)) for name, array in training.state().items()
         }
         self._remote = {}
-        for owner, state in enumerate(self.ask(described)):
+        wanted: set[str] = set()
+        for owner, state in enumerate(self.ask(described)[1:], 1):
+            wanted |= state.keys()
             for name, (shape, dtype) in state.items():
                 if name not in described:  # each has the optimizer's step, and that of rank 0 counts
                     self._remote[name] = owner, shape, _dtype(dtype)
@@ -284,11 +285,12 @@ class JoinedRanks(Ranks):
             return
         if self.rank == 0:
             whole = training.take_loaded() | training.state()
-            wanted = sorted(whole.keys() & (self._remote.keys() | described.keys()))
-            self.tell({"given": [(name, whole[name].shape, _name(whole[name].dtype)) for name in wanted]})
-            for name in wanted:
-                self._from_one(whole[name], whole[name].shape, whole[name].dtype)
-                del whole[name]
+            given = [
+                (name, whole[name].shape, _name(whole[name].dtype)) for name in sorted(wanted & whole.keys())
+            ]
+            self.tell({"given": given})
+            for name, shape, dtype in given:
+                self._from_one(whole.pop(name), shape, _dtype(dtype))
             return
         own = {}
         for name, shape, dtype in self.hear()["given"]:
