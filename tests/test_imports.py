@@ -64,7 +64,7 @@ FORBIDDEN = {
 ALLOWED = {
     "objective": (
         *("mlx.core", "numpy", "grpo_actors.objective", "grpo_actors.backend", "grpo_actors.errors"),
-        "grpo_actors.config.objective",
+        *("grpo_actors.config.objective", "grpo_actors.dealing"),
     ),
     "schedule": ("xxhash", "grpo_actors.schedule", "grpo_actors.errors"),
     "transport": (

@@ -345,4 +345,7 @@ class Archive:
 
 def _freeze(grpo: Grpo, state: Mapping[str, Any], *, with_reference: bool) -> FrozenCheckpoint:
     reference = grpo.reference if with_reference else None
-    return freeze_checkpoint(grpo.version, grpo.policy, grpo.training, state, reference=reference)
+    remote = grpo.ranks.remote_state()
+    return freeze_checkpoint(
+        grpo.version, grpo.policy, grpo.training, state, reference=reference, remote_state=remote
+    )

@@ -19,6 +19,7 @@ from grpo_actors.process import CHECKPOINT_ROOM
 from grpo_actors.rundir import snapshot
 from grpo_actors.rundir.checkpoint_weights import FrozenCheckpoint
 from grpo_actors.rundir.checkpoints import Checkpoint, prune
+from grpo_actors.rundir.tensor_files import fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class CheckpointWriter:
             in_background = self._has_room
         if in_background:
             mx.set_memory_limit(self._limit + granted_room())
+        frozen = replace(frozen, tensors=fetched(frozen.tensors, to_host=self.reserves_memory))
         written = self._thread.submit(self._write, frozen)
         self._under_way = [written]
         if not in_background:

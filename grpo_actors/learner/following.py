@@ -38,7 +38,7 @@ def follow(allowed: Sequence[str]) -> int:
         # Rank 0 meets the same error, and reports it.
         with contextlib.suppress(TrainingError):
             while True:
-                grpo.learn(ranks.next_share())
+                grpo.learn(ranks.next_share(grpo.training))
     return 0
 
 
@@ -74,12 +74,12 @@ def receive_state(ranks: JoinedRanks, config: Config, policy: Policy) -> Grpo:
 
 def _copy_state(grpo: Grpo, ranks: JoinedRanks) -> None:
     """Copy from rank 0 what a resumed run has restored; of a new run, each rank has loaded the same."""
-    if not grpo.version:
-        return
-    if grpo.reference is not None and grpo.reference_refreshed:
-        grpo.reference = ranks.from_first(grpo.reference)
-    grpo.policy.load_trainable(ranks.from_first(grpo.policy.trainable()))
-    grpo.training.load_state(ranks.from_first(grpo.training.state()))
+    restored = bool(grpo.version)
+    if restored:
+        if grpo.reference is not None and grpo.reference_refreshed:
+            grpo.reference = ranks.from_first(grpo.reference)
+        grpo.policy.load_trainable(ranks.from_first(grpo.policy.trainable()))
+    ranks.share_state(grpo.training, restored=restored)
 
 
 def _check(grpo: Grpo, ranks: JoinedRanks) -> None:

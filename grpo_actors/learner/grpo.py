@@ -114,7 +114,8 @@ class Grpo:
 
     def __post_init__(self) -> None:
         self.objective = self.config.objective
-        self.training = Training(self.policy.model, self.config.learner, self._loss)
+        owned = self.ranks.owned(self.policy.trainable())
+        self.training = Training(self.policy.model, self.config.learner, self._loss, owned=owned)
         self.reference = self.policy.trainable() if self.objective.kl_coeff > 0 else None
 
     @cached_property
@@ -243,6 +244,8 @@ class Grpo:
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
             norm, taken = self.training.step(rate, self.ranks.agree)
+            if taken:
+                self.ranks.share_weights(self.training)
             self._count_step(taken=taken or not share.total, norm=norm)
             steps.append(Step(every, norm, rate))
         self.version += 1

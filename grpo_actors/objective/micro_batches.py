@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from grpo_actors.dealing import deal
 from grpo_actors.objective.aggregation import token_weights
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -122,7 +123,7 @@ def pack(
     decides whether they count in the denominators.
 
     Args:
-        completions: All completions of the update, of all groups and ranks; `deal` then divides its micro-batches.
+        completions: All completions of the update, of all groups and ranks; `dealing.deal` then divides its micro-batches.
         layout: The sizes of a micro-batch.
         aggregation: A key of `AGGREGATIONS`.
         max_new_tokens: L_max, tokens.
@@ -157,27 +158,6 @@ def pack(
         tokens=sum(len(completions[i].prompt_ids) + len(completions[i].completion_ids) for i in kept),
         padding_share=1.0 - filled / positions if positions else 0.0,
     )
-
-
-def deal(sizes: Sequence[int], ranks: int) -> list[list[int]]:
-    """Divide the micro-batches of an update among ranks, so that the busiest one has few tokens.
-
-    The largest goes first, each to the rank with the fewest tokens so far.
-
-    Args:
-        sizes: Positions B · T of each micro-batch.
-        ranks: Number of ranks; some get nothing if there are fewer micro-batches.
-
-    Returns:
-        The numbers of each rank's micro-batches, in order.
-    """
-    dealt: list[list[int]] = [[] for _ in range(ranks)]
-    tokens = [0] * ranks
-    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        rank = tokens.index(min(tokens))
-        dealt[rank].append(number)
-        tokens[rank] += sizes[number]
-    return [sorted(numbers) for numbers in dealt]
 
 
 def empty_micro_batch(layout: Layout, longest: int) -> MicroBatch:

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from grpo_actors.config import LearnerConfig
 
@@ -31,7 +31,7 @@ def build_optimizer(config: LearnerConfig, model: Any) -> optim.Optimizer:
             return optim.Adafactor(rate, relative_step=False, scale_parameter=False)
         case "muon":
             within_layers = _layer_prefixes(model)
-            return optim.MultiOptimizer(
+            return _Several(
                 [_Muon(rate, weight_decay=0.0), _adam(config)],
                 # Excludes stacks of matrices (experts): MLX would flatten each stack into one matrix.
                 [lambda name, array: array.ndim == 2 and name.startswith(within_layers)],
@@ -43,6 +43,20 @@ def build_optimizer(config: LearnerConfig, model: Any) -> optim.Optimizer:
 def decayed(weights: Any, share: mx.array) -> Any:
     """Return `weights` with its matrices, and stacks of them, reduced by `share` of their values."""
     return tree_map(lambda w: w * (1 - share) if w.ndim >= 2 else w, weights)
+
+
+class _Several(optim.MultiOptimizer):  # type: ignore[misc]
+    """An optimizer for each part of the arrays.
+
+    MLX joins the moved parts as trees, which fails where a list of layers has gaps: with several ranks, each moves some of
+    the arrays only.
+    """
+
+    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
+        moved: dict[str, mx.array] = {}
+        for optimizer, own in zip(self.optimizers, self._split_dictionary(gradients), strict=True):
+            moved |= dict(tree_flatten(optimizer.apply_gradients(own, parameters)))
+        return tree_unflatten(list(moved.items()))
 
 
 class _Muon(optim.Muon):  # type: ignore[misc]  # MLX's optimizers have no types

@@ -6,6 +6,9 @@ The optimizer updates float32 weights, and the model holds them rounded to its o
 bfloat16 weight of 0.02 is a hundredth of the distance to the next bfloat16 value: added to the rounded weight, it
 would be lost every time.
 
+One of several processes that train the same model may own a part of its arrays: it holds float32 weights and optimizer
+state of these alone, and the step moves no others. Who then exchanges the moved weights is not known here.
+
 On a GPU both halves (gradient and step) are compiled over explicit state. State that a compiled function changes,
 or that changes between two calls, must be among its inputs and outputs; otherwise the function keeps the arrays of
 its first call. On a CPU, MLX runs faster uncompiled (0.44 s against 0.64 s for the embedded model's update).
@@ -13,12 +16,12 @@ its first call. On a CPU, MLX runs faster uncompiled (0.44 s against 0.64 s for 
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_reduce
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_reduce, tree_unflatten
 
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ModelError
@@ -40,14 +43,30 @@ class Training:
     """A model's optimizer state and float32 weights; accumulates gradients and applies them."""
 
     def __init__(
-        self, model: nn.Module, config: LearnerConfig, loss: LossFunction, *, compiled: bool | None = None
+        self,
+        model: nn.Module,
+        config: LearnerConfig,
+        loss: LossFunction,
+        *,
+        owned: Collection[str] | None = None,
+        compiled: bool | None = None,
     ) -> None:
-        """Prepare to train the parameters that are trainable now; `compiled` None: compile on a GPU, if configured."""
+        """Prepare to train the parameters that are trainable now.
+
+        Args:
+            model: The model.
+            config: Section [learner].
+            loss: The loss of a micro-batch.
+            owned: Names of the arrays that steps move; None: all.
+            compiled: Whether to compile; None: on a GPU, if configured.
+        """
         self._model = model
         self._config = config
+        self._owned = owned
+        self._loaded: dict[str, mx.array] = {}
         self.optimizer = build_optimizer(config, model)
-        #: The float32 weights; if the model itself is float32, the same arrays.
-        self._weights = {"": _float32(model.trainable_parameters())}
+        #: The float32 weights that steps move; if the model itself is float32, the same arrays.
+        self._weights = {"": _float32(self._own(model.trainable_parameters()))}
         self.optimizer.init(self._weights[""])
         self._gradients: Any = None
         value_and_grad = nn.value_and_grad(model, loss)
@@ -92,7 +111,7 @@ class Training:
         """
         gradient, self._gradients = self._gradients, None
         if gradient is None:
-            gradient = tree_map(mx.zeros_like, self._weights[""])
+            gradient = tree_map(lambda array: mx.zeros(array.shape), self._model.trainable_parameters())
         named = dict(sorted(tree_flatten(gradient)))
         arrays, structure = list(named.values()), tree_map_with_path(lambda name, _: name, gradient)
         names = list(named)
@@ -109,7 +128,7 @@ class Training:
         return math.sqrt(float(self._squares(gradients)))
 
     def step(self, learning_rate: float, agree: Callable[[float], float] | None = None) -> tuple[float, bool]:
-        """Apply the accumulated gradients.
+        """Apply the accumulated gradients to the arrays that this process owns.
 
         Args:
             learning_rate: The rate.
@@ -128,13 +147,23 @@ class Training:
         limit = self._config.max_grad_norm
         factor = min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
         self.optimizer.learning_rate = learning_rate
-        self._apply(gradients, mx.array(factor))
+        own = self._own(gradients)
         del gradients
+        self._apply(own, mx.array(factor))
+        del own
         self._evaluate_step()
         return norm, True
 
+    def weights(self) -> dict[str, mx.array]:
+        """Return the model's trained arrays by name, also those that others own."""
+        return dict(tree_flatten(self._model.trainable_parameters()))
+
+    def replace_weights(self, arrays: Mapping[str, mx.array]) -> None:
+        """Give the model new values of arrays that others own."""
+        self._model.update(tree_unflatten(list(arrays.items())))
+
     def state(self) -> dict[str, mx.array]:
-        """Return everything that the next step depends on besides the model's weights, by name."""
+        """Return everything that the next step of this process depends on besides the model's weights, by name."""
         rounded = dict(tree_flatten(self._model.trainable_parameters()))
         arrays = {_OPTIMIZER + name: array for name, array in tree_flatten(self.optimizer.state)}
         for name, array in tree_flatten(self._weights[""]):
@@ -143,7 +172,7 @@ class Training:
         return arrays
 
     def load_state(self, arrays: Mapping[str, mx.array]) -> None:
-        """Continue from a `state`; the model must have its weights already.
+        """Continue from a `state`, of this process or of all; the model must have its weights already.
 
         Fills the state in place: compiled functions hold references to their containers.
 
@@ -156,11 +185,18 @@ class Training:
                 f"optimizer state: {min(missing)} is missing; it was written for another model or optimizer"
             )
         _fill(self.optimizer.state, arrays, _OPTIMIZER)
-        rounded = _float32(self._model.trainable_parameters())
+        rounded = _float32(self._own(self._model.trainable_parameters()))
         self._weights[""] = tree_map_with_path(
             lambda name, array: arrays.get(_WEIGHTS + name, array), rounded
         )
         mx.eval(self.optimizer.state, self._weights)
+        own = self.state().keys()
+        self._loaded = {name: array for name, array in arrays.items() if name not in own}
+
+    def take_loaded(self) -> dict[str, mx.array]:
+        """Return once what `load_state` was given of arrays that others own; what was read from a file is not computed yet."""
+        loaded, self._loaded = self._loaded, {}
+        return loaded
 
     def _recomputed(self) -> contextlib.AbstractContextManager[None]:
         """Return the context that chooses what the backward pass recomputes."""
@@ -177,7 +213,7 @@ class Training:
         Evaluated all at once, the peak would be 7.5 instead of 5 times the float32 weights.
         """
         weights = [array for _, array in tree_flatten(self._weights[""])]
-        size = -(-len(weights) // STEP_PARTS)
+        size = max(1, -(-len(weights) // STEP_PARTS))
         for first in range(0, len(weights), size):
             mx.eval(weights[first : first + size])
         mx.eval(self._model.parameters(), self.optimizer.state, self._weights)
@@ -193,9 +229,15 @@ class Training:
         # of its first optimizer first.
         weights = tree_map_with_path(lambda name, _: moved[name], weights)
         self._weights[""] = weights
-        self._model.update(
-            tree_map(lambda new, old: new.astype(old.dtype), weights, self._model.trainable_parameters())
-        )
+        before = self._own(self._model.trainable_parameters())
+        self._model.update(tree_map(lambda new, old: new.astype(old.dtype), weights, before))
+
+    def _own(self, tree: Any) -> Any:
+        """Return the arrays of a tree that this process owns, at the same places."""
+        if self._owned is None:
+            return tree
+        own = [(name, array) for name, array in tree_flatten(tree) if name in self._owned]
+        return tree_unflatten(own) if own else {}
 
 
 def learning_rate(config: LearnerConfig, step: int, steps: int) -> float:

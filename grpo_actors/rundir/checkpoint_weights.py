@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,7 +43,7 @@ from grpo_actors.policy.tokenizer_files import TEMPLATE, read_files
 from grpo_actors.policy.training import Training
 from grpo_actors.rundir.checkpoints import Checkpoint, as_json, seal
 from grpo_actors.rundir.folder import MODEL, OPTIMIZER, REFERENCE, STATE, checkpoint_folder
-from grpo_actors.rundir.tensor_files import TensorFile, freeze, write_files
+from grpo_actors.rundir.tensor_files import Remote, TensorFile, freeze, write_files
 
 GENERATION = "generation_config.json"
 
@@ -99,6 +100,7 @@ def freeze_checkpoint(
     state: Mapping[str, Any],
     *,
     reference: Mapping[str, mx.array] | None = None,
+    remote_state: Mapping[str, Remote] = MappingProxyType({}),
     shard_bytes: int = SHARD_BYTES,
 ) -> FrozenCheckpoint:
     """Freeze the state of a run; copies no array.
@@ -109,6 +111,7 @@ def freeze_checkpoint(
         training: Its state arrays are saved.
         state: JSON content of state.json: the run's id, its `Snapshot` and the number of skipped steps.
         reference: Arrays that `restore` returns; None if loading the model gives them again.
+        remote_state: State arrays that other processes hold; fetch them before you write.
         shard_bytes: Weights, state and reference become several files each if they are larger.
     """
     if policy.has_adapter:
@@ -117,7 +120,7 @@ def freeze_checkpoint(
     else:
         tensors = freeze(MODEL, dict(tree_flatten(policy.model.parameters())), shard_bytes)
         others = {"model.safetensors.index.json": _index(tensors), **companions(policy)}
-    tensors += freeze(OPTIMIZER, training.state(), shard_bytes)
+    tensors += freeze(OPTIMIZER, {**training.state(), **remote_state}, shard_bytes)
     if reference is not None:
         tensors += freeze(REFERENCE, reference, shard_bytes)
     return FrozenCheckpoint(update, tensors, {**others, STATE: as_json({"update": update, **state})})

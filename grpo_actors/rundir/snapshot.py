@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from grpo_actors.host_memory import available_bytes
 from grpo_actors.policy.pinned import Pinned, pin
-from grpo_actors.rundir.tensor_files import TensorFile
+from grpo_actors.rundir.tensor_files import Remote, TensorFile
 
 #: The most of the host's available memory that is pinned, as a share: the files that are written fill its cache, too.
 MEMORY_SHARE = 0.5
@@ -47,9 +47,12 @@ class HostMemory:
         for file in files:
             data: dict[str, memoryview] = {}
             for name, array in file.data.items():
-                assert isinstance(array, mx.array)
+                assert not isinstance(array, memoryview)
                 data[name] = self._memory[end : end + array.nbytes]
-                if array.size:
+                if isinstance(array, Remote):  # the device never holds more than one of them
+                    if array.nbytes:
+                        mx.eval(self._pinned.store({end: array.data()}))
+                elif array.size:
                     stored[end] = array
                 end += _aligned(array.nbytes)
             copied.append(replace(file, data=data))

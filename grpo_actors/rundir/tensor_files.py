@@ -7,10 +7,11 @@ bytes, not on what the arrays mean.
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,34 @@ _ALIGNMENT = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Remote:
+    """An array that another process holds, and that `fetch` gets from it."""
+
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+    fetch: Callable[[], mx.array]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its data."""
+        return math.prod(self.shape) * self.dtype.size
+
+    def data(self) -> mx.array:
+        """Fetch its bytes: a flat array of uint8, evaluated."""
+        data = _bytes_of(self.fetch())
+        mx.eval(data)
+        return data
+
+
+@dataclass(frozen=True, slots=True)
 class TensorFile:
     """One safetensors file to be written. Its data never changes, whatever the arrays it was made from become."""
 
     name: str
     header: bytes
-    #: Tensor name -> its bytes, in the order of the header: a flat array of uint8, evaluated, or a copy in host memory.
-    data: Mapping[str, mx.array | memoryview]
+    #: Tensor name -> its bytes, in the order of the header: a flat array of uint8, evaluated, or a copy in host memory; or
+    #: still with another process, until `fetched`.
+    data: Mapping[str, mx.array | memoryview | Remote]
 
     @property
     def bytes(self) -> int:
@@ -56,14 +78,18 @@ class TensorFile:
         return sum(tensor.nbytes for tensor in self.data.values())
 
 
-def freeze(stem: str, arrays: Mapping[str, mx.array], shard_bytes: int | None = None) -> list[TensorFile]:
+def freeze(
+    stem: str, arrays: Mapping[str, mx.array | Remote], shard_bytes: int | None = None
+) -> list[TensorFile]:
     """Lay out arrays as ``STEM.safetensors``, or as numbered files of about `shard_bytes` each, and evaluate them.
 
     Copies nothing: a result shares the memory of its array. MLX's arrays are immutable, and MLX reuses memory only
     if nothing else holds it, so the result keeps its values while training goes on, and costs memory from then on.
     """
     total = sum(array.nbytes for array in arrays.values())
-    shards: list[dict[str, mx.array]] = [{} for _ in range(-(-total // (shard_bytes or total or 1)) or 1)]
+    shards: list[dict[str, mx.array | Remote]] = [
+        {} for _ in range(-(-total // (shard_bytes or total or 1)) or 1)
+    ]
     done = 0
     for name, array in arrays.items():
         # By its middle, so that a file exceeds its part by half an array at most.
@@ -76,11 +102,36 @@ def freeze(stem: str, arrays: Mapping[str, mx.array], shard_bytes: int | None = 
         else [f"{stem}-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     )
     files = [
-        TensorFile(name, _header(shard), {key: _bytes_of(array) for key, array in shard.items()})
+        TensorFile(
+            name,
+            _header(shard),
+            {key: a if isinstance(a, Remote) else _bytes_of(a) for key, a in shard.items()},
+        )
         for name, shard in zip(names, shards, strict=True)
     ]
-    mx.eval([file.data for file in files])
+    mx.eval([data for file in files for data in file.data.values() if isinstance(data, mx.array)])
     return files
+
+
+def fetched(files: Sequence[TensorFile], *, to_host: bool) -> list[TensorFile]:
+    """Return the files with all arrays of other processes, one after the other.
+
+    Args:
+        files: The files.
+        to_host: Whether to copy them to the host's memory, because the device's may have no room for all of them.
+    """
+
+    def here(data: mx.array | memoryview | Remote) -> mx.array | memoryview:
+        if not isinstance(data, Remote):
+            return data
+        return np.array(data.data()).data if to_host else data.data()
+
+    return [
+        replace(file, data={name: here(data) for name, data in file.data.items()})
+        if any(isinstance(data, Remote) for data in file.data.values())
+        else file
+        for file in files
+    ]
 
 
 def write_files(folder: Path, files: Sequence[TensorFile]) -> dict[str, dict[str, Any]]:
@@ -109,12 +160,13 @@ def _write(path: Path, file: TensorFile) -> dict[str, Any]:
 
         put(memoryview(file.header))
         for tensor in file.data.values():
+            assert not isinstance(tensor, Remote)
             put(np.asarray(tensor).data)
         os.fsync(target.fileno())
     return {"bytes": len(file.header) + file.bytes, "sha256": digest.hexdigest()}
 
 
-def _header(arrays: Mapping[str, mx.array]) -> bytes:
+def _header(arrays: Mapping[str, mx.array | Remote]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     end = 0
     for name, array in arrays.items():

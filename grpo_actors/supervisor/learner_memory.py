@@ -1,5 +1,8 @@
 """Bound the memory of the learner: what training adds to the weights, and the activations of one micro-batch.
 
+Of several ranks each has the gradient of all trained arrays, and float32 weights and optimizer state of its own part; the
+rank with the largest part counts.
+
 Every number is an upper bound that follows from shapes. The factors of the activations were fitted to measured peaks
 (docs/development/performance.md); they depend on MLX's gradients of the operations, not on a model.
 """
@@ -9,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grpo_actors.config import Config
+from grpo_actors.dealing import deal
 from grpo_actors.devices import BackEnd
 from grpo_actors.policy.architectures import Architecture
 from grpo_actors.policy.gpu_rows import HEAD_ROWS, cuda_row
@@ -97,9 +101,11 @@ class Trained:
 
     size: int
     largest: int
+    #: Those of them that one rank's step moves.
+    moved: int
     #: Bytes of their values in the model.
     weights: float
-    #: Bytes of float32 weights, gradients, the optimizer's state and the reference.
+    #: Bytes that a rank holds of float32 weights, gradients, the optimizer's state and the reference.
     training: float
     #: Bytes of the arrays in a checkpoint, which exist twice until it is written.
     snapshot: float
@@ -139,7 +145,7 @@ def activation_bytes(
     return max(
         kept + at_once + _NEW_GRADIENT_BYTES * parts.largest,
         _NEW_GRADIENT_BYTES * parts.size + at_once,
-        _STEP_BYTES * parts.size,
+        _STEP_BYTES * parts.moved,
     )
 
 
@@ -150,11 +156,13 @@ def _all_weights(config: Config, tensors: Sequence[Tensor], width: int) -> Train
     stored = reference if config.objective.reference_refresh_updates else 0
     size = sum(tensor.size for tensor in tensors)
     state = sum(_state_bytes(config, tensor) for tensor in tensors)
+    moved, own_state = _largest_part(config, tensors)
     return Trained(
         size=size,
         largest=max(tensor.size for tensor in tensors),
+        moved=moved,
         weights=size * width,
-        training=size * (_GRADIENT_BYTES + masters + reference) + state,
+        training=size * (_GRADIENT_BYTES + reference) + moved * masters + own_state,
         snapshot=size * (width + masters + stored) + state + _NUMBERS_BYTES,
     )
 
@@ -169,6 +177,18 @@ def _state_bytes(config: Config, tensor: Tensor) -> int:
         )
     by_adamw = optimizer == "muon" and not (len(tensor.shape) == 2 and _IN_LAYER.search(tensor.name))
     return tensor.size * _STATE_BYTES["adamw" if by_adamw else optimizer]
+
+
+def _largest_part(config: Config, arrays: Sequence[Tensor]) -> tuple[int, int]:
+    """Return the most elements that one rank's step moves, and the most bytes of optimizer state that one rank holds."""
+    parts = [
+        [arrays[number] for number in numbers]
+        for numbers in deal([array.size for array in arrays], config.learner.ranks)
+    ]
+    return (
+        max(sum(array.size for array in part) for part in parts),
+        max(sum(_state_bytes(config, array) for array in part) for part in parts),
+    )
 
 
 def _adapter(config: Config, tensors: Sequence[Tensor], layers: int) -> Trained:
@@ -186,12 +206,14 @@ def _adapter(config: Config, tensors: Sequence[Tensor], layers: int) -> Trained:
             shapes += [(*stack, rows)] if model.fine_tune_type == "dora" else []
             arrays += [Tensor(tensor.name, shape) for shape in shapes]
     size, state = sum(array.size for array in arrays), sum(_state_bytes(config, array) for array in arrays)
+    moved, own_state = _largest_part(config, arrays)
     reference = 4 if config.objective.kl_coeff else 0
     stored = reference if config.objective.reference_refresh_updates else 0
     return Trained(
         size=size,
         largest=max((array.size for array in arrays), default=0),
+        moved=moved,
         weights=4 * size,
-        training=size * (_GRADIENT_BYTES + reference) + state,
+        training=size * (_GRADIENT_BYTES + reference) + own_state,
         snapshot=size * (4 + stored) + state + _NUMBERS_BYTES,
     )

@@ -13,7 +13,6 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 from hand_made import config, groups_of, learner
-from mlx.utils import tree_flatten
 
 from grpo_actors.learner.following import _fingerprint, give_state, receive_state
 from grpo_actors.learner.grpo import Grpo
@@ -46,11 +45,15 @@ CASES = {
     },
     "one micro-batch": {"batch_size": 4, "gradient_accumulation_steps": 1},
     "nothing to learn": {},  # all rewards are equal
+    "float32 weights beside the model": {"model": {"dtype": "bfloat16"}, "weight_decay": 0.1},
+    "adafactor": {"optimizer": "adafactor"},
+    "lion": {"optimizer": "lion", "model": LORA},
+    "muon": {"optimizer": "muon"},
 }
 #: Two completions of each prompt.
 REWARDS = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.0, 3.0]]
-#: The case in which the group continues what one process has begun.
-RESUMED = "every term"
+#: The cases in which the group continues what one process has begun.
+RESUMED = ("every term", "float32 weights beside the model", "muon")
 
 
 def main() -> None:
@@ -63,29 +66,61 @@ def main() -> None:
         policy = load_policy(together.model, seed=0)
         if ranks.rank:
             grpo = receive_state(ranks, together, policy)
-            grpo.learn(ranks.next_share())
+            grpo.learn(ranks.next_share(grpo.training))
+            assert not ranks.next_share(grpo.training).total, "it only gives its state meanwhile"
+            ranks.ask(held(grpo))
             ranks.ask(_fingerprint(grpo.policy))
             continue
         solo, joined = learner(alone), Grpo(together, policy, 10, ranks=ranks)
         groups = equally_rewarded(sampled) if name == "nothing to learn" else sampled
-        if name == RESUMED:
+        if name in RESUMED:
             solo.update(groups)
             joined.policy.load_trainable(solo.policy.trainable())
             joined.training.load_state(solo.training.state())
-            joined.restore_reference(dict(solo.reference))
+            if solo.reference is not None and solo.reference_refreshed:
+                joined.restore_reference(dict(solo.reference))
             joined.version = solo.version
         give_state(joined)
         metrics = [grpo.update(groups) for grpo in (solo, joined)]
+        states = [whole_state(grpo) for grpo in (solo, joined)]
+        assert states[0].keys() == states[1].keys(), (name, sorted(states[0].keys() ^ states[1].keys())[:5])
+        ranks.deal([])
         found = {
             "size": ranks.size,
-            "gradient": difference(*(grpo.training.optimizer.state for grpo in (solo, joined))),
+            "gradient": difference(*map(moments, states)),
+            "held": ranks.ask(held(joined)),
+            "whole": held(solo),
             "weights": difference(*(grpo.policy.trainable() for grpo in (solo, joined))),
+            "float32 weights": difference(*map(masters, states)),
             "metrics": metrics,
             "marks": ranks.ask(_fingerprint(joined.policy)),
         }
         print(json.dumps({"case": name} | found), flush=True)
     if not ranks.rank:
         ranks.close()
+
+
+def whole_state(grpo):
+    remote = {name: array.fetch() for name, array in grpo.ranks.remote_state().items()}
+    return grpo.training.state() | remote
+
+
+def moments(state):
+    """Return the first moments of an optimizer's state, or what it has instead of them."""
+    return {
+        name: array
+        for name, array in state.items()
+        if name.startswith("optimizer.") and not name.endswith((".v", "step", "learning_rate"))
+    }
+
+
+def masters(state):
+    return {name: array for name, array in state.items() if name.startswith("weights.")}
+
+
+def held(grpo):
+    """Return the number of elements of the training state that this rank holds."""
+    return sum(array.size for array in grpo.training.state().values())
 
 
 def equally_rewarded(groups):
@@ -96,12 +131,12 @@ def equally_rewarded(groups):
 
 
 def difference(one, other) -> float:
-    """Return the relative difference of two trees; of an optimizer's state, only its first moments count."""
+    """Return the relative difference of two sets of arrays."""
     one, other = (
         np.concatenate(
-            [np.array(a).ravel() for key, a in sorted(tree_flatten(tree)) if not key.endswith((".v", "step"))]
+            [np.zeros(1), *(np.array(a.astype(mx.float32)).ravel() for _, a in sorted(arrays.items()))]
         )
-        for tree in (one, other)
+        for arrays in (one, other)
     )
     return (
         float(np.linalg.norm(one - other) / np.linalg.norm(one))

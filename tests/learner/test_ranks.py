@@ -66,8 +66,19 @@ def found(request, tmp_path_factory):
 def test_several_ranks_take_the_step_of_one(found, case):
     assert found[case]["gradient"] <= (ROUNDING_OF_OTHER_SHAPES if case in OTHER_SHAPES else ROUNDING)
     assert found[case]["weights"] <= ROUNDING
+    assert found[case]["float32 weights"] <= ROUNDING
     assert len(found[case]["marks"]) == found[case]["size"]
     assert len(set(found[case]["marks"])) == 1, "all ranks hold the same weights"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_rank_holds_its_share_of_the_state(found, case):
+    size, held, whole = (found[case][key] for key in ("size", "held", "whole"))
+    # Rate and step of up to two optimizers are with every rank.
+    assert 0 <= sum(held) - whole <= 4 * (size - 1)
+    # Arrays are divided by their elements, and for each of these adafactor and muon do not always hold the same.
+    share = 1.15 if case in ("adafactor", "muon") else 1.02
+    assert max(held) <= share * whole / size + 4
 
 
 @pytest.mark.parametrize("case", CASES)

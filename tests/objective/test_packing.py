@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_actors.objective.micro_batches import Completion, Layout, deal, pack
+from grpo_actors.dealing import deal
+from grpo_actors.objective.micro_batches import Completion, Layout, pack
 
 
 def completion(prompt=3, length=4, first=1, **more):

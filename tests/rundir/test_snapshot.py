@@ -8,7 +8,7 @@ from host_copies import HostCopy
 from test_tensor_files import one_of_each
 
 from grpo_actors.rundir.snapshot import reserve, size_of
-from grpo_actors.rundir.tensor_files import freeze, write_files
+from grpo_actors.rundir.tensor_files import Remote, fetched, freeze, write_files
 
 pytestmark = pytest.mark.gpu
 
@@ -38,6 +38,33 @@ def test_copies_in_host_memory_give_the_same_files_as_the_arrays(tmp_path):
     other = host_memory.copy(freeze("model", {"a": mx.full(size_of(files), 255, mx.uint8)}))
     assert written(tmp_path / "other", other) != expected
     assert written(tmp_path / "again", host_memory.copy(files)) == expected
+    host_memory.close()
+
+
+def test_arrays_of_other_processes_are_fetched_in_their_order_and_give_the_same_files(tmp_path):
+    arrays, asked = arrays_of_many_sizes(), []
+
+    def remote(name, array):
+        def fetch():
+            asked.append(name)
+            return array
+
+        return Remote(array.shape, array.dtype, fetch)
+
+    mixed = {
+        name: remote(name, array) if number % 2 else array
+        for number, (name, array) in enumerate(arrays.items())
+    }
+    files, expected = freeze("state", mixed, 150), written(tmp_path / "own", freeze("state", arrays, 150))
+    assert not asked, "sizes and headers need no array"
+    host_memory = reserve(size_of(files), HostCopy, lambda: 2 * size_of(files))
+    assert written(tmp_path / "pinned", host_memory.copy(files)) == expected
+    odd = list(arrays)[1::2]
+    assert asked == [name for name in odd if arrays[name].size]
+    for to_host in (False, True):
+        asked.clear()
+        assert written(tmp_path / f"fetched-{to_host}", fetched(files, to_host=to_host)) == expected
+        assert asked == odd
     host_memory.close()
 
 

@@ -6,7 +6,9 @@ import shutil
 import mlx_lm.utils
 import pytest
 from machines import GB, cpu, cuda
+from mlx.utils import tree_flatten
 
+from grpo_actors.bench.random_model import build, config_json
 from grpo_actors.config import load_config
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.locate import EMBEDDED
@@ -188,3 +190,40 @@ def test_a_config_json_that_is_none_is_one_error(tmp_path, content):
     (folder / "config.json").write_text(content)
     with pytest.raises(ModelError, match=r"config\.json"):
         plan(folder=folder)
+
+
+def qwen(folder, name):
+    """Write config.json and the names and shapes of a model's weights, in bfloat16, without the weights."""
+    (folder / "config.json").write_text(json.dumps(config_json(name, "bfloat16")))
+    arrays = tree_flatten(build(config_json(name, "bfloat16")).parameters())
+    header = {key: {"dtype": "BF16", "shape": array.shape, "data_offsets": [0, 0]} for key, array in arrays}
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "card_gb", "parameters"),
+    [("qwen2.5-7b", 4, 80, 7_615_616_512), ("qwen2.5-1.5b", 2, 24, 1_543_714_304)],
+)
+def test_ranks_divide_float32_weights_and_state_and_each_has_the_whole_gradient(
+    tmp_path, model, ranks, card_gb, parameters
+):
+    settings = ("dtype=bfloat16", "kl_coeff=0", "gradient_checkpointing=true", "batch_size=1")
+    sizes = ("num_generations=8", "max_prompt_length=512", "max_new_tokens=512")
+    folder, machine = qwen(tmp_path, model), cuda(*[card_gb * GB] * ranks)
+    alone, shared = (
+        plan(*settings, *sizes, f"ranks={count}", folder=folder, machine=machine) for count in (1, ranks)
+    )
+    assert alone.parameters == parameters
+    # A gradient of 4 bytes; float32 weights of 4 and two means of 8, divided: whole arrays, even to one in a thousand.
+    assert alone.learner.held["training"] == (4 + 12) * parameters
+    even = (4 + 12 / ranks) * parameters
+    assert even <= shared.learner.held["training"] <= 1.001 * even
+    # The weights' 2 bytes too. One process alone would not hold this state: 137 of 80 GB, 27.8 of 24 GB.
+    assert shared.learner.certain < card_gb * GB < alone.learner.held["training"] + 2 * parameters
+    # The upper bound of all that may exist at once is above the card still: a new gradient of 6 bytes comes on top.
+    assert shared.learner.at_times["activations"] > 6 * parameters
+    assert card_gb * GB < shared.learner.total < 2.3 * card_gb * GB
+    # Rank 0 copies all of it to the host.
+    assert shared.snapshot == alone.snapshot
