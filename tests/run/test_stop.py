@@ -36,7 +36,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(make_run):
 
 
 def test_ctrl_c_before_the_model_is_loaded_ends_quietly(make_run):
-    run = make_run()
+    run = make_run(eval_every_updates=0)
     run.start()
     run.child("learner")
     run.signal(signal.SIGINT)
