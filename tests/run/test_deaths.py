@@ -77,7 +77,7 @@ def test_a_run_with_deaths_leaves_nothing(run_with_deaths):
 
 
 def test_a_run_does_not_wait_for_an_evaluator_that_has_left_for_good(make_run):
-    run = make_run(max_updates=2, workers=0)
+    run = make_run(max_updates=2)
     run.arm("evaluator.scored", "stop")
     run.start()
     evaluator = run.wait_for_failure("evaluator.scored")  # at the base model

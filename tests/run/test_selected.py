@@ -15,7 +15,7 @@ def flat_reward(run) -> str:
 
 
 def test_every_update_has_as_many_groups_as_asked_for_and_all_of_them_teach(make_run):
-    run = make_run(dynamic_sampling=True, oversampling=1.5, eval_every_updates=0, workers=0)
+    run = make_run(dynamic_sampling=True, oversampling=1.5, eval_every_updates=0)
     assert run.run() == 0, run.stderr
     records = run.records("metrics")
     assert [record["groups"] for record in records] == [2] * 6
@@ -30,8 +30,7 @@ def test_every_update_has_as_many_groups_as_asked_for_and_all_of_them_teach(make
 
 
 def test_a_task_without_a_signal_is_reported_and_trained_to_its_end(make_run):
-    settings = {"dynamic_sampling": True, "refill_limit": 2}
-    run = make_run(**settings, max_updates=3, eval_every_updates=0, workers=0)
+    run = make_run(dynamic_sampling=True, refill_limit=2, max_updates=3, eval_every_updates=0)
     assert run.run(flat_reward(run)) == 0, run.stderr
     assert [record["groups_passed_over"] for record in run.records("metrics")] == [{"no_signal": 4}] * 3
     assert [record["zero_variance_share"] for record in run.records("metrics")] == [1.0] * 3
