@@ -18,7 +18,7 @@ def short(prompts, completions, answer, **columns):
 """
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_converted_model_trains_on_arithmetic_and_its_checkpoint_is_a_model_folder(tmp_path, kind):
     source = write(tmp_path / "source", Tiny())
     folder = tmp_path / "model"
