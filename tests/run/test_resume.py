@@ -35,7 +35,7 @@ def interrupted_run(on_policy_run) -> Iterator[Run]:
         run.stopped_at = run.updates()
         run.stopped_stderr = run.stderr
 
-        run.start("--set", "eval_every_updates=0")  # the last start scores what they leave unscored
+        run.start()
         run.wait_for_update(5)
         learner = run.child("learner")
         assert shared_memory_of(learner), "it has some, or this test shows nothing"
@@ -52,7 +52,7 @@ def interrupted_run(on_policy_run) -> Iterator[Run]:
         wait_until(lambda: not living(family), "every child is gone")
         run.after_supervisor_killed = left_by(run, learner)
 
-        run.start("--set", "eval_every_updates=0")
+        run.start()
         wait_until(lambda: len(run.records("start")) == 4, "the run continues")
         learner = run.child("learner")
         run.signal(signal.SIGINT)
