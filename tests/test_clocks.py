@@ -22,7 +22,8 @@ READERS = {
 def reads_clock(node: ast.AST) -> bool:
     """Whether a piece of source reads the time of day, or the time at which a file was written."""
     if isinstance(node, ast.Attribute):
-        return ast.unparse(node) in ("time.time", "time.time_ns") or node.attr.startswith("st_mtime")
+        of_time = node.attr in ("time", "time_ns") and ast.unparse(node.value) == "time"
+        return of_time or node.attr.startswith("st_mtime")
     return isinstance(node, ast.Import | ast.ImportFrom) and "datetime" in ast.unparse(node)
 
 

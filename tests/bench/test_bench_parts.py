@@ -101,6 +101,7 @@ def test_a_whole_run_has_prompts_and_completions_of_the_length_asked_for(capsys)
     assert 0 <= figures["learner waited, share"]["median"] <= 1
 
 
+@pytest.mark.slow
 def test_the_completions_of_a_whole_run_have_the_lengths_of_a_file(capsys, tmp_path):
     (tmp_path / "lengths.json").write_text("[4]")
     lengths = ("--lengths", str(tmp_path / "lengths.json"), "--tokens", "9")

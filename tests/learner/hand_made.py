@@ -1,9 +1,11 @@
 """Groups of completions sampled by the embedded model, with rewards chosen by the test."""
 
 from dataclasses import replace
+from hashlib import blake2b
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from grpo_actors.config import OWNER, Config
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
@@ -18,6 +20,8 @@ from grpo_actors.tasks.task import Problem
 QUESTIONS = ["What is 12 + 34?", "7", "Tom has 21 apples and buys 3 bags of 14. How many has he?", "5 + 5?"]
 REWARDS = [[1.0, 0.0, 0.0, 2.0], [0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.5, 0.0], [0.0, 0.0, 0.0, 3.0]]
 MAX_NEW = 24
+#: What was sampled for what: most tests begin with the same model, and sampling takes longer than an update.
+_SAMPLED = {}
 
 
 def config(*, model=None, run=None, temperature=1.0, **settings):
@@ -50,11 +54,26 @@ def learner(settings, policy=None, *, total=10):
     return Grpo(settings, policy or load_policy(settings.model, seed=settings.run.seed), total)
 
 
+def sampled(policy, prompts, seeds, params):
+    """Sample, or return what the same weights have sampled before in this process."""
+    parameters = tree_flatten(policy.model.parameters())
+    if any(name.endswith("lora_b") and mx.any(array).item() for name, array in parameters):
+        return sample_groups(policy, prompts, seeds, params)  # a trained adapter has a scale, too
+    weights = blake2b()
+    for name, array in parameters:
+        weights.update(f"{name} {array.dtype} {array.shape}".encode())
+        weights.update(np.array(array.view(mx.uint8)).tobytes())
+    key = (type(policy.model), weights.digest(), str((prompts, seeds, params)))
+    if key not in _SAMPLED:
+        _SAMPLED[key] = sample_groups(policy, prompts, seeds, params)
+    return _SAMPLED[key]
+
+
 def groups_of(policy, rewards=REWARDS, temperature=1.0, questions=QUESTIONS):
     """Sample one group from the policy for each row of `rewards`, and give its completions these rewards."""
     prompts = [policy.chat.encode([{"role": "user", "content": text}]) for text in questions[: len(rewards)]]
     seeds = [[10 * i + k for k in range(len(row))] for i, row in enumerate(rewards)]
-    sampled = sample_groups(policy, prompts, seeds, SamplingParams(MAX_NEW, temperature))
+    of_prompts = sampled(policy, prompts, seeds, SamplingParams(MAX_NEW, temperature))
     return [
         SampledGroup(
             lease=i,
@@ -63,11 +82,13 @@ def groups_of(policy, rewards=REWARDS, temperature=1.0, questions=QUESTIONS):
             prompt=prompts[i],
             worker="w",
             completions=[
-                SampledCompletion(s.tokens, s.logprobs, [0] * len(s.tokens), s.finished, {"hand": reward})
+                SampledCompletion(
+                    list(s.tokens), list(s.logprobs), [0] * len(s.tokens), s.finished, {"hand": reward}
+                )
                 for s, reward in zip(samples, row, strict=True)
             ],
         )
-        for i, (samples, row) in enumerate(zip(sampled, rewards, strict=True))
+        for i, (samples, row) in enumerate(zip(of_prompts, rewards, strict=True))
     ]
 
 

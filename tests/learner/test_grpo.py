@@ -132,7 +132,7 @@ def test_the_reference_of_an_adapter_is_the_base_also_after_updates(kind, bits):
         model={"fine_tune_type": kind, "lora_rank": 4, "base_bits": bits}, kl_coeff=0.05, learning_rate=1e-2
     )
     grpo, base_policy = learner(settings), load_base(settings.model)
-    groups = groups_of(grpo.policy)
+    groups = groups_of(grpo.policy, REWARDS[:2])
     first = grpo.update(groups)
     assert first["kl"] == pytest.approx(0.0, abs=1e-6)
     for _ in range(2):
@@ -258,11 +258,11 @@ def test_a_learner_made_anew_from_its_state_goes_on_bit_for_bit():
 )
 def test_warming_up_changes_no_update(settings):
     def updated(*, warm):
-        grpo = learner(config(learning_rate=1e-2, **settings))
+        grpo = learner(config(learning_rate=1e-2, batch_size=1, **settings))
         grpo.layout = replace(grpo.layout, fixed_row=64, longest=MAX_NEW)  # as on CUDA
         if warm:
             grpo.warm_up()
-        return grpo.update(groups_of(grpo.policy)), weights(grpo)
+        return grpo.update(groups_of(grpo.policy, REWARDS[:1])), weights(grpo)
 
     (metrics, cold), (warm_metrics, warm) = updated(warm=False), updated(warm=True)
     assert_same_weights(warm, cold)

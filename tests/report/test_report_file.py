@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from commands import run_here
 
 pytest.importorskip("bokeh", reason="needs the extra: pip install 'grpo-actors[page]'")
 sys.path.append(str(Path(__file__).parents[1] / "page"))
@@ -15,17 +16,14 @@ from recorded import RecordedRun, record_run
 
 from grpo_actors.page.curves import Curves
 from grpo_actors.page.views import packed
+from grpo_actors.report.__main__ import main
 from grpo_actors.report.privacy import Privacy
 from grpo_actors.report.writing import MAX_BYTES, build_report, spread
 
 
-def report(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "grpo_actors.report", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
-
-
 def test_a_report_is_one_small_file_in_the_run_folder(run_dir):
-    done = report(record_run(run_dir))
+    command = [sys.executable, "-m", "grpo_actors.report", str(record_run(run_dir))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     file = run_dir / "report.html"
     text = file.read_text()
@@ -55,7 +53,7 @@ def test_a_report_of_many_large_groups_stays_small(run_dir):
         )
     run.close()
     (run_dir / "groups.jsonl").unlink()
-    assert report(run_dir).returncode == 0
+    assert run_here(main, run_dir).returncode == 0
     assert 2_000_000 < (run_dir / "report.html").stat().st_size < MAX_BYTES
 
 
@@ -67,7 +65,7 @@ def test_a_report_names_no_personal_path(tmp_path):
         "log", {"level": "warning", "text": f"{folder}/x: broken; see /home/wilhelmina/notes/why.txt"}
     )
     run.close()
-    assert report(folder).returncode == 0
+    assert run_here(main, folder).returncode == 0
     text = (folder / "report.html").read_text()
     assert "wilhelmina" not in text
     assert "…/problems.jsonl" in text or "\\u2026/problems.jsonl" in text
@@ -107,6 +105,6 @@ def test_samples_are_spread_over_the_run():
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
-    done = report(tmp_path)
+    done = run_here(main, tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "has no metrics.jsonl" in done.stderr

@@ -25,7 +25,7 @@ def assert_exactly_once(run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def visited_run() -> Iterator[Run]:
-    """A run that two workers visit: one leaves by Ctrl-C, one is killed; then the run is stopped."""
+    """A run that two workers visit: one leaves by Ctrl-C, one is killed; then SIGTERM stops the run."""
     with new_run(max_updates=100_000, eval_every_updates=0, save_steps=0, workers=1) as run:
         run.model = run.folder.parent / "model"
         shutil.copytree(EMBEDDED, run.model)
@@ -46,7 +46,7 @@ def visited_run() -> Iterator[Run]:
         other = run.attach("--attach", str(run.folder), "--name", "stranger")
         run.stranger_exit = other.wait(HANG_S)
         run.stranger_said = other.stderr_text()
-        run.signal(signal.SIGINT)
+        run.signal(signal.SIGTERM)
         assert run.end() == 0, run.stderr
         yield run
 
@@ -72,6 +72,13 @@ def test_a_killed_worker_is_seen_within_a_second(visited_run):
 def test_what_a_worker_that_left_or_died_had_not_delivered_is_done_by_another(visited_run):
     assert_exactly_once(visited_run)
     visited_run.assert_no_gap_in_records()
+
+
+def test_sigterm_saves_a_run(visited_run):
+    assert visited_run.checkpoints() == [visited_run.updates()]
+    (stop,) = visited_run.records("stop")
+    assert stop["reason"] == f"asked to stop after update {visited_run.updates()}"
+    assert stop["exit_code"] == 0
 
 
 def test_a_run_that_was_visited_leaves_nothing(visited_run):

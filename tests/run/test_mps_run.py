@@ -63,6 +63,7 @@ def test_mps_ends_with_a_run_whose_supervisor_is_killed(make_run):
     wait_until(lambda: not Path(stand_in.daemon["folder"]).exists(), "its folder is removed")
 
 
+@pytest.mark.slow
 def test_a_run_whose_mps_does_not_come_up_says_so_in_a_line_and_goes_on(make_run):
     run = make_run(**SETTINGS, max_updates=1)
     seemingly_on_cuda(run, "refuses")

@@ -18,7 +18,7 @@ def short(prompts, completions, answer, **columns):
 """
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_converted_model_trains_on_arithmetic_and_its_checkpoint_is_a_model_folder(tmp_path, kind):
     source = write(tmp_path / "source", Tiny())
     folder = tmp_path / "model"
@@ -30,6 +30,7 @@ def test_a_converted_model_trains_on_arithmetic_and_its_checkpoint_is_a_model_fo
         "max_updates": 2,
         "max_staleness": 0,
         "eval_every_updates": 0,
+        "workers": 0,
     }
     with new_run(**settings) as run:
         (run.folder.parent / "own.py").write_text(OWN_REWARD)
@@ -39,7 +40,7 @@ def test_a_converted_model_trains_on_arithmetic_and_its_checkpoint_is_a_model_fo
         assert all(record["grad_norm"] > 0 for record in metrics)
         # Versions 0 to 2, each with different weights.
         assert len({record["digest"] for record in run.records("policy")}) == 3
-        # The worker decodes with a cache, the learner shares prompts: a lost cap or a wrong position shows here.
+        # Sampling decodes with a cache, training shares prompts: a lost cap or a wrong position shows here.
         assert all(record["logprob_gap_max"] < 1e-3 for record in metrics)
         assert_usable(run.folder / "checkpoint-2", folder, kind)
 

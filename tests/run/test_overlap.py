@@ -12,7 +12,7 @@ from runs import Run, kill, new_run
 SETTINGS = {
     "in_flight_updates": True,
     "max_staleness": 2,
-    "workers": 1,
+    "workers": 2,
     "temperature": 3.0,
     "max_new_tokens": 80,
     "max_updates": 8,
@@ -32,7 +32,14 @@ def versions(group: dict[str, Any]) -> list[list[int]]:
 
 @pytest.fixture(scope="module", params=["full", pytest.param("lora", marks=pytest.mark.slow)])
 def in_flight_run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """Kill a worker and later the learner while completions are under way, and start the run again."""
     with new_run(**SETTINGS, fine_tune_type=request.param) as run:
+        run.start()
+        run.wait_for_update(2)
+        kill(run.child("rollout-0"))
+        run.wait_for_update(5)
+        kill(run.child("learner"))
+        run.end()
         assert run.run() == 0, run.stderr
         yield run
 
@@ -63,15 +70,5 @@ def test_every_lease_is_consumed_once_and_in_order(in_flight_run):
     in_flight_run.assert_nothing_left()
 
 
-def test_a_run_whose_worker_and_learner_were_killed_with_completions_under_way_loses_none(make_run):
-    run = make_run(**SETTINGS | {"workers": 2})
-    run.start()
-    run.wait_for_update(2)
-    kill(run.child("rollout-0"))
-    run.wait_for_update(5)
-    kill(run.child("learner"))
-    run.end()
-    assert run.run() == 0, run.stderr
-    run.assert_no_gap_in_records()
-    assert [lease for lease, *_ in run.ledger()] == list(range(16))
-    assert [group["update"] for group in groups(run)] == [1 + at // 2 for at in range(16)]
+def test_completions_under_way_in_a_killed_worker_or_for_a_killed_learner_train_all_the_same(in_flight_run):
+    assert [group["update"] for group in groups(in_flight_run)] == [1 + at // 2 for at in range(16)]

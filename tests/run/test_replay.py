@@ -82,9 +82,9 @@ def test_a_replay_repeats_the_run_to_the_bit(on_policy_run, make_run):
     assert stderr.splitlines()[-1] == "run ended: all updates done"
     assert run.checkpoints() == [8, 10, 12]  # save_steps = 2, keep_checkpoints = 3
     assert not (run.folder / "endpoints.json").exists()
-    again, stderr = end(start(run, on_policy_run.folder))
-    assert again == 0
-    assert "complete, all 12 updates are done" in stderr
+    again = run_here(main, run.folder, "--replay", on_policy_run.folder)
+    assert again.returncode == 0
+    assert "complete, all 12 updates are done" in again.stderr
 
 
 def test_its_metrics_have_the_fields_of_a_live_run(on_policy_run, make_run):
@@ -170,8 +170,7 @@ def test_a_missing_file_is_one_line_and_exit_code_2(make_run):
 
 def test_settings_without_replay_are_a_usage_error(make_run):
     run = make_run()
-    command = [sys.executable, "-m", "grpo_actors.learner", str(run.folder), "--set", "seed=1"]
-    done = subprocess.run(command, cwd=ROOT, env=run.environment, capture_output=True, text=True, check=False)
+    done = run_here(main, run.folder, "--set", "seed=1")
     assert done.returncode == 2
     assert "--config and --set need --replay" in done.stderr
 

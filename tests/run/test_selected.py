@@ -29,6 +29,7 @@ def test_every_update_has_as_many_groups_as_asked_for_and_all_of_them_teach(make
     assert leases[-1] + 1 == 12 + passed_over <= state["cursor"]["position"]
 
 
+@pytest.mark.slow
 def test_a_task_without_a_signal_is_reported_and_trained_to_its_end(make_run):
     run = make_run(dynamic_sampling=True, refill_limit=2, max_updates=3, eval_every_updates=0)
     assert run.run(flat_reward(run)) == 0, run.stderr

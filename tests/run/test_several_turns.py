@@ -82,6 +82,7 @@ def test_the_rate_of_rollout_is_that_of_sampled_tokens(whole):
     assert arrived == pytest.approx(sampled) == pytest.approx(sum(record["tokens"] for record in records))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(whole):
     with turns_run(max_staleness=0, eval_every_updates=0) as run:
         with_environment(run).start()

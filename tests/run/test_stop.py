@@ -5,24 +5,9 @@ import signal
 import pytest
 from runs import children, living, wait_until
 
-LONG = {"max_updates": 100_000, "save_steps": 0, "eval_every_updates": 0}
-
-
-def test_sigterm_saves_and_exits_with_0(make_run):
-    run = make_run(**LONG)
-    run.start()
-    run.wait_for_update(1)
-    run.signal(signal.SIGTERM)
-    assert run.end() == 0
-    assert run.checkpoints() == [run.updates()]
-    (stop,) = run.records("stop")
-    assert stop["reason"] == f"asked to stop after update {run.updates()}"
-    run.assert_no_gap_in_records()
-    run.assert_nothing_left()
-
 
 def test_a_second_ctrl_c_ends_everything_at_once(make_run):
-    run = make_run(**LONG)
+    run = make_run(max_updates=100_000, save_steps=0, eval_every_updates=0)
     run.arm("learner.batch", "hang")  # an update that never ends
     run.start()
     run.wait_for_failure("learner.batch")
@@ -36,7 +21,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(make_run):
 
 
 def test_ctrl_c_before_the_model_is_loaded_ends_quietly(make_run):
-    run = make_run()
+    run = make_run(eval_every_updates=0)
     run.start()
     run.child("learner")
     run.signal(signal.SIGINT)

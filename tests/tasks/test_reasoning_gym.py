@@ -2,6 +2,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,14 +25,31 @@ def questions(one, split):
     return [problem.messages[-1]["content"] for problem in one.problems(split)]
 
 
-def test_equal_seeds_make_equal_problems_and_another_seed_others_with_the_same_held_out():
-    first, other, again = (task(seed=seed) for seed in (1, 2, 1))  # the last one made is kept
-    assert first.problems("train") == again.problems("train")
-    assert not set(questions(first, "train")) & set(questions(other, "train"))
-    assert first.problems("eval") == other.problems("eval")
+# The library takes seconds to import, in each process that makes problems or scores answers.
+@pytest.fixture(scope="module")
+def sums() -> ReasoningGym:
+    return task()
 
 
-def test_a_generator_that_follows_the_order_of_a_set_makes_the_same_problems_in_every_process():
+@pytest.fixture(scope="module")
+def countdown() -> ReasoningGym:
+    """Problems with many right answers, which the scorer evaluates as expressions."""
+    return task("countdown", size=2, eval_size=1)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Iterator[Scorer]:
+    with Scorer({"reasoning_gym": 1.0}, timeout_s=HANG_S) as scorer:
+        yield scorer
+
+
+def test_another_seed_makes_other_problems_with_the_same_held_out(sums):
+    other = task(seed=2)
+    assert not set(questions(sums, "train")) & set(questions(other, "train"))
+    assert sums.problems("eval") == other.problems("eval")
+
+
+def test_equal_seeds_make_equal_problems_in_every_process_also_where_a_generator_follows_the_order_of_a_set():
     # Without a fixed PYTHONHASHSEED, it makes other problems in another process.
     script = (
         "from grpo_actors.tasks.reasoning_gym import ReasoningGym\n"
@@ -67,9 +85,8 @@ def test_problems_that_are_all_held_out_leave_none_to_train_on():
         task(settings=settings, size=3, eval_size=10_000)
 
 
-def test_the_librarys_own_score_is_the_reward_and_all_of_it_is_right():
-    one = task()
-    problem = one.problems("train")[0]
+def test_the_librarys_own_score_is_the_reward_and_all_of_it_is_right(sums, scorer):
+    problem = sums.problems("train")[0]
     # Its rule for an answer with other text around it: the share of the text that is the answer.
     completions = [
         f"<answer>{problem.answer}</answer>",
@@ -77,11 +94,10 @@ def test_the_librarys_own_score_is_the_reward_and_all_of_it_is_right():
         problem.answer,
         "<answer>\n</answer>",
     ]
-    with Scorer({"reasoning_gym": 1.0}, timeout_s=HANG_S) as scorer:
-        scores = scorer.score(problem, completions)
+    scores = scorer.score(problem, completions)
     assert scores.failures == {}
     assert scores.rewards == {"reasoning_gym": [1.0, 0.5, 0.0, 0.0]}
-    assert [one.is_correct(completion, problem) for completion in completions] == [True, False, False, False]
+    assert [sums.is_correct(completion, problem) for completion in completions] == [True, False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -92,30 +108,28 @@ def test_the_librarys_own_score_is_the_reward_and_all_of_it_is_right():
         "graph_color",  # names no answer
     ],
 )
-def test_what_the_scorer_needs_travels_with_the_problem(name):
-    one = task(name, size=2, eval_size=1)
+def test_what_the_scorer_needs_travels_with_the_problem(name, countdown):
+    one = countdown if name == "countdown" else task(name, size=2, eval_size=1)
     problem = one.problems("train")[0]
     assert not one.is_correct("<answer>nothing of the kind</answer>", problem)
     if problem.answer:
         assert one.is_correct(f"<answer>{problem.answer}</answer>", problem)
 
 
-def test_an_answer_that_is_evaluated_forever_is_wrong_and_ends_nothing():
-    # The scorer of countdown evaluates the answer as an expression.
-    one = task("countdown", size=1, eval_size=1)
-    problem = one.problems("train")[0]
-    with Scorer({"reasoning_gym": 1.0}, timeout_s=HANG_S) as scorer:
-        scorer.score(problem, ["<answer>1</answer>"])
-        hostile = scorer.score(problem, ["<answer>factorial(factorial(12))</answer>", "<answer>1</answer>"])
-        after = scorer.score(problem, [f"<answer>{problem.answer}</answer>"])
+def test_an_answer_that_is_evaluated_forever_is_wrong_and_ends_nothing(countdown, scorer):
+    problem = countdown.problems("train")[0]
+    scorer.score(problem, ["<answer>1</answer>"])
+    hostile = scorer.score(problem, ["<answer>factorial(factorial(12))</answer>", "<answer>1</answer>"])
+    after = scorer.score(problem, [f"<answer>{problem.answer}</answer>"])
     assert hostile.rewards["reasoning_gym"][0] in (None, 0.0)
     assert after.rewards == {"reasoning_gym": [1.0]}
 
 
-def test_an_answer_on_which_the_librarys_scorer_fails_is_worth_nothing_and_the_others_keep_their_values():
+def test_an_answer_on_which_the_librarys_scorer_fails_is_worth_nothing_and_the_others_keep_their_values(
+    scorer,
+):
     problem = task("prime_factorization", size=1, eval_size=1).problems("train")[0]
-    with Scorer({"reasoning_gym": 1.0}, timeout_s=HANG_S) as scorer:
-        scores = scorer.score(problem, ["<answer>many</answer>", f"<answer>{problem.answer}</answer>"])
+    scores = scorer.score(problem, ["<answer>many</answer>", f"<answer>{problem.answer}</answer>"])
     assert scores.failures == {}
     assert scores.rewards == {"reasoning_gym": [0.0, 1.0]}
 
@@ -151,11 +165,6 @@ def test_what_the_library_refuses_is_one_line(name, settings, rule):
         open_dataset(name, settings, seed=0, size=1)
     assert rule in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_an_error_of_the_library_reaches_the_user():
-    with pytest.raises(DataError, match="has no task 'chain_sun'; did you mean chain_sum"):
-        task("chain_sun")
 
 
 def test_without_the_library_there_is_one_line_with_the_cure(monkeypatch):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 
 import pytest
 
@@ -123,6 +124,8 @@ def test_columns_that_no_reward_can_get_are_left_out_and_a_number_that_is_none_i
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch):
+    # The hub's client tries six times, and waits 23 s in all in between.
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(DataError, match=r"^someone/nothing-at-all: cannot be loaded \(") as caught:
         rows("someone/nothing-at-all")
     assert "\n" not in str(caught.value)

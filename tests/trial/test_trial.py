@@ -1,12 +1,16 @@
 """A trial finds planted mistakes by name, samples what the run's first update trains on, and writes nothing."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from bounds import HANG_S
+from commands import launch_here
 
 from grpo_actors.config import load_config
 from grpo_actors.trial.trial import run_trial
@@ -22,27 +26,29 @@ def tried(capsys, *overrides):
     return code, capsys.readouterr().out.splitlines()
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """The lines of a trial of these settings."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run_trial(load_config("quickstart.toml", SMALL).config)
+    return printed.getvalue().splitlines()
+
+
 def named(lines):
     """The names of the findings that block."""
     return {line.split(": ")[1] for line in lines if line.startswith("CHANGE: ")}
 
 
-def launched(folder, *overrides):
-    """The command in a process of its own, in `folder`."""
-    settings = [word for override in overrides for word in ("--set", override)]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), "--config", "quickstart.toml", "--trial", *settings],
-        cwd=folder,
+def test_a_trial_of_the_quickstart_is_ready_and_writes_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "--config", "quickstart.toml", "--trial"],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
         timeout=HANG_S,
     )
-
-
-def test_a_trial_of_the_quickstart_is_ready_and_writes_nothing(tmp_path):
-    done = launched(tmp_path)
     assert (done.returncode, list(tmp_path.iterdir())) == (0, [])
     assert done.stdout.splitlines()[-1] == "ready"
     # The special tokens are shown, the rewards of each completion, and what the whole run will take.
@@ -114,22 +120,29 @@ def test_a_column_that_is_not_there_is_named_before_the_model_is_loaded(tmp_path
     (tmp_path / "mine.py").write_text(
         "def right(completions, solution, **columns):\n    return [0.0] * len(completions)\n"
     )
-    done = launched(tmp_path, "task=dataset", "path=sums.jsonl", 'reward.functions={"mine.py:right" = 1.0}')
+    overrides = ("task=dataset", "path=sums.jsonl", 'reward.functions={"mine.py:right" = 1.0}')
+    settings = [word for override in overrides for word in ("--set", override)]
+    done = launch_here("--config", "quickstart.toml", "--trial", *settings, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "'mine.py:right' needs the column 'solution'" in done.stderr
     assert "the training data has answer, gold, question" in done.stderr
 
 
-def test_completions_are_those_that_the_run_trains_on_first(capsys, tmp_path):
-    _, lines = tried(capsys)
+def test_completions_are_those_that_the_run_trains_on_first(plain, tmp_path):
     shown = [
         line.removeprefix("rewards of problem ").split(",")[0]
-        for line in lines
+        for line in plain
         if "rewards of problem" in line
     ]
     settings = [
         word
-        for pair in (*SMALL, "max_updates=1", "eval_every_updates=0", f"output_dir={tmp_path}")
+        for pair in (
+            *SMALL,
+            "max_updates=1",
+            "eval_every_updates=0",
+            "write_report=false",
+            f"output_dir={tmp_path}",
+        )
         for word in ("--set", pair)
     ]
     subprocess.run(
@@ -143,16 +156,15 @@ def test_completions_are_those_that_the_run_trains_on_first(capsys, tmp_path):
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     [update] = [record for record in records if record["topic"] == "metrics"]
     assert shown == [problem for _, _, problem, _ in update["ledger"]]
-    mean = next(line for line in lines if line.startswith("reward       correctness"))
+    mean = next(line for line in plain if line.startswith("reward       correctness"))
     assert f"mean {update['rewards']['correctness']:.2f}" in mean
 
 
-def test_workers_that_quantise_are_tried_quantised(capsys):
-    _, exact = tried(capsys)
+def test_workers_that_quantise_are_tried_quantised(capsys, plain):
     _, coarse = tried(capsys, "quantize_for_rollouts=true", "rollout_bits=4")
 
     def gap(lines):
         [line] = [line for line in lines if line.startswith("log-probs ")]
         return float(line.split("differ by ")[1].split()[0])
 
-    assert gap(exact) < 1e-4 < gap(coarse)
+    assert gap(plain) < 1e-4 < gap(coarse)
