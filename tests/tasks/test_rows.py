@@ -49,7 +49,8 @@ def write(path):
 
 
 @pytest.mark.parametrize(
-    "suffix", ".jsonl .jsonl.gz .jsonl.bz2 .jsonl.xz .json .csv .csv.gz .tsv .parquet".split()
+    "suffix",
+    [".jsonl", ".jsonl.gz", ".jsonl.bz2", ".jsonl.xz", ".json", ".csv", ".csv.gz", ".tsv", ".parquet"],
 )
 def test_a_file_of_any_format_gives_the_same_rows_and_an_integer_stays_an_integer(tmp_path, suffix):
     found = rows(write(tmp_path / f"data{suffix}"))
