@@ -6,6 +6,7 @@ The score of a checkpoint arrives some updates after it was written; the checkpo
 Has no socket: its records go to `Records`.
 """
 
+import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from grpo_actors.config import Config
+from grpo_actors.atomic import write_whole
+from grpo_actors.config import Config, read_config
 from grpo_actors.errors import RunError
 from grpo_actors.learner.checkpointing import CheckpointWriter, Written
 from grpo_actors.learner.grpo import Grpo
@@ -35,7 +37,14 @@ from grpo_actors.rundir.checkpoints import (
     read_state,
     remove_unfinished,
 )
-from grpo_actors.rundir.folder import BEST, CHECKPOINT, METRICS_FILE, checkpoint_folder, update_of
+from grpo_actors.rundir.folder import (
+    BEST,
+    CHECKPOINT,
+    CONFIG_FILE,
+    METRICS_FILE,
+    checkpoint_folder,
+    update_of,
+)
 from grpo_actors.schedule.lease import START, Cursor
 from grpo_actors.score import Score, best_of
 from grpo_actors.wire.messages import Evaluation, Unscored
@@ -113,25 +122,36 @@ class Archive:
         everything = {update for update, _ in self._read_scores(self._records("eval"))}
         if self.resumed is None or self.update < total_updates or self.unevaluated() - everything:
             return None
-        changed = [key for key in self._changed_settings() if key not in _NOT_OF_TRAINING]
+        changed = self._changed_settings()
         without_effect = f"; {', '.join(changed)}: changed, without effect" if changed else ""
         return (
             f"{self._run_dir}: complete, all {total_updates} updates are done ({self.resumed.path.name})"
             f"{without_effect}; raise learner.max_updates to train on, or choose another run.output_dir"
         )
 
-    def _changed_settings(self) -> list[str]:
-        """Return the dotted keys of the settings that differ from those with which the run was last started."""
+    def put_settings_back(self) -> None:
+        """Write to config.json what the run was trained with, where this start changed it: a model card reads it there."""
+        if changed := self._changed_settings():
+            file = self._run_dir / CONFIG_FILE
+            settings = read_config(file).model_dump(mode="json")
+            for key, before in changed.items():
+                section, leaf = key.split(".")
+                settings[section][leaf] = before
+            write_whole(file, json.dumps(settings, indent=2) + "\n")
+
+    def _changed_settings(self) -> dict[str, Any]:
+        """Return the settings that differ from the run's last start, by dotted key, with the values of then."""
         starts = self.recorded("start")
         before = starts[-1].get("config") if starts else None
         if not isinstance(before, dict):
-            return []
-        return [
-            f"{section}.{leaf}"
+            return {}
+        return {
+            key: before[section][leaf]
             for section, settings in self._config.model_dump(mode="json").items()
             for leaf, value in settings.items()
             if leaf in before.get(section, {}) and before[section][leaf] != value
-        ]
+            if (key := f"{section}.{leaf}") not in _NOT_OF_TRAINING
+        }
 
     @property
     def cursor(self) -> Cursor:

@@ -131,6 +131,7 @@ def _is_complete(archive: Archive, config: Config, task: Task) -> bool:
     note = archive.note_if_complete(total_updates(config, len(task.problems("train"))))
     if note:
         print(note, file=sys.stderr)
+        archive.put_settings_back()
     return note is not None
 
 

@@ -71,6 +71,7 @@ def open_replay(
         total = _total_updates(config, recording)
         if note := archive.note_if_complete(total):
             print(note, file=sys.stderr)
+            archive.put_settings_back()
             yield None
             return
         recording.skip(archive.cursor.position)

@@ -16,7 +16,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from grpo_actors.errors import DataError, first_line
-from grpo_actors.tasks.lines import excerpt, read_rows
+from grpo_actors.tasks.lines import excerpt, read_lines, read_rows
 from grpo_actors.tasks.own.kinds import is_own
 
 Row = Mapping[str, Any]
@@ -201,12 +201,17 @@ def _replaced(rows: Iterable[Row], columns: Mapping[str, Sequence[Any]]) -> Iter
 
 
 def _find_bad_line(file: Path) -> None:
-    """Name the line of a file of JSON lines that cannot be read; `datasets` only knows its block.
+    """Name the line of a file that cannot be read; `datasets` only knows its block.
 
     Raises:
-        DataError: There is such a line.
+        DataError: There is a line that is not UTF-8, or in a file of JSON lines one that is no row.
     """
-    if not file.is_file() or _type_of(file) not in ("jsonl", "ndjson") or file.suffix in COMPRESSED:
+    kind = _type_of(file)
+    if not file.is_file() or file.suffix in COMPRESSED or READERS.get(kind) not in ("json", "csv"):
+        return
+    if kind not in ("jsonl", "ndjson"):
+        for _ in read_lines(file, setting="data.path"):
+            pass
         return
     for number, row in read_rows(file):
         for name, value in row.items():

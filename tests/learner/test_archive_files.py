@@ -7,7 +7,7 @@ from checkpoint_files import write_checkpoint_files
 from hand_made import RecordList
 from scores import report, score
 
-from grpo_actors.config import Config
+from grpo_actors.config import Config, read_config
 from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive
 from grpo_actors.rundir import checkpoints
@@ -182,15 +182,20 @@ def test_a_run_is_complete_when_all_updates_are_done_and_all_checkpoints_scored(
     assert note is None or f"complete, all {total} updates are done (checkpoint-2)" in note
 
 
-def test_a_complete_run_names_the_settings_that_were_changed_in_vain(tmp_path):
+def test_a_complete_run_names_the_settings_that_were_changed_in_vain_and_keeps_its_own(tmp_path):
     before = Config().model_dump(mode="json")
     before["run"]["save_steps"] = 2  # as in `archive_in`
     before["evaluator"]["eval_every_updates"] = 1
     before["learner"]["learning_rate"], before["run"]["resume"] = 0.5, "must"
     write_checkpoint_files(tmp_path, 2, records=1)
     write_records(tmp_path, {"topic": "start", "config": before}, evaluated(2, 0.5))
-    note = archive_in(tmp_path).note_if_complete(2)
+    archive = archive_in(tmp_path)
+    note = archive.note_if_complete(2)
     assert "(checkpoint-2); learner.learning_rate: changed, without effect; raise learner.max_updates" in note
+    (tmp_path / "config.json").write_text(Config().model_dump_json())
+    archive.put_settings_back()
+    kept = read_config(tmp_path / "config.json")
+    assert (kept.learner.learning_rate, kept.run.resume) == (0.5, "auto")
 
 
 def test_a_run_without_a_checkpoint_is_never_complete(tmp_path):

@@ -1,7 +1,9 @@
 """Where the rows of a data set may be."""
 
+import bz2
 import gzip
 import json
+import lzma
 import time
 
 import pytest
@@ -29,10 +31,17 @@ def write(path):
             path.write_text(LINES)
         case ".jsonl.gz":
             path.write_bytes(gzip.compress(LINES.encode()))
+        case ".jsonl.bz2":
+            path.write_bytes(bz2.compress(LINES.encode()))
+        case ".jsonl.xz":
+            path.write_bytes(lzma.compress(LINES.encode()))
         case ".json":
             path.write_text(json.dumps(ROWS))
         case ".csv":
             made.to_csv(str(path))
+        case ".csv.gz":
+            table = "question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in ROWS)
+            path.write_bytes(gzip.compress(table.encode()))
         case ".tsv":
             made.to_csv(str(path), sep="\t")
         case ".parquet":
@@ -40,7 +49,10 @@ def write(path):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize(
+    "suffix",
+    [".jsonl", ".jsonl.gz", ".jsonl.bz2", ".jsonl.xz", ".json", ".csv", ".csv.gz", ".tsv", ".parquet"],
+)
 def test_a_file_of_any_format_gives_the_same_rows_and_an_integer_stays_an_integer(tmp_path, suffix):
     found = rows(write(tmp_path / f"data{suffix}"))
     assert found == ROWS
@@ -63,6 +75,19 @@ def test_integers_of_a_csv_stay_integers_beside_gaps(tmp_path):
         assert found == expected
         assert [type(row["whole"]) for row in found] == [int, type(None), int]
         assert type(found[2]["share"]) is float
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"question,answer\na,1\n\xff,2\n"),
+        ("a.json", b'[{"question": "a"},\n\n{"question": "\xff"}]'),
+    ],
+)
+def test_a_line_that_is_not_utf_8_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}:3: must be UTF-8, got byte 0xff at position \d+; convert"):
+        rows(tmp_path / name)
 
 
 def test_a_glob_and_a_folder_give_the_rows_of_all_their_files_in_the_order_of_their_names(tmp_path):
