@@ -7,6 +7,7 @@ each rank's weights.
 import grpo_actors  # noqa: F401 - loads the fast BLAS, which must come before MLX
 
 # isort: split
+import contextlib
 import json
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from grpo_actors.learner.following import _fingerprint, give_state, receive_stat
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.ranks import JoinedRanks
 from grpo_actors.policy.model import load_policy
+from grpo_actors.transport.links import LinkClosedError
 
 LORA = {"fine_tune_type": "lora", "lora_rank": 4}
 #: Four micro-batches, if the case does not say otherwise; with this beta, the first moment of AdamW is the gradient.
@@ -98,6 +100,9 @@ def main() -> None:
         print(json.dumps({"case": name} | found), flush=True)
     if not ranks.rank:
         ranks.close()
+        return
+    with contextlib.suppress(LinkClosedError):
+        ranks.hear()  # a rank that leaves before rank 0 has closed is a lost one
 
 
 def whole_state(grpo):
