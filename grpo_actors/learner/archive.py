@@ -291,7 +291,13 @@ class Archive:
         self._writer.prune(self._config.run.keep_checkpoints, frozenset(self.unevaluated()))
 
     def _record(self, records: Records, evaluation: Evaluation) -> None:
-        if changes := self._add(evaluation.update, evaluation.report.score):
+        score = evaluation.report.score
+        # A resume may have cut the records of all earlier scores. The mark of the best is left.
+        marked = None if self._scores else best(self._run_dir)
+        changes = self._add(evaluation.update, score)
+        if marked is not None:
+            changes = marked.score.measure.changes(score.measure)
+        if changes:
             text = (
                 f"scores are measured differently from now on ({changes}): they cannot be compared with the earlier ones, "
                 "so the base model and the checkpoints that are kept are scored again"

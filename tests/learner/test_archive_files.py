@@ -102,6 +102,17 @@ def test_after_a_resume_with_other_settings_the_comparison_starts_over_and_keeps
     assert records.updates("eval") == [0, 1]
 
 
+def test_that_the_comparison_starts_over_is_said_also_if_only_the_mark_of_the_best_is_left(tmp_path):
+    write_checkpoint_files(tmp_path, 1, records=0)  # all scores came after it, so a resume cuts them
+    mark_best(tmp_path, 1, score(0.9))
+    archive, records = archive_in(tmp_path), RecordList()
+    for update, value in ((0, 0.7), (1, 0.8)):
+        archive.take_evaluations(records, [evaluation(update, value, max_new_tokens=128)])
+    [warning] = [fields["text"] for topic, fields in records.records if topic == "log"]
+    assert "(max_new_tokens 64 → 128)" in warning
+    assert best(tmp_path) == (1, 0.8)
+
+
 def test_if_all_checkpoints_are_damaged_the_run_does_not_start_over(tmp_path):
     for update in (1, 2):
         write_checkpoint_files(tmp_path, update)

@@ -83,6 +83,9 @@ def test_the_page_names_no_other_host(address):
 def test_a_view_has_curves_score_and_alarm(address):
     view = json.loads(get(address, "view?run=0")[1])
     assert (view["summary"]["state"], view["summary"]["update"]) == ("ended", 40)
+    assert re.fullmatch(
+        r"accuracy, (greedy|sampled at temperature \S+), [\d,]+ held-out problems", view["summary"]["measure"]
+    )
     assert view["scores"][-1] | {"by_source": None} == {
         "update": 40,
         "checkpoint": "checkpoint-40",

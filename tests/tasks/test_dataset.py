@@ -298,6 +298,17 @@ def test_a_prompt_of_the_evaluation_file_is_not_trained_on(file):
     assert ": 2 prompts are also in " in note
 
 
+def test_another_split_of_the_data_may_be_held_out(file):
+    source = file(
+        f"def load():\n    return {{'train': {rows(5)}, 'test': {rows(2)}}}\n".encode(), "my_data.py"
+    )
+    task = DataSet(f"{source}:load", eval_split="test")
+    assert [problem.id for problem in task.problems("train")] == ["data/3", "data/4", "data/5"]
+    assert [problem.id for problem in task.problems("eval")] == ["data/eval/1", "data/eval/2"]
+    (note,) = task.notes
+    assert note.endswith(f"load: 2 prompts are also in {source}:load test and are not trained on")
+
+
 def test_equal_files_cannot_be_used_to_train_and_to_evaluate(file):
     with pytest.raises(DataError, match=r"must have a prompt that .* has not"):
         DataSet(file(rows(3)), file(rows(3), "same.jsonl"))
