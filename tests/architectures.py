@@ -188,6 +188,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "lille-130m": {"n_embd": 128},
     # Its plain form; ministral3 has the windows.
     "llama": {"layer_types": None, "sliding_window": None},
+    "mamba2": {"num_heads": 8},
     "llama4": {
         "num_hidden_layers": 4,
         "attention_chunk_size": 8,
@@ -199,12 +200,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "mellum": _ROPE_OF_LAYERS,
     "mimo_v2_flash": {"hybrid_layer_pattern": [1, 0], "moe_layer_freq": [0, 1]},
     "minicpm3": {"rope_scaling": {"original_max_position_embeddings": 512}},
-    "minimax_m3_vl": {
-        "layer_types": None,
-        "moe_layer_freq": [0, 1],
-        "index_n_heads": None,
-        "index_head_dim": None,
-    },
+    "minimax_m3_vl": {"layer_types": None, "moe_layer_freq": [0, 1]},
     "ministral3": {"rope_parameters": _YARN},
     "mistral4": {"rope_parameters": _YARN},
     "muse_spark": {"layer_rope_theta": [10000.0, 0.0], "num_shared_experts": 0},
@@ -212,8 +208,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "nemotron_h": {
         "hybrid_override_pattern": "M*-E",
         "num_hidden_layers": 4,
-        "layer_types": None,
-        "layers_block_type": None,
+        "layer_types": ["mamba", "attention", "mlp", "moe"],
+        "layers_block_type": ["mamba", "attention", "mlp", "moe"],
     },
     "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "openelm": {
