@@ -46,9 +46,14 @@ def get(address: str, path: str = "", host: str | None = None) -> tuple[int, str
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory) -> Iterator[str]:
-    with served(record_run(tmp_path_factory.mktemp("runs") / "first")) as (address, _):
-        yield address
+def page(tmp_path_factory) -> "Iterator[tuple[str, subprocess.Popen[str]]]":
+    with served(record_run(tmp_path_factory.mktemp("runs") / "first")) as served_page:
+        yield served_page
+
+
+@pytest.fixture(scope="module")
+def address(page) -> str:
+    return page[0]
 
 
 def test_the_address_is_of_this_host_and_holds_a_token(address):
@@ -66,13 +71,13 @@ def test_a_foreign_name_for_this_host_is_refused(address):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the priority of each thread")
-def test_a_run_on_the_same_cores_comes_first(tmp_path):
-    with served(record_run(tmp_path / "run")) as (address, process):
-        assert get(address)[0] == 200
-        threads = [int(thread.name) for thread in Path(f"/proc/{process.pid}/task").iterdir()]
-        nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
-        assert len(threads) > 1
-        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {nice}
+def test_a_run_on_the_same_cores_comes_first(page):
+    address, process = page
+    assert get(address)[0] == 200
+    threads = [int(thread.name) for thread in Path(f"/proc/{process.pid}/task").iterdir()]
+    nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+    assert len(threads) > 1
+    assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {nice}
 
 
 def test_the_page_names_no_other_host(address):
