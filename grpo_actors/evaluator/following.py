@@ -21,6 +21,7 @@ from grpo_actors.config import Config
 from grpo_actors.errors import RewardError, RunError
 from grpo_actors.evaluator.score import evaluate, gain_over, held_out, measure_of
 from grpo_actors.failpoints import reach
+from grpo_actors.policy.device import return_unused_memory
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, take_secret
 from grpo_actors.progress import LOADING_S, begin_work, given_up, scoring_patience_s
@@ -118,9 +119,11 @@ class RunEvaluator:
 
             def score(update: int) -> SavedScore:
                 scorer.trainer_state = TrainerState(update)
-                return evaluate(
+                scored = evaluate(
                     policy, task, questions, config, scorer, episodes=turns, on_step=self._on_step
                 )
+                return_unused_memory()
+                return scored
 
             self._begin("base model", loads=True)
             if self._work in given_up():

@@ -23,7 +23,9 @@ from grpo_actors.learner.grpo import Grpo, layout_of
 from grpo_actors.objective.batch_loss import clip_bounds, objective_loss
 from grpo_actors.objective.micro_batches import Completion, pack
 from grpo_actors.objective.statistics import token_statistics
+from grpo_actors.policy.config_json import text_part
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
+from grpo_actors.policy.embedding import trained_embedding
 from grpo_actors.policy.logprobs import predicting_outputs, split_head, target_logprobs
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.packed_rows import may_pack_rows
@@ -181,7 +183,7 @@ def head(work: Work) -> None:
 
     floats = (x.dtype for _, x in tree_flatten(model.parameters()) if mx.issubdtype(x.dtype, mx.floating))
     batch = work.batch(packed=True)
-    shape = (batch["targets"].size, work.policy.architecture["hidden_size"])
+    shape = (batch["targets"].size, text_part(work.policy.architecture)["hidden_size"])
     hidden = mx.random.normal(shape).astype(next(floats))
     mx.eval(work.compiled(gradient)(hidden, batch))
 
@@ -200,6 +202,25 @@ def body(work: Work) -> None:
 
     training = work.trained(value)
     work.policy.model.train()
+    training.accumulate(batch)
+    training.accumulate(batch)
+
+
+def embedding(work: Work) -> None:
+    """Add up the gradient of an embedding that trains: over equal tokens, and over two micro-batches."""
+    model = work.policy.model
+    table = trained_embedding(model)
+    if table is None:
+        return
+    model.freeze()
+    table.unfreeze()
+
+    def value(model: Any, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
+        del model
+        total = table(arrays["tokens"]).sum()
+        return total, total
+
+    training, batch = work.trained(value), work.batch(packed=True)
     training.accumulate(batch)
     training.accumulate(batch)
 
@@ -264,7 +285,7 @@ def update(work: Work) -> None:
 #: The parts by name; see `stage.parts_of`.
 PARTS: dict[str, Callable[[Work], None]] = {
     part.__name__: part
-    for part in (loss, statistics, head, body, step, sampling, evaluation, weights, update)
+    for part in (loss, statistics, head, body, embedding, step, sampling, evaluation, weights, update)
 }
 
 

@@ -209,7 +209,18 @@ def parts_of(config: Config) -> list[str]:
     The last one does everything that the learner's parts do; it compiles what is left.
     """
     evaluation = ["evaluation"] if config.evaluator.eval_every_updates else []
-    return ["body", "loss", "statistics", "head", "step", "sampling", *evaluation, "weights", "update"]
+    return [
+        "body",
+        "embedding",
+        "loss",
+        "statistics",
+        "head",
+        "step",
+        "sampling",
+        *evaluation,
+        "weights",
+        "update",
+    ]
 
 
 def _digest(config: Config, build: str) -> str:

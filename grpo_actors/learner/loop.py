@@ -10,6 +10,7 @@ from grpo_actors.failpoints import reach
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.history import History
 from grpo_actors.learner.source import Source
+from grpo_actors.policy.device import return_unused_memory
 from grpo_actors.process import StopRequest
 from grpo_actors.progress import LOADING_S, Pace, begin_work
 
@@ -46,6 +47,7 @@ def train(run: Run) -> int:
         reach("learner.updated")
         source.publish(grpo, groups)
         reach("learner.published")
+        return_unused_memory()
         update_s = time.monotonic() - started_s
         pace.add(update_s - wait_s)
         sampled_per_s = source.sampled_per_s(update_s)

@@ -49,6 +49,10 @@ class Driver:
         self.call(name, ctypes.byref(handle), *arguments)
         return handle
 
+    def synchronize(self) -> None:
+        """Wait until the device has done all that this process has submitted, to any stream."""
+        self.call("cuCtxSynchronize")
+
 
 @lru_cache(maxsize=1)
 def driver() -> Driver:

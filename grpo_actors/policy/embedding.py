@@ -37,3 +37,9 @@ def embedding_rows(model: Any) -> int | None:
         for kind, original in originals.items():
             kind.__call__ = original
     return min(found, default=None)
+
+
+def trained_embedding(model: nn.Module) -> nn.Module | None:
+    """Return an embedding whose rows train; None if none does."""
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    return next((table for table in tables if "weight" in table.trainable_parameters()), None)

@@ -25,7 +25,7 @@ from grpo_actors.errors import ProtocolError
 from grpo_actors.failpoints import reach
 from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
 from grpo_actors.policy.decoding.sampling import Sampler, rows_for
-from grpo_actors.policy.device import on_cuda
+from grpo_actors.policy.device import on_cuda, return_unused_memory
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
 from grpo_actors.progress import LOADING_S, begin_work, report_progress, scoring_patience_s
@@ -289,6 +289,7 @@ class RolloutWorker:
         self.version, arrays = fetched
         self._newest = max(self._newest, self.version)
         self._lease_sampler.adopt(self.version, arrays)
+        return_unused_memory()
 
     def _can_sample(self) -> bool:
         """Whether the next run of leases may be sampled with the version held."""

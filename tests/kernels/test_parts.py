@@ -15,7 +15,7 @@ from grpo_actors.kernels.small_model import in_small, small_policy
 from grpo_actors.kernels.stage import parts_of
 from grpo_actors.policy.quantization import is_quantized
 
-LEARNER = ("loss", "statistics", "head", "body", "step", "update")
+LEARNER = ("loss", "statistics", "head", "body", "embedding", "step", "update")
 SAMPLER = ("sampling", "evaluation", "weights")
 
 
@@ -46,7 +46,11 @@ def test_every_part_runs_for_models_with_and_without_packed_rows(work_of, family
     parts.PARTS[part](work_of(family, {"tie_word_embeddings": family == "gemma3_text"}))
 
 
-@pytest.mark.parametrize("part", ["body", "step", "sampling", "weights", "update"])
+def test_the_head_is_found_where_the_texts_settings_are_nested(work_of):
+    parts.head(work_of("qwen3_5"))
+
+
+@pytest.mark.parametrize("part", ["body", "embedding", "step", "sampling", "weights", "update"])
 @pytest.mark.parametrize(
     "settings",
     [

@@ -117,8 +117,10 @@ def test_a_fused_adapter_gives_the_logits_of_the_unfused_one(kind, bits):
     assert np.array_equal(logits(policy.model), before)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize(("family", "bits"), [("qwen2", 0), ("qwen2", 4), ("stablelm", 8)])
+# A GPU multiplies packed matrices in half precision, and here that is as much as the adapter's share of the norms.
+@pytest.mark.parametrize(
+    ("family", "bits"), [pytest.param("qwen2", 0, marks=pytest.mark.gpu), ("qwen2", 4), ("stablelm", 8)]
+)
 def test_dora_gives_the_same_logits_with_norms_computed_once_as_with_norms_of_every_call(family, bits):
     # Both families have biases, which DoRA adds after it applies the magnitudes.
     policy = random_policy(family, hidden_size=64, num_attention_heads=8)
@@ -129,12 +131,10 @@ def test_dora_gives_the_same_logits_with_norms_computed_once_as_with_norms_of_ev
     shifted(policy)
     original = DoRALinear.__call__
     expected = logits(policy.model)
-    # A packed matrix and the unpacked one are multiplied by two different kernels, and a GPU's need not have the same
-    # precision: products of TF32 move these logits by 0.005. Norms that left out the adapter would move them by 0.06.
-    atol = 2e-2 if bits and mx.default_device().type == mx.DeviceType.gpu else 1e-4
     with fixed_norms(policy.model):
         assert DoRALinear.__call__ is not original
-        np.testing.assert_allclose(logits(policy.model), expected, rtol=1e-4, atol=atol)
+        # Norms that left out the adapter would move the logits by 0.06.
+        np.testing.assert_allclose(logits(policy.model), expected, rtol=1e-4, atol=1e-4)
     assert DoRALinear.__call__ is original
     with pytest.raises(ZeroDivisionError), fixed_norms(policy.model):
         _ = 1 / 0

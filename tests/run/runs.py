@@ -71,7 +71,7 @@ class Run:
         self.failpoints.mkdir()
         self.environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "TMPDIR": str(self.temporary),
             FAILPOINTS: str(self.failpoints),
         }
