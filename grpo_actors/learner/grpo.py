@@ -40,11 +40,11 @@ from grpo_actors.objective.shaping import top_entropy_masks
 from grpo_actors.objective.statistics import add_statistics, completion_gaps, summary, token_mismatches
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.expert_load import has_experts, largest_load, watched_experts
-from grpo_actors.policy.gated_delta import delta_by_chunks
 from grpo_actors.policy.gpu_rows import cuda_row
 from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.packed_rows import packs_rows
+from grpo_actors.policy.recurrent_layers import for_whole_texts
 from grpo_actors.policy.training import Training, learning_rate
 from grpo_actors.progress import report_progress
 from grpo_actors.schedule.quarantine import Gap
@@ -278,7 +278,7 @@ class Grpo:
         """Switch dropout on and mlx-lm's kernels without a gradient off; switch back afterwards, for sampling."""
         self.policy.model.train()
         try:
-            with delta_by_chunks(self.policy.model):
+            with for_whole_texts(self.policy.model):
                 yield
         finally:
             self.policy.model.eval()
@@ -334,7 +334,7 @@ class Grpo:
 
     def _frozen_logprobs(self, arrays: Mapping[str, mx.array]) -> tuple[mx.array, mx.array]:
         """Return log-probs and entropies under the policy's present weights, already evaluated: no graph is kept."""
-        with delta_by_chunks(self.policy.model):
+        with for_whole_texts(self.policy.model):
             frozen = self._logprobs(self.policy.model, arrays)
         mx.eval(*frozen)
         report_progress()

@@ -49,10 +49,10 @@ def test_a_model_without_experts_has_no_load_of_them():
     assert metrics["expert_load_max"] is None
 
 
-def test_an_update_in_chunks_is_that_of_the_loop_over_tokens(monkeypatch):
+def test_an_update_by_layers_for_whole_texts_is_that_of_mlx_lms_layers(monkeypatch):
     metrics, weights = trained("qwen3_5")
     assert metrics["logprob_gap_max"] < 1e-3  # the workers decode token by token
-    monkeypatch.setattr(grpo_module, "delta_by_chunks", lambda _: nullcontext())
+    monkeypatch.setattr(grpo_module, "for_whole_texts", lambda _: nullcontext())
     plain, by_tokens = trained("qwen3_5")
     assert metrics["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
     for name, array in by_tokens.items():

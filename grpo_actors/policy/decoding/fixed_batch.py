@@ -19,8 +19,8 @@ from mlx_lm.models.cache import CacheList, make_prompt_cache
 from grpo_actors.policy.decoding.draw import Array
 from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.rows import Group
-from grpo_actors.policy.gated_delta import delta_by_chunks
 from grpo_actors.policy.model import RAGGED, Policy, deviation, logits_alone
+from grpo_actors.policy.recurrent_layers import for_whole_texts
 
 #: Tokens at the end of each text in `RAGGED` that are decoded one by one.
 RAGGED_STEPS = 3
@@ -88,7 +88,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> list[Any]:
         for row, prompt, length in zip(padded, prompts, lengths, strict=True):
             row[:length] = prompt[:-1]
         # MLX is lazy, so the logits are never computed.
-        with delta_by_chunks(model):
+        with for_whole_texts(model):
             model(mx.array(padded), cache=cache)
     if min(lengths) < columns:
         for layer in cache:
