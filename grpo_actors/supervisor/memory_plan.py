@@ -31,7 +31,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CUDA_CONTEXT_BYTES = 1_300_000_000
 #: What the driver's memory pool holds of it beyond the arrays, as a share of them; more in the learner, whose arrays have
 #: many sizes. All three were read from nvidia-smi (H200).
-CUDA_SLACK, CUDA_LEARNER_SLACK = 0.12, 0.24
+CUDA_SLACK, CUDA_LEARNER_SLACK = 0.12, 0.3
 #: Freed arrays that MLX may keep in the learner on CUDA. The driver's pool, to which the others return, divides and joins
 #: its pieces; pieces of ever new sizes that MLX keeps only take memory.
 CUDA_KEPT_BYTES = 3_000_000_000
