@@ -64,9 +64,9 @@ COUNT ?= 300
 mutants: $(VENV)/.test
 	$(BIN)/python tests/mutants.py --seed $(SEED) --count $(COUNT) --module "$(MODULE)"
 
-# Kernels are compiled on first use, for minutes; each of the two processes has its own (tests/conftest.py).
+# Kernels are compiled on first use, for minutes, on one core each: so by many processes, which have their own (tests/conftest.py).
 test-gpu: $(VENV)/.test
-	$(PYTEST) -m "gpu and not slow"
+	$(PYTEST) -n 10 -m "gpu and not slow"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
