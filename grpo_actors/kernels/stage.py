@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grpo_actors import __version__
+from grpo_actors import __version__, host
 from grpo_actors.backend import KERNELS
 from grpo_actors.config import Config
 from grpo_actors.kernels.files import compiled_in, copy, kernels_in, link, publish
@@ -178,7 +178,7 @@ class Stage:
             while waiting or running:
                 if gives_up():
                     return
-                while waiting and len(running) < (processes or os.cpu_count() or 1):
+                while waiting and len(running) < (processes or host.cores()):
                     folder = place / waiting.pop(0)
                     folder.mkdir()
                     link([*known, *new], self.cache, folder)

@@ -1,9 +1,8 @@
 """The device that MLX computes on, and its memory."""
 
-import os
-
 import mlx.core as mx
 
+from grpo_actors import host
 from grpo_actors.policy.cuda_driver import driver
 
 
@@ -16,7 +15,7 @@ def memory_bytes() -> int:
     """Return the memory of the device that computes, or the host's where MLX does not report it."""
     info = mx.device_info()
     known = info.get("memory_size") or info.get("total_memory")  # Metal's key, and CUDA's
-    return int(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(known) if known else host.memory_bytes()
 
 
 def return_unused_memory() -> None:

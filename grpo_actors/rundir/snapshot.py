@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 
-from grpo_actors.host_memory import available_bytes
+from grpo_actors.host import available_bytes
 from grpo_actors.policy.pinned import Pinned, pin
 from grpo_actors.rundir.tensor_files import Remote, TensorFile
 

@@ -4,9 +4,9 @@ Threads are divided because two processes with two BLAS threads each on two core
 other. Memory is divided because a Mac panics if several processes each wire most of its memory.
 """
 
-import os
 from dataclasses import dataclass, field
 
+from grpo_actors import host
 from grpo_actors.devices import MEMORY_SHARE, BackEnd, Device, back_end, find_gpus
 from grpo_actors.process import CACHE_LIMIT, CHECKPOINT_ROOM, MEMORY_LIMIT
 
@@ -29,10 +29,9 @@ class Machine:
     @classmethod
     def here(cls, *, asks_gpu: bool) -> "Machine":
         """Describe this machine; with `asks_gpu`, run nvidia-smi for the CUDA GPUs, which may take a second."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         found = back_end()
-        return cls(found, cores, memory, find_gpus() if asks_gpu and found == "cuda" else ())
+        gpus = find_gpus() if asks_gpu and found == "cuda" else ()
+        return cls(found, host.cores(), host.memory_bytes(), gpus)
 
     @property
     def device_bytes(self) -> int | None:

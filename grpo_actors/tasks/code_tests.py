@@ -22,6 +22,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from grpo_actors import host
 from grpo_actors.errors import RewardError
 from grpo_actors.tasks.answers import extract_answer
 from grpo_actors.tasks.rewards import Chat, text
@@ -67,14 +68,11 @@ class CodeTests:
         del prompts, answer
         given = columns.get(TESTS_COLUMN) or [None]
         tests = _tests(given[0])
-        with ThreadPoolExecutor(_cores()) as pool:
+        with ThreadPoolExecutor(
+            host.cores()
+        ) as pool:  # with more programs than cores, waiting ones would time out
             written = [program_of(text(completion)) for completion in completions]
             return list(pool.map(lambda program: passed_share(program, tests, self._limits), written))
-
-
-def _cores() -> int:
-    """Return the number of cores of this process. With more programs than cores, waiting ones would time out."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def program_of(written: str) -> str:

@@ -1,8 +1,10 @@
-"""How much memory a process may still take, read from files as Linux writes them."""
+"""The cores and the memory that a process may use, read from files as Linux writes them."""
+
+import os
 
 import pytest
 
-from grpo_actors.host_memory import available_bytes
+from grpo_actors.host import available_bytes, cores, memory_bytes
 
 
 @pytest.fixture
@@ -39,3 +41,24 @@ def test_where_the_system_does_not_tell_it_is_nothing(tmp_path):
     assert available_bytes(tmp_path / "absent", tmp_path) == 0
     (tmp_path / "meminfo").write_text("MemTotal:   2000 kB\n")  # a kernel that does not estimate it
     assert available_bytes(tmp_path / "meminfo", tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("max 100000", 4), ("150000 100000", 2), ("25000 100000", 1), ("900000 100000", 4)],
+)
+def test_a_container_has_as_many_cores_as_its_share_of_time_keeps_busy(
+    tmp_path, monkeypatch, limit, expected
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    assert cores(tmp_path) == 4  # not in a container
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert cores(tmp_path) == expected
+
+
+def test_a_container_has_the_memory_that_it_may_take(tmp_path):
+    of_host = memory_bytes(tmp_path)
+    assert of_host == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory_bytes(container(tmp_path, "max")) == of_host
+    assert memory_bytes(container(tmp_path, 800_000)) == 800_000
+    assert memory_bytes(container(tmp_path, 2 * of_host)) == of_host
