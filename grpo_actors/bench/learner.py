@@ -3,10 +3,8 @@
 With ``--set ranks=2``, two processes share the update, and the memory is that of rank 0.
 """
 
-import tempfile
 import time
 from math import log
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -16,11 +14,11 @@ from grpo_actors.bench.options import Options, config_of, shape_of
 from grpo_actors.bench.peak_rates import rates
 from grpo_actors.bench.policies import dtype_of, size_of
 from grpo_actors.bench.workload import Workload, workload
-from grpo_actors.consent import code_of_model
+from grpo_actors.consent import as_options, code_of_model
 from grpo_actors.learner.following import give_state
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.learner.grpo import Grpo
-from grpo_actors.learner.rank_processes import started
+from grpo_actors.ranks.processes import ranks_here, started
 from grpo_actors.learner.ranks import joined
 from grpo_actors.policy.model import load_policy
 from grpo_actors.tasks.task import Problem
@@ -35,9 +33,10 @@ def measure(options: Options, model_name: str) -> list[Figure]:
     machine = rates(dtype_of(policy))
     work = workload(shape_of(options, config), policy.vocabulary)
     groups = sampled_groups(work, policy.vocabulary)
+    # They know no run folder.
+    others = ["grpo_actors.learner", "none", *as_options(code_of_model(config.model))]
     with (
-        tempfile.TemporaryDirectory(prefix="grpo-actors-bench-") as folder,
-        started(config.learner.ranks, Path(folder), code_of_model(config.model)),
+        started(ranks_here(config.learner.ranks), others, "learner.ranks"),
         joined(config) as ranks,
     ):
         grpo = Grpo(config, policy, total_updates=10**6, ranks=ranks)

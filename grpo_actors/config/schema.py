@@ -122,6 +122,10 @@ class RolloutConfig(Section):
     repetition_penalty: float = Field(1.0, gt=0, description="divisor of repeated tokens' logits; 1: off")
     stop: Texts = Field((), description="texts that end a completion, in addition to the model's end token")
     batch_groups: Positive = Field(1, description="groups that a worker samples in one batch")
+    rollout_ranks: Positive = Field(
+        1,
+        description="processes among which a worker's model is divided; on CUDA each has a GPU of its own",
+    )
     max_kv_tokens: NotNegative = Field(
         0,
         description="bound on a batch: completions at a time × (longest prompt + max_new_tokens); 0: no bound",

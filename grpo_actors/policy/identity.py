@@ -6,6 +6,7 @@ Depends on weights and a vocabulary only, not on where they were loaded from. Th
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -38,19 +39,33 @@ class Identity:
         return None
 
 
-def identify(name: str, architecture: str, model: nn.Module, vocabulary: Mapping[str, int]) -> Identity:
-    """Return the identity of the base model in `model`; an adapter on it makes no difference."""
-    base = sorted(_base_parameters(model), key=lambda item: item[0])
-    heads = [_head(array) for _, array in base]
-    mx.eval(heads)  # all at once, instead of a wait for each of hundreds
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The part of one array of a model that its identity is made of."""
+
+    shape: tuple[int, ...]
+    #: Its first values, as a flat array.
+    values: mx.array
+
+
+def heads_of(model: nn.Module) -> dict[str, Head]:
+    """Return the heads of the base model in `model` by name, lazily; an adapter on it makes no difference."""
+    return {key: Head(array.shape, _head(array)) for key, array in _base_parameters(model)}
+
+
+def identify(
+    name: str, architecture: str, heads: Mapping[str, Head], vocabulary: Mapping[str, int]
+) -> Identity:
+    """Return the identity of a base model, given its heads."""
+    mx.eval([head.values for head in heads.values()])  # all at once, instead of a wait for each of hundreds
     weights = xxhash.xxh3_64()
-    for (key, array), head in zip(base, heads, strict=True):
-        weights.update(f"{key}{array.shape}".encode())
-        weights.update(np.array(head).tobytes())
+    for key, head in sorted(heads.items()):
+        weights.update(f"{key}{head.shape}".encode())
+        weights.update(np.array(head.values).tobytes())
     return Identity(
         name=name,
         architecture=architecture,
-        parameters=sum(array.size for _, array in base),
+        parameters=sum(prod(head.shape) for head in heads.values()),
         weights=weights.hexdigest(),
         tokenizer=_vocabulary_hash(vocabulary),
     )

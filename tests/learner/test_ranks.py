@@ -1,18 +1,11 @@
 """Several ranks take the steps of one process: real processes, over MLX's ring back end on a CPU."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bounds import HANG_S
 from rank_cases import CASES
-
-from grpo_actors.backend import cuda_build
-from grpo_actors.learner.rank_processes import RANK, devices_of, meeting_point
+from rank_groups import found_by_ranks
 
 HERE = Path(__file__).parent
 #: Relative difference that the order of float32 additions makes in the sum of all terms, or in the largest gap of one token.
@@ -25,41 +18,9 @@ OTHER_SHAPES = ("every term", "one micro-batch")
 NOT_OF_TRAINING = ("learner_tokens_per_s", "memory_gb")
 
 
-def trained(folder: Path, size: int) -> dict:
-    """Train all cases with a group of `size` ranks; return what rank 0 found, by case."""
-    if cuda_build() is not None and os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1 < size:
-        pytest.skip(f"CUDA_VISIBLE_DEVICES does not name {size} GPUs")
-    shared, devices = meeting_point(folder, size), devices_of(size)
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "rank_cases.py")],
-            # As exact as a CPU: CUDA's tensor cores round the factors of float32 products.
-            env={
-                **os.environ,
-                **shared,
-                **device,
-                RANK: str(rank),
-                "PYTHONPATH": path,
-                "MLX_ENABLE_TF32": "0",
-            },
-            stdout=subprocess.PIPE,
-        )
-        for rank, device in enumerate(devices)
-    ]
-    try:
-        printed, *_ = [rank.communicate(timeout=HANG_S)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert [rank.returncode for rank in ranks] == [0] * size
-    return {line.pop("case"): line for line in map(json.loads, printed.splitlines())}
-
-
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def found(request, tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("ranks"), request.param)
+    return found_by_ranks(HERE / "rank_cases.py", tmp_path_factory.mktemp("ranks"), request.param)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,191 @@
+"""A model divided among ranks: each holds a part of every large matrix, and computes with it (tensor parallel, 1909.08053).
+
+mlx-lm's models divide themselves (``shard``). Two kinds of layers result: one gives each rank a part of the outputs, the
+other takes a part of the inputs from each rank and adds up the products. Embedding, norms and head stay whole. Between
+the layers all ranks hold the same values.
+
+An adapter is small. So each rank holds all of it, with the names and shapes that it has beside a whole model, and uses
+only its part in a layer that is divided.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.nn.layers.distributed import (
+    AllToShardedLinear,
+    QuantizedAllToShardedLinear,
+    QuantizedShardedToAllLinear,
+    ShardedToAllLinear,
+    sum_gradients,
+)
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.tuner.lora import LoRALinear
+
+from grpo_actors.config import ModelConfig
+from grpo_actors.errors import ConfigError, ModelError, first_line
+
+Group = mx.distributed.Group
+_OF_OUTPUTS = (AllToShardedLinear, QuantizedAllToShardedLinear)
+_OF_INPUTS = (ShardedToAllLinear, QuantizedShardedToAllLinear)
+
+
+class Sharding:
+    """How a model is divided. Making it divides the model, in place and lazily."""
+
+    def __init__(self, model: nn.Module, group: Group) -> None:
+        """Divide `model`; its arrays need not be evaluated, and afterwards only the parts are held.
+
+        Raises:
+            ModelError: A matrix cannot be divided by the number of ranks.
+        """
+        self.group = group
+        # The modules as they were, with arrays that take no memory: `own` divides others of the same shapes.
+        self._whole = _with_arrays(
+            model, {id(array): mx.zeros(array.shape, array.dtype) for array in _arrays(model)}
+        )
+        #: Shapes of the whole arrays, by name.
+        self.shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+        _shard(model, group)
+        #: Names of modules that hold a part, but whose class does not say of what: an adapter would not know its own part.
+        self.unfit: set[str] = set()
+        for name, module in model.named_modules():
+            if isinstance(module, _OF_OUTPUTS + _OF_INPUTS):
+                kind = OutputsLoRA if isinstance(module, _OF_OUTPUTS) else InputsLoRA
+                # mlx-lm asks a module for its own kind of adapter.
+                module.to_lora = kind.maker(module, group)
+            elif "weight" in module and module.weight.shape != self.shapes[f"{name}.weight"]:
+                self.unfit.add(name)
+
+    def own(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Return this rank's parts of arrays of the whole model, lazily; what belongs to no base module stays whole."""
+        base = {name: array for name, array in arrays.items() if name in self.shapes}
+        if not base:
+            return dict(arrays)
+        model = _with_arrays(self._whole, {id(array): array for array in _arrays(self._whole)})
+        model.update(tree_unflatten(list(base.items())))
+        _shard(model, self.group)
+        parts = dict(tree_flatten(model.parameters()))
+        return {name: parts.get(name, array) if name in base else array for name, array in arrays.items()}
+
+
+class _ShardedLoRA(LoRALinear):
+    """An adapter on a layer that is divided: all of its two matrices, of which `own` are used here."""
+
+    def __init__(self, linear: nn.Module, group: Group, sizes: tuple[int, int], **settings: Any) -> None:
+        # Draws the same first values as beside a whole layer.
+        super().__init__(*sizes, **settings)
+        self.linear = linear
+        self.group = group
+
+    def own(self, array: mx.array, axis: int) -> mx.array:
+        """Return this rank's part of one of the matrices."""
+        return mx.split(array, self.group.size(), axis)[self.group.rank()]
+
+    def fuse(self, dequantize: bool = False) -> nn.Module:  # noqa: ARG002, FBT001, FBT002 - mlx-lm's signature
+        """Return the layer with the adapter added to its unpacked weights."""
+        a, b = self.parts()
+        merged = copy.copy(self.linear)
+        merged.weight = self.linear.weight + ((self.scale * b.T) @ a.T).astype(self.linear.weight.dtype)
+        return merged
+
+    def parts(self) -> tuple[mx.array, mx.array]:
+        """Return the parts of both matrices whose product belongs to the weights here."""
+        raise NotImplementedError
+
+
+class OutputsLoRA(_ShardedLoRA):
+    """An adapter on a layer that gives each rank a part of the outputs."""
+
+    @classmethod
+    def maker(cls, linear: nn.Module, group: Group) -> Any:
+        """Return what mlx-lm calls as ``to_lora`` of the layer."""
+        outputs, inputs = _matrix_shape(linear)
+        sizes = (inputs, outputs * group.size())
+        return lambda r=8, dropout=0.0, scale=20.0: cls(linear, group, sizes, r=r, dropout=dropout, scale=scale)
+
+    def parts(self) -> tuple[mx.array, mx.array]:
+        """As the base class: all of A, and the columns of B of these outputs."""
+        return self.lora_a, self.own(self.lora_b, 1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map inputs [..., all] to this rank's outputs."""
+        a, b = self.parts()
+        # The others use the same product for their outputs, so their gradients of it count too.
+        low = sum_gradients(self.group)(self.dropout(x) @ a)
+        y: mx.array = self.linear(x)
+        return y + (self.scale * (low @ b)).astype(x.dtype)
+
+
+class InputsLoRA(_ShardedLoRA):
+    """An adapter on a layer that takes a part of the inputs from each rank."""
+
+    @classmethod
+    def maker(cls, linear: nn.Module, group: Group) -> Any:
+        """Return what mlx-lm calls as ``to_lora`` of the layer."""
+        outputs, inputs = _matrix_shape(linear)
+        sizes = (inputs * group.size(), outputs)
+        return lambda r=8, dropout=0.0, scale=20.0: cls(linear, group, sizes, r=r, dropout=dropout, scale=scale)
+
+    def parts(self) -> tuple[mx.array, mx.array]:
+        """As the base class: the rows of A of these inputs, and all of B."""
+        return self.own(self.lora_a, 0), self.lora_b
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map this rank's inputs to outputs [..., all]."""
+        a, b = self.parts()
+        low = mx.distributed.all_sum(self.dropout(x) @ a, group=self.group)
+        y: mx.array = self.linear(x)
+        return y + (self.scale * (low @ b)).astype(x.dtype)
+
+
+def check_fit(model: nn.Module, sharding: Sharding, config: ModelConfig) -> None:
+    """Check that the adapter on a divided model is on layers whose parts it knows.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    adapted = {name for name, module in model.named_modules() if "lora_a" in module}
+    if unfit := sorted(adapted & sharding.unfit):
+        raise ConfigError(
+            f"model.lora_keys: {unfit[0]} of {config.model_name} is divided among ranks in a way that an adapter does not "
+            'fit; name only others, such as "self_attn.q_proj"'
+        )
+
+
+def is_unpacked_adapter(module: nn.Module) -> bool:
+    """Return whether a module is an adapter on a divided layer with unpacked weights, which `fuse` can merge."""
+    return isinstance(module, _ShardedLoRA) and isinstance(
+        module.linear, AllToShardedLinear | ShardedToAllLinear
+    )
+
+
+def from_first(array: mx.array, group: Group) -> mx.array:
+    """Return the integers of rank 0, lazily; all ranks give an array of the same shape."""
+    return mx.distributed.all_sum(array if group.rank() == 0 else mx.zeros_like(array), group=group)
+
+
+def _shard(model: Any, group: Group) -> None:
+    try:
+        model.shard(group)
+    except (ValueError, AssertionError) as error:
+        raise ModelError(
+            f"this model cannot be divided among {group.size()} ranks: {first_line(error)}"
+        ) from error
+
+
+def _matrix_shape(linear: nn.Module) -> tuple[int, int]:
+    """Return outputs and inputs of this rank's part of a layer."""
+    rows, columns = linear.weight.shape
+    return rows, columns * 32 // linear.bits if "scales" in linear else columns
+
+
+def _arrays(model: nn.Module) -> list[mx.array]:
+    return [array for _, array in tree_flatten(model.parameters())]
+
+
+def _with_arrays(model: nn.Module, arrays: dict[int, mx.array]) -> Any:
+    """Copy the modules of a model, but not its arrays: `arrays` are those of the copy, by the id of the original."""
+    return copy.deepcopy(model, dict(arrays))
