@@ -10,16 +10,16 @@ import pytest
 from bounds import HANG_S
 
 from grpo_actors.backend import cuda_build
-from grpo_actors.ranks.processes import RANK, devices_of, meeting_point
+from grpo_actors.ranks.processes import RANK, devices_of, forget_meeting_points, meeting_point
 
 ROOT = Path(__file__).parents[1]
 
 
-def found_by_ranks(script: Path, folder: Path, size: int) -> dict:
+def found_by_ranks(script: Path, size: int) -> dict:
     """Run a script as `size` ranks; return what rank 0 printed, objects of JSON, by their ``case``."""
     if cuda_build() is not None and os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1 < size:
         pytest.skip(f"CUDA_VISIBLE_DEVICES does not name {size} GPUs")
-    shared, devices = meeting_point(folder, size), devices_of(size, "the size of the group")
+    shared, devices = meeting_point(size), devices_of(size, "the size of the group")
     path = os.pathsep.join([str(script.parent), str(ROOT), os.environ.get("PYTHONPATH", "")])
     # As exact as a CPU: CUDA's tensor cores round the factors of float32 products.
     common = {**os.environ, **shared, "PYTHONPATH": path, "MLX_ENABLE_TF32": "0"}
@@ -37,5 +37,6 @@ def found_by_ranks(script: Path, folder: Path, size: int) -> dict:
         for rank in ranks:
             rank.kill()
             rank.wait()
+        forget_meeting_points()
     assert [rank.returncode for rank in ranks] == [0] * size
     return {line.pop("case"): line for line in map(json.loads, printed.splitlines())}

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     config = read_config(args.run_dir / CONFIG_FILE)
     consent.check(consent.code_of(config), args.allow, args.run_dir / CONFIG_FILE)
     others = ["grpo_actors.learner", str(args.run_dir), *consent.as_options(args.allow)]
-    with started(ranks_here(config.learner.ranks), others, "learner.ranks", args.run_dir):
+    with started(ranks_here(config.learner.ranks), others, "learner.ranks"):
         from grpo_actors.learner.opening import open_live  # noqa: PLC0415
 
         bound_memory()

@@ -4,6 +4,7 @@ import sys
 
 from grpo_actors.config import Config
 from grpo_actors.observe.symptoms import NO_END
+from grpo_actors.policy.architectures import require_divisible
 from grpo_actors.policy.decoding.rows import require_bound
 from grpo_actors.policy.decoding.sampling import NO_ENVIRONMENT
 from grpo_actors.policy.decoding.step import require_cache_bits, require_fit
@@ -25,6 +26,9 @@ def load_model(config: Config) -> Policy:
 
 def check_sampling(config: Config, policy: Policy, first: Problem) -> None:
     """Refuse a model or settings with which workers could not sample; `first` is the first problem."""
+    require_divisible(
+        policy.name, policy.architecture, config.rollout.rollout_ranks, "rollout.rollout_ranks"
+    )
     if config.rollout.in_flight_updates:
         require_fit(policy, "rollout.in_flight_updates: must be false")
     if config.environments:

@@ -71,7 +71,7 @@ class Sharding:
         return {name: parts.get(name, array) if name in base else array for name, array in arrays.items()}
 
 
-class _ShardedLoRA(LoRALinear):
+class _ShardedLoRA(LoRALinear):  # type: ignore[misc]
     """An adapter on a layer that is divided: all of its two matrices, of which `own` are used here."""
 
     def __init__(self, linear: nn.Module, group: Group, sizes: tuple[int, int], **settings: Any) -> None:
@@ -82,7 +82,8 @@ class _ShardedLoRA(LoRALinear):
 
     def own(self, array: mx.array, axis: int) -> mx.array:
         """Return this rank's part of one of the matrices."""
-        return mx.split(array, self.group.size(), axis)[self.group.rank()]
+        part: mx.array = mx.split(array, self.group.size(), axis)[self.group.rank()]
+        return part
 
     def fuse(self, dequantize: bool = False) -> nn.Module:  # noqa: ARG002, FBT001, FBT002 - mlx-lm's signature
         """Return the layer with the adapter added to its unpacked weights."""
@@ -115,8 +116,8 @@ class OutputsLoRA(_ShardedLoRA):
         a, b = self.parts()
         # The others use the same product for their outputs, so their gradients of it count too.
         low = sum_gradients(self.group)(self.dropout(x) @ a)
-        y: mx.array = self.linear(x)
-        return y + (self.scale * (low @ b)).astype(x.dtype)
+        y: mx.array = self.linear(x) + (self.scale * (low @ b)).astype(x.dtype)
+        return y
 
 
 class InputsLoRA(_ShardedLoRA):
@@ -137,8 +138,8 @@ class InputsLoRA(_ShardedLoRA):
         """Map this rank's inputs to outputs [..., all]."""
         a, b = self.parts()
         low = mx.distributed.all_sum(self.dropout(x) @ a, group=self.group)
-        y: mx.array = self.linear(x)
-        return y + (self.scale * (low @ b)).astype(x.dtype)
+        y: mx.array = self.linear(x) + (self.scale * (low @ b)).astype(x.dtype)
+        return y
 
 
 def check_fit(model: nn.Module, sharding: Sharding, config: ModelConfig) -> None:

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from grpo_actors.process import EXIT_CRASH, is_supervised, leave
-from grpo_actors.ranks.processes import host_of_first, lose_rank
+from grpo_actors.ranks.processes import forget_meeting_points, host_of_first, lose_rank
 from grpo_actors.transport.links import Link, accept, connect, listening
 
 #: Seconds after which the failure of a collective is raised. If it failed because a rank ended, this process ends earlier.
@@ -42,6 +42,7 @@ class RankGroup:
             self._first_key(listener.address[1], secret)
             links = [Link(accept(listener), self._lost) for _ in range(1, self.size)]
         by_rank = {int(link.receive()): link for link in links}
+        forget_meeting_points()
         self.links = [by_rank[rank] for rank in range(1, self.size)]
 
     def _first_key(self, port: int = 0, secret: bytes = bytes(32)) -> tuple[int, bytes]:

@@ -33,7 +33,7 @@ from grpo_actors.process import (
     removed_at_once,
 )
 from grpo_actors.progress import PROGRESS
-from grpo_actors.rundir.folder import LOCK, RANKS_FILE
+from grpo_actors.rundir.folder import LOCK
 
 #: Environment variables of MLX's distributed back ends.
 RANK, HOSTFILE = "MLX_RANK", "MLX_HOSTFILE"
@@ -41,9 +41,12 @@ _SIZE, _NCCL_HOST, _NCCL_PORT, _JACCL_COORDINATOR = (
     *("MLX_WORLD_SIZE", "NCCL_HOST_IP", "NCCL_PORT"),
     "MLX_JACCL_COORDINATOR",
 )
+_OF_GROUP = (RANK, HOSTFILE, _SIZE, _NCCL_HOST, _NCCL_PORT, _JACCL_COORDINATOR)
 #: Variables of rank 0 alone.
 _OF_FIRST = (PROGRESS, EVALUATOR_LINE, EVALUATOR_TOKEN, LOCK)
 _HOST = "127.0.0.1"
+#: Files of this process.
+_meeting_points: list[Path] = []
 #: Seconds that the other ranks have to end after rank 0 has told them to.
 _LEAVE_S = 5.0
 
@@ -67,14 +70,13 @@ def host_of_first() -> str:
 
 
 @contextlib.contextmanager
-def started(count: int, command: Sequence[str], setting: str, folder: Path | None = None) -> Iterator[None]:
+def started(count: int, command: Sequence[str], setting: str) -> Iterator[None]:
     """Make this process rank 0 of `count` within the block, and run the other ranks; do nothing for one rank.
 
     Args:
         count: Number of ranks.
         command: Module and arguments of the other ranks.
         setting: What the user calls their number.
-        folder: Where the ranks find their meeting point; None: in a temporary folder.
 
     Raises:
         ConfigError: There are fewer GPUs.
@@ -84,12 +86,15 @@ def started(count: int, command: Sequence[str], setting: str, folder: Path | Non
         return
     with contextlib.ExitStack() as stack:
         devices = devices_of(count, setting)
-        folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grpo-actors-ranks-")))
-        common = meeting_point(folder, count)
-        stack.callback((folder / RANKS_FILE).unlink, missing_ok=True)
+        common = meeting_point(count)
+        stack.callback(forget_meeting_points)
         read_end, write_end = os.pipe()
         stack.callback(os.close, read_end)
         stack.callback(os.close, write_end)
+        stack.enter_context(removed_at_once(forget_meeting_points))
+        # A run that `mlx.launch` has started may have a worker of several ranks: another group.
+        outer = {name: os.environ.pop(name) for name in _OF_GROUP if name in os.environ}
+        stack.callback(os.environ.update, outer)
         inherited = {name: value for name, value in os.environ.items() if name not in _OF_FIRST}
         whole_command = [sys.executable, "-m", "grpo_actors.supervisor.entry", *command]
         processes: list[subprocess.Popen[bytes]] = []
@@ -100,9 +105,7 @@ def started(count: int, command: Sequence[str], setting: str, folder: Path | Non
                 whole_command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[read_end]
             )
             processes.append(process)
-        own = common | devices[0] | {RANK: "0"}
-        before = {name: os.environ.get(name) for name in (*common, RANK)}
-        os.environ.update(own)
+        os.environ.update(common | devices[0] | {RANK: "0"})
         over = threading.Event()
         watchers = [
             threading.Thread(target=_end_with, args=(rank, processes, over), name=f"rank {rank}", daemon=True)
@@ -122,21 +125,32 @@ def started(count: int, command: Sequence[str], setting: str, folder: Path | Non
             _kill(processes)
             for watcher in watchers:
                 watcher.join()
-            for name, value in before.items():
+            for name in (*common, RANK):
                 os.environ.pop(name)
-                if value is not None:  # `mlx.launch` has started the run of this worker
-                    os.environ[name] = value
 
 
-def meeting_point(folder: Path, count: int) -> dict[str, str]:
-    """Return the variables by which MLX in each rank finds the others; for all back ends but CUDA, write a file, too."""
+def meeting_point(count: int) -> dict[str, str]:
+    """Return the variables by which MLX in each rank finds the others; for all back ends but CUDA, write a file, too.
+
+    `forget_meeting_points` removes the file.
+    """
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.create_server((_HOST, 0))) for _ in range(count)]
         ports = [each.getsockname()[1] for each in sockets]
     if cuda_build() is not None:
         return {_NCCL_HOST: _HOST, _NCCL_PORT: str(ports[0]), _SIZE: str(count)}
-    (folder / RANKS_FILE).write_text(json.dumps([[f"{_HOST}:{port}"] for port in ports]))
-    return {HOSTFILE: str(folder / RANKS_FILE)}
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="grpo-actors-ranks-", suffix=".json", delete=False
+    ) as file:
+        _meeting_points.append(Path(file.name))
+        json.dump([[f"{_HOST}:{port}"] for port in ports], file)
+    return {HOSTFILE: file.name}
+
+
+def forget_meeting_points() -> None:
+    """Remove the files that `meeting_point` has written: once a group has met, nobody reads them again."""
+    while _meeting_points:
+        _meeting_points.pop().unlink(missing_ok=True)
 
 
 def devices_of(count: int, setting: str) -> list[dict[str, str]]:

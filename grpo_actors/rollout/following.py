@@ -12,6 +12,7 @@ import mlx.core as mx
 from grpo_actors import consent
 from grpo_actors.config import Config
 from grpo_actors.errors import GrpoActorsError, ProtocolError
+from grpo_actors.failpoints import reach
 from grpo_actors.policy.decoding.draw import Respond, Sample
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import bound_memory
@@ -61,6 +62,7 @@ class Follower:
                 assert isinstance(grant, Grant)
                 self._sampling.begin(grant.leases, version)
             case {"do": "step"}:
+                reach("rank.sampling")
                 with self._group.computing():
                     self._sampling.step()
             case {"do": "drop", "leases": leases}:

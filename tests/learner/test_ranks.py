@@ -19,8 +19,8 @@ NOT_OF_TRAINING = ("learner_tokens_per_s", "memory_gb")
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def found(request, tmp_path_factory):
-    return found_by_ranks(HERE / "rank_cases.py", tmp_path_factory.mktemp("ranks"), request.param)
+def found(request):
+    return found_by_ranks(HERE / "rank_cases.py", request.param)
 
 
 @pytest.mark.parametrize("case", CASES)
