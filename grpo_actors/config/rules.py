@@ -55,6 +55,7 @@ def contradictions(config: "Config") -> Iterator[Contradiction]:
     """Yield all broken rules of a configuration whose single values are in bounds."""
     yield from _check_groups(config)
     yield from _check_model(config)
+    yield from _check_divided_learner(config)
     yield from _check_objective(config)
     yield from _check_selection(config)
     if not config.data.sources:
@@ -130,6 +131,26 @@ def _check_rollout_ranks(config: "Config") -> Iterator[Contradiction]:
             ("rollout.rollout_devices", key),
             f"must name rollout_ranks = {rollout.rollout_ranks} devices for each worker",
             list(rollout.rollout_devices),
+        )
+
+
+def _check_divided_learner(config: "Config") -> Iterator[Contradiction]:
+    key = "learner.divide_model"
+    if not config.learner.divide_model:
+        return
+    if config.model.fine_tune_type != "lora":
+        yield Contradiction(
+            (key, "model.fine_tune_type"), 'needs fine_tune_type = "lora" (only frozen weights are divided)', True
+        )
+    if config.model.lora_dropout:
+        yield Contradiction(
+            (key, "model.lora_dropout"), "needs lora_dropout = 0 (each rank would drop other inputs)", True
+        )
+    if config.rollout.workers == 0:
+        yield Contradiction(
+            (key, "rollout.workers"),
+            "needs rollout.workers of at least 1 (with 0 the learner's first rank would sample without the others)",
+            True,
         )
 
 

@@ -237,6 +237,11 @@ class LearnerConfig(Section):
         1,
         description="processes that share the micro-batches of each update; on CUDA each has a GPU of its own",
     )
+    divide_model: bool = Field(
+        default=False,
+        description="ranks divide the frozen weights below an adapter among them, in place of micro-batches: for a model "
+        "larger than one GPU",
+    )
     use_compile: bool = Field(
         default=True,
         description="compile the training step on a GPU, and the decoding step on CUDA; off: slower, easier to debug",

@@ -7,6 +7,9 @@ part of the trained arrays, of which it alone holds the float32 weights and the 
 
 A part consists of whole arrays, because Muon needs whole matrices, and Adafactor the means of their rows and columns.
 
+With ``learner.divide_model`` the ranks divide the frozen weights instead of the micro-batches (`policy.sharding`): each
+computes all of them, together with the others.
+
 Sums of arrays go through MLX's collectives, on whatever back end it has (nccl, ring, jaccl); micro-batches and statistics
 through links from rank 0 to each of the others (`transport.links`). `Ranks` is a learner of one process: nothing is sent.
 """
@@ -56,6 +59,13 @@ class Ranks:
     #: Number of this rank, and how many there are.
     rank = 0
     size = 1
+    #: The group among which the model is divided; None: each rank has all of it.
+    collectives: mx.distributed.Group | None = None
+
+    @property
+    def dealt_among(self) -> int:
+        """Number of ranks that get other micro-batches of an update."""
+        return 1
 
     def deal(self, micro_batches: Sequence[MicroBatch]) -> Share:
         """Give each rank its share of an update, and return that of rank 0, which calls this."""
@@ -66,8 +76,14 @@ class Ranks:
         del share
         return arrays
 
-    def add_gradients(self, share: Share, training: Training) -> None:
-        """Replace the gradient of each rank by the sum over all ranks, unless the update has no micro-batch."""
+    def add_gradients(self, share: Share, training: Training, parts: Collection[str] = ()) -> None:
+        """Replace the gradient of each rank by that of the update, unless it has no micro-batch.
+
+        Args:
+            share: This rank's micro-batches.
+            training: What has computed their gradient.
+            parts: Of a divided model, names of the arrays of whose gradient each rank computes a part.
+        """
 
     def agree(self, number: float) -> float:
         """Return the number of rank 0, so that what follows from it is the same on all ranks."""
@@ -86,14 +102,19 @@ class Ranks:
         return {}
 
 
-class JoinedRanks(Ranks, RankGroup):
-    """One of several ranks. They call the same methods in the same order."""
+class JoinedRanks(Ranks):
+    """One of several ranks, each with all of the model. They call the same methods in the same order."""
 
-    def __init__(self, group: mx.distributed.Group) -> None:
-        """Open the links; every rank of the group does."""
-        RankGroup.__init__(self, group)
+    def __init__(self, group: RankGroup) -> None:
+        self.group = group
+        self.rank, self.size = group.rank, group.size
         #: Arrays of the training state that other ranks hold: owner, shape and type. Only rank 0 knows them.
         self._remote: dict[str, tuple[int, list[int], mx.Dtype]] = {}
+
+    @property
+    def dealt_among(self) -> int:
+        """As `Ranks.dealt_among`."""
+        return self.size
 
     # --- what they compute together ---------------------------------------------------------------
 
@@ -102,7 +123,7 @@ class JoinedRanks(Ranks, RankGroup):
         dealt = deal([batch.tokens.size for batch in micro_batches], self.size)
         total = len(micro_batches)
         shares = [Share([micro_batches[i] for i in numbers], numbers, total) for numbers in dealt]
-        for link, share in zip(self.links, shares[1:], strict=True):
+        for link, share in zip(self.group.links, shares[1:], strict=True):
             link.send(_SHARE + _share_bytes(share))
         return shares[0]
 
@@ -113,38 +134,43 @@ class JoinedRanks(Ranks, RankGroup):
             LinkClosedError: The run is over.
         """
         state: Mapping[str, mx.array] = {}
-        while (message := self.receive()).startswith(_GIVE):
+        while (message := self.group.receive()).startswith(_GIVE):
             state = state or training.state()
             question = json.loads(message.removeprefix(_GIVE))
             mine = state.get(question["name"]) if question["owner"] == self.rank else None
-            self.from_one(mine, question["shape"], dtype_of(question["dtype"]))
+            self.group.from_one(mine, question["shape"], dtype_of(question["dtype"]))
         return _read_share(message.removeprefix(_SHARE))
 
     def collect(self, share: Share, arrays: Sequence[Array]) -> Sequence[Array]:
         """As `Ranks.collect`; every rank gets all of them."""
         own = {str(number): array for number, array in zip(share.numbers, arrays, strict=True)}
         if self.rank:
-            self.links[0].send(_to_bytes(own))
-            every = _from_bytes(self.receive())
+            self.group.links[0].send(_to_bytes(own))
+            every = _from_bytes(self.group.receive())
         else:
             every = own
-            for link in self.links:
+            for link in self.group.links:
                 every |= _from_bytes(link.receive())
-            self.send(_to_bytes(every))
+            self.group.send(_to_bytes(every))
         return [every[str(number)] for number in range(share.total)]
 
-    def add_gradients(self, share: Share, training: Training) -> None:
+    def add_gradients(self, share: Share, training: Training, parts: Collection[str] = ()) -> None:
         """As `Ranks.add_gradients`; a rank without a micro-batch adds zeros."""
         if self.rank:
             reach("rank.computed")
         if share.total:
-            training.change_gradient(self._add_up)
+            training.change_gradient(partial(self._gradients, training, parts))
+
+    def _gradients(self, training: Training, parts: Collection[str], arrays: list[mx.array]) -> None:
+        """Replace the gradients of this rank, in the order of their names, by those of the update."""
+        del training, parts
+        self._add_up(arrays)
 
     def agree(self, number: float) -> float:
         """As `Ranks.agree`. A GPU may add up the same numbers in another order each time."""
         if self.rank:
-            return float(self.hear()["agreed"])
-        self.tell({"agreed": number})
+            return float(self.group.hear()["agreed"])
+        self.group.tell({"agreed": number})
         return number
 
     def owned(self, arrays: Mapping[str, mx.array]) -> Collection[str]:
@@ -172,9 +198,9 @@ class JoinedRanks(Ranks, RankGroup):
 
     def _fetch(self, name: str, shape: Sequence[int], dtype: mx.Dtype, owner: int) -> mx.array:
         question = {"name": name, "owner": owner, "shape": shape, "dtype": name_of(dtype)}
-        self.send(_GIVE + json.dumps(question).encode())
+        self.group.send(_GIVE + json.dumps(question).encode())
         report_progress()
-        return self.from_one(None, shape, dtype)
+        return self.group.from_one(None, shape, dtype)
 
     def _add_up(self, arrays: list[mx.array]) -> None:
         """Replace arrays by their sums over all ranks, a bucket of one type at a time."""
@@ -190,7 +216,7 @@ class JoinedRanks(Ranks, RankGroup):
             shapes = [array.shape for array in arrays[first:end]]
             flat = mx.concatenate([array.reshape(-1) for array in arrays[first:end]])
             arrays[first:end] = [mx.zeros(0)] * (end - first)  # frees what is in `flat` now
-            total, begin = self.total(flat), 0
+            total, begin = self.group.total(flat), 0
             del flat
             for i, shape in enumerate(shapes, first):
                 count = int(np.prod(shape))
@@ -207,7 +233,7 @@ class JoinedRanks(Ranks, RankGroup):
         }
         self._remote = {}
         wanted: set[str] = set()
-        for owner, state in enumerate(self.ask(described)[1:], 1):
+        for owner, state in enumerate(self.group.ask(described)[1:], 1):
             wanted |= state.keys()
             for name, (shape, dtype) in state.items():
                 if name not in described:  # each has the optimizer's step, and that of rank 0 counts
@@ -219,16 +245,51 @@ class JoinedRanks(Ranks, RankGroup):
             given = [
                 (name, whole[name].shape, name_of(whole[name].dtype)) for name in sorted(wanted & whole.keys())
             ]
-            self.tell({"given": given})
+            self.group.tell({"given": given})
             for name, shape, dtype in given:
-                self.from_one(whole.pop(name), shape, dtype_of(dtype))
+                self.group.from_one(whole.pop(name), shape, dtype_of(dtype))
             return
         own = {}
-        for name, shape, dtype in self.hear()["given"]:
-            array = self.from_one(None, shape, dtype_of(dtype))
+        for name, shape, dtype in self.group.hear()["given"]:
+            array = self.group.from_one(None, shape, dtype_of(dtype))
             if name in described:
                 own[name] = array
         training.load_state(own)
+
+class DividedRanks(JoinedRanks):
+    """One of several ranks among which the frozen weights are divided. All compute the same micro-batches together."""
+
+    def __init__(self, group: RankGroup) -> None:
+        super().__init__(group)
+        self.collectives = group.collectives
+
+    @property
+    def dealt_among(self) -> int:
+        """As `Ranks.dealt_among`."""
+        return 1
+
+    def deal(self, micro_batches: Sequence[MicroBatch]) -> Share:
+        """As `Ranks.deal`: each rank gets all of them."""
+        every = Ranks.deal(self, micro_batches)
+        self.group.send(_SHARE + _share_bytes(every))
+        return every
+
+    def collect(self, share: Share, arrays: Sequence[Array]) -> Sequence[Array]:
+        """As `Ranks.collect`: those of rank 0, so that what follows from them is the same on all ranks."""
+        if self.rank:
+            first = _from_bytes(self.group.receive())
+            return [first[str(number)] for number in share.numbers]
+        self.group.send(_to_bytes(dict(zip(map(str, share.numbers), arrays, strict=True))))
+        return arrays
+
+    def _gradients(self, training: Training, parts: Collection[str], arrays: list[mx.array]) -> None:
+        """Let each gradient that every rank has computed as a whole count once, and add up the others."""
+        if self.rank:
+            for i, name in enumerate(sorted(training.weights())):
+                if name not in parts:
+                    arrays[i] = neutral(arrays[i].shape, arrays[i].dtype)
+        super()._gradients(training, parts, arrays)
+
 
 @contextlib.contextmanager
 def joined(config: Config) -> Iterator[Ranks]:
@@ -240,14 +301,19 @@ def joined(config: Config) -> Iterator[Ranks]:
     if launched_rank() is None:
         yield Ranks()
         return
-    ranks = JoinedRanks(mx.distributed.init(strict=True))
-    if ranks.size != config.learner.ranks:
+    group = RankGroup(mx.distributed.init(strict=True))
+    if group.size != config.learner.ranks:
         raise ConfigError(
-            f"learner.ranks: must be the number of processes that were launched, {ranks.size}, got {config.learner.ranks}"
+            f"learner.ranks: must be the number of processes that were launched, {group.size}, got {config.learner.ranks}"
         )
-    ranks.tell({"config": config.model_dump(mode="json")})
-    yield ranks
-    ranks.close()  # not after an error: a rank that waits in a collective ends only if its link breaks
+    group.tell({"config": config.model_dump(mode="json")})
+    yield ranks_of(config, group)
+    group.close()  # not after an error: a rank that waits in a collective ends only if its link breaks
+
+
+def ranks_of(config: Config, group: RankGroup) -> JoinedRanks:
+    """Return this rank of a learner with these settings."""
+    return DividedRanks(group) if config.learner.divide_model else JoinedRanks(group)
 
 
 # --- arrays ---------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from grpo_actors.policy.foreign import refuse_foreign
 from grpo_actors.policy.identity import Head, Identity, heads_of, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
-from grpo_actors.policy.sharding import Group, Sharding, check_fit
+from grpo_actors.policy.sharding import Group, Sharding, check_fit, partial_gradients
 from grpo_actors.policy.start import load_adapter_start, merge_adapter_start
 from grpo_actors.policy.thinking import Thinking, thinking_of
 from grpo_actors.policy.tokenizer import as_model_error, read_beside
@@ -67,6 +67,11 @@ class Policy:
     def has_adapter(self) -> bool:
         """Whether only an adapter trains."""
         return self.config.fine_tune_type != "full"
+
+    @cached_property
+    def partial_gradients(self) -> frozenset[str]:
+        """Names of the trained arrays of whose gradient this process computes a part; none of a model that is whole."""
+        return frozenset() if self.sharding is None else partial_gradients(self.model)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -72,7 +72,10 @@ class Sharding:
 
 
 class _ShardedLoRA(LoRALinear):  # type: ignore[misc]
-    """An adapter on a layer that is divided: all of its two matrices, of which `own` are used here."""
+    """An adapter on a layer that is divided: all of its two matrices, of one of which a part is used here."""
+
+    #: Name of that one.
+    divided: str
 
     def __init__(self, linear: nn.Module, group: Group, sizes: tuple[int, int], **settings: Any) -> None:
         # Draws the same first values as beside a whole layer.
@@ -100,6 +103,8 @@ class _ShardedLoRA(LoRALinear):  # type: ignore[misc]
 class OutputsLoRA(_ShardedLoRA):
     """An adapter on a layer that gives each rank a part of the outputs."""
 
+    divided = "lora_b"
+
     @classmethod
     def maker(cls, linear: nn.Module, group: Group) -> Any:
         """Return what mlx-lm calls as ``to_lora`` of the layer."""
@@ -122,6 +127,8 @@ class OutputsLoRA(_ShardedLoRA):
 
 class InputsLoRA(_ShardedLoRA):
     """An adapter on a layer that takes a part of the inputs from each rank."""
+
+    divided = "lora_a"
 
     @classmethod
     def maker(cls, linear: nn.Module, group: Group) -> Any:
@@ -154,6 +161,13 @@ def check_fit(model: nn.Module, sharding: Sharding, config: ModelConfig) -> None
             f"model.lora_keys: {unfit[0]} of {config.model_name} is divided among ranks in a way that an adapter does not "
             'fit; name only others, such as "self_attn.q_proj"'
         )
+
+
+def partial_gradients(model: nn.Module) -> frozenset[str]:
+    """Return the names of the matrices of which each rank uses a part, and so computes that part of the gradient."""
+    return frozenset(
+        f"{name}.{module.divided}" for name, module in model.named_modules() if isinstance(module, _ShardedLoRA)
+    )
 
 
 def is_unpacked_adapter(module: nn.Module) -> bool:

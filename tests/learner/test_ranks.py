@@ -10,6 +10,8 @@ from rank_groups import found_by_ranks
 HERE = Path(__file__).parent
 #: Relative difference that the order of float32 additions makes in the sum of all terms, or in the largest gap of one token.
 ROUNDING, ROUNDING_OF_ONE = 1e-6, 1e-4
+#: Of a divided model, whose layers' products are added up in two parts.
+ROUNDING_OF_PARTS = 1e-5
 #: Where the gradient is that of a second step, or of micro-batches that were cut in another way, whose widths decide how
 #: float32 products are added up.
 ROUNDING_OF_OTHER_SHAPES = 5e-6
@@ -25,7 +27,8 @@ def found(request):
 
 @pytest.mark.parametrize("case", CASES)
 def test_several_ranks_take_the_step_of_one(found, case):
-    assert found[case]["gradient"] <= (ROUNDING_OF_OTHER_SHAPES if case in OTHER_SHAPES else ROUNDING)
+    bound = ROUNDING_OF_OTHER_SHAPES if case in OTHER_SHAPES else ROUNDING
+    assert found[case]["gradient"] <= (ROUNDING_OF_PARTS if "divided" in case else bound)
     assert found[case]["weights"] <= ROUNDING
     assert found[case]["float32 weights"] <= ROUNDING
     assert len(found[case]["marks"]) == found[case]["size"]
