@@ -18,9 +18,9 @@ from grpo_actors.consent import as_options, code_of_model
 from grpo_actors.learner.following import give_state
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.learner.grpo import Grpo
-from grpo_actors.ranks.processes import ranks_here, started
 from grpo_actors.learner.ranks import joined
 from grpo_actors.policy.model import load_policy
+from grpo_actors.ranks.processes import ranks_here, started
 from grpo_actors.tasks.task import Problem
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from grpo_actors.bench.policies import PlannedPolicy, plan, planned
 from grpo_actors.bench.workload import LENGTHS, completion_lengths
 from grpo_actors.config import Config
+from grpo_actors.errors import ConfigError
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import run_command
-from grpo_actors.ranks.group import RankGroup
 from grpo_actors.ranks.group import RankGroup
 from grpo_actors.rollout import joining
 from grpo_actors.rollout.__main__ import main
@@ -28,6 +28,10 @@ def load_planned(
     welcome: Welcome, config: Config, preloaded: Policy | None = None, group: RankGroup | None = None
 ) -> PlannedPolicy:
     """Load the policy as a worker does; its completions have the lengths in an order of this worker's own."""
+    if group is not None:
+        raise ConfigError(
+            "rollout.rollout_ranks: must be 1 here: ranks after the first know no planned lengths"
+        )
     lengths = completion_lengths(COUNT, config.rollout.max_new_tokens, os.environ[LENGTHS])
     name = sys.argv[sys.argv.index("--name") + 1]
     order = np.random.default_rng(zlib.crc32(name.encode())).permutation(lengths)

@@ -140,7 +140,9 @@ def _check_divided_learner(config: "Config") -> Iterator[Contradiction]:
         return
     if config.model.fine_tune_type != "lora":
         yield Contradiction(
-            (key, "model.fine_tune_type"), 'needs fine_tune_type = "lora" (only frozen weights are divided)', True
+            (key, "model.fine_tune_type"),
+            'needs fine_tune_type = "lora" (only frozen weights are divided)',
+            True,
         )
     if config.model.lora_dropout:
         yield Contradiction(

@@ -255,6 +255,11 @@ class LearnerConfig(Section):
         "advantage 0, which have no gradient; off: they count in entropy, clip_share and similar metrics",
     )
 
+    @property
+    def model_ranks(self) -> int:
+        """Return the number of ranks among which the model is divided."""
+        return self.ranks if self.divide_model else 1
+
 
 class EvaluatorConfig(Section):
     """[evaluator]: how checkpoints are scored on held-out problems."""

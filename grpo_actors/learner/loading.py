@@ -3,6 +3,7 @@
 import sys
 
 from grpo_actors.config import Config
+from grpo_actors.errors import ConfigError
 from grpo_actors.observe.symptoms import NO_END
 from grpo_actors.policy.architectures import require_divisible
 from grpo_actors.policy.decoding.rows import require_bound
@@ -21,11 +22,19 @@ def load_model(config: Config, group: Group | None = None) -> Policy:
     Args:
         config: The settings.
         group: The ranks among which it is divided; None: it is not.
+
+    Raises:
+        ModelError: As `load_policy`.
+        ConfigError: As `load_policy`; or its head would be divided too, which the loss needs as a whole.
     """
     if isinstance(locate(config.model.model_name), str):
         name = config.model.model_name
         print(f"model {name}: no such folder here, so from the hub or its local copy", file=sys.stderr)
     policy = load_policy(config.model, seed=config.run.seed, group=group)
+    if policy.sharding is not None and policy.sharding.divides_head(policy.model):
+        raise ConfigError(
+            f"learner.divide_model: must be false for {policy.name}, whose head mlx-lm divides too, got true"
+        )
     policy.chat.use(config.data.chat_template, config.data.chat_template_kwargs)
     return policy
 
@@ -42,9 +51,7 @@ def check_sampling(config: Config, policy: Policy, first: Problem) -> None:
 
 def check_decoding(config: Config, policy: Policy) -> None:
     """Refuse a model that cannot be decoded with these settings; some models are tried, a divided one on all ranks."""
-    require_divisible(
-        policy.name, policy.architecture, config.rollout.rollout_ranks, "rollout.rollout_ranks"
-    )
+    require_divisible(policy.name, policy.architecture, config.rollout.rollout_ranks, "rollout.rollout_ranks")
     if config.rollout.in_flight_updates:
         require_fit(policy, "rollout.in_flight_updates: must be false")
     if config.environments:

@@ -20,7 +20,6 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -243,7 +242,8 @@ class JoinedRanks(Ranks):
         if self.rank == 0:
             whole = training.take_loaded() | training.state()
             given = [
-                (name, whole[name].shape, name_of(whole[name].dtype)) for name in sorted(wanted & whole.keys())
+                (name, whole[name].shape, name_of(whole[name].dtype))
+                for name in sorted(wanted & whole.keys())
             ]
             self.group.tell({"given": given})
             for name, shape, dtype in given:
@@ -255,6 +255,7 @@ class JoinedRanks(Ranks):
             if name in described:
                 own[name] = array
         training.load_state(own)
+
 
 class DividedRanks(JoinedRanks):
     """One of several ranks among which the frozen weights are divided. All compute the same micro-batches together."""

@@ -84,7 +84,15 @@ DIVISIBLE = frozenset(
         *("prism_hadamard_qwen35", "qwen2", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "solar_open"),
         "step3p5",
         # Other names of these.
-        *("deepseek_v41_text", "iquestcoder", "joyai_llm_flash", "kimi_k2", "minimax_m2", "mistral", "xverse"),
+        *(
+            "deepseek_v41_text",
+            "iquestcoder",
+            "joyai_llm_flash",
+            "kimi_k2",
+            "minimax_m2",
+            "mistral",
+            "xverse",
+        ),
     }
 )
 

@@ -59,6 +59,15 @@ class Sharding:
             elif "weight" in module and module.weight.shape != self.shapes[f"{name}.weight"]:
                 self.unfit.add(name)
 
+    def divides_head(self, model: nn.Module) -> bool:
+        """Return whether the head or the embedding of the divided model is a part."""
+        inside = {id(module) for layer in model.layers for module in layer.modules()}
+        return any(
+            module.weight.shape != self.shapes.get(f"{name}.weight", module.weight.shape)
+            for name, module in model.named_modules()
+            if "weight" in module and id(module) not in inside
+        )
+
     def own(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Return this rank's parts of arrays of the whole model, lazily; what belongs to no base module stays whole."""
         base = {name: array for name, array in arrays.items() if name in self.shapes}
@@ -110,7 +119,9 @@ class OutputsLoRA(_ShardedLoRA):
         """Return what mlx-lm calls as ``to_lora`` of the layer."""
         outputs, inputs = _matrix_shape(linear)
         sizes = (inputs, outputs * group.size())
-        return lambda r=8, dropout=0.0, scale=20.0: cls(linear, group, sizes, r=r, dropout=dropout, scale=scale)
+        return lambda r=8, dropout=0.0, scale=20.0: cls(
+            linear, group, sizes, r=r, dropout=dropout, scale=scale
+        )
 
     def parts(self) -> tuple[mx.array, mx.array]:
         """As the base class: all of A, and the columns of B of these outputs."""
@@ -135,7 +146,9 @@ class InputsLoRA(_ShardedLoRA):
         """Return what mlx-lm calls as ``to_lora`` of the layer."""
         outputs, inputs = _matrix_shape(linear)
         sizes = (inputs * group.size(), outputs)
-        return lambda r=8, dropout=0.0, scale=20.0: cls(linear, group, sizes, r=r, dropout=dropout, scale=scale)
+        return lambda r=8, dropout=0.0, scale=20.0: cls(
+            linear, group, sizes, r=r, dropout=dropout, scale=scale
+        )
 
     def parts(self) -> tuple[mx.array, mx.array]:
         """As the base class: the rows of A of these inputs, and all of B."""
@@ -166,7 +179,9 @@ def check_fit(model: nn.Module, sharding: Sharding, config: ModelConfig) -> None
 def partial_gradients(model: nn.Module) -> frozenset[str]:
     """Return the names of the matrices of which each rank uses a part, and so computes that part of the gradient."""
     return frozenset(
-        f"{name}.{module.divided}" for name, module in model.named_modules() if isinstance(module, _ShardedLoRA)
+        f"{name}.{module.divided}"
+        for name, module in model.named_modules()
+        if isinstance(module, _ShardedLoRA)
     )
 
 
@@ -178,8 +193,10 @@ def is_unpacked_adapter(module: nn.Module) -> bool:
 
 
 def from_first(array: mx.array, group: Group) -> mx.array:
-    """Return the integers of rank 0, lazily; all ranks give an array of the same shape."""
-    return mx.distributed.all_sum(array if group.rank() == 0 else mx.zeros_like(array), group=group)
+    """Return the token ids of rank 0, lazily; all ranks give an array of the same shape."""
+    # An id is exact in float32, and nccl need not know its type.
+    mine = array.astype(mx.float32) if group.rank() == 0 else mx.zeros(array.shape)
+    return mx.distributed.all_sum(mine, group=group).astype(array.dtype)
 
 
 def _shard(model: Any, group: Group) -> None:

@@ -139,9 +139,7 @@ def meeting_point(count: int) -> dict[str, str]:
         ports = [each.getsockname()[1] for each in sockets]
     if cuda_build() is not None:
         return {_NCCL_HOST: _HOST, _NCCL_PORT: str(ports[0]), _SIZE: str(count)}
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="grpo-actors-ranks-", suffix=".json", delete=False
-    ) as file:
+    with tempfile.NamedTemporaryFile("w", prefix="grpo-actors-ranks-", suffix=".json", delete=False) as file:
         _meeting_points.append(Path(file.name))
         json.dump([[f"{_HOST}:{port}"] for port in ports], file)
     return {HOSTFILE: file.name}
@@ -168,9 +166,7 @@ def devices_of(count: int, setting: str) -> list[dict[str, str]]:
     given = os.environ.get(VISIBLE)
     visible = [str(number) for number in range(count)] if given is None else given.split(",")
     if len(visible) < count:
-        raise ConfigError(
-            f"{setting}: must be at most the number of GPUs, got {count} and {VISIBLE}={given}"
-        )
+        raise ConfigError(f"{setting}: must be at most the number of GPUs, got {count} and {VISIBLE}={given}")
     return [{VISIBLE: device} for device in visible[:count]]
 
 

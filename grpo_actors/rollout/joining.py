@@ -92,10 +92,9 @@ def load_welcome_policy(
     Raises:
         ModelError: this machine has another model under that name.
     """
-    if preloaded is not None and preloaded.config == config.model:
-        policy = preloaded
-    else:
-        policy = _load(config, group)
+    if preloaded is None or preloaded.config != config.model:
+        preloaded = _load(config, group)
+    policy = preloaded
     mismatch = policy.identity.mismatch(Identity(**json.loads(welcome.identity)))
     if mismatch:
         raise ModelError(

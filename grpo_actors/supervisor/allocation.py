@@ -15,8 +15,8 @@ from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError, os_errors_in_one_line
-from grpo_actors.ranks.processes import ranks_here
 from grpo_actors.policy.locate import locate
+from grpo_actors.ranks.processes import ranks_here
 from grpo_actors.supervisor.machine import Machine, equal_share
 from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, Need, Plan, plan_of
 from grpo_actors.supervisor.placement import MOST_ON_DEVICE, Placement, place

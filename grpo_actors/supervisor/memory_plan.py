@@ -20,9 +20,9 @@ from grpo_actors.supervisor.model_files import Widths, read_json, read_tensors
 from grpo_actors.supervisor.sampling_memory import (
     Batch,
     cache_bytes,
+    divided_bytes,
     evaluator_batch,
     joined_bytes,
-    parts_of,
     step_bytes,
     worker_batch,
 )
@@ -116,15 +116,16 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         ConfigError: It cannot be divided among ranks as configured.
     """
     architecture = read_json((folder / "config.json").read_bytes(), folder / "config.json")
-    ranks = config.rollout.rollout_ranks
-    require_divisible(config.model.model_name, architecture, ranks, "rollout.rollout_ranks")
+    ranks, learner_ranks = config.rollout.rollout_ranks, config.learner.model_ranks
+    for setting, count in (("rollout.rollout_ranks", ranks), ("learner.ranks", learner_ranks)):
+        require_divisible(config.model.model_name, architecture, count, setting)
     tensors = read_tensors(folder, architecture.get("quantization", {}))
     widths, back_end = Widths.of(architecture), machine.back_end
     width = _float_bytes(config.model.dtype, architecture, machine)
     bits = config.model.base_bits
     rollout_bits = bits or (config.rollout.rollout_bits if config.rollout.quantize_for_rollouts else 0)
-    base = sum(tensor.bytes(width, bits) for tensor in tensors)
-    sampling = sum(tensor.bytes(width, rollout_bits) / parts_of(tensor, ranks) for tensor in tensors)
+    base = divided_bytes(tensors, width, bits)
+    sampling = divided_bytes(tensors, width, rollout_bits, ranks)
     parts = trained(config, tensors, text_part(architecture).get("num_hidden_layers", 0), width)
     adapter = parts.weights if config.model.fine_tune_type != "full" else 0.0
     on_cuda = back_end == "cuda"
@@ -150,7 +151,14 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
     copies = 0.0 if rollout_bits or cache_bits or ranks > 1 else joined
     worker = sampler(sampling, copies, worker_batch(config), widths.of_rank(ranks), cache_bits)
     known = ARCHITECTURES.get(str(architecture.get("model_type")), Architecture())
-    activations = activation_bytes(config, known, widths=widths, parts=parts, width=width, back_end=back_end)
+    activations = activation_bytes(
+        config,
+        known,
+        widths=widths.of_rank(learner_ranks),
+        parts=parts,
+        width=width,
+        back_end=back_end,
+    )
     at_times = {
         "activations": activations,
         # The former version, until it is copied to where the workers fetch it.
@@ -163,7 +171,10 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         parameters=sum(tensor.size for tensor in tensors),
         float_bytes=width,
         learner=Need(
-            held={"weights": base + adapter, "training": parts.training},
+            held={
+                "weights": divided_bytes(tensors, width, bits, learner_ranks) + adapter,
+                "training": parts.training,
+            },
             at_times=at_times,
             reused=min(activations, CUDA_KEPT_BYTES) if on_cuda else activations,
             context=context,

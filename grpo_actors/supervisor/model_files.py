@@ -79,7 +79,10 @@ class Widths:
     def of_rank(self, ranks: int) -> "Widths":
         """Return the widths that each of the ranks computes among which the model is divided."""
         return replace(
-            self, intermediate=self.intermediate // ranks, keys_values=self.keys_values // ranks
+            self,
+            intermediate=self.intermediate // ranks,
+            heads=self.heads // ranks,
+            keys_values=self.keys_values // ranks,
         )
 
 

@@ -80,9 +80,11 @@ def step_bytes(widths: Widths, batch: Batch, width: int) -> float:
     return max(prefill, logits)
 
 
-def parts_of(tensor: Tensor, ranks: int) -> int:
-    """Return into how many parts a tensor is divided, given the ranks among which the model is."""
-    return ranks if _DIVIDED.search(tensor.name) else 1
+def divided_bytes(tensors: Sequence[Tensor], width: int, bits: int, ranks: int = 1) -> float:
+    """Return the bytes of the weights in each of the ranks among which the model is divided; else as `Tensor.bytes`."""
+    return sum(
+        tensor.bytes(width, bits) / (ranks if _DIVIDED.search(tensor.name) else 1) for tensor in tensors
+    )
 
 
 def joined_bytes(tensors: Sequence[Tensor], width: int, device_bytes: float | None) -> float:

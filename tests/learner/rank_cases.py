@@ -62,7 +62,13 @@ CASES = {
 #: Two completions of each prompt.
 REWARDS = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.0, 3.0]]
 #: The cases in which the group continues what one process has begun.
-RESUMED = ("every term", "float32 weights beside the model", "muon", "divided model", "divided model, quantised")
+RESUMED = (
+    "every term",
+    "float32 weights beside the model",
+    "muon",
+    "divided model",
+    "divided model, quantised",
+)
 
 
 def main() -> None:
