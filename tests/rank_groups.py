@@ -15,8 +15,8 @@ from grpo_actors.ranks.processes import RANK, devices_of, forget_meeting_points,
 ROOT = Path(__file__).parents[1]
 
 
-def found_by_ranks(script: Path, size: int) -> dict:
-    """Run a script as `size` ranks; return what rank 0 printed, objects of JSON, by their ``case``."""
+def found_by_ranks(script: Path, size: int, *arguments: str) -> dict:
+    """Run a script with these arguments as `size` ranks; return what rank 0 printed, objects of JSON, by their ``case``."""
     if cuda_build() is not None and os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1 < size:
         pytest.skip(f"CUDA_VISIBLE_DEVICES does not name {size} GPUs")
     shared, devices = meeting_point(size), devices_of(size, "the size of the group")
@@ -25,7 +25,7 @@ def found_by_ranks(script: Path, size: int) -> dict:
     common = {**os.environ, **shared, "PYTHONPATH": path, "MLX_ENABLE_TF32": "0"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script)],
+            [sys.executable, str(script), *arguments],
             env={**common, **device, RANK: str(rank)},
             stdout=subprocess.PIPE,
         )

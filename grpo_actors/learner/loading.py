@@ -3,7 +3,6 @@
 import sys
 
 from grpo_actors.config import Config
-from grpo_actors.errors import ConfigError
 from grpo_actors.observe.symptoms import NO_END
 from grpo_actors.policy.architectures import require_divisible
 from grpo_actors.policy.decoding.rows import require_bound
@@ -25,15 +24,15 @@ def load_model(config: Config, group: Group | None = None) -> Policy:
 
     Raises:
         ModelError: As `load_policy`.
-        ConfigError: As `load_policy`; or its head would be divided too, which the loss needs as a whole.
+        ConfigError: As `load_policy`; or the model cannot be trained when it is divided.
     """
     if isinstance(locate(config.model.model_name), str):
         name = config.model.model_name
         print(f"model {name}: no such folder here, so from the hub or its local copy", file=sys.stderr)
     policy = load_policy(config.model, seed=config.run.seed, group=group)
-    if policy.sharding is not None and policy.sharding.divides_head(policy.model):
-        raise ConfigError(
-            f"learner.divide_model: must be false for {policy.name}, whose head mlx-lm divides too, got true"
+    if group is not None:
+        require_divisible(
+            policy.name, policy.architecture, group.size(), "learner.ranks with divide_model", trains=True
         )
     policy.chat.use(config.data.chat_template, config.data.chat_template_kwargs)
     return policy

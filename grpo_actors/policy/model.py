@@ -21,7 +21,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.adapter import add_adapter
-from grpo_actors.policy.architectures import architecture_of, refusal_of
+from grpo_actors.policy.architectures import architecture_of, refusal_of, require_divisible
 from grpo_actors.policy.casting import cast
 from grpo_actors.policy.chat_template import ChatTemplate
 from grpo_actors.policy.config_dtype import stored_dtype
@@ -376,6 +376,7 @@ def prepare_base(policy: Policy, dtype: str, group: Group | None = None) -> None
 
 def _divide(policy: Policy, group: Group) -> None:
     """Divide a model that is not evaluated yet, and evaluate it: whole arrays are in memory one after the other."""
+    require_divisible(policy.name, policy.architecture, group.size(), "the number of ranks")
     policy.heads = heads_of(policy.model)
     policy.sharding = Sharding(policy.model, group)
     for name, array in tree_flatten(policy.model.parameters()):

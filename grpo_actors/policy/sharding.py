@@ -49,24 +49,24 @@ class Sharding:
         #: Shapes of the whole arrays, by name.
         self.shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
         _shard(model, group)
-        #: Names of modules that hold a part, but whose class does not say of what: an adapter would not know its own part.
+        #: Names of modules that an adapter does not fit: those that hold a part, but whose class does not say of what; and
+        #: what stays whole within experts that are divided, of whose gradient each rank computes a part.
         self.unfit: set[str] = set()
+        experts = [
+            name
+            for name, module in model.named_modules()
+            if getattr(module, "sharding_group", None) is not None
+        ]
         for name, module in model.named_modules():
             if isinstance(module, _OF_OUTPUTS + _OF_INPUTS):
                 kind = OutputsLoRA if isinstance(module, _OF_OUTPUTS) else InputsLoRA
                 # mlx-lm asks a module for its own kind of adapter.
                 module.to_lora = kind.maker(module, group)
-            elif "weight" in module and module.weight.shape != self.shapes[f"{name}.weight"]:
+            elif "weight" in module and (
+                module.weight.shape != self.shapes[f"{name}.weight"]
+                or any(name.startswith(f"{each}.") for each in experts)
+            ):
                 self.unfit.add(name)
-
-    def divides_head(self, model: nn.Module) -> bool:
-        """Return whether the head or the embedding of the divided model is a part."""
-        inside = {id(module) for layer in model.layers for module in layer.modules()}
-        return any(
-            module.weight.shape != self.shapes.get(f"{name}.weight", module.weight.shape)
-            for name, module in model.named_modules()
-            if "weight" in module and id(module) not in inside
-        )
 
     def own(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Return this rank's parts of arrays of the whole model, lazily; what belongs to no base module stays whole."""

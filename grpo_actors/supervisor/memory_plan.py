@@ -117,8 +117,9 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
     """
     architecture = read_json((folder / "config.json").read_bytes(), folder / "config.json")
     ranks, learner_ranks = config.rollout.rollout_ranks, config.learner.model_ranks
-    for setting, count in (("rollout.rollout_ranks", ranks), ("learner.ranks", learner_ranks)):
-        require_divisible(config.model.model_name, architecture, count, setting)
+    name = config.model.model_name
+    require_divisible(name, architecture, ranks, "rollout.rollout_ranks")
+    require_divisible(name, architecture, learner_ranks, "learner.ranks with divide_model", trains=True)
     tensors = read_tensors(folder, architecture.get("quantization", {}))
     widths, back_end = Widths.of(architecture), machine.back_end
     width = _float_bytes(config.model.dtype, architecture, machine)

@@ -1,24 +1,13 @@
 """Small random models of other families: a batch samples the same as single prompts, with the learner's log-probs."""
 
-import importlib
-import pkgutil
-
 import mlx.core as mx
-import mlx_lm.models
 import numpy as np
 import pytest
 from architectures import random_policy
 from mlx.utils import tree_flatten
-from mlx_lm.utils import MODEL_REMAPPING
 
 from grpo_actors.errors import ConfigError
-from grpo_actors.policy.architectures import (
-    ARCHITECTURES,
-    DIVISIBLE,
-    Architecture,
-    architecture_of,
-    require_divisible,
-)
+from grpo_actors.policy.architectures import ARCHITECTURES, Architecture, architecture_of
 from grpo_actors.policy.decoding.findings import findings
 from grpo_actors.policy.decoding.fixed_batch import _decodes_ragged_rows
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
@@ -130,45 +119,3 @@ def test_the_most_common_models_have_all_fast_paths():
 def test_a_model_whose_head_is_not_plain_is_not_split():
     policy = random_policy("stablelm")
     assert split_head(policy.model) is None
-
-
-# --- which models can be divided ----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_list_of_models_that_can_be_divided_is_that_of_mlx_lm():
-    found = set()
-    for info in pkgutil.iter_modules(mlx_lm.models.__path__):
-        try:
-            module = importlib.import_module(f"mlx_lm.models.{info.name}")
-        except (ImportError, SystemExit):  # needs a package that is not here
-            continue
-        if hasattr(getattr(module, "Model", None), "shard"):
-            found.add(info.name)
-    found |= {name for name, module in MODEL_REMAPPING.items() if module in found}
-    assert found - DIVISIBLE == {"kimi_k3"}
-    assert found >= DIVISIBLE
-
-
-@pytest.mark.parametrize(
-    ("architecture", "ranks", "rule"),
-    [
-        ({"model_type": "mamba"}, 2, "must be 1 for m: mlx-lm cannot divide a mamba, got 2"),
-        ({"model_type": "llama", "num_attention_heads": 6}, 4, "must divide the 6 heads of m, got 4"),
-        (
-            {"model_type": "qwen2", "num_attention_heads": 8, "num_key_value_heads": 2},
-            4,
-            "must divide the 2 key-value heads of m, got 4",
-        ),
-        (
-            {"model_type": "qwen3_5", "text_config": {"num_attention_heads": 9}},
-            2,
-            "must divide the 9 heads of m, got 2",
-        ),
-    ],
-)
-def test_a_model_that_cannot_be_divided_is_refused(architecture, ranks, rule):
-    require_divisible("m", architecture, 1, "rollout.rollout_ranks")
-    with pytest.raises(ConfigError) as refused:
-        require_divisible("m", architecture, ranks, "rollout.rollout_ranks")
-    assert str(refused.value) == f"rollout.rollout_ranks: {rule}"
