@@ -20,7 +20,8 @@ def found_by_ranks(script: Path, size: int, *arguments: str) -> dict:
     if cuda_build() is not None and os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1 < size:
         pytest.skip(f"CUDA_VISIBLE_DEVICES does not name {size} GPUs")
     shared, devices = meeting_point(size), devices_of(size, "the size of the group")
-    path = os.pathsep.join([str(script.parent), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    folders = (script.parent, ROOT / "tests", ROOT)
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     # As exact as a CPU: CUDA's tensor cores round the factors of float32 products.
     common = {**os.environ, **shared, "PYTHONPATH": path, "MLX_ENABLE_TF32": "0"}
     ranks = [

@@ -89,7 +89,13 @@ def _check_groups(config: "Config") -> Iterator[Contradiction]:
             "needs rollout.workers of at least 1 (with 0 the learner samples with the weights it trains)",
             True,
         )
-    yield from _check_rollout_ranks(config)
+    yield from divided_worker(config, rollout.rollout_ranks)
+    if len(rollout.rollout_devices) % rollout.rollout_ranks:
+        yield Contradiction(
+            ("rollout.rollout_devices", "rollout.rollout_ranks"),
+            f"must name rollout_ranks = {rollout.rollout_ranks} devices for each worker",
+            list(rollout.rollout_devices),
+        )
     if rollout.in_flight_updates and rollout.workers == 0:
         yield Contradiction(
             ("rollout.in_flight_updates", "rollout.workers"),
@@ -104,33 +110,28 @@ def _check_groups(config: "Config") -> Iterator[Contradiction]:
         )
 
 
-def _check_rollout_ranks(config: "Config") -> Iterator[Contradiction]:
+def divided_worker(config: "Config", ranks: int) -> Iterator[Contradiction]:
+    """Yield the rules that a worker breaks whose model is divided among so many ranks."""
     rollout, key = config.rollout, "rollout.rollout_ranks"
-    if rollout.rollout_ranks == 1:
+    if ranks == 1:
         return
     if rollout.workers == 0:
         yield Contradiction(
             (key, "rollout.workers"),
             "must be 1 when workers is 0 (the learner samples with its own model, which is whole)",
-            rollout.rollout_ranks,
+            ranks,
         )
     if rollout.quantize_for_rollouts:
         yield Contradiction(
             (key, "rollout.quantize_for_rollouts"),
             "must be 1 with quantize_for_rollouts (parts of a model cannot be quantised; model.base_bits = 4 can)",
-            rollout.rollout_ranks,
+            ranks,
         )
     if config.model.fine_tune_type == "dora":
         yield Contradiction(
             (key, "model.fine_tune_type"),
             'must be 1 when fine_tune_type is "dora" (a norm of DoRA needs whole rows; "lora" does not)',
-            rollout.rollout_ranks,
-        )
-    if len(rollout.rollout_devices) % rollout.rollout_ranks:
-        yield Contradiction(
-            ("rollout.rollout_devices", key),
-            f"must name rollout_ranks = {rollout.rollout_ranks} devices for each worker",
-            list(rollout.rollout_devices),
+            ranks,
         )
 
 

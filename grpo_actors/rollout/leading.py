@@ -12,7 +12,8 @@ from functools import partial
 import mlx.core as mx
 
 from grpo_actors.config import Config
-from grpo_actors.errors import GrpoActorsError, ModelError
+from grpo_actors.config.rules import divided_worker
+from grpo_actors.errors import ConfigError, GrpoActorsError, ModelError
 from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.ranks.group import RankGroup, name_of
@@ -86,8 +87,11 @@ def load_together(group: RankGroup, config: Config) -> Policy:
     """Load the model of the settings on all ranks, each its part.
 
     Raises:
-        GrpoActorsError: As `load_policy`, on any of them.
+        GrpoActorsError: As `load_policy`, on any of them; or the settings allow no divided model.
     """
+    # A worker that a user attaches may have more ranks than the run's own.
+    for broken in divided_worker(config, group.size):
+        raise ConfigError(f"{broken.keys[0]} {broken.rule}, got {broken.value}")
     group.tell({"do": "load", "config": config.model_dump(mode="json")})
     return load_part(group, config)
 
