@@ -83,8 +83,9 @@ class Sharding:
 class _ShardedLoRA(LoRALinear):  # type: ignore[misc]
     """An adapter on a layer that is divided: all of its two matrices, of one of which a part is used here."""
 
-    #: Name of that one.
+    #: Name of that one, and the axis along which it is divided.
     divided: str
+    axis: int
 
     def __init__(self, linear: nn.Module, group: Group, sizes: tuple[int, int], **settings: Any) -> None:
         # Draws the same first values as beside a whole layer.
@@ -92,74 +93,62 @@ class _ShardedLoRA(LoRALinear):  # type: ignore[misc]
         self.linear = linear
         self.group = group
 
-    def own(self, array: mx.array, axis: int) -> mx.array:
-        """Return this rank's part of one of the matrices."""
-        part: mx.array = mx.split(array, self.group.size(), axis)[self.group.rank()]
-        return part
+    @classmethod
+    def maker(cls, linear: nn.Module, group: Group) -> Any:
+        """Return what mlx-lm calls as ``to_lora`` of the layer."""
+        outputs, inputs = linear.weight.shape
+        if "scales" in linear:
+            inputs = inputs * 32 // linear.bits
+        sizes = (
+            (inputs * group.size(), outputs) if cls.divided == "lora_a" else (inputs, outputs * group.size())
+        )
+        return lambda r=8, dropout=0.0, scale=20.0: cls(
+            linear, group, sizes, r=r, dropout=dropout, scale=scale
+        )
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map inputs [..., those here] to outputs [..., those here]."""
+        a, b = self._parts()
+        low = self._joined(self.dropout(x) @ a)
+        y: mx.array = self.linear(x) + (self.scale * (low @ b)).astype(x.dtype)
+        return y
 
     def fuse(self, dequantize: bool = False) -> nn.Module:  # noqa: ARG002, FBT001, FBT002 - mlx-lm's signature
         """Return the layer with the adapter added to its unpacked weights."""
-        a, b = self.parts()
+        a, b = self._parts()
         merged = copy.copy(self.linear)
         merged.weight = self.linear.weight + ((self.scale * b.T) @ a.T).astype(self.linear.weight.dtype)
         return merged
 
-    def parts(self) -> tuple[mx.array, mx.array]:
-        """Return the parts of both matrices whose product belongs to the weights here."""
+    def _parts(self) -> tuple[mx.array, mx.array]:
+        """Return what is used here of both matrices."""
+        own = mx.split(self[self.divided], self.group.size(), self.axis)[self.group.rank()]
+        return (own, self.lora_b) if self.divided == "lora_a" else (self.lora_a, own)
+
+    def _joined(self, low: mx.array) -> mx.array:
+        """Join the products [..., r] of the inputs here and the first matrix with those of the other ranks."""
         raise NotImplementedError
 
 
 class OutputsLoRA(_ShardedLoRA):
     """An adapter on a layer that gives each rank a part of the outputs."""
 
-    divided = "lora_b"
+    divided, axis = "lora_b", 1
 
-    @classmethod
-    def maker(cls, linear: nn.Module, group: Group) -> Any:
-        """Return what mlx-lm calls as ``to_lora`` of the layer."""
-        outputs, inputs = _matrix_shape(linear)
-        sizes = (inputs, outputs * group.size())
-        return lambda r=8, dropout=0.0, scale=20.0: cls(
-            linear, group, sizes, r=r, dropout=dropout, scale=scale
-        )
-
-    def parts(self) -> tuple[mx.array, mx.array]:
-        """As the base class: all of A, and the columns of B of these outputs."""
-        return self.lora_a, self.own(self.lora_b, 1)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Map inputs [..., all] to this rank's outputs."""
-        a, b = self.parts()
-        # The others use the same product for their outputs, so their gradients of it count too.
-        low = sum_gradients(self.group)(self.dropout(x) @ a)
-        y: mx.array = self.linear(x) + (self.scale * (low @ b)).astype(x.dtype)
-        return y
+    def _joined(self, low: mx.array) -> mx.array:
+        # All have the same product. Each uses it for its own outputs, so the gradients of all of them count.
+        joined: mx.array = sum_gradients(self.group)(low)
+        return joined
 
 
 class InputsLoRA(_ShardedLoRA):
     """An adapter on a layer that takes a part of the inputs from each rank."""
 
-    divided = "lora_a"
+    divided, axis = "lora_a", 0
 
-    @classmethod
-    def maker(cls, linear: nn.Module, group: Group) -> Any:
-        """Return what mlx-lm calls as ``to_lora`` of the layer."""
-        outputs, inputs = _matrix_shape(linear)
-        sizes = (inputs * group.size(), outputs)
-        return lambda r=8, dropout=0.0, scale=20.0: cls(
-            linear, group, sizes, r=r, dropout=dropout, scale=scale
-        )
-
-    def parts(self) -> tuple[mx.array, mx.array]:
-        """As the base class: the rows of A of these inputs, and all of B."""
-        return self.own(self.lora_a, 0), self.lora_b
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Map this rank's inputs to outputs [..., all]."""
-        a, b = self.parts()
-        low = mx.distributed.all_sum(self.dropout(x) @ a, group=self.group)
-        y: mx.array = self.linear(x) + (self.scale * (low @ b)).astype(x.dtype)
-        return y
+    def _joined(self, low: mx.array) -> mx.array:
+        # What follows is the same on all ranks, and so is the gradient of the sum.
+        return mx.distributed.all_sum(low, group=self.group)
 
 
 def check_fit(model: nn.Module, sharding: Sharding, config: ModelConfig) -> None:
@@ -206,12 +195,6 @@ def _shard(model: Any, group: Group) -> None:
         raise ModelError(
             f"this model cannot be divided among {group.size()} ranks: {first_line(error)}"
         ) from error
-
-
-def _matrix_shape(linear: nn.Module) -> tuple[int, int]:
-    """Return outputs and inputs of this rank's part of a layer."""
-    rows, columns = linear.weight.shape
-    return rows, columns * 32 // linear.bits if "scales" in linear else columns
 
 
 def _arrays(model: nn.Module) -> list[mx.array]:

@@ -1,4 +1,4 @@
-"""A whole run whose worker has two ranks, which share its model: one of them is killed, and the run goes on."""
+"""Whole runs of which a model is divided among two ranks: one of them is killed, and the run goes on."""
 
 import pytest
 from runs import new_run
@@ -34,3 +34,17 @@ def test_the_run_trains_all_the_same(run):
 
 def test_a_run_with_ranks_of_a_worker_leaves_nothing(run):
     run.assert_nothing_left()
+
+
+@pytest.mark.slow
+def test_a_run_whose_learner_divides_its_model_continues_after_a_death_and_with_a_whole_model():
+    settings = {"fine_tune_type": "lora", "ranks": 2, "divide_model": True}
+    with new_run(**SETTINGS | settings) as run:
+        run.arm("rank.computed", "kill")
+        assert run.run() == 0, run.stderr
+        assert "learner lost one of its ranks; starts again in 1 s" in run.stderr.splitlines()
+        assert run.updates() == 2
+        whole = ("ranks=1", "divide_model=false", "rollout_ranks=1", "max_updates=3")
+        assert run.run(*(f"--set={setting}" for setting in whole)) == 0, run.stderr
+        assert run.updates() == 3
+        run.assert_nothing_left()
