@@ -40,7 +40,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class Excerpt:
     """The part of one array of a model that its identity is made of."""
 
     shape: tuple[int, ...]
@@ -48,24 +48,26 @@ class Head:
     values: mx.array
 
 
-def heads_of(model: nn.Module) -> dict[str, Head]:
-    """Return the heads of the base model in `model` by name, lazily; an adapter on it makes no difference."""
-    return {key: Head(array.shape, _head(array)) for key, array in _base_parameters(model)}
+def excerpts_of(model: nn.Module) -> dict[str, Excerpt]:
+    """Return excerpts of the base model in `model` by name, lazily; an adapter on it makes no difference."""
+    return {key: Excerpt(array.shape, _head(array)) for key, array in _base_parameters(model)}
 
 
 def identify(
-    name: str, architecture: str, heads: Mapping[str, Head], vocabulary: Mapping[str, int]
+    name: str, architecture: str, excerpts: Mapping[str, Excerpt], vocabulary: Mapping[str, int]
 ) -> Identity:
-    """Return the identity of a base model, given its heads."""
-    mx.eval([head.values for head in heads.values()])  # all at once, instead of a wait for each of hundreds
+    """Return the identity of a base model, given excerpts of it."""
+    mx.eval(
+        [excerpt.values for excerpt in excerpts.values()]
+    )  # all at once, instead of a wait for each of hundreds
     weights = xxhash.xxh3_64()
-    for key, head in sorted(heads.items()):
-        weights.update(f"{key}{head.shape}".encode())
-        weights.update(np.array(head.values).tobytes())
+    for key, excerpt in sorted(excerpts.items()):
+        weights.update(f"{key}{excerpt.shape}".encode())
+        weights.update(np.array(excerpt.values).tobytes())
     return Identity(
         name=name,
         architecture=architecture,
-        parameters=sum(prod(head.shape) for head in heads.values()),
+        parameters=sum(prod(excerpt.shape) for excerpt in excerpts.values()),
         weights=weights.hexdigest(),
         tokenizer=_vocabulary_hash(vocabulary),
     )
@@ -81,7 +83,8 @@ def _vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
 
 def _head(array: mx.array) -> mx.array:
     """Return the first values of an array in a type that NumPy has: float32 holds every half-precision value exactly."""
-    head = array.reshape(-1)[:_SAMPLE]
+    # A copy: a slice would hold all of the array.
+    head = mx.contiguous(array.reshape(-1)[:_SAMPLE])
     return head.astype(mx.float32) if mx.issubdtype(head.dtype, mx.floating) else head
 
 

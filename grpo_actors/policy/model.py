@@ -28,7 +28,7 @@ from grpo_actors.policy.config_dtype import stored_dtype
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.embedding import embedding_rows
 from grpo_actors.policy.foreign import refuse_foreign
-from grpo_actors.policy.identity import Head, Identity, heads_of, identify
+from grpo_actors.policy.identity import Excerpt, Identity, excerpts_of, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
 from grpo_actors.policy.sharding import Group, Sharding, check_fit, partial_gradients
@@ -60,8 +60,8 @@ class Policy:
     config: ModelConfig
     #: How it is divided among ranks; None: this process has all of it.
     sharding: Sharding | None = None
-    #: Of the base model before it was divided; None: take them from the model.
-    heads: dict[str, Head] | None = None
+    #: Excerpts of the base model before it was divided; None: take them from the model.
+    excerpts: dict[str, Excerpt] | None = None
 
     @property
     def has_adapter(self) -> bool:
@@ -145,6 +145,7 @@ class Policy:
                 raise ModelError(f"{self.name}: {name} has shape {self._shapes[name]}, got {array.shape}")
         if self.sharding is not None:
             arrays = self.sharding.own(arrays)
+            mx.eval(arrays)  # now, because until then the whole arrays are held
         modules = dict(self.model.named_modules())
         held = dict(tree_flatten(self.model.parameters()))
         updates: list[tuple[str, mx.array]] = []
@@ -213,8 +214,8 @@ class Policy:
     def identity(self) -> Identity:
         """Identity of the base model; must first be read before anything trains."""
         architecture = str(self.architecture.get("model_type", "unknown"))
-        heads = heads_of(self.model) if self.heads is None else self.heads
-        return identify(self.name, architecture, heads, self.tokenizer.get_vocab())
+        excerpts = excerpts_of(self.model) if self.excerpts is None else self.excerpts
+        return identify(self.name, architecture, excerpts, self.tokenizer.get_vocab())
 
 
 def load_policy(
@@ -337,8 +338,10 @@ def load_base(
         policy = Policy(config.model_name, model, read_tokenizer, architecture, source, config)
         if reason := refusal_of(model):
             raise ModelError(f"model.model_name: {config.model_name!r} cannot be used: {reason}")
-        # A model that cannot run on this machine, or that MLX cannot train, fails here.
-        _ = policy.readable, model.trainable_parameters()
+        # A model that cannot run on this machine, or that MLX cannot train, fails here. No name may hold its arrays: they are
+        # to be freed one by one.
+        _ = policy.readable
+        model.trainable_parameters()
     prepare_base(policy, dtype or config.dtype, group)
     if not tokenizer_later:
         _ = policy.tokenizer
@@ -377,10 +380,10 @@ def prepare_base(policy: Policy, dtype: str, group: Group | None = None) -> None
 def _divide(policy: Policy, group: Group) -> None:
     """Divide a model that is not evaluated yet, and evaluate it: whole arrays are in memory one after the other."""
     require_divisible(policy.name, policy.architecture, group.size(), "the number of ranks")
-    policy.heads = heads_of(policy.model)
+    policy.excerpts = excerpts_of(policy.model)
     policy.sharding = Sharding(policy.model, group)
     for name, array in tree_flatten(policy.model.parameters()):
-        mx.eval(array, *([policy.heads[name].values] if name in policy.heads else []))
+        mx.eval(array, *([policy.excerpts[name].values] if name in policy.excerpts else []))
 
 
 def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:

@@ -105,12 +105,12 @@ def _worker_tiers(
             f"own), got {ranks}"
         )
     others = [device for device in devices if device not in learner]
-    tiers = [list(batched(tier, ranks)) for tier in (others, list(dict.fromkeys(learner)))]
+    tiers = [list(_places(tier, ranks)) for tier in (others, list(dict.fromkeys(learner)))]
     # What is left over of both makes up the rest.
-    return [tier for tier in tiers if tier] or [list(batched(others + list(learner), ranks))]
+    return [tier for tier in tiers if tier] or [list(_places(others + list(learner), ranks))]
 
 
-def batched(devices: Sequence[Device], ranks: int) -> Iterator[Devices]:
+def _places(devices: Sequence[Device], ranks: int) -> Iterator[Devices]:
     """Yield the devices in groups of one for each rank, without those that are left over."""
     for first in range(0, len(devices) - ranks + 1, ranks):
         yield tuple(devices[first : first + ranks])
@@ -170,7 +170,7 @@ def _chosen_for_workers(config: Config, devices: Sequence[Device]) -> list[Devic
     """Return the devices of each worker in turn, as set by hand."""
     key = "rollout.rollout_devices"
     by_hand = list(
-        batched(_chosen(key, config.rollout.rollout_devices, devices), config.rollout.rollout_ranks)
+        _places(_chosen(key, config.rollout.rollout_devices, devices), config.rollout.rollout_ranks)
     )
     for place in by_hand:
         if len(set(place)) < len(place) and not _is_one_for_all(devices):

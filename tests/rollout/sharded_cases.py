@@ -12,6 +12,7 @@ import json
 from functools import partial
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from grpo_actors.config import Config
 from grpo_actors.policy.model import load_policy
@@ -75,6 +76,10 @@ def moved(arrays, size):
     }
 
 
+def held_bytes(policy):
+    return sum(array.nbytes for _, array in tree_flatten(policy.model.parameters()))
+
+
 def sampled(policy, config, make, weights, *, in_flight=False, replies=False):
     """Sample the prompts; with `in_flight`, the second version of the weights comes between two steps."""
     asked = []
@@ -106,7 +111,11 @@ def main() -> None:
         return
     for name, case in CASES.items():
         config = settings(case)
-        whole, divided = load_policy(config.model, seed=0), load_together(group, config)
+        whole = load_policy(config.model, seed=0)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        divided = load_together(group, config)
+        peak = mx.get_peak_memory() - before
         mismatch = whole.identity.mismatch(divided.identity)
         weights = [moved(whole.trainable(), 0.05), moved(whole.trainable(), 0.1)]
         options = {"in_flight": "between" in name, "replies": "environment" in name}
@@ -124,6 +133,8 @@ def main() -> None:
             "tokens": len(gaps),
             "gap": max(gaps),
             "identity": mismatch,
+            "peak": peak - held_bytes(divided),
+            "largest": max(array.nbytes for _, array in tree_flatten(whole.model.parameters())),
             "temperature": config.rollout.temperature,
         }
         print(json.dumps({"case": name} | found), flush=True)

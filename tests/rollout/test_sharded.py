@@ -32,3 +32,8 @@ def test_two_ranks_sample_the_tokens_of_one(found, case):
 def test_all_ranks_take_new_weights_and_replies(found):
     assert found["new weights between two tokens"]["versions"] == [1, 2]
     assert found["an environment"]["replies"] > 0
+
+
+def test_a_rank_never_holds_more_whole_matrices_than_one(found):
+    # Of an unquantised model: as in the file, as float32, and its part.
+    assert found["adapter"]["peak"] <= 3 * found["adapter"]["largest"]
