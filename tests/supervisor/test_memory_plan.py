@@ -244,5 +244,7 @@ def test_each_rank_of_a_divided_model_holds_its_part_of_the_layers_matrices():
 def test_a_head_count_that_the_ranks_do_not_divide_is_refused():
     with pytest.raises(ConfigError, match=r"^rollout.rollout_ranks: must divide the 4 heads of tiny, got 3$"):
         plan("rollout_ranks=3")
-    with pytest.raises(ConfigError, match=r"^learner.ranks: must divide the 4 heads of tiny, got 3$"):
+    with pytest.raises(
+        ConfigError, match=r"^learner.ranks with divide_model: must divide the 4 heads of tiny, got 3$"
+    ):
         plan("ranks=3", "divide_model=true", "fine_tune_type=lora")
