@@ -7,8 +7,8 @@ SETTINGS = {
     "workers": 1,
     "rollout_ranks": 2,
     "eval_every_updates": 0,
-    "max_updates": 2,
-    "max_new_tokens": 6,
+    "max_updates": 1,
+    "max_new_tokens": 4,
     "max_staleness": 0,
 }
 
@@ -28,8 +28,8 @@ def test_a_rank_that_is_killed_ends_the_worker_which_is_started_again(run):
 
 
 def test_the_run_trains_all_the_same(run):
-    assert run.updates() == 2
-    assert [lease for lease, *_ in run.ledger()] == list(range(4))
+    assert run.updates() == 1
+    assert [lease for lease, *_ in run.ledger()] == list(range(2))
 
 
 def test_a_run_with_ranks_of_a_worker_leaves_nothing(run):
@@ -43,8 +43,8 @@ def test_a_run_whose_learner_divides_its_model_continues_after_a_death_and_with_
         run.arm("rank.computed", "kill")
         assert run.run() == 0, run.stderr
         assert "learner lost one of its ranks; starts again in 1 s" in run.stderr.splitlines()
-        assert run.updates() == 2
-        whole = ("ranks=1", "divide_model=false", "rollout_ranks=1", "max_updates=3")
+        assert run.updates() == 1
+        whole = ("ranks=1", "divide_model=false", "rollout_ranks=1", "max_updates=2")
         assert run.run(*(f"--set={setting}" for setting in whole)) == 0, run.stderr
-        assert run.updates() == 3
+        assert run.updates() == 2
         run.assert_nothing_left()
