@@ -49,7 +49,7 @@ PRINT_STACKS = signal.SIGUSR1
 EXIT_CRASH = 1
 #: Exit code for unusable input.
 EXIT_USAGE = 2
-#: Exit code of a learner that has lost another of its ranks: the supervisor starts it again.
+#: Exit code of a learner or worker that has lost another of its ranks: the supervisor starts it again.
 EXIT_RANK_LOST = 3
 #: Exit codes that a shell reports for a process ended by a signal: 128 + SIGINT, 128 + SIGPIPE.
 EXIT_INTERRUPTED = 130

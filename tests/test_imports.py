@@ -81,7 +81,7 @@ ALLOWED = {
 JOINERS = {
     *("learner.opening", "learner.exchange_setup", "learner.local_worker", "learner.publishing"),
     *("learner.ranks", "learner.following"),
-    *("rollout.participation", "rollout.worker", "rollout.joining"),
+    *("rollout.participation", "rollout.worker", "rollout.joining", "rollout.following"),
     *("evaluator.__main__", "evaluator.following"),
     *("bench.publication", "bench.fetcher"),
 }

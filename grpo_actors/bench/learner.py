@@ -1,12 +1,10 @@
 """Part ``learner``: seconds, tokens a second and memory of an update. Completions are random ids, not samples.
 
-With ``--set ranks=2``, two processes share the update, and the memory is that of rank 0.
+With ``--set ranks=2``, two processes share the update, and the memory is that of rank 0; with ``divide_model=true``, too.
 """
 
-import tempfile
 import time
 from math import log
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -16,13 +14,13 @@ from grpo_actors.bench.options import Options, config_of, shape_of
 from grpo_actors.bench.peak_rates import rates
 from grpo_actors.bench.policies import dtype_of, size_of
 from grpo_actors.bench.workload import Workload, workload
-from grpo_actors.consent import code_of_model
-from grpo_actors.learner.following import give_state
+from grpo_actors.consent import as_options, code_of_model
+from grpo_actors.learner.following import check_together, give_state
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.learner.grpo import Grpo
-from grpo_actors.learner.rank_processes import started
 from grpo_actors.learner.ranks import joined
 from grpo_actors.policy.model import load_policy
+from grpo_actors.ranks.processes import ranks_here, started
 from grpo_actors.tasks.task import Problem
 
 
@@ -30,18 +28,22 @@ def measure(options: Options, model_name: str) -> list[Figure]:
     """Measure this part. An update of num_iterations passes counts as that many times the work."""
     # With a learning rate of 0 every round is the same update.
     config = config_of(options, model_name, "learning_rate=0.0", "functions={correctness=1.0}")
-    policy = load_policy(config.model, seed=config.run.seed)
-    size = size_of(policy)
-    machine = rates(dtype_of(policy))
-    work = workload(shape_of(options, config), policy.vocabulary)
-    groups = sampled_groups(work, policy.vocabulary)
+    # They know no run folder.
+    others = ["grpo_actors.learner", "none", *as_options(code_of_model(config.model))]
     with (
-        tempfile.TemporaryDirectory(prefix="grpo-actors-bench-") as folder,
-        started(config.learner.ranks, Path(folder), code_of_model(config.model)),
+        started(ranks_here(config.learner.ranks), others, "learner.ranks"),
         joined(config) as ranks,
     ):
+        policy = load_policy(config.model, seed=config.run.seed, group=ranks.collectives)
+        size = size_of(policy)
+        machine = rates(dtype_of(policy))
+        work = workload(shape_of(options, config), policy.vocabulary)
+        groups = sampled_groups(work, policy.vocabulary)
         grpo = Grpo(config, policy, total_updates=10**6, ranks=ranks)
         give_state(grpo)
+        if ranks.collectives is not None:  # the other ranks expect what a run does
+            check_together(grpo, groups[0].prompt)
+            grpo.warm_up()
         grpo.update(groups)
         mx.reset_peak_memory()
         seconds = []

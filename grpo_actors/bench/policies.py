@@ -95,7 +95,7 @@ def _is_looked_up(names: Iterable[str]) -> Any:
 
 def _cache_bytes(model: Any) -> int:
     cache = make_prompt_cache(model)
-    mx.eval(model(mx.array([[1]]), cache=cache))
+    model(mx.array([[1]]), cache=cache)  # nothing is computed: a shape needs no values
     arrays = (array for layer in cache for _, array in tree_flatten(layer.state))
     # [1, heads, columns, size of a head]: the cache allocates many columns at once.
     return sum(a.nbytes // a.shape[2] for a in arrays if isinstance(a, mx.array) and a.ndim == 4)

@@ -55,6 +55,7 @@ def contradictions(config: "Config") -> Iterator[Contradiction]:
     """Yield all broken rules of a configuration whose single values are in bounds."""
     yield from _check_groups(config)
     yield from _check_model(config)
+    yield from _check_divided_learner(config)
     yield from _check_objective(config)
     yield from _check_selection(config)
     if not config.data.sources:
@@ -88,6 +89,13 @@ def _check_groups(config: "Config") -> Iterator[Contradiction]:
             "needs rollout.workers of at least 1 (with 0 the learner samples with the weights it trains)",
             True,
         )
+    yield from divided_worker(config, rollout.rollout_ranks)
+    if len(rollout.rollout_devices) % rollout.rollout_ranks:
+        yield Contradiction(
+            ("rollout.rollout_devices", "rollout.rollout_ranks"),
+            f"must name rollout_ranks = {rollout.rollout_ranks} devices for each worker",
+            list(rollout.rollout_devices),
+        )
     if rollout.in_flight_updates and rollout.workers == 0:
         yield Contradiction(
             ("rollout.in_flight_updates", "rollout.workers"),
@@ -98,6 +106,53 @@ def _check_groups(config: "Config") -> Iterator[Contradiction]:
         yield Contradiction(
             ("rollout.in_flight_updates", "rollout.max_staleness"),
             "needs rollout.max_staleness of at least 1 (with 0 nothing is being sampled when new weights come)",
+            True,
+        )
+
+
+def divided_worker(config: "Config", ranks: int) -> Iterator[Contradiction]:
+    """Yield the rules that a worker breaks whose model is divided among so many ranks."""
+    rollout, key = config.rollout, "rollout.rollout_ranks"
+    if ranks == 1:
+        return
+    if rollout.workers == 0:
+        yield Contradiction(
+            (key, "rollout.workers"),
+            "must be 1 when workers is 0 (the learner samples with its own model, which is whole)",
+            ranks,
+        )
+    if rollout.quantize_for_rollouts:
+        yield Contradiction(
+            (key, "rollout.quantize_for_rollouts"),
+            "must be 1 with quantize_for_rollouts (parts of a model cannot be quantised; model.base_bits = 4 can)",
+            ranks,
+        )
+    if config.model.fine_tune_type == "dora":
+        yield Contradiction(
+            (key, "model.fine_tune_type"),
+            'must be 1 when fine_tune_type is "dora" (a norm of DoRA needs whole rows; "lora" does not)',
+            ranks,
+        )
+
+
+def _check_divided_learner(config: "Config") -> Iterator[Contradiction]:
+    key = "learner.divide_model"
+    if not config.learner.divide_model:
+        return
+    if config.model.fine_tune_type != "lora":
+        yield Contradiction(
+            (key, "model.fine_tune_type"),
+            'needs fine_tune_type = "lora" (only frozen weights are divided)',
+            True,
+        )
+    if config.model.lora_dropout:
+        yield Contradiction(
+            (key, "model.lora_dropout"), "needs lora_dropout = 0 (each rank would drop other inputs)", True
+        )
+    if config.rollout.workers == 0:
+        yield Contradiction(
+            (key, "rollout.workers"),
+            "needs rollout.workers of at least 1 (with 0 the learner's first rank would sample without the others)",
             True,
         )
 

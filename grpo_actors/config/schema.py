@@ -122,6 +122,10 @@ class RolloutConfig(Section):
     repetition_penalty: float = Field(1.0, gt=0, description="divisor of repeated tokens' logits; 1: off")
     stop: Texts = Field((), description="texts that end a completion, in addition to the model's end token")
     batch_groups: Positive = Field(1, description="groups that a worker samples in one batch")
+    rollout_ranks: Positive = Field(
+        1,
+        description="processes among which a worker's model is divided; on CUDA each has a GPU of its own",
+    )
     max_kv_tokens: NotNegative = Field(
         0,
         description="bound on a batch: completions at a time × (longest prompt + max_new_tokens); 0: no bound",
@@ -233,6 +237,11 @@ class LearnerConfig(Section):
         1,
         description="processes that share the micro-batches of each update; on CUDA each has a GPU of its own",
     )
+    divide_model: bool = Field(
+        default=False,
+        description="ranks divide the frozen weights below an adapter among them, in place of micro-batches: for a model "
+        "larger than one GPU",
+    )
     use_compile: bool = Field(
         default=True,
         description="compile the training step on a GPU, and the decoding step on CUDA; off: slower, easier to debug",
@@ -245,6 +254,11 @@ class LearnerConfig(Section):
         description="if there is no KL or entropy term and top_entropy_share = 1, do not compute completions of "
         "advantage 0, which have no gradient; off: they count in entropy, clip_share and similar metrics",
     )
+
+    @property
+    def model_ranks(self) -> int:
+        """Return the number of ranks among which the model is divided."""
+        return self.ranks if self.divide_model else 1
 
 
 class EvaluatorConfig(Section):

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     # These imports take seconds, so they come after the signal handlers are in place.
     from grpo_actors import consent  # noqa: PLC0415
     from grpo_actors.config import read_config  # noqa: PLC0415
-    from grpo_actors.learner.rank_processes import launched_rank, started  # noqa: PLC0415
+    from grpo_actors.ranks.processes import launched_rank, ranks_here, started  # noqa: PLC0415
     from grpo_actors.rundir.folder import CONFIG_FILE  # noqa: PLC0415
     from grpo_actors.transport.sockets import Endpoints  # noqa: PLC0415
 
@@ -91,7 +91,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     endpoints = Endpoints(**json.loads(args.endpoints)) if args.endpoints else None
     config = read_config(args.run_dir / CONFIG_FILE)
     consent.check(consent.code_of(config), args.allow, args.run_dir / CONFIG_FILE)
-    with started(config.learner.ranks, args.run_dir, args.allow):
+    others = ["grpo_actors.learner", str(args.run_dir), *consent.as_options(args.allow)]
+    with started(ranks_here(config.learner.ranks), others, "learner.ranks"):
         from grpo_actors.learner.opening import open_live  # noqa: PLC0415
 
         bound_memory()

@@ -122,7 +122,7 @@ class Grpo:
     def layout(self) -> Layout:
         """The sizes of micro-batches; the first read tries on the model whether completions may share a row."""
         layout = layout_of(self.config, packed=packs_rows(self.policy.model))
-        return replace(layout, ranks=self.ranks.size)
+        return replace(layout, ranks=self.ranks.dealt_among)
 
     def warm_up(self) -> None:
         """Compute the gradient of padding and drop it: on CUDA this plans and compiles the gradient of the first update.
@@ -240,7 +240,7 @@ class Grpo:
                     statistics.append(np.array(self.training.accumulate(arrays)))
                 report_progress()
             every = [mx.array(vector) for vector in self.ranks.collect(share, statistics)]
-            self.ranks.add_gradients(share, self.training)
+            self.ranks.add_gradients(share, self.training, self.policy.partial_gradients)
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
             norm, taken = self.training.step(rate, self.ranks.agree)

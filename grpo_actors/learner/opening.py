@@ -12,10 +12,9 @@ from pathlib import Path
 
 from grpo_actors import consent
 from grpo_actors.config import Config
-from grpo_actors.learner.agreement import check_agreement
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.exchange_setup import build_exchange, build_supply, build_welcome
-from grpo_actors.learner.following import give_state
+from grpo_actors.learner.following import check_together, give_state
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.history import History
 from grpo_actors.learner.loading import check_sampling, load_model, turn_end_note
@@ -68,7 +67,7 @@ def open_live(
         if _is_complete(archive, config, task):
             yield None
             return
-        policy = load_model(config)
+        policy = load_model(config, ranks.collectives)
         check_sampling(config, policy, task.problems("train")[0])
         left_out = PromptLimit(policy, config.data.max_prompt_length).apply(task)
         if left_out and _is_complete(archive, config, task):
@@ -115,7 +114,7 @@ def open_live(
             exchange.record("log", level="warning", text=warning)
         publisher.publish(grpo.version, grpo.policy.trainable())
         # The workers sample their first groups meanwhile.
-        if note := check_agreement(grpo, policy.chat.encode(task.problems("train")[0].messages)):
+        if note := check_together(grpo, policy.chat.encode(task.problems("train")[0].messages)):
             exchange.record("log", level="warning", text=note)
         grpo.warm_up()
         local = (

@@ -18,6 +18,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError
+from grpo_actors.policy.sharding import is_unpacked_adapter
 
 _LORA_FITS = (
     *(nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding),
@@ -54,7 +55,8 @@ def fused(model: nn.Module) -> Iterator[None]:
     adapters = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LoRALinear | DoRALinear) and type(module.linear) is nn.Linear
+        if isinstance(module, LoRALinear | DoRALinear)
+        and (type(module.linear) is nn.Linear or is_unpacked_adapter(module))
     }
     model.update_modules(tree_unflatten([(name, module.fuse()) for name, module in adapters.items()]))
     mx.eval(model.parameters())

@@ -3,8 +3,12 @@
 To speed up one more, add its row. The tests compare every row with the model's own results.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from grpo_actors.errors import ConfigError
+from grpo_actors.policy.config_json import text_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,62 @@ ARCHITECTURES = {
 REFUSED = {
     "phi3small": "its block-sparse attention adds a mask of the wrong kind, which ends the process (signal 11)",
 }
+
+
+#: ``model_type`` of the models that mlx-lm divides among ranks (``shard``) with right gradients. The last are other names.
+DIVISIBLE_TO_TRAIN = frozenset(
+    {
+        *("exaone_moe", "glm4_moe", "gpt_oss", "llama", "minimax_m3_vl", "ministral3", "qwen2", "qwen3"),
+        *("qwen3_moe", "solar_open", "step3p5", "iquestcoder", "mistral", "xverse"),
+    }
+)
+#: Those that it divides at all. It leaves out sums in the backward pass of latent attention, which sampling does not need.
+#: Not kimi_k3, whose joined projection is cut into three first: an adapter would not know its part.
+DIVISIBLE = DIVISIBLE_TO_TRAIN | {
+    *("deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v41", "glm4_moe_lite", "glm_moe_dsa"),
+    *(
+        "iquestloopcoder",
+        "kimi_k25",
+        "longcat_flash",
+        "longcat_flash_ngram",
+        "minimax",
+        "mistral4",
+        "muse_spark",
+    ),
+    *("prism_hadamard_qwen35", "qwen3_5", "qwen3_5_moe"),
+    *("deepseek_v41_text", "joyai_llm_flash", "kimi_k2", "minimax_m2"),
+}
+
+
+def require_divisible(
+    name: str, architecture: Mapping[str, Any], ranks: int, setting: str, *, trains: bool = False
+) -> None:
+    """Check that a model can be divided among ranks.
+
+    Args:
+        name: The model's name for the user.
+        architecture: Content of its config.json.
+        ranks: Their number.
+        setting: What the user calls it.
+        trains: Whether an adapter on it is to be trained.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if ranks == 1:
+        return
+    kind = architecture.get("model_type")
+    if kind not in DIVISIBLE:
+        raise ConfigError(f"{setting}: must be 1 for {name}: mlx-lm cannot divide a {kind}, got {ranks}")
+    if trains and kind not in DIVISIBLE_TO_TRAIN:
+        raise ConfigError(
+            f"{setting}: must be 1 for {name}: the gradients of a {kind} that mlx-lm divides are wrong, got {ranks}"
+        )
+    text = text_part(architecture)
+    for what, key in (("heads", "num_attention_heads"), ("key-value heads", "num_key_value_heads")):
+        count = text.get(key)
+        if isinstance(count, int) and count % ranks:
+            raise ConfigError(f"{setting}: must divide the {count} {what} of {name}, got {ranks}")
 
 
 def refusal_of(model: Any) -> str | None:

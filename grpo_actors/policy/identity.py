@@ -6,6 +6,7 @@ Depends on weights and a vocabulary only, not on where they were loaded from. Th
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -38,19 +39,35 @@ class Identity:
         return None
 
 
-def identify(name: str, architecture: str, model: nn.Module, vocabulary: Mapping[str, int]) -> Identity:
-    """Return the identity of the base model in `model`; an adapter on it makes no difference."""
-    base = sorted(_base_parameters(model), key=lambda item: item[0])
-    heads = [_head(array) for _, array in base]
-    mx.eval(heads)  # all at once, instead of a wait for each of hundreds
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """The part of one array of a model that its identity is made of."""
+
+    shape: tuple[int, ...]
+    #: Its first values, as a flat array.
+    values: mx.array
+
+
+def excerpts_of(model: nn.Module) -> dict[str, Excerpt]:
+    """Return excerpts of the base model in `model` by name, lazily; an adapter on it makes no difference."""
+    return {key: Excerpt(array.shape, _head(array)) for key, array in _base_parameters(model)}
+
+
+def identify(
+    name: str, architecture: str, excerpts: Mapping[str, Excerpt], vocabulary: Mapping[str, int]
+) -> Identity:
+    """Return the identity of a base model, given excerpts of it."""
+    mx.eval(
+        [excerpt.values for excerpt in excerpts.values()]
+    )  # all at once, instead of a wait for each of hundreds
     weights = xxhash.xxh3_64()
-    for (key, array), head in zip(base, heads, strict=True):
-        weights.update(f"{key}{array.shape}".encode())
-        weights.update(np.array(head).tobytes())
+    for key, excerpt in sorted(excerpts.items()):
+        weights.update(f"{key}{excerpt.shape}".encode())
+        weights.update(np.array(excerpt.values).tobytes())
     return Identity(
         name=name,
         architecture=architecture,
-        parameters=sum(array.size for _, array in base),
+        parameters=sum(prod(excerpt.shape) for excerpt in excerpts.values()),
         weights=weights.hexdigest(),
         tokenizer=_vocabulary_hash(vocabulary),
     )
@@ -66,7 +83,8 @@ def _vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
 
 def _head(array: mx.array) -> mx.array:
     """Return the first values of an array in a type that NumPy has: float32 holds every half-precision value exactly."""
-    head = array.reshape(-1)[:_SAMPLE]
+    # A copy: a slice would hold all of the array.
+    head = mx.contiguous(array.reshape(-1)[:_SAMPLE])
     return head.astype(mx.float32) if mx.issubdtype(head.dtype, mx.floating) else head
 
 

@@ -21,16 +21,17 @@ from mlx_lm.models.cache import make_prompt_cache
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.adapter import add_adapter
-from grpo_actors.policy.architectures import architecture_of, refusal_of
+from grpo_actors.policy.architectures import architecture_of, refusal_of, require_divisible
 from grpo_actors.policy.casting import cast
 from grpo_actors.policy.chat_template import ChatTemplate
 from grpo_actors.policy.config_dtype import stored_dtype
 from grpo_actors.policy.device import on_cuda
 from grpo_actors.policy.embedding import embedding_rows
 from grpo_actors.policy.foreign import refuse_foreign
-from grpo_actors.policy.identity import Identity, identify
+from grpo_actors.policy.identity import Excerpt, Identity, excerpts_of, identify
 from grpo_actors.policy.locate import locate
 from grpo_actors.policy.quantization import is_quantized, quantize
+from grpo_actors.policy.sharding import Group, Sharding, check_fit, partial_gradients
 from grpo_actors.policy.start import load_adapter_start, merge_adapter_start
 from grpo_actors.policy.thinking import Thinking, thinking_of
 from grpo_actors.policy.tokenizer import as_model_error, read_beside
@@ -57,11 +58,20 @@ class Policy:
     #: Folder of the tokenizer and generation files.
     source: Path
     config: ModelConfig
+    #: How it is divided among ranks; None: this process has all of it.
+    sharding: Sharding | None = None
+    #: Excerpts of the base model before it was divided; None: take them from the model.
+    excerpts: dict[str, Excerpt] | None = None
 
     @property
     def has_adapter(self) -> bool:
         """Whether only an adapter trains."""
         return self.config.fine_tune_type != "full"
+
+    @cached_property
+    def partial_gradients(self) -> frozenset[str]:
+        """Names of the trained arrays of whose gradient this process computes a part; none of a model that is whole."""
+        return frozenset() if self.sharding is None else partial_gradients(self.model)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -133,6 +143,9 @@ class Policy:
         for name, array in arrays.items():
             if array.shape != self._shapes[name]:
                 raise ModelError(f"{self.name}: {name} has shape {self._shapes[name]}, got {array.shape}")
+        if self.sharding is not None:
+            arrays = self.sharding.own(arrays)
+            mx.eval(arrays)  # now, because until then the whole arrays are held
         modules = dict(self.model.named_modules())
         held = dict(tree_flatten(self.model.parameters()))
         updates: list[tuple[str, mx.array]] = []
@@ -148,8 +161,9 @@ class Policy:
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the trainable arrays before any `quantize`, by name."""
-        return {name: array.shape for name, array in self.trainable().items()}
+        """Shapes of the trainable arrays by name, before any `quantize` and before they were divided."""
+        whole = {} if self.sharding is None else self.sharding.shapes
+        return {name: whole.get(name, array.shape) for name, array in self.trainable().items()}
 
     def quantize(self, bits: int) -> None:
         """Quantise the weights for sampling: less memory, but a policy that is no longer exactly the learner's.
@@ -200,11 +214,17 @@ class Policy:
     def identity(self) -> Identity:
         """Identity of the base model; must first be read before anything trains."""
         architecture = str(self.architecture.get("model_type", "unknown"))
-        return identify(self.name, architecture, self.model, self.tokenizer.get_vocab())
+        excerpts = excerpts_of(self.model) if self.excerpts is None else self.excerpts
+        return identify(self.name, architecture, excerpts, self.tokenizer.get_vocab())
 
 
 def load_policy(
-    config: ModelConfig, *, seed: int, dtype: str | None = None, tokenizer_later: bool = False
+    config: ModelConfig,
+    *,
+    seed: int,
+    dtype: str | None = None,
+    tokenizer_later: bool = False,
+    group: Group | None = None,
 ) -> Policy:
     """Load a model as the configuration describes it, including its adapter, ready to train.
 
@@ -213,12 +233,13 @@ def load_policy(
         seed: Seed of a new adapter's initial values.
         dtype: Overrides config.dtype.
         tokenizer_later: As in `load_base`.
+        group: As in `load_base`.
 
     Raises:
-        ModelError: the folder is unusable, or the hub could not be reached.
+        ModelError: the folder is unusable, or the hub could not be reached; or it cannot be divided.
         ConfigError: an adapter setting does not fit this model, or all weights are to be trained but are quantised.
     """
-    policy = load_base(config, dtype=dtype, tokenizer_later=tokenizer_later)
+    policy = load_base(config, dtype=dtype, tokenizer_later=tokenizer_later, group=group)
     prepare_training(policy, seed)
     return policy
 
@@ -228,6 +249,8 @@ def prepare_training(policy: Policy, seed: int) -> None:
     config = policy.config
     if policy.has_adapter:
         add_adapter(policy.model, config, seed)
+        if policy.sharding is not None:
+            check_fit(policy.model, policy.sharding, config)
         try:
             policy.model(mx.array([[1]]))  # nothing is computed
         except AttributeError as error:  # a layer reads the weight of one of its linear modules itself
@@ -243,7 +266,8 @@ def prepare_training(policy: Policy, seed: int) -> None:
             'its norms and biases; set fine_tune_type = "lora" (an adapter next to them), or name the unquantised model'
         )
     else:
-        if changed := changed_by_loading(policy.model):
+        # Of a divided model it has been tried where it is whole.
+        if policy.sharding is None and (changed := changed_by_loading(policy.model)):
             raise ConfigError(
                 f'model.fine_tune_type: must be "lora" or "dora" for {config.model_name}, got "full": mlx-lm changes '
                 f"{', '.join(changed)} whenever it loads the model, so that a checkpoint would not be what was trained"
@@ -285,13 +309,20 @@ def changed_by_loading(model: Any) -> list[str]:
     ]
 
 
-def load_base(config: ModelConfig, *, dtype: str | None = None, tokenizer_later: bool = False) -> Policy:
+def load_base(
+    config: ModelConfig,
+    *,
+    dtype: str | None = None,
+    tokenizer_later: bool = False,
+    group: Group | None = None,
+) -> Policy:
     """Load a model without trainable arrays, quantised to base_bits if that is set.
 
     Args:
         config: Section [model].
         dtype: Overrides config.dtype; `AS_STORED` keeps the types in the files.
         tokenizer_later: Do not wait for the tokenizer. Its first use waits, and raises the ModelError.
+        group: The ranks among which it is divided; None: it is not.
 
     Raises:
         ModelError: as `load_policy`.
@@ -307,20 +338,23 @@ def load_base(config: ModelConfig, *, dtype: str | None = None, tokenizer_later:
         policy = Policy(config.model_name, model, read_tokenizer, architecture, source, config)
         if reason := refusal_of(model):
             raise ModelError(f"model.model_name: {config.model_name!r} cannot be used: {reason}")
-        # A model that cannot run on this machine, or that MLX cannot train, fails here.
-        _ = policy.readable, model.trainable_parameters()
-    prepare_base(policy, dtype or config.dtype)
+        # A model that cannot run on this machine, or that MLX cannot train, fails here. No name may hold its arrays: they are
+        # to be freed one by one.
+        _ = policy.readable
+        model.trainable_parameters()
+    prepare_base(policy, dtype or config.dtype, group)
     if not tokenizer_later:
         _ = policy.tokenizer
     return policy
 
 
-def prepare_base(policy: Policy, dtype: str) -> None:
+def prepare_base(policy: Policy, dtype: str, group: Group | None = None) -> None:
     """Quantise the weights as read to base_bits, give them their type, freeze and evaluate them.
 
     Args:
         policy: Not evaluated yet, so that the whole model is never in memory.
         dtype: As in section [model], or `AS_STORED`.
+        group: As in `load_base`.
 
     Raises:
         ConfigError: as `load_base`.
@@ -336,9 +370,20 @@ def prepare_base(policy: Policy, dtype: str) -> None:
         quantize(model, config.base_bits)
     if dtype != AS_STORED:
         cast(model, resolve_dtype(dtype, policy.architecture))
+    if group is not None:
+        _divide(policy, group)
     model.freeze()
     model.eval()
     mx.eval(model.parameters())
+
+
+def _divide(policy: Policy, group: Group) -> None:
+    """Divide a model that is not evaluated yet, and evaluate it: whole arrays are in memory one after the other."""
+    require_divisible(policy.name, policy.architecture, group.size(), "the number of ranks")
+    policy.excerpts = excerpts_of(policy.model)
+    policy.sharding = Sharding(policy.model, group)
+    for name, array in tree_flatten(policy.model.parameters()):
+        mx.eval(array, *([policy.excerpts[name].values] if name in policy.excerpts else []))
 
 
 def resolve_dtype(name: str, architecture: Mapping[str, Any]) -> mx.Dtype:

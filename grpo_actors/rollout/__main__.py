@@ -41,6 +41,7 @@ def work(
     *,
     settings: Path | None = None,
     allowed: Sequence[str] = (),
+    ranks: int = 1,
 ) -> int:
     """Run a worker until it is dismissed or asked to leave; return the exit code, 1 if the learner dropped it.
 
@@ -54,6 +55,7 @@ def work(
         patience_s: How long to wait for a learner that is not there.
         settings: The run's config.json, if the worker may load its model before the learner answers.
         allowed: Names of the code that the learner's settings may run here (`consent`).
+        ranks: The processes among which the model is divided; the others were started.
 
     Raises:
         RunError: the learner refused the worker, or could not be reached for `patience_s`.
@@ -61,20 +63,24 @@ def work(
     """
     # These imports take seconds, so they come after the signal handlers are in place.
     from grpo_actors.rollout.joining import preload_policy  # noqa: PLC0415
+    from grpo_actors.rollout.leading import leading  # noqa: PLC0415
     from grpo_actors.rollout.participation import take_part  # noqa: PLC0415
     from grpo_actors.rollout.worker import warm_up  # noqa: PLC0415
     from grpo_actors.transport.control import new_session  # noqa: PLC0415
 
     bound_memory()
-    preloaded = preload_policy(settings, warm_up, allowed) if settings else None
-    # The same each time: a learner that knows this process already lets it join again under its name.
-    session, place = new_session(), find()
-    while True:
-        absence = Absence(find, place, patience_s)
-        outcome = take_part(absence, name, session, stop, preloaded=preloaded, allowed=allowed)
-        if not isinstance(outcome, Place):
-            return outcome
-        place, preloaded = outcome, None  # it has learned
+    with leading(ranks) as group:
+        preloaded = preload_policy(settings, warm_up, allowed, group) if settings else None
+        # The same each time: a learner that knows this process already lets it join again under its name.
+        session, place = new_session(), find()
+        while True:
+            absence = Absence(find, place, patience_s)
+            outcome = take_part(
+                absence, name, session, stop, preloaded=preloaded, allowed=allowed, group=group
+            )
+            if not isinstance(outcome, Place):
+                return outcome
+            place, preloaded = outcome, None  # it has learned
 
 
 def live_endpoints(run_dir: Path) -> "Endpoints":
@@ -132,6 +138,14 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
         help="number of the GPU to compute on, among those that CUDA_VISIBLE_DEVICES shows (default: the first)",
     )
     command.add_argument(
+        "--ranks",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes among which the model is divided; on CUDA each has a GPU of its own, the first N that "
+        "CUDA_VISIBLE_DEVICES shows (default: %(default)s)",
+    )
+    command.add_argument(
         "--patience",
         type=float,
         default=600.0,
@@ -145,7 +159,12 @@ def parser(prog: str = PROGRAM) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     """Parse the command line and run the worker."""
-    args = parser(prog).parse_args(arguments)
+    command = parser(prog)
+    args = command.parse_args(arguments)
+    if args.ranks < 1:
+        command.error(f"--ranks: must be at least 1, got {args.ranks}")
+    if args.ranks > 1 and args.device is not None:
+        command.error("--device: not with --ranks; CUDA_VISIBLE_DEVICES names the GPUs")
     stop = enter_process()
     if args.device is not None:
         from grpo_actors.devices import use_device  # noqa: PLC0415
@@ -170,8 +189,18 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
             return Place(endpoint, ClientKey.read(args.key))
         return Place(endpoint, read_run_key(args.attach) if args.attach else None)
 
+    from grpo_actors.consent import as_options  # noqa: PLC0415
+    from grpo_actors.ranks.processes import started  # noqa: PLC0415
+
     patience_s = args.patience or math.inf
-    return work(find, args.name, stop, patience_s, settings=args.preload, allowed=args.allow)
+    others = ["grpo_actors.rollout.rank", *as_options(args.allow)]
+    with started(args.ranks, others, "--ranks"):
+        return work(
+            *(find, args.name, stop, patience_s),
+            settings=args.preload,
+            allowed=args.allow,
+            ranks=args.ranks,
+        )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from grpo_actors.policy.identity import Identity
 from grpo_actors.policy.model import Policy, load_policy
 from grpo_actors.policy.pinned import pin
 from grpo_actors.policy.weights import unpack
+from grpo_actors.ranks.group import RankGroup
+from grpo_actors.rollout.leading import load_together
 from grpo_actors.transport.keys import ClientKey
 from grpo_actors.transport.sockets import Context, reachable_endpoint
 from grpo_actors.transport.weights import Version, WeightsClient
@@ -49,7 +51,10 @@ def fetch_weights(
 
 
 def preload_policy(
-    settings: Path, prepare: Callable[[Policy, Config], None], allowed: Sequence[str] = ()
+    settings: Path,
+    prepare: Callable[[Policy, Config], None],
+    allowed: Sequence[str] = (),
+    group: RankGroup | None = None,
 ) -> Policy | None:
     """Load the model of a run's config.json while the learner loads its own, and compute its identity.
 
@@ -57,6 +62,7 @@ def preload_policy(
         settings: The config.json.
         prepare: Called with the model while its tokenizer is still being read.
         allowed: Names of the code that may run (`consent`).
+        group: The ranks among which the model is divided, if it is.
 
     Returns:
         The policy; None if it cannot be loaded: the learner then reports the same error, which is enough.
@@ -64,7 +70,7 @@ def preload_policy(
     try:
         config = read_config(settings)
         consent.check(consent.code_of_model(config.model), allowed, settings)
-        policy = load_policy(config.model, seed=config.run.seed, tokenizer_later=True)
+        policy = _load(config, group, tokenizer_later=True)
         prepare(policy, config)
         _ = policy.identity  # computed once, here
     except GrpoActorsError:
@@ -72,16 +78,23 @@ def preload_policy(
     return policy
 
 
-def load_welcome_policy(welcome: Welcome, config: Config, preloaded: Policy | None = None) -> Policy:
+def load_welcome_policy(
+    welcome: Welcome, config: Config, preloaded: Policy | None = None, group: RankGroup | None = None
+) -> Policy:
     """Load the model that the learner trains, by its path or hub id on this machine; or take `preloaded`, if it is that.
+
+    Args:
+        welcome: The learner's answer.
+        config: Its settings.
+        preloaded: A model that was loaded before.
+        group: The ranks among which the model is divided, if it is.
 
     Raises:
         ModelError: this machine has another model under that name.
     """
-    if preloaded is not None and preloaded.config == config.model:
-        policy = preloaded
-    else:
-        policy = load_policy(config.model, seed=config.run.seed)
+    if preloaded is None or preloaded.config != config.model:
+        preloaded = _load(config, group)
+    policy = preloaded
     mismatch = policy.identity.mismatch(Identity(**json.loads(welcome.identity)))
     if mismatch:
         raise ModelError(
@@ -91,3 +104,9 @@ def load_welcome_policy(welcome: Welcome, config: Config, preloaded: Policy | No
     if config.rollout.quantize_for_rollouts:
         policy.quantize(config.rollout.rollout_bits)
     return policy
+
+
+def _load(config: Config, group: RankGroup | None, *, tokenizer_later: bool = False) -> Policy:
+    if group is not None:
+        return load_together(group, config)
+    return load_policy(config.model, seed=config.run.seed, tokenizer_later=tokenizer_later)

@@ -11,6 +11,7 @@ from grpo_actors.errors import RunError
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest, is_supervised
 from grpo_actors.progress import LOADING_S, begin_work
+from grpo_actors.ranks.group import RankGroup
 from grpo_actors.rollout.absence import Absence, Place, print_by_hand
 from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.rollout.joining import load_welcome_policy, weights_client
@@ -33,6 +34,7 @@ def take_part(
     *,
     preloaded: Policy | None = None,
     allowed: Sequence[str] = (),
+    group: RankGroup | None = None,
 ) -> Place | int:
     """Join a run and work until the worker leaves it; return the exit code, or where the run is that it must join now.
 
@@ -43,6 +45,7 @@ def take_part(
         stop: Set by the first signal.
         preloaded: The model that the run is expected to train; None: load it now.
         allowed: Names of the code that the learner's settings may run here (`consent`).
+        group: The ranks among which the model is divided, if it is.
     """
     place = absence.place
     with (
@@ -59,8 +62,10 @@ def take_part(
         begin_work("", LOADING_S)  # to load the model
         config = Config.model_validate_json(welcome.config)
         consent.check(consent.code_of(config), allowed, place.endpoint)
-        policy = load_welcome_policy(welcome, config, preloaded)
-        with _equipped(context, control, welcome, config, policy, place=place, stop=stop) as worker:
+        policy = load_welcome_policy(welcome, config, preloaded, group)
+        with _equipped(
+            *(context, control, welcome, config, policy), place=place, stop=stop, group=group
+        ) as worker:
             print_by_hand(f"joined {config.run.run_name} as {name}; Ctrl-C leaves it")
             moved = _work(worker, absence, stop)
         if moved is not None:
@@ -79,6 +84,7 @@ def _equipped(
     *,
     place: Place,
     stop: StopRequest,
+    group: RankGroup | None,
 ) -> Iterator[RolloutWorker]:
     """Make a worker with what the run needs: its rewards, its environment and a source of weights."""
     with (
@@ -86,7 +92,7 @@ def _equipped(
         open_episodes(config, policy) as turns,
         contextlib.closing(weights_client(context, welcome, place.endpoint, place.key)) as weights,
     ):
-        yield RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop)
+        yield RolloutWorker(control, welcome, config, policy, scorer, weights, turns, stop, group=group)
 
 
 def _work(worker: RolloutWorker, absence: Absence, stop: StopRequest) -> Place | None:

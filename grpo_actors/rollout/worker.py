@@ -29,8 +29,10 @@ from grpo_actors.policy.device import on_cuda, return_unused_memory
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import StopRequest
 from grpo_actors.progress import LOADING_S, begin_work, report_progress, scoring_patience_s
+from grpo_actors.ranks.group import RankGroup
 from grpo_actors.rollout.episodes import Episodes
 from grpo_actors.rollout.joining import fetch_weights
+from grpo_actors.rollout.leading import LeadingSampler
 from grpo_actors.rollout.lease_sampler import LeaseSampler, LeaseSamples
 from grpo_actors.rollout.results import problem_of, score_group
 from grpo_actors.tasks.scoring import Scorer
@@ -85,6 +87,8 @@ class RolloutWorker:
     episodes: Episodes | None = None
     stop: StopRequest = field(default_factory=StopRequest)
     version: int = -1
+    #: The ranks among which the policy is divided; None: it is not.
+    group: RankGroup | None = None
     #: Monotonic time at which the learner was last reachable, in seconds.
     connected_s: float = field(default_factory=time.monotonic)
     #: Number of groups that the learner accepted.
@@ -109,9 +113,8 @@ class RolloutWorker:
     _lease_sampler: LeaseSampler = field(init=False)
 
     def __post_init__(self) -> None:
-        self._lease_sampler = LeaseSampler(
-            self.policy, self.config, sampling_params(self.config), self._respond
-        )
+        sampler = LeaseSampler if self.group is None else partial(LeadingSampler, self.group)
+        self._lease_sampler = sampler(self.policy, self.config, sampling_params(self.config), self._respond)
         self._begin_work([])
 
     @property
@@ -353,9 +356,10 @@ def sampling_params(config: Config) -> SamplingParams:
 def warm_up(policy: Policy, config: Config) -> None:
     """Decode a few tokens of a full batch: on CUDA this plans and compiles what the first leases need.
 
-    Not for a model that is quantised for sampling, which happens when the learner has answered.
+    Not for a model that is quantised for sampling, which happens when the learner has answered, nor for one that is
+    divided: the other ranks would have to decode too.
     """
-    if not on_cuda() or config.rollout.quantize_for_rollouts:
+    if not on_cuda() or config.rollout.quantize_for_rollouts or policy.sharding is not None:
         return
     rollout, params = config.rollout, sampling_params(config)
     completions = rollout.batch_groups * rollout.num_generations

@@ -28,8 +28,6 @@ DATA_FILE = "data.json"
 WORKERS_FILE = "workers.json"
 #: Addresses of the sockets; exists while the run lives.
 ENDPOINTS_FILE = "endpoints.json"
-#: Addresses at which the ranks of a learner find each other; exists while several run.
-RANKS_FILE = "ranks.json"
 #: Key of the run's own processes, for TCP sockets that ask for one; exists while the run lives.
 RUN_KEY_FILE = "run.key"
 #: The position of each tracker in the records, and the output of trackers that write files.

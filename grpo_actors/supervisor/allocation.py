@@ -15,8 +15,8 @@ from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError, os_errors_in_one_line
-from grpo_actors.learner.rank_processes import ranks_here
 from grpo_actors.policy.locate import locate
+from grpo_actors.ranks.processes import ranks_here
 from grpo_actors.supervisor.machine import Machine, equal_share
 from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, Need, Plan, plan_of
 from grpo_actors.supervisor.placement import MOST_ON_DEVICE, Placement, place
@@ -109,7 +109,8 @@ def _limits(config: Config, machine: Machine, plan: Plan | None) -> Iterator[Roo
     yield Room(batches, f"{batches} batches of groups can be sampled at a time")
     if machine.back_end == "metal":
         yield Room(MOST_ON_METAL, "more would share one GPU and its memory")
-    yield Room(machine.cores - _busy_cores(config, machine), f"{machine.cores} cores")
+    free_cores = machine.cores - _busy_cores(config, machine)
+    yield Room(free_cores // config.rollout.rollout_ranks, f"{machine.cores} cores")
     if plan is None and machine.back_end != "cuda":
         yield Room(1, "the size of a model on the hub is not known before the run starts")
 

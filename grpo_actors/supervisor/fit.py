@@ -37,7 +37,7 @@ def plan_text(config: Config, allocation: Allocation) -> str:
         else:
             lines += tight(plan, placement)
     if config.rollout.workers == "auto":
-        where = ", ".join(dict.fromkeys(device.name for device in placement.further))
+        where = ", ".join(dict.fromkeys(device.name for devices in placement.further for device in devices))
         if where:
             lines.append(f"each further worker: the same, on {where}")
         lines.append(f"rollout workers: {allocation.room}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo_actors.config import Config
-from grpo_actors.policy.architectures import ARCHITECTURES, Architecture
+from grpo_actors.policy.architectures import ARCHITECTURES, Architecture, require_divisible
 from grpo_actors.policy.config_dtype import stored_dtype
 from grpo_actors.policy.config_json import text_part
 from grpo_actors.supervisor.learner_memory import activation_bytes, trained
@@ -20,6 +20,7 @@ from grpo_actors.supervisor.model_files import Widths, read_json, read_tensors
 from grpo_actors.supervisor.sampling_memory import (
     Batch,
     cache_bytes,
+    divided_bytes,
     evaluator_batch,
     joined_bytes,
     step_bytes,
@@ -92,6 +93,7 @@ class Plan:
     parameters: int
     float_bytes: int
     learner: Need
+    #: Of each rank of a worker.
     worker: Need
     #: None without an evaluator.
     evaluator: Need | None
@@ -107,21 +109,31 @@ class Plan:
 
 
 def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
-    """Bound the memory of a run of the model in `folder` on a machine."""
+    """Bound the memory of a run of the model in `folder` on a machine.
+
+    Raises:
+        ModelError: Its files cannot be read.
+        ConfigError: It cannot be divided among ranks as configured.
+    """
     architecture = read_json((folder / "config.json").read_bytes(), folder / "config.json")
+    ranks, learner_ranks = config.rollout.rollout_ranks, config.learner.model_ranks
+    name = config.model.model_name
+    require_divisible(name, architecture, ranks, "rollout.rollout_ranks")
+    require_divisible(name, architecture, learner_ranks, "learner.ranks with divide_model", trains=True)
     tensors = read_tensors(folder, architecture.get("quantization", {}))
     widths, back_end = Widths.of(architecture), machine.back_end
     width = _float_bytes(config.model.dtype, architecture, machine)
     bits = config.model.base_bits
     rollout_bits = bits or (config.rollout.rollout_bits if config.rollout.quantize_for_rollouts else 0)
-    base, sampling = (sum(tensor.bytes(width, each) for tensor in tensors) for each in (bits, rollout_bits))
+    base = divided_bytes(tensors, width, bits)
+    sampling = divided_bytes(tensors, width, rollout_bits, ranks)
     parts = trained(config, tensors, text_part(architecture).get("num_hidden_layers", 0), width)
     adapter = parts.weights if config.model.fine_tune_type != "full" else 0.0
     on_cuda = back_end == "cuda"
     context, slack = (CUDA_CONTEXT_BYTES, CUDA_SLACK) if on_cuda else (0.0, 0.0)
     joined = joined_bytes(tensors, width, machine.device_bytes) if on_cuda else 0.0
 
-    def sampler(weights: float, copies: float, batch: Batch, kv_bits: int = 0) -> Need:
+    def sampler(weights: float, copies: float, batch: Batch, widths: Widths, kv_bits: int = 0) -> Need:
         step = step_bytes(widths, batch, width)
         return Need(
             held={"weights": weights + adapter},
@@ -137,11 +149,17 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         )
 
     cache_bits = config.rollout.kv_bits
-    worker = sampler(
-        sampling, 0.0 if rollout_bits or cache_bits else joined, worker_batch(config), cache_bits
-    )
+    copies = 0.0 if rollout_bits or cache_bits or ranks > 1 else joined
+    worker = sampler(sampling, copies, worker_batch(config), widths.of_rank(ranks), cache_bits)
     known = ARCHITECTURES.get(str(architecture.get("model_type")), Architecture())
-    activations = activation_bytes(config, known, widths=widths, parts=parts, width=width, back_end=back_end)
+    activations = activation_bytes(
+        config,
+        known,
+        widths=widths.of_rank(learner_ranks),
+        parts=parts,
+        width=width,
+        back_end=back_end,
+    )
     at_times = {
         "activations": activations,
         # The former version, until it is copied to where the workers fetch it.
@@ -154,14 +172,17 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         parameters=sum(tensor.size for tensor in tensors),
         float_bytes=width,
         learner=Need(
-            held={"weights": base + adapter, "training": parts.training},
+            held={
+                "weights": divided_bytes(tensors, width, bits, learner_ranks) + adapter,
+                "training": parts.training,
+            },
             at_times=at_times,
             reused=min(activations, CUDA_KEPT_BYTES) if on_cuda else activations,
             context=context,
             slack=CUDA_LEARNER_SLACK if on_cuda else 0.0,
         ),
         worker=worker,
-        evaluator=sampler(base, 0.0 if bits else joined, evaluator_batch(config))
+        evaluator=sampler(base, 0.0 if bits else joined, evaluator_batch(config), widths)
         if config.evaluator.eval_every_updates
         else None,
         is_whole=bool(widths.layers),

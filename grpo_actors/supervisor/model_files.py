@@ -1,7 +1,7 @@
 """Read the sizes of a model from its files, without loading weights: its tensors, and its layers' widths."""
 
 import json
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,15 @@ class Widths:
             return cls()
         # Some models have a list with a number for each layer.
         return found if all(isinstance(number, int) for number in astuple(found)) else cls()
+
+    def of_rank(self, ranks: int) -> "Widths":
+        """Return the widths that each of the ranks computes among which the model is divided."""
+        return replace(
+            self,
+            intermediate=self.intermediate // ranks,
+            heads=self.heads // ranks,
+            keys_values=self.keys_values // ranks,
+        )
 
 
 def read_json(data: bytes, path: Path) -> dict[str, Any]:

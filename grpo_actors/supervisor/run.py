@@ -19,10 +19,10 @@ from grpo_actors.consent import options_for
 from grpo_actors.devices import environment_of
 from grpo_actors.errors import os_errors_in_one_line
 from grpo_actors.kernels.stage import Stage
-from grpo_actors.learner.rank_processes import ranks_here
 from grpo_actors.observe.json_events import JsonEvents
 from grpo_actors.observe.status import StatusLine
 from grpo_actors.process import EVALUATOR_LINE, EVALUATOR_TOKEN
+from grpo_actors.ranks.processes import ranks_here
 from grpo_actors.rundir.folder import LOCK
 from grpo_actors.supervisor.allocation import Allocation, allocate
 from grpo_actors.supervisor.children import Actor

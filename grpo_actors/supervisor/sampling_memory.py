@@ -11,6 +11,8 @@ from grpo_actors.supervisor.model_files import Tensor, Widths
 
 #: Projections that one joined matrix product can replace (`policy.decoding.blocks`).
 _JOINED = re.compile(r"\b(q|k|v|gate|up)_proj\.weight$")
+#: Matrices that every model divides among ranks; some divide more.
+_DIVIDED = re.compile(r"\blayers\..*\b(q|k|v|o|gate|up|down)_proj\.weight$")
 #: Columns of the cache are allocated in multiples of this number.
 _COLUMN_MULTIPLE = 256
 #: Fewest numbers of a quantised key or value that share a scale and an offset; layers that are unpacked at the same time.
@@ -76,6 +78,13 @@ def step_bytes(widths: Widths, batch: Batch, width: int) -> float:
     prefill = tokens * arrays * width * widths.layers
     logits = batch.rows * widths.vocabulary * (width + 4 * _DRAWN)
     return max(prefill, logits)
+
+
+def divided_bytes(tensors: Sequence[Tensor], width: int, bits: int, ranks: int = 1) -> float:
+    """Return the bytes of the weights in each of the ranks among which the model is divided; else as `Tensor.bytes`."""
+    return sum(
+        tensor.bytes(width, bits) / (ranks if _DIVIDED.search(tensor.name) else 1) for tensor in tensors
+    )
 
 
 def joined_bytes(tensors: Sequence[Tensor], width: int, device_bytes: float | None) -> float:

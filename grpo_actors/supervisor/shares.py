@@ -10,6 +10,7 @@ from grpo_actors.supervisor.fit import limited, scale, tight
 from grpo_actors.supervisor.machine import Share, equal_share, worker_share
 from grpo_actors.supervisor.memory_plan import Plan, Role
 from grpo_actors.supervisor.mps import mps_environment
+from grpo_actors.supervisor.placement import Devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,15 @@ class Shares:
         """
         return self._environment("learner", self.allocation.placement.learner, self._share_of_others)
 
-    def worker(self, device: Device) -> dict[str, str]:
-        """Return the environment of a worker on a device."""
+    def worker(self, devices: Devices) -> dict[str, str]:
+        """Return the environment of a worker, which sees the devices of all its ranks."""
         if self.is_adaptive:
-            others, workers = other_processes(self.config), self.allocation.room.workers
-            share = worker_share(self.allocation.machine, others, workers)
+            others = other_processes(self.config)
+            processes = self.config.rollout.rollout_ranks * self.allocation.room.workers
+            share = worker_share(self.allocation.machine, others, processes)
         else:
             share = self._share_of_others
-        return self._environment("worker", [device], share)
+        return self._environment("worker", devices, share)
 
     def evaluator(self) -> dict[str, str]:
         """Return the environment of the evaluator; without one, of a process that does not compute."""
@@ -61,7 +63,8 @@ class Shares:
     @property
     def _share_of_others(self) -> Share:
         fixed = self.config.rollout.workers
-        processes = other_processes(self.config) + (1 if fixed == "auto" else fixed)
+        ranks = self.config.rollout.rollout_ranks
+        processes = other_processes(self.config) + ranks * (1 if fixed == "auto" else fixed)
         return equal_share(self.allocation.machine, processes)
 
     def _environment(self, role: Role, devices: Sequence[Device], share: Share) -> dict[str, str]:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from grpo_actors.config import Config
 from grpo_actors.consent import options_for
-from grpo_actors.devices import Device
 from grpo_actors.observe.records import Record
 from grpo_actors.observe.text import headcount_line
 from grpo_actors.observe.view import GONE, number
@@ -24,6 +23,7 @@ from grpo_actors.rundir.folder import CONFIG_FILE, RUN_KEY_FILE, WORKERS_FILE
 from grpo_actors.supervisor.allocation import room_beside
 from grpo_actors.supervisor.children import Actor
 from grpo_actors.supervisor.headcount import Headcount, Measurement
+from grpo_actors.supervisor.placement import Devices
 from grpo_actors.supervisor.shares import Shares
 
 #: Module of a worker's command line. The bench sets another one.
@@ -46,8 +46,8 @@ class WorkerPool:
     workers: list[Actor] = field(default_factory=list)
     #: Decides the number of workers; None if it is fixed.
     headcount: Headcount | None = None
-    #: The device of each worker ever started, by name.
-    _devices: dict[str, Device] = field(default_factory=dict)
+    #: The devices of each worker ever started, by name.
+    _devices: dict[str, Devices] = field(default_factory=dict)
     #: Names of all workers, attached ones too, that have delivered a group and have not left.
     _active: set[str] = field(default_factory=set)
     _update: int = 0
@@ -138,13 +138,15 @@ class WorkerPool:
         command = [WORKER, "--connect", self.control, "--name", name]
         # A learner that is started again may load for long; this process ends its workers.
         command += ["--patience", "0"]
+        if self.config.rollout.rollout_ranks > 1:
+            command += ["--ranks", str(self.config.rollout.rollout_ranks)]
         command += ["--preload", str(self.run_dir / CONFIG_FILE), *options_for(self.config)]
         if self.config.transport.uses_keys:
             command += ["--key", str(self.run_dir / RUN_KEY_FILE)]
         taken = [self._devices[worker.name] for worker in self.workers]
-        device = self.shares.allocation.placement.next_worker(taken)
-        self._devices[name] = device
-        environment = self.shares.worker(device)
+        devices = self.shares.allocation.placement.next_worker(taken)
+        self._devices[name] = devices
+        environment = self.shares.worker(devices)
         actor = Actor(name, command, environment, respawns=True, is_watched=True, gives_up_work=True)
         self.actors.append(actor)
         self.workers.append(actor)

@@ -112,7 +112,7 @@ def _run(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> i
         print(f"note: {note}", file=sys.stderr)
     if given.trial:
         return _try(loaded)
-    from grpo_actors.learner.rank_processes import launched_rank  # noqa: PLC0415
+    from grpo_actors.ranks.processes import launched_rank  # noqa: PLC0415
 
     if launched_rank():  # `mlx.launch` runs this command on each host; the run itself is next to rank 0
         return _follow(loaded)

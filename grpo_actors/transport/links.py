@@ -1,4 +1,4 @@
-"""The links between the ranks of one learner: messages of bytes between rank 0 and each of the others.
+"""The links between the ranks of one group: messages of bytes between rank 0 and each of the others.
 
 What the ranks compute together goes through MLX's collectives, which nothing can interrupt: on CUDA they wait for a dead
 rank without end. All else goes through these links. Who waits here does not compute, and a thread on each side notices at

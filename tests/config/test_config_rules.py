@@ -27,6 +27,43 @@ from grpo_actors.errors import ConfigError
             ),
         ),
         (
+            ["rollout_ranks=2", "workers=0"],
+            "rollout.rollout_ranks must be 1 when workers is 0 (the learner samples with its own model, which is whole), got 2",
+        ),
+        (
+            ["rollout_ranks=2", "quantize_for_rollouts=true"],
+            (
+                "rollout.rollout_ranks must be 1 with quantize_for_rollouts (parts of a model cannot be quantised; "
+                "model.base_bits = 4 can), got 2"
+            ),
+        ),
+        (
+            ["rollout_ranks=2", "fine_tune_type=dora"],
+            (
+                'rollout.rollout_ranks must be 1 when fine_tune_type is "dora" (a norm of DoRA needs whole rows; "lora" '
+                "does not), got 2"
+            ),
+        ),
+        (
+            ["rollout_ranks=2", "rollout_devices=[1, 2, 3]"],
+            "rollout.rollout_devices must name rollout_ranks = 2 devices for each worker, got [1, 2, 3]",
+        ),
+        (
+            ["divide_model=true"],
+            'learner.divide_model needs fine_tune_type = "lora" (only frozen weights are divided), got true',
+        ),
+        (
+            ["divide_model=true", "fine_tune_type=lora", "lora_dropout=0.1"],
+            "learner.divide_model needs lora_dropout = 0 (each rank would drop other inputs), got true",
+        ),
+        (
+            ["divide_model=true", "fine_tune_type=lora", "workers=0"],
+            (
+                "learner.divide_model needs rollout.workers of at least 1 (with 0 the learner's first rank would sample "
+                "without the others), got true"
+            ),
+        ),
+        (
             ["lora_layers=0"],
             "model.lora_layers must be -1 (all layers) or at least 1 (an adapter on none learns nothing), got 0",
         ),

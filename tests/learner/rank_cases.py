@@ -17,8 +17,10 @@ from hand_made import config, groups_of, learner
 
 from grpo_actors.learner.following import _fingerprint, give_state, receive_state
 from grpo_actors.learner.grpo import Grpo
-from grpo_actors.learner.ranks import JoinedRanks
+from grpo_actors.learner.loading import load_model
+from grpo_actors.learner.ranks import ranks_of
 from grpo_actors.policy.model import load_policy
+from grpo_actors.ranks.group import RankGroup
 from grpo_actors.transport.links import LinkClosedError
 
 LORA = {"fine_tune_type": "lora", "lora_rank": 4}
@@ -50,30 +52,42 @@ CASES = {
     "float32 weights beside the model": {"model": {"dtype": "bfloat16"}, "weight_decay": 0.1},
     "adafactor": {"optimizer": "adafactor"},
     "lion": {"optimizer": "lion", "model": LORA},
+    "divided model": {"model": LORA, "divide_model": True, "kl_coeff": 0.1, "num_iterations": 2},
+    "divided model, quantised": {
+        "model": LORA | {"base_bits": 4, "lora_keys": ["self_attn.o_proj", "mlp.up_proj"]},
+        "divide_model": True,
+    },
     "muon": {"optimizer": "muon"},
 }
 #: Two completions of each prompt.
 REWARDS = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.0, 3.0]]
 #: The cases in which the group continues what one process has begun.
-RESUMED = ("every term", "float32 weights beside the model", "muon")
+RESUMED = (
+    "every term",
+    "float32 weights beside the model",
+    "muon",
+    "divided model",
+    "divided model, quantised",
+)
 
 
 def main() -> None:
-    ranks = JoinedRanks(mx.distributed.init(strict=True))
+    group = RankGroup(mx.distributed.init(strict=True))
     # An adapter changes nothing at first, so all cases train on the same samples.
-    sampled = [] if ranks.rank else groups_of(load_policy(config().model, seed=0), REWARDS)
+    sampled = [] if group.rank else groups_of(load_policy(config().model, seed=0), REWARDS)
     for name, case in CASES.items():
         settings = USUAL | case
-        alone, together = (config(learning_rate=RATE, ranks=count, **settings) for count in (1, ranks.size))
-        policy = load_policy(together.model, seed=0)
+        alone, together = (config(learning_rate=RATE, ranks=count, **settings) for count in (1, group.size))
+        ranks = ranks_of(together, group)
+        policy = load(together, ranks.collectives)
         if ranks.rank:
             grpo = receive_state(ranks, together, policy)
             grpo.learn(ranks.next_share(grpo.training))
             assert not ranks.next_share(grpo.training).total, "it only gives its state meanwhile"
-            ranks.ask(held(grpo))
-            ranks.ask(_fingerprint(grpo.policy))
+            group.ask(held(grpo))
+            group.ask(_fingerprint(grpo.policy))
             continue
-        solo, joined = learner(alone), Grpo(together, policy, 10, ranks=ranks)
+        solo, joined = learner(alone, load(alone, None)), Grpo(together, policy, 10, ranks=ranks)
         groups = equally_rewarded(sampled) if name == "nothing to learn" else sampled
         if name in RESUMED:
             solo.update(groups)
@@ -90,19 +104,31 @@ def main() -> None:
         found = {
             "size": ranks.size,
             "gradient": difference(*map(moments, states)),
-            "held": ranks.ask(held(joined)),
+            "held": group.ask(held(joined)),
             "whole": held(solo),
             "weights": difference(*(grpo.policy.trainable() for grpo in (solo, joined))),
             "float32 weights": difference(*map(masters, states)),
             "metrics": metrics,
-            "marks": ranks.ask(_fingerprint(joined.policy)),
+            "marks": group.ask(_fingerprint(joined.policy)),
         }
         print(json.dumps({"case": name} | found), flush=True)
-    if not ranks.rank:
-        ranks.close()
+    if not group.rank:
+        group.close()
         return
     with contextlib.suppress(LinkClosedError):
-        ranks.hear()  # a rank that leaves before rank 0 has closed is a lost one
+        group.hear()  # a rank that leaves before rank 0 has closed is a lost one
+
+
+def load(settings, group):
+    """Load the model; an adapter on a divided one is not new, because then one of its matrices has no gradient."""
+    policy = load_model(settings, group)
+    if settings.learner.divide_model:
+        arrays = sorted(policy.trainable().items())
+        noise = [mx.random.normal(array.shape, key=mx.random.key(i)) for i, (_, array) in enumerate(arrays)]
+        policy.load_trainable(
+            {name: array + 0.05 * more for (name, array), more in zip(arrays, noise, strict=True)}
+        )
+    return policy
 
 
 def whole_state(grpo):

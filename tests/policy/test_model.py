@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
-from grpo_actors.policy.identity import identify
+from grpo_actors.policy.identity import excerpts_of, identify
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy, resolve_dtype
 
@@ -203,7 +203,7 @@ def test_another_fine_tune_of_the_same_model_has_another_identity(tiny):
 
 def test_the_vocabulary_is_part_of_the_identity_and_the_order_in_which_it_is_listed_is_not(tiny):
     def digest(vocabulary):
-        return identify("name", "llama", tiny.model, vocabulary).tokenizer
+        return identify("name", "llama", excerpts_of(tiny.model), vocabulary).tokenizer
 
     given = digest({"a": 0, "b": 1, "c": 3})
     assert digest({"c": 3, "a": 0, "b": 1}) == given

@@ -119,7 +119,7 @@ def test_the_processes_get_the_limits_of_the_plan(machine):
     environments = {
         "learner": shares.learner(),
         "evaluator": shares.evaluator(),
-        "worker": shares.worker(machine.devices[0]),
+        "worker": shares.worker(machine.devices[:1]),
     }
     for name, environment in environments.items():
         need = getattr(plan, name)

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 from grpo_actors.bench.random_model import build, config_json
 from grpo_actors.config import load_config
-from grpo_actors.errors import ModelError
+from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.supervisor.allocation import allocate
 from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, plan_of
@@ -227,3 +227,24 @@ def test_ranks_divide_float32_weights_and_state_and_each_has_the_whole_gradient(
     assert card_gb * GB < shared.learner.total < 2.3 * card_gb * GB
     # Rank 0 copies all of it to the host.
     assert shared.snapshot == alone.snapshot
+
+
+def test_each_rank_of_a_divided_model_holds_its_part_of_the_layers_matrices():
+    worker, alone = plan("rollout_ranks=2").worker, plan().worker
+    # float32: half of the matrices, and all of the embedding and the norms.
+    assert alone.held["weights"] - worker.held["weights"] == 4 * MATRICES_IN_LAYERS / 2
+    assert worker.at_times["KV cache"] == alone.at_times["KV cache"] / 2
+    lora = ("fine_tune_type=lora", "ranks=2")
+    divided, whole = plan(*lora, "divide_model=true").learner, plan(*lora).learner
+    assert whole.held["weights"] - divided.held["weights"] == 4 * MATRICES_IN_LAYERS / 2
+    assert divided.held["training"] == whole.held["training"]
+    assert divided.at_times["activations"] < whole.at_times["activations"]
+
+
+def test_a_head_count_that_the_ranks_do_not_divide_is_refused():
+    with pytest.raises(ConfigError, match=r"^rollout.rollout_ranks: must divide the 4 heads of tiny, got 3$"):
+        plan("rollout_ranks=3")
+    with pytest.raises(
+        ConfigError, match=r"^learner.ranks with divide_model: must divide the 4 heads of tiny, got 3$"
+    ):
+        plan("ranks=3", "divide_model=true", "fine_tune_type=lora")

@@ -29,6 +29,11 @@ def numbers(devices):
     return [device.number for device in devices]
 
 
+def firsts(workers):
+    """Numbers of the devices of workers of one rank each."""
+    return [number for [number] in map(numbers, workers)]
+
+
 def places(placement):
     """Name -> number of the device, of all that runs at the start."""
     return {name: device.number for name, _, device in placement.actors()}
@@ -56,10 +61,10 @@ def test_workers_and_evaluator_leave_the_learner_its_device():
 def test_workers_take_turns_on_the_devices_without_a_rank():
     placement = placed(FOUR, "workers=5", ranks=2)
     assert numbers(placement.learner) == [0, 1]
-    assert numbers(placement.workers) == [2, 3, 2, 3, 2]
+    assert firsts(placement.workers) == [2, 3, 2, 3, 2]
     assert list(places(placement))[:2] == ["learner", "learner-1"]
     # All four train, so the workers share their devices.
-    assert numbers(placed(FOUR, "workers=5", ranks=4).workers) == [0, 1, 2, 3, 0]
+    assert firsts(placed(FOUR, "workers=5", ranks=4).workers) == [0, 1, 2, 3, 0]
 
 
 def test_an_unknown_model_is_placed_by_the_number_of_processes():
@@ -76,10 +81,10 @@ def test_a_worker_that_does_not_fit_beside_the_others_goes_to_the_learners_devic
     plan = plan_of(EMBEDDED, settings(), TWO)
     two = 2.5 * plan.worker.total / USABLE
     placement = placed(cuda(80 * GB, two), "workers=4", "eval_every_updates=0")
-    assert numbers(placement.workers) == [1, 1, 0, 0]
+    assert firsts(placement.workers) == [1, 1, 0, 0]
     # Where nothing fits it has its turn on the others, and the run is refused or warned (`fit`).
     placement = placed(cuda(GB, two), "workers=4", "eval_every_updates=0")
-    assert numbers(placement.workers) == [1, 1, 1, 1]
+    assert firsts(placement.workers) == [1, 1, 1, 1]
 
 
 def test_the_evaluator_goes_beside_the_learner_if_only_there_is_room():
@@ -95,24 +100,24 @@ def test_auto_begins_with_a_worker_on_each_other_device_and_fills_them_before_th
     two = (2.5 * plan.worker.total + plan.of("evaluator").total) / USABLE
     machine = cuda(learners, two, two)
     placement = placed(machine, "workers=auto")
-    assert numbers(placement.workers) == [1, 2]
+    assert firsts(placement.workers) == [1, 2]
     # The evaluator has the room of one on GPU 1; GPU 2 has a third worker instead.
     assert places(placement)["evaluator"] == 1
-    assert numbers(placement.further) == [1, 2, 2, 0]
-    assert numbers(placed(machine, "workers=auto", most=3).further) == [1]
-    assert numbers(placed(machine, "workers=auto", most=1).workers) == [1]
+    assert firsts(placement.further) == [1, 2, 2, 0]
+    assert firsts(placed(machine, "workers=auto", most=3).further) == [1]
+    assert firsts(placed(machine, "workers=auto", most=1).workers) == [1]
 
 
 def test_auto_tries_no_worker_where_the_memory_is_unknown_and_at_most_eight_on_a_device():
     assert placed(cuda(None, None), "workers=auto").further == ()
     everywhere = placed(TWO, "workers=auto")
-    assert numbers(everywhere.workers + everywhere.further) == [1] * 8 + [0] * 8
+    assert firsts(everywhere.workers + everywhere.further) == [1] * 8 + [0] * 8
 
 
 def test_one_more_worker_takes_the_first_free_place():
     placement = placed(FOUR, "workers=auto", most=5)
-    gpu = FOUR.devices
-    assert numbers(placement.workers + placement.further) == [1, 2, 3, 1, 2]
+    gpu = [(device,) for device in FOUR.devices]
+    assert firsts(placement.workers + placement.further) == [1, 2, 3, 1, 2]
     assert placement.next_worker([]) == gpu[1]
     assert placement.next_worker([gpu[1], gpu[2]]) == gpu[3]
     # One that died is replaced on its own device.
@@ -125,12 +130,12 @@ def test_devices_are_set_by_hand():
         FOUR, "workers=5", "learner_devices=[3]", "rollout_devices=[0, 1, 1]", "evaluator_device=3"
     )
     assert numbers(placement.learner) == [3]
-    assert numbers(placement.workers) == [0, 1, 1, 0, 1]
+    assert firsts(placement.workers) == [0, 1, 1, 0, 1]
     assert placement.evaluator == FOUR.devices[3]
-    assert numbers(placed(FOUR, "workers=2", "learner_devices=[1, 0]", ranks=2).workers) == [2, 3]
+    assert firsts(placed(FOUR, "workers=2", "learner_devices=[1, 0]", ranks=2).workers) == [2, 3]
     # With "auto" a worker begins on each.
     automatic = placed(FOUR, "workers=auto", "rollout_devices=[2, 0]", most=3)
-    assert numbers(automatic.workers + automatic.further) == [2, 0, 2]
+    assert firsts(automatic.workers + automatic.further) == [2, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -149,16 +154,52 @@ def test_devices_are_set_by_hand():
             3,
             "learner.ranks: must be at most 2, the GPUs that this run sees (each rank needs its own), got 3",
         ),
+        (
+            "rollout_ranks=4",
+            1,
+            "rollout.rollout_ranks: must be at most 2, the GPUs that this run sees (each rank needs its own), got 4",
+        ),
+        (
+            "rollout_ranks=2; rollout_devices=[1, 1]",
+            1,
+            "rollout.rollout_devices: must name another GPU for each rank of a worker, got [1, 1]",
+        ),
     ],
 )  # fmt: skip
 def test_devices_that_do_not_exist_or_do_not_suffice_are_refused(override, ranks, rule):
     with pytest.raises(ConfigError) as refused:
-        placed(TWO, override, ranks=ranks)
+        placed(TWO, *override.split("; "), ranks=ranks)
     assert str(refused.value) == rule
 
 
 def test_ranks_on_a_cpu_share_it():
     assert numbers(placed(cpu(), ranks=3).learner) == [0, 0, 0]
+
+
+def test_each_rank_of_a_worker_has_a_device_of_its_own():
+    # What is left beside them is for the evaluator.
+    assert places(placed(FOUR, "workers=2", "rollout_ranks=2")) == {
+        "learner": 0,
+        "rollout-0": 1,
+        "rollout-0-1": 2,
+        "rollout-1": 1,
+        "rollout-1-1": 2,
+        "evaluator": 3,
+    }
+    # Where too few are left beside the learner, one of the ranks shares its device.
+    assert places(placed(TWO, "workers=1", "rollout_ranks=2"))["rollout-0-1"] == 0
+    by_hand = placed(FOUR, "workers=2", "rollout_ranks=2", "rollout_devices=[3, 2, 1, 0]")
+    assert [*map(numbers, by_hand.workers)] == [[3, 2], [1, 0]]
+    automatic = placed(FOUR, "workers=auto", "rollout_ranks=2", most=2)
+    assert [*map(numbers, automatic.workers + automatic.further)] == [[1, 2], [1, 2]]
+    assert [*map(numbers, placed(cpu(), "workers=1", "rollout_ranks=2").workers)] == [[0, 0]]
+
+
+def test_a_worker_sees_the_devices_of_its_ranks():
+    config = settings("workers=1", "rollout_ranks=2", "eval_every_updates=0")
+    allocation = allocate(config, cuda(80 * GB, 80 * GB, 80 * GB))
+    [devices] = allocation.placement.workers
+    assert Shares(config, allocation).worker(devices)["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
 
 
 # --- what each process gets ---------------------------------------------------------------------------
@@ -172,8 +213,8 @@ def test_each_process_gets_its_gpu_and_those_that_share_one_get_mps():
         name: (environment["CUDA_VISIBLE_DEVICES"], environment.get("CUDA_MPS_PIPE_DIRECTORY"))
         for name, environment in {
             "learner": shares.learner(),
-            "worker 0": shares.worker(two),
-            "worker 1": shares.worker(three),
+            "worker 0": shares.worker((two,)),
+            "worker 1": shares.worker((three,)),
             "evaluator": shares.evaluator(),
         }.items()
     }
@@ -196,7 +237,7 @@ def test_limits_are_those_of_the_own_device():
     shares = Shares(by_hand, allocate(by_hand, small))
     limits = [
         int(environment["GRPO_ACTORS_MEMORY_LIMIT"])
-        for environment in (shares.learner(), shares.worker(small.devices[1]), shares.evaluator())
+        for environment in (shares.learner(), shares.worker((small.devices[1],)), shares.evaluator())
     ]
     assert limits == [
         int(plan.learner.arrays),

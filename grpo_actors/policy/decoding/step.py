@@ -31,6 +31,7 @@ from grpo_actors.policy.decoding.slots import SlotLayer, Slots
 from grpo_actors.policy.decoding.window import GROUP_SIZES, Prompts, Window, group_size, keeps_keys_and_values
 from grpo_actors.policy.dora import has_dora
 from grpo_actors.policy.model import RAGGED, Policy, logits_alone, same_logits
+from grpo_actors.policy.sharding import from_first
 from grpo_actors.policy.shared_library import CudaError
 
 Cache = Window | Slots | FixedBatch
@@ -56,7 +57,8 @@ class Decoder:
         self._slot_step: SlotStep | None = None
         self._recorded: RecordedStep | None = None
         self._arrays: list[Arrays] = []
-        if not self.together and not params.kv_bits and _over_slots(policy):
+        # The kernels know no ranks: of a divided model they would compute a part.
+        if not self.together and not params.kv_bits and policy.sharding is None and _over_slots(policy):
             blocks = _blocks(policy)
             if blocks:
                 self._arrays = [blocks.arrays(policy.model)]
@@ -130,6 +132,9 @@ class Decoder:
             layers: Any = cache.layers
             logits = self._policy.model(tokens[:, None], cache=layers)[:, -1]
             token, logprob = draw(logits, mx.array(uniforms), self._params, seen)
+            if self._policy.sharding is not None:
+                # Another rank may have rounded otherwise, and drawn another token.
+                token = from_first(token, self._policy.sharding.group)
         cache.advance()
         mx.async_eval(token, logprob)  # type: ignore[no-untyped-call]
         return token, partial(_read, token, logprob)

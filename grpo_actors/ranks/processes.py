@@ -1,7 +1,7 @@
-"""The processes of a learner's ranks on one host: starting the others next to this one, as `mlx.launch` would.
+"""The processes of a group of ranks on one host: starting the others next to this one, as `mlx.launch` would.
 
-Rank 0 is the learner. Each other rank is a child process in its process group, with a lifeline to it: it ends when the
-learner ends. If one of them ends first, so does the learner, at once, wherever it waits. Loads no MLX, and is entered
+Rank 0 is the learner, or the worker. Each other rank is a child process in its process group, with a lifeline to it: it
+ends when rank 0 ends. If one of them ends first, so does rank 0, at once, wherever it waits. Loads no MLX, and is entered
 before anything does: a process sees one GPU only, its own.
 """
 
@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from grpo_actors.backend import cuda_build
-from grpo_actors.consent import as_options
 from grpo_actors.devices import VISIBLE
 from grpo_actors.errors import ConfigError
 from grpo_actors.process import (
@@ -33,7 +33,7 @@ from grpo_actors.process import (
     removed_at_once,
 )
 from grpo_actors.progress import PROGRESS
-from grpo_actors.rundir.folder import LOCK, RANKS_FILE
+from grpo_actors.rundir.folder import LOCK
 
 #: Environment variables of MLX's distributed back ends.
 RANK, HOSTFILE = "MLX_RANK", "MLX_HOSTFILE"
@@ -41,10 +41,13 @@ _SIZE, _NCCL_HOST, _NCCL_PORT, _JACCL_COORDINATOR = (
     *("MLX_WORLD_SIZE", "NCCL_HOST_IP", "NCCL_PORT"),
     "MLX_JACCL_COORDINATOR",
 )
-#: Variables of the learner alone.
-_OF_LEARNER = (PROGRESS, EVALUATOR_LINE, EVALUATOR_TOKEN, LOCK)
+_OF_GROUP = (RANK, HOSTFILE, _SIZE, _NCCL_HOST, _NCCL_PORT, _JACCL_COORDINATOR)
+#: Variables of rank 0 alone.
+_OF_FIRST = (PROGRESS, EVALUATOR_LINE, EVALUATOR_TOKEN, LOCK)
 _HOST = "127.0.0.1"
-#: Seconds that the other ranks have to end after the learner has told them to.
+#: Files of this process.
+_meeting_points: list[Path] = []
+#: Seconds that the other ranks have to end after rank 0 has told them to.
 _LEAVE_S = 5.0
 
 
@@ -67,37 +70,39 @@ def host_of_first() -> str:
 
 
 @contextlib.contextmanager
-def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]:
+def started(count: int, command: Sequence[str], setting: str) -> Iterator[None]:
     """Make this process rank 0 of `count` within the block, and run the other ranks; do nothing for one rank.
-
-    Nor if this process has a rank already, because `mlx.launch` has started it.
 
     Args:
         count: Number of ranks.
-        run_dir: The run folder; the other ranks only find their meeting point in it.
-        allowed: Names of the code that the settings may run (`consent`).
+        command: Module and arguments of the other ranks.
+        setting: What the user calls their number.
 
     Raises:
         ConfigError: There are fewer GPUs.
     """
-    if ranks_here(count) == 1:
+    if count == 1:
         yield
         return
     with contextlib.ExitStack() as stack:
-        devices, common = devices_of(count), meeting_point(run_dir, count)
-        stack.callback((run_dir / RANKS_FILE).unlink, missing_ok=True)
+        devices = devices_of(count, setting)
+        common = meeting_point(count)
+        stack.callback(forget_meeting_points)
         read_end, write_end = os.pipe()
         stack.callback(os.close, read_end)
         stack.callback(os.close, write_end)
-        inherited = {name: value for name, value in os.environ.items() if name not in _OF_LEARNER}
-        command = [sys.executable, "-m", "grpo_actors.supervisor.entry", "grpo_actors.learner", str(run_dir)]
-        command += as_options(allowed)
+        stack.enter_context(removed_at_once(forget_meeting_points))
+        # A run that `mlx.launch` has started may have a worker of several ranks: another group.
+        outer = {name: os.environ.pop(name) for name in _OF_GROUP if name in os.environ}
+        stack.callback(os.environ.update, outer)
+        inherited = {name: value for name, value in os.environ.items() if name not in _OF_FIRST}
+        whole_command = [sys.executable, "-m", "grpo_actors.supervisor.entry", *command]
         processes: list[subprocess.Popen[bytes]] = []
         stack.enter_context(removed_at_once(partial(_kill, processes)))
         for rank, device in enumerate(devices[1:], 1):
             environment = inherited | common | device | {RANK: str(rank), LIFELINE: str(read_end)}
             process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[read_end]
+                whole_command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[read_end]
             )
             processes.append(process)
         os.environ.update(common | devices[0] | {RANK: "0"})
@@ -124,34 +129,51 @@ def started(count: int, run_dir: Path, allowed: Sequence[str]) -> Iterator[None]
                 os.environ.pop(name)
 
 
-def meeting_point(run_dir: Path, count: int) -> dict[str, str]:
-    """Return the variables by which MLX in each rank finds the others; for all back ends but CUDA, write a file, too."""
+def meeting_point(count: int) -> dict[str, str]:
+    """Return the variables by which MLX in each rank finds the others; for all back ends but CUDA, write a file, too.
+
+    `forget_meeting_points` removes the file.
+    """
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.create_server((_HOST, 0))) for _ in range(count)]
         ports = [each.getsockname()[1] for each in sockets]
     if cuda_build() is not None:
         return {_NCCL_HOST: _HOST, _NCCL_PORT: str(ports[0]), _SIZE: str(count)}
-    (run_dir / RANKS_FILE).write_text(json.dumps([[f"{_HOST}:{port}"] for port in ports]))
-    return {HOSTFILE: str(run_dir / RANKS_FILE)}
+    with tempfile.NamedTemporaryFile("w", prefix="grpo-actors-ranks-", suffix=".json", delete=False) as file:
+        _meeting_points.append(Path(file.name))
+        json.dump([[f"{_HOST}:{port}"] for port in ports], file)
+    return {HOSTFILE: file.name}
 
 
-def devices_of(count: int) -> list[dict[str, str]]:
-    """Return for each rank the variable that shows it its own GPU; on other back ends, nothing."""
+def forget_meeting_points() -> None:
+    """Remove the files that `meeting_point` has written: once a group has met, nobody reads them again."""
+    while _meeting_points:
+        _meeting_points.pop().unlink(missing_ok=True)
+
+
+def devices_of(count: int, setting: str) -> list[dict[str, str]]:
+    """Return for each rank the variable that shows it its own GPU; on other back ends, nothing.
+
+    Args:
+        count: Number of ranks.
+        setting: What the user calls it.
+
+    Raises:
+        ConfigError: There are fewer GPUs.
+    """
     if cuda_build() is None:
         return [{}] * count
     given = os.environ.get(VISIBLE)
     visible = [str(number) for number in range(count)] if given is None else given.split(",")
     if len(visible) < count:
-        raise ConfigError(
-            f"learner.ranks: must be at most the number of GPUs, got {count} and {VISIBLE}={given}"
-        )
+        raise ConfigError(f"{setting}: must be at most the number of GPUs, got {count} and {VISIBLE}={given}")
     return [{VISIBLE: device} for device in visible[:count]]
 
 
 def lose_rank(what: str) -> NoReturn:
     """End this process, rank 0, because another rank is lost; `what` says so in one line.
 
-    The supervisor then starts the learner again, with all ranks. Its successor takes over the addresses, so they stay.
+    The supervisor then starts it again, with all ranks. A learner's successor takes over the addresses, so they stay.
     """
     print(what, file=sys.stderr, flush=True)
     if is_supervised():
