@@ -110,6 +110,54 @@ def test_a_users_reward_gets_transformers_with_torch(torch_folder, tmp_path, mon
         assert scorer.score(problem, ["a"]).rewards == {name: [1.0]}
 
 
+@pytest.fixture
+def blas_of(tmp_path):
+    """A function that makes an environment with these files in OpenBLAS's folder and in that of MLX's libraries, imports
+    the package there, and returns what it says.
+    """
+    site = tmp_path / "site"
+    (site / "mlx").mkdir(parents=True)
+    (site / "mlx" / "__init__.py").touch()
+    (site / "mlx" / "core.py").touch()
+
+    def said(openblas, libraries, before=""):
+        for folder, files in (("ngsolve_openblas", openblas), ("mlx_cpu.libs", libraries)):
+            (site / folder).mkdir(exist_ok=True)
+            for name in files:
+                (site / folder / name).write_text("no library")
+        code = f"{before}\nimport grpo_actors"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stderr
+
+    return said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a Mac has a fast BLAS of its own")
+def test_a_process_without_openblas_says_why_and_names_the_cure(blas_of, tmp_path):
+    too_late = blas_of([], ["libgfortran-1a.so.5.0.0"], before="import mlx.core").splitlines()[0]
+    # In the name of the package: a command hides the warnings of others.
+    assert Path(too_late.partition(":")[0]) == ROOT / "grpo_actors" / "__init__.py"
+    assert too_late.endswith(
+        "RuntimeWarning: no OpenBLAS in this process, so MLX runs about 80 times slower on this CPU: "
+        "mlx.core was imported before grpo_actors; import grpo_actors first"
+    )
+    # OpenBLAS looks for a libgfortran in its own folder, and MLX's wheel has one. Here both are no libraries.
+    cure = "install your system's libgfortran5 package"
+    assert cure in blas_of(["libopenblas.so"], ["libgfortran-1a.so.5.0.0"])
+    link = tmp_path / "site" / "ngsolve_openblas" / "libgfortran.so.5"
+    assert link.readlink() == Path("../mlx_cpu.libs/libgfortran-1a.so.5.0.0")
+    assert cure in blas_of([], []), "the link is there"
+    (tmp_path / "site" / "mlx_cpu.libs" / "libgfortran-1a.so.5.0.0").unlink()
+    link.unlink()
+    assert cure in blas_of([], []), "there is nothing to link"
+
+
 #: Prints the folder of kernels. Importing the package has set that of the real machine, if it has a GPU.
 KERNELS = """
 import os
