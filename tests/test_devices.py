@@ -53,6 +53,7 @@ def test_what_nvidia_smi_does_not_list_keeps_its_name_and_has_no_known_memory():
     assert visible_gpus([], "1") == (Device("cuda", 0, None, "1"),)
     # The beginning of two UUIDs names neither.
     assert visible_gpus(ROWS, "GPU-1f0d")[0].memory_bytes is None
+    assert visible_gpus([["0", "MIG-4f5e", "1"], ["0", UUIDS[0]]], None) == (), "no lines about a GPU"
     assert visible_gpus([["0", UUIDS[0], "[N/A]"]], None) == (Device("cuda", 0, None, UUIDS[0]),)
 
 
@@ -110,7 +111,9 @@ def test_a_process_finds_its_gpu_by_uuid_and_knows_its_name():
 def cuda(tmp_path, monkeypatch):
     """An environment with MLX for CUDA."""
     (tmp_path / "mlx_cuda_13-0.32.4.dist-info").mkdir()
-    (tmp_path / "mlx_cuda_13-0.32.4.dist-info" / "METADATA").write_text("Name: mlx-cuda-13\nVersion: 0.32.4\n")
+    (tmp_path / "mlx_cuda_13-0.32.4.dist-info" / "METADATA").write_text(
+        "Name: mlx-cuda-13\nVersion: 0.32.4\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "platform", "linux")
     for name in ("GRPO_ACTORS_DEVICE", "CUDA_VISIBLE_DEVICES"):

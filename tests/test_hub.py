@@ -29,6 +29,8 @@ def test_without_a_token_nothing_is_begun():
 def test_a_hub_that_is_not_reached_is_one_line(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_any")
     with socket.create_server(("127.0.0.1", 0)) as nobody:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        )
     with pytest.raises(RunError, match=r"^--upload: .* is not reached \(.*\); nothing was made$"):
         check_token("owner/name", "--upload")

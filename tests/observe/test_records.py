@@ -45,6 +45,9 @@ def test_a_record_survives_the_round_trip():
         b'{"seq":true,"time":1.0,"topic":"log"}',
         b'{"seq":1,"time":NaN,"topic":"log"}',
         b'{"seq":1,"time":1e999,"topic":"log"}',
+        b'{"seq":9007199254740992,"time":1.0,"topic":"log"}',  # 2^53
+        b'{"seq":1,"time":1e12,"topic":"log"}',
+        b'{"seq":1,"time":-1e12,"topic":"log"}',
         b'{"seq":1,"time":1.0,"topic":3}',
         b'{"seq":1,"time":1.0,"topic":"log","text":' + b"[" * 100_000,
     ],
@@ -52,6 +55,11 @@ def test_a_record_survives_the_round_trip():
 def test_a_line_that_is_not_a_record_is_rejected(line):
     with pytest.raises(ProtocolError, match="a record must"):
         decode(line)
+
+
+def test_the_largest_number_and_time_are_those_of_a_record():
+    record = {"seq": 2**53 - 1, "time": 999_999_999_999, "topic": "log"}
+    assert decode(encode(record)) == record
 
 
 def test_a_value_that_is_not_json_is_the_callers_error():

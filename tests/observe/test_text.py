@@ -62,7 +62,10 @@ def test_progress_names_the_plan_if_there_is_one():
 
 
 def test_a_score_is_that_of_its_metric_and_a_part_of_an_interval_is_none():
-    assert scored({"update": 10, "score": score(1.25, metric="own.py:brevity").model_dump()}) == "brevity 1.25 @10"
+    assert (
+        scored({"update": 10, "score": score(1.25, metric="own.py:brevity").model_dump()})
+        == "brevity 1.25 @10"
+    )
     whole, half = {"value": 0.5, "low": 0.25, "high": 0.75}, {"value": 0.5, "low": 0.25}
     assert estimate({"gain": whole}, "gain") == "0.50 [0.25, 0.75]"
     assert estimate({"gain": half}, "gain") == estimate({"gain": {"value": 0.5, "high": 1}}, "gain") == "0.50"
