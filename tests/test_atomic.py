@@ -110,9 +110,9 @@ def test_a_sealed_folder_and_all_in_it_are_on_the_disk_and_replace_the_old_one(t
     target, draft = folder_with(tmp_path / "target", old="1"), folder_with(tmp_path / "target.tmp", new="2")
     (draft / "sub").mkdir()
     (draft / "sub" / "file").write_text("3")
-    opened = len(os.listdir("/dev/fd"))
+    opened = len(list(Path("/dev/fd").iterdir()))
     seal_folder(draft, target)
-    assert len(os.listdir("/dev/fd")) == opened
+    assert len(list(Path("/dev/fd").iterdir())) == opened
     assert names(tmp_path) == ["target", "target/new", "target/sub", "target/sub/file"]
     assert sorted(synced[:-2]) == sorted(map(inode, target.rglob("*")))
     assert synced[-2:] == [inode(target), inode(tmp_path)], "after what is in it; its new name comes last"

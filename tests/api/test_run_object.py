@@ -122,7 +122,7 @@ def test_a_start_returns_after_the_checks_or_with_their_refusal(started):
     run = started(f"say('phase', text='checks'); say('start'); {WAITS}")
     run.begin()
     assert run.is_live
-    with pytest.raises(RunError, match=": refused$"):
+    with pytest.raises(RunError, match=r": refused$"):
         started("say('phase', text='checks'); error('error: refused'); sys.exit(2)").begin()
     started("say('phase', text='checks')").begin()
 
@@ -137,7 +137,7 @@ def test_a_run_that_ends_as_it_was_asked_to_has_not_failed(started):
 def test_a_run_that_fails_while_it_stops_has_failed_unless_it_was_to_stop_at_once(started):
     run = started(FAILS_AT.format(last=1))
     next(iter(run))
-    with pytest.raises(RunError, match=": full$"):
+    with pytest.raises(RunError, match=r": full$"):
         run.stop()
     run = started(FAILS_AT.format(last=2))
     events = iter(run)

@@ -1,6 +1,6 @@
 """Lines of a file that grows: whole ones only, and from the start again after it was truncated."""
 
-import os
+from pathlib import Path
 
 import pytest
 
@@ -51,9 +51,9 @@ def test_a_file_that_was_read_from_the_start_again_has_all_of_its_lines(path, fi
 
 def test_a_closed_file_is_closed(path, file):
     path.write_bytes(b"one\n")
-    opened = len(os.listdir("/dev/fd"))
+    opened = len(list(Path("/dev/fd").iterdir()))
     file.read()
-    assert len(os.listdir("/dev/fd")) == opened + 1
+    assert len(list(Path("/dev/fd").iterdir())) == opened + 1
     file.close()
     file.close()
-    assert len(os.listdir("/dev/fd")) == opened
+    assert len(list(Path("/dev/fd").iterdir())) == opened
