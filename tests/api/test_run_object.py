@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 
 import pytest
 from bounds import HANG_S
@@ -95,6 +96,9 @@ def test_a_live_one_says_so_and_is_waited_for_in_parts(started):
             run.wait(0.01, show=show)
     assert run.is_live
     assert (run.best, run.score) == (None, None)
+    assert os.getsid(run._process.pid) == run._process.pid, "Ctrl-C does not reach it"
+    [watching] = [thread for thread in threading.enumerate() if thread.name == "grpo-actors-run"]
+    assert watching.daemon, "or the end of the program would wait for the run before it stops it"
 
 
 @pytest.mark.parametrize(
