@@ -62,7 +62,14 @@ def test_the_largest_number_and_time_are_those_of_a_record():
     assert decode(encode(record)) == record
 
 
+def test_a_topic_without_a_schema_is_the_callers_error():
+    with pytest.raises(ValueError, match="no such topic: 'news'; topics are start, "):
+        make_record(1, 2.0, "news", {})
+
+
 def test_a_value_that_is_not_json_is_the_callers_error():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode({"seq": 1, "time": 2.0, "topic": "log", "text": float("nan")})
     with pytest.raises(TypeError, match="not JSON serializable"):
         encode(make_record(1, 2.0, "log", {"text": {1, 2}}))
 
