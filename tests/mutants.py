@@ -50,6 +50,10 @@ EXEMPT = Path(__file__).with_name("equivalent_mutants.toml")
 OWN = ("tests/mutants.py", "tests/equivalent_mutants.toml")
 #: Modules that whole runs test -> those tests, besides the files that are found by name and by import.
 WHOLE_RUNS = {
+    "api/evaluation.py": ("tests/run/test_api_run.py",),
+    "api/models.py": ("tests/run/test_api_run.py",),
+    "api/run.py": ("tests/run/test_api_run.py", "tests/run/test_api_programs.py"),
+    "api/training.py": ("tests/run/test_api_run.py",),
     "evaluator/following.py": ("tests/run/test_whole_run.py",),
     "export/__main__.py": ("tests/run/test_export.py",),
     "export/card.py": ("tests/run/test_export.py",),
@@ -600,7 +604,7 @@ def _includes(calls: list[str], function: str) -> bool:
 class Judge:
     """Finds the outcome of mutants in a scratch copy."""
 
-    def __init__(self, scratch: Scratch, calls: Calls, equivalent: set[tuple[str, str, str]]) -> None:
+    def __init__(self, scratch: Scratch, calls: Calls, equivalent: list[dict[str, str]]) -> None:
         self._scratch, self._calls = scratch, calls
         self._equivalent = equivalent
         #: Whether files pass without any change.
@@ -608,7 +612,7 @@ class Judge:
 
     def outcome(self, mutant: Mutant) -> str:
         """Return ``killed``, ``survived`` or ``equivalent``."""
-        if (mutant.module, mutant.old, mutant.new) in self._equivalent:
+        if any(is_named(mutant, entry) for entry in self._equivalent):
             return "equivalent"
         first, every = files_testing(mutant.module)
         if not every:
@@ -654,6 +658,14 @@ class Judge:
         return self._sound[key]
 
 
+def is_named(mutant: Mutant, entry: dict[str, str]) -> bool:
+    """Return whether an entry of equivalent_mutants.toml is about a mutant; one with ``where`` is about lines with this text."""
+    if (mutant.module, mutant.old, mutant.new) != (entry["module"], entry["old"], entry["new"]):
+        return False
+    line = (ROOT / PACKAGE / mutant.module).read_text().split("\n")[mutant.line - 1]
+    return entry.get("where", "") in line
+
+
 def files_of(tests: Tests) -> list[str]:
     """Return the files that hold these tests."""
     return sorted({test.partition("::")[0] for test in tests})
@@ -671,7 +683,6 @@ def main() -> None:
     results = args.results or ROOT / "outputs" / f"mutants-{args.seed}.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
     exempt = tomllib.loads(EXEMPT.read_text())
-    equivalent = {(m["module"], m["old"], m["new"]) for m in exempt["equivalent"]}
     mutants = chosen(args.seed, args.count, args.module, exempt["skipped"])
     done = {}
     if results.exists():
@@ -679,7 +690,7 @@ def main() -> None:
         done = {Mutant(**line["mutant"]): line for line in lines}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, results.open("a") as file:
         scratch = Scratch(Path(folder))
-        judge = Judge(scratch, Calls(scratch, results.with_name("mutants-calls.json")), equivalent)
+        judge = Judge(scratch, Calls(scratch, results.with_name("mutants-calls.json")), exempt["equivalent"])
         for number, mutant in enumerate(mutants, 1):
             if mutant not in done:
                 began_s = time.monotonic()

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from grpo_actors import atomic, failpoints
 from grpo_actors.atomic import (
     FULL_BYTES,
+    PRIVATE_FOLDER,
     discard_folder,
     draft_of,
     new_file,
@@ -107,7 +110,9 @@ def test_a_sealed_folder_and_all_in_it_are_on_the_disk_and_replace_the_old_one(t
     target, draft = folder_with(tmp_path / "target", old="1"), folder_with(tmp_path / "target.tmp", new="2")
     (draft / "sub").mkdir()
     (draft / "sub" / "file").write_text("3")
+    opened = len(list(Path("/dev/fd").iterdir()))
     seal_folder(draft, target)
+    assert len(list(Path("/dev/fd").iterdir())) == opened
     assert names(tmp_path) == ["target", "target/new", "target/sub", "target/sub/file"]
     assert sorted(synced[:-2]) == sorted(map(inode, target.rglob("*")))
     assert synced[-2:] == [inode(target), inode(tmp_path)], "after what is in it; its new name comes last"
@@ -126,6 +131,17 @@ def test_a_folder_whose_removal_is_cut_has_lost_its_name_before(tmp_path, monkey
         discard_folder(folder_with(tmp_path / "target", file="1"))
     assert not (tmp_path / "target").exists()
     assert (tmp_path / "target.old.tmp" / "file").exists()
+
+
+def test_a_folder_that_somebody_else_clears_away_meanwhile_is_discarded(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "reach", lambda _: shutil.rmtree(tmp_path / "target.old.tmp"))
+    discard_folder(folder_with(tmp_path / "target", file="1"))
+    assert names(tmp_path) == []
+
+
+def test_a_private_folder_is_its_users_and_open_to_them(tmp_path):
+    (tmp_path / "own").mkdir(PRIVATE_FOLDER)
+    assert (tmp_path / "own").stat().st_mode & 0o777 == stat.S_IRWXU
 
 
 # --- what a user asked for ---------------------------------------------------------------------------
@@ -251,10 +267,11 @@ def test_a_new_folder_that_fails_leaves_the_old_one_and_no_draft(tmp_path):
 def test_a_new_folder_that_does_not_get_its_name_gives_the_old_one_back(tmp_path):
     target = folder_with(tmp_path / "target", config_json="{}")
     with (
-        pytest.raises(ModelError, match="cannot be written: No such file"),
+        pytest.raises(ModelError, match="cannot be written: No such file") as caught,
         fuse(target, overwrite=True) as draft,
     ):
         draft.rmdir()  # somebody cleans up
+    assert caught.value.__cause__.filename == str(draft), "the first fault, not one that follows from it"
     assert names(tmp_path) == ["target", "target/config.json"]
 
 
@@ -269,7 +286,10 @@ def test_a_full_disk_has_a_cure_and_another_fault_has_not(tmp_path):
     assert write_fault(OSError("odd\nmore"), tmp_path) == "odd"
 
 
-@pytest.mark.parametrize(("free", "cure"), [(FULL_BYTES - 1, "; free space on this disk"), (FULL_BYTES, "")])
+@pytest.mark.parametrize(
+    ("free", "cure"),
+    [(0, "; free space on this disk"), (FULL_BYTES - 1, "; free space on this disk"), (FULL_BYTES, "")],
+)
 def test_an_error_without_a_number_is_explained_by_what_the_disk_has_left(tmp_path, monkeypatch, free, cure):
     usage = atomic.shutil.disk_usage(tmp_path)._replace(free=free)
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: usage)

@@ -1,12 +1,16 @@
 """A process of ours prepares itself before MLX and transformers are imported: seen from real processes."""
 
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from grpo_actors import backend
+from grpo_actors.backend import allow_varying_shapes, submit_long_graphs
 from grpo_actors.config import Config
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.tasks.task import Problem
@@ -110,6 +114,102 @@ def test_a_users_reward_gets_transformers_with_torch(torch_folder, tmp_path, mon
         assert scorer.score(problem, ["a"]).rewards == {name: [1.0]}
 
 
+@pytest.fixture
+def blas_of(tmp_path):
+    """A function that makes an environment with these files in OpenBLAS's folder and in that of MLX's libraries, imports
+    the package there, and returns what it says.
+    """
+    site = tmp_path / "site"
+    (site / "mlx").mkdir(parents=True)
+    (site / "mlx" / "__init__.py").touch()
+    (site / "mlx" / "core.py").touch()
+
+    def said(openblas, libraries, before=""):
+        for folder, files in (("ngsolve_openblas", openblas), ("mlx_cpu.libs", libraries)):
+            if files is not None:
+                (site / folder).mkdir(exist_ok=True)
+            for name in files or ():
+                (site / folder / name).write_text("no library")
+        code = f"{before}\nimport grpo_actors"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stderr
+
+    return said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a Mac has a fast BLAS of its own")
+def test_a_process_without_openblas_says_why_and_names_the_cure(blas_of, tmp_path):
+    assert blas_of(None, None) == blas_of(None, []) == "", "an MLX without this BLAS has another"
+    too_late = blas_of([], ["libgfortran-1a.so.5.0.0"], before="import mlx.core").splitlines()[0]
+    # In the name of the package: a command hides the warnings of others.
+    assert Path(too_late.partition(":")[0]) == ROOT / "grpo_actors" / "__init__.py"
+    assert too_late.endswith(
+        "RuntimeWarning: no OpenBLAS in this process, so MLX runs about 80 times slower on this CPU: "
+        "mlx.core was imported before grpo_actors; import grpo_actors first"
+    )
+    # OpenBLAS looks for a libgfortran in its own folder, and MLX's wheel has one. Here both are no libraries.
+    cure = "install your system's libgfortran5 package"
+    assert cure in blas_of(["libopenblas.so"], ["libgfortran-1a.so.5.0.0"])
+    link = tmp_path / "site" / "ngsolve_openblas" / "libgfortran.so.5"
+    assert link.readlink() == Path("../mlx_cpu.libs/libgfortran-1a.so.5.0.0")
+    assert cure in blas_of([], []), "the link is there"
+    (tmp_path / "site" / "mlx_cpu.libs" / "libgfortran-1a.so.5.0.0").unlink()
+    link.unlink()
+    assert cure in blas_of([], []), "there is nothing to link"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a Mac has a fast BLAS of its own")
+def test_the_fortran_runtime_has_what_it_needs_before_it_is_looked_for(blas_of, tmp_path):
+    mlx = Path(importlib.util.find_spec("mlx").submodule_search_locations[0])
+    library = next(mlx.parent.glob("mlx_cpu.libs/libquadmath*"), None)
+    if library is None:
+        pytest.skip("MLX for CUDA comes without it")
+    blas_of(["libopenblas.so"], [])
+    shutil.copy(library, tmp_path / "site" / "mlx_cpu.libs" / "libquadmath-copy.so.0")
+    loaded = (
+        "import atexit, sys\natexit.register(lambda: print(open('/proc/self/maps').read(), file=sys.stderr))"
+    )
+    assert "libquadmath-copy.so.0" in blas_of([], [], before=loaded)
+
+
+def test_an_mlx_that_is_no_folder_has_no_libraries(tmp_path):
+    (tmp_path / "mlx.py").touch()
+    assert run(["-c", "import grpo_actors.backend as b; print(b.cuda_build())"], tmp_path) == ["None"]
+
+
+def test_what_bounds_mlx_on_cuda_is_set_unless_the_user_has_set_it(monkeypatch):
+    shapes = {"MLX_ENABLE_CACHE_THRASHING_CHECK", "MLX_CUDA_SDPA_BACKWARD_CACHE_SIZE"}
+    graphs = {"MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER"}
+    for function, names in ((allow_varying_shapes, shapes), (submit_long_graphs, graphs)):
+        for name in names:
+            monkeypatch.setenv(name, "restored after the test")
+            monkeypatch.delenv(name)
+        monkeypatch.setattr(sys, "platform", "linux")
+        function()
+        assert names <= os.environ.keys()
+        for name in names:
+            monkeypatch.setenv(name, "mine")
+        function()
+        assert {os.environ[name] for name in names} == {"mine"}
+    for name in graphs:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    submit_long_graphs()
+    assert graphs.isdisjoint(os.environ), "a long graph blocks a Mac's display"
+
+
+def test_transformers_that_is_not_installed_is_not_found(monkeypatch):
+    finder = backend._TransformersFinder()
+    monkeypatch.setattr(sys, "meta_path", [finder])
+    assert finder.find_spec("transformers.utils.import_utils") is None
+
+
 #: Prints the folder of kernels. Importing the package has set that of the real machine, if it has a GPU.
 KERNELS = """
 import os
@@ -161,5 +261,5 @@ def test_a_kernel_that_a_killed_process_left_unfinished_is_removed(kernels_of):
     for name in ("whole.ptx", "whole.cu", "half.ptx", "half.txt", "long/half.ptx", "full_disk.ptx"):
         (folder / name).write_text("code")
     (folder / "full_disk.cu").touch()
-    kernels_of("NVIDIA H200")
+    assert kernels_of("NVIDIA H200") == str(folder)
     assert [file.name for file in folder.rglob("*.ptx")] == ["whole.ptx"]

@@ -45,6 +45,17 @@ def test_each_program_of_the_package_answers_under_its_own_name_too():
         assert done.stdout.startswith(f"usage: python -m grpo_actors.{folder} "), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("eval", []), ("export", ["run"]), ("worker", ["--attach", "run"]), ("replay", ["run", "new"])],
+)
+def test_code_is_allowed_by_name_as_often_as_needed(name, needed):
+    command = COMMANDS[name]
+    command_line = command.get(command.parser)("grpo")
+    allowed = command_line.parse_args([*needed, "--allow", "own.py:f", "--allow", "code_tests"]).allow
+    assert (allowed, command_line.parse_args(needed).allow) == (["own.py:f", "code_tests"], [])
+
+
 def test_help_lists_every_command():
     listed = re.findall(r"^  (\w+)  ", parser().format_help(), re.MULTILINE)
     assert listed == list(COMMANDS)

@@ -1,11 +1,20 @@
 """Test which GPUs are found: what nvidia-smi prints, and what CUDA_VISIBLE_DEVICES leaves of it."""
 
 import os
+import sys
 from dataclasses import replace
 
 import pytest
 
-from grpo_actors.devices import Device, environment_of, find_gpus, own_device, use_device, visible_gpus
+from grpo_actors.devices import (
+    Device,
+    back_end,
+    environment_of,
+    find_gpus,
+    own_device,
+    use_device,
+    visible_gpus,
+)
 from grpo_actors.errors import ConfigError
 
 #: Recorded: nvidia-smi --query-gpu=index,uuid,memory.total --format=csv,noheader,nounits
@@ -44,6 +53,7 @@ def test_what_nvidia_smi_does_not_list_keeps_its_name_and_has_no_known_memory():
     assert visible_gpus([], "1") == (Device("cuda", 0, None, "1"),)
     # The beginning of two UUIDs names neither.
     assert visible_gpus(ROWS, "GPU-1f0d")[0].memory_bytes is None
+    assert visible_gpus([["0", "MIG-4f5e", "1"], ["0", UUIDS[0]]], None) == (), "no lines about a GPU"
     assert visible_gpus([["0", UUIDS[0], "[N/A]"]], None) == (Device("cuda", 0, None, UUIDS[0]),)
 
 
@@ -66,7 +76,7 @@ def nvidia_smi(tmp_path, monkeypatch):
     [
         (f'[ "$*" = "--query-gpu=index,uuid,memory.total --format=csv,noheader,nounits" ] && printf "{LISTING}"', 3),
         ("echo No devices were found", 0),
-        ("exit 9", 0),
+        (f'printf "{LISTING}"; exit 9', 0),
     ],
 )  # fmt: skip
 def test_gpus_are_asked_of_nvidia_smi(program, expected, nvidia_smi):
@@ -95,6 +105,45 @@ def test_a_process_finds_its_gpu_by_uuid_and_knows_its_name():
     assert environment_of([Device("cuda")]) == {"GRPO_ACTORS_DEVICE": "GPU 0"}
     assert environment_of([Device("cpu")] * 2) == {"GRPO_ACTORS_DEVICE": "CPU"}
     assert environment_of([]) == {}
+
+
+@pytest.fixture
+def cuda(tmp_path, monkeypatch):
+    """An environment with MLX for CUDA."""
+    (tmp_path / "mlx_cuda_13-0.32.4.dist-info").mkdir()
+    (tmp_path / "mlx_cuda_13-0.32.4.dist-info" / "METADATA").write_text(
+        "Name: mlx-cuda-13\nVersion: 0.32.4\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("GRPO_ACTORS_DEVICE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "restored after the test")
+        monkeypatch.delenv(name)
+
+
+def test_the_device_of_this_process_has_a_name_or_its_uuid(cuda, monkeypatch):
+    assert back_end() == "cuda"
+    assert own_device() == "GPU 0"
+    for visible, name in (("2,1", "GPU 2"), (" GPU-1f0d ,1", "GPU-1f0d")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert own_device() == name
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert (back_end(), own_device()) == ("metal", "Metal")
+
+
+def test_one_of_several_gpus_is_used_by_its_uuid(cuda, nvidia_smi):
+    nvidia_smi(f'printf "{LISTING}"')
+    with pytest.raises(ConfigError, match=r"must be one of 0 \(GPU 0\), 1 \(GPU 1\), 2 \(GPU 2\), got 3$"):
+        use_device(3)
+    use_device(1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == UUIDS[1]
+    assert own_device() == "GPU 1"
+
+
+@pytest.mark.parametrize("device", [Device("cpu", 0, 2**34), Device("metal", 0, 2**34), gpu(0, 0)])
+def test_most_of_a_device_may_be_used_and_not_all_of_it(device):
+    assert device.memory_bytes / 2 < device.usable_bytes < device.memory_bytes
+    assert replace(device, memory_bytes=None).usable_bytes is None
 
 
 def test_a_worker_started_by_hand_chooses_among_the_devices_that_there_are(monkeypatch):

@@ -6,7 +6,17 @@ from collections import Counter
 from types import CodeType
 
 import pytest
-from mutants import EXEMPT, PACKAGE, ROOT, WHOLE_RUNS, chosen, files_testing, function_at, mutants_of
+from mutants import (
+    EXEMPT,
+    PACKAGE,
+    ROOT,
+    WHOLE_RUNS,
+    chosen,
+    files_testing,
+    function_at,
+    is_named,
+    mutants_of,
+)
 
 
 @pytest.mark.parametrize("module", ["learner/archive.py", "wire/codec.py", "supervisor/children.py"])
@@ -48,6 +58,14 @@ def test_modules_that_the_tests_cannot_judge_are_left_out():
     assert {m.module for m in chosen(0, 10_000, "rundir", {"rundir/c": "reason"})}.isdisjoint(
         {"rundir/claim.py"}
     )
+
+
+def test_each_change_that_is_called_equivalent_is_one_that_is_made():
+    entries = tomllib.loads(EXEMPT.read_text())["equivalent"]
+    made = {module: mutants_of(module) for module in {entry["module"] for entry in entries}}
+    assert [e for e in entries if not any(is_named(mutant, e) for mutant in made[e["module"]])] == []
+    [seed, _] = [e for e in entries if e.get("where") == "seed=0"]
+    assert len([m for m in made[seed["module"]] if is_named(m, seed)]) == 1, "not the exit code"
 
 
 def test_a_module_is_tested_by_its_mirror_first_and_then_by_all_that_import_it():

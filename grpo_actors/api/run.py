@@ -188,9 +188,8 @@ class Run:
             RunError: The run was refused. The text has its folder and the reason.
         """
         lines = self._lines()
-        # The first event says that the checks begin.
+        # The first event says that the checks begin. Without a second one the run has ended.
         if next(lines, None) is None or next(lines, None) is None:
-            self._ended.wait()
             self._raise_if_failed()
 
     def _ask_to_stop(self) -> None:

@@ -92,14 +92,13 @@ class Export:
         """
         if is_adapter(self.checkpoint.path):
             shutil.copy(self.checkpoint.path / MLX_LM_WEIGHTS, folder)
-            self._write_template(folder)
             described = json.loads((self.checkpoint.path / ADAPTER_CONFIG).read_text())
         else:
             _save(folder / MLX_LM_WEIGHTS, read_model(self.checkpoint.path))
-            self._write_template(folder)
             described = {"fine_tune_type": "full", "model": str(locate(self.config.model.model_name))}
         base = {"model": base_name(self.config)} if for_others else {}
         write_json(folder / ADAPTER_CONFIG, described | base)
+        self._write_template(folder)
         self._write_card(folder, name, "adapter")
 
     def write_peft(self, folder: Path, name: str, *, for_others: bool) -> None:

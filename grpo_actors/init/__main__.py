@@ -67,7 +67,7 @@ def sample() -> str:
     """Return the problems as JSON Lines: sums in words that the embedded model has met."""
     from grpo_actors.tasks.arithmetic import Arithmetic  # noqa: PLC0415 - not for --help
 
-    problems = Arithmetic(seed=0, train_size=COUNT, eval_size=1).problems("train")
+    problems = Arithmetic(seed=0, train_size=COUNT).problems("train")
     rows = (
         {"question": problem.messages[-1]["content"], "answer": int(problem.answer)} for problem in problems
     )

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import functools
+import re
 
 import datasets
 import pytest
@@ -61,6 +62,13 @@ class Judge:
             {"data": {"train": [{"question": "1?"}]}},
             "data: must be a path, a hub id, a list of dicts or one datasets.Dataset, such as data['train'], got dict",
         ),
+        *(
+            (
+                {"data": data},
+                f"data: must be a path, a hub id, a list of dicts or one datasets.Dataset, got {kind}",
+            )
+            for data, kind in ((3, "int"), ({}, "dict"))
+        ),
         ({"config": "quikstart"}, "quikstart: no such file; did you mean quickstart.toml?"),
     ],
 )
@@ -69,6 +77,13 @@ def test_settings_are_refused_as_on_the_command_line(arguments, line, tmp_path):
         train(**{"task": "arithmetic", "output_dir": str(tmp_path / "run"), **arguments})
     assert str(error.value).startswith(line)
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_notes_on_the_settings_are_printed_as_on_the_command_line(tmp_path, capsys):
+    (tmp_path / "flat.toml").write_text("seed = 3")
+    with pytest.raises(DataError):  # before a run starts
+        train(config=tmp_path / "flat.toml", data=["no row"], output_dir=str(tmp_path / "run"))
+    assert re.search(r"^note: .*flat\.toml: flat keys of MLX-GRPO", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_a_function_that_is_no_reward_is_refused():
@@ -88,16 +103,18 @@ def test_functions_are_named_by_what_they_are_and_never_twice():
             judge: 1.0,
             judge.method: 1.0,
             functools.partial(brevity, sign=1): 1.0,
+            functools.partial(functools.partial(brevity, sign=1), scale=2): 1.0,
             (lambda completions: [1.0] * len(completions)): 1.0,
         }
     )
     names = [
         "correctness",
-        *(f"caller:{name}" for name in ("brevity", "Judge", "method", "brevity_2", "lambda")),
+        *(f"caller:{name}" for name in ("brevity", "Judge", "method", "brevity_2", "brevity_3", "lambda")),
     ]
     assert list(weights) == names
-    assert list(weights.values()) == [2, 0.5, 1.0, 1.0, 1.0, 1.0]
+    assert list(weights.values()) == [2, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert served.weights_of(brevity) == {"caller:brevity": 1.0}  # the same function has the same name
+    assert served.weights_of([brevity, "correctness"]) == {"caller:brevity": 1.0, "correctness": 1.0}
 
 
 def test_rows_are_written_with_the_values_that_json_has(tmp_path):
@@ -107,11 +124,14 @@ def test_rows_are_written_with_the_values_that_json_has(tmp_path):
             {"question": "ä?", "answer": 3},
         ]
     )
-    file = write_rows(rows, tmp_path / "run", "data")
+    folder = tmp_path / "new" / "run"
+    file = write_rows(rows, folder, "data")
     expected = [(1, {"question": "1 + 1?", "answer": 2}), (2, {"question": "ä?", "answer": 3})]
     assert list(read(Location(str(file)))) == expected
-    assert write_rows([row for _, row in expected], tmp_path / "run", "data") == file
-    assert list((tmp_path / "run").iterdir()) == [file]
+    assert write_rows([row for _, row in expected], folder, "data") == file
+    assert list(folder.iterdir()) == [file]
+    other = write_rows([expected[0][1]], folder, "data")
+    assert sorted(folder.iterdir()) == sorted([file, other]), "other rows have another file"
 
 
 def test_rows_leave_a_file_of_the_users_own_in_the_run_folder_as_it_is(tmp_path):
@@ -177,6 +197,10 @@ def test_an_evaluation_calls_an_environment_of_the_program():
     result = evaluate("tiny", task="arithmetic", environment=nod, max_turns=2, samples=2, max_new_tokens=48)
     assert result.problems == 2
     assert seen == ["assistant"] * 2
+
+
+def test_of_no_prompts_there_are_no_answers():
+    assert generate("tiny", []) == []
 
 
 def test_a_prompt_that_is_none_is_refused():

@@ -10,7 +10,7 @@ from grpo_actors.config import (
     RewardConfig,
     RolloutConfig,
 )
-from grpo_actors.config.wording import rule_of
+from grpo_actors.config.wording import SHOWN_CHARACTERS, brief, rule_of
 
 
 def every_field():
@@ -60,3 +60,9 @@ def test_a_whole_number_is_a_number_and_true_is_neither():
             RolloutConfig(temperature=value)
         with pytest.raises(ValidationError):
             RolloutConfig(top_k=value)
+
+
+def test_a_value_in_an_error_is_whole_or_cut_where_its_line_would_be_too_long():
+    fits = "x" * (SHOWN_CHARACTERS - 2)  # with its quotes
+    assert brief(fits) == f'"{fits}"'
+    assert brief(f"{fits}y") == f'"{fits}y …'

@@ -2,6 +2,7 @@ import grpo_actors.policy  # noqa: F401  the fast BLAS comes before MLX
 
 # isort: split
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_large_models_are_sharded_and_load_again(tmp_path):
     assert len(list(folder.glob("model-*.safetensors"))) >= 5
     assert all(shard.stat().st_size < 1_010_000 for shard in folder.glob("model-*.safetensors"))
     assert mx.array_equal(mlx_lm.load(str(folder))[0](IDS), source(IDS))
+
+
+def test_a_shard_takes_what_just_fits(tmp_path):
+    write(tmp_path / "tiny.gguf", Tiny())
+    stored = GgufFile(tmp_path / "tiny.gguf")
+    slots = Architecture(stored).slots()
+    whole = weights.total_bytes(slots, "float32")
+    for limit, count in ((whole, 1), (whole - 1, 2)):
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        weights.save(stored, slots, folder, "float32", shard_bytes=limit)
+        assert len(list(folder.glob("*.safetensors"))) == count
+        index = folder / "model.safetensors.index.json"
+        assert index.exists() == (count > 1)
+    assert json.loads(index.read_text())["metadata"]["total_size"] == whole
 
 
 # --- number formats ---

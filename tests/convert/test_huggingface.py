@@ -47,6 +47,15 @@ def weights(folder: Path) -> dict[str, Any]:
 # --- what is written ---
 
 
+def test_a_model_is_in_memory_only_while_it_is_written(source, tmp_path):
+    before = mx.get_active_memory()
+    model, _ = huggingface.load_lazily(source, Plan())
+    sizes = [array.nbytes for _, array in tree_flatten(model.parameters())]
+    assert mx.get_active_memory() - before < sum(sizes) / 2
+    huggingface._save(model, tmp_path)
+    assert sum(array.nbytes for _, array in tree_flatten(model.parameters())) == 0
+
+
 @pytest.mark.parametrize("dtype", [(), ("--dtype", "float32")])
 def test_without_quantisation_the_log_probs_are_the_sources_exactly(source, tmp_path, capsys, dtype):
     assert run("--hf-path", source, "--output-dir", tmp_path / "model", *dtype, "--sample-tokens", 2) == 0

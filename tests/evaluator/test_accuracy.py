@@ -101,6 +101,11 @@ def test_equal_values_have_an_interval_of_some_width():
     assert estimate.high > 0.6
 
 
+def test_equal_values_beyond_a_share_are_certain():
+    estimate = mean_estimate([2.0] * 20)
+    assert (estimate.value, estimate.low, estimate.high) == (2.0, 2.0, 2.0)
+
+
 def test_the_bootstrap_agrees_with_the_normal_interval_where_it_applies():
     # 400 values, uniform on {0, 1/4, 1/2, 3/4, 1}: variance 1/8, so a standard error of sqrt(1/8/400) = 0.01768.
     estimate = mean_estimate([i % 5 / 4 for i in range(400)])
@@ -163,6 +168,12 @@ def test_the_difference_has_bonett_and_prices_interval():
 def test_swapping_the_policies_changes_the_sign_of_the_difference():
     there, back = paired_difference(2, 10, 48), paired_difference(10, 2, 48)
     assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low))
+
+
+def test_the_interval_of_a_difference_ends_where_differences_do():
+    # (11/12, 1/12): centre −0.83, half 0.31.
+    assert paired_difference(10, 0, 10).low == -1.0
+    assert paired_difference(0, 10, 10).high == 1.0
 
 
 def test_two_policies_that_never_differ_still_have_an_interval_of_some_width():

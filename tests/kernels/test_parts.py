@@ -10,7 +10,7 @@ from architectures import config_json
 
 from grpo_actors.config import ModelConfig, load_config
 from grpo_actors.config.objective import PRESETS
-from grpo_actors.kernels import parts
+from grpo_actors.kernels import part, parts
 from grpo_actors.kernels.small_model import in_small, small_policy
 from grpo_actors.kernels.stage import parts_of
 from grpo_actors.policy.quantization import is_quantized
@@ -77,6 +77,22 @@ def test_every_part_runs_for_adapters_and_quantised_weights(work_of, settings, p
 )
 def test_every_part_runs_for_every_loss(work_of, settings, part):
     parts.PARTS[part](work_of(**settings))
+
+
+@pytest.mark.parametrize("part", ["sampling", "weights"])
+def test_a_model_that_samples_quantised_is_quantised(work_of, part):
+    work = work_of("qwen2", {"hidden_size": 64, "head_dim": 16}, quantize_for_rollouts=True)
+    parts.PARTS[part](work)
+    assert is_quantized(work.policy.model)
+
+
+def test_a_process_does_its_part_and_ends_well(work_of, monkeypatch):
+    done = []
+    monkeypatch.setitem(parts.PARTS, "loss", lambda work: done.append(work.config))
+    config = work_of().config
+    monkeypatch.setattr(sys, "argv", ["part", "loss", config.model_dump_json()])
+    assert part.main() == 0
+    assert done == [config]
 
 
 def test_the_stage_and_the_parts_have_the_same_names(work_of):

@@ -125,6 +125,8 @@ def test_misshapen_rewards_are_refused():
         compute_advantages("group", [np.zeros((4, 3))], (1.0, 1.0))
     with pytest.raises(ValueError, match="penalty must be"):
         compute_advantages("group", [np.zeros((4, 1))], (1.0,), penalties=[np.zeros(3)])
+    with pytest.raises(ValueError, match="shorter"):
+        compute_advantages("group", [np.zeros((4, 1))] * 2, (1.0,), penalties=[np.zeros(4)])
 
 
 rewards_lists = st.lists(st.floats(-10, 10), min_size=2, max_size=8)

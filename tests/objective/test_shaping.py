@@ -14,6 +14,8 @@ def test_no_slope_is_no_penalty_and_a_slope_longer_than_the_limit_is_refused():
     assert overlong_penalty(np.array([100]), max_new_tokens=100, overlong_tokens=0).tolist() == [0.0]
     with pytest.raises(ValueError, match=r"overlong_tokens must be in \[0, 100\]"):
         overlong_penalty(np.array([1]), max_new_tokens=100, overlong_tokens=101)
+    with pytest.raises(ValueError, match=r"overlong_tokens must be in \[0, 100\]"):
+        overlong_penalty(np.array([1]), max_new_tokens=100, overlong_tokens=-1)
 
 
 def test_the_tokens_of_highest_entropy_are_those_of_the_whole_update_however_it_is_cut():
@@ -26,11 +28,21 @@ def test_the_tokens_of_highest_entropy_are_those_of_the_whole_update_however_it_
     assert np.concatenate(parts).tolist() == whole.tolist()
 
 
+def test_only_active_tokens_decide_where_the_highest_entropy_begins():
+    # The median of 1, 2, 3, 4 is 2.5.
+    h = np.array([[1.0, 2.0, 3.0, 4.0]])
+    (kept,) = top_entropy_masks([h], [np.ones((1, 4), bool)], share=0.5)
+    assert h[kept].tolist() == [3.0, 4.0]
+
+
 def test_the_whole_share_keeps_all_active_tokens_and_an_empty_update_is_no_error():
     (kept,) = top_entropy_masks([np.ones((2, 3))], [np.eye(2, 3, dtype=bool)], share=1.0)
     assert kept.tolist() == np.eye(2, 3, dtype=bool).tolist()
     assert top_entropy_masks([], [], share=0.2) == []
-    with pytest.raises(ValueError, match=r"share must be in \(0, 1\], got 0"):
-        top_entropy_masks([], [], share=0)
+    for share in (0, 1.01):
+        with pytest.raises(ValueError, match=rf"share must be in \(0, 1\], got {share}"):
+            top_entropy_masks([], [], share=share)
     with pytest.raises(ValueError, match="one shape"):
         top_entropy_masks([np.ones((2, 3))], [np.ones((2, 2), bool)], share=0.2)
+    with pytest.raises(ValueError, match="shorter"):
+        top_entropy_masks([np.ones((2, 3))], [], share=0.2)

@@ -203,6 +203,31 @@ def test_a_reward_of_zero_names_its_likely_cause(changes, cause):
     assert "for 5 updates (health.patience_updates)" in line
 
 
+def test_a_cause_is_named_from_its_bound_on():
+    assert "are cut before an answer" in text(NO_REWARD | {"truncated_share": 0.5})
+    assert "every completion gets 0" in text(NO_REWARD | {"truncated_share": 0.49, "rewards": {"x": 0.0}})
+    assert "every completion gets 0" in text(
+        NO_REWARD | {"completion_length_mean": 2.0, "rewards": {"x": 0.0}}
+    )
+    # Within 5 % of the most that the rewards can give together, of which a malus is no part.
+    best = {"functions": {"a": 20.0, "malus": -1.0}}
+    assert "solved every time" in text(EQUAL_REWARDS | {"reward_mean": 19.0}, **best)
+    assert "too easy or too hard" in text(EQUAL_REWARDS | {"reward_mean": 18.99}, **best)
+    assert "lora_keys" in text({"grad_norm": 0.0, "clip_share": 0.5})
+    assert "clip_eps" in text({"grad_norm": 0.0, "clip_share": 0.51})
+    stale = {"staleness": {"2": 8}}
+    assert "the workers are the slower half" in text(stale | {"learner_wait_share": 0.5}, max_staleness=2)
+    assert "the learner is the slower half" in text(stale | {"learner_wait_share": 0.49}, max_staleness=2)
+    gap = {"mismatch_kl": 0.06, "staleness": {"0": 8}}
+    assert "lora_dropout" not in text(gap, fine_tune_type="lora", lora_dropout=0.1, ratio="recomputed")
+
+
+def test_as_many_failures_as_are_allowed_raise_nothing():
+    for changes in (FAILED, FAILED | {"reward_failures": {}}):  # 8 of 64
+        assert raised([changes], max_failed_share=0.125) == []
+        assert len(raised([changes], max_failed_share=0.124)) == 1
+
+
 def test_equal_rewards_mean_too_easy_problems_if_all_are_the_best():
     assert "solved every time" in text(EQUAL_REWARDS | {"reward_mean": 1.0})
     assert "set selection.dynamic_sampling = true" in text(EQUAL_REWARDS | {"reward_mean": 0.3})
@@ -267,7 +292,7 @@ def test_the_format_rewards_are_built_in_ones():
 
 def test_a_template_whose_turns_never_end_is_named_as_the_cause_of_cut_completions():
     cut = {**WELL, "truncated_share": 1.0}
-    for changes, settings in ((cut, {}), ({**cut, **NO_REWARD}, {})):
+    for changes, settings in ((cut, {}), ({**cut, **NO_REWARD, "truncated_share": 0.5}, {})):
         health = Health(config(**settings), ends_turns=False)
         (alarm,) = [alarm for _ in range(PATIENCE) for alarm in health.check(changes)]
         assert NO_END in alarm.text

@@ -45,6 +45,9 @@ def test_a_record_survives_the_round_trip():
         b'{"seq":true,"time":1.0,"topic":"log"}',
         b'{"seq":1,"time":NaN,"topic":"log"}',
         b'{"seq":1,"time":1e999,"topic":"log"}',
+        b'{"seq":9007199254740992,"time":1.0,"topic":"log"}',  # 2^53
+        b'{"seq":1,"time":1e12,"topic":"log"}',
+        b'{"seq":1,"time":-1e12,"topic":"log"}',
         b'{"seq":1,"time":1.0,"topic":3}',
         b'{"seq":1,"time":1.0,"topic":"log","text":' + b"[" * 100_000,
     ],
@@ -54,7 +57,19 @@ def test_a_line_that_is_not_a_record_is_rejected(line):
         decode(line)
 
 
+def test_the_largest_number_and_time_are_those_of_a_record():
+    record = {"seq": 2**53 - 1, "time": 999_999_999_999, "topic": "log"}
+    assert decode(encode(record)) == record
+
+
+def test_a_topic_without_a_schema_is_the_callers_error():
+    with pytest.raises(ValueError, match="no such topic: 'news'; topics are start, "):
+        make_record(1, 2.0, "news", {})
+
+
 def test_a_value_that_is_not_json_is_the_callers_error():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode({"seq": 1, "time": 2.0, "topic": "log", "text": float("nan")})
     with pytest.raises(TypeError, match="not JSON serializable"):
         encode(make_record(1, 2.0, "log", {"text": {1, 2}}))
 

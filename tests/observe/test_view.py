@@ -16,7 +16,7 @@ from grpo_actors.observe.text import (
     status_line,
     stop_line,
 )
-from grpo_actors.observe.view import CURVE_UPDATES, RunView
+from grpo_actors.observe.view import CURVE_UPDATES, PACE_UPDATES, RunView
 
 
 def fold(*records: tuple[str, dict], view: RunView | None = None) -> RunView:
@@ -96,6 +96,31 @@ def test_pace_and_time_left_follow_from_the_records_times():
     assert view.updates_per_s == 1.0
     assert view.remaining_s == 5.0
     assert fold(*updates(range(1, 2), total_updates=10)).remaining_s is None
+
+
+def test_the_pace_is_that_of_the_last_updates_and_a_pause_before_them_does_not_count():
+    view = RunView()
+    for number in range(PACE_UPDATES + 2):  # an hour, then one update a second
+        time = 0.0 if number == 0 else 3600.0 + number
+        view = view.apply(make_record(number + 1, time, "metrics", {"update": number, "total_updates": 10}))
+        if number == PACE_UPDATES:
+            assert view.updates_per_s == pytest.approx(PACE_UPDATES / (3600 + PACE_UPDATES))
+    assert view.updates_per_s == 1.0
+    assert view.remaining_s == 0.0, "more updates than were planned"
+
+
+def test_updates_at_one_time_have_no_pace():
+    view = RunView()
+    for number in (1, 2):
+        view = view.apply(make_record(number, 5.0, "metrics", {"update": number, "total_updates": 9}))
+    assert (view.updates_per_s, view.remaining_s) == (None, None)
+
+
+def test_an_update_that_is_repeated_replaces_its_point_and_its_evaluation():
+    view = fold(*updates(range(1, 4), loss=0.5), evaluation(2, 0.3, best=True), evaluation(3, 0.3, best=True))
+    view = fold(*updates(range(3, 4), loss=9.0), view=view)
+    assert [(point.update, point.loss) for point in view.curve] == [(1, 0.5), (2, 0.5), (3, 9.0)]
+    assert [record["update"] for record in view.evals] == [2]
 
 
 def test_a_sample_without_its_texts_does_not_replace_one_with_them():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from grpo_actors.evaluator.comparison.result import (
@@ -74,6 +76,14 @@ def test_the_sentence_names_the_better_policy_in_either_order():
     worse, better = greedy("." * 10), greedy("x" * 10)
     for pair in (compare(("worse", "better"), worse, better), compare(("better", "worse"), better, worse)):
         assert "; better is better, and chance" in as_sentence(pair)
+
+
+@pytest.mark.parametrize(("p_value", "tells"), [(0.049, True), (0.05, False), (0.051, False)])
+def test_a_difference_that_chance_shows_once_in_twenty_times_tells_nothing(p_value, tells):
+    pair = compare(("worse", "better"), greedy("." * 10), greedy("x" * 10))
+    sentence = as_sentence(replace(pair, p_value=p_value))
+    assert ("better is better" in sentence) == tells
+    assert ("do not tell which" in sentence) == (not tells)
 
 
 def test_samples_are_compared_by_their_share_of_each_problem():
