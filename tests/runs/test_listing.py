@@ -2,12 +2,11 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from bounds import HANG_S
 from checkpoint_files import write_checkpoint_files
+from commands import launch_here
 
 from grpo_actors.config import load_config
 from grpo_actors.observe.records import encode, make_record
@@ -15,9 +14,6 @@ from grpo_actors.rundir.folder import locked
 from grpo_actors.runs.__main__ import main
 from grpo_actors.runs.again import unfinished_folder
 from grpo_actors.runs.listing import find_runs, listed
-
-ROOT = Path(__file__).parents[2]
-
 
 def write_run(folder, *, update, total=6, end=None):
     """Write the files of a run that has ended after `update` updates; `end`: the fields of its stop record."""
@@ -103,14 +99,8 @@ def test_an_unfinished_run_continues_and_a_finished_one_stays(tmp_path):
 
 def test_again_trains_beside_a_finished_run(tmp_path):
     run = write_run(tmp_path / "run", update=6)
-    settings = ["smoke_test", "--set", f"output_dir={run}", "--again", "--dry-run", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "grpo_actors", "train", *settings],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=HANG_S,
-    )
+    settings = ("smoke_test", "--set", f"output_dir={run}", "--again", "--dry-run", "--json")
+    done = launch_here(*settings)
+    assert done.returncode == 0
     assert json.loads(done.stdout)["config"]["run"]["output_dir"] == f"{run}-2"
     assert done.stderr.startswith(f"{run}-2: a new run; the one in {run} is done")

@@ -20,6 +20,7 @@ from bounds import HANG_S
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.folder import locked
 from grpo_actors.tail.__main__ import main
+from grpo_actors.targets import RunFolder
 from grpo_actors.transport.events import EventPublisher
 
 COMMAND = [sys.executable, "-m", "grpo_actors.tail"]
@@ -143,6 +144,18 @@ def test_a_run_that_was_killed_says_so(folder, endpoints):
     assert "update 1/9" in result.stdout
     assert result.stdout.splitlines()[-1] == "the run is over: its process is gone and left no word why"
     assert result.returncode == 0
+
+
+def test_a_run_that_is_no_longer_watched_has_no_file_open(folder):
+    before = set(os.listdir("/dev/fd"))
+    with live_run(folder) as run:
+        run.update(1)
+    (folder / "endpoints.json").unlink()
+    target = RunFolder(folder)
+    assert target.follower.receive(0.0)["update"] == 1
+    opened = set(os.listdir("/dev/fd"))
+    target.close()
+    assert opened > set(os.listdir("/dev/fd")) == before
 
 
 def test_a_live_run_is_followed_from_its_history_to_its_stop(folder):

@@ -2,18 +2,21 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from commands import run_here
 
 from grpo_actors.config import Config, MetricsConfig
 from grpo_actors.errors import ConfigError
 from grpo_actors.observe.records import make_record
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.trackers import check_installed
+from grpo_actors.trackers.__main__ import guarded
 from grpo_actors.trackers.feed import Feed
 from grpo_actors.trackers.values import SAMPLES, fenced, hyperparameters, is_shown, markdown, values
 
@@ -209,6 +212,25 @@ def test_settings_and_samples_are_shown(tmp_path):
     assert b"It is" in sample.tensor_proto.string_val[0]
     files = b"".join(path.read_bytes() for path in (tmp_path / "trackers" / "tensorboard").iterdir())
     assert b"learner.learning_rate" in files
+
+
+@pytest.mark.usefixtures("needs_tensorboard")
+def test_a_run_that_is_not_there_and_a_package_that_fails_are_one_line_each(tmp_path):
+    done = run_here(guarded, tmp_path, "tensorboard")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{tmp_path} has no metrics.jsonl: give the output folder of a run" in done.stderr
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        journal.append("stop", {"reason": "all updates done", "exit_code": 0})
+    done = run_here(guarded, tmp_path, "tensorflow")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "a tracker must be one of tensorboard, " in done.stderr
+    assert run_here(guarded, tmp_path, "tensorboard").returncode == 0
+    shutil.rmtree(tmp_path / "trackers")
+    (tmp_path / "trackers").write_text("in the way")
+    done = run_here(guarded, tmp_path, "tensorboard")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("FileExistsError: ")
 
 
 # --- the other two -------------------------------------------------------------------------------

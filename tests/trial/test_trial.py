@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,8 @@ def test_a_trial_of_the_quickstart_is_ready_and_writes_nothing(tmp_path):
         timeout=HANG_S,
     )
     assert (done.returncode, list(tmp_path.iterdir())) == (0, [])
+    split = "6% of the problems (1,200) are held out for evaluation, 20,000 are to train on"
+    assert done.stderr == f"note: {split}\n"
     assert done.stdout.splitlines()[-1] == "ready"
     # The special tokens are shown, the rewards of each completion, and what the whole run will take.
     for seen in ("<|user|>", "<|assistant|>", "system prompt: none", "strict_format", "for 110 updates"):
@@ -158,6 +161,27 @@ def test_completions_are_those_that_the_run_trains_on_first(plain, tmp_path):
     assert shown == [problem for _, _, problem, _ in update["ledger"]]
     mean = next(line for line in plain if line.startswith("reward       correctness"))
     assert f"mean {update['rewards']['correctness']:.2f}" in mean
+
+
+def test_the_best_and_the_worst_completion_are_shown_with_their_rewards(plain):
+    def after(start):
+        """The lines of the first section whose title begins so."""
+        begin = next(number for number, line in enumerate(plain) if line.startswith(start))
+        return plain[begin], list(takewhile(lambda line: line.startswith("  |"), plain[begin + 1 :]))
+
+    weights = {}
+    for line in plain:
+        if line.startswith("reward       "):
+            name, weight = line.split(":")[0].removeprefix("reward       ").split(", weight ")
+            weights[name] = float(weight)
+    _, rows = after("rewards of problem")
+    table = {name: [float(value) for value in values] for name, *values in (row[4:].split() for row in rows)}
+    rewards = [sum(weights[name] * table[name][i] for name in weights) for i in range(4)]
+    assert min(rewards) < max(rewards)
+    for which, reward in (("best", max(rewards)), ("worst", min(rewards))):
+        title, text = after(f"{which} completion of 4: ")
+        assert f": reward {reward:g}, " in title
+        assert "<|assistant|>" in "".join(text) or "<|end|>" in "".join(text)
 
 
 def test_workers_that_quantise_are_tried_quantised(capsys, plain):
