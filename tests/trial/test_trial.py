@@ -6,14 +6,21 @@ import json
 import os
 import subprocess
 import sys
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bounds import HANG_S
 from commands import launch_here
 
 from grpo_actors.config import load_config
+from grpo_actors.learner.exchange_setup import build_supply
+from grpo_actors.learner.loading import load_model
+from grpo_actors.rundir.claim import with_rewards
+from grpo_actors.tasks.registry import open_task
+from grpo_actors.tasks.scoring import open_scorer
+from grpo_actors.trial import sampling
 from grpo_actors.trial.trial import run_trial
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +105,27 @@ def test_answers_that_are_cut_are_found_with_the_setting(capsys):
     assert any(
         "cut" in line and "rollout.max_new_tokens" in line for line in lines if line.startswith("CHANGE")
     )
+
+
+def test_no_group_begins_after_half_of_the_time(monkeypatch):
+    config = load_config("quickstart.toml", [*SMALL[:2], "batch_groups=1", "max_new_tokens=4"]).config
+    task = open_task(config)
+    config = with_rewards(config, task)
+    policy = load_model(config)
+    supply = build_supply(config, task, policy)
+
+    def sampled(within_s):
+        calls = count()
+        monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: float(next(calls))))
+        with open_scorer(config) as scorer:
+            return sampling.sample_groups(config, policy, supply, scorer, None, within_s=within_s)
+
+    whole = sampled(within_s=1e9)
+    assert len(whole.groups) == 2
+    # A second passes from one look at the clock to the next: besides sampling, one before it and one behind it.
+    first_s = whole.sampling_s / 2 + 2
+    for within_s, groups in ((2 * first_s, 1), (2 * first_s + 1, 2)):
+        assert len(sampled(within_s).groups) == groups
 
 
 def test_prompts_over_the_limit_are_found_with_their_share(capsys):
