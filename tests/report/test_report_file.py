@@ -29,7 +29,9 @@ def test_a_report_is_one_small_file_in_the_run_folder(run_dir):
     assert (done.returncode, done.stderr) == (0, "")
     file = run_dir / "report.html"
     text = file.read_text()
-    assert len(text.encode()) < MAX_BYTES
+    size = len(text.encode())
+    assert size < MAX_BYTES
+    assert done.stdout == f"{file} ({size / 1e6:.1f} MB)\n"
     # Scripts and styles are inside.
     assert "<script src" not in text
     assert '<link rel="stylesheet"' not in text

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from bounds import HANG_S
 from checkpoint_files import write_checkpoint_files
-from commands import launch_here
+from commands import launch_here, run_here
 
 from grpo_actors.config import load_config
 from grpo_actors.observe.records import encode, make_record
@@ -104,3 +104,19 @@ def test_again_trains_beside_a_finished_run(tmp_path):
     assert done.returncode == 0
     assert json.loads(done.stdout)["config"]["run"]["output_dir"] == f"{run}-2"
     assert done.stderr.startswith(f"{run}-2: a new run; the one in {run} is done")
+
+
+def test_a_folder_without_runs_and_a_run_that_cannot_be_read_are_said_on_stderr(tmp_path):
+    done = run_here(main, tmp_path / "nowhere")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{tmp_path / 'nowhere'}: no such folder" in done.stderr
+    done = run_here(main, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"no run in {tmp_path}\n")
+    done = run_here(main, tmp_path, "--json")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    run = write_run(tmp_path / "run", update=4, end=STOPPED)
+    (write_run(tmp_path / "newer", update=4) / "config.json").write_text("{")
+    done = run_here(main, cwd=tmp_path)
+    assert done.stdout.startswith(f"{run.name}  stopped, update 4 of 6, ")
+    assert "  tiny on arithmetic\n  not evaluated\n  continue: " in done.stdout
+    assert done.stderr.startswith("note: newer/config.json: ")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import zmq
 from bounds import HANG_S
+from commands import run_here
 
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.folder import locked
@@ -144,6 +145,14 @@ def test_a_run_that_was_killed_says_so(folder, endpoints):
     assert "update 1/9" in result.stdout
     assert result.stdout.splitlines()[-1] == "the run is over: its process is gone and left no word why"
     assert result.returncode == 0
+
+
+def test_for_a_program_the_end_of_a_killed_run_is_no_record(folder):
+    ended_run(folder, with_stop=False)
+    done = run_here(main, folder, "--json")
+    assert [json.loads(line)["topic"] for line in done.stdout.splitlines()] == ["start", "metrics", "sample"]
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert done.stderr.startswith("tail: the run is over: ")
 
 
 def test_a_run_that_is_no_longer_watched_has_no_file_open(folder):

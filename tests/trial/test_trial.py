@@ -151,10 +151,12 @@ def test_a_column_that_is_not_there_is_named_before_the_model_is_loaded(tmp_path
     (tmp_path / "mine.py").write_text(
         "def right(completions, solution, **columns):\n    return [0.0] * len(completions)\n"
     )
-    overrides = ("task=dataset", "path=sums.jsonl", 'reward.functions={"mine.py:right" = 1.0}')
+    overrides = ("clip_eps=0.2", "clip_eps_high=0.1")
+    overrides += ("task=dataset", "path=sums.jsonl", 'reward.functions={"mine.py:right" = 1.0}')
     settings = [word for override in overrides for word in ("--set", override)]
     done = launch_here("--config", "quickstart.toml", "--trial", *settings, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("note: objective.clip_eps_high = 0.1 lies below clip_eps = 0.2: ")
     assert "'mine.py:right' needs the column 'solution'" in done.stderr
     assert "the training data has answer, gold, question" in done.stderr
 
