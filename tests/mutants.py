@@ -69,7 +69,11 @@ WHOLE_RUNS = {
     "supervisor/next_commands.py": ("tests/run/test_stop.py", "tests/run/test_whole_run.py"),
     "supervisor/run.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
     "supervisor/supervisor.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
-    "train/__main__.py": ("tests/config/test_launch.py", "tests/runs/test_listing.py", "tests/trial/test_trial.py"),
+    "train/__main__.py": (
+        "tests/config/test_launch.py",
+        "tests/runs/test_listing.py",
+        "tests/trial/test_trial.py",
+    ),
 }
 #: Tests count as hung, and the mutant as killed, after so many seconds and this many times what they took without it.
 LIMIT_S, LIMIT_TIMES = 60.0, 10.0

@@ -56,7 +56,7 @@ def test_epochs_that_have_fewer_problems_than_one_update_are_refused():
     groups = config.groups_per_update
     assert total_updates(config, 5 * groups) == 10
     assert total_updates(resolved("batch_size=8", "num_generations=4", "max_updates=7"), 1) == 7
-    with pytest.raises(ConfigError, match="learner.num_epochs: 2 × 1 problems are fewer than the"):
+    with pytest.raises(ConfigError, match=r"learner\.num_epochs: 2 × 1 problems are fewer than the"):
         total_updates(config, 1)
 
 

@@ -15,6 +15,7 @@ from grpo_actors.runs.__main__ import main
 from grpo_actors.runs.again import unfinished_folder
 from grpo_actors.runs.listing import find_runs, listed
 
+
 def write_run(folder, *, update, total=6, end=None):
     """Write the files of a run that has ended after `update` updates; `end`: the fields of its stop record."""
     folder.mkdir(parents=True)

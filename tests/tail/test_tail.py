@@ -156,15 +156,18 @@ def test_for_a_program_the_end_of_a_killed_run_is_no_record(folder):
 
 
 def test_a_run_that_is_no_longer_watched_has_no_file_open(folder):
-    before = set(os.listdir("/dev/fd"))
+    def opened():
+        return {file.name for file in Path("/dev/fd").iterdir()}
+
+    before = opened()
     with live_run(folder) as run:
         run.update(1)
     (folder / "endpoints.json").unlink()
     target = RunFolder(folder)
     assert target.follower.receive(0.0)["update"] == 1
-    opened = set(os.listdir("/dev/fd"))
+    assert opened() > before
     target.close()
-    assert opened > set(os.listdir("/dev/fd")) == before
+    assert opened() == before
 
 
 def test_a_live_run_is_followed_from_its_history_to_its_stop(folder):

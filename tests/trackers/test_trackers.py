@@ -104,6 +104,12 @@ def test_an_evaluation_has_its_own_group_and_a_boolean_is_not_a_number():
     assert values(record) == {"eval/accuracy": 0.5}
 
 
+def test_an_estimate_is_sent_with_its_bounds_and_one_of_each_source_by_the_name_of_the_source():
+    by_source = {"sums": {"value": 0.5, "low": 0.4, "high": 0.6}, "gsm8k": {"value": None}}
+    record = make_record(1, 1.0, "eval", {"update": 3, "score": {"value": 0.5}, "by_source": by_source})
+    assert values(record) == {"eval_score/value": 0.5, "eval_by_source/sums": 0.5}
+
+
 def test_of_a_long_run_a_few_samples_are_shown():
     shown = [
         update
@@ -123,7 +129,10 @@ def test_settings_are_flat_and_unset_ones_are_left_out():
 
 def test_a_completion_cannot_leave_its_fence():
     assert fenced("a ``` b") == "````\na ``` b\n````"
-    assert "reward 1.0, truncated" in markdown(SAMPLE)
+    whole = (
+        "**sum-1**\n\n```\n1 + 1?\n```\n\nanswer: `2`\n\nreward 1.0, truncated\n\n````\nIt is ```2```\n````"
+    )
+    assert markdown(SAMPLE) == whole
 
 
 # --- settings ------------------------------------------------------------------------------------
