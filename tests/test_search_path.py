@@ -71,7 +71,7 @@ STANDARD = str(Path(os.__file__).parent)
         ),
         (["mine", STANDARD, "installed", "mine"], [STANDARD, "mine", "installed"]),
         ([STANDARD, "installed"], [STANDARD, "mine", "installed"]),
-        (["installed"], ["mine", "installed"]),
+        (["installed", "more"], ["mine", "installed", "more"]),
     ],
 )
 def test_a_folder_comes_once_between_the_standard_library_and_installed_packages(monkeypatch, before, after):

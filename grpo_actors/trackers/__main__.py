@@ -66,7 +66,7 @@ def follow(feed: "Feed", stop: StopRequest) -> None:
         time.sleep(POLL_S)
 
 
-def _guarded() -> int:
+def guarded() -> int:
     """Run `main`, and turn any failure of the tracker's package into one line; the supervisor restarts the process."""
     try:
         return main()
@@ -78,4 +78,4 @@ def _guarded() -> int:
 
 
 if __name__ == "__main__":
-    run_command(_guarded)
+    run_command(guarded)

@@ -60,9 +60,10 @@ class Watch:
     def _run(self) -> None:
         while not self._over.wait(PERIOD_S):
             for monitor, watched in self._sockets.items():
-                while monitor.poll(0):
-                    event = recv_monitor_message(monitor)
-                    self._note(watched, event["event"], event["value"])
+                with contextlib.suppress(zmq.Again):  # until no event is left
+                    while True:
+                        event = recv_monitor_message(monitor, zmq.NOBLOCK)
+                        self._note(watched, event["event"], event["value"])
             self._check_bytes()
 
     def _note(self, watched: Socket, event: int, descriptor: int) -> None:

@@ -42,6 +42,12 @@ def test_a_part_of_the_run_is_shown_with_more_detail():
     assert (sampled.width, sampled.x[0], sampled.x[-1]) == (1, 5000, 5100)
 
 
+def test_a_part_begins_with_a_whole_bucket():
+    whole, part = (curves(80, a=float).sampled(10, first) for first in (1, 4))
+    assert whole.width == 8
+    assert part.x.tolist() == whole.x.tolist()
+
+
 def test_what_was_not_measured_is_no_number_and_does_not_spoil_its_bucket():
     table = curves(4, a=lambda update: math.nan if update < 3 else update)
     assert np.isnan(table.sampled(2).curves["a"].mean).tolist() == [True, False]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from grpo_actors.page.timeline import UPDATES_SHOWN, Timeline
+from grpo_actors.page.timeline import UPDATES_SHOWN, Timeline, memory_of
 
 
 def record(topic: str, time: float, **fields: Any) -> dict[str, Any]:
@@ -25,6 +25,10 @@ def test_the_learner_waits_then_trains_and_a_worker_samples_then_waits():
         ("w", "samples"): (100, 107.5),
         ("w", "waits"): (107.5, 110),
     }
+    assert [s.what for s in timeline.spans()] == [
+        *("for groups of the workers", "update 1"),
+        *("groups, during update 1", "for the learner, 25% of update 1"),
+    ]
 
 
 def test_a_worker_has_no_spans_before_it_joined_and_after_it_left():
@@ -56,3 +60,30 @@ def test_only_the_newest_updates_are_shown():
     spans = timeline.spans()
     assert len(spans) == 2 * UPDATES_SHOWN
     assert spans[0].begin == 10.0 * (300 - UPDATES_SHOWN)
+
+
+def test_what_took_no_time_has_no_span_and_the_evaluator_is_no_worker():
+    timeline = Timeline()
+    for name in ("evaluator", "rollout"):
+        timeline.apply(record("worker", 0.0, worker=name, role=name, state="joined"))
+    timeline.apply(record("metrics", 110.0, update=1, update_s=10.0, wait_s=0.0, rollout_wait_share=0.0))
+    spans = [(s.actor, s.doing, s.begin, s.end) for s in timeline.spans()]
+    assert spans == [("learner", "trains", 100, 110), ("rollout", "samples", 100, 110)]
+
+
+def test_workers_of_a_run_that_starts_again_have_to_join_again():
+    timeline = Timeline()
+    timeline.apply(record("worker", 0.0, worker="w", role="rollout", state="joined"))
+    timeline.apply(record("start", 100.0))
+    timeline.apply(update(1, 110.0))
+    assert timeline.actors() == ["learner"]
+    timeline.apply(record("worker", 112.0, worker="w", role="rollout", state="sampling"))
+    timeline.apply(record("worker", 119.0, worker="w", role="rollout", state="waiting"))
+    timeline.apply(update(2, 120.0))
+    assert [(s.begin, s.end) for s in timeline.spans() if s.actor == "w"] == [(112, 118), (118, 120)]
+
+
+def test_memory_is_that_of_each_actor_that_has_measured_it():
+    both = record("metrics", 1.0, memory_gb=1.5, peers_memory_gb={"w": 0.5, "other": None})
+    assert memory_of(both) == {"learner": 1.5, "w": 0.5}
+    assert memory_of(record("metrics", 1.0)) == {}

@@ -25,6 +25,10 @@ def test_the_largest_load_counts_the_tokens_that_train():
     even = mx.array([[[0, 1], [0, 0], [0, 0]], [[2, 3], [4, 5], [0, 0]]])
     assert largest_load([Choice(6, even)], BATCH).item() == 1.0
     assert largest_load([Choice(4, chosen), Choice(6, even)], BATCH).item() == pytest.approx(1.5)
+    nobody = BATCH | {"mask": mx.zeros((2, 2), mx.bool_)}
+    assert largest_load([Choice(4, chosen)], nobody).item() == 0.0
+    alone = BATCH | {"mask": mx.array([[True, False], [False, False]])}
+    assert largest_load([Choice(4, chosen[..., :1])], alone).item() == 4.0
 
 
 def test_the_choices_of_every_layer_are_watched_also_where_blocks_are_computed_again():

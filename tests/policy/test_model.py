@@ -209,3 +209,17 @@ def test_the_vocabulary_is_part_of_the_identity_and_the_order_in_which_it_is_lis
     assert digest({"c": 3, "a": 0, "b": 1}) == given
     others = ({"b": 0, "a": 1, "c": 3}, {"a": 0, "b": 1, "c": 2}, {"a": 0, "bc": 3})
     assert given not in map(digest, others)
+
+
+def test_weights_that_do_not_fit_replace_nothing(tiny):
+    held = tiny.trainable()
+    name, other = sorted(held)[:2]
+    zeros = {each: mx.zeros_like(array) for each, array in held.items()}
+    with pytest.raises(ModelError, match=f"'{name}' is on one side only"):
+        tiny.load_trainable({each: array for each, array in zeros.items() if each != name})
+    with pytest.raises(ModelError, match=rf"{name} has shape .*, got \(1,\)"):
+        tiny.load_trainable(zeros | {name: mx.zeros((1,))})
+    assert mx.array_equal(tiny.trainable()[other], held[other])
+    assert mx.any(held[other] != 0)
+    tiny.load_trainable(zeros)
+    assert not mx.any(tiny.trainable()[other] != 0)

@@ -9,11 +9,13 @@ import mlx_lm.utils
 import numpy as np
 import pytest
 from architectures import random_policy
+from mlx import nn
 from mlx.utils import tree_flatten
 from written import write_checkpoint
 
 from grpo_actors.config import Config, ModelConfig, load_config
 from grpo_actors.errors import ConfigError, ModelError
+from grpo_actors.policy import peft
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_base, load_policy
 from grpo_actors.policy.peft import to_peft
@@ -327,3 +329,12 @@ def test_peft_computes_the_same_logits(settings, tmp_path):
     with torch.no_grad():
         computed = theirs(torch.tensor(TOKENS.tolist())).logits.numpy()
     np.testing.assert_allclose(logits(policy.model), computed, rtol=1e-5, atol=5e-5)
+
+
+def test_a_peft_adapter_with_another_embedding_is_refused():
+    embedding = nn.Embedding(6, 4)
+    peft._check_copy("embed", embedding, None)
+    peft._check_copy("embed", embedding, embedding.weight.astype(mx.bfloat16))
+    for other in (embedding.weight + 0.1, mx.zeros((7, 4))):
+        with pytest.raises(ModelError, match=r"^embed: the PEFT folder has another embedding"):
+            peft._check_copy("embed", embedding, other)

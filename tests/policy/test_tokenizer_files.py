@@ -60,3 +60,14 @@ def test_named_extra_tokens_which_both_versions_know_stay(folder):
     text = '{"tokenizer_class": "LlamaTokenizer", "extra_special_tokens": {"image_token": "<image>"}}'
     (folder / "tokenizer_config.json").write_text(text)
     assert read_files(folder)["tokenizer_config.json"] == text.encode()
+
+
+@pytest.mark.parametrize("own", ["", "a file", "in the configuration"])
+def test_the_template_of_an_older_processor_stands_in_where_the_tokenizer_has_none(folder, own):
+    (folder / "chat_template.json").write_text('{"chat_template": "older"}')
+    config = {"chat_template": "own"} if own == "in the configuration" else {}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if own != "a file":
+        (folder / "chat_template.jinja").unlink()
+    given = {"": b"older", "a file": b"chat_template.jinja"}.get(own)
+    assert read_files(folder).get("chat_template.jinja") == given

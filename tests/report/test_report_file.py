@@ -1,5 +1,6 @@
 """The report: one file, small, without personal paths."""
 
+import json
 import math
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from recorded import RecordedRun, record_run
 
 from grpo_actors.page.curves import Curves
 from grpo_actors.page.views import packed
+from grpo_actors.report import writing
 from grpo_actors.report.__main__ import main
 from grpo_actors.report.privacy import Privacy
 from grpo_actors.report.writing import MAX_BYTES, build_report, spread
@@ -27,7 +29,9 @@ def test_a_report_is_one_small_file_in_the_run_folder(run_dir):
     assert (done.returncode, done.stderr) == (0, "")
     file = run_dir / "report.html"
     text = file.read_text()
-    assert len(text.encode()) < MAX_BYTES
+    size = len(text.encode())
+    assert size < MAX_BYTES
+    assert done.stdout == f"{file} ({size / 1e6:.1f} MB)\n"
     # Scripts and styles are inside.
     assert "<script src" not in text
     assert '<link rel="stylesheet"' not in text
@@ -55,6 +59,15 @@ def test_a_report_of_many_large_groups_stays_small(run_dir):
     (run_dir / "groups.jsonl").unlink()
     assert run_here(main, run_dir).returncode == 0
     assert 2_000_000 < (run_dir / "report.html").stat().st_size < MAX_BYTES
+
+
+def test_samples_are_taken_until_their_bytes_are_used_up(run_dir, monkeypatch):
+    folder = record_run(run_dir, 3)
+    [first, second, *_] = writing._samples(folder, None)["contents"].values()
+    room = sum(len(json.dumps(group, separators=(",", ":"))) for group in (first, second))
+    for size, taken in ((room, 2), (room - 1, 1)):
+        monkeypatch.setattr(writing, "SAMPLE_BYTES", size)
+        assert len(writing._samples(folder, None)["contents"]) == taken
 
 
 def test_a_report_names_no_personal_path(tmp_path):

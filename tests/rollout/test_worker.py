@@ -254,6 +254,9 @@ def test_time_counts_as_waiting_where_there_is_nothing_to_sample(learner):
     took_s, beat = time.monotonic() - started_s, learner.last_beat()
     assert beat.state == "waiting"
     assert 0.0 < beat.working_s <= took_s, "counted once"
+    [group] = learner.groups()
+    assert 0.0 < group.scoring_s <= took_s
+    assert beat.tokens == 2 * 12
 
 
 # --- draining -------------------------------------------------------------------------------------

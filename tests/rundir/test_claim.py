@@ -5,7 +5,7 @@ from checkpoint_files import write_checkpoint_files
 
 from grpo_actors.config import load_config
 from grpo_actors.errors import ConfigError, RunError
-from grpo_actors.rundir.claim import check_resume, with_rewards
+from grpo_actors.rundir.claim import check_resume, total_updates, with_rewards
 from grpo_actors.tasks.registry import load_task
 
 
@@ -49,6 +49,15 @@ def test_the_metric_may_be_one_reward_function_of_the_run():
         resolved("metric=speed")
     with pytest.raises(ConfigError, match=r"evaluator.metric must be one of accuracy, reward, integer"):
         load_config(None, ["functions={ integer = 1.0 }", "metric=correctness"])
+
+
+def test_epochs_that_have_fewer_problems_than_one_update_are_refused():
+    config = resolved("batch_size=8", "num_generations=4", "num_epochs=2")
+    groups = config.groups_per_update
+    assert total_updates(config, 5 * groups) == 10
+    assert total_updates(resolved("batch_size=8", "num_generations=4", "max_updates=7"), 1) == 7
+    with pytest.raises(ConfigError, match=r"learner\.num_epochs: 2 × 1 problems are fewer than the"):
+        total_updates(config, 1)
 
 
 @pytest.mark.parametrize(

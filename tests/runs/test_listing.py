@@ -2,12 +2,11 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from bounds import HANG_S
 from checkpoint_files import write_checkpoint_files
+from commands import launch_here, run_here
 
 from grpo_actors.config import load_config
 from grpo_actors.observe.records import encode, make_record
@@ -15,8 +14,6 @@ from grpo_actors.rundir.folder import locked
 from grpo_actors.runs.__main__ import main
 from grpo_actors.runs.again import unfinished_folder
 from grpo_actors.runs.listing import find_runs, listed
-
-ROOT = Path(__file__).parents[2]
 
 
 def write_run(folder, *, update, total=6, end=None):
@@ -103,14 +100,24 @@ def test_an_unfinished_run_continues_and_a_finished_one_stays(tmp_path):
 
 def test_again_trains_beside_a_finished_run(tmp_path):
     run = write_run(tmp_path / "run", update=6)
-    settings = ["smoke_test", "--set", f"output_dir={run}", "--again", "--dry-run", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "grpo_actors", "train", *settings],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=HANG_S,
-    )
+    settings = ("smoke_test", "--set", f"output_dir={run}", "--again", "--dry-run", "--json")
+    done = launch_here(*settings)
+    assert done.returncode == 0
     assert json.loads(done.stdout)["config"]["run"]["output_dir"] == f"{run}-2"
     assert done.stderr.startswith(f"{run}-2: a new run; the one in {run} is done")
+
+
+def test_a_folder_without_runs_and_a_run_that_cannot_be_read_are_said_on_stderr(tmp_path):
+    done = run_here(main, tmp_path / "nowhere")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{tmp_path / 'nowhere'}: no such folder" in done.stderr
+    done = run_here(main, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"no run in {tmp_path}\n")
+    done = run_here(main, tmp_path, "--json")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    run = write_run(tmp_path / "run", update=4, end=STOPPED)
+    (write_run(tmp_path / "newer", update=4) / "config.json").write_text("{")
+    done = run_here(main, cwd=tmp_path)
+    assert done.stdout.startswith(f"{run.name}  stopped, update 4 of 6, ")
+    assert "  tiny on arithmetic\n  not evaluated\n  continue: " in done.stdout
+    assert done.stderr.startswith("note: newer/config.json: ")

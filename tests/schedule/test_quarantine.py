@@ -39,6 +39,7 @@ def test_an_update_within_the_band_ends_the_count_and_one_without_evidence_does_
     ("own", "others", "out"),
     [
         (0.09, [0.001, 0.002], False),  # within max_gap
+        (0.1, [0.001, 0.002], False),
         (0.11, [0.001, 0.002], True),
         (0.39, [0.1, 0.2], False),  # 4 times the lower median, which is 0.1
         (0.41, [0.1, 0.2], True),

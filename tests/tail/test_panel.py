@@ -102,6 +102,42 @@ def test_it_fits_and_shows_every_number(width, height):
         assert expected in shown
 
 
+def test_a_large_terminal_shows_the_rest_of_the_numbers():
+    measured = {
+        "logprob_gap_mean": 0.002,
+        "logprob_gap_max": 0.05,
+        "entropy": 0.31,
+        "skipped_steps": 2,
+        "groups": 8,
+        "completions": 64,
+        "tokens": 5_000,
+        "padding_share": 0.2,
+        "memory_gb": 1.5,
+        "peers_memory_gb": {"a": 0.5, "b": 0.25},
+        "staleness": {"0": 6, "4": 1, "7": 1},
+    }
+    gain = {"value": 0.1, "low": 0.05, "high": 0.15}
+    worker = {"worker": "w", "state": "sampling", "groups": 12, "memory_gb": 0.5}
+    records = [
+        ("metrics", METRICS | measured),
+        (
+            "eval",
+            {"update": 2, "score": score(0.41).model_dump(), "gain": gain, "completion_length_mean": 31.0},
+        ),
+        ("worker", worker),
+    ]
+    assert "none yet" in drawn(view_of(records[:1]), 200, 60)
+    shown = re.sub(r" +", " ", drawn(view_of(records), 200, 60))
+    assert "none yet" not in shown
+    for expected in (
+        *("worker gap 0.0020 max 0.050", "entropy 0.310", "skipped 2 non-finite steps", "update 0.80 s"),
+        *("batch 8 groups, 64 completions", "tokens 5,000, 20 % padding"),
+        *("memory learner 1.50 GB, others 0.75 GB", "4+ ███ 25 %", "gain 0.10 [0.05, 0.15]", "length 31, "),
+        "12 groups 0.50 GB",
+    ):
+        assert expected in shown
+
+
 @pytest.mark.parametrize(
     ("measured", "shown"),
     [

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 import zmq
 from bounds import HANG_S
+from commands import run_here
 
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.rundir.folder import locked
 from grpo_actors.tail.__main__ import main
+from grpo_actors.targets import RunFolder
 from grpo_actors.transport.events import EventPublisher
 
 COMMAND = [sys.executable, "-m", "grpo_actors.tail"]
@@ -143,6 +145,29 @@ def test_a_run_that_was_killed_says_so(folder, endpoints):
     assert "update 1/9" in result.stdout
     assert result.stdout.splitlines()[-1] == "the run is over: its process is gone and left no word why"
     assert result.returncode == 0
+
+
+def test_for_a_program_the_end_of_a_killed_run_is_no_record(folder):
+    ended_run(folder, with_stop=False)
+    done = run_here(main, folder, "--json")
+    assert [json.loads(line)["topic"] for line in done.stdout.splitlines()] == ["start", "metrics", "sample"]
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert done.stderr.startswith("tail: the run is over: ")
+
+
+def test_a_run_that_is_no_longer_watched_has_no_file_open(folder):
+    def opened():
+        return {file.name for file in Path("/dev/fd").iterdir()}
+
+    before = opened()
+    with live_run(folder) as run:
+        run.update(1)
+    (folder / "endpoints.json").unlink()
+    target = RunFolder(folder)
+    assert target.follower.receive(0.0)["update"] == 1
+    assert opened() > before
+    target.close()
+    assert opened() == before
 
 
 def test_a_live_run_is_followed_from_its_history_to_its_stop(folder):

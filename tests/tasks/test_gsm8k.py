@@ -60,6 +60,11 @@ def test_a_file_of_training_problems_alone_is_refused(tmp_path):
         Gsm8k(str(write(tmp_path / "a.jsonl", ROWS)))
 
 
+def test_a_file_to_evaluate_on_goes_with_one_to_train_on():
+    with pytest.raises(DataError, match=r"data\.eval_path: may not be set without data\.path, got here"):
+        Gsm8k(eval_path="here")
+
+
 def test_a_folder_without_the_files_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"train.jsonl: cannot be read: No such file"):
         Gsm8k(str(tmp_path))

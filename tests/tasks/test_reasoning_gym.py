@@ -70,13 +70,15 @@ def test_equal_seeds_make_equal_problems_in_every_process_also_where_a_generator
     assert len(made) == 1
 
 
-def test_no_question_is_posed_twice_or_on_both_sides():
+def test_no_question_is_posed_twice_or_on_both_sides(caplog):
     # Sums of two numbers of one digit, 10 · 10 · 2 signs at most: 400 of them must repeat.
     settings = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     one = task(settings=settings, size=400, eval_size=20)
     both = questions(one, "train") + questions(one, "eval")
     assert 20 < len(both) <= 200
     assert len(set(both)) == len(both)
+    train = len(questions(one, "train"))
+    assert f"chain_sum: {400 - train} of 400 problems repeat others and are left out" in caplog.text
 
 
 def test_problems_that_are_all_held_out_leave_none_to_train_on():

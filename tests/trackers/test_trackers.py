@@ -2,18 +2,21 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from bounds import HANG_S
+from commands import run_here
 
 from grpo_actors.config import Config, MetricsConfig
 from grpo_actors.errors import ConfigError
 from grpo_actors.observe.records import make_record
 from grpo_actors.observe.sinks import Journal
 from grpo_actors.trackers import check_installed
+from grpo_actors.trackers.__main__ import guarded
 from grpo_actors.trackers.feed import Feed
 from grpo_actors.trackers.values import SAMPLES, fenced, hyperparameters, is_shown, markdown, values
 
@@ -101,6 +104,12 @@ def test_an_evaluation_has_its_own_group_and_a_boolean_is_not_a_number():
     assert values(record) == {"eval/accuracy": 0.5}
 
 
+def test_an_estimate_is_sent_with_its_bounds_and_one_of_each_source_by_the_name_of_the_source():
+    by_source = {"sums": {"value": 0.5, "low": 0.4, "high": 0.6}, "gsm8k": {"value": None}}
+    record = make_record(1, 1.0, "eval", {"update": 3, "score": {"value": 0.5}, "by_source": by_source})
+    assert values(record) == {"eval_score/value": 0.5, "eval_by_source/sums": 0.5}
+
+
 def test_of_a_long_run_a_few_samples_are_shown():
     shown = [
         update
@@ -120,7 +129,10 @@ def test_settings_are_flat_and_unset_ones_are_left_out():
 
 def test_a_completion_cannot_leave_its_fence():
     assert fenced("a ``` b") == "````\na ``` b\n````"
-    assert "reward 1.0, truncated" in markdown(SAMPLE)
+    whole = (
+        "**sum-1**\n\n```\n1 + 1?\n```\n\nanswer: `2`\n\nreward 1.0, truncated\n\n````\nIt is ```2```\n````"
+    )
+    assert markdown(SAMPLE) == whole
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -209,6 +221,25 @@ def test_settings_and_samples_are_shown(tmp_path):
     assert b"It is" in sample.tensor_proto.string_val[0]
     files = b"".join(path.read_bytes() for path in (tmp_path / "trackers" / "tensorboard").iterdir())
     assert b"learner.learning_rate" in files
+
+
+@pytest.mark.usefixtures("needs_tensorboard")
+def test_a_run_that_is_not_there_and_a_package_that_fails_are_one_line_each(tmp_path):
+    done = run_here(guarded, tmp_path, "tensorboard")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{tmp_path} has no metrics.jsonl: give the output folder of a run" in done.stderr
+    with Journal(tmp_path) as journal:
+        begin(journal)
+        journal.append("stop", {"reason": "all updates done", "exit_code": 0})
+    done = run_here(guarded, tmp_path, "tensorflow")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "a tracker must be one of tensorboard, " in done.stderr
+    assert run_here(guarded, tmp_path, "tensorboard").returncode == 0
+    shutil.rmtree(tmp_path / "trackers")
+    (tmp_path / "trackers").write_text("in the way")
+    done = run_here(guarded, tmp_path, "tensorboard")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("FileExistsError: ")
 
 
 # --- the other two -------------------------------------------------------------------------------

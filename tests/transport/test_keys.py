@@ -88,6 +88,14 @@ def test_a_damaged_list_is_refused_in_one_line(folder):
         folder.listed()
 
 
+@pytest.mark.parametrize("content", ["{}", '{"secret": 3}', '{"secret": "short"}'])
+def test_a_damaged_key_of_the_learner_is_refused_in_one_line(folder, content):
+    folder.learner()
+    (folder.folder / "learner.json").write_text(content)
+    with pytest.raises(RunError, match=r"learner\.json: is damaged; remove it"):
+        folder.learner()
+
+
 def test_a_folder_that_cannot_be_written_names_the_setting():
     with pytest.raises(RunError, match=r"cannot be written .* set transport\.keys_dir"):
         KeyFolder(Path("/proc/nothing")).learner()

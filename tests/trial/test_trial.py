@@ -6,13 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bounds import HANG_S
 from commands import launch_here
 
-from grpo_actors.config import load_config
+from grpo_actors.config import Config, RewardConfig, load_config
+from grpo_actors.learner.exchange_setup import build_supply
+from grpo_actors.learner.groups import SampledCompletion, SampledGroup
+from grpo_actors.learner.loading import load_model
+from grpo_actors.learner.rendering import rendered
+from grpo_actors.rundir.claim import with_rewards
+from grpo_actors.tasks.registry import open_task
+from grpo_actors.tasks.scoring import open_scorer
+from grpo_actors.tasks.task import Problem
+from grpo_actors.trial import report, sampling
+from grpo_actors.trial.sampling import Sampled
 from grpo_actors.trial.trial import run_trial
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +62,8 @@ def test_a_trial_of_the_quickstart_is_ready_and_writes_nothing(tmp_path):
         timeout=HANG_S,
     )
     assert (done.returncode, list(tmp_path.iterdir())) == (0, [])
+    split = "6% of the problems (1,200) are held out for evaluation, 20,000 are to train on"
+    assert done.stderr == f"note: {split}\n"
     assert done.stdout.splitlines()[-1] == "ready"
     # The special tokens are shown, the rewards of each completion, and what the whole run will take.
     for seen in ("<|user|>", "<|assistant|>", "system prompt: none", "strict_format", "for 110 updates"):
@@ -97,6 +111,27 @@ def test_answers_that_are_cut_are_found_with_the_setting(capsys):
     )
 
 
+def test_no_group_begins_after_half_of_the_time(monkeypatch):
+    config = load_config("quickstart.toml", [*SMALL[:2], "batch_groups=1", "max_new_tokens=4"]).config
+    task = open_task(config)
+    config = with_rewards(config, task)
+    policy = load_model(config)
+    supply = build_supply(config, task, policy)
+
+    def sampled(within_s):
+        calls = count()
+        monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: float(next(calls))))
+        with open_scorer(config) as scorer:
+            return sampling.sample_groups(config, policy, supply, scorer, None, within_s=within_s)
+
+    whole = sampled(within_s=1e9)
+    assert len(whole.groups) == 2
+    # A second passes from one look at the clock to the next: besides sampling, one before it and one behind it.
+    first_s = whole.sampling_s / 2 + 2
+    for within_s, groups in ((2 * first_s, 1), (2 * first_s + 1, 2)):
+        assert len(sampled(within_s).groups) == groups
+
+
 def test_prompts_over_the_limit_are_found_with_their_share(capsys):
     # "There are …" has 15 tokens or more, every shorter form fewer than 31: with 20 some are left out, not all.
     code, lines = tried(capsys, "max_prompt_length=20")
@@ -120,10 +155,12 @@ def test_a_column_that_is_not_there_is_named_before_the_model_is_loaded(tmp_path
     (tmp_path / "mine.py").write_text(
         "def right(completions, solution, **columns):\n    return [0.0] * len(completions)\n"
     )
-    overrides = ("task=dataset", "path=sums.jsonl", 'reward.functions={"mine.py:right" = 1.0}')
+    overrides = ("clip_eps=0.2", "clip_eps_high=0.1")
+    overrides += ("task=dataset", "path=sums.jsonl", 'reward.functions={"mine.py:right" = 1.0}')
     settings = [word for override in overrides for word in ("--set", override)]
     done = launch_here("--config", "quickstart.toml", "--trial", *settings, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("note: objective.clip_eps_high = 0.1 lies below clip_eps = 0.2: ")
     assert "'mine.py:right' needs the column 'solution'" in done.stderr
     assert "the training data has answer, gold, question" in done.stderr
 
@@ -158,6 +195,38 @@ def test_completions_are_those_that_the_run_trains_on_first(plain, tmp_path):
     assert shown == [problem for _, _, problem, _ in update["ledger"]]
     mean = next(line for line in plain if line.startswith("reward       correctness"))
     assert f"mean {update['rewards']['correctness']:.2f}" in mean
+
+
+def test_the_best_and_the_worst_completion_are_shown_and_the_rewards_of_all(tiny, capsys):
+    rewards = {"correctness": 1.0, "strict_format": 0.5}
+    config = Config(reward=RewardConfig(functions=rewards))
+
+    def completion(tokens, correct, form, *, finished=True):
+        given = {"correctness": correct, "strict_format": form}
+        return SampledCompletion(tokens, [-0.1] * len(tokens), [0] * len(tokens), finished, given, [])
+
+    middle = completion([5, 6], 1.0, 0.0)
+    best, worst = completion([7, 8, 9], 1.0, 1.0), completion([10], None, 0.0, finished=False)
+    problem = Problem("sum", ({"role": "user", "content": "2 + 3?"},), "5")
+    groups = [SampledGroup(n, 0, problem, [2], "trial", [middle, best, worst, middle]) for n in range(2)]
+    report.completions(config, tiny, Sampled(groups, reward_s={"correctness": 0.004, "strict_format": 0.0}))
+
+    def text(tokens):
+        return [f"  | {line}".rstrip() for line in rendered(tiny, tokens).split("\n")]
+
+    table = [
+        "",
+        "rewards of problem sum, answer 5",
+        "  | correctness    1  1  –  1",
+        "  | strict_format  0  1  0  0",
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        *("", "best completion of 4: reward 1.5, 3 tokens, ended", *text([7, 8, 9])),
+        *("", "worst completion of 4: reward 0, 1 tokens, cut", *text([10])),
+        *(*table, *table, ""),
+        "reward       correctness, weight 1: mean 1.00, 2.0 ms a group",
+        "reward       strict_format, weight 0.5: mean 0.25, 0.0 ms a group",
+    ]
 
 
 def test_workers_that_quantise_are_tried_quantised(capsys, plain):
