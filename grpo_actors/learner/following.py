@@ -20,7 +20,7 @@ from grpo_actors.learner.loading import check_decoding, load_model
 from grpo_actors.learner.ranks import JoinedRanks, ranks_of
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import bound_memory
-from grpo_actors.ranks.group import RankGroup
+from grpo_actors.ranks.group import join
 from grpo_actors.transport.links import LinkClosedError
 
 
@@ -31,7 +31,7 @@ def follow(allowed: Sequence[str]) -> int:
         allowed: Names of the code that the settings may run (`consent`).
     """
     with contextlib.suppress(LinkClosedError):
-        group = RankGroup(mx.distributed.init(strict=True))
+        group = join()
         config = Config.model_validate(group.hear()["config"])
         ranks = ranks_of(config, group)
         consent.check(consent.code_of_model(config.model), allowed, "the settings of rank 0")

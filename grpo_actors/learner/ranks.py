@@ -31,7 +31,7 @@ from grpo_actors.failpoints import reach
 from grpo_actors.objective.micro_batches import Array, MicroBatch
 from grpo_actors.policy.training import Training
 from grpo_actors.progress import report_progress
-from grpo_actors.ranks.group import RankGroup, dtype_of, name_of, neutral
+from grpo_actors.ranks.group import RankGroup, dtype_of, join, name_of, neutral
 from grpo_actors.ranks.processes import launched_rank
 from grpo_actors.rundir.tensor_files import Remote
 
@@ -302,7 +302,7 @@ def joined(config: Config) -> Iterator[Ranks]:
     if launched_rank() is None:
         yield Ranks()
         return
-    group = RankGroup(mx.distributed.init(strict=True))
+    group = join()
     if group.size != config.learner.ranks:
         raise ConfigError(
             f"learner.ranks: must be the number of processes that were launched, {group.size}, got {config.learner.ranks}"

@@ -15,14 +15,31 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from grpo_actors.errors import RunError, first_line
 from grpo_actors.process import EXIT_CRASH, is_supervised, leave
-from grpo_actors.ranks.processes import forget_meeting_points, host_of_first, lose_rank
+from grpo_actors.ranks.processes import forget_meeting_points, host_of_first, launched_rank, lose_rank
 from grpo_actors.transport.links import Link, accept, connect, listening
 
 #: Seconds after which the failure of a collective is raised. If it failed because a rank ended, this process ends earlier.
 _SETTLE_S = 5.0
 #: Seconds between the end of another rank's process on this host and the latest moment at which its exit code is known.
 _EXIT_CODE_S = 1.0
+
+
+def join() -> "RankGroup":
+    """Meet the other ranks.
+
+    Raises:
+        RunError: A rank after the first cannot. Rank 0 ends as if it had lost one: its supervisor tries again.
+    """
+    try:
+        group = mx.distributed.init(strict=True)
+    except RuntimeError as error:
+        why = f"the ranks cannot meet: {first_line(error)}"
+        if launched_rank() == 0:
+            lose_rank(why)
+        raise RunError(why) from error
+    return RankGroup(group)
 
 
 class RankGroup:

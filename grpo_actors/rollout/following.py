@@ -16,7 +16,7 @@ from grpo_actors.failpoints import reach
 from grpo_actors.policy.decoding.draw import Respond, Sample
 from grpo_actors.policy.model import Policy
 from grpo_actors.process import bound_memory
-from grpo_actors.ranks.group import RankGroup, dtype_of
+from grpo_actors.ranks.group import RankGroup, dtype_of, join
 from grpo_actors.rollout.leading import load_part
 from grpo_actors.rollout.lease_sampler import LeaseSampler
 from grpo_actors.rollout.worker import sampling_params
@@ -32,7 +32,7 @@ def follow(allowed: Sequence[str]) -> int:
     """
     bound_memory()
     with contextlib.suppress(LinkClosedError):
-        follower = Follower(RankGroup(mx.distributed.init(strict=True)), allowed)
+        follower = Follower(join(), allowed)
         while True:
             follower.turn()
     return 0

@@ -16,7 +16,7 @@ from grpo_actors.config.rules import divided_worker
 from grpo_actors.errors import ConfigError, GrpoActorsError, ModelError
 from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
 from grpo_actors.policy.model import Policy, load_policy
-from grpo_actors.ranks.group import RankGroup, name_of
+from grpo_actors.ranks.group import RankGroup, join, name_of
 from grpo_actors.rollout.lease_sampler import LeaseSampler, LeaseSamples
 from grpo_actors.wire.messages import Grant, Lease, encode
 
@@ -78,7 +78,7 @@ def leading(ranks: int) -> Iterator[RankGroup | None]:
     if ranks == 1:
         yield None
         return
-    group = RankGroup(mx.distributed.init(strict=True))
+    group = join()
     yield group
     group.close()  # not after an error: a rank that waits in a collective ends only if its link breaks
 

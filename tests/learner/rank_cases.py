@@ -20,7 +20,7 @@ from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.loading import load_model
 from grpo_actors.learner.ranks import ranks_of
 from grpo_actors.policy.model import load_policy
-from grpo_actors.ranks.group import RankGroup
+from grpo_actors.ranks.group import join
 from grpo_actors.transport.links import LinkClosedError
 
 LORA = {"fine_tune_type": "lora", "lora_rank": 4}
@@ -72,7 +72,7 @@ RESUMED = (
 
 
 def main() -> None:
-    group = RankGroup(mx.distributed.init(strict=True))
+    group = join()
     # An adapter changes nothing at first, so all cases train on the same samples.
     sampled = [] if group.rank else groups_of(load_policy(config().model, seed=0), REWARDS)
     for name, case in CASES.items():

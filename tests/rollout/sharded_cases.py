@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from grpo_actors.config import Config
 from grpo_actors.policy.model import load_policy
-from grpo_actors.ranks.group import RankGroup
+from grpo_actors.ranks.group import join
 from grpo_actors.rollout.following import Follower
 from grpo_actors.rollout.leading import LeadingSampler, load_together
 from grpo_actors.rollout.lease_sampler import LeaseSampler
@@ -102,7 +102,7 @@ def sampled(policy, config, make, weights, *, in_flight=False, replies=False):
 
 
 def main() -> None:
-    group = RankGroup(mx.distributed.init(strict=True))
+    group = join()
     if group.rank:
         follower = Follower(group)
         with contextlib.suppress(LinkClosedError):
