@@ -61,6 +61,7 @@ def test_every_example_is_tested_and_in_the_index():
     assert set(FOLDERS) == tested == set(re.findall(r"\]\((\w+)/?\)", index))
 
 
+@pytest.mark.examples
 def test_example_own_reward(tmp_path):
     copy = ran("own_reward", tmp_path)
     base, trained = scores(copy, "own_reward")
