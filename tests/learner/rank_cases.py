@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 from hand_made import config, groups_of, learner
 
+from grpo_actors.config.rules import DIVIDED_RANKS
 from grpo_actors.learner.following import _fingerprint, give_state, receive_state
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.loading import load_model
@@ -76,6 +77,8 @@ def main() -> None:
     # An adapter changes nothing at first, so all cases train on the same samples.
     sampled = [] if group.rank else groups_of(load_policy(config().model, seed=0), REWARDS)
     for name, case in CASES.items():
+        if "divided" in name and group.size > DIVIDED_RANKS:
+            continue  # refused
         settings = USUAL | case
         alone, together = (config(learning_rate=RATE, ranks=count, **settings) for count in (1, group.size))
         ranks = ranks_of(together, group)

@@ -25,29 +25,38 @@ def found(request):
     return found_by_ranks(HERE / "rank_cases.py", request.param)
 
 
+@pytest.fixture
+def result(found, case):
+    """What the ranks found in a case."""
+    if case not in found:
+        pytest.skip("as many ranks are refused")
+    return found[case]
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_several_ranks_take_the_step_of_one(found, case):
+def test_several_ranks_take_the_step_of_one(result, case):
     bound = ROUNDING_OF_OTHER_SHAPES if case in OTHER_SHAPES else ROUNDING
-    assert found[case]["gradient"] <= (ROUNDING_OF_PARTS if "divided" in case else bound)
-    assert found[case]["weights"] <= ROUNDING
-    assert found[case]["float32 weights"] <= ROUNDING
-    assert len(found[case]["marks"]) == found[case]["size"]
-    assert len(set(found[case]["marks"])) == 1, "all ranks hold the same weights"
+    assert result["gradient"] <= (ROUNDING_OF_PARTS if "divided" in case else bound)
+    assert result["weights"] <= ROUNDING
+    assert result["float32 weights"] <= ROUNDING
+    assert len(result["marks"]) == result["size"]
+    assert len(set(result["marks"])) == 1, "all ranks hold the same weights"
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_rank_holds_its_share_of_the_state(found, case):
-    size, held, whole = (found[case][key] for key in ("size", "held", "whole"))
+def test_each_rank_holds_its_share_of_the_state(result, case):
+    size, held, whole = (result[key] for key in ("size", "held", "whole"))
     # Rate and step of up to two optimizers are with every rank.
     assert 0 <= sum(held) - whole <= 4 * (size - 1)
-    # Arrays are divided by their elements, and for each of these adafactor and muon do not always hold the same.
-    share = 1.15 if case in ("adafactor", "muon") else 1.02
+    # Arrays are divided by their elements, and for each of these adafactor and muon do not always hold the same. A rank of four has
+    # one or two large ones.
+    share = (1.15 if case in ("adafactor", "muon") else 1.02) if size == 2 else 1.3
     assert max(held) <= share * whole / size + 4
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_metrics_are_those_of_the_whole_update(found, case):
-    alone, together = found[case]["metrics"]
+def test_the_metrics_are_those_of_the_whole_update(result, case):
+    alone, together = result["metrics"]
     assert alone.keys() == together.keys()
     for key in alone.keys() - set(NOT_OF_TRAINING):
         if not isinstance(alone[key], float):
