@@ -234,11 +234,11 @@ class Grpo:
         batches = self._inputs(share, self.ranks)
         for iteration in range(config.learner.num_iterations):
             statistics = []
-            for number, arrays in zip(share.numbers, batches, strict=True):
-                self._seed_dropout(iteration, number)
-                with self._training_mode():
+            with self._training_mode():
+                for number, arrays in zip(share.numbers, batches, strict=True):
+                    self._seed_dropout(iteration, number)
                     statistics.append(np.array(self.training.accumulate(arrays)))
-                report_progress()
+                    report_progress()
             every = [mx.array(vector) for vector in self.ranks.collect(share, statistics)]
             self.ranks.add_gradients(share, self.training, self.policy.partial_gradients)
             step = self.version * config.learner.num_iterations + iteration
