@@ -20,7 +20,8 @@ def test_code_that_does_not_end_is_left_at_the_limit(of_computing):
     began_s = clock()
     with pytest.raises(TimeoutError), time_limit(0.05, of_computing=of_computing):
         compute_until_ended()
-    assert clock() - began_s >= 0.05
+    # Linux counts computing in ticks of up to 10 ms, each for whoever computes at its end.
+    assert clock() - began_s >= (0.02 if of_computing else 0.05)
 
 
 def test_a_library_that_catches_exceptions_does_not_catch_the_limit():

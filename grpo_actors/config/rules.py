@@ -135,10 +135,6 @@ def divided_worker(config: "Config", ranks: int) -> Iterator[Contradiction]:
         )
 
 
-#: Ranks that may train a divided model. With four, the gradient of an update differs from that of one process by a third.
-DIVIDED_RANKS = 2
-
-
 def _check_divided_learner(config: "Config") -> Iterator[Contradiction]:
     key = "learner.divide_model"
     if not config.learner.divide_model:
@@ -147,12 +143,6 @@ def _check_divided_learner(config: "Config") -> Iterator[Contradiction]:
         yield Contradiction(
             (key, "model.fine_tune_type"),
             'needs fine_tune_type = "lora" (only frozen weights are divided)',
-            True,
-        )
-    if config.learner.ranks > DIVIDED_RANKS:
-        yield Contradiction(
-            (key, "learner.ranks"),
-            f"needs learner.ranks of at most {DIVIDED_RANKS} (the gradient of more is wrong today)",
             True,
         )
     if config.model.lora_dropout:

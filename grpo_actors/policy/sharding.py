@@ -122,7 +122,12 @@ class _ShardedLoRA(LoRALinear):  # type: ignore[misc]
 
     def _parts(self) -> tuple[mx.array, mx.array]:
         """Return what is used here of both matrices."""
-        own = mx.split(self[self.divided], self.group.size(), self.axis)[self.group.rank()]
+        whole, rank = self[self.divided], self.group.rank()
+        width = whole.shape[self.axis] // self.group.size()
+        own = slice(rank * width, (rank + 1) * width)
+        # A slice, not an output of `mx.split`: the graph must be the same on all ranks. MLX orders what it evaluates by the
+        # graph, and collectives that meet in another order add up the wrong arrays without an error.
+        own = whole[own] if self.axis == 0 else whole[:, own]
         return (own, self.lora_b) if self.divided == "lora_a" else (self.lora_a, own)
 
     def _joined(self, low: mx.array) -> mx.array:

@@ -53,10 +53,6 @@ from grpo_actors.errors import ConfigError
             'learner.divide_model needs fine_tune_type = "lora" (only frozen weights are divided), got true',
         ),
         (
-            ["divide_model=true", "fine_tune_type=lora", "ranks=4"],
-            "learner.divide_model needs learner.ranks of at most 2 (the gradient of more is wrong today), got true",
-        ),
-        (
             ["divide_model=true", "fine_tune_type=lora", "lora_dropout=0.1"],
             "learner.divide_model needs lora_dropout = 0 (each rank would drop other inputs), got true",
         ),

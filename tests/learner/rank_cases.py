@@ -15,7 +15,6 @@ import mlx.core as mx
 import numpy as np
 from hand_made import config, groups_of, learner
 
-from grpo_actors.config.rules import DIVIDED_RANKS
 from grpo_actors.learner.following import _fingerprint, give_state, receive_state
 from grpo_actors.learner.grpo import Grpo
 from grpo_actors.learner.loading import load_model
@@ -77,8 +76,8 @@ def main() -> None:
     # An adapter changes nothing at first, so all cases train on the same samples.
     sampled = [] if group.rank else groups_of(load_policy(config().model, seed=0), REWARDS)
     for name, case in CASES.items():
-        if "divided" in name and group.size > DIVIDED_RANKS:
-            continue  # refused
+        if name == "divided model, quantised" and group.size > 2:
+            continue  # the embedded model's rows of 128 numbers are two packed groups
         settings = USUAL | case
         alone, together = (config(learning_rate=RATE, ranks=count, **settings) for count in (1, group.size))
         ranks = ranks_of(together, group)

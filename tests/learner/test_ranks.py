@@ -10,8 +10,9 @@ from rank_groups import found_by_ranks
 HERE = Path(__file__).parent
 #: Relative difference that the order of float32 additions makes in the sum of all terms, or in the largest gap of one token.
 ROUNDING, ROUNDING_OF_ONE = 1e-6, 1e-4
-#: Of a divided model, whose layers' products are added up in two parts.
-ROUNDING_OF_PARTS = 1e-5
+#: Of a divided model, whose layers' products are added up in parts. A change of every weight by 6e-8 of itself, which is half a unit in
+#: the last place, changes this gradient by 1.3e-5 in one process.
+ROUNDING_OF_PARTS = 3e-5
 #: Where the gradient is that of a second step, or of micro-batches that were cut in another way, whose widths decide how
 #: float32 products are added up.
 ROUNDING_OF_OTHER_SHAPES = 5e-6
@@ -29,7 +30,7 @@ def found(request):
 def result(found, case):
     """What the ranks found in a case."""
     if case not in found:
-        pytest.skip("as many ranks are refused")
+        pytest.skip("the embedded model is too small for as many ranks")
     return found[case]
 
 
@@ -67,7 +68,7 @@ def test_the_metrics_are_those_of_the_whole_update(result, case):
         np.testing.assert_allclose(
             together[key],
             alone[key],
-            rtol=ROUNDING_OF_ONE if one_token else 5 * ROUNDING,
+            rtol=ROUNDING_OF_ONE if one_token else ROUNDING_OF_PARTS if "divided" in case else 5 * ROUNDING,
             atol=1e-5 if one_token else 1e-6,
             err_msg=key,
         )
