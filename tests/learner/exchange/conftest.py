@@ -1,7 +1,6 @@
 """A running exchange."""
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 from peers_for_tests import Run
 
-from grpo_actors.transport.sockets import zmq_context
+from grpo_actors.transport.sockets import remove_endpoints, zmq_context
 
 
 @pytest.fixture
@@ -20,8 +19,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     with contextlib.ExitStack() as stack:
 
         def begin(**settings: Any) -> Run:
-            sockets = stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
-            run = Run(tmp_path, sockets, stack.enter_context(zmq_context()), **settings)
+            run = Run(tmp_path, stack.enter_context(zmq_context()), **settings)
+            stack.callback(remove_endpoints, run.folder, run.endpoints)
             stack.enter_context(contextlib.closing(run.exchange))
             runs.append(run)
             run.exchange.start()

@@ -162,12 +162,12 @@ def group(lease: wire.Lease, version: int = 0, completions: Any = None, **change
 class Run:
     """An exchange, its run folder, and the peers that a test makes."""
 
-    def __init__(self, folder: Path, sockets: str, context: Context, **settings: Any) -> None:
+    def __init__(self, folder: Path, context: Context, **settings: Any) -> None:
         self.folder, self.context, self.clock = folder, context, Clock()
         self.peers: list[Peer] = []
         access: Access | None = settings.pop("access", None)
         scheme = "ipc" if access is None else "tcp"
-        self.endpoints = plan_endpoints(Path(sockets), scheme, "127.0.0.1", 0)
+        self.endpoints = plan_endpoints(folder, scheme, "127.0.0.1", 0)
         of_table = {"groups_per_update": 2, "max_staleness": 1, "batch_groups": 2, "last_version": 100}
         of_table |= {key: settings.pop(key) for key in [*of_table, "version", "cursor"] if key in settings}
         self.table: LeaseTable[Any] = LeaseTable(lease_timeout_s=60.0, **of_table)

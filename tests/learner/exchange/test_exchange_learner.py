@@ -1,7 +1,6 @@
 """What the learner gets from the exchange: versions served, evaluations, snapshots, an orderly end."""
 
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -13,7 +12,7 @@ from peers_for_tests import CHUNK, Run, evaluation, wait_until
 from grpo_actors.errors import RunError, TrainingError
 from grpo_actors.progress import LOST_S
 from grpo_actors.schedule.lease import Cursor
-from grpo_actors.transport.sockets import Endpoints, zmq_context
+from grpo_actors.transport.sockets import Endpoints, remove_endpoints, zmq_context
 from grpo_actors.transport.weights import Version, WeightsClient
 from grpo_actors.wire import fetching
 from grpo_actors.wire import messages as wire
@@ -170,7 +169,7 @@ def test_a_lost_dismissal_is_sent_again_at_the_next_beat(run):
     peer.send(wire.Bye())
 
 
-def test_an_error_that_ends_the_thread_is_raised_in_the_learner(tmp_path, start):
+def test_an_error_that_ends_the_thread_is_raised_in_the_learner(start):
     run = start()
 
     def full_disk(topic: str, line: bytes) -> None:
@@ -196,16 +195,13 @@ def test_nothing_can_be_asked_after_the_end_and_closing_twice_is_harmless(run):
 
 
 def test_an_address_in_use_is_refused_at_the_start(tmp_path):
-    with (
-        zmq_context() as zmq_sockets,
-        socket.socket() as taken,
-        tempfile.TemporaryDirectory(dir="/tmp") as sockets,
-    ):
+    with zmq_context() as zmq_sockets, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        run = Run(tmp_path, sockets, zmq_sockets)
+        run = Run(tmp_path, zmq_sockets)
         port = taken.getsockname()[1]
         run.exchange._endpoints = Endpoints(f"tcp://127.0.0.1:{port}", "ipc://x", "ipc://y", 0)
         with pytest.raises(RunError, match="is in use"):
             run.exchange.start()
         run.exchange.close()
+        remove_endpoints(tmp_path, run.endpoints)
