@@ -13,6 +13,7 @@ from pathlib import Path
 from grpo_actors import consent
 from grpo_actors.config import Config
 from grpo_actors.learner.archive import Archive
+from grpo_actors.learner.exchange.exchange import Exchange
 from grpo_actors.learner.exchange_setup import build_exchange, build_supply, build_welcome
 from grpo_actors.learner.following import check_together, give_state
 from grpo_actors.learner.grpo import Grpo
@@ -25,6 +26,7 @@ from grpo_actors.learner.publishing import Publisher
 from grpo_actors.learner.ranks import joined
 from grpo_actors.learner.rendering import first_prompt
 from grpo_actors.learner.source import LiveSource
+from grpo_actors.policy.model import Policy
 from grpo_actors.process import EVALUATOR_TOKEN, StopRequest, removed_at_once, take_secret
 from grpo_actors.rollout.worker import sampling_params
 from grpo_actors.rundir.claim import total_updates, with_rewards
@@ -94,24 +96,10 @@ def open_live(
         history = stack.enter_context(
             contextlib.closing(History(run_dir, config, grpo, archive, records=exchange))
         )
-        stack.enter_context(removed_at_once(partial(remove_endpoints, run_dir, listening)))
-        stack.callback(remove_endpoints, run_dir, listening)
-        stack.enter_context(contextlib.closing(exchange))
-        exchange.start()
-        publisher = stack.enter_context(contextlib.closing(Publisher(exchange.publish)))
-        stack.enter_context(removed_at_once(publisher.unlink))
-        listening.write(run_dir)
+        publisher = _start(stack, exchange, run_dir, listening)
         history.begin()
-        exchange.record("log", level="info", text=task.describe_splits())
-        if archive.resumed is None:
-            text = first_prompt(policy, config.data, build_supply(config, task, policy))
-            exchange.record("log", level="info", text=text)
-        else:
-            text = f"continues after update {archive.update}, from {archive.resumed.path.name}"
-            exchange.record("log", level="info", text=text)
-        warnings = (*task.notes, left_out, sampling_params(config).bias, turn_end_note(config, policy))
-        for warning in filter(None, warnings):
-            exchange.record("log", level="warning", text=warning)
+        for level, text in _first_lines(config, task, policy, archive, left_out):
+            exchange.record("log", level=level, text=text)
         publisher.publish(grpo.version, grpo.policy.trainable())
         # The workers sample their first groups meanwhile.
         if note := check_together(grpo, policy.chat.encode(task.problems("train")[0].messages)):
@@ -123,6 +111,32 @@ def open_live(
             else None
         )
         yield Run(grpo, LiveSource(exchange, publisher, archive, stop, local), history, stop)
+
+
+def _start(stack: ExitStack, exchange: Exchange, run_dir: Path, listening: Endpoints) -> Publisher:
+    """Start the exchange and let others find it; at the end of the stack, and after a second signal, nothing is left of it."""
+    stack.enter_context(removed_at_once(partial(remove_endpoints, run_dir, listening)))
+    stack.callback(remove_endpoints, run_dir, listening)
+    stack.enter_context(contextlib.closing(exchange))
+    exchange.start()
+    publisher = stack.enter_context(contextlib.closing(Publisher(exchange.publish)))
+    stack.enter_context(removed_at_once(publisher.unlink))
+    listening.write(run_dir)
+    return publisher
+
+
+def _first_lines(
+    config: Config, task: Task, policy: Policy, archive: Archive, left_out: str | None
+) -> Iterator[tuple[str, str]]:
+    """Yield what the user should know before the first update: level and text."""
+    yield "info", task.describe_splits()
+    if archive.resumed is None:
+        yield "info", first_prompt(policy, config.data, build_supply(config, task, policy))
+    else:
+        yield "info", f"continues after update {archive.update}, from {archive.resumed.path.name}"
+    notes = (*task.notes, left_out, sampling_params(config).bias, turn_end_note(config, policy))
+    for note in filter(None, notes):
+        yield "warning", note
 
 
 def _is_complete(archive: Archive, config: Config, task: Task) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 import mlx.core as mx
 
 from grpo_actors.config import Config
-from grpo_actors.config.rules import divided_worker
+from grpo_actors.config.model_rules import divided_worker
 from grpo_actors.errors import ConfigError, GrpoActorsError, ModelError
 from grpo_actors.policy.decoding.draw import Respond, Sample, SamplingParams
 from grpo_actors.policy.model import Policy, load_policy
