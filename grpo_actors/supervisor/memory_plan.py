@@ -4,7 +4,7 @@ This is the one plan: it decides how many processes a device has room for (`plac
 proves impossible is refused (`fit`), and the processes are limited to it (`fit.limited`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from grpo_actors.policy.config_dtype import stored_dtype
 from grpo_actors.policy.config_json import text_part
 from grpo_actors.supervisor.learner_memory import activation_bytes, trained
 from grpo_actors.supervisor.machine import Machine
-from grpo_actors.supervisor.model_files import Widths, read_json, read_tensors
+from grpo_actors.supervisor.model_files import Tensor, Widths, read_json, read_tensors
 from grpo_actors.supervisor.sampling_memory import (
     Batch,
     cache_bytes,
@@ -116,78 +116,111 @@ def plan_of(folder: Path, config: Config, machine: Machine) -> Plan:
         ConfigError: It cannot be divided among ranks as configured.
     """
     architecture = read_json((folder / "config.json").read_bytes(), folder / "config.json")
-    ranks, learner_ranks = config.rollout.rollout_ranks, config.learner.model_ranks
     name = config.model.model_name
-    require_divisible(name, architecture, ranks, "rollout.rollout_ranks")
-    require_divisible(name, architecture, learner_ranks, "learner.ranks with divide_model", trains=True)
-    tensors = read_tensors(folder, architecture.get("quantization", {}))
-    widths, back_end = Widths.of(architecture), machine.back_end
-    width = _float_bytes(config.model.dtype, architecture, machine)
-    bits = config.model.base_bits
-    rollout_bits = bits or (config.rollout.rollout_bits if config.rollout.quantize_for_rollouts else 0)
-    base = divided_bytes(tensors, width, bits)
-    sampling = divided_bytes(tensors, width, rollout_bits, ranks)
-    parts = trained(config, tensors, text_part(architecture).get("num_hidden_layers", 0), width)
-    adapter = parts.weights if config.model.fine_tune_type != "full" else 0.0
-    on_cuda = back_end == "cuda"
-    context, slack = (CUDA_CONTEXT_BYTES, CUDA_SLACK) if on_cuda else (0.0, 0.0)
-    joined = joined_bytes(tensors, width, machine.device_bytes) if on_cuda else 0.0
-
-    def sampler(weights: float, copies: float, batch: Batch, widths: Widths, kv_bits: int = 0) -> Need:
-        step = step_bytes(widths, batch, width)
-        return Need(
-            held={"weights": weights + adapter},
-            at_times={
-                "copies of weights": copies,
-                "KV cache": cache_bytes(widths, batch, width, kv_bits),
-                # New weights arrive between two steps.
-                "a step": max(step, parts.weights),
-            },
-            reused=step,
-            context=context,
-            slack=slack,
-        )
-
-    cache_bits = config.rollout.kv_bits
-    copies = 0.0 if rollout_bits or cache_bits or ranks > 1 else joined
-    worker = sampler(sampling, copies, worker_batch(config), widths.of_rank(ranks), cache_bits)
-    known = ARCHITECTURES.get(str(architecture.get("model_type")), Architecture())
-    activations = activation_bytes(
-        config,
-        known,
-        widths=widths.of_rank(learner_ranks),
-        parts=parts,
-        width=width,
-        back_end=back_end,
+    require_divisible(name, architecture, config.rollout.rollout_ranks, "rollout.rollout_ranks")
+    require_divisible(
+        name, architecture, config.learner.model_ranks, "learner.ranks with divide_model", trains=True
     )
-    at_times = {
-        "activations": activations,
-        # The former version, until it is copied to where the workers fetch it.
-        "publication": parts.weights,
-        CHECKPOINT: 0.0 if on_cuda else parts.snapshot,
-    }
-    if config.rollout.workers == 0:  # the learner samples with its own weights
-        at_times |= {name: worker.at_times[name] for name in ("copies of weights", "KV cache", "a step")}
+    tensors = read_tensors(folder, architecture.get("quantization", {}))
+    model = _Model(architecture, tensors, config, machine)
     return Plan(
         parameters=sum(tensor.size for tensor in tensors),
-        float_bytes=width,
-        learner=Need(
+        float_bytes=model.width,
+        learner=model.learner(),
+        worker=model.worker(),
+        evaluator=model.evaluator() if config.evaluator.eval_every_updates else None,
+        is_whole=bool(model.widths.layers),
+        snapshot=model.parts.snapshot,
+    )
+
+
+class _Model:
+    """What the processes of a run need for its model."""
+
+    def __init__(
+        self,
+        architecture: dict[str, Any],
+        tensors: Sequence[Tensor],
+        config: Config,
+        machine: Machine,
+    ) -> None:
+        self.architecture, self.tensors, self.config, self.machine = architecture, tensors, config, machine
+        self.on_cuda = machine.back_end == "cuda"
+        self.widths = Widths.of(architecture)
+        #: Bytes of a float.
+        self.width = _float_bytes(config.model.dtype, architecture, machine)
+        #: What is trained.
+        layers = text_part(architecture).get("num_hidden_layers", 0)
+        self.parts = trained(config, tensors, layers, self.width)
+        self.adapter = self.parts.weights if config.model.fine_tune_type != "full" else 0.0
+
+    def learner(self) -> Need:
+        """Return what a rank of the learner needs."""
+        config, ranks = self.config, self.config.learner.model_ranks
+        activations = activation_bytes(
+            config,
+            ARCHITECTURES.get(str(self.architecture.get("model_type")), Architecture()),
+            widths=self.widths.of_rank(ranks),
+            parts=self.parts,
+            width=self.width,
+            back_end=self.machine.back_end,
+        )
+        at_times = {
+            "activations": activations,
+            # The former version, until it is copied to where the workers fetch it.
+            "publication": self.parts.weights,
+            CHECKPOINT: 0.0 if self.on_cuda else self.parts.snapshot,
+        }
+        if config.rollout.workers == 0:  # it samples with its own weights
+            worker = self.worker()
+            at_times |= {name: worker.at_times[name] for name in ("copies of weights", "KV cache", "a step")}
+        return Need(
             held={
-                "weights": divided_bytes(tensors, width, bits, learner_ranks) + adapter,
-                "training": parts.training,
+                "weights": self._base(config.model.base_bits, ranks) + self.adapter,
+                "training": self.parts.training,
             },
             at_times=at_times,
-            reused=min(activations, CUDA_KEPT_BYTES) if on_cuda else activations,
-            context=context,
-            slack=CUDA_LEARNER_SLACK if on_cuda else 0.0,
-        ),
-        worker=worker,
-        evaluator=sampler(base, 0.0 if bits else joined, evaluator_batch(config), widths)
-        if config.evaluator.eval_every_updates
-        else None,
-        is_whole=bool(widths.layers),
-        snapshot=parts.snapshot,
-    )
+            reused=min(activations, CUDA_KEPT_BYTES) if self.on_cuda else activations,
+            context=self._context,
+            slack=CUDA_LEARNER_SLACK if self.on_cuda else 0.0,
+        )
+
+    def worker(self) -> Need:
+        """Return what a rank of a worker needs."""
+        rollout = self.config.rollout
+        bits = self.config.model.base_bits or (rollout.rollout_bits if rollout.quantize_for_rollouts else 0)
+        return self._sampler(worker_batch(self.config), bits, rollout.rollout_ranks, rollout.kv_bits)
+
+    def evaluator(self) -> Need:
+        """Return what the evaluator needs."""
+        return self._sampler(evaluator_batch(self.config), self.config.model.base_bits)
+
+    def _sampler(self, batch: Batch, bits: int, ranks: int = 1, kv_bits: int = 0) -> Need:
+        """Return what a process needs that samples such a batch, one of `ranks` that divide the model."""
+        widths = self.widths.of_rank(ranks)
+        step = step_bytes(widths, batch, self.width)
+        copied = self.on_cuda and not (bits or kv_bits) and ranks == 1
+        return Need(
+            held={"weights": self._base(bits, ranks) + self.adapter},
+            at_times={
+                "copies of weights": joined_bytes(self.tensors, self.width, self.machine.device_bytes)
+                if copied
+                else 0.0,
+                "KV cache": cache_bytes(widths, batch, self.width, kv_bits),
+                # New weights arrive between two steps.
+                "a step": max(step, self.parts.weights),
+            },
+            reused=step,
+            context=self._context,
+            slack=CUDA_SLACK if self.on_cuda else 0.0,
+        )
+
+    def _base(self, bits: int, ranks: int) -> float:
+        return divided_bytes(self.tensors, self.width, bits, ranks)
+
+    @property
+    def _context(self) -> float:
+        return CUDA_CONTEXT_BYTES if self.on_cuda else 0.0
 
 
 def _float_bytes(dtype: str, architecture: Mapping[str, Any], machine: Machine) -> int:
