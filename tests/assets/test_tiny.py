@@ -117,6 +117,7 @@ def test_no_lesson_is_about_a_held_out_problem():
     assert held_out.isdisjoint(lesson.question for lesson in lessons(3000, CARELESS))
 
 
+@pytest.mark.slow  # its kernels take half a minute to compile on a CPU
 def test_two_steps_of_the_recipe_write_a_folder_that_loads(tmp_path, capsys):
     make_tiny.main(["--output", str(tmp_path), "--steps", "2", "--eval-problems", "6"])
     printed = capsys.readouterr().out

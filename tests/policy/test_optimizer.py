@@ -165,9 +165,19 @@ def test_a_step_is_about_as_large_as_the_rate_with_every_optimizer(name):
 
 # --- continuing -----------------------------------------------------------------------------------
 
+#: Types of the weights, and whether steps are compiled. On a CPU each type's kernels take half a minute to compile at first.
+WAYS = pytest.mark.parametrize(
+    ("dtype", "compiled"),
+    [
+        (mx.float32, False),
+        (mx.float32, True),
+        (mx.bfloat16, False),
+        pytest.param(mx.bfloat16, True, marks=pytest.mark.slow),
+    ],
+)
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+
+@WAYS
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_two_steps_a_saved_state_and_a_third_step_equal_three_steps(name, dtype, compiled, tmp_path):
     settings = config(name, weight_decay=0.1)
@@ -191,8 +201,7 @@ def test_two_steps_a_saved_state_and_a_third_step_equal_three_steps(name, dtype,
 # --- several owners -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@WAYS
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_owners_that_exchange_what_they_moved_take_the_steps_of_one_and_load_its_state(name, dtype, compiled):
     settings = config(name, weight_decay=0.1)
