@@ -95,6 +95,7 @@ def _unused_in_processes(config: "Config") -> Iterator[tuple[str, str]]:
             yield f"transport.{leaf}", 'scheme is "ipc"'
     if config.learner.ranks == 1:
         yield "learner.divide_model", "ranks is 1"
+        yield "learner.divide_gradient", "ranks is 1"
     if config.rollout.workers == 0:
         yield "rollout.rollout_devices", "workers is 0: the learner's process samples"
     if not config.evaluator.eval_every_updates:

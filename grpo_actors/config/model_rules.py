@@ -66,6 +66,12 @@ def _check_divided_learner(config: "Config") -> Iterator[Contradiction]:
     key = "learner.divide_model"
     if not config.learner.divide_model:
         return
+    if config.learner.divide_gradient:
+        yield Contradiction(
+            (key, "learner.divide_gradient"),
+            "needs divide_gradient = false (an adapter's gradient is small)",
+            True,
+        )
     if config.model.fine_tune_type != "lora":
         yield Contradiction(
             (key, "model.fine_tune_type"),

@@ -242,6 +242,11 @@ class LearnerConfig(Section):
         description="ranks divide the frozen weights below an adapter among them, in place of micro-batches: for a model "
         "larger than one GPU",
     )
+    divide_gradient: bool = Field(
+        default=False,
+        description="each rank keeps the gradient of its own part only, added up after each micro-batch: less memory, more "
+        "traffic between ranks",
+    )
     use_compile: bool = Field(
         default=True,
         description="compile the training step on a GPU, and the decoding step on CUDA; off: slower, easier to debug",

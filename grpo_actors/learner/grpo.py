@@ -45,7 +45,7 @@ from grpo_actors.policy.logprobs import micro_batch_logprobs
 from grpo_actors.policy.model import Policy
 from grpo_actors.policy.packed_rows import packs_rows
 from grpo_actors.policy.recurrent_layers import for_whole_texts
-from grpo_actors.policy.training import Training, learning_rate
+from grpo_actors.policy.training import AddUp, Training, learning_rate
 from grpo_actors.progress import report_progress
 from grpo_actors.schedule.quarantine import Gap
 
@@ -135,7 +135,7 @@ class Grpo:
         [arrays] = self._inputs(_alone([empty_micro_batch(self.layout, longest)]), Ranks())
         for _ in range(2):  # the first micro-batch of an update, and one that adds to its gradient
             with self._training_mode():
-                self.training.accumulate(arrays)
+                self.training.accumulate(arrays, self._add_up_alone)
         self.training.forget_gradient()
 
     def rehearse(
@@ -149,7 +149,7 @@ class Grpo:
 
         Returns:
             The largest and the mean difference of a sampled token's log-prob from the learner's, in nats; and the norm of
-            the gradient, None without one.
+            the gradient that this rank holds, None without one.
         """
         packed = pack(
             completions,
@@ -161,7 +161,8 @@ class Grpo:
         for arrays in self._inputs(_alone(packed.micro_batches), Ranks()):
             if gradient:
                 with self._training_mode():
-                    statistics = add_statistics(statistics, self.training.accumulate(arrays))
+                    measured = self.training.accumulate(arrays, self._add_up_alone)
+                    statistics = add_statistics(statistics, measured)
             else:
                 logprobs, _ = self._frozen_logprobs(arrays)
                 gap = mx.abs(logprobs - arrays["behaviour_logprobs"])
@@ -169,8 +170,8 @@ class Grpo:
         if gradient:
             norm = self.training.norm()
             self.training.forget_gradient()
-            measured = summary(statistics)
-            return float(measured["logprob_gap_max"] or 0), float(measured["logprob_gap_mean"] or 0), norm
+            found = summary(statistics)
+            return float(found["logprob_gap_max"] or 0), float(found["logprob_gap_mean"] or 0), norm
         every = np.concatenate(gaps)
         return float(every.max()), float(every.mean()), None
 
@@ -237,10 +238,11 @@ class Grpo:
             with self._training_mode():
                 for number, arrays in zip(share.numbers, batches, strict=True):
                     self._seed_dropout(iteration, number)
-                    statistics.append(np.array(self.training.accumulate(arrays)))
+                    measured = self.training.accumulate(arrays, self.ranks.add_each)
+                    statistics.append(np.array(measured))
                     report_progress()
-            every = [mx.array(vector) for vector in self.ranks.collect(share, statistics)]
             self.ranks.add_gradients(share, self.training, self.policy.partial_gradients)
+            every = [mx.array(vector) for vector in self.ranks.collect(share, statistics)]
             step = self.version * config.learner.num_iterations + iteration
             rate = learning_rate(config.learner, step, self.total_updates * config.learner.num_iterations)
             norm, taken = self.training.step(rate, self.ranks.agree)
@@ -251,6 +253,11 @@ class Grpo:
         self.version += 1
         self._refresh_reference()
         return steps
+
+    @property
+    def _add_up_alone(self) -> AddUp | None:
+        """What takes the place of `Ranks.add_each` where this rank computes without the others: its gradient is the sum."""
+        return None if self.ranks.add_each is None else lambda _: None
 
     def _seed_dropout(self, iteration: int, number: int) -> None:
         """Make what micro-batch `number` drops (model.lora_dropout) depend on nothing else: no resume and no rank."""

@@ -3,7 +3,8 @@
 Rank 0 deals the micro-batches. Each rank adds up the gradients of its own; the sum over all ranks is the gradient of the
 update, because every token carries its weight in the loss of the whole update. Then each rank takes the step for its own
 part of the trained arrays, of which it alone holds the float32 weights and the optimizer's state (ZeRO, 1910.02054, stage
-1), and gives the others the weights that it moved: all of them hold the same weights again.
+1), and gives the others the weights that it moved: all of them hold the same weights again. With ``learner.divide_gradient``
+it holds the gradient of its part alone, too (stage 2): the gradients of all ranks are added up after each micro-batch.
 
 A part consists of whole arrays, because Muon needs whole matrices, and Adafactor the means of their rows and columns.
 
@@ -17,6 +18,7 @@ through links from rank 0 to each of the others (`transport.links`). `Ranks` is 
 import contextlib
 import io
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -29,7 +31,7 @@ from grpo_actors.dealing import deal
 from grpo_actors.errors import ConfigError
 from grpo_actors.failpoints import reach
 from grpo_actors.objective.micro_batches import Array, MicroBatch
-from grpo_actors.policy.training import Training
+from grpo_actors.policy.training import AddUp, Training
 from grpo_actors.progress import report_progress
 from grpo_actors.ranks.group import RankGroup, dtype_of, join, name_of, neutral
 from grpo_actors.ranks.processes import launched_rank
@@ -50,6 +52,8 @@ class Share:
     numbers: Sequence[int]
     #: Micro-batches of the update, of all ranks together.
     total: int
+    #: Micro-batches of the rank that has most of them.
+    rounds: int
 
 
 class Ranks:
@@ -60,6 +64,8 @@ class Ranks:
     size = 1
     #: The group among which the model is divided; None: each rank has all of it.
     collectives: mx.distributed.Group | None = None
+    #: What adds up the gradients of all ranks after each micro-batch; None: `add_gradients` does, after the last one.
+    add_each: AddUp | None = None
 
     @property
     def dealt_among(self) -> int:
@@ -68,7 +74,8 @@ class Ranks:
 
     def deal(self, micro_batches: Sequence[MicroBatch]) -> Share:
         """Give each rank its share of an update, and return that of rank 0, which calls this."""
-        return Share(micro_batches, range(len(micro_batches)), len(micro_batches))
+        total = len(micro_batches)
+        return Share(micro_batches, range(total), total, total)
 
     def collect(self, share: Share, arrays: Sequence[Array]) -> Sequence[Array]:
         """Return one array for each micro-batch of the update, in their order; each rank gives those of its share."""
@@ -120,8 +127,8 @@ class JoinedRanks(Ranks):
     def deal(self, micro_batches: Sequence[MicroBatch]) -> Share:
         """As `Ranks.deal`: by tokens, so that all need about the same time."""
         dealt = deal([batch.tokens.size for batch in micro_batches], self.size)
-        total = len(micro_batches)
-        shares = [Share([micro_batches[i] for i in numbers], numbers, total) for numbers in dealt]
+        total, rounds = len(micro_batches), max(map(len, dealt))
+        shares = [Share([micro_batches[i] for i in numbers], numbers, total, rounds) for numbers in dealt]
         for link, share in zip(self.group.links, shares[1:], strict=True):
             link.send(_SHARE + _share_bytes(share))
         return shares[0]
@@ -257,6 +264,27 @@ class JoinedRanks(Ranks):
         training.load_state(own)
 
 
+class GradientRanks(JoinedRanks):
+    """One of several ranks that hold the gradient of their own part only."""
+
+    def __init__(self, group: RankGroup) -> None:
+        super().__init__(group)
+        self.add_each = self._add_up
+
+    def add_gradients(self, share: Share, training: Training, parts: Collection[str] = ()) -> None:
+        """As `Ranks.add_gradients`: take part in what the others still add up after their micro-batches."""
+        del parts
+        if self.rank:
+            reach("rank.computed")
+        for _ in range(share.rounds - len(share.micro_batches)):
+            training.accumulate_nothing(self._add_up)
+
+    def agree(self, number: float) -> float:
+        """As `Ranks.agree`: the norm of the gradient, of which each rank gives that of its part."""
+        squares = float(self.group.total(mx.array([number * number])))
+        return super().agree(math.sqrt(squares))
+
+
 class DividedRanks(JoinedRanks):
     """One of several ranks among which the frozen weights are divided. All compute the same micro-batches together."""
 
@@ -314,7 +342,9 @@ def joined(config: Config) -> Iterator[Ranks]:
 
 def ranks_of(config: Config, group: RankGroup) -> JoinedRanks:
     """Return this rank of a learner with these settings."""
-    return DividedRanks(group) if config.learner.divide_model else JoinedRanks(group)
+    if config.learner.divide_model:
+        return DividedRanks(group)
+    return GradientRanks(group) if config.learner.divide_gradient else JoinedRanks(group)
 
 
 # --- arrays ---------------------------------------------------------------------------------------
@@ -336,17 +366,17 @@ def _share_bytes(share: Share) -> bytes:
         for number, batch in zip(share.numbers, share.micro_batches, strict=True)
         for field in fields(batch)
     }
-    return _to_bytes({"numbers": np.array([share.total, *share.numbers])} | arrays)
+    return _to_bytes({"numbers": np.array([share.total, share.rounds, *share.numbers])} | arrays)
 
 
 def _read_share(message: bytes) -> Share:
     arrays = _from_bytes(message)
-    total, *numbers = arrays["numbers"].tolist()
+    total, rounds, *numbers = arrays["numbers"].tolist()
     batches = [
         MicroBatch(**{field.name: arrays[f"{number} {field.name}"] for field in fields(MicroBatch)})
         for number in numbers
     ]
-    return Share(batches, numbers, total)
+    return Share(batches, numbers, total, rounds)
 
 
 def _to_bytes(arrays: Mapping[str, Array]) -> bytes:

@@ -1,4 +1,4 @@
-"""Sizes of a micro-batch on a GPU: its rows, and the parts of the head. Loads no MLX: memory planning uses it too."""
+"""Sizes of a micro-batch on a GPU: its rows, and the parts of head and gradient. Loads no MLX: memory planning uses it too."""
 
 #: A row has a multiple of this many tokens, so that a few shapes hold all updates: each costs a third of a second once.
 #: MLX has a fused gradient of attention for multiples of 128 only.
@@ -7,6 +7,9 @@ PACKED_ROW = 1024
 ROW = 128
 #: Most positions whose logits exist at the same time (`logprobs`): enough to keep a GPU busy.
 HEAD_ROWS = 1024
+#: Elements of a gradient that are computed, added up over several ranks and dropped at the same time: so few that they take
+#: little memory, and enough for a collective's full speed.
+GRADIENT_PART = 2**26
 
 
 def cuda_row(*, packed: bool) -> int:

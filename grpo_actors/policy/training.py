@@ -7,7 +7,8 @@ bfloat16 weight of 0.02 is a hundredth of the distance to the next bfloat16 valu
 would be lost every time.
 
 One of several processes that train the same model may own a part of its arrays: it holds float32 weights and optimizer
-state of these alone, and the step moves no others. Who then exchanges the moved weights is not known here.
+state of these alone, and the step moves no others. It may hold their gradient alone, too: then the gradients of each
+micro-batch are added up over the processes at once. Who adds them up, and exchanges the moved weights, is not known here.
 
 On a GPU both halves (gradient and step) are compiled over explicit state. State that a compiled function changes,
 or that changes between two calls, must be among its inputs and outputs; otherwise the function keeps the arrays of
@@ -25,11 +26,15 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_reduce, t
 
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.gpu_rows import GRADIENT_PART
 from grpo_actors.policy.optimizer import build_optimizer, decayed
 from grpo_actors.policy.recomputation import recomputed_blocks, recomputed_gates
 
 #: (model, arrays of a micro-batch) -> (loss, statistics vector).
 LossFunction = Callable[[nn.Module, Mapping[str, mx.array]], tuple[mx.array, mx.array]]
+
+#: Replaces arrays in place by their sums over all processes; each calls it as often, with arrays of the same shapes.
+AddUp = Callable[[list[mx.array]], None]
 
 #: Number of parts in which a step is evaluated; each waits for the device.
 STEP_PARTS = 8
@@ -88,17 +93,61 @@ class Training:
             inputs = [model.state, self.optimizer.state, self._weights]
             self._apply = mx.compile(self._move, inputs=inputs, outputs=inputs)
 
-    def accumulate(self, arrays: Mapping[str, mx.array]) -> mx.array:
+    def accumulate(self, arrays: Mapping[str, mx.array], add_up: AddUp | None = None) -> mx.array:
         """Add one micro-batch's gradient; return its statistics, evaluated.
 
         Evaluates at every micro-batch: lazily, the activations of all micro-batches would be alive at once.
+
+        Args:
+            arrays: The micro-batch.
+            add_up: What adds up the gradients of all processes, of which each keeps those of its own arrays; None: nothing
+                does, and all of this micro-batch's gradient is kept.
         """
+        if add_up is not None:
+            with self._recomputed():
+                statistics, gradients = self._gradient(arrays, None)
+            found = tree_flatten(gradients)
+            del gradients  # so that nothing holds a part that was added up
+            self._add_own(found, add_up)
+            mx.eval(statistics)
+            return statistics
         so_far, self._gradients = self._gradients, None
         with self._recomputed():
             statistics, self._gradients = self._gradient(arrays, so_far)
         del so_far  # so that the sum can reuse its memory
         mx.eval(statistics, self._gradients)
         return statistics
+
+    def accumulate_nothing(self, add_up: AddUp) -> None:
+        """Add up the gradients of the other processes as `accumulate` does, without a micro-batch of this one."""
+        shapes = tree_flatten(self._model.trainable_parameters())
+        self._add_own([(name, mx.zeros(array.shape)) for name, array in shapes], add_up)
+
+    def _add_own(self, found: list[tuple[str, mx.array]], add_up: AddUp) -> None:
+        """Add up gradients over all processes, and add those that this one owns to what it has; empties `found`.
+
+        Part by part, from the last layer back, as the backward pass finds them: the others are never there at once.
+        """
+        own = dict(tree_flatten(self._gradients or {}))
+        self._gradients = None
+        while found:
+            names, arrays, size = [], [], 0
+            while found and (not size or size + found[-1][1].size <= GRADIENT_PART):
+                name, array = found.pop()
+                names.append(name)
+                arrays.append(array)
+                size += array.size
+            del array
+            mx.eval(arrays)
+            add_up(arrays)
+            for name in reversed(names):
+                total = arrays.pop()
+                if self._owned is None or name in self._owned:
+                    own[name] = own[name] + total if name in own else total
+                    mx.eval(own[name])
+                del total
+        order = [name for name, _ in tree_flatten(self._model.trainable_parameters()) if name in own]
+        self._gradients = tree_unflatten([(name, own[name]) for name in order]) if order else {}
 
     def forget_gradient(self) -> None:
         """Drop what was accumulated."""

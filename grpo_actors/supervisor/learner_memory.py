@@ -1,7 +1,7 @@
 """Bound the memory of the learner: what training adds to the weights, and the activations of one micro-batch.
 
-Of several ranks each has the gradient of all trained arrays, and float32 weights and optimizer state of its own part; the
-rank with the largest part counts.
+Of several ranks each has the gradient of all trained arrays (with ``divide_gradient`` of its own part), and float32 weights
+and optimizer state of its own part; the rank with the largest part counts.
 
 Every number is an upper bound that follows from shapes. The factors of the activations were fitted to measured peaks
 (docs/development/performance.md); they depend on MLX's gradients of the operations, not on a model.
@@ -15,7 +15,7 @@ from grpo_actors.config import Config
 from grpo_actors.dealing import deal
 from grpo_actors.devices import BackEnd
 from grpo_actors.policy.architectures import Architecture
-from grpo_actors.policy.gpu_rows import HEAD_ROWS, cuda_row
+from grpo_actors.policy.gpu_rows import GRADIENT_PART, HEAD_ROWS, cuda_row
 from grpo_actors.supervisor.model_files import Tensor, Widths
 
 #: Bytes of a gradient: gradients and optimizer state are float32.
@@ -23,8 +23,9 @@ _GRADIENT_BYTES = 4
 #: Bytes per weight for the running means of its gradient and of the gradient's square. Adafactor keeps only a row and
 #: a column of these.
 _STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "adafactor": 0, "muon": 4}
-#: Bytes per weight that a step holds besides the old state, and those of a gradient before it is added to the sum.
-_STEP_BYTES, _NEW_GRADIENT_BYTES = 5, 6
+#: Bytes per weight that a step holds besides the old state, and those of a gradient before it is added to the sum; there are
+#: more while it is added up over ranks.
+_STEP_BYTES, _NEW_GRADIENT_BYTES, _ADDED_GRADIENT_BYTES = 5, 6, 14
 #: Length of a row in those of a prompt with a completion: in longer ones, which `pack` tries too, attention takes more time
 #: than computing a prompt again.
 LONG_ROW = 3
@@ -142,9 +143,12 @@ def activation_bytes(
     rows = min(batch.logits, _HEAD_PARTS * HEAD_ROWS) if by_parts else batch.logits
     logits = per_logit * rows * widths.vocabulary
     at_once = max(backward, logits)
+    new = _NEW_GRADIENT_BYTES * parts.size
+    if config.learner.divide_gradient and config.learner.ranks > 1:
+        new = min(new, _ADDED_GRADIENT_BYTES * max(parts.largest, GRADIENT_PART))
     return max(
         kept + at_once + _NEW_GRADIENT_BYTES * parts.largest,
-        _NEW_GRADIENT_BYTES * parts.size + at_once,
+        new + at_once,
         _STEP_BYTES * parts.moved,
     )
 
@@ -162,9 +166,14 @@ def _all_weights(config: Config, tensors: Sequence[Tensor], width: int) -> Train
         largest=max(tensor.size for tensor in tensors),
         moved=moved,
         weights=size * width,
-        training=size * (_GRADIENT_BYTES + reference) + moved * masters + own_state,
+        training=_gradient_bytes(config, size, moved) + size * reference + moved * masters + own_state,
         snapshot=size * (width + masters + stored) + state + _NUMBERS_BYTES,
     )
+
+
+def _gradient_bytes(config: Config, size: int, moved: int) -> int:
+    """Return the bytes of the gradient that a rank holds between two micro-batches."""
+    return _GRADIENT_BYTES * (moved if config.learner.divide_gradient else size)
 
 
 def _state_bytes(config: Config, tensor: Tensor) -> int:
@@ -214,6 +223,6 @@ def _adapter(config: Config, tensors: Sequence[Tensor], layers: int) -> Trained:
         largest=max((array.size for array in arrays), default=0),
         moved=moved,
         weights=4 * size,
-        training=size * (_GRADIENT_BYTES + reference) + own_state,
+        training=_gradient_bytes(config, size, moved) + size * reference + own_state,
         snapshot=size * (4 + stored) + state + _NUMBERS_BYTES,
     )

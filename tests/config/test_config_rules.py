@@ -53,6 +53,10 @@ from grpo_actors.errors import ConfigError
             'learner.divide_model needs fine_tune_type = "lora" (only frozen weights are divided), got true',
         ),
         (
+            ["divide_model=true", "divide_gradient=true"],
+            "learner.divide_model needs divide_gradient = false (an adapter's gradient is small), got true",
+        ),
+        (
             ["divide_model=true", "fine_tune_type=lora", "lora_dropout=0.1"],
             "learner.divide_model needs lora_dropout = 0 (each rank would drop other inputs), got true",
         ),

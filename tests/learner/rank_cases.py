@@ -48,10 +48,23 @@ CASES = {
         "reference_refresh_updates": 1,
     },
     "one micro-batch": {"batch_size": 4, "gradient_accumulation_steps": 1},
-    "nothing to learn": {},  # all rewards are equal
+    "nothing to learn": {},
     "float32 weights beside the model": {"model": {"dtype": "bfloat16"}, "weight_decay": 0.1},
     "adafactor": {"optimizer": "adafactor"},
     "lion": {"optimizer": "lion", "model": LORA},
+    "divided gradient": {
+        "divide_gradient": True,
+        "kl_coeff": 0.1,
+        "num_iterations": 2,
+    },
+    # All ranks add up as often, also those without a micro-batch.
+    "divided gradient of three micro-batches": {"divide_gradient": True, "model": LORA},
+    "divided gradient of nothing": {"divide_gradient": True},
+    "divided gradient, bfloat16": {
+        "divide_gradient": True,
+        "model": {"dtype": "bfloat16"},
+        "weight_decay": 0.1,
+    },
     "divided model": {"model": LORA, "divide_model": True, "kl_coeff": 0.1, "num_iterations": 2},
     "divided model, quantised": {
         "model": LORA | {"base_bits": 4, "lora_keys": ["self_attn.o_proj", "mlp.up_proj"]},
@@ -61,6 +74,12 @@ CASES = {
 }
 #: Two completions of each prompt.
 REWARDS = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.0, 3.0]]
+#: Groups that have something to teach, where these are not all.
+TAUGHT = {
+    "nothing to learn": 0,
+    "divided gradient of nothing": 0,
+    "divided gradient of three micro-batches": 3,
+}
 #: The cases in which the group continues what one process has begun.
 RESUMED = (
     "every term",
@@ -90,7 +109,8 @@ def main() -> None:
             group.ask(_fingerprint(grpo.policy))
             continue
         solo, joined = learner(alone, load(alone, None)), Grpo(together, policy, 10, ranks=ranks)
-        groups = equally_rewarded(sampled) if name == "nothing to learn" else sampled
+        taught = TAUGHT.get(name, len(sampled))
+        groups = sampled[:taught] + equally_rewarded(sampled[taught:])
         if name in RESUMED:
             solo.update(groups)
             joined.policy.load_trainable(solo.policy.trainable())

@@ -7,6 +7,7 @@ from mlx import nn
 
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ModelError
+from grpo_actors.policy import training as policy_training
 from grpo_actors.policy.training import Training, learning_rate
 
 
@@ -38,6 +39,46 @@ def test_gradients_of_micro_batches_add_up():
     norm, taken = training.step(0.1)
     assert taken
     assert norm == pytest.approx(5.0)  # |[1 + 2, 2 + 2]|
+
+
+class Three(nn.Module):
+    """The sum of three arrays: the gradient of each is x."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (mx.zeros(2) for _ in range(3))
+
+
+def sum_loss(model, arrays):
+    value = ((model.first + model.second + model.third) * arrays["x"]).sum()
+    return value, mx.stack([value])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("part", "sizes"), [(4, [2, 1]), (1, [1, 1, 1]), (6, [3])])
+def test_a_process_keeps_the_sums_of_what_it_owns_and_adds_up_a_part_at_a_time(
+    monkeypatch, part, sizes, compiled
+):
+    monkeypatch.setattr(policy_training, "GRADIENT_PART", part)
+    training = Training(Three(), config(), sum_loss, owned={"first", "third"}, compiled=compiled)
+    added = []
+
+    def with_another(arrays):
+        """Add up with a process whose gradient is 1 everywhere."""
+        added.append(len(arrays))
+        arrays[:] = [array + 1.0 for array in arrays]
+
+    training.accumulate(batch(1.0, 2.0), with_another)
+    training.accumulate(batch(3.0, 0.0), with_another)
+    training.accumulate_nothing(with_another)
+    assert added == sizes * 3
+    kept = []
+    training.change_gradient(lambda arrays: kept.extend(array.tolist() for array in arrays))
+    assert kept == [[1.0 + 3.0 + 3.0, 2.0 + 3.0]] * 2
+    norm, taken = training.step(0.1)
+    assert taken
+    assert norm == pytest.approx(math.sqrt(2 * (7.0**2 + 5.0**2)))
 
 
 def test_the_first_step_of_adam_is_as_long_as_the_rate():

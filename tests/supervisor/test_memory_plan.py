@@ -227,6 +227,10 @@ def test_ranks_divide_float32_weights_and_state_and_each_has_the_whole_gradient(
     assert card_gb * GB < shared.learner.total < 2.3 * card_gb * GB
     # Rank 0 copies all of it to the host.
     assert shared.snapshot == alone.snapshot
+    # With a gradient of its own part only, no new one is whole either.
+    own = plan(*settings, *sizes, f"ranks={ranks}", "divide_gradient=true", folder=folder, machine=machine)
+    assert 16 / ranks * parameters <= own.learner.held["training"] <= 1.001 * 16 / ranks * parameters
+    assert own.learner.at_times["activations"] < shared.learner.at_times["activations"] - 3 * parameters
 
 
 def test_each_rank_of_a_divided_model_holds_its_part_of_the_layers_matrices():
