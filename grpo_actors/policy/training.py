@@ -143,7 +143,8 @@ class Training:
             for name in reversed(names):
                 total = arrays.pop()
                 if self._owned is None or name in self._owned:
-                    own[name] = own[name] + total if name in own else total
+                    # A sum may be a view of a larger array, which it would hold; zeros plus the sum is an array of its own.
+                    own[name] = own.pop(name, mx.zeros(total.shape)) + total
                     mx.eval(own[name])
                 del total
         order = [name for name, _ in tree_flatten(self._model.trainable_parameters()) if name in own]

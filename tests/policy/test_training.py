@@ -81,6 +81,27 @@ def test_a_process_keeps_the_sums_of_what_it_owns_and_adds_up_a_part_at_a_time(
     assert norm == pytest.approx(math.sqrt(2 * (7.0**2 + 5.0**2)))
 
 
+def test_what_others_own_takes_no_memory_between_two_micro_batches():
+    model = Three()
+    model.first, model.second, model.third = (mx.zeros(2**20) for _ in range(3))
+    mx.eval(model.parameters())
+    training = Training(model, config(), sum_loss, owned={"second"})
+
+    def as_views(arrays):
+        shapes, flat = [array.size for array in arrays], mx.concatenate(arrays)
+        mx.eval(flat)
+        ends = np.cumsum(shapes).tolist()
+        arrays[:] = [flat[end - size : end] for end, size in zip(ends, shapes, strict=True)]
+
+    arrays = {"x": mx.ones(2**20)}
+    mx.eval(arrays)
+    before = mx.get_active_memory()
+    for _ in range(2):
+        training.accumulate(arrays, as_views)
+        # Of the gradient's 12 MiB, 4 are of the array that this process owns.
+        assert 0 <= mx.get_active_memory() - before - 4 * 2**20 < 2**16
+
+
 def test_the_first_step_of_adam_is_as_long_as_the_rate():
     # With bias correction, m / sqrt(v) = g / |g| at the first step; without it the step would be 3.2 times as long.
     model = Line()
