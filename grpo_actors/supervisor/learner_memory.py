@@ -20,9 +20,8 @@ from grpo_actors.supervisor.model_files import Tensor, Widths
 
 #: Bytes of a gradient: gradients and optimizer state are float32.
 _GRADIENT_BYTES = 4
-#: Bytes per weight for the running means of its gradient and of the gradient's square. Adafactor keeps only a row and
-#: a column of these.
-_STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "adafactor": 0, "muon": 4}
+#: Bytes per weight for the running means of its gradient and of the gradient's square. Adafactor has none for each weight.
+_STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "muon": 4}
 #: Bytes per weight that a step holds besides the old state, and those of a gradient before it is added to the sum.
 _STEP_BYTES, _NEW_GRADIENT_BYTES = 5, 6
 #: Length of a row in those of a prompt with a completion: in longer ones, which `pack` tries too, attention takes more time
