@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import sys
 
 import pytest
 from checkpoint_files import STATE as WHOLE_STATE
@@ -47,13 +49,23 @@ def updates(run_dir):
 def test_checkpoints_are_found_in_the_order_of_their_numbers(run_dir):
     for update in (10, 9, 100):
         write(run_dir, update)
-    for stray in ("checkpoint-3.tmp", "checkpoint-x", "checkpoint-7", "other-5"):  # 7 has no manifest
+    for stray in ("checkpoint-3.tmp", "checkpoint-x", "checkpoint-²", "checkpoint-7", "5"):
         (run_dir / stray).mkdir()
+        if stray != "checkpoint-7":
+            (run_dir / stray / MANIFEST).touch()
     assert updates(run_dir) == [9, 10, 100]
     newest, faults = newest_sound(run_dir)
     assert newest is not None
     assert (read_state(newest).update, faults) == (100, [])
     assert newest.bytes == sum(path.stat().st_size for path in newest.path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file of which every read fails")
+def test_a_file_that_cannot_be_read_is_a_fault_of_its_checkpoint(run_dir):
+    folder = write(run_dir, 1)
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to("/proc/self/mem")
+    assert newest_sound(run_dir) == (None, [f"{folder}: cannot be read (Input/output error)"])
 
 
 def test_an_empty_run_folder_has_none(run_dir):
@@ -206,9 +218,12 @@ def test_a_removal_that_fails_ends_no_run_and_leaves_no_checkpoint_that_looks_wh
     assert [path.name for path in run_dir.iterdir()] == ["checkpoint-3"]
 
 
-def test_the_best_is_recorded_and_there_is_none_before(run_dir):
+def test_the_best_is_recorded_on_the_disk_and_there_is_none_before(run_dir, monkeypatch):
     assert best(run_dir) is None
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     mark_best(run_dir, 4, score(0.25))
+    assert synced == [(run_dir / BEST).stat().st_ino]
     assert best(run_dir) == Best("checkpoint-4", 4, score(0.25))
     assert [path.name for path in run_dir.iterdir()] == [BEST]
 

@@ -61,20 +61,21 @@ def activations(config, back_end, width, *, known=ARCHITECTURES["llama"], vocabu
 # For each token a layer keeps 10 arrays of width 10 and 5 (on a GPU 2) of width 20, and 1.25 scores; its backward pass adds
 # 18, 12 and 3.
 @pytest.mark.parametrize(
-    ("back_end", "width", "tokens", "kept", "backward", "logits"),
+    ("back_end", "width", "kept", "backward", "logits"),
     [
-        ("cpu", 4, 16, 16 * 200 + 960, 16 * 420 + 2304, 5 * 4 * 12),
-        ("metal", 2, 16, 16 * 140 + 960, 16 * 420 + 2304, 4.25 * 4 * 12),
-        ("cuda", 2, 1024, 1024 * 140, 1024 * 420, 2.5 * 2 * 1024),
+        ("cpu", 4, 16 * 200 + 960, 16 * 420 + 2304, 5 * 4 * 12),
+        ("metal", 2, 16 * 140 + 960, 16 * 420 + 2304, 4.25 * 4 * 12),
+        ("cuda", 2, 1024 * 140, 1024 * 420, 2.5 * 2 * 1024),
     ],
 )
 def test_activations_are_those_of_all_layers_and_the_larger_of_a_layers_backward_pass_and_the_logits(
-    back_end, width, tokens, kept, backward, logits
+    back_end, width, kept, backward, logits
 ):
     assert activations(small(), back_end, width) == width * (2 * kept + backward)
     assert activations(small(), back_end, width, vocabulary=10**6) == width * 2 * kept + logits * 10**6
     # With recomputation each layer keeps its input, and its backward pass begins with what a CPU keeps.
-    again = tokens * 200 + (960 if back_end != "cuda" else 0)
+    tokens, scores = (1024, 0) if back_end == "cuda" else (16, 960)
+    again = tokens * 200 + scores
     recomputed = activations(small("gradient_checkpointing=true"), back_end, width)
     assert recomputed == width * (tokens * 10 * 2 + backward + again)
 
@@ -131,11 +132,13 @@ OF_MATRIX, OF_STACK = 2 * (4 + 8), 3 * 2 * (16 + 8)
     ("settings", "size", "largest"),
     [
         ((), 2 * (OF_MATRIX + OF_STACK), 3 * 16 * 2),
+        (("lora_layers=-1",), 2 * (OF_MATRIX + OF_STACK), 3 * 16 * 2),
         (("lora_layers=1",), OF_MATRIX + OF_STACK, 3 * 16 * 2),
         # A magnitude for each row.
         (("fine_tune_type=dora",), 2 * (OF_MATRIX + 4 + OF_STACK + 3 * 16), 3 * 16 * 2),
         (('lora_keys=["self_attn.q_proj"]',), 2 * OF_MATRIX, 8 * 2),
         (('lora_keys=["model.layers.1.self_attn.q_proj"]',), OF_MATRIX, 8 * 2),
+        (('lora_keys=["none"]',), 0, 0),
     ],
 )
 def test_an_adapter_has_two_matrices_for_each_of_a_layer_and_none_for_a_vector(settings, size, largest):
