@@ -37,7 +37,9 @@ def test_on_a_cpu_workers_get_the_cores_that_learner_and_evaluator_leave(cores, 
 def test_on_a_gpu_each_worker_keeps_a_core_busy_and_eight_are_the_most():
     assert room_of(config(), cuda(80e9, cores=4)).workers == 3
     assert room_of(config(), cuda(80e9)).workers == 8
-    assert room_of(config(), cuda(80e9, 80e9, cores=32)).workers == 16
+    two = cuda(80e9, 80e9, cores=32)
+    assert room_of(config(), two) == Room(16, "more are never tried")
+    assert room_of(config("rollout_devices=[1, 1]"), two) == Room(8, "more are never tried")
 
 
 def test_a_mac_has_room_for_two():
