@@ -76,7 +76,8 @@ def checkpoint_folder(run_dir: Path, update: int) -> Path:
 def update_of(folder: Path) -> int | None:
     """Return the number of updates in a checkpoint's name; None for a draft and for any other name."""
     number = folder.name.removeprefix(CHECKPOINT)
-    return int(number) if number != folder.name and number.isdigit() else None
+    # Of "²", too, isdigit is true.
+    return int(number) if number != folder.name and number.isascii() and number.isdigit() else None
 
 
 def is_locked(run_dir: Path) -> bool:

@@ -103,7 +103,8 @@ def _forced_room() -> Room | None:
 
 def _limits(config: Config, machine: Machine, plan: Plan | None) -> Iterator[Room]:
     """Yield the limits other than memory."""
-    yield Room(MOST_ON_DEVICE * len(machine.devices), "more are never tried")
+    devices = len(set(config.rollout.rollout_devices)) or len(machine.devices)
+    yield Room(MOST_ON_DEVICE * devices, "more are never tried")
     batches = _open_batches(config)
     # Further workers would never hold a lease.
     yield Room(batches, f"{batches} batches of groups can be sampled at a time")

@@ -105,9 +105,7 @@ class Headcount:
         if len(self._blocks) < BLOCKS:
             self._blocks.append(_Sums())
             return None
-        blocks = self._blocks
-        self._restart(skip=0)
-        return self._decide(blocks, room)
+        return self._decide(room)
 
     def trial_started(self) -> None:
         """Start to measure: the worker on trial has delivered its first group."""
@@ -129,7 +127,8 @@ class Headcount:
         self.settled = True
         return self._remove_worker(f"a worker {how}")
 
-    def _decide(self, blocks: list[_Sums], room: Callable[[], int]) -> Decision:
+    def _decide(self, room: Callable[[], int]) -> Decision:
+        blocks = self._blocks
         rate = median(block.tokens / block.seconds for block in blocks)
         updates, seconds = sum(block.updates for block in blocks), sum(block.seconds for block in blocks)
         waits = sum(block.waited_s for block in blocks) / seconds
@@ -153,5 +152,5 @@ class Headcount:
         self._before, self.loading = None, False
         return Decision(self.workers + 1, self.workers, reason)
 
-    def _restart(self, skip: int = SKIPPED_UPDATES) -> None:
-        self._blocks, self._to_skip = [_Sums()], skip
+    def _restart(self) -> None:
+        self._blocks, self._to_skip = [_Sums()], SKIPPED_UPDATES

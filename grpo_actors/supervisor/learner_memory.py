@@ -20,9 +20,8 @@ from grpo_actors.supervisor.model_files import Tensor, Widths
 
 #: Bytes of a gradient: gradients and optimizer state are float32.
 _GRADIENT_BYTES = 4
-#: Bytes per weight for the running means of its gradient and of the gradient's square. Adafactor keeps only a row and
-#: a column of these.
-_STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "adafactor": 0, "muon": 4}
+#: Bytes per weight for the running means of its gradient and of the gradient's square. Adafactor has none for each weight.
+_STATE_BYTES = {"adamw": 8, "adam": 8, "lion": 4, "muon": 4}
 #: Bytes per weight that a step holds besides the old state, and those of a gradient before it is added to the sum; there are
 #: more while it is added up over ranks.
 _STEP_BYTES, _NEW_GRADIENT_BYTES, _ADDED_GRADIENT_BYTES = 5, 6, 14
@@ -45,7 +44,7 @@ class Arrays:
 
 
 #: Arrays that each layer keeps for its backward pass. A GPU recomputes the products of gate and up.
-_KEPT = {"cuda": Arrays(10, 2, 1.25), "metal": Arrays(10, 2, 1.25), "cpu": Arrays(10, 5, 1.25)}
+_KEPT_ON_CPU, _KEPT_ON_GPU = Arrays(10, 5, 1.25), Arrays(10, 2, 1.25)
 #: Arrays that the backward pass of one layer adds for a moment.
 _BACKWARD = Arrays(18, 12, 3)
 #: Arrays of the vocabulary's width for each position of the head: the logits and their gradient, in the model's type where
@@ -132,11 +131,12 @@ def activation_bytes(
         per_token = arrays.hidden * widths.hidden + arrays.mlp * widths.intermediate
         return width * (batch.tokens * per_token + arrays.scores * widths.heads * batch.scores)
 
-    kept, backward = layer_bytes(_KEPT[back_end]) * widths.layers, layer_bytes(_BACKWARD)
+    kept = layer_bytes(_KEPT_ON_CPU if back_end == "cpu" else _KEPT_ON_GPU) * widths.layers
+    backward = layer_bytes(_BACKWARD)
     if config.learner.gradient_checkpointing:
         # Each layer keeps its input.
         kept = width * batch.tokens * widths.hidden * widths.layers
-        backward += layer_bytes(_KEPT["cpu"])
+        backward += layer_bytes(_KEPT_ON_CPU)
     # On a CPU and on Metal logits are float32, whatever the model's type.
     per_logit = _LOGITS_KEPT[back_end] * (width if back_end == "cuda" else 4)
     by_parts = known.plain_head and back_end != "cpu"
@@ -155,7 +155,7 @@ def activation_bytes(
 
 def _all_weights(config: Config, tensors: Sequence[Tensor], width: int) -> Trained:
     # Half-precision weights are updated as float32 copies, or small steps would be lost.
-    masters = 4 if width < 4 else 0
+    masters = 0 if width == 4 else 4
     reference = width if config.objective.kl_coeff else 0
     stored = reference if config.objective.reference_refresh_updates else 0
     size = sum(tensor.size for tensor in tensors)

@@ -112,7 +112,7 @@ def read_tensors(folder: Path, quantization: dict[str, Any]) -> list[Tensor]:
     for path in folder.glob("model*.safetensors"):
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            if size > path.stat().st_size:
+            if 8 + size > path.stat().st_size:
                 raise ModelError(f"model.model_name: {path} is not a safetensors file, or is cut off")
             header |= read_json(file.read(size), path)
     header.pop("__metadata__", None)

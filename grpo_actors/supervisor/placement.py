@@ -58,7 +58,7 @@ class Placement:
 
 
 def place(
-    config: Config, devices: Sequence[Device], plan: Plan | None, *, most_workers: int, ranks: int = 1
+    config: Config, devices: Sequence[Device], plan: Plan | None, *, most_workers: int, ranks: int
 ) -> Placement:
     """Decide where each process computes.
 
@@ -66,7 +66,8 @@ def place(
         config: The settings.
         devices: The devices of this machine, at least one.
         plan: The memory of each process; None if it is not known: all then count alike.
-        most_workers: With ``rollout.workers = "auto"``: the most workers for which there is anything else than memory.
+        most_workers: With ``rollout.workers = "auto"``: the most workers for which there is anything else than memory; at
+            least one.
         ranks: Ranks of the learner.
 
     Raises:
@@ -126,7 +127,7 @@ def _first_workers(
     """Place the workers with which the run begins: with "auto" one on each place of the first tier."""
     wanted = config.rollout.workers
     if wanted == "auto":
-        return tuple(loads.put_worker(place) for place in tiers[0][: max(1, most_workers)])
+        return tuple(loads.put_worker(place) for place in tiers[0][:most_workers])
     if by_hand:
         return tuple(loads.put_worker(by_hand[number % len(by_hand)]) for number in range(wanted))
     # Where there is room for none, each has its turn, and the run is refused or warned (`fit`).

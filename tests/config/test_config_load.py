@@ -187,6 +187,13 @@ def test_an_unusable_set_is_refused(override, expected):
     assert refusal(None, override) == expected
 
 
+def test_arguments_of_a_call_beat_all_others():
+    loaded = load_config(None, ["top_k=5", "top_p=0.5"], {"top_k": 6, "rollout.min_p": 0.1})
+    rollout = loaded.config.rollout
+    assert (rollout.top_k, rollout.top_p, rollout.min_p) == (6, 0.5, 0.1)
+    assert [loaded.origins[f"rollout.{leaf}"] for leaf in ("top_k", "top_p")] == ["argument", "--set"]
+
+
 def test_a_long_value_is_cut_in_an_error():
     text = refusal(None, "top_k=" + "x" * 1000)
     assert len(text) < 200
@@ -277,10 +284,14 @@ def test_a_template_file_is_read_once_and_its_text_is_the_setting(tmp_path):
     for given in (str(file), "{{ messages }}é"):
         assert load_config(None, [f"chat_template={given}"]).config.data.chat_template == "{{ messages }}é"
     assert load_config(None, ["chat_template=rag"]).config.data.chat_template == "rag"
-    with pytest.raises(
-        ConfigError, match=r"^--set: data\.chat_template: nowhere\.jinja cannot be read: No such file"
-    ):
-        load_config(None, ["chat_template=nowhere.jinja"])
+    for missing in ("nowhere.jinja", "nowhere.j2", "no/where"):
+        assert refusal(None, f"chat_template={missing}").startswith(
+            f"--set: data.chat_template: {missing} cannot be read: No such file"
+        )
+    file.write_bytes(b"\xff")
+    assert refusal(None, f"chat_template={file}") == (
+        f"--set: data.chat_template: {file} cannot be read: not UTF-8"
+    )
 
 
 # --- single entries of a table, and Python's spellings ---------------------------------------------

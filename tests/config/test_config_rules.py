@@ -181,6 +181,35 @@ from grpo_actors.errors import ConfigError
             ),
         ),
         (
+            ["task=arithmetic", "eval_path=x.jsonl"],
+            (
+                'data.eval_path must be empty when task is "arithmetic", which makes its own problems '
+                '(task = "dataset" reads a file), got "x.jsonl"'
+            ),
+        ),
+        (
+            ["task=arithmetic", "num_shots=1"],
+            (
+                'data.num_shots must be 0 when task is "arithmetic", which has no worked examples (a prompt may be a chat '
+                "with its own), got 1"
+            ),
+        ),
+        (
+            ["task=reasoning_gym", "gym_task=chain_sum", "path=x.jsonl"],
+            (
+                'data.path must be empty when task is "reasoning_gym", which makes its own problems '
+                '(task = "dataset" reads a file), got "x.jsonl"'
+            ),
+        ),
+        (
+            ['trackers=["wandb"]', "log_jsonl=false"],
+            'metrics.trackers needs metrics.log_jsonl = true (the trackers read what it writes), got ["wandb"]',
+        ),
+        (
+            ['trackers=["wandb", "wandb"]'],
+            'metrics.trackers must name each tracker once, got ["wandb", "wandb"]',
+        ),
+        (
             ["functions={correct=0}"],
             'reward.functions must have a weight other than 0 (else every completion is worth the same), got { "correct" = 0.0 }',
         ),
@@ -190,6 +219,32 @@ def test_contradictions_are_refused_with_their_reason(overrides, expected):
     with pytest.raises(ConfigError) as caught:
         load_config(None, overrides)
     assert str(caught.value) == f"--set: {expected}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("overlong_tokens=256",),
+        ("think_tokens=255",),
+        ("min_success=0.5", "max_success=0.5"),
+        ("loss=two_sided", "clip_eps_high=0.25", "clip_delta=1.26"),
+        ("ratio=recomputed", "correction=token_mask"),
+        ("loss=cispo", "ratio=recomputed", "correction=token_truncate"),
+        ("batch_size=3", "gradient_accumulation_steps=2", "batch_groups=3"),
+        ("lora_layers=1",),
+        ("optimizer=adamw", "weight_decay=0.1"),
+        ("rollout_ranks=2", "rollout_devices=[1, 2, 3, 4]"),
+        ("divide_model=true", "fine_tune_type=lora"),
+        ("workers=1", "max_staleness=1", "in_flight_updates=true"),
+        ("functions={a=0, b=-1}",),
+        ("functions={code_tests=1}", "allow_code_execution=true"),
+        ("functions={reasoning_gym=1}", "task=reasoning_gym", "gym_task=chain_sum"),
+        ("num_shots=3",),
+        ("path=gsm8k",),
+    ],
+)
+def test_what_lies_on_the_right_side_of_a_rule_is_allowed(overrides):
+    load_config(None, overrides)
 
 
 def test_a_contradiction_names_the_source_that_made_it(tmp_path, monkeypatch):

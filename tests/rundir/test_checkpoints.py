@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import sys
 
 import pytest
 from checkpoint_files import STATE as WHOLE_STATE
@@ -11,7 +13,9 @@ from small_disk import small_disk
 from grpo_actors.errors import RunError
 from grpo_actors.rundir.checkpoints import (
     Best,
+    Checkpoint,
     best,
+    best_checkpoint,
     find_checkpoints,
     mark_best,
     newest_sound,
@@ -45,13 +49,23 @@ def updates(run_dir):
 def test_checkpoints_are_found_in_the_order_of_their_numbers(run_dir):
     for update in (10, 9, 100):
         write(run_dir, update)
-    for stray in ("checkpoint-3.tmp", "checkpoint-x", "checkpoint-7", "other-5"):  # 7 has no manifest
+    for stray in ("checkpoint-3.tmp", "checkpoint-x", "checkpoint-²", "checkpoint-7", "5"):
         (run_dir / stray).mkdir()
+        if stray != "checkpoint-7":
+            (run_dir / stray / MANIFEST).touch()
     assert updates(run_dir) == [9, 10, 100]
     newest, faults = newest_sound(run_dir)
     assert newest is not None
     assert (read_state(newest).update, faults) == (100, [])
     assert newest.bytes == sum(path.stat().st_size for path in newest.path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file of which every read fails")
+def test_a_file_that_cannot_be_read_is_a_fault_of_its_checkpoint(run_dir):
+    folder = write(run_dir, 1)
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to("/proc/self/mem")
+    assert newest_sound(run_dir) == (None, [f"{folder}: cannot be read (Input/output error)"])
 
 
 def test_an_empty_run_folder_has_none(run_dir):
@@ -96,16 +110,18 @@ def test_a_manifest_of_any_other_shape_does_not_verify(run_dir, manifest):
 @pytest.mark.parametrize(
     ("unlisted", "fault"),
     [
-        (STATE, "manifest.json: lists no state.json"),
-        (WEIGHTS, "manifest.json: lists no weights"),
-        (SHARD.format(2), "manifest.json: does not list all 2 files of optimizer"),
+        ([STATE], "manifest.json: lists no state.json"),
+        ([WEIGHTS], "manifest.json: lists no weights"),
+        ([SHARD.format(1), SHARD.format(2)], "manifest.json: lists no optimizer"),
+        ([SHARD.format(2)], "manifest.json: does not list all 2 files of optimizer"),
     ],
 )
 def test_a_manifest_that_lists_less_than_a_checkpoint_has_does_not_verify(run_dir, unlisted, fault):
     """Otherwise weights changed by hand would pass, if their entry is removed with them."""
     manifest = write(run_dir, 1) / MANIFEST
     files = json.loads(manifest.read_text())["files"]
-    del files[unlisted]
+    for name in unlisted:
+        del files[name]
     manifest.write_text(json.dumps({"files": files}))
     assert fault in str(verify(find_checkpoints(run_dir)[0]))
 
@@ -128,7 +144,8 @@ def test_a_file_that_the_manifest_does_not_list_spoils_a_checkpoint(run_dir):
 
 def test_a_score_and_hidden_files_do_not_spoil_a_checkpoint(run_dir):
     folder = write(run_dir, 1)
-    for name in ("evaluation.json", "evaluation.json.tmp", ".DS_Store"):
+    (folder / ".cache").mkdir()
+    for name in ("evaluation.json", "evaluation.json.tmp", ".DS_Store", ".cache/index"):
         (folder / name).write_text("{}")
     assert verify(find_checkpoints(run_dir)[0], to_resume=True) is None
 
@@ -139,6 +156,7 @@ def test_a_score_and_hidden_files_do_not_spoil_a_checkpoint(run_dir):
         ({key: value for key, value in WHOLE_STATE.items() if key != "cursor"}, "cursor: Field required"),
         (WHOLE_STATE | {"update": 2}, "update must be 1, got 2"),
         (WHOLE_STATE | {"records": "4"}, "records: Input should be a valid integer"),
+        (WHOLE_STATE | {"skipped_steps": -1}, "skipped_steps: Input should be greater than or equal to 0"),
         (WHOLE_STATE | {"cursor": {"position": 0, "set_aside": 3}}, "cursor.set_aside"),
         ([], "Input should be an object"),
     ],
@@ -200,11 +218,44 @@ def test_a_removal_that_fails_ends_no_run_and_leaves_no_checkpoint_that_looks_wh
     assert [path.name for path in run_dir.iterdir()] == ["checkpoint-3"]
 
 
-def test_the_best_is_recorded_and_there_is_none_before(run_dir):
+def test_the_best_is_recorded_on_the_disk_and_there_is_none_before(run_dir, monkeypatch):
     assert best(run_dir) is None
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     mark_best(run_dir, 4, score(0.25))
+    assert synced == [(run_dir / BEST).stat().st_ino]
     assert best(run_dir) == Best("checkpoint-4", 4, score(0.25))
     assert [path.name for path in run_dir.iterdir()] == [BEST]
+
+
+def test_the_best_checkpoint_is_the_marked_one_or_none_if_none_beat_the_base(run_dir, caplog):
+    assert best_checkpoint(run_dir) is None
+    write(run_dir, 4)
+    mark_best(run_dir, 0, score(0.5))
+    assert best(run_dir) == Best("base", 0, score(0.5))
+    assert not caplog.records
+    assert best_checkpoint(run_dir) is None
+    [warning] = caplog.messages
+    assert (
+        warning
+        == f"{run_dir}: no checkpoint beat the base model ({score(0.5).measure}: {score(0.5)}); the newest is used"
+    )
+    mark_best(run_dir, 4, score(0.6))
+    assert best_checkpoint(run_dir) == Checkpoint(run_dir / "checkpoint-4", 4)
+
+
+def test_a_digest_that_was_computed_while_a_file_was_written_is_not_computed_again(run_dir):
+    draft = run_dir / "draft"
+    draft.mkdir()
+    for name in ("b", "a"):
+        (draft / name).write_text(name)
+    known = {"bytes": 7, "sha256": "0" * 64}
+    seal(draft, run_dir / "checkpoint-1", {"b": known})
+    listed = json.loads((run_dir / "checkpoint-1" / MANIFEST).read_text())["files"]
+    assert list(listed.items()) == [
+        ("a", {"bytes": 1, "sha256": hashlib.sha256(b"a").hexdigest()}),
+        ("b", known),
+    ]
 
 
 def mark(checkpoint, update):
@@ -222,6 +273,7 @@ def mark(checkpoint, update):
         mark("/etc", 1),
         mark("checkpoint-1", 2),
         mark("checkpoint-0", 0),
+        mark("checkpoint--1", -1),
         mark("base", 1),
         mark("checkpoint-1", 1).replace("0.5", "NaN"),
         mark("checkpoint-1", "1"),

@@ -1,11 +1,14 @@
 """What a run adds to its settings, and which of them may continue it."""
 
+import os
+
 import pytest
 from checkpoint_files import write_checkpoint_files
 
-from grpo_actors.config import load_config
+from grpo_actors.config import load_config, read_config
 from grpo_actors.errors import ConfigError, RunError
-from grpo_actors.rundir.claim import check_resume, total_updates, with_rewards
+from grpo_actors.rundir.claim import check_resume, claimed, total_updates, with_rewards
+from grpo_actors.rundir.folder import LOCK_FILE, is_locked
 from grpo_actors.tasks.registry import load_task
 
 
@@ -90,3 +93,64 @@ def test_a_run_is_not_continued_by_a_replay_nor_a_replay_by_workers(tmp_path):
     check_resume(resolved(), tmp_path)
     with pytest.raises(RunError, match="holds a live run, got a replay of groups"):
         check_resume(resolved(), tmp_path, recording="groups")
+    write_checkpoint_files(tmp_path, 5, recording="groups")
+    check_resume(resolved(), tmp_path, recording="groups")
+    for other, got in (("", "a live run"), ("others", "a replay of others")):
+        with pytest.raises(RunError, match=f"holds a replay of groups, got {got}; choose another folder"):
+            check_resume(resolved(), tmp_path, recording=other)
+    # Of a damaged one nobody knows: the one before tells, and without any it may be continued.
+    (tmp_path / "checkpoint-5" / "state.json").write_text("{")
+    check_resume(resolved(), tmp_path)
+    (tmp_path / "checkpoint-4" / "state.json").write_text("{")
+    check_resume(resolved(), tmp_path, recording="others")
+
+
+def test_settings_that_matter_may_not_change_and_are_named_with_both_values(tmp_path):
+    saved = resolved("seed=1", "learning_rate=0.1", "shuffle=true")
+    (tmp_path / "config.json").write_text(saved.model_dump_json())
+    other = resolved("seed=2", "learning_rate=0.2", "shuffle=false")
+    check_resume(other, tmp_path)  # nothing to continue
+    write_checkpoint_files(tmp_path, 4)
+    check_resume(saved, tmp_path)
+    with pytest.raises(RunError) as refused:
+        check_resume(other, tmp_path)
+    assert str(refused.value) == (
+        f"run.output_dir: {tmp_path} holds a run with other settings: run.seed was 1, is 2, data.shuffle was true, is "
+        "false; set them as they were, or choose another run.output_dir"
+    )
+    (tmp_path / "best.json").write_text("{")
+    with pytest.raises(RunError, match=r"best\.json: "):
+        check_resume(saved, tmp_path)
+
+
+#: Of an earlier run without a checkpoint.
+RESULTS = ("evaluation-base.json", "best.json", "data.json", "workers.json")
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_a_claimed_folder_is_locked_and_keeps_results_only_beside_a_checkpoint(tmp_path, has_checkpoint):
+    config = resolved(f"output_dir={tmp_path}")
+    drafts = [f"{name}.tmp" for name in ("config.json", "endpoints.json", *RESULTS)]
+    for name in (*RESULTS, *drafts, "endpoints.json", "metrics.jsonl"):
+        (tmp_path / name).write_text("old")
+    if has_checkpoint:
+        write_checkpoint_files(tmp_path, 4)
+    with claimed(config) as (run_dir, lock):
+        assert run_dir == tmp_path
+        assert os.fstat(lock).st_ino == (tmp_path / LOCK_FILE).stat().st_ino
+        assert is_locked(tmp_path)
+        kept = {"config.json", LOCK_FILE, "metrics.jsonl"}
+        kept |= {"checkpoint-4", *RESULTS} if has_checkpoint else set()
+        assert {path.name for path in tmp_path.iterdir()} == kept
+        assert read_config(tmp_path / "config.json") == config
+    assert not is_locked(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "run"
+    with (
+        pytest.raises(RunError, match=r"/run cannot be written \(Not a directory\); choose another folder$"),
+        claimed(resolved(f"output_dir={folder}")),
+    ):
+        pass

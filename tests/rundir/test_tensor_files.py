@@ -14,9 +14,8 @@ def one_of_each():
     """Return an array of every type that a model or an optimizer has, some empty, scalar or not contiguous."""
     grid = mx.arange(12).reshape(3, 4)
     arrays = {f"t.{i}": grid.astype(dtype) for i, dtype in enumerate((mx.float32, mx.float16, mx.bfloat16))}
-    arrays |= {
-        f"q.{i}": grid.astype(dtype) for i, dtype in enumerate((mx.uint32, mx.uint8, mx.int32, mx.bool_))
-    }
+    whole = (mx.uint8, mx.uint16, mx.uint32, mx.int8, mx.int16, mx.int32, mx.int64, mx.bool_)
+    arrays |= {f"q.{i}": grid.astype(dtype) for i, dtype in enumerate(whole)}
     return arrays | {
         "step": mx.array(3, mx.uint64),
         "none": mx.zeros((0, 4)),
@@ -45,6 +44,7 @@ def test_every_type_and_shape_comes_back_and_the_digest_is_that_of_the_file(tmp_
     assert list(entries) == ["model.safetensors"]
     assert_equal(read_back(tmp_path, entries), arrays)
     content = (tmp_path / "model.safetensors").read_bytes()
+    assert int.from_bytes(content[:8], "little") % 8 == 0, "readers map the data, which must be aligned"
     assert entries["model.safetensors"] == {
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),

@@ -37,7 +37,9 @@ def test_on_a_cpu_workers_get_the_cores_that_learner_and_evaluator_leave(cores, 
 def test_on_a_gpu_each_worker_keeps_a_core_busy_and_eight_are_the_most():
     assert room_of(config(), cuda(80e9, cores=4)).workers == 3
     assert room_of(config(), cuda(80e9)).workers == 8
-    assert room_of(config(), cuda(80e9, 80e9, cores=32)).workers == 16
+    two = cuda(80e9, 80e9, cores=32)
+    assert room_of(config(), two) == Room(16, "more are never tried")
+    assert room_of(config("rollout_devices=[1, 1]"), two) == Room(8, "more are never tried")
 
 
 def test_a_mac_has_room_for_two():
@@ -50,6 +52,17 @@ def test_no_worker_is_added_that_would_never_hold_a_lease():
         "at most 2 (2 batches of groups can be sampled at a time)"
     )
     assert room_of(config("batch_groups=16", "max_staleness=0"), cuda(80e9)).workers == 1
+    # Half as many groups again are sampled ahead where some may be replaced: 2 × 24 groups.
+    more = ("batch_groups=16", "oversampling=1.5")
+    assert room_of(config(*more, "dynamic_sampling=false"), cuda(80e9)).workers == 2
+    assert room_of(config(*more, "dynamic_sampling=true"), cuda(80e9)).workers == 3
+
+
+def test_each_rank_of_learner_and_workers_keeps_a_core_busy_or_has_its_threads():
+    four = cuda(*[80e9] * 4, cores=9)
+    assert str(room_of(config("rollout_ranks=2"), four)) == "at most 4 (9 cores)"
+    # Two ranks of the learner and the evaluator: with one worker 8 // 4 cores each.
+    assert room_of(config("ranks=2"), cpu(8)).workers == 2
 
 
 def test_a_gpus_memory_limits_workers_by_the_plan():
@@ -57,7 +70,11 @@ def test_a_gpus_memory_limits_workers_by_the_plan():
     plan = plan_of(EMBEDDED, settings, cuda(80e9))
     # Nineteen twentieths of the memory hold the learner, the evaluator and three and a half workers.
     gpu = cuda((total(plan, 0) + 3.5 * plan.worker.total) / 0.95)
-    assert room_of(settings, gpu).workers == 3
+    room = room_of(settings, gpu)
+    size = gpu.devices[0].memory_bytes
+    assert room == Room(3, f"a worker holds {plan.worker.total / 1e9:.2f} of {size / 1e9:.0f} GB")
+    two = room_of(settings, cuda(size, size, cores=64))
+    assert two.reason.endswith(f" of {size / 1e9:.0f} + {size / 1e9:.0f} GB")
 
 
 def test_with_a_model_on_the_hub_a_worker_counts_as_large_as_the_learner():
@@ -65,7 +82,10 @@ def test_with_a_model_on_the_hub_a_worker_counts_as_large_as_the_learner():
     assert room_of(unknown, cuda(80e9)).workers == 8  # computed again with the learner's measured peak
     # 0.95 × 80 = 76 GB: the learner's 11.3, and five workers of 11.3.
     assert room_of(unknown, cuda(80e9), 10 * GB).workers == 5
-    assert room_of(unknown, cpu(16), 10 * GB).workers == 1
+    # An evaluator takes 11.3 too.
+    assert room_of(config("model_name=owner/name"), cuda(80e9), 10 * GB).workers == 4
+    room = room_of(unknown, cpu(16), 10 * GB)
+    assert room == Room(1, "the size of a model on the hub is not known before the run starts")
 
 
 def test_no_worker_is_added_if_a_gpus_memory_is_unknown():
@@ -87,11 +107,14 @@ def test_a_measured_learner_changes_nothing_where_the_plan_is_known():
 def test_the_environment_overrides_all_limits(monkeypatch):
     monkeypatch.setenv(MOST_WORKERS_VARIABLE, "3")
     assert room_of(config(), cpu(1)) == Room(3, "GRPO_ACTORS_MOST_WORKERS says so")
-    monkeypatch.setenv(MOST_WORKERS_VARIABLE, "many")
-    with pytest.raises(
-        ConfigError, match="GRPO_ACTORS_MOST_WORKERS: must be a number of workers, got 'many'"
-    ):
-        room_of(config(), cpu(1))
+    assert room_of(config(), cuda(10**6)).workers == 3, "not even the memory"
+    monkeypatch.setenv(MOST_WORKERS_VARIABLE, "0")
+    assert room_of(config(), cpu(64)).workers == 1, "a run needs one"
+    for wrong in ("many", "-1", "²", ""):
+        monkeypatch.setenv(MOST_WORKERS_VARIABLE, wrong)
+        refusal = f"^GRPO_ACTORS_MOST_WORKERS: must be a number of workers, got '{wrong}'$"
+        with pytest.raises(ConfigError, match=refusal):
+            room_of(config(), cpu(1))
 
 
 def test_a_model_whose_files_cannot_be_read_is_one_line(tmp_path):

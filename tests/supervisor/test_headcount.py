@@ -154,6 +154,20 @@ def test_a_worker_that_joins_by_hand_restarts_the_window():
     assert len(feed(headcount, 1, active=2)) == 1
 
 
+def test_a_window_ends_also_if_no_worker_is_known_to_deliver():
+    assert len(feed(Headcount(1), 14, active=0)) == 1
+
+
+@pytest.mark.parametrize(("tokens_per_s", "workers"), [(0.0, 1), (0.5, 2)])
+def test_no_worker_is_added_where_no_token_arrives(tokens_per_s, workers):
+    headcount = Headcount(1)
+    measured = Measurement(1.0, 0.9, tokens_per_s)
+    for _ in range(14):
+        headcount.record_update(measured, active=1, room=lambda: 8)
+    assert headcount.workers == workers
+    assert headcount.settled == (workers == 1)
+
+
 def test_nothing_is_measured_while_the_worker_on_trial_loads_its_model():
     headcount = Headcount(1)
     feed(headcount, 14)

@@ -12,9 +12,10 @@ from grpo_actors.policy.architectures import ARCHITECTURES, Architecture
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy
 from grpo_actors.rundir.checkpoint_weights import freeze_checkpoint
-from grpo_actors.supervisor.learner_memory import largest_micro_batch
+from grpo_actors.supervisor.learner_memory import Trained, activation_bytes, largest_micro_batch, trained
 from grpo_actors.supervisor.machine import Machine
 from grpo_actors.supervisor.memory_plan import plan_of
+from grpo_actors.supervisor.model_files import Tensor, Widths
 
 ON_CPU = mx.default_device().type == mx.DeviceType.cpu
 MACHINE = Machine("cpu" if ON_CPU else "cuda" if mx.cuda.is_available() else "metal", 8, 64 * 10**9)
@@ -32,6 +33,150 @@ def test_the_largest_micro_batch_has_batch_size_groups_at_their_longest():
     # Of a model of which nothing is known: each completion with its prompt, and logits everywhere.
     unknown = largest_micro_batch(config, Architecture(), "cpu")
     assert unknown.tokens == unknown.logits == 32 * 150
+    assert unknown.scores == 32 * 150 * 150
+    # On CUDA a row of such a model has a multiple of 128 tokens: the 2,000 of four groups fill 7 of 256.
+    on_cuda = largest_micro_batch(config, Architecture(), "cuda")
+    assert (on_cuda.tokens, on_cuda.row, on_cuda.logits) == (7 * 256, 256, 7 * 256)
+    assert largest_micro_batch(config, Architecture(plain_head=True), "metal").logits == 32 * 50
+    # A group that is shorter than three rows is a row.
+    short = largest_micro_batch(small("num_generations=3"), ARCHITECTURES["llama"], "metal")
+    assert (short.tokens, short.row) == (4 + 3 * 6, 4 + 3 * 6)
+
+
+def small(*settings):
+    """Settings of one group of two completions of 6 tokens, whose prompt has 4."""
+    sizes = ("batch_size=1", "num_generations=2", "max_prompt_length=4", "max_new_tokens=6")
+    return load_config(None, ["task=arithmetic", *sizes, *settings]).config
+
+
+NOTHING = Trained(size=0, largest=0, moved=0, weights=0, training=0, snapshot=0)
+
+
+def activations(config, back_end, width, *, known=ARCHITECTURES["llama"], vocabulary=0, parts=NOTHING):
+    widths = Widths(layers=2, hidden=10, intermediate=20, heads=3, vocabulary=vocabulary)
+    return activation_bytes(config, known, widths=widths, parts=parts, width=width, back_end=back_end)
+
+
+# A row of 4 + 2 · 6 = 16 tokens with 12 logits and 16² scores for each of 3 heads; on CUDA 1,024 tokens and logits, no scores.
+# For each token a layer keeps 10 arrays of width 10 and 5 (on a GPU 2) of width 20, and 1.25 scores; its backward pass adds
+# 18, 12 and 3.
+@pytest.mark.parametrize(
+    ("back_end", "width", "kept", "backward", "logits"),
+    [
+        ("cpu", 4, 16 * 200 + 960, 16 * 420 + 2304, 5 * 4 * 12),
+        ("metal", 2, 16 * 140 + 960, 16 * 420 + 2304, 4.25 * 4 * 12),
+        ("cuda", 2, 1024 * 140, 1024 * 420, 2.5 * 2 * 1024),
+    ],
+)
+def test_activations_are_those_of_all_layers_and_the_larger_of_a_layers_backward_pass_and_the_logits(
+    back_end, width, kept, backward, logits
+):
+    assert activations(small(), back_end, width) == width * (2 * kept + backward)
+    assert activations(small(), back_end, width, vocabulary=10**6) == width * 2 * kept + logits * 10**6
+    # With recomputation each layer keeps its input, and its backward pass begins with what a CPU keeps.
+    tokens, scores = (1024, 0) if back_end == "cuda" else (16, 960)
+    again = tokens * 200 + scores
+    recomputed = activations(small("gradient_checkpointing=true"), back_end, width)
+    assert recomputed == width * (tokens * 10 * 2 + backward + again)
+
+
+@pytest.mark.parametrize(
+    ("back_end", "plain_head", "positions"),
+    # Logits of 64 · 64 completion tokens: in parts of 1,024, two at a time. Without a plain head all at once, and those of
+    # 64 prompts of 4 tokens too.
+    [("metal", True, 2048), ("metal", False, 64 * 68), ("cuda", True, 2048), ("cpu", True, 4096)],
+)
+def test_a_gpu_computes_the_logits_of_a_plain_head_in_parts(back_end, plain_head, positions):
+    many = small("num_generations=64", "max_new_tokens=64")
+    known = ARCHITECTURES["llama"] if plain_head else Architecture()
+    without, with_logits = (
+        activations(many, back_end, 4, known=known, vocabulary=v) for v in (10**7, 2 * 10**7)
+    )
+    per_logit = {"cpu": 5 * 4, "metal": 4.25 * 4, "cuda": 2.5 * 4}[back_end]
+    assert with_logits - without == per_logit * positions * 10**7
+
+
+def test_activations_make_room_for_new_gradients_and_for_the_step():
+    def peak(**sizes):
+        parts = Trained(
+            **{"size": 0, "largest": 0, "moved": 0, "weights": 0, "training": 0, "snapshot": 0} | sizes
+        )
+        return activations(small(), "cpu", 4, parts=parts)
+
+    # At the beginning the new gradient of one array, at the end those of all beside one layer's backward pass.
+    backward = 4 * (16 * 420 + 2304)
+    assert peak(largest=10**6) == peak() + 6 * 10**6
+    assert peak(size=10**6) == 6 * 10**6 + backward
+    assert peak(moved=10**7) == 5 * 10**7
+
+
+#: Two layers with a matrix, a norm and a stack of three experts each, between an embedding and a last norm.
+LAYERED = [
+    Tensor("model.embed_tokens.weight", (100, 8)),
+    *(
+        tensor
+        for layer in range(2)
+        for tensor in (
+            Tensor(f"model.layers.{layer}.self_attn.q_proj.weight", (4, 8)),
+            Tensor(f"model.layers.{layer}.norm.weight", (8,)),
+            Tensor(f"model.layers.{layer}.mlp.experts.up_proj.weight", (3, 16, 8)),
+        )
+    ),
+    Tensor("model.norm.weight", (8,)),
+]
+#: Rank 2: of a matrix rows + columns, twice; of each expert too.
+OF_MATRIX, OF_STACK = 2 * (4 + 8), 3 * 2 * (16 + 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "largest"),
+    [
+        ((), 2 * (OF_MATRIX + OF_STACK), 3 * 16 * 2),
+        (("lora_layers=-1",), 2 * (OF_MATRIX + OF_STACK), 3 * 16 * 2),
+        (("lora_layers=1",), OF_MATRIX + OF_STACK, 3 * 16 * 2),
+        # A magnitude for each row.
+        (("fine_tune_type=dora",), 2 * (OF_MATRIX + 4 + OF_STACK + 3 * 16), 3 * 16 * 2),
+        (('lora_keys=["self_attn.q_proj"]',), 2 * OF_MATRIX, 8 * 2),
+        (('lora_keys=["model.layers.1.self_attn.q_proj"]',), OF_MATRIX, 8 * 2),
+        (('lora_keys=["none"]',), 0, 0),
+    ],
+)
+def test_an_adapter_has_two_matrices_for_each_of_a_layer_and_none_for_a_vector(settings, size, largest):
+    config = small("fine_tune_type=lora", "lora_rank=2", "kl_coeff=0", *settings)
+    parts = trained(config, LAYERED, 2, 2)
+    assert (parts.size, parts.largest, parts.moved, parts.weights) == (size, largest, size, 4 * size)
+    # A gradient of 4 bytes and two means of 4; a checkpoint has the weights instead of the gradient.
+    assert parts.training == (4 + 8) * size
+    assert parts.snapshot == pytest.approx((4 + 8) * size, abs=5000)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "state"),
+    [
+        # A row and a column of each matrix; a vector whole.
+        ("adafactor", 4 * (100 + 8 + 2 * (4 + 8 + 8 + 3 * (16 + 8)) + 8)),
+        # Muon moves matrices in layers; a stack, a vector and the embedding are AdamW's.
+        ("muon", 4 * 2 * 4 * 8 + 8 * (800 + 2 * (8 + 3 * 16 * 8) + 8)),
+    ],
+)
+def test_an_optimizers_state_follows_from_the_shape_of_each_array(optimizer, state):
+    parts = trained(small("kl_coeff=0", f"optimizer={optimizer}"), LAYERED, 2, 4)
+    assert parts.training == 4 * parts.size + state
+    assert parts.largest == 800
+
+
+@pytest.mark.parametrize(("fine_tune_type", "of_reference", "stored"), [("full", 2, 2 + 4), ("lora", 4, 4)])
+def test_a_reference_that_changes_is_held_and_is_part_of_a_checkpoint(fine_tune_type, of_reference, stored):
+    def of(*settings):
+        config = small(f"fine_tune_type={fine_tune_type}", "optimizer=lion", *settings)
+        return trained(config, LAYERED, 2, 2)
+
+    without, fixed = of("kl_coeff=0"), of("kl_coeff=0.1")
+    refreshed = of("kl_coeff=0.1", "reference_refresh_updates=1")
+    size = without.size
+    assert fixed.training - without.training == refreshed.training - without.training == of_reference * size
+    assert fixed.snapshot == without.snapshot == (stored + 4) * size + 4096
+    assert refreshed.snapshot - fixed.snapshot == of_reference * size
 
 
 @pytest.mark.parametrize(

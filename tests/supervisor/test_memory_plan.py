@@ -5,7 +5,7 @@ import shutil
 
 import mlx_lm.utils
 import pytest
-from machines import GB, cpu, cuda
+from machines import GB, cpu, cuda, metal
 from mlx.utils import tree_flatten
 
 from grpo_actors.bench.random_model import build, config_json
@@ -13,7 +13,14 @@ from grpo_actors.config import load_config
 from grpo_actors.errors import ConfigError, ModelError
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.supervisor.allocation import allocate
-from grpo_actors.supervisor.memory_plan import CUDA_CONTEXT_BYTES, plan_of
+from grpo_actors.supervisor.memory_plan import (
+    CUDA_CONTEXT_BYTES,
+    CUDA_KEPT_BYTES,
+    CUDA_LEARNER_SLACK,
+    CUDA_SLACK,
+    Need,
+    plan_of,
+)
 from grpo_actors.supervisor.shares import Shares
 
 # Embedding 320·128; four layers of 4·128² attention, 3·128·256 MLP, 2·128 norms; one last norm.
@@ -50,6 +57,12 @@ def test_a_copy_of_weights_counts_only_if_it_may_be_made():
     # 917,504 bytes are more than an eighth of seven million.
     small = cuda(7 * 10**6)
     assert plan("dtype=bfloat16", machine=small).worker.at_times["copies of weights"] == 0
+    divided = plan("dtype=bfloat16", "rollout_ranks=2", machine=CUDA)
+    assert divided.worker.at_times["copies of weights"] == 0 < divided.evaluator.at_times["copies of weights"]
+    packed = plan("fine_tune_type=lora", "base_bits=4", machine=CUDA)
+    assert {packed.worker.at_times["copies of weights"], packed.evaluator.at_times["copies of weights"]} == {
+        0
+    }
     assert (
         plan("rollout_bits=8", "quantize_for_rollouts=true", machine=CUDA).worker.at_times[
             "copies of weights"
@@ -58,15 +71,62 @@ def test_a_copy_of_weights_counts_only_if_it_may_be_made():
     )
 
 
-def test_the_type_of_the_weights_is_float32_on_a_cpu_and_the_files_on_a_gpu():
+def test_the_type_of_the_weights_is_float32_on_a_cpu_and_the_files_on_a_gpu(tmp_path):
     assert plan("dtype=auto").float_bytes == 4
     assert plan("dtype=auto", machine=CUDA).float_bytes == 2
+    assert plan("dtype=auto", machine=metal()).float_bytes == 2
+    assert plan("dtype=float16").float_bytes == 2
+    wide = changed_model(tmp_path, lambda config: config | {"torch_dtype": "float32"})
+    assert plan("dtype=auto", folder=wide, machine=CUDA).float_bytes == 4
+
+
+def test_a_need_counts_what_is_held_what_comes_at_times_and_what_is_not_of_arrays():
+    need = Need(
+        held={"weights": 6 * GB},
+        at_times={"a step": 3 * GB, "checkpoint": 1 * GB, "nothing": 0.0},
+        context=2 * GB,
+        slack=0.5,
+    )
+    assert (need.arrays, need.checkpoint, need.certain) == (10 * GB, 1 * GB, 8 * GB)
+    assert (need.overhead, need.total) == (2 * GB + 5 * GB, 17 * GB)
+    parts = "weights 6.00 GB, a step 3.00 GB, checkpoint 1.00 GB, CUDA 7.00 GB"
+    assert str(need) == f"17.00 GB: {parts}"
+    assert Need().checkpoint == 0
+
+
+def test_only_on_cuda_a_process_has_slack_and_a_learner_keeps_few_freed_arrays():
+    large = ("batch_size=64", "num_generations=64")
+    on_cuda, on_cpu = plan(*large, machine=CUDA), plan(*large)
+    assert (on_cuda.learner.slack, on_cuda.worker.slack) == (CUDA_LEARNER_SLACK, CUDA_SLACK)
+    assert on_cuda.evaluator.slack == CUDA_SLACK
+    assert {on_cpu.learner.slack, on_cpu.worker.slack, on_cpu.evaluator.slack} == {0}
+    assert on_cuda.learner.reused == CUDA_KEPT_BYTES < on_cuda.learner.at_times["activations"]
+    assert on_cpu.learner.reused == on_cpu.learner.at_times["activations"] > CUDA_KEPT_BYTES
+    small = plan("batch_size=1", "num_generations=2", machine=CUDA).learner
+    assert small.reused == small.at_times["activations"] < CUDA_KEPT_BYTES
+
+
+def test_a_sampler_has_room_for_a_step_or_for_new_weights_and_may_keep_those_of_a_step():
+    # A prefill of one token, or logits of one row, is less than the weights that arrive.
+    short = ("batch_groups=1", "num_generations=2", "max_prompt_length=1", "max_new_tokens=1")
+    worker = plan(*short).worker
+    assert worker.reused < worker.at_times["a step"] == 4 * PARAMETERS
+    busy = plan("batch_groups=4", "num_generations=64").worker
+    assert busy.reused == busy.at_times["a step"] > 4 * PARAMETERS
+
+
+def test_without_an_evaluator_nothing_is_counted_for_it():
+    alone = plan("eval_every_updates=0")
+    assert alone.evaluator is None
+    assert alone.of("evaluator").total == 0
+    assert (alone.of("learner"), alone.of("worker")) == (alone.learner, alone.worker)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "state"),
     [
         ("adamw", 8 * PARAMETERS),
+        ("adam", 8 * PARAMETERS),
         ("lion", 4 * PARAMETERS),
         # Rows and columns: of the embedding 320 + 128, of each layer four of 128 × 128 and three of 128 × 256; nine norms.
         ("adafactor", 4 * (448 + 4 * (4 * 256 + 3 * 384) + 9 * 128)),

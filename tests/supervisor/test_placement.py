@@ -112,6 +112,14 @@ def test_auto_tries_no_worker_where_the_memory_is_unknown_and_at_most_eight_on_a
     assert placed(cuda(None, None), "workers=auto").further == ()
     everywhere = placed(TWO, "workers=auto")
     assert firsts(everywhere.workers + everywhere.further) == [1] * 8 + [0] * 8
+    # It may share GPU 0 with the learner later, but does not yet.
+    assert places(everywhere) == {"learner": 0, "rollout-0": 1, "evaluator": 1}
+    assert everywhere.is_shared(TWO.devices[0])
+    [first] = everywhere.workers
+    assert everywhere.next_worker([first]) == first
+    # A user may ask for more, and the evaluator comes in any case.
+    assert firsts(placed(TWO, "workers=9").workers) == [1] * 9
+    assert places(placed(TWO, "workers=8"))["evaluator"] == 1
 
 
 def test_one_more_worker_takes_the_first_free_place():
@@ -170,6 +178,13 @@ def test_devices_that_do_not_exist_or_do_not_suffice_are_refused(override, ranks
     with pytest.raises(ConfigError) as refused:
         placed(TWO, *override.split("; "), ranks=ranks)
     assert str(refused.value) == rule
+
+
+def test_ranks_never_share_a_gpu_of_cuda():
+    with pytest.raises(ConfigError, match=r"^learner\.ranks: must be at most 1, .*, got 2$"):
+        placed(cuda(80 * GB), ranks=2)
+    with pytest.raises(ConfigError, match=r"^rollout\.rollout_ranks: must be at most 1, .*, got 2$"):
+        placed(cuda(80 * GB), "rollout_ranks=2")
 
 
 def test_ranks_on_a_cpu_share_it():
