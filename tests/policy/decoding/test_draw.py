@@ -208,12 +208,13 @@ def test_greedy_takes_the_best_and_records_its_log_prob_at_temperature_one():
 
 
 def test_the_repetition_penalty_divides_positive_and_multiplies_negative_logits():
-    seen = np.array([True, True, False, False, False, False])
-    penalised = np.array([1.0, -2.0, 0.5, 0.0, -3.0, 1.5])  # penalty 2: 2 / 2 and −1 · 2
-    tokens, logprobs = many(seen=seen, repetition_penalty=2.0)
+    logits = np.array([2.0, -0.5, 0.5, 0.0, -3.0, 1.5])
+    seen = np.array([True, True, True, False, False, False])
+    penalised = np.array([1.0, -1.0, 0.25, 0.0, -3.0, 1.5])  # penalty 2: 2 / 2, −0.5 · 2 and 0.5 / 2
+    tokens, logprobs = many(logits, seen=seen, repetition_penalty=2.0)
     assert chi_square(tokens, softmax(penalised)) < 25.7
     # The recorded log-prob is the policy's, without the penalty.
-    np.testing.assert_allclose(logprobs, np.log(softmax(LOGITS))[tokens], atol=1e-6)
+    np.testing.assert_allclose(logprobs, np.log(softmax(logits))[tokens], atol=1e-6)
 
 
 def test_a_penalty_can_change_the_greedy_choice():
@@ -244,7 +245,9 @@ def test_only_parameters_that_narrow_the_distribution_are_reported_as_a_bias():
 
 
 def test_by_default_nothing_narrows_or_bounds_the_distribution():
-    assert not SamplingParams(5).filters
+    params = SamplingParams(5)
+    assert not params.filters
+    assert (params.think_tokens, params.max_kv_tokens, params.kv_bits) == (0, 0, 0)
     for narrow in ({"top_p": 0.99}, {"top_k": 1}, {"min_p": 0.01}):
         assert SamplingParams(5, **narrow).filters
 
