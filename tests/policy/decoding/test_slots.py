@@ -113,6 +113,8 @@ def test_slots_have_room_for_a_prompt_a_completion_and_the_step_that_is_read_lat
         ("qwen2", HEADS_OF_32, True),
         ("qwen2", {}, False),  # heads of 8
         ("gemma3_text", HEADS_OF_32, False),  # a sliding window
+        # Heads of 32 numbers have keys, and heads of 64 values.
+        ("deepseek_v3", {"qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 64}, False),
     ],
 )
 def test_the_kernel_replaces_attention_over_all_positions_with_heads_that_it_supports(
