@@ -99,10 +99,9 @@ def gdpo_advantages(groups: Sequence[Group]) -> list[Array]:
     So two rewards of different scale both count. A sum that is normalised afterwards hides the smaller one.
     """
     sums = [_sum_of_normalised(g) for g in groups]
-    flat = np.concatenate([np.zeros(0), *sums])
-    mean = flat.mean() if flat.size else 0.0
-    # A group without variance sums to 0 and stays 0: the mean differs from 0 by rounding only.
-    return [(s - mean) / (_std(flat) + STD_EPSILON) if np.any(s) else s for s in sums]
+    # Their mean is 0: that of each function is, in each group.
+    std = _std(np.concatenate([np.zeros(0), *sums]))
+    return [s / (std + STD_EPSILON) for s in sums]
 
 
 ADVANTAGES: dict[str, Callable[[Sequence[Group]], list[Array]]] = {

@@ -130,6 +130,14 @@ def test_turns_that_no_longer_fit_are_left_out_and_reported(tiny, talk, tmp_path
     assert kept[5]["content"] == expected(tiny, last, 2, max_tokens=20)
 
 
+def test_turns_that_fit_to_the_token_are_kept(tiny, talk):
+    said = [user("1 + 1"), assistant(expected(tiny, [user("1 + 1")], 0, max_tokens=20)), user("1 + 1")]
+    whole = len(tiny.chat.encode(said)) + 20
+    assert "no longer fit" not in talk("1 + 1", "1 + 1", max_context=whole)
+    out = talk("1 + 1", "1 + 1", max_context=whole - 1)
+    assert f"(the first 2 messages no longer fit the context of {whole - 1} tokens)" in out
+
+
 def test_a_question_that_does_not_fit_is_reported_and_the_chat_continues(talk):
     out = talk("1 + 1 " * 50, "/nope", max_context=100)
     assert "(not asked: prompt and answer may have 100 tokens, got " in out

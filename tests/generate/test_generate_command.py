@@ -16,7 +16,9 @@ from thinking_model import write_thinking_model
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.generate.__main__ import main
-from grpo_actors.generate.command_line import check, parser
+from grpo_actors.generate.command_line import chat_parser, check, parser
+from grpo_actors.generate.opening import params_of
+from grpo_actors.policy.decoding.sampling import SamplingParams
 from grpo_actors.rundir.folder import CONFIG_FILE, DATA_FILE, MANIFEST
 from grpo_actors.rundir.prompting import Prompting, prompting_of
 
@@ -205,6 +207,11 @@ def test_a_prompt_that_is_too_long_is_named_before_anything_is_written(tmp_path)
     [
         (["--temperature", "-1"], "--temperature must be ≥ 0 and finite (0: greedy), got -1.0"),
         (["--temperature", "nan"], "--temperature must be ≥ 0"),
+        (["--temperature", "inf"], "--temperature must be ≥ 0"),
+        (["--top-p", "1.1"], "--top-p must be > 0 and ≤ 1"),
+        (["--min-p", "-0.1"], "--min-p must be ≥ 0"),
+        (["--repetition-penalty", "inf"], "--repetition-penalty must be > 0"),
+        (["--think-tokens", "-1"], "--think-tokens must be ≥ 0"),
         (["--top-p", "0"], "--top-p must be > 0 and ≤ 1, got 0.0"),
         (["--top-k", "-1"], "--top-k must be ≥ 0"),
         (["--min-p", "1"], "--min-p must be ≥ 0 and < 1"),
@@ -227,6 +234,27 @@ def test_a_value_out_of_bounds_and_a_contradiction_are_refused(arguments, rule):
     with pytest.raises(ConfigError) as caught:
         check(parser().parse_args(arguments))
     assert rule in str(caught.value)
+
+
+def test_the_bounds_themselves_are_allowed_and_the_defaults_filter_nothing():
+    zero = ("temperature", "top-k", "min-p", "max-context", "think-tokens", "seed")
+    one = ("top-p", "max-tokens", "samples", "batch-size")
+    given = [*(f"--{name}=0" for name in zero), *(f"--{name}=1" for name in one)]
+    options = parser().parse_args(["hi", *given])
+    check(options)
+    assert params_of(options) == SamplingParams(1, temperature=0.0)
+    plain = parser().parse_args([])
+    check(plain)
+    assert params_of(plain) == SamplingParams(512, temperature=0.7)
+    assert (plain.max_context, plain.seed, plain.samples, plain.batch_size) == (0, 0, 1, 32)
+    for several in (["--json"], ["--batch", "in", "--output", "out"]):
+        check(parser().parse_args(["--samples", "2", *several]))
+
+
+def test_a_chat_has_the_options_of_a_prompt_with_the_same_defaults():
+    options = chat_parser("grpo chat").parse_args([])
+    check(options)
+    assert vars(options) == vars(parser().parse_args([])) | {"batch_size": 1}
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "\udcff"])

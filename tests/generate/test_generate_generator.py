@@ -4,7 +4,7 @@ import pytest
 
 from grpo_actors.errors import DataError, ModelError
 from grpo_actors.generate.generator import Generator
-from grpo_actors.policy.decoding.sampling import SamplingParams
+from grpo_actors.policy.decoding.sampling import Sample, SamplingParams
 
 CHAT = ({"role": "user", "content": "1 + 1"},)
 
@@ -48,3 +48,32 @@ def test_seeds_depend_only_on_seed_prompt_and_sample(tiny):
     seeds = [Generator(tiny, SamplingParams(24), seed).seeds(index, 3) for seed in (0, 1) for index in (0, 1)]
     assert len({draw for group in seeds for draw in group}) == 12
     assert Generator(tiny, SamplingParams(7), 0).seeds(0, 2) == seeds[0][:2]
+
+
+def test_a_record_tells_how_a_completion_ended_and_how_long_it_is(tiny):
+    generator = Generator(tiny, SamplingParams(10), seed=0)
+    tokens = tiny.tokenizer.encode("46", add_special_tokens=False)
+    cut = {"index": 3, "sample": 1, "completion": "46", "finish_reason": "length"}
+    assert generator.record(3, 1, 7, Sample(tokens)) == cut | {
+        "prompt_tokens": 7,
+        "completion_tokens": len(tokens),
+    }
+    ended = generator.record(3, 1, 7, Sample([*tokens, min(tiny.stop_tokens)], finished=True))
+    assert ended == cut | {
+        "finish_reason": "stop",
+        "prompt_tokens": 7,
+        "completion_tokens": len(tokens) + 1,
+    }
+
+
+def test_an_answer_ends_as_soon_as_it_is_told_to(tiny):
+    generator, said = Generator(tiny, SamplingParams(60), seed=0), []
+    sample = generator.answer(generator.encode("1 + 1"), 0, said.append, stop=lambda: len(said) == 3)
+    assert len(sample.tokens) == 3
+    assert not sample.finished
+    assert "".join(said) == tiny.decode(sample.tokens)
+
+
+def test_a_text_without_tokens_is_refused(tiny):
+    with pytest.raises(DataError, match="a prompt must have a token, got ''"):
+        Generator(tiny, SamplingParams(10), seed=0).encode("")

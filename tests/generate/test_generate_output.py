@@ -16,6 +16,7 @@ def path(tmp_path):
 
 def begun(path):
     with Output(path, SETTINGS) as output:
+        assert not output.mended
         output.write(RECORDS)
     return path.read_bytes()
 
@@ -64,6 +65,12 @@ def test_a_foreign_file_is_refused_and_unchanged(path):
         Output(path, SETTINGS)
     assert path.read_text() == "precious\n"
     assert not job_file(path).exists()
+
+
+def test_an_empty_file_is_taken_for_a_new_one(path):
+    path.touch()
+    check_resumable(path, SETTINGS)
+    assert begun(path).count(b"\n") == 2
 
 
 def test_a_foreign_line_is_refused(path):

@@ -124,6 +124,31 @@ def test_a_small_model_keeps_heads_and_kinds_of_layers():
     assert {key: small[key] for key in same} == {key: large[key] for key in same}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [
+        ({"num_hidden_layers": 1}, 1),
+        ({"num_hidden_layers": 32}, 2),
+        ({"num_hidden_layers": 32, "sliding_window_pattern": 6}, 6),
+        ({"num_hidden_layers": 32, "full_attention_interval": 4}, 4),
+        ({"num_hidden_layers": 32, "full_attention_interval": 12}, 8),  # more would take too long
+        ({"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]}, 3),
+    ],
+)
+def test_a_small_model_has_a_layer_of_each_kind_if_they_are_not_too_many(architecture, layers):
+    assert in_small(architecture)["num_hidden_layers"] == layers
+    assert in_small({"text_config": architecture})["text_config"]["num_hidden_layers"] == layers
+
+
+def test_what_is_small_already_stays():
+    assert in_small({"vocab_size": 300, "intermediate_size": 64, "moe_intermediate_size": 1200}) == {
+        "vocab_size": 300,
+        "intermediate_size": 64,
+        "moe_intermediate_size": 1152,
+        "num_hidden_layers": 2,
+    }
+
+
 def test_a_model_stored_with_quantised_weights_is_quantised_in_small_too(work_of):
     stored = {"hidden_size": 64, "head_dim": 16, "quantization": {"group_size": 64, "bits": 4}}
     work = work_of("qwen2", stored, fine_tune_type="lora")

@@ -7,6 +7,7 @@ import pytest
 from stand_in import CODE, write_kernel
 
 from grpo_actors.config import Config
+from grpo_actors.kernels import stage
 from grpo_actors.kernels.stage import Stage, parts_of
 
 STAND_IN = str(Path(__file__).with_name("stand_in.py"))
@@ -76,13 +77,22 @@ def test_another_model_of_the_same_name_is_not_done(cache, tmp_path):
     assert first.marker != stage_of(model={"model_name": str(tmp_path)}).marker
 
 
+def test_a_part_that_takes_too_long_is_ended_and_has_failed(cache, tmp_path, monkeypatch):
+    (tmp_path / "pids").mkdir()
+    monkeypatch.setenv("PIDS", str(tmp_path / "pids"))  # every part runs until it is killed
+    monkeypatch.setattr(stage, "PART_S", 0.0)
+    outcomes = list(stage_of().run(processes=3))
+    assert sorted(outcome.part for outcome in outcomes) == sorted(parts_of(Config()))
+    assert {outcome.failure for outcome in outcomes} == {"not done after 0 s"}
+
+
 def test_giving_up_ends_all_parts_at_once_and_nothing_is_marked(cache, tmp_path, monkeypatch):
     pids = tmp_path / "pids"
     pids.mkdir()
     monkeypatch.setenv("PIDS", str(pids))
-    stage = stage_of()
-    assert list(stage.run(gives_up=lambda: len(list(pids.iterdir())) == 3, processes=3)) == []
+    given = stage_of()
+    assert list(given.run(gives_up=lambda: len(list(pids.iterdir())) == 3, processes=3)) == []
     for path in pids.iterdir():
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.name), 0)
-    assert not stage.is_done
+    assert not given.is_done

@@ -29,6 +29,14 @@ def test_an_update_in_which_all_is_masked_weighs_nothing(name, lengths):
     assert token_weights(name, np.array(lengths, int), max_new_tokens=10).tolist() == [0.0] * len(lengths)
 
 
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_the_only_token_of_an_update_has_all_of_the_weight(name):
+    assert token_weights(name, np.array([1, 0]), max_new_tokens=1).tolist() == [
+        0.5 if name == "dr_grpo" else 1.0,  # two places of one token
+        0.0,
+    ]
+
+
 def test_dapo_with_equal_lengths_is_grpo():
     lengths = np.array([5, 5, 0, 5])
     assert token_weights("dapo", lengths, max_new_tokens=9) == pytest.approx(

@@ -30,6 +30,14 @@ def test_weights_by_hand(name, weights, cut):
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_weight_that_is_one_of_the_bounds_is_within_them(name):
+    equal = mx.zeros(MASK.shape)
+    w, cut = correction_weights(name, equal, equal, MASK, floor=1.0, cap=1.0)
+    assert np.array(w).tolist() == [[1.0] * 3] * 2
+    assert not np.array(cut).any()
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
 def test_a_sampler_that_is_the_learners_own_policy_needs_no_correction(name):
     update = RandomUpdate(21)
     update.old = update.behaviour

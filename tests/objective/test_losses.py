@@ -5,6 +5,7 @@ from updates import RandomUpdate, loss_and_gradient
 
 from grpo_actors.config.objective import LOSSES, Loss, ObjectiveConfig
 from grpo_actors.objective import losses
+from grpo_actors.objective.batch_loss import clip_bounds
 from grpo_actors.objective.losses import (
     cispo_loss,
     clip_loss,
@@ -119,6 +120,21 @@ def test_gspo_token_has_the_loss_and_the_gradient_of_gspo(aggregation):
         loss_and_gradient(update, ObjectiveConfig(loss="gspo", aggregation=aggregation)),
         loss_and_gradient(update, token),
     )
+
+
+@pytest.mark.parametrize(
+    ("loss", "bounds", "second"),
+    [
+        *((loss, (0.8, 1.28), None) for loss in ("clip", "gspo", "gspo_token")),
+        ("two_sided", (0.8, 1.28), 4.0),
+        ("dual_clip", (0.8, 1.28), 3.0),
+        ("cispo", (0.0, 5.0), None),
+        ("sapo", (0.0, float("inf")), None),
+    ],
+)
+def test_the_bounds_beyond_which_a_token_counts_as_clipped_are_those_of_its_loss(loss, bounds, second):
+    objective = ObjectiveConfig(loss=loss, clip_delta=4.0, dual_clip=3.0, cispo_cap=5.0, **EPS)
+    assert clip_bounds(objective) == (pytest.approx(bounds), second)
 
 
 def reinforce_loss(log_ratio, advantages, *, logprobs, clip_eps_high):

@@ -17,7 +17,13 @@ from grpo_actors.objective.batch_loss import objective_loss
 from grpo_actors.objective.correction import CORRECTIONS
 from grpo_actors.objective.kl import KL_ESTIMATORS
 from grpo_actors.objective.micro_batches import Completion, Layout, pack
-from grpo_actors.objective.statistics import add_statistics, completion_gaps, summary, token_statistics
+from grpo_actors.objective.statistics import (
+    add_statistics,
+    completion_gaps,
+    summary,
+    token_mismatches,
+    token_statistics,
+)
 
 FULL = {"clip_eps": 0.2, "clip_eps_high": 0.28, "clip_delta": 1.6, "dual_clip": 1.7, "cispo_cap": 1.4}
 
@@ -207,29 +213,48 @@ def test_statistics_count_what_the_loss_did():
 
 @pytest.mark.parametrize(
     ("advantage", "low", "high", "second"),
-    [(-1.0, 0.25, 0.0, 0.25), (0.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.5, 0.0)],
+    [(-1.0, 1 / 6, 0.0, 1 / 6), (0.0, 0.0, 0.0, 0.0), (1.0, 0.0, 3 / 6, 0.0)],
 )
 def test_a_token_counts_as_clipped_only_beyond_a_bound_and_if_its_advantage_is_clipped_there(
     advantage, low, high, second
 ):
-    # One ratio of four below 0.8, two above 1.2, one of them above 3. One is exactly at a bound.
-    ratios = mx.array([[0.5, 0.8, 2.0, 4.0]])
+    # One ratio of six below 0.8, three above 1.2, one of them above 3. Three are exactly at a bound.
+    ratios = mx.array([[0.5, 0.8, 1.2, 2.0, 3.0, 4.0]])
     got = summary(
         token_statistics(
             loss=mx.array(0.0),
-            mask=mx.ones((1, 4), dtype=mx.bool_),
+            mask=mx.ones(ratios.shape, dtype=mx.bool_),
             ratio=ratios,
             bounds=(0.8, 1.2),
             second_bound=3.0,
             advantages=mx.array([advantage]),
             kl=None,
-            log_mismatch=mx.zeros((1, 4)),
+            log_mismatch=mx.zeros(ratios.shape),
             cut=None,
             entropies=None,
         )
     )
     shares = [got[f"clip_{which}_share"] for which in ("low", "high", "delta")]
     assert shares == pytest.approx([low, high, second])
+
+
+def test_maxima_and_the_mismatch_of_each_token_are_those_of_active_tokens():
+    statistics = token_statistics(
+        loss=mx.array(0.0),
+        mask=mx.array([[True, True, False], [True, False, False]]),
+        ratio=mx.array([[0.5, 0.25, 9.0], [0.125, 9.0, 9.0]]),
+        bounds=(0.8, 1.2),
+        second_bound=None,
+        advantages=mx.zeros(2),
+        kl=None,
+        log_mismatch=mx.array([[-0.5, 0.25, 7.0], [0.125, 7.0, 7.0]]),
+        cut=None,
+        entropies=None,
+        keeps_tokens=True,
+    )
+    got = summary(statistics)
+    assert (got["ratio_max"], got["logprob_gap_max"]) == (0.5, 0.5)
+    assert token_mismatches(statistics, (2, 3)).tolist() == [[-0.5, 0.25, 0.0], [0.125, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("packing", [{"rows": 1}, {"rows": 3}, {"fixed_row": 32}])

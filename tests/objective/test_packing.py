@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_actors.dealing import deal
-from grpo_actors.objective.micro_batches import Completion, Layout, pack
+from grpo_actors.objective.micro_batches import Completion, Layout, empty_micro_batch, pack
 
 
 def completion(prompt=3, length=4, first=1, **more):
@@ -157,6 +157,25 @@ def test_a_prompt_that_is_longer_than_planned_gets_longer_rows():
     assert m.target_at.shape == (4, 16)
 
 
+@pytest.mark.parametrize(("longest", "shape"), [(20, (2, 32)), (33, (1, 64)), (100, (1, 128))])
+def test_an_empty_micro_batch_has_the_largest_shape_and_only_padding(longest, shape):
+    m = empty_micro_batch(Layout(tokens=64, completions=5, fixed_row=32, longest=6), longest)
+    assert (m.tokens.shape, m.target_at.shape) == (shape, (5, 16))
+    assert m.inputs_at.tolist() == list(range(shape[0] * shape[1]))
+    assert not m.mask.any()
+    assert (m.prompt_of == -1).all()
+
+
+def test_rows_become_longer_where_that_leaves_less_room_and_no_longer_than_pays_for_attention():
+    # Rows of 16 hold one completion of 9 tokens, and rows of 32 hold three: six take 96 positions or 64. One row of 64
+    # would do, too, but each of its tokens sees more others.
+    completions = [completion(prompt=1, length=9, first=100 * i) for i in range(6)]
+    shapes = {}
+    for tokens in (10**6, 16):
+        shapes[tokens] = [m.tokens.shape for m in packed(completions, Layout(tokens, 10**6)).micro_batches]
+    assert shapes == {10**6: [(2, 32)], 16: [(1, 16)] * 6}
+
+
 def test_masked_completions_are_not_computed_but_dr_grpo_counts_them():
     completions = [
         completion(first=1),
@@ -185,6 +204,7 @@ def test_skipping_completions_of_no_advantage_keeps_the_others_weights():
         packed(completions).micro_batches,
         packed(completions, skip_zero_advantage=True).micro_batches,
     )
+    assert all_rows.mask.any(axis=1).tolist() == [True, True]
     assert few.advantages[0] == 1.0
     assert few.mask.any(axis=1).tolist() == [True]
     assert few.token_weights[0].tolist() == all_rows.token_weights[0].tolist()

@@ -44,6 +44,12 @@ def test_a_template_is_used_by_its_text_also_without_one_of_the_models_own(folde
     assert policy.decode(policy.chat.encode(CHAT)) == "<|user|>12"
 
 
+def test_a_conversation_that_ends_with_the_assistant_is_continued_within_its_turn(tiny):
+    said = [*CHAT, {"role": "assistant", "content": "So"}]
+    assert tiny.tokenizer.decode(tiny.chat.encode(said)) == "<|user|>12<|end|><|assistant|>So"
+    assert tiny.chat.render(said, asks=False) == "<|user|>12<|end|><|assistant|>So<|end|>"
+
+
 @pytest.mark.parametrize("wanted", ["", "default"])
 def test_the_default_is_the_models_own(tiny, wanted):
     before = tiny.chat.encode(CHAT)

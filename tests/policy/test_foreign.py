@@ -9,6 +9,7 @@ import pytest
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.foreign import refuse_foreign
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_base
 
@@ -51,6 +52,24 @@ def test_weights_quantised_by_another_program_are_refused_by_its_name(folder, de
         f"model.model_name: '{folder}': its weights were quantised by {by}, which mlx-lm does not read right; "
         "name the unquantised model (model.base_bits = 4 quantises it here)"
     )
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {
+            "quantization": {"bits": 4},
+            "quantization_config": {"quant_method": "gptq"},
+        },  # MLX's own form as well
+        {"quantization_config": None},
+        {"quantization_config": {"bits": 4}},
+        {"quantization_config": {"quant_method": "awq"}},
+        {"quantization_config": {"quant_method": "awq", "version": "GEMM"}},
+        {"quantization_config": {"quant_method": "fp8", "version": "other"}},
+    ],
+)
+def test_a_form_that_mlx_lm_reads_is_not_refused(architecture):
+    refuse_foreign("model.model_name", architecture)
 
 
 def rewrite(folder, **changes):

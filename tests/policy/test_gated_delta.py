@@ -92,6 +92,38 @@ def test_mlxs_kernel_means_the_same_by_its_arguments():
     assert_same({"y": outputs, "last": state}, {"y": own[0], "last": own[1]})
 
 
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({"state": None}, {}),
+        ({}, {"allow_neg_eigval": True}),
+        ({}, {"allow_neg_eigval": False}),
+        ({}, {"lower_bound": -2.0}),
+        ({"a": mx.random.normal((2, 70, 4, 16), key=mx.random.key(3)), "dt_bias": mx.ones((4, 16))}, {}),
+    ],
+    ids=["no state", "negative eigenvalues", "none", "bounded decay", "a decay for each element of a key"],
+)
+def test_every_form_of_the_rule_gives_mlx_lms_results(changes, settings):
+    given = inputs(70) | changes
+    if given["a"].ndim > 3:
+        given["A_log"] = given["A_log"][:, None]
+    arrays = [given[name] for name in NAMES]
+    one, other = (function(*arrays, **settings) for function in (gated_delta.gated_delta_update, update))
+    assert_same(
+        dict(zip(("y", "last"), one, strict=True)), dict(zip(("y", "last"), other, strict=True)), 1e-5
+    )
+
+
+def test_half_precision_is_computed_in_float32_and_returned_as_it_came():
+    given = inputs(CHUNK + 3)
+    half = {name: array.astype(mx.bfloat16) if name in "qkvab" else array for name, array in given.items()}
+    exact = {name: array.astype(mx.float32) for name, array in half.items()}
+    (outputs, state), (expected, last) = update(*half.values()), update(*exact.values())
+    assert (outputs.dtype, state.dtype) == (mx.bfloat16, mx.float32)
+    np.testing.assert_allclose(outputs.astype(mx.float32), expected, atol=2**-6)
+    np.testing.assert_allclose(state, last, atol=1e-2)
+
+
 def gradients(model):
     def likelihood(model):
         tokens = mx.array([[*range(1, 50), *range(1, 50)]])

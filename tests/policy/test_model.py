@@ -13,7 +13,8 @@ from grpo_actors.config import ModelConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.identity import excerpts_of, identify
 from grpo_actors.policy.locate import EMBEDDED
-from grpo_actors.policy.model import load_policy, resolve_dtype
+from grpo_actors.policy.logprobs import completion_logprobs
+from grpo_actors.policy.model import deviation, load_policy, resolve_dtype, same_logits
 
 TOKENS = mx.array([[2, 21, 22, 15, 23, 24, 1, 3, 9, 9]])
 
@@ -84,6 +85,35 @@ def test_auto_means_float32_on_a_cpu_and_the_files_own_type_elsewhere():
     for stored, own in (("bfloat16", mx.bfloat16), ("float16", mx.float16)):
         assert resolve_dtype("auto", {"torch_dtype": stored}) == (mx.float32 if on_cpu else own)
     assert resolve_dtype("float16", {"torch_dtype": "bfloat16"}) == mx.float16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "difference", "same"),
+    [
+        *((mx.float32, difference, difference == 0.003) for difference in (0.003, -0.01, 0.01)),
+        *((mx.bfloat16, difference, abs(difference) == 0.1) for difference in (0.1, -0.1, 0.4, -0.4)),
+    ],
+)
+@pytest.mark.skipif(mx.default_device().type == mx.DeviceType.gpu, reason="rounds more")
+def test_logits_are_the_same_if_they_differ_by_a_small_share_of_their_deviation(dtype, difference, same):
+    logits = 7 * mx.random.normal((1000,), key=mx.random.key(0))
+    other = logits + difference * mx.std(logits)
+    assert deviation(other, logits) == pytest.approx(abs(difference), rel=0.01)
+    assert same_logits(other.astype(dtype), logits.astype(dtype)) is same
+
+
+def test_a_temperature_of_0_counts_as_1_and_others_divide_the_logits(tiny):
+    def logprobs(temperature):
+        tokens, targets = mx.array([[2, 21, 22, 15]]), mx.array([[22, 15]])
+        found, entropies = completion_logprobs(tiny.model, tokens, mx.array([1]), targets, temperature)
+        logits = tiny.model(tokens)[0, 1:3] / (temperature or 1.0)
+        expected = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        chosen = mx.take_along_axis(expected, targets[0][:, None], axis=-1)[:, 0]
+        np.testing.assert_allclose(found[0], chosen, atol=1e-5)
+        np.testing.assert_allclose(entropies[0], -(mx.exp(expected) * expected).sum(axis=-1), atol=1e-5)
+        return found.tolist()
+
+    assert logprobs(0.0) == logprobs(1.0) != logprobs(2.0)
 
 
 # --- what trains ----------------------------------------------------------------------------------

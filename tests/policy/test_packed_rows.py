@@ -11,7 +11,7 @@ from grpo_actors.config import ModelConfig
 from grpo_actors.objective.micro_batches import Completion, Layout, pack
 from grpo_actors.policy.logprobs import completion_logprobs, micro_batch_logprobs
 from grpo_actors.policy.model import load_policy
-from grpo_actors.policy.packed_rows import packs_rows
+from grpo_actors.policy.packed_rows import PackedRows, packs_rows
 from grpo_actors.policy.recomputation import recomputed_blocks
 
 #: Families whose layers all keep keys and values of every position; stablelm's head is not plain.
@@ -94,6 +94,24 @@ def test_packing_gives_the_same_log_probs_and_gradient_in_every_architecture_tha
 @pytest.mark.parametrize("family", NOT_PACKING)
 def test_a_cache_that_does_not_keep_all_keys_and_values_is_not_packed(family):
     assert not packs_rows(random_policy(family).model)
+
+
+@pytest.mark.parametrize("window_size", [None, 1, 3])
+def test_a_token_sees_its_own_prompt_and_its_own_past_within_the_window(window_size):
+    (batch,) = batches_of(completions_of(((4, 2), (3, 1), (2, 3))))
+    rows = PackedRows(batch)
+    for _ in range(2):  # the second time it is the same array
+        mask = np.array(rows.make_mask(1, window_size=window_size))
+    prompts, completions, positions = (
+        np.array(batch[name]) for name in ("prompt_of", "completion_of", "positions")
+    )
+    expected = np.zeros_like(mask)
+    count, length = prompts.shape
+    for b, i, j in np.ndindex(count, length, length):
+        related = prompts[b, i] == prompts[b, j] and completions[b, j] in (0, completions[b, i])
+        near = window_size is None or positions[b, i] - positions[b, j] < window_size
+        expected[b, 0, i, j] = j <= i and related and near
+    assert np.array_equal(mask, expected)
 
 
 class LooksAtItsNeighbours(nn.Module):

@@ -68,3 +68,12 @@ def test_a_model_that_cannot_be_divided_is_refused(architecture, ranks, rule):
     with pytest.raises(ConfigError) as refused:
         require_divisible("m", architecture, ranks, "rollout.rollout_ranks")
     assert str(refused.value) == f"rollout.rollout_ranks: {rule}"
+
+
+def test_some_models_can_be_divided_for_sampling_only():
+    fitting = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    require_divisible("m", {"model_type": "llama", **fitting}, 4, "ranks", trains=True)
+    sampled = {"model_type": "deepseek_v3", **fitting}
+    require_divisible("m", sampled, 4, "ranks")
+    with pytest.raises(ConfigError, match="ranks: must be 1 for m: the gradients of a deepseek_v3 .* got 4"):
+        require_divisible("m", sampled, 4, "ranks", trains=True)

@@ -55,3 +55,29 @@ def test_a_model_without_such_layers_is_left_alone():
     original = nn.Conv1d.__call__
     with convolutions_by_shifts(random_policy("qwen2").model):
         assert nn.Conv1d.__call__ is original
+
+
+def test_convolutions_of_another_kind_are_left_to_mlx():
+    class Convolutions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            alone = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "groups": 4}
+            self.layers = [
+                nn.Conv1d(**alone | other)
+                for other in (
+                    {"stride": 2},
+                    {"padding": 1},
+                    {"dilation": 2},
+                    {"groups": 1},
+                    {"groups": 2},
+                    {"out_channels": 8},  # two for each channel
+                    {"kernel_size": 9},
+                    {},
+                )
+            ]
+
+    model, x = Convolutions(), mx.random.normal((2, 12, 4), key=mx.random.key(0))
+    plain = [layer(x) for layer in model.layers]
+    with convolutions_by_shifts(model):
+        for layer, expected in zip(model.layers, plain, strict=True):
+            np.testing.assert_allclose(layer(x), expected, atol=1e-5)

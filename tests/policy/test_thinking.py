@@ -9,6 +9,8 @@ from architectures import random_policy
 from thinking_model import write_thinking_model
 
 from grpo_actors.config import ModelConfig
+from grpo_actors.errors import ConfigError
+from grpo_actors.policy.decoding.rows import require_bound
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.decoding.turns import encode_reply
 from grpo_actors.policy.logprobs import completion_logprobs
@@ -70,6 +72,44 @@ def test_a_budget_is_spent_after_so_many_tokens_between_the_tags(turn, opened, s
     budget = Budget(THINK, 3, opened=opened)
     spent = [n for n in range(1, len(turn) + 1) if budget.is_spent(turn[:n])]
     assert spent == ([] if spent_after is None else [spent_after])
+
+
+#: Tags of two tokens each.
+LONG = Thinking(Tags("ab", "cd"), start=(1, 2), end=(3, 4), closing=(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("turn", "opened", "length"),
+    [
+        ([9, 1, 2, 7, 7, 3, 4, 8], False, 2),
+        ([1, 9, 1, 2, 7], False, 1),  # the first 1 begins no tag
+        ([7, 3, 4], True, 1),
+        ([7, 3, 9, 4], True, 4),  # nothing ends it
+        ([1, 2, 3, 4], False, 0),
+        ([7, 1], False, 0),
+    ],
+)
+def test_tags_of_several_tokens_are_found_whole(turn, opened, length):
+    assert LONG.length(turn, opened=opened) == length
+
+
+def test_a_budget_knows_tags_of_several_tokens():
+    budget = Budget(LONG, 2, opened=False)
+    # The first token of the closing tag counts, because it might begin none. Nothing is left when thinking begins again.
+    turn = [9, 1, 2, 7, 3, 4, 9, 9, 1, 2, 7]
+    assert [n for n in range(1, len(turn) + 1) if budget.is_spent(turn[:n])] == [5, 10, 11]
+
+
+def test_a_bound_must_leave_tokens_for_the_closing_tag_and_an_answer(thinks, tiny):
+    require_bound(tiny, 0, 1, "rollout.think_tokens")  # no bound
+    require_bound(thinks, 3, 5, "rollout.think_tokens")
+    with pytest.raises(
+        ConfigError, match=r"^rollout\.think_tokens: must be less than the 4 tokens .* minus the 1 .* got 3$"
+    ):
+        require_bound(thinks, 3, 4, "rollout.think_tokens")
+    thinks.stop_tokens = frozenset(thinks.thinking.closing)  # the tag would end the completion
+    with pytest.raises(ConfigError, match=r"must be 0 for .* no tag that ends thinking, got 3"):
+        require_bound(thinks, 3, 5, "rollout.think_tokens")
 
 
 @pytest.mark.parametrize("tags", TAGS, ids=lambda tags: tags.start)

@@ -26,3 +26,21 @@ def attend_joined(joined, past, heads, rotation, norms=None):
     seen = mx.arange(cache.shape[4]) <= lengths[:, None, None]
     weights = mx.softmax(mx.where(seen, scores, -mx.inf), axis=-1)
     return (weights[..., None, :] @ held[1])[..., 0, :].reshape(rows, -1)
+
+
+def attend_rows(queries, keys, values, past, scale):
+    """Compute the same as `slot_kernels.attend_rows`."""
+    rows, cache, layer, lengths = len(queries), past.cache, past.layer, past.lengths
+    for which, new in enumerate((keys, values)):
+        cache[layer, which, mx.arange(rows), :, lengths] = new[:, :, 0]
+    seen = (mx.arange(cache.shape[4]) <= lengths[:, None])[:, None, None]
+    return mx.fast.scaled_dot_product_attention(
+        queries, cache[layer, 0], cache[layer, 1], scale=scale, mask=seen
+    )
+
+
+def place_prompts(prompts, chosen, cache, rows, width):
+    """Do the same as `slot_kernels.place_prompts`."""
+    for row, prompt in zip(rows.tolist(), chosen.tolist(), strict=True):
+        cache[:, :, row, :, : width.item()] = prompts[:, :, prompt, :, : width.item()]
+    return cache

@@ -8,7 +8,9 @@ from architectures import random_policy
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.policy.decoding import window
-from grpo_actors.policy.decoding.batching import Sampler
+from grpo_actors.policy.decoding.batching import PREFILLED, Sampler
+from grpo_actors.policy.decoding.fixed_batch import next_batch
+from grpo_actors.policy.decoding.rows import Group
 from grpo_actors.policy.decoding.sampling import SamplingParams, rows_for, sample_groups
 from grpo_actors.policy.model import load_policy
 
@@ -100,6 +102,50 @@ def test_a_free_row_is_used_again_at_the_next_step(tiny, prompts):
     # The end of a completion is seen one step late, so its row is empty for one step.
     assert sum(counts) == sum(lengths)
     assert len(counts) <= (sum(lengths) + len(lengths) * 1 + 30) / 2 + 1
+
+
+def test_free_rows_are_dropped_once_a_quarter_of_them_is_free(tiny):
+    tiny.stop_tokens = frozenset()
+    sampler, held = Sampler(tiny, SamplingParams(30), max_rows=8), []
+    for key in range(8):
+        sampler.submit(key, [5, 7, 9], [key])
+    for key in range(4):
+        sampler.step()
+        held.append(len(sampler._rows))
+        sampler.drop(key)
+    assert held == [8, 8, 6, 6]  # of 8 rows, 7 and then 6 were in use; of 6, then 5
+
+
+def test_a_free_row_waits_for_others_until_one_in_sixteen_is_free(tiny):
+    tiny.stop_tokens = frozenset()
+    sampler = Sampler(tiny, SamplingParams(30), max_rows=32)
+    for key, seeds in enumerate([range(30), [31], [32]]):
+        sampler.submit(key, [5, 7, 9], seeds)
+    sampler.step()
+    waiting = sampler.submit(3, [5, 7], [33, 34])
+    begun = []
+    for dropped in (1, 2):
+        sampler.drop(dropped)
+        sampler.step()
+        sampler.step()
+        begun.append([bool(sample.tokens) for sample in waiting])
+    assert begun == [[False, False], [True, True]]
+
+
+def test_the_prompts_of_one_prefill_are_a_bounded_number(tiny):
+    tiny.stop_tokens = frozenset()
+    sampler = Sampler(tiny, SamplingParams(30), max_rows=50)
+    for key in range(PREFILLED + 4):
+        sampler.submit(key, [5, 7, key + 9], [key])
+    # The first step starts the first tokens, and each further one reads those of the step before it.
+    assert [sampler.step()[0] for _ in range(3)] == [0, PREFILLED, PREFILLED + 4]
+
+
+def test_rows_that_begin_together_hold_as_many_whole_groups_as_fit_and_at_least_one():
+    policy = random_policy("mamba")
+    waiting = [Group(key, [3, 4], range(size), [], None) for key, size in enumerate((2, 3, 1))]
+    batches = {rows: [group.key for group in next_batch(policy, waiting, rows)] for rows in (1, 4, 5, 6)}
+    assert batches == {1: [0], 4: [0], 5: [0, 1], 6: [0, 1, 2]}
 
 
 def test_prompts_of_one_token_have_nothing_to_prefill(tiny):

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from grpo_actors.policy.decoding.draw import SamplingParams, _filter, _first, draw, draws
+from grpo_actors.policy.decoding.draw import Sample, SamplingParams, _filter, _first, draw, draws
 
 DRAWS = 40_000
 LOGITS = np.array([2.0, -1.0, 0.5, 0.0, -3.0, 1.5])
@@ -183,6 +183,19 @@ def test_an_entry_without_weight_is_never_drawn_even_if_a_scan_is_not_monotone()
     assert _first(reached, weights).tolist() == [3, 4, 1]
 
 
+@pytest.mark.parametrize("shift", [-300.0, 300.0])
+def test_logits_of_any_size_can_be_filtered(shift):
+    tokens, _ = many(LOGITS + shift, top_k=2)  # e^300 is beyond float32
+    assert set(tokens.tolist()) == {0, 5}
+
+
+@pytest.mark.parametrize(("vocabulary", "token"), [(2, 1), (256, 128)])
+def test_a_uniform_that_is_exactly_a_cumulative_share_draws_the_token_after_it(vocabulary, token):
+    # All weights are 1. Half of 2 ends with token 0, half of 256 with the first block of 128.
+    tokens, _ = draw(mx.zeros((1, vocabulary)), mx.array([0.5]), SamplingParams(1))
+    assert tokens.tolist() == [token]
+
+
 def test_ties_at_the_edge_of_top_k_admit_no_further_tokens():
     tokens, _ = many(np.zeros(6), top_k=2)
     assert len(set(tokens.tolist())) == 2
@@ -195,12 +208,13 @@ def test_greedy_takes_the_best_and_records_its_log_prob_at_temperature_one():
 
 
 def test_the_repetition_penalty_divides_positive_and_multiplies_negative_logits():
-    seen = np.array([True, True, False, False, False, False])
-    penalised = np.array([1.0, -2.0, 0.5, 0.0, -3.0, 1.5])  # penalty 2: 2 / 2 and −1 · 2
-    tokens, logprobs = many(seen=seen, repetition_penalty=2.0)
+    logits = np.array([2.0, -0.5, 0.5, 0.0, -3.0, 1.5])
+    seen = np.array([True, True, True, False, False, False])
+    penalised = np.array([1.0, -1.0, 0.25, 0.0, -3.0, 1.5])  # penalty 2: 2 / 2, −0.5 · 2 and 0.5 / 2
+    tokens, logprobs = many(logits, seen=seen, repetition_penalty=2.0)
     assert chi_square(tokens, softmax(penalised)) < 25.7
     # The recorded log-prob is the policy's, without the penalty.
-    np.testing.assert_allclose(logprobs, np.log(softmax(LOGITS))[tokens], atol=1e-6)
+    np.testing.assert_allclose(logprobs, np.log(softmax(logits))[tokens], atol=1e-6)
 
 
 def test_a_penalty_can_change_the_greedy_choice():
@@ -228,3 +242,24 @@ def test_only_parameters_that_narrow_the_distribution_are_reported_as_a_bias():
     assert "top_p = 0.9, repetition_penalty = 1.1" in (
         SamplingParams(5, top_p=0.9, repetition_penalty=1.1).bias or ""
     )
+
+
+def test_by_default_nothing_narrows_or_bounds_the_distribution():
+    params = SamplingParams(5)
+    assert not params.filters
+    assert (params.think_tokens, params.max_kv_tokens, params.kv_bits) == (0, 0, 0)
+    for narrow in ({"top_p": 0.99}, {"top_k": 1}, {"min_p": 0.01}):
+        assert SamplingParams(5, **narrow).filters
+
+
+def test_a_sample_counts_the_tokens_of_the_policy_and_knows_its_last_turn():
+    sample = Sample()
+    assert (sample.sampled, sample.turn_start, sample.turn, sample.finished) == (0, 0, [], False)
+    for token in range(12):
+        sample.append(token, -token / 8, 5)
+    assert (sample.tokens, sample.versions) == (list(range(12)), [5] * 12)
+    assert sample.logprobs == [-token / 8 for token in range(12)]
+    assert (sample.sampled, sample.turn_start, sample.turn) == (12, 0, sample.tokens)
+    sample.spans, sample.forced = [2, 4, 6, 7], [9, 11]
+    # The environment inserted 2 + 1, and a closing tag has 2.
+    assert (sample.sampled, sample.turn_start, sample.turn) == (12 - 5, 7, [7, 8, 9, 10, 11])

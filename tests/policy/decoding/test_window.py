@@ -11,7 +11,7 @@ from grpo_actors.policy.decoding import window
 from grpo_actors.policy.decoding.batching import Sampler
 from grpo_actors.policy.decoding.sampling import SamplingParams
 from grpo_actors.policy.decoding.step import fits, require_cache_bits
-from grpo_actors.policy.decoding.window import Prompts, Window
+from grpo_actors.policy.decoding.window import Prompts, Ring, Window, group_size
 
 #: Lengths below, at and above a window of 8; the longest comes late, when the columns are in use.
 LENGTHS = (5, 1, 8, 9, 40, 23)
@@ -131,3 +131,39 @@ def test_columns_that_only_a_long_row_needed_are_dropped_after_it():
     cache.free(0)
     cache.reserve()
     assert {array.shape[2] for layer in cache.layers for array in layer.arrays} == {64}
+
+
+@pytest.mark.parametrize(
+    ("width", "size"), [(0, None), (8, None), (32, 32), (64, 64), (96, 32), (128, 64), (160, 32)]
+)
+def test_as_many_numbers_of_a_head_share_a_scale_as_divide_its_width(width, size):
+    assert group_size(width) == size
+
+
+@pytest.mark.parametrize(
+    ("bound", "columns"),
+    # Columns come 64 at a time, and go once there are more than twice as many as are needed.
+    [(None, [64, 64, 128, 128, 192, 64]), (100, [64, 64, 100, 100, 100, 100])],
+)
+def test_a_ring_grows_in_steps_up_to_its_bound_and_shrinks_when_most_of_it_is_too_old(bound, columns):
+    ring, found = Ring(bound), []
+    for tokens in (1, 64, 65, 64, 129, 64):
+        ring.fit(tokens, [])
+        found.append(ring.columns)
+        ring.next = 0
+    assert found == columns
+
+
+@pytest.mark.parametrize(
+    ("prompts", "longest", "shape"), [(1, 65, (1, 64)), (2, 66, (2, 128)), (3, 2, (4, 64))]
+)
+def test_prompts_padded_to_few_shapes_have_the_same_keys_and_values(prompts, longest, shape):
+    model = random_policy("qwen2").model
+    given = [[(3 * i + j) % 29 + 1 for j in range(longest - i % 2)] for i in range(prompts)]
+    few, plain = Prompts(model, given, few_shapes=True), Prompts(model, given)
+    assert few.width == plain.width == longest - 1
+    for one, other in zip(few.layers, plain.layers, strict=True):
+        for padded, array in zip(one, other, strict=True):
+            assert (padded.shape[0], padded.shape[2]) == shape
+            for row, length in enumerate(few.lengths):
+                np.testing.assert_allclose(padded[row, :, :length], array[row, :, :length], atol=1e-5)
