@@ -319,8 +319,11 @@ def test_the_received_bytes_of_a_connection_are_counted_and_of_nothing_else(tmp_
     with socket.socket(socket.AF_UNIX) as unix:
         assert received_bytes(unix.fileno()) == 0
     with (tmp_path / "file").open("wb") as file:
+        free = os.dup(file.fileno())
+        os.close(free)
         assert received_bytes(file.fileno()) == 0
-        os.fstat(file.fileno())  # it is still open
+        assert os.dup(file.fileno()) == free, "it is still open, and no other descriptor is left open"
+        os.close(free)
 
 
 @needs_the_count
