@@ -1,5 +1,6 @@
 """What a learner restores from its checkpoints after its settings have changed."""
 
+import time
 import uuid
 
 import numpy as np
@@ -48,6 +49,24 @@ def test_a_refreshed_reference_stays_with_the_run_even_if_it_is_no_longer_refres
     assert any((start[name] != array).any() for name, array in reference_of(third).items())
 
 
+def test_the_base_model_gets_no_checkpoint_and_an_update_one(tmp_path):
+    archive, grpo = continued(tmp_path, config())
+    records, began_s = RecordList(), time.monotonic()
+    for version in (0, 1, 1, 2):
+        grpo.version = version
+        archive.save(records, grpo)
+    archive.collect(records, wait=True)
+    took_s = time.monotonic() - began_s
+    assert records.updates("checkpoint") == [1, 2]
+    waits_s = [fields["wait_s"] for _, fields in records.records]
+    assert 0.0 < min(waits_s) <= sum(waits_s) <= took_s
+    # Nor does a resumed run write once more what it resumes from.
+    archive, grpo = continued(tmp_path, config())
+    archive.save(records, grpo)
+    archive.collect(records, wait=True)
+    assert records.updates("checkpoint") == [1, 2]
+
+
 def test_a_reference_that_was_never_refreshed_is_not_written(tmp_path):
     archive, grpo = continued(tmp_path, config(kl_coeff=0.1, reference_refresh_updates=2))
     grpo.update(groups_of(grpo.policy))
@@ -82,7 +101,7 @@ def test_the_same_checkpoints_damaged_again_and_again_are_passed_over_loudly_eac
     for update in (1, 2, 3):
         grpo.version = update
         save(Archive(tmp_path, settings, "r"), grpo)
-    for time in (1, 2, 3):
+    for times in (1, 2, 3):
         for update in (2, 3):
             flip(tmp_path / f"checkpoint-{update}" / "model.safetensors")
         archive, grpo = continued(tmp_path, settings)
@@ -92,7 +111,7 @@ def test_the_same_checkpoints_damaged_again_and_again_are_passed_over_loudly_eac
         alarms = [fields["text"] for topic, fields in records.records if topic == "alarm"]
         assert len(alarms) == 2
         assert all("not the file that was written" in text for text in alarms)
-        suffix = ".damaged" if time == 1 else f".damaged-{time}"
+        suffix = ".damaged" if times == 1 else f".damaged-{times}"
         moved = [fields["text"].rpartition(" ")[2] for topic, fields in records.records if topic == "log"]
         assert moved == [f"checkpoint-2{suffix}", f"checkpoint-3{suffix}"]
         assert {path for path in names(tmp_path) if ".damaged" not in path} == {"checkpoint-1"}

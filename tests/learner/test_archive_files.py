@@ -197,9 +197,12 @@ def test_a_complete_run_names_the_settings_that_were_changed_in_vain_and_keeps_i
     before = Config().model_dump(mode="json")
     before["run"]["save_steps"] = 2  # as in `archive_in`
     before["evaluator"]["eval_every_updates"] = 1
+    first = {**before, "learner": before["learner"] | {"learning_rate": 0.25}}  # the last start counts
     before["learner"]["learning_rate"], before["run"]["resume"] = 0.5, "must"
-    write_checkpoint_files(tmp_path, 2, records=1)
-    write_records(tmp_path, {"topic": "start", "config": before}, evaluated(2, 0.5))
+    del before["learner"]["warmup_ratio"], before["health"]  # as an earlier release, which did not know them
+    write_checkpoint_files(tmp_path, 2, records=2)
+    starts = [{"topic": "start", "config": config} for config in (first, before)]
+    write_records(tmp_path, *starts, evaluated(2, 0.5))
     archive = archive_in(tmp_path)
     note = archive.note_if_complete(2)
     assert "(checkpoint-2); learner.learning_rate: changed, without effect; raise learner.max_updates" in note
@@ -207,6 +210,12 @@ def test_a_complete_run_names_the_settings_that_were_changed_in_vain_and_keeps_i
     archive.put_settings_back()
     kept = read_config(tmp_path / "config.json")
     assert (kept.learner.learning_rate, kept.run.resume) == (0.5, "auto")
+
+
+def test_without_an_evaluator_no_score_is_awaited(tmp_path):
+    write_checkpoint_files(tmp_path, 2)
+    assert archive_in(tmp_path).unevaluated() == {2}
+    assert archive_in(tmp_path, eval_every_updates=0).unevaluated() == set()
 
 
 def test_a_run_without_a_checkpoint_is_never_complete(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -33,9 +34,9 @@ class InJournal:
 
 
 @contextlib.contextmanager
-def begun(folder):
+def begun(folder, **changes):
     """Open a learner in `folder` that continues from its checkpoint, if there is one, with its history."""
-    settings = config()
+    settings = config(**changes)
     archive, grpo = Archive(folder, settings, "run"), learner(settings)
     archive.restore(grpo)
     records = InJournal(folder, archive.records)
@@ -72,6 +73,23 @@ def test_each_decision_about_workers_is_recorded_once_even_if_a_continued_run_ha
         assert decided(tmp_path) == [first]
         updated(grpo, history)
         assert decided(tmp_path) == [first, second]
+
+
+@pytest.mark.parametrize(("update_s", "share"), [(4.0, 0.25), (0.0, None)])
+def test_an_update_is_recorded_with_its_epoch_and_the_share_of_its_wait(tmp_path, update_s, share):
+    with begun(tmp_path, record_groups=True) as (grpo, history), contextlib.closing(history):
+        groups = groups_of(grpo.policy)
+        groups[-1] = replace(groups[-1], epoch=1)  # the update ends in the next epoch
+        measured = grpo.update(groups)
+        history.record_update(groups, measured, update_s=update_s, wait_s=1.0, rollout_tokens_per_s=10.0)
+    records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    [metrics] = [record for record in records if record["topic"] == "metrics"]
+    assert (metrics["update"], metrics["total_updates"], metrics["epoch"]) == (1, 10, 1)
+    assert (metrics["update_s"], metrics["wait_s"], metrics["learner_wait_share"]) == (update_s, 1.0, share)
+    lines = [json.loads(line) for line in (tmp_path / "groups.jsonl").read_text().splitlines()]
+    # 10 updates of 4 groups are planned.
+    assert {(line["update"], line["planned_groups"]) for line in lines} == {(1, 40)}
+    assert len(lines) == 4
 
 
 def test_a_foreign_workers_file_is_no_decision_and_no_failure(tmp_path):

@@ -33,6 +33,11 @@ def test_it_looks_rarely_and_more_rarely_but_at_least_every_half_minute():
     assert looks(range(130), nobody) == [2, 4, 8, 16, 32, 62, 92, 122]
 
 
+def test_an_absence_is_told_at_its_beginning_and_at_its_end(capsys):
+    looks([0, 1, 2, 3, 4, 60, 1, 0, 2, 1], nobody)
+    assert capsys.readouterr().err.splitlines() == ["the learner is gone; waiting", "the learner is back"] * 2
+
+
 def test_a_learner_that_answers_is_not_looked_for_and_another_absence_begins_anew():
     assert looks([0, 1, 2, 3, 0, 1, 2, 3, 4], nobody) == [2, 2, 4]
 
@@ -51,5 +56,6 @@ def test_a_learner_at_the_same_address_with_another_key_is_noticed():
 
 def test_patience_ends_and_without_a_limit_it_does_not():
     with pytest.raises(RunError, match="the learner has been gone for 600 s"):
-        looks([601], nobody, patience_s=600.0)
+        looks([600, 601], nobody, patience_s=600.0)
+    assert looks([600], nobody, patience_s=600.0) == [600]
     assert looks([1e9], nobody)

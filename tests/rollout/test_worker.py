@@ -12,6 +12,7 @@ import pytest
 from bounds import HANG_S
 
 from grpo_actors.config import Config
+from grpo_actors.errors import ProtocolError
 from grpo_actors.policy.weights import freeze, pack
 from grpo_actors.rollout.worker import RolloutWorker
 from grpo_actors.tasks.scoring import Scorer
@@ -178,6 +179,7 @@ def test_a_grant_waits_for_its_version(learner):
 
 
 def test_groups_of_several_grants_are_under_way_and_each_is_sent_as_soon_as_it_is_whole(learner):
+    started_s = time.monotonic()
     for lease in range(3):
         learner.grant(lease)
     learner.turns(8)
@@ -190,6 +192,8 @@ def test_groups_of_several_grants_are_under_way_and_each_is_sent_as_soon_as_it_i
     learner.turns(TURNS)
     learner.wait_for_groups(3)
     assert [group.lease for group in learner.groups()] == [0, 1, 2]
+    # Steps that groups share are divided among them.
+    assert 0.0 < sum(group.sampling_s for group in learner.groups()) <= time.monotonic() - started_s
 
 
 @pytest.mark.parametrize("turns", [0, 1, 7])
@@ -201,6 +205,70 @@ def test_a_lease_that_is_granted_again_comes_back_once_under_its_new_attempt(lea
     [group] = learner.groups()
     assert (group.lease, group.attempt, group.token) == (0, 2, 2)
     assert learner.last_beat().holding == [0]
+
+
+def test_a_group_is_sent_again_until_it_is_acknowledged(learner, monkeypatch):
+    learner.grant(0, attempt=2)
+    learner.turns(TURNS)
+    [group] = learner.groups()
+    learner.send(wire.Ack(lease=0, attempt=1, accepted=False))  # of an attempt that was given up
+    monkeypatch.setattr("grpo_actors.rollout.worker.RESEND_S", 0.0)
+    learner.turns(1)
+    learner.wait_for_groups(2)
+    assert learner.groups() == [group] * 2
+    assert (learner.worker.delivered, learner.last_beat().holding) == (0, [0])
+    learner.send(wire.Ack(lease=0, attempt=2, accepted=True))
+    learner.turns(TURNS)
+    assert learner.groups() == [group] * 2
+    assert (learner.worker.delivered, learner.last_beat().holding) == (1, [])
+
+
+def test_a_group_that_was_just_sent_is_not_sent_again(learner, monkeypatch):
+    monkeypatch.setattr("grpo_actors.rollout.worker.RESEND_S", HANG_S)
+    learner.grant(0)
+    learner.turns(TURNS)
+    assert learner.last_beat().holding == [0]
+    assert len(learner.groups()) == 1
+
+
+def test_an_idle_worker_beats_as_often_as_the_learner_asks(learner):
+    learner.turns(TURNS)
+    learner.worker.welcome = learner.worker.welcome.model_copy(update={"beat_s": HANG_S})
+    learner.turns(2)  # the first of them may be the last one of the old kind
+    beats = len([message for message in learner.received if isinstance(message, wire.Beat)])
+    learner.turns(10)
+    assert len([message for message in learner.received if isinstance(message, wire.Beat)]) <= beats + 1
+    # A learner that welcomes it once more hears from it at once.
+    learner.received.clear()
+    learner.send(learner.worker.welcome)
+    learner.turns(1)
+    learner.turns(1)
+    assert learner.last_beat().state == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("changes", "must_rejoin"),
+    [
+        ({}, False),
+        ({"beat_s": 2.0}, False),
+        ({"run_id": "s"}, True),
+        ({"config": "[]"}, True),
+        ({"identity": "[]"}, True),
+        ({"weights_endpoint": "ipc:///x"}, True),
+    ],
+)
+def test_a_worker_joins_anew_what_is_another_run_than_its_own(learner, changes, must_rejoin):
+    learner.turns(1)
+    learner.send(learner.worker.welcome.model_copy(update=changes))
+    learner.turns(1)
+    assert learner.worker.must_rejoin is must_rejoin
+
+
+def test_what_a_worker_may_not_get_is_an_error(learner):
+    learner.turns(1)
+    learner.send(wire.Hello(protocol=wire.PROTOCOL_VERSION, role="rollout", name="w", host="h", pid=7))
+    with pytest.raises(ProtocolError):
+        learner.turns(1)
 
 
 def test_a_restarted_learner_gets_no_group_that_its_predecessor_granted(learner):
@@ -269,6 +337,7 @@ def test_a_batch_is_sent_together_before_the_next_one_begins(draining):
     assert draining.groups() == []
     assert draining.last_beat().state == "sampling"
     assert sorted(draining.last_beat().holding) == [0, 1, 2]
+    assert draining.last_beat().credits == 4  # two runs of two groups
     while draining.worker.busy:
         draining.turns(1)
     draining.wait_for_groups(2)

@@ -66,16 +66,18 @@ def test_at_most_s_plus_one_updates_of_leases_are_open(staleness):
     assert table.grant("late", 100, 0.0) == []
 
 
-def test_no_lease_is_granted_that_would_train_after_the_last_version():
-    table = make_table(groups=4, staleness=3, last=2)
+@pytest.mark.parametrize("version", [0, 5])
+def test_no_lease_is_granted_that_would_train_after_the_last_version(version):
+    table = make_table(groups=4, staleness=3, last=version + 2, version=version)
     assert leases(grant_all(table)) == list(range(8))
 
 
-def test_the_oldest_version_allowed_rises_with_the_update_that_a_lease_is_for():
-    # S = 1, at version 5: the leases of update 6 train at version 5 and may be of version 4,
-    # those of update 7 train at version 6 and must be of version 5.
-    table = make_table(groups=2, staleness=1, batch=1, version=5)
-    assert [grant.min_version for grant in grant_all(table)] == [4, 4, 5, 5]
+# S = 1, at version 5: the leases of update 6 train at version 5 and may be of version 4,
+# those of update 7 train at version 6 and must be of version 5. No version comes before 0.
+@pytest.mark.parametrize(("version", "oldest"), [(5, [4, 4, 5, 5]), (1, [0, 0, 1, 1]), (0, [0, 0, 0, 0])])
+def test_the_oldest_version_allowed_rises_with_the_update_that_a_lease_is_for(version, oldest):
+    table = make_table(groups=2, staleness=1, batch=1, version=version)
+    assert [grant.min_version for grant in grant_all(table)] == oldest
 
 
 def test_a_group_that_is_too_old_is_refused_and_its_lease_waits_again():
@@ -105,7 +107,7 @@ def test_an_update_waits_for_its_first_lease_even_if_later_ones_are_done():
 
 
 def test_a_repeat_is_accepted_and_changes_nothing():
-    table = make_table(groups=1, batch=1)
+    table = make_table(groups=1, batch=1, staleness=0)
     granted = grant_all(table)
     accept(table, granted)
     again = deliver(table, granted[0], 0, "another")
@@ -116,6 +118,8 @@ def test_a_repeat_is_accepted_and_changes_nothing():
     after = deliver(table, granted[0], 0, "another")
     assert after.accepted
     assert not after.new
+    # The cursor's own position comes after what is settled.
+    assert not deliver(table, Granted(table.cursor.position, 1, 0, 0), 0, "invented").accepted
 
 
 def test_a_verdict_serves_once():
@@ -278,19 +282,27 @@ def test_a_lease_that_lost_two_workers_is_granted_alone_and_set_aside_after_the_
     assert train(table) == [1, 2]
 
 
-def test_a_worker_that_leaves_properly_costs_its_leases_nothing():
+@pytest.mark.parametrize("ends", ["hand_back", "refuse", "withdraw"])
+def test_a_grant_that_ends_in_order_costs_its_leases_nothing(ends):
     table = make_table()
-    for _ in range(10):
-        assert leases(table.grant("w", 2, 0.0)) == [0, 1]
-        table.hand_back("w")
+    for number in range(10):
+        worker = f"w{number}"
+        granted = table.grant(worker, 2, 0.0)
+        assert leases(granted) == [0, 1]
+        if ends == "hand_back":
+            table.hand_back(worker)
+        elif ends == "withdraw":
+            table.withdraw(granted)
+        else:
+            assert [table.refuse(claim(grant, worker=worker)) for grant in granted] == [[], []]
 
 
 def test_a_grant_that_was_lost_on_its_way_goes_out_again_after_a_grace():
     table = make_table()
-    table.grant("w", 2, 0.0)
-    table.reconcile("w", [1], GRACE_S)
+    table.grant("w", 2, 10.0)
+    table.reconcile("w", [1], 10.0 + GRACE_S)
     assert table.held_by("w") == 2
-    table.reconcile("w", [1], GRACE_S + 0.1)
+    table.reconcile("w", [1], 10.0 + GRACE_S + 0.1)
     assert table.held_by("w") == 1
     assert grants(table.grant("w", 2, 0.0)) == [(0, 2)]
 
@@ -311,6 +323,15 @@ def test_a_batch_does_not_straddle_two_updates():
     while run := table.grant("w", 100, 0.0):
         runs.append(leases(run))
     assert runs == [[0], [2, 3], [4], [5], [6, 7], [8]]
+
+
+def test_what_is_left_out_takes_no_place_of_a_lease():
+    # 0 to 3 are left out: the first look opens a whole update behind them, on policy no more than that.
+    table = make_table(
+        groups=4, batch=2, staleness=0, leaves_out=lambda position: position < 4 or position == 5
+    )
+    assert table.has_waiting()
+    assert [leases(table.grant("w", 100, 0.0)) for _ in range(4)] == [[4], [6, 7], [8], []]
 
 
 def test_a_resumed_run_continues_from_the_cursor():

@@ -1,5 +1,6 @@
 """Groups that teach nothing are passed over and refilled up to a limit; groups sampled too early are taken back."""
 
+import pytest
 from deliveries import deliver
 
 from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult
@@ -9,8 +10,8 @@ from grpo_actors.schedule.leases import LeaseTable
 FLAWED = FilterResult(0.0, "no_signal")
 
 
-def make_table(groups=2, staleness=1, batch=1, limit=4, **more) -> LeaseTable[str]:
-    return LeaseTable(groups, staleness, batch, 100.0, 100, refill_limit=limit, **more)
+def make_table(groups=2, staleness=1, batch=1, limit=4, last=100, **more) -> LeaseTable[str]:
+    return LeaseTable(groups, staleness, batch, 100.0, last, refill_limit=limit, **more)
 
 
 def sample(table: LeaseTable[str], *flawed: int) -> list[int]:
@@ -53,13 +54,13 @@ def test_after_the_limit_groups_train_as_they_are():
 
 
 def test_the_limit_is_that_of_the_update_a_group_would_be_in():
-    # Update 1 passes over 0 and takes 1 and 2; so 3 is the first that update 2 passes over, and it takes 4 and 5.
+    # Update 1 passes over 0 and takes 1 and 2; so 3 is the only one that update 2 passes over, and it takes 4 and 5.
     table = make_table(groups=2, staleness=1, limit=1)
-    assert sample(table, 0, 3) == [0, 1, 2, 3, 4, 5]
+    assert sample(table, 0, 3, 4) == [0, 1, 2, 3, 4, 5]
 
 
 def test_without_refills_flawed_groups_train():
-    table = make_table(groups=2, staleness=0, limit=0)
+    table = LeaseTable(2, 0, 1, 100.0, 100)
     sample(table, 0, 1)
     assert [settled.trained for settled in train(table).settled] == [True, True]
 
@@ -103,13 +104,22 @@ def test_nothing_is_sampled_that_would_be_too_old_once_the_batch_is_whole():
     assert table.grant("w", 10, 0.0) == []
 
 
-def test_on_policy_a_refill_opens_a_whole_run():
-    table = make_table(groups=4, batch=4, staleness=0)
+@pytest.mark.parametrize("limit", [1, 4])
+def test_on_policy_a_refill_opens_a_whole_run(limit):
+    table = make_table(groups=4, batch=4, staleness=0, limit=limit)
     assert sample(table, 1) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert train(table).outdated == 3
     # The rest of the run is sampled again together; the missing group comes with the whole next run.
     assert [grant.lease for grant in table.grant("w", 10, 0.0)] == [5, 6, 7]
     assert [grant.lease for grant in table.grant("w", 10, 0.0)] == [8, 9, 10, 11]
+
+
+def test_after_the_last_update_no_run_is_completed():
+    # 0 is passed over, 1 and 2 train, and 3, which shared a run with 2, is not sampled once more.
+    table = make_table(groups=2, batch=2, staleness=0, last=1)
+    assert sample(table, 0) == [0, 1, 2, 3]
+    assert train(table).outdated == 1
+    assert sample(table) == []
 
 
 def test_off_policy_a_refill_takes_no_more_than_is_missing():
@@ -130,3 +140,4 @@ def test_what_is_skipped_is_decided_anew_after_an_update():
     assert sample(table) == [0]
     assert train(table).skipped == 0
     assert sample(table) == [1]
+    assert train(table).skipped == 0

@@ -286,6 +286,28 @@ def test_all_clients_together_get_no_more_than_the_bound_and_those_that_read_are
         learner.close()
 
 
+def test_without_memory_so_many_requests_of_each_client_and_of_all_together_wait(
+    zmq_sockets, ipc_address, monkeypatch
+):
+    monkeypatch.setattr("grpo_actors.transport.weights.chunks.MAX_UNSENT_BYTES", 0)
+    monkeypatch.setattr("grpo_actors.transport.weights.chunks.MAX_WAITING", 2 * WINDOW + 1)
+    server = WeightsServer(zmq_sockets, ipc_address, Numbers())
+    server.publish(1, b"m", memoryview(bytes(CHUNK)), CHUNK)
+    assert not server.is_short
+    waiting = []
+    for _ in range(4):
+        unread(zmq_sockets, ipc_address, WINDOW + 2)
+        serve_all(server)
+        assert server.is_short
+        waiting.append(len(server._waiting))
+    assert waiting == [WINDOW, 2 * WINDOW, 2 * WINDOW + 1, 2 * WINDOW + 1]
+    # With memory, all of them are answered, and nothing is held for the clients once they have read.
+    monkeypatch.setattr("grpo_actors.transport.weights.chunks.MAX_UNSENT_BYTES", 10**9)
+    server.serve()
+    assert not server.is_short
+    assert {client.waiting for client in server._clients.values()} <= {0}
+
+
 def test_a_client_that_left_costs_nothing(zmq_sockets, ipc_address):
     server = WeightsServer(zmq_sockets, ipc_address, Numbers())
     server.publish(1, b"m", memoryview(bytes(50 * BIG)), BIG)

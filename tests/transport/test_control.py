@@ -64,6 +64,9 @@ def test_a_peer_that_reads_nothing_fills_its_own_queue_and_blocks_no_other_peer(
         sent += 1
     # Both queues and the kernel's buffers: far fewer messages than would fill the memory.
     assert QUEUED <= sent < 4 * QUEUED
+    # A full queue is no sign that the peer is gone.
+    assert server.reaches(deaf.identity, b"x")
+    assert not server.reaches(b"nobody", b"x")
     assert time.monotonic() - began < HANG_S
     assert server.send(reader.identity, b"still served")
     assert reader.receive(HANG_S) == b"still served"
@@ -150,3 +153,17 @@ def test_the_last_message_of_a_client_arrives(zmq_sockets, ipc_address):
 def test_a_name_that_cannot_be_shown_is_refused(zmq_sockets, ipc_address, name):
     with pytest.raises(RunError, match="--name: must have 1 to 200 printable characters"):
         ControlClient(zmq_sockets, ipc_address, name)
+
+
+def test_the_longest_name_is_allowed(zmq_sockets, ipc_address):
+    assert ControlClient(zmq_sockets, ipc_address, "é" * 200).name == "é" * 200
+
+
+def test_a_peer_that_may_wait_for_hours_tries_to_connect_every_five_seconds(zmq_sockets, ipc_address):
+    intervals = [
+        ControlClient(zmq_sockets, ipc_address, "w", backs_off=backs_off).socket.getsockopt(
+            zmq.RECONNECT_IVL_MAX
+        )
+        for backs_off in (False, True)
+    ]
+    assert intervals == [200, 5_000]  # milliseconds

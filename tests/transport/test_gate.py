@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from bounds import HANG_S
 from hostile import COMMAND, GREETING, LONG, MORE, RawPeer, frame, ready
 from real_sockets import KeepingContext, wait_until
 
+from grpo_actors.errors import RunError
 from grpo_actors.transport.access import Access
 from grpo_actors.transport.control import ControlClient, ControlServer
 from grpo_actors.transport.gate import Frames, TooMuch, gated
 from grpo_actors.transport.limits import MAX_CONNECTIONS, MAX_MESSAGE_BYTES, MAX_TOTAL_BYTES
 from grpo_actors.transport.sockets import CONTROL_BYTES, INNER, Endpoints, endpoint_of, zmq_context
-from grpo_actors.transport.watch import watched
+from grpo_actors.transport.watch import received_bytes, watched
 
 MIB = 2**20
 
@@ -29,10 +31,10 @@ MIB = 2**20
 def test_frames_are_read_wherever_the_bytes_are_cut():
     rng = random.Random(0)
     data = GREETING + ready(b"DEALER") + b"\0\3abc" + frame(bytes(1000)) + frame(b"") + frame(bytes(70))[:-1]
-    for _ in range(50):
+    for longest in [1, *[200] * 50]:
         frames, at = Frames(), 0
         while at < len(data):
-            step = rng.randrange(1, 200)
+            step = rng.randint(1, longest)
             frames.read(data[at : at + step])
             at += step
         assert frames.unfinished == 70  # its last byte is missing
@@ -171,9 +173,90 @@ def test_a_peer_that_does_not_read_blocks_nobody(behind):
     assert reader.receive(HANG_S) == b"still served"
 
 
-def test_a_gate_leaves_no_file_and_no_thread(ipc_address):
-    import threading
+def test_peers_learn_that_the_socket_behind_the_gate_was_closed(behind):
+    with RawPeer(behind.address) as peer:
+        behind.server.socket.close(linger=0)
+        assert peer.is_cut()
+        with pytest.raises(ConnectionError):
+            RawPeer(behind.address)  # as one that comes before the socket is bound
 
+
+@pytest.fixture
+def flooded(ipc_address: str) -> Iterator[tuple[socket.socket, int, contextlib.ExitStack]]:
+    """A peer of a gate that is to get so many bytes, more than the kernel holds for it; the stack closes the gate."""
+    folder = Path(ipc_address.removeprefix("ipc://")).parent
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as gate:
+        listener, peer = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
+        listener.bind(f"{folder}/c{INNER}")
+        listener.listen()
+        gate.enter_context(gated(Endpoints(*(f"ipc://{folder}/{part}" for part in "cwe"), os.getpid())))
+        peer.connect(f"{folder}/c")
+        peer.settimeout(HANG_S)
+        sender, _ = listener.accept()
+        sent, quiet = 0, 0
+        sender.settimeout(0.05)
+        while quiet < 2:  # the gate takes more of it until it can pass on no more
+            try:
+                sent += sender.send(bytes(2**16))
+            except TimeoutError:
+                quiet += 1
+        sender.close()
+        yield peer, sent, gate
+
+
+def test_the_last_bytes_reach_a_peer_that_reads_while_the_gate_closes(flooded, monkeypatch):
+    monkeypatch.setattr("grpo_actors.transport.gate.FAREWELL_S", HANG_S)
+    peer, sent, gate = flooded
+    closing = threading.Thread(target=gate.close)
+    closing.start()
+    got = 0
+    while chunk := peer.recv(2**16):
+        got += len(chunk)
+    assert got == sent
+    closing.join(HANG_S / 2)
+    assert not closing.is_alive(), "it waits for nobody else"
+
+
+def test_a_peer_that_does_not_read_keeps_the_gate_from_closing_for_a_while_only(flooded, monkeypatch):
+    monkeypatch.setattr("grpo_actors.transport.gate.FAREWELL_S", 0.05)
+    peer, sent, gate = flooded
+    closing = threading.Thread(target=gate.close, daemon=True)
+    closing.start()
+    closing.join(HANG_S)
+    assert not closing.is_alive()
+    got = 0
+    with contextlib.suppress(ConnectionError):
+        while chunk := peer.recv(2**16):
+            got += len(chunk)
+    assert got < sent
+
+
+def test_a_gate_takes_the_place_of_one_that_was_killed(ipc_address):
+    folder = Path(ipc_address.removeprefix("ipc://")).parent
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{folder}/w")
+    with gated(Endpoints(*(f"ipc://{folder}/{part}" for part in "cwe"), os.getpid())):
+        assert sorted(path.name for path in folder.iterdir()) == ["c", "e", "w"]
+
+
+def test_a_gate_that_cannot_be_bound_everywhere_is_bound_nowhere(ipc_address):
+    folder = Path(ipc_address.removeprefix("ipc://")).parent
+    endpoints = Endpoints(f"ipc://{folder}/c", f"ipc://{folder}/missing/w", f"ipc://{folder}/e", os.getpid())
+    with (
+        pytest.raises(RunError, match=r"missing/w cannot be bound \(No such file or directory\)"),
+        gated(endpoints),
+    ):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_tcp_sockets_have_no_gate():
+    endpoints = Endpoints(*(f"tcp://127.0.0.1:{port}" for port in (7000, 7001, 7002)), os.getpid())
+    with gated(endpoints) as bound_at:
+        assert bound_at == endpoints
+
+
+def test_a_gate_leaves_no_file_and_no_thread(ipc_address):
     folder = Path(ipc_address.removeprefix("ipc://")).parent
     with gated(Endpoints(*(f"ipc://{folder}/{part}" for part in "cwe"), os.getpid())):
         assert sorted(path.name for path in folder.iterdir()) == ["c", "e", "w"]
@@ -203,6 +286,44 @@ def test_on_tcp_an_unfinished_message_is_cut_off(on_tcp):
     with RawPeer(address) as peer:
         most = 100 * MAX_MESSAGE_BYTES
         assert MAX_MESSAGE_BYTES <= peer.send_until_cut(frame(bytes(MIB), MORE), most) < most
+
+
+@needs_the_count
+def test_on_tcp_unfinished_messages_of_many_connections_are_bounded_together(on_tcp, monkeypatch):
+    monkeypatch.setattr("grpo_actors.transport.watch.MAX_TOTAL_BYTES", 7 * MIB)
+    _, address = on_tcp
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(RawPeer(address)) for _ in range(4)]
+        for peer in peers:
+            peer.send_until_cut(frame(bytes(2 * MIB))[:-1], 1)
+        # The fourth put them over 7 MiB: one was cut off, and the others have less.
+        wait_until(lambda: any(is_cut(peer) for peer in peers))
+        assert sum(is_cut(peer) for peer in peers) == 1
+
+
+@needs_the_count
+def test_the_received_bytes_of_a_connection_are_counted_and_of_nothing_else(tmp_path):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as one,
+    ):
+        other, _ = server.accept()
+        with other:
+            assert received_bytes(other.fileno()) == 0
+            one.sendall(bytes(1000))
+            other.recv(1000, socket.MSG_WAITALL)
+            assert received_bytes(other.fileno()) == 1000
+            closed = os.dup(other.fileno())
+        os.close(closed)
+        assert received_bytes(closed) == 0
+    with socket.socket(socket.AF_UNIX) as unix:
+        assert received_bytes(unix.fileno()) == 0
+    with (tmp_path / "file").open("wb") as file:
+        free = os.dup(file.fileno())
+        os.close(free)
+        assert received_bytes(file.fileno()) == 0
+        assert os.dup(file.fileno()) == free, "it is still open, and no other descriptor is left open"
+        os.close(free)
 
 
 @needs_the_count

@@ -118,6 +118,7 @@ def test_a_model_of_another_size_gets_a_new_file(writer, reader):
 def test_without_memory_for_a_file_the_bytes_are_not_shared(writer):
     # Larger than any disk: the allocation fails, not the first write.
     assert writer._file(0, 2**62) is None
+    assert list(writer._folder.iterdir()) == []
     assert publish(writer, 1, b"abc")
 
 

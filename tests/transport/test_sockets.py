@@ -23,6 +23,7 @@ from grpo_actors.transport.sockets import (
     bind,
     check_ports,
     connect,
+    cut,
     plan_endpoints,
     reachable_endpoint,
     remove_endpoints,
@@ -93,7 +94,10 @@ def test_a_temporary_folder_that_is_too_deep_for_sockets_is_refused_with_the_cur
         ("192.0.2.1", True, "--connect tcp://192.0.2.1:7000 --key FILE"),
         ("192.0.2.1", False, "--connect tcp://192.0.2.1:7000"),
         ("::1", True, "--connect 'tcp://[::1]:7000' --key FILE"),
+        ("[::1]", False, "--connect 'tcp://[::1]:7000'"),
         ("0.0.0.0", True, f"--connect tcp://{socket.gethostname()}:7000 --key FILE"),  # noqa: S104
+        ("::", False, f"--connect tcp://{socket.gethostname()}:7000"),
+        ("[::]", False, f"--connect tcp://{socket.gethostname()}:7000"),
     ],
 )
 def test_the_endpoints_hold_the_command_for_another_host(tmp_path, host, keys, join):
@@ -168,9 +172,17 @@ def test_a_port_in_use_is_named():
             check_ports("127.0.0.1", port - 1)
 
 
+def test_ports_whose_last_connections_have_just_closed_are_free(tmp_path):
+    first = int(plan_endpoints(tmp_path, "tcp", "127.0.0.1", 0).control.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", first)) as server, socket.create_connection(("127.0.0.1", first)):
+        server.accept()[0].close()  # its side ends first, so that the kernel keeps the address for a minute
+    check_ports("127.0.0.1", first)
+
+
 @pytest.mark.parametrize(
     ("endpoint", "reached", "expected"),
     [
+        ("tcp://127.0.0.1:7001", "ipc:///tmp/a/control", "tcp://127.0.0.1:7001"),
         ("tcp://0.0.0.0:7001", "tcp://gpu-3:7000", "tcp://gpu-3:7001"),
         ("tcp://127.0.0.1:7001", "tcp://localhost:7000", "tcp://localhost:7001"),
         ("tcp://[::]:7001", "tcp://[fe80::1]:7000", "tcp://[fe80::1]:7001"),
@@ -193,7 +205,12 @@ def test_a_folder_without_a_live_run_is_refused(tmp_path):
         Endpoints.read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"control": "x"}), json.dumps({"surprise": 1})])
+WRONG_TYPE = {"control": "a", "weights": "b", "events": "c", "pid": "7"}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", *map(json.dumps, ({"control": "x"}, {"surprise": 1}, WRONG_TYPE))]
+)
 def test_an_invalid_endpoints_file_is_refused(tmp_path, text):
     (tmp_path / "endpoints.json").write_text(text)
     with pytest.raises(RunError, match="unreadable"):
@@ -204,6 +221,7 @@ def test_remove_endpoints_leaves_no_file_and_may_be_called_twice(zmq_sockets, sh
     endpoints = plan_endpoints(tmp_path, "ipc", "", 0)
     endpoints.write(tmp_path)
     bind(zmq_sockets, zmq.ROUTER, endpoints.control, 100)
+    bind(zmq_sockets, zmq.ROUTER, f"{endpoints.events}{INNER}", 100)
     remove_endpoints(tmp_path, endpoints)
     remove_endpoints(tmp_path, endpoints)
     assert not [*tmp_path.iterdir(), *short_tmp.iterdir()]
@@ -239,6 +257,37 @@ def test_an_invalid_address_is_refused():
             connect(context, zmq.DEALER, "nonsense", 1000)
         with pytest.raises(RunError, match=r"nonsense cannot be bound .*; see transport.scheme"):
             bind(context, zmq.ROUTER, "nonsense", 1000)
+
+
+def test_a_path_that_is_too_long_is_refused_with_the_cure(zmq_sockets):
+    with pytest.raises(RunError, match=r"too long for an ipc path .* choose a shorter folder"):
+        bind(zmq_sockets, zmq.ROUTER, f"ipc:///tmp/{'x' * 200}", 1000)
+
+
+def test_an_end_that_is_silent_for_ten_seconds_is_given_up_by_both(zmq_sockets, ipc_address):
+    peer = connect(zmq_sockets, zmq.DEALER, ipc_address, 1000)
+    beats = {
+        zmq.HEARTBEAT_IVL: 2_000,
+        zmq.HEARTBEAT_TIMEOUT: 10_000,
+        zmq.HEARTBEAT_TTL: 10_000,
+    }  # milliseconds
+    assert {option: peer.getsockopt(option) for option in beats} == beats
+    # A peer that never ends its handshake would keep its connection.
+    bound = bind(zmq_sockets, zmq.ROUTER, ipc_address, 1000)
+    assert bound.getsockopt(zmq.HANDSHAKE_IVL) == 5_000
+
+
+def test_only_a_connection_of_the_address_is_cut(zmq_sockets, ipc_address, tmp_path):
+    bind(zmq_sockets, zmq.ROUTER, ipc_address, 1000)
+    one, other = socket.socketpair()
+    with one, other, (tmp_path / "file").open("wb") as file:
+        closed = os.dup(file.fileno())
+        os.close(closed)
+        for descriptor in (one.fileno(), file.fileno(), closed):
+            cut(ipc_address, descriptor)
+        one.sendall(b"still open")
+        assert other.recv(100) == b"still open"
+        os.fstat(file.fileno())
 
 
 def test_an_address_in_use_is_refused_with_the_cure():

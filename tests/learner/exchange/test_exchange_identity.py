@@ -40,6 +40,14 @@ def test_a_worker_tells_its_device(run):
     assert (record["worker"], record["device"]) == ("w", "GPU 3")
 
 
+def test_one_process_has_one_name():
+    roster = Roster("run-1")
+    roster.admit(b"id", hello("a"), Sender(), now_s=0.0)
+    assert roster.refusal(b"id", hello("a"), Sender()) is None
+    assert roster.refusal(b"id", hello("b"), Sender()) == "this process joined as 'a' already"
+    assert roster.refusal(b"another", hello("b"), Sender()) is None
+
+
 def test_a_name_is_free_again_when_its_process_has_ended(run):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         run.peer("w", host=socket.gethostname(), pid=process.pid).join()
@@ -167,6 +175,14 @@ def test_warnings_are_limited_in_number_and_length_and_the_rest_is_counted():
         f"{1000 - WARNINGS} more warnings about peers were left out",
         "later",
     ]
+
+
+def test_as_many_warnings_as_are_let_through_leave_none_out():
+    throttle, longest = Throttle(), "x" * MAX_CHARS
+    for since_s in (0.0, PERIOD_S + 1):
+        lines = [line for _ in range(WARNINGS) for line in throttle.let_through(longest, since_s)]
+        assert lines == [longest] * WARNINGS
+    assert list(throttle.let_through("later", 2 * PERIOD_S + 1)) == [], "the period has not ended"
 
 
 def test_strangers_cannot_flood_the_records(run):

@@ -1,5 +1,6 @@
 """What the learner gets from the exchange: versions served, evaluations, snapshots, an orderly end."""
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -138,6 +139,16 @@ def test_closing_waits_for_the_goodbyes_of_dismissed_peers(run, monkeypatch):
     run.exchange.close()
     assert time.monotonic() - began < HANG_S
     assert run.states("w")[-1] == "left"
+
+
+def test_the_worker_in_the_learners_own_process_says_no_goodbye(run, monkeypatch):
+    monkeypatch.setattr("grpo_actors.learner.exchange.exchange.FAREWELL_S", HANG_S)
+    run.peer("local", host=socket.gethostname(), pid=os.getpid()).join()
+    run.exchange.dismiss("rollout", "the run is over")
+    began = time.monotonic()
+    run.exchange.wait_for_goodbyes()
+    run.exchange.close()
+    assert time.monotonic() - began < HANG_S
 
 
 def test_closing_waits_for_at_most_farewell_s(run, monkeypatch):

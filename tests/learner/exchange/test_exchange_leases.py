@@ -1,11 +1,14 @@
 """How a peer joins, and the way of a lease: granted, sampled, accepted."""
 
+from itertools import islice
+
 import pytest
 from bounds import HANG_S
 from peers_for_tests import PROBLEMS, completion, tokens_of, wait_until
 
 from grpo_actors.errors import DataError
-from grpo_actors.schedule.order import sample_seeds
+from grpo_actors.learner.exchange.supply import Supply
+from grpo_actors.schedule.order import ProblemOrder, sample_seeds
 from grpo_actors.tasks.task import Problem
 from grpo_actors.wire import messages as wire
 from grpo_actors.wire.messages import PROTOCOL_VERSION
@@ -231,12 +234,25 @@ def deliver(run, worker, version, leases):
 
 
 def test_problems_whose_prompt_is_too_long_are_left_out_and_logged(start):
-    long = Problem("long", ({"role": "user", "content": "x" * 51},), "0")
-    run = start(problems=[PROBLEMS[0], long, PROBLEMS[1]], batch_groups=1)
+    long, longest = (
+        Problem(name, ({"role": "user", "content": "x" * length},), "0")
+        for name, length in (("long", 51), ("longest", 50))
+    )
+    run = start(problems=[PROBLEMS[0], long, longest], batch_groups=1)
     peer = run.peer("w").join()
-    assert [lease.problem_id for lease in peer.take(capacity=4, runs=4)] == ["p0", "p1", "p0", "p1"]
+    assert [lease.problem_id for lease in peer.take(capacity=4, runs=4)] == ["p0", "longest"] * 2
     logs = [record["text"] for record in run.records("log")]
     assert logs == ["long left out: 51 prompt tokens, data.max_prompt_length is 50"] * 2
+
+
+def test_one_short_prompt_is_enough_wherever_an_epoch_poses_it():
+    orders = [ProblemOrder(4, seed) for seed in range(200)]
+    order = next(order for order in orders if order.at(0).index == order.at(7).index == 0)
+    # Between its two turns there are 2 · 3 problems that are left out, more than an epoch has.
+    supply = Supply(
+        PROBLEMS[:4], order, 0, 2, 9, lambda messages: [0] * (9 + int(messages[0]["content"][-1])), rules=None
+    )
+    assert list(islice(supply.posed(), 2)) == [0, 7]
 
 
 def test_a_data_set_without_a_short_prompt_ends_the_run_with_the_cure(start):

@@ -1,5 +1,8 @@
 """Peers that claim what is not so: leases that they do not hold, contents that no worker can have sampled."""
 
+import os
+import socket
+
 import pytest
 from bounds import HANG_S
 from peers_for_tests import completion, group, wait_until
@@ -98,9 +101,9 @@ def deliver_one(peer, version=0):
     assert peer.deliver(lease, version=version).accepted
 
 
-def trained_gaps(run, liars, beyond=MAX_UPDATES_BEYOND):
+def trained_gaps(run, liars, beyond=MAX_UPDATES_BEYOND, **place):
     """Train updates of one group of each of two workers; the liars' log-probs are 2 nats off. Return the next leases."""
-    peers = [run.peer(name).join() for name in ("w", "x")]
+    peers = [run.peer(name, **place).join() for name in ("w", "x")]
     for update in range(beyond):
         for peer in peers:
             deliver_one(peer, update)
@@ -131,6 +134,13 @@ def test_a_worker_beyond_the_band_for_three_updates_is_quarantined_and_the_other
     run.exchange.record("metrics", update=4)
     wait_until(lambda: run.records("metrics"))
     assert run.states("w")[-1] == "quarantined"
+
+
+def test_the_worker_in_the_learners_own_process_is_never_quarantined(start):
+    run = start(max_staleness=0, batch_groups=1)
+    w, _ = trained_gaps(run, liars={"w"}, host=socket.gethostname(), pid=os.getpid())
+    assert w.take(capacity=1)
+    assert run.records("alarm") == []
 
 
 def test_two_updates_beyond_the_band_change_nothing(start):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from peers_for_tests import evaluation, group, wait_until
+from peers_for_tests import completion, evaluation, group, wait_until
 
 from grpo_actors.learner.exchange.dispatcher import TICK_S
 from grpo_actors.learner.exchange.peers import (
@@ -16,7 +16,9 @@ from grpo_actors.learner.exchange.peers import (
     MAX_OFFENCES,
     MAX_OFFENDERS,
     PROBE_S,
+    RATE_S,
     Roster,
+    process_lives,
 )
 from grpo_actors.schedule.leases import GRACE_S
 from grpo_actors.transport.access import Sender
@@ -199,6 +201,46 @@ def test_a_dead_local_process_is_lost_once_and_no_longer_in_the_roster(lost_befo
     assert list(roster.find_lost(13.0)) == []
 
 
+def peer_of(roster, name="w", **changes):
+    fields = {"protocol": wire.PROTOCOL_VERSION, "role": "rollout", "name": name, "host": "h", "pid": 7}
+    hello = wire.Hello.model_validate(fields | changes)
+    return roster.admit(name.encode(), hello, Sender(), now_s=0.0)
+
+
+def test_a_silent_peer_is_probed_every_two_seconds_until_it_speaks():
+    roster = Roster("run-1")
+    peer, lost = peer_of(roster), peer_of(roster, "lost")
+    peer_of(roster, "local", host=socket.gethostname(), pid=os.getpid())
+    lost.state = "lost"
+    times = (PROBE_S, PROBE_S + 0.1, 2 * PROBE_S, 2 * PROBE_S + 0.2)
+    assert [list(roster.to_probe(now_s)) for now_s in times] == [[], [peer], [], [peer]]
+    peer.last_seen_s = 10.0
+    assert [list(roster.to_probe(10.0 + s)) for s in (PROBE_S, PROBE_S + 0.1)] == [[], [peer]]
+
+
+def test_each_silence_has_its_own_limit():
+    roster = Roster("run-1", lost_s=10.0)
+    loading, working = peer_of(roster, "loading"), peer_of(roster, "working")
+    working.record_beat(wire.Beat(state="waiting"), 0.0)
+    assert list(roster.find_lost(10.0)) == []
+    assert list(roster.find_lost(10.1)) == [(working, "silent for 10 s")]
+    working.state = "lost"
+    assert list(roster.find_lost(FORGET_S)) == []
+    assert list(roster) == [loading, working]
+    assert list(roster.find_lost(FORGET_S + 0.1)) == []
+    assert list(roster) == [loading]
+    assert list(roster.find_lost(LOADING_S)) == []
+    assert list(roster.find_lost(LOADING_S + 0.1)) == [(loading, f"silent for {LOADING_S:.0f} s")]
+
+
+def test_a_killed_process_that_nobody_has_waited_for_yet_is_dead():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert process_lives(process.pid)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not process_lives(process.pid)
+
+
 # --- offences ----------------------------------------------------------------------------------------
 
 
@@ -260,6 +302,13 @@ def test_a_stranger_with_many_identities_fills_no_memory(run):
     for number in range(3 * MAX_OFFENDERS):
         roster.count_offence(b"%d" % number)
     assert len(roster._offences) == MAX_OFFENDERS
+    # Who goes on is not forgotten before those who have stopped.
+    for number in range(MAX_OFFENCES):
+        assert not roster.banned(b"stubborn")
+        roster.count_offence(b"stubborn")
+        for other in range(MAX_OFFENDERS - 1):
+            roster.count_offence(b"%d of %d" % (other, number))
+    assert roster.banned(b"stubborn")
 
 
 def test_a_message_of_the_other_role_is_an_offence(run):
@@ -274,6 +323,18 @@ def test_a_message_of_the_other_role_is_an_offence(run):
         "evaluator: Group from a peer whose role is evaluator",
     ]
     assert run.exchange.take_evaluations() == []
+
+
+def test_a_problem_for_which_three_workers_send_wrong_groups_is_set_aside_with_an_alarm(start):
+    run = start(batch_groups=1)
+    for number in range(3):
+        worker = run.peer(f"w{number}").join()
+        [lease] = worker.take(capacity=1)
+        assert lease.lease == 0
+        worker.beat(capacity=0, holding=[0])
+        assert not worker.deliver(lease, completions=[completion(1, 0)]).accepted
+    wait_until(lambda: run.records("alarm"))
+    assert run.records("alarm")[0]["text"].startswith("p0: three attempts failed ")
 
 
 # --- waiting -----------------------------------------------------------------------------------------
@@ -303,3 +364,61 @@ def test_the_share_of_waiting_is_that_of_all_workers_since_it_was_last_taken():
     assert roster.take_wait_share() is None
     spend(one, 1.0, 0.5)
     assert roster.take_wait_share() == 0.0
+
+
+def test_the_token_rate_is_measured_over_more_than_two_seconds():
+    peer = peer_of(Roster("run-1"))
+    rates = []
+    # From 0 s to 3 s 300 tokens; from there to 8 s none; and then of a process that counts from 0 again.
+    for now_s, tokens in (
+        (0.0, 100),
+        (1.0, 150),
+        (RATE_S, 300),
+        (3.0, 400),
+        (5.0, 400),
+        (8.0, 400),
+        (11.0, 9),
+    ):
+        peer.record_beat(wire.Beat(state="sampling", tokens=tokens), now_s)
+        rates.append(peer.tokens_per_s)
+    assert rates == [0.0, 0.0, 0.0, 100.0, 100.0, 0.0, 0.0]
+
+
+def test_a_worker_record_describes_the_worker():
+    peer = peer_of(Roster("run-1"), device="GPU 3")
+    described = peer.describe()
+    assert (described["memory_gb"], described["version"], described["groups"]) == (None, -1, 0)
+    peer.record_beat(wire.Beat(state="sampling", peak_bytes=2_500_000_000, version=4, tokens=0), 0.0)
+    peer.record_beat(wire.Beat(state="sampling", peak_bytes=2_500_000_000, version=4, tokens=100), 3.0)
+    assert peer.describe() == {
+        "worker": "w",
+        "role": "rollout",
+        "state": "joined",
+        "why": None,
+        "groups": 0,
+        "tokens_per_s": 33.3,
+        "version": 4,
+        "memory_gb": 2.5,
+        "device": "GPU 3",
+    }
+    peer.quarantine = "2 nats off"
+    states = []
+    for peer.state in ("sampling", "lost", "left"):
+        states.append((peer.describe()["state"], peer.describe()["why"]))
+    assert states == [("quarantined", "2 nats off"), ("lost", None), ("left", None)]
+
+
+def test_metrics_hold_the_memory_of_the_peers_in_other_processes(run):
+    for name, place in (("w", {}), ("local", {"host": socket.gethostname(), "pid": os.getpid()})):
+        peer = run.peer(name, **place).join()
+        peer.send(wire.Beat(state="waiting", peak_bytes=3_000_000_000))
+        peer.receive(wire.Announcement)
+    evaluator = run.peer("evaluator", role="evaluator").join()
+    evaluator.send(wire.Beat(state="waiting", peak_bytes=1_000_000_000))
+    wait_until(lambda: run.states("evaluator")[-1:] == ["waiting"])
+    before = len(run.records("worker"))
+    run.exchange.record("metrics", update=1)
+    run.exchange.snapshot()
+    [metrics] = run.records("metrics")
+    assert metrics["peers_memory_gb"] == {"w": 3.0, "evaluator": 1.0}
+    assert [record["worker"] for record in run.records("worker")[before:]] == ["w", "local"]
