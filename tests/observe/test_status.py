@@ -10,7 +10,8 @@ from scores import score
 
 from grpo_actors.observe.json_events import JsonEvents
 from grpo_actors.observe.records import Record, make_record
-from grpo_actors.observe.status import PLAIN_PERIOD_S, StatusLine
+from grpo_actors.observe.status import PLAIN_PERIOD_S, REDRAW_PERIOD_S, StatusLine, permanent_note
+from grpo_actors.observe.view import RunView
 
 
 class Terminal(io.StringIO):
@@ -95,6 +96,83 @@ def test_evaluations_alarms_losses_and_the_end_are_printed_at_once():
         "rollout workers: 2, settled (as it is)",
         "run ended: done",
     ]
+
+
+#: Before: 4 of 9 updates, and a worker that has joined.
+RUNNING = RunView(metrics={"update": 4, "total_updates": 9}, workers={"w": {"state": "joined"}})
+
+
+@pytest.mark.parametrize(
+    ("topic", "fields", "note"),
+    [
+        ("eval", {"update": 3, "best": True}, ("eval @3  score –, greedy  best so far", "green")),
+        ("eval", {"update": 3, "best": False}, ("eval @3  score –, greedy", "cyan")),
+        ("alarm", {"name": "kl", "text": "rises"}, ("alarm: kl: rises", "bold red")),
+        ("log", {"level": "info", "text": "x"}, ("x", "dim")),
+        ("log", {"level": "warning", "text": "x"}, ("warning: x", "yellow")),
+        ("log", {"level": "debug", "text": "x"}, None),
+        ("log", {"text": "x"}, None),
+        ("worker", {"worker": "w", "state": "lost", "why": "y"}, ("worker w lost: y", "yellow")),
+        ("worker", {"worker": "v", "state": "joined", "device": "GPU 1"}, ("worker v joined on GPU 1", "dim")),
+        ("worker", {"worker": "v", "state": "joined", "device": ""}, ("worker v joined", "dim")),
+        ("worker", {"worker": "w", "state": "joined"}, None),
+        ("worker", {"worker": "v", "state": "sampling"}, None),
+        ("worker", {"worker": "evaluator", "role": "evaluator", "state": "joined"}, None),
+        ("worker", {"worker": "w", "state": "left", "device": "GPU 1"}, ("worker w left", "dim")),
+        ("checkpoint", {"path": "r/checkpoint-3", "bytes": 2e6}, None),
+        ("headcount", {"before": 1, "workers": 2, "reason": "r"}, ("rollout workers: 1 → 2 (r)", "")),
+        ("stop", {"reason": "done"}, ("run ended: done", "bold")),
+        ("metrics", {"update": 3}, None),
+    ],
+)  # fmt: skip
+def test_a_record_that_says_something_new_is_a_permanent_line(topic, fields, note):
+    assert permanent_note(make_record(1, 1.0, topic, fields), RUNNING) == note
+
+
+def test_a_worker_without_a_reason_is_not_reported_as_lost_and_none_leaves_a_run_that_is_over():
+    lost = {"seq": 1, "time": 1.0, "topic": "worker", "worker": "w", "state": "lost"}
+    assert permanent_note(lost, RUNNING) is None
+    left = lost | {"state": "left"}
+    for update, note in ((8, ("worker w left", "dim")), (9, None), (10, None)):
+        before = RunView(metrics={"update": update, "total_updates": 9})
+        assert permanent_note(left, before) == note
+    assert permanent_note(left, RunView(metrics={"update": 9})) == ("worker w left", "dim"), "no plan, no end"
+
+
+def test_a_terminal_is_redrawn_at_most_ten_times_a_second_and_at_the_end(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    stream, now = Terminal(), 0.0
+    with StatusLine(None, stream, clock=lambda: now) as status:
+        for update, now in ((1, 0.0), (2, REDRAW_PERIOD_S / 2), (3, REDRAW_PERIOD_S), (4, REDRAW_PERIOD_S)):  # noqa: B007
+            status.show(metrics(update, total=4))
+        shown = stream.getvalue()
+    assert [number for number in range(1, 5) if f"update {number}/4" in shown] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("width", [100, 24])
+def test_bar_and_times_are_one_line_in_which_the_bar_takes_what_is_left(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with StatusLine(4, stream, clock=lambda: 0.0) as status:
+        status.show(metrics(2, total=4))
+        shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stream.getvalue())
+    bar = next(line for line in re.split(r"[\r\n]+", shown) if "━" in line)
+    if width == 100:
+        assert bar.rstrip().endswith(" 50 %  0:00, – left")
+        # With one blank between the two, and one at the end.
+        assert bar.count("━") + bar.count("╸") + bar.count("╺") == width - len(" 50 %  0:00, – left") - 2
+    assert len(bar) <= width
+
+
+def test_without_a_plan_there_is_no_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with StatusLine(None, stream, clock=lambda: 0.0) as status:
+        status.show(metrics(2, total=None))
+    assert "━" not in stream.getvalue()
+    assert "update 2" in stream.getvalue()
 
 
 def test_a_terminal_shows_bar_line_and_notes_without_reading_markup(monkeypatch):
@@ -203,6 +281,19 @@ def test_json_is_one_object_per_event():
         events.print_closing(["0.9"], {"chat": "grpo chat run"})
     written = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [event["topic"] for event in written] == ["phase", "metrics", "note", "closing"]
+    assert [written[0]["text"], written[2]["text"]] == ["loading", "a note"]
     assert written[1] == metrics(1)
     assert written[3]["commands"] == {"chat": "grpo chat run"}
     assert events.view.update == 1
+
+
+def test_a_program_is_told_of_each_phase_before_the_first_update_once_and_of_no_empty_one():
+    stream = io.BytesIO()
+    with JsonEvents(stream) as events:
+        events.show_preparation("compiling")
+        events.show_preparation("")
+        for phase in ("loading", "", "loading", "waiting"):
+            events.begin(phase)
+    assert [json.loads(line)["text"] for line in stream.getvalue().splitlines()] == [
+        *("compiling", "loading", "loading", "waiting")
+    ]
