@@ -202,6 +202,9 @@ def test_skipped_steps_are_counted_within_the_window():
     assert raised([{"skipped_steps": n // 2} for n in range(40)]) == []
     counts = [0, 4, *[4] * 6, 8]
     assert raised([{"skipped_steps": n} for n in counts]) == [(2, name), (9, name)]
+    # One update is one step back, not two and not none.
+    assert raised([{"skipped_steps": n} for n in (0, 2, 4, 6)], patience_updates=1) == []
+    assert raised([{"skipped_steps": n} for n in (0, 4)], patience_updates=1) == [(2, name)]
     health = Health(config())
     (alarm,) = [alarm for n in (0, 2, 5) for alarm in health.check({**WELL, "skipped_steps": n})]
     assert alarm.text.startswith("5 steps within 2 updates had no finite gradient")
@@ -250,6 +253,9 @@ def test_the_memory_is_bounded():
 def test_a_reward_of_zero_names_its_likely_cause(changes, cause):
     line = text(NO_REWARD | changes)
     assert cause in line
+    assert line.startswith(
+        "no completion has" if changes.get("reward_mean", 0) is None else "the reward is 0 for"
+    )
     assert "for 5 updates (health.patience_updates)" in line
 
 

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import sys
+import threading
 from itertools import count
 
 import pytest
@@ -150,7 +152,7 @@ def test_a_terminal_is_redrawn_at_most_ten_times_a_second_and_at_the_end(monkeyp
     assert [number for number in range(1, 5) if f"update {number}/4" in shown] == [1, 3, 4]
 
 
-@pytest.mark.parametrize("width", [100, 24])
+@pytest.mark.parametrize("width", [100, 34])
 def test_bar_and_times_are_one_line_in_which_the_bar_takes_what_is_left(monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
@@ -159,11 +161,22 @@ def test_bar_and_times_are_one_line_in_which_the_bar_takes_what_is_left(monkeypa
         status.show(metrics(2, total=4))
         shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stream.getvalue())
     bar = next(line for line in re.split(r"[\r\n]+", shown) if "━" in line)
-    if width == 100:
-        assert bar.rstrip().endswith(" 50 %  0:00, – left")
-        # With one blank between the two, and one at the end.
-        assert bar.count("━") + bar.count("╸") + bar.count("╺") == width - len(" 50 %  0:00, – left") - 2
+    assert bar.rstrip().endswith(" 50 %  0:00, – left")
+    # With one blank between the two, and one at the end.
+    assert "━  50 %" in bar
+    assert bar.count("━") + bar.count("╸") + bar.count("╺") == width - len(" 50 %  0:00, – left") - 2
     assert len(bar) <= width
+    [line] = [line for line in re.split(r"[\r\n]+", shown) if line.strip() and line != bar]
+    assert line.startswith("update 2/4")
+
+
+def test_what_a_narrow_terminal_has_no_room_for_is_cut(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with StatusLine(4, stream, clock=lambda: 0.0) as status:
+        status.show(metrics(2, total=4))
+    assert "update 2/4  reward …" in stream.getvalue()
 
 
 def test_without_a_plan_there_is_no_bar(monkeypatch):
@@ -245,9 +258,10 @@ def test_a_terminal_redraws_the_phase_in_one_line_and_puts_the_end_in_a_box(monk
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with StatusLine(100, stream, clock=count(0.0).__next__) as status:
+    with StatusLine(100, stream, clock=count(100.0, 0.5).__next__) as status:
         status.begin("loading a model with a name that is long", in_log=False)
         status.tick()
+        assert "0:01  loading a" in stream.getvalue(), "at once"
         # One line: to draw it anew, the cursor never goes up.
         assert "\x1b[1A" not in stream.getvalue()
         assert "loading a" in stream.getvalue()
@@ -255,8 +269,57 @@ def test_a_terminal_redraws_the_phase_in_one_line_and_puts_the_end_in_a_box(monk
     shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stream.getvalue()).strip().splitlines()
     (fact,) = [line for line in shown if line.startswith("│")]
     assert (fact[-1], fact[1:-1].strip()) == ("│", "0.4 → 0.9")
+    assert len(fact) <= 20, "as wide as its words"
     # Below the box, in one line at any width: it is to be copied.
     assert shown[-1] == "  chat:  grpo chat run that has a long name"
+
+
+def test_a_phase_is_drawn_anew_ten_times_a_second():
+    stream, now = Terminal(), 0.0
+    with StatusLine(100, stream, clock=lambda: now) as status:
+        status.begin("loading")
+        for now, drawn in ((REDRAW_PERIOD_S / 2, 1), (REDRAW_PERIOD_S, 2), (REDRAW_PERIOD_S, 2)):  # noqa: B007
+            status.tick()
+            assert stream.getvalue().count("loading") == drawn
+
+
+def test_a_terminal_that_is_closed_shows_the_newest_update_but_no_phase_and_its_cursor(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with StatusLine(100, stream, clock=lambda: 0.0) as status:
+        for update in (1, 2):
+            status.show(metrics(update))
+        assert "update 2/" not in stream.getvalue(), "too soon after the first"
+        assert status.view.update == 2
+    assert "update 2/100" in stream.getvalue()
+    assert stream.getvalue().endswith("\x1b[?25h")
+    stream = Terminal()
+    with StatusLine(100, stream, clock=lambda: 0.0) as status:
+        status.begin("loading")
+    assert "\x1b[2K" in stream.getvalue().partition("loading")[2]
+
+
+def test_a_display_starts_no_thread_and_leaves_standard_output_alone(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    threads, outputs = threading.active_count(), (sys.stdout, sys.stderr)
+    with StatusLine(100, Terminal()) as status:
+        status.show(metrics(1))
+        assert threading.active_count() == threads
+        assert (sys.stdout, sys.stderr) == outputs
+
+
+def test_a_log_has_each_line_at_once():
+    written = io.BytesIO()
+    with StatusLine(100, io.TextIOWrapper(written, encoding="utf-8"), clock=lambda: 0.0) as status:
+        for line, show in (
+            (b"preparing", lambda: status.show_preparation("preparing")),
+            (b"[0:00] loading", lambda: status.begin("loading")),
+            (b"note", lambda: status.print_line("note")),
+            (b"update 100/100", lambda: status.show(metrics(100))),
+            (b"0.9", lambda: status.print_closing(["0.9"], {})),
+        ):
+            show()
+            assert written.getvalue().splitlines()[-1].startswith(line)
 
 
 def test_a_log_gets_the_end_in_plain_lines():
