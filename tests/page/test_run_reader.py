@@ -33,6 +33,7 @@ def test_all_that_is_there_has_been_read_when_the_reader_has_started(run_dir):
         reader.start()
         assert reader.name == "run"
         assert (reader.view()["summary"]["update"], reader.view()["summary"]["state"]) == (3, "ended")
+    assert "reader of run" not in [thread.name for thread in threading.enumerate()]
 
 
 def caught_up(reader: RunReader, changed: threading.Event, groups: int) -> dict:

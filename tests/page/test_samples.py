@@ -53,6 +53,7 @@ def test_a_group_has_its_tokens_with_log_probs_and_the_environments_are_marked(o
     )
     start, stop = turns.inserted
     assert "".join(turns.pieces[start:stop]) == "<|user|>Use the tags.<|end|><|assistant|>"
+    assert [c.truncated for c in shown.completions] == [False, False, False, True]
     assert [x is None for x in turns.logprobs] == [
         start <= place < stop for place in range(len(turns.pieces))
     ]
@@ -120,6 +121,7 @@ def test_the_index_follows_a_file_that_grows_and_one_that_a_resume_cut(run_dir):
         groups.write_bytes(b"".join(groups.read_bytes().splitlines(keepends=True)[:2]))
         samples.catch_up()
         assert [entry.update for entry in samples.entries] == [1, 1]
+        assert samples.read(0).problem == "add-1-0"
         with pytest.raises(DataError, match="has 2 groups, got position 2"):
             samples.read(2)
 
@@ -145,14 +147,15 @@ def test_log_probs_have_four_decimals_and_ends_of_thinking_are_pieces_that_were_
     line, *_ = file.read_bytes().splitlines()
     recorded = json.loads(line)
     recorded["completions"][0]["logprobs"][0] = -0.123456
-    recorded["completions"][0]["forced"] = [1, 3]
+    recorded["completions"][0]["forced"] = [1, 3, 4, 6]
     file.write_bytes(json.dumps(recorded).encode() + b"\n")
     with closing(Samples(run_dir, run.config)) as samples:
         samples.catch_up()
         completion = samples.read(0).completions[0]
-    assert completion.logprobs[:4] == [-0.1235, None, None, recorded["completions"][0]["logprobs"][3]]
-    assert completion.forced == [1, 3]
-    assert completion.length == samples.listed(0)["lengths"][0] == len(completion.pieces) - 2
+    assert [x is None for x in completion.logprobs[:7]] == [False, True, True, False, True, True, False]
+    assert completion.logprobs[0] == -0.1235
+    assert completion.forced == [1, 3, 4, 6]
+    assert completion.length == samples.listed(0)["lengths"][0] == len(completion.pieces) - 4
 
 
 def test_only_rewards_with_a_weight_count_and_a_completion_without_any_has_none(run_dir):
@@ -186,7 +189,31 @@ def test_lines_that_are_no_group_are_left_out(run_dir):
         assert samples.has_tokens is False
         [entry] = samples.entries
         assert (entry.update, entry.problem, entry.rewards, entry.lengths) == (0, "None", (None,), (4,))
-        assert samples.read(0).completions[0].truncated is False
+        assert (samples.read(0).update, samples.read(0).completions[0].truncated) == (0, False)
+
+
+def test_a_group_has_the_advantages_of_all_groups_of_its_update_and_of_no_other(run_dir):
+    with closing(RecordedRun(run_dir, advantage="batch")) as run:
+        for update in (1, 2, 3):
+            run.update(update)
+    file = run_dir / "groups.jsonl"
+    groups = [json.loads(line) for line in file.read_bytes().splitlines()]
+    # Two updates of three groups each; the first and the last group of each differ from the others.
+    for place, changed in enumerate(groups):
+        changed["update"] = 1 + place // 3
+        changed["completions"][0]["rewards"]["correctness"] = (5.0, 1.0, 9.0)[place % 3]
+
+    def advantages(shown: list[Any]) -> list[list[float | None]]:
+        file.write_text("".join(f"{json.dumps(one)}\n" for one in shown))
+        with closing(Samples(run_dir, run.config)) as samples:
+            samples.catch_up()
+            return [[c.advantage for c in samples.read(n).completions] for n in range(len(shown))]
+
+    apart = [*advantages(groups[:3]), *advantages(groups[3:])]
+    assert apart[1] != advantages(groups[1:2])[0], "the others count"
+    groups[2]["completions"][0]["rewards"]["correctness"] = 7.0
+    apart[:3] = advantages(groups[:3])
+    assert advantages(groups) == apart
 
 
 def test_an_index_is_made_in_slices(opened):

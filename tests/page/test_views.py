@@ -244,6 +244,8 @@ def test_shown_are_the_curves_of_the_charts_each_once_and_the_bands():
 
 
 def test_the_timeline_counts_seconds_from_the_start():
+    # Without a start, from the epoch.
+    assert run_view(state_of(update(1, update_s=0.25)))["timeline"]["spans"][0][2:4] == [99.75, 100.0]
     shown = run_view(state_of(START, update(1, update_s=0.25, wait_s=0.0625)))["timeline"]
     assert shown == {
         "actors": ["learner"],
