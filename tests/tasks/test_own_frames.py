@@ -75,6 +75,8 @@ def test_after_the_deadline_only_what_has_already_arrived_is_received():
         assert frames.receive(near, past_s) == {"a": 1}
         with pytest.raises(TimeoutError):
             frames.receive(near, past_s)
+        with pytest.raises(TimeoutError):  # no buffer has room for it, and nobody reads
+            frames.send(far, {"a": "x" * 2**24}, past_s)
 
 
 def test_a_length_beyond_the_bound_is_refused_unread():

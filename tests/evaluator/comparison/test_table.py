@@ -60,3 +60,10 @@ def test_one_sample_has_no_majority():
         ["base", "7", "25.0 %", "12.5–50.0", "3.0", "12.5 %"],
     ]
     assert cells(as_table([replace(one, sampled=None)], "sums", 40))[3:] == []
+
+
+def test_two_samples_have_a_majority_and_nothing_between_one_and_all():
+    table = cells(as_table([result("base", 7, SHORT, k=2)], "sums", 40))
+    assert table[4] == ["2 samples of each problem at temperature 0.5"]
+    assert table[5][2:-2] == ["avg@2", "95 %", "maj@2", "95 %", "pass@2", "95 %"]
+    assert table[6][2:-2] == ["25.0 %", "12.5–50.0", "37.5 %", "25.0–62.5", "25.0 %", "12.5–50.0"]
