@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 PLAIN_PERIOD_S = 5.0
 #: Least seconds between redraws of a terminal; nobody reads faster.
 REDRAW_PERIOD_S = 0.1
+#: Least columns of the bar.
+_LEAST_BAR = 10
 
 
 class StatusLine:
@@ -133,7 +135,7 @@ class StatusLine:
 
     def _show_status(self) -> None:
         now = self._clock()
-        update = self._view.update or 0
+        update = self._view.update
         last = update == self._view.total_updates
         if update % self._every_updates and not last:
             return
@@ -256,7 +258,9 @@ def _bar_and_line(view: RunView, elapsed: str, width: int) -> "RenderableType":
     if view.total_updates is None:
         return line
     label = f"{100 * view.update / view.total_updates:3.0f} %  {elapsed}, {duration(view.remaining_s)} left"
-    bar = ProgressBar(total=view.total_updates, completed=view.update, width=max(width - len(label) - 2, 10))
+    bar = ProgressBar(
+        total=view.total_updates, completed=view.update, width=max(width - len(label) - 2, _LEAST_BAR)
+    )
     row = Table.grid(padding=(0, 1))
     row.add_row(bar, Text(label, style="bold"))
     return Group(row, line)

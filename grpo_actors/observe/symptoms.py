@@ -336,7 +336,7 @@ def never_ends(rule_input: RuleInput) -> bool:
 
 def _trained(metrics: Metrics) -> bool:
     """Return whether the loss had a token; without one it has no metrics."""
-    return value(metrics, "ratio_mean") > 0
+    return not math.isnan(value(metrics, "ratio_mean"))
 
 
 def _why_no_reward(rule_input: RuleInput) -> str:
@@ -348,9 +348,9 @@ def _why_no_reward(rule_input: RuleInput) -> str:
             "see the warnings in the log"
         )
     truncated, length = value(last, "truncated_share"), value(last, "completion_length_mean")
-    if truncated >= 0.5 and never_ends(rule_input):
-        return f"{truncated:.0%} of the completions are cut: {NO_END}"
     if truncated >= 0.5:
+        if never_ends(rule_input):
+            return f"{truncated:.0%} of the completions are cut: {NO_END}"
         return (
             f"{truncated:.0%} of the completions are cut before an answer; "
             f"raise rollout.max_new_tokens (now {config.rollout.max_new_tokens})"

@@ -85,7 +85,7 @@ class RunView:
     def updates_per_s(self) -> float | None:
         """Pace over the last `PACE_UPDATES` updates, by the times in the records."""
         recent = self.curve[-PACE_UPDATES - 1 :]
-        if len(recent) < 2 or recent[-1].time <= recent[0].time:
+        if not recent or recent[-1].time <= recent[0].time:
             return None
         return (recent[-1].update - recent[0].update) / (recent[-1].time - recent[0].time)
 

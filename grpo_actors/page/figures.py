@@ -35,7 +35,18 @@ DOING_COLOURS = {
     "writes": "#1496b4",
 }
 
-_HEIGHT = 210
+#: Pixels.
+_HEIGHT, _SCORE_HEIGHT = 210, 300
+_BORDER_LEFT, _BORDER_RIGHT = 8, 12
+_LINE_WIDTH, _SCORE_WIDTH, _INTERVAL_WIDTH = 1.8, 2, 1.5
+#: How much of what lies behind a filled part does not show through it.
+_PEAKS_ALPHA, _BAND_ALPHA, _INTERVAL_ALPHA, _CURSOR_ALPHA = 0.22, 0.1, 0.7, 0.6
+_TICKS_ACROSS, _TICKS_UP = 6, 5
+#: Powers of ten outside of which numbers of an axis are written with an exponent.
+_SMALL_POWER, _LARGE_POWER = -4, 5
+#: Parts of a range that stay free around what it shows: upwards, and around the spans and the lanes of the timeline.
+_PADDING, _SPAN_PADDING, _LANE_PADDING = 0.08, 0.01, 0.1
+_BAR_HEIGHT = 0.62
 _TICKS: dict[Format, str] = {
     "share": "0.[0] %",
     "count": "0.[0]a",
@@ -60,8 +71,8 @@ def figures(runs: Sequence[tuple[str, Sequence[str]]], score_sources: Sequence[s
         runs: Name and curve names of each run.
         score_sources: Sources of a mixture that have a score of their own.
     """
-    axis = Range1d(0, 1, name="updates")
-    cursor = Span(dimension="height", line_dash="dotted", line_width=1, line_alpha=0.6, line_color="#888888")
+    axis = Range1d(name="updates")
+    cursor = Span(dimension="height", line_dash="dotted", line_alpha=_CURSOR_ALPHA, line_color="#888888")
     builder = _Builder([name for name, _ in runs], axis, cursor)
     by_key = {"score": builder.score()}
     if score_sources:
@@ -111,13 +122,13 @@ class _Builder:
                     f"{curve.name}|high",
                     source=source,
                     fill_color=colour,
-                    fill_alpha=0.22,
+                    fill_alpha=_PEAKS_ALPHA,
                 )
                 line = plot.line(
                     *("x", curve.name),
                     source=source,
                     line_color=colour,
-                    line_width=1.8,
+                    line_width=_LINE_WIDTH,
                     line_dash=dash_of(index, len(self._runs)),
                     name=f"{run}|{curve.name}",
                 )
@@ -127,7 +138,7 @@ class _Builder:
                 _declare(source, low)
                 _declare(source, high)
                 colour = colour_of(run, 0, len(self._runs))
-                plot.varea("x", low, high, source=source, fill_color=colour, fill_alpha=0.1)
+                plot.varea("x", low, high, source=source, fill_color=colour, fill_alpha=_BAND_ALPHA)
             rows = [
                 (curve.label or curve.name, f"@{{{curve.name}}}{{{_TICKS[chart.format]}}}")
                 for curve in curves
@@ -138,14 +149,14 @@ class _Builder:
     def score(self) -> Any:
         """The held-out score with its 95 % intervals."""
         plot = self._figure("number")
-        plot.height = 300
+        plot.height = _SCORE_HEIGHT
         for run in range(len(self._runs)):
             colour = colour_of(run, 0, len(self._runs))
             source = ColumnDataSource(
                 {name: [] for name in ("update", "value", "low", "high", "checkpoint", "size")},
                 name=f"score-{run}",
             )
-            plot.varea("update", "low", "high", source=source, fill_color=colour, fill_alpha=0.12)
+            plot.varea("update", "low", "high", source=source, fill_color=colour, fill_alpha=_BAND_ALPHA)
             plot.segment(
                 "update",
                 "low",
@@ -153,10 +164,17 @@ class _Builder:
                 "high",
                 source=source,
                 line_color=colour,
-                line_width=1.5,
-                line_alpha=0.7,
+                line_width=_INTERVAL_WIDTH,
+                line_alpha=_INTERVAL_ALPHA,
             )
-            plot.line("update", "value", source=source, line_color=colour, line_width=2, name=f"{run}|score")
+            plot.line(
+                "update",
+                "value",
+                source=source,
+                line_color=colour,
+                line_width=_SCORE_WIDTH,
+                name=f"{run}|score",
+            )
             dots = plot.scatter("update", "value", source=source, size="size", color=colour, line_color=None)
             rows = [
                 ("checkpoint", "@checkpoint"),
@@ -179,14 +197,19 @@ class _Builder:
             for index, name in enumerate(sources):
                 colour = colour_of(run, index, len(self._runs))
                 plot.varea(
-                    "update", f"{name}|low", f"{name}|high", source=source, fill_color=colour, fill_alpha=0.1
+                    "update",
+                    f"{name}|low",
+                    f"{name}|high",
+                    source=source,
+                    fill_color=colour,
+                    fill_alpha=_BAND_ALPHA,
                 )
                 lines.append(
                     plot.line(
                         *("update", name),
                         source=source,
                         line_color=colour,
-                        line_width=1.8,
+                        line_width=_LINE_WIDTH,
                         line_dash=dash_of(index, len(self._runs)),
                         name=f"{run}|{name}",
                     )
@@ -198,16 +221,16 @@ class _Builder:
     def _figure(self, form: Format, *, from_zero: bool = False) -> Any:
         # Nothing grows from 0 exactly: a curve at 0 must stay visible above the axis.
         vertical = DataRange1d(
-            range_padding=0.08, only_visible=True, **({"bounds": (0, None)} if from_zero else {})
+            range_padding=_PADDING, only_visible=True, **({"bounds": (0, None)} if from_zero else {})
         )
         plot = _bare_figure(self._axis, vertical)
-        plot.yaxis.ticker.desired_num_ticks = 5
+        plot.yaxis.ticker.desired_num_ticks = _TICKS_UP
         if form in ("share", "count"):
             plot.yaxis.formatter = NumeralTickFormatter(format=_TICKS[form])
         else:
             precision = 1 if form == "scientific" else "auto"
             plot.yaxis.formatter = BasicTickFormatter(
-                power_limit_high=5, power_limit_low=-4, precision=precision
+                power_limit_high=_LARGE_POWER, power_limit_low=_SMALL_POWER, precision=precision
             )
         plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
         plot.add_tools(CrosshairTool(overlay=self._cursor, dimensions="height"))
@@ -235,8 +258,8 @@ def _bare_figure(horizontal: Any, vertical: Any) -> Any:
         background_fill_alpha=0,
         border_fill_alpha=0,
         outline_line_color=None,
-        min_border_left=8,
-        min_border_right=12,
+        min_border_left=_BORDER_LEFT,
+        min_border_right=_BORDER_RIGHT,
         output_backend="canvas",
     )
     plot.toolbar_inner = True
@@ -247,18 +270,25 @@ def _bare_figure(horizontal: Any, vertical: Any) -> Any:
     plot.axis.major_tick_line_color = None
     plot.axis.axis_line_color = None
     plot.axis.major_label_text_font_size = "11px"
-    plot.xaxis.ticker.desired_num_ticks = 6
+    plot.xaxis.ticker.desired_num_ticks = _TICKS_ACROSS
     return plot
 
 
 def _timeline() -> Any:
     plot = _bare_figure(
-        DataRange1d(range_padding=0.01, name="seconds"), FactorRange(name="actors", range_padding=0.1)
+        DataRange1d(range_padding=_SPAN_PADDING, name="seconds"),
+        FactorRange(name="actors", range_padding=_LANE_PADDING),
     )
     columns = ("actor", "begin", "end", "doing", "what", "seconds", "colour")
     source = ColumnDataSource({name: [] for name in columns}, name="spans")
     bars = plot.hbar(
-        y="actor", left="begin", right="end", height=0.62, source=source, color="colour", line_color=None
+        y="actor",
+        left="begin",
+        right="end",
+        height=_BAR_HEIGHT,
+        source=source,
+        color="colour",
+        line_color=None,
     )
     plot.ygrid.grid_line_color = None
     plot.xaxis.formatter = NumeralTickFormatter(format="00:00:00")

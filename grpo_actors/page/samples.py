@@ -107,7 +107,7 @@ class Samples:
         """
         self._source = _source_of(folder, config)
         self._lines = GrowingFile(self._source.file)
-        self._rewinds = 0
+        self._rewinds = self._lines.rewinds
         self.entries: list[Entry] = []
 
     @property

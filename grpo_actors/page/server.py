@@ -34,6 +34,10 @@ from grpo_actors.process import BACKGROUND_NICE
 HOST = "127.0.0.1"
 #: Seconds after which an event is sent although nothing changed, so that a connection that is gone is noticed.
 PULSE_S = 15.0
+#: Random bytes of the token: nobody guesses it.
+TOKEN_BYTES = 16
+#: Seconds that answers may take to end after Ctrl-C.
+ENDING_S = 1
 
 _HEADERS = (
     (b"content-security-policy", POLICY.format(inline="'self' 'unsafe-inline'", script="'self'").encode()),
@@ -49,7 +53,7 @@ class Page:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         """Open the run folders. Raises `RunError` if one is none."""
-        self.token = secrets.token_urlsafe(16)
+        self.token = secrets.token_urlsafe(TOKEN_BYTES)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: set[asyncio.Queue[int | None]] = set()
         self.readers = [RunReader(folder, partial(self._tell, run)) for run, folder in enumerate(folders)]
@@ -175,7 +179,7 @@ def serve(folders: Sequence[Path], port: int, ready: Callable[[str], None]) -> N
             opened.callback(reader.close)
             reader.start()
         config = uvicorn.Config(
-            page.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=1
+            page.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=ENDING_S
         )
         _Server(config, page).run(sockets=[listening])
 
@@ -194,7 +198,7 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
 
 def _bound(port: int) -> socket.socket:
     listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
     try:
         listening.bind((HOST, port))
         listening.listen()  # another socket may have been bound, too, and listens

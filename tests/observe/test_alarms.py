@@ -139,6 +139,49 @@ def test_completions_that_no_reward_applies_to_are_an_alarm_unless_a_reward_fail
     assert text(unscored, updates=1).startswith("8 of the last 64 completions have no value from any reward")
 
 
+def test_updates_that_measured_no_completions_do_not_count():
+    health = Health(config())
+    assert health.check(WELL) == []
+    for changes in (FAILED, FAILED | {"reward_failures": {}}):
+        health = Health(config())
+        health.check(WELL)
+        [alarm] = health.check(WELL | changes)
+        assert "8 of the last 64 completions" in alarm.text
+
+
+def test_the_reward_that_fails_most_is_named():
+    failed = FAILED | {"reward_failures": {"judge": 8, "other": 9}}
+    assert text(failed, updates=1).startswith("other failed for 9 of")
+
+
+def test_a_single_completion_without_a_value_is_an_alarm_if_none_is_allowed():
+    one = FAILED | {"reward_failures": {}, "invalid_completions": 1}
+    assert raised([one], max_failed_share=0.0) == [(1, "no reward")]
+    assert raised([one | {"invalid_completions": 0}], max_failed_share=0.0) == []
+
+
+def test_rewards_that_cancel_out_are_not_zero():
+    assert raised([{"reward_mean": 0.0, "reward_std": 0.5}] * 3 * PATIENCE) == []
+
+
+#: Metric -> values of five updates, and how the alarm writes the newest.
+RISING = {
+    "kl": ([2.0, 3.0, 4.0, 5.0, 6.0], 3, "reference is 4 nats"),
+    "ratio_max": ([200.0, 300.0, 400.0], 3, "ratio is 400 "),
+    "mismatch_kl": ([0.2, 0.3, 0.4], 3, "KL 0.4 "),
+    "entropy": ([0.001, 0.002, 0.003, 0.004, 0.0045], 5, "entropy is 0.0045 nats"),
+    "truncated_share": ([0.81, 0.82, 0.83, 0.84, 0.85], 5, "85% of the completions"),
+}
+
+
+@pytest.mark.parametrize("metric", RISING)
+def test_an_alarm_has_the_number_of_the_newest_update(metric):
+    values, updates, written = RISING[metric]
+    health = Health(config())
+    (alarm,) = [alarm for x in values[:updates] for alarm in health.check({**WELL, metric: x})]
+    assert written in alarm.text
+
+
 def test_length_is_compared_with_that_of_the_first_updates():
     # Five updates of 20 tokens, and four times that is the limit.
     grown = {"completion_length_mean": 81.0}
@@ -146,6 +189,10 @@ def test_length_is_compared_with_that_of_the_first_updates():
     assert raised([{}] * 5 + [grown] * 9) == [(10, name)]
     assert raised([{}] * 5 + [{"completion_length_mean": 80.0}] * 9) == []
     assert raised([{}] * 5 + [grown] * 5 + [{}] + [grown] * 5) == [(10, name), (16, name)]
+    health = Health(config())
+    lengths = [10, 20, 30, 20, 20, *[90] * 4, 95]
+    (alarm,) = [alarm for x in lengths for alarm in health.check({**WELL, "completion_length_mean": x})]
+    assert alarm.text.startswith("completions have 95 tokens, at first 20 ")
 
 
 def test_skipped_steps_are_counted_within_the_window():
@@ -155,6 +202,12 @@ def test_skipped_steps_are_counted_within_the_window():
     assert raised([{"skipped_steps": n // 2} for n in range(40)]) == []
     counts = [0, 4, *[4] * 6, 8]
     assert raised([{"skipped_steps": n} for n in counts]) == [(2, name), (9, name)]
+    # One update is one step back, not two and not none.
+    assert raised([{"skipped_steps": n} for n in (0, 2, 4, 6)], patience_updates=1) == []
+    assert raised([{"skipped_steps": n} for n in (0, 4)], patience_updates=1) == [(2, name)]
+    health = Health(config())
+    (alarm,) = [alarm for n in (0, 2, 5) for alarm in health.check({**WELL, "skipped_steps": n})]
+    assert alarm.text.startswith("5 steps within 2 updates had no finite gradient")
     # A resumed run continues its count.
     assert raised([{"skipped_steps": 100}] * 8) == []
 
@@ -200,6 +253,9 @@ def test_the_memory_is_bounded():
 def test_a_reward_of_zero_names_its_likely_cause(changes, cause):
     line = text(NO_REWARD | changes)
     assert cause in line
+    assert line.startswith(
+        "no completion has" if changes.get("reward_mean", 0) is None else "the reward is 0 for"
+    )
     assert "for 5 updates (health.patience_updates)" in line
 
 
@@ -210,7 +266,7 @@ def test_a_cause_is_named_from_its_bound_on():
         NO_REWARD | {"completion_length_mean": 2.0, "rewards": {"x": 0.0}}
     )
     # Within 5 % of the most that the rewards can give together, of which a malus is no part.
-    best = {"functions": {"a": 20.0, "malus": -1.0}}
+    best = {"functions": {"a": 20.0, "malus": -0.5}}
     assert "solved every time" in text(EQUAL_REWARDS | {"reward_mean": 19.0}, **best)
     assert "too easy or too hard" in text(EQUAL_REWARDS | {"reward_mean": 18.99}, **best)
     assert "lora_keys" in text({"grad_norm": 0.0, "clip_share": 0.5})

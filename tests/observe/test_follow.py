@@ -32,6 +32,24 @@ def numbers(records: list[Record]) -> list[int]:
     return [record["seq"] for record in records]
 
 
+def test_an_event_is_waited_for_only_as_long_as_was_asked():
+    waits = []
+
+    class Silent(ListedEvents):
+        def receive(self, timeout_s):
+            waits.append(timeout_s)
+            return super().receive(timeout_s)
+
+    source = Silent()
+    follower = Follower(source, None)
+    assert follower.receive(0.0) is None
+    source.put("log", b"{")  # no record: the time that is left is waited for
+    assert follower.receive(600.0) is None
+    assert waits[0] == 0.0
+    assert len(waits) == 3
+    assert 0 < waits[2] <= waits[1] <= 600.0
+
+
 def event(seq: int, time: float) -> bytes:
     return encode(make_record(seq, time, "log", {"text": str(seq)}))
 

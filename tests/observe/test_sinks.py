@@ -190,6 +190,24 @@ def test_a_folder_that_is_not_there_is_one_clear_error(tmp_path):
         Journal(tmp_path / "gone")
 
 
+def test_a_file_that_cannot_be_opened_leaves_the_other_one_closed(tmp_path):
+    (tmp_path / "completions.jsonl").mkdir()
+    opened = len(list(Path("/dev/fd").iterdir()))
+    with pytest.raises(RunError, match=r"completions\.jsonl cannot be opened .*metrics\.log_jsonl = false"):
+        Journal(tmp_path)
+    assert len(list(Path("/dev/fd").iterdir())) == opened
+
+
+def test_each_life_of_a_writer_has_a_name_of_its_own(tmp_path):
+    names = []
+    for _ in range(2):
+        with Journal(tmp_path, log_jsonl=False) as journal:
+            names.append(journal.append("log", {})["session"])
+            assert journal.append("log", {})["session"] == names[-1]
+    assert names[0] != names[1]
+    assert [len(name) for name in names] == [8, 8]
+
+
 def test_a_topic_that_is_not_in_the_schema_is_refused(tmp_path):
     with Journal(tmp_path) as journal, pytest.raises(ValueError, match="no such topic: 'metric'"):
         journal.append("metric", {})

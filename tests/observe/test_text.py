@@ -27,6 +27,8 @@ def test_columns_are_aligned_the_first_to_the_left_and_no_line_ends_with_blanks(
         "long  333   4",
         "b",
     ]
+    with pytest.raises(ValueError, match="zip"):
+        aligned([["a", "1"], ["b"]])
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,8 @@ def test_a_curve_has_a_column_for_each_value_up_to_the_width_and_uses_all_bars()
     assert sparkline([-7.0, *range(-6, 1)], 8) == "▁▂▃▄▅▆▇█"
     # 5 values on 2 columns: round(5 / 2) = 2 of them, then 3; means 0 and 2.
     assert sparkline([0.0, 0.0, 1.0, 2.0, 3.0], 2) == "▁█"
+    # On 3 columns 2, 1 and 2 of them; means 0, 4 and 7.
+    assert sparkline([0.0, 0.0, 4.0, 7.0, 7.0], 3) == "▁▅█"
     assert sparkline([1.0, 2.0], 0) == ""
 
 

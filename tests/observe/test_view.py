@@ -95,7 +95,11 @@ def test_pace_and_time_left_follow_from_the_records_times():
     view = fold(*updates(range(1, 6), total_updates=10))
     assert view.updates_per_s == 1.0
     assert view.remaining_s == 5.0
-    assert fold(*updates(range(1, 2), total_updates=10)).remaining_s is None
+    # At two in a second they take half of that.
+    twice = fold(*updates(range(2, 11, 2), total_updates=20))
+    assert (twice.updates_per_s, twice.remaining_s) == (2.0, 5.0)
+    for few in (0, 1):
+        assert fold(*updates(range(1, 1 + few), total_updates=10)).remaining_s is None
 
 
 def test_the_pace_is_that_of_the_last_updates_and_a_pause_before_them_does_not_count():
@@ -141,6 +145,7 @@ def test_no_value_of_a_field_breaks_the_view_or_its_line(topic, value):
 def test_an_unknown_topic_changes_only_number_and_time():
     view = RunView().apply({"seq": 4, "time": 5.0, "topic": "new in a later version"})
     assert view == RunView(seq=4, time=5.0)
+    assert (RunView().seq, RunView().time) == (0, None)
 
 
 def test_the_status_line_names_what_matters():

@@ -1,5 +1,6 @@
 """`grpo watch --web` and its address, without a browser."""
 
+import base64
 import http.client
 import json
 import os
@@ -106,11 +107,51 @@ def test_a_view_has_curves_score_and_alarm(address):
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("samples?reward_min=high", 400), ("samples/9999", 400), ("view?run=7", 404), ("view?first=x", 400)],
+    [
+        *(("samples?reward_min=high", 400), ("samples/9999", 400), ("view?first=x", 400)),
+        *((f"view?run={run}", 404) for run in ("1", "-1", "x", "")),
+    ],
 )
 def test_a_wrong_address_is_one_answer_and_not_a_crash(address, path, status):
     assert get(address, path)[0] == status
     assert get(address)[0] == 200
+
+
+def test_each_answer_keeps_the_page_to_itself(address):
+    parts = urlsplit(address)
+    for path in ("", "view", "page.js", "samples/9999", "nothing"):
+        with closing(http.client.HTTPConnection(parts.netloc, timeout=HANG_S)) as connection:
+            connection.request("GET", parts.path + path)
+            headers = dict(connection.getresponse().getheaders())
+        assert headers["content-security-policy"].startswith("default-src 'none'; ")
+        assert {headers[f"x-{name}"] for name in ("frame-options", "content-type-options")} == {
+            "DENY",
+            "nosniff",
+        }
+        assert (headers["cache-control"], headers["referrer-policy"]) == ("no-store", "no-referrer")
+
+
+def test_the_page_has_its_script_its_style_and_its_samples(address):
+    found = {name: get(address, name) for name in ("page.js", "page.css", "bokeh.min.js")}
+    assert {status for status, _ in found.values()} == {200}
+    assert "Bokeh" in found["bokeh.min.js"][1]
+    listed = json.loads(get(address, "samples?update_max=2")[1])
+    assert (listed["matching"], listed["unit"]) == (4, "tokens")
+    group = json.loads(get(address, f"samples/{listed['groups'][0]['id']}")[1])
+    assert (group["update"], group["problem"]) == (2, "add-2-1")
+    assert "must be a number" in json.loads(get(address, "samples?reward_min=high")[1])["error"]
+
+
+def test_a_part_of_the_curves_can_be_asked_for(address):
+    def updates(path: str) -> int:
+        return len(base64.b64decode(json.loads(get(address, path)[1])["curves"]["x"])) // 4
+
+    assert [updates(f"view?{part}") for part in ("", "first=31", "last=5", "first=3&last=5")] == [
+        40,
+        10,
+        5,
+        3,
+    ]
 
 
 def test_a_run_that_cannot_be_read_is_one_line_and_has_no_samples(run_dir):

@@ -1,15 +1,18 @@
 """Samples: both files, their filter, tokens and advantages."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
-from recorded import RecordedRun, group, record_run, reward_of
+from recorded import TOKENIZER, RecordedRun, group, record_run, reward_of
 
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.page.sample_filter import SampleFilter
 from grpo_actors.page.samples import Samples
+from grpo_actors.page.tokens import Pieces
+from grpo_actors.policy.locate import EMBEDDED
 
 EVERYTHING = SampleFilter()
 #: The completions' rewards: right, right, wrong in the right form, neither.
@@ -50,6 +53,7 @@ def test_a_group_has_its_tokens_with_log_probs_and_the_environments_are_marked(o
     )
     start, stop = turns.inserted
     assert "".join(turns.pieces[start:stop]) == "<|user|>Use the tags.<|end|><|assistant|>"
+    assert [c.truncated for c in shown.completions] == [False, False, False, True]
     assert [x is None for x in turns.logprobs] == [
         start <= place < stop for place in range(len(turns.pieces))
     ]
@@ -117,8 +121,153 @@ def test_the_index_follows_a_file_that_grows_and_one_that_a_resume_cut(run_dir):
         groups.write_bytes(b"".join(groups.read_bytes().splitlines(keepends=True)[:2]))
         samples.catch_up()
         assert [entry.update for entry in samples.entries] == [1, 1]
+        assert samples.read(0).problem == "add-1-0"
         with pytest.raises(DataError, match="has 2 groups, got position 2"):
             samples.read(2)
+
+
+def test_a_group_in_the_middle_of_an_update_has_its_own_completions(opened):
+    samples = opened()
+    shown = [samples.read(position) for position in range(6)]
+    assert [(one.update, one.problem) for one in shown] == [
+        (update, f"add-{update}-{index}") for update in (1, 2, 3) for index in (0, 1)
+    ]
+    first = shown[0].as_json()
+    assert (first["worker"], first["answer"], first["source"]) == ("rollout-0", "5", "")
+    assert first["messages"] == [{"role": "user", "content": "What is 2+3?"}]
+    for position in (-1, 6):
+        with pytest.raises(DataError, match=f"has 6 groups, got position {position}"):
+            samples.read(position)
+
+
+def test_log_probs_have_four_decimals_and_ends_of_thinking_are_pieces_that_were_not_sampled(run_dir):
+    with closing(RecordedRun(run_dir)) as run:
+        run.update(1)
+    file = run_dir / "groups.jsonl"
+    line, *_ = file.read_bytes().splitlines()
+    recorded = json.loads(line)
+    recorded["completions"][0]["logprobs"][0] = -0.123456
+    recorded["completions"][0]["forced"] = [1, 3, 4, 6]
+    file.write_bytes(json.dumps(recorded).encode() + b"\n")
+    with closing(Samples(run_dir, run.config)) as samples:
+        samples.catch_up()
+        completion = samples.read(0).completions[0]
+    assert [x is None for x in completion.logprobs[:7]] == [False, True, True, False, True, True, False]
+    assert completion.logprobs[0] == -0.1235
+    assert completion.forced == [1, 3, 4, 6]
+    assert completion.length == samples.listed(0)["lengths"][0] == len(completion.pieces) - 4
+
+
+def test_only_rewards_with_a_weight_count_and_a_completion_without_any_has_none(run_dir):
+    with closing(RecordedRun(run_dir)) as run:
+        run.update(1)
+    functions = {"correctness": 0.0, "strict_format": 0.5}
+    config = run.config.model_copy(
+        update={"reward": run.config.reward.model_copy(update={"functions": functions})}
+    )
+    file = run_dir / "groups.jsonl"
+    recorded = json.loads(file.read_bytes().splitlines()[0])
+    recorded["completions"][0]["rewards"] = {"correctness": 1.0, "strict_format": None}
+    file.write_bytes(json.dumps(recorded).encode() + b"\n")
+    with closing(Samples(run_dir, config)) as samples:
+        samples.catch_up()
+        assert samples.listed(0)["rewards"] == (None, 0.5, 0.5, 0.0)
+
+
+def test_lines_that_are_no_group_are_left_out(run_dir):
+    with closing(RecordedRun(run_dir, groups=False)) as run:
+        run.update(1)
+    (run_dir / "groups.jsonl").write_text('no JSON\n[]\n{"completions": 3}\n{"completions": []}\n')
+    with closing(Samples(run_dir, run.config)) as samples:
+        samples.catch_up()
+        assert (samples.has_tokens, samples.entries) == (True, [])
+    texts = run_dir / "completions.jsonl"
+    odd = b'{"seq": 9, "time": 1, "topic": "sample", "completions": %b}\n'
+    texts.write_bytes(b"no record\n" + odd % b"3" + odd % b"[]" + odd % b'[7, {"text": "four"}]')
+    with closing(Samples(run_dir, None)) as samples:
+        samples.catch_up()
+        assert samples.has_tokens is False
+        [entry] = samples.entries
+        assert (entry.update, entry.problem, entry.rewards, entry.lengths) == (0, "None", (None,), (4,))
+        assert (samples.read(0).update, samples.read(0).completions[0].truncated) == (0, False)
+
+
+def test_a_group_has_the_advantages_of_all_groups_of_its_update_and_of_no_other(run_dir):
+    with closing(RecordedRun(run_dir, advantage="batch")) as run:
+        for update in (1, 2, 3):
+            run.update(update)
+    file = run_dir / "groups.jsonl"
+    groups = [json.loads(line) for line in file.read_bytes().splitlines()]
+    # Two updates of three groups each; the first and the last group of each differ from the others.
+    for place, changed in enumerate(groups):
+        changed["update"] = 1 + place // 3
+        changed["completions"][0]["rewards"]["correctness"] = (5.0, 1.0, 9.0)[place % 3]
+
+    def advantages(shown: list[Any]) -> list[list[float | None]]:
+        file.write_text("".join(f"{json.dumps(one)}\n" for one in shown))
+        with closing(Samples(run_dir, run.config)) as samples:
+            samples.catch_up()
+            return [[c.advantage for c in samples.read(n).completions] for n in range(len(shown))]
+
+    apart = [*advantages(groups[:3]), *advantages(groups[3:])]
+    assert apart[1] != advantages(groups[1:2])[0], "the others count"
+    groups[2]["completions"][0]["rewards"]["correctness"] = 7.0
+    apart[:3] = advantages(groups[:3])
+    assert advantages(groups) == apart
+
+
+def test_an_index_is_made_in_slices(opened):
+    samples = opened()
+    with closing(Samples(samples._source.file.parent, samples._source._config)) as again:
+        assert again.catch_up(-1.0), "one line is read in any case"
+        assert len(again.entries) == 1
+        assert not again.catch_up()
+        assert again.entries == samples.entries
+
+
+def test_an_advantage_that_lengths_in_tokens_decide_is_unknown_of_texts(opened):
+    samples = opened(groups=False, overlong_tokens=5)
+    assert {c.advantage for c in samples.read(0).completions} == {None}
+
+
+def test_filters_include_their_bounds():
+    bounds = SampleFilter(update_min=1, update_max=2, reward_min=0, reward_max=1, length_min=3, length_max=4)
+    assert [bounds.allows_update(update) for update in (0, 1, 2, 3)] == [False, True, True, False]
+    assert [bounds.allows(reward, 3) for reward in (-0.1, 0, 1, 1.1, None)] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [bounds.allows(1, length) for length in (2, 3, 4, 5)] == [False, True, True, False]
+    assert not SampleFilter(reward_max=1).allows(None, 3)
+    assert bounds.matches(1, [5, 1], [3, 3])
+    assert not bounds.matches(1, [5, 1], [3, 5])
+    assert not bounds.matches(3, [1], [3])
+
+
+@pytest.mark.parametrize("end", ["5", "ü€😀"])
+def test_the_texts_of_tokens_are_the_whole_text_also_if_it_ends_within_a_character(end):
+    pieces = Pieces(EMBEDDED / "tokenizer.json")
+    tokens = TOKENIZER.encode(f"2+3={end}").ids
+    assert "".join(pieces.split(tokens)) == TOKENIZER.decode(tokens, skip_special_tokens=False)
+    assert len(pieces.split(tokens)) == len(tokens)
+    cut = tokens[:-1]
+    assert "".join(pieces.split(cut)) == TOKENIZER.decode(cut, skip_special_tokens=False)
+    assert pieces.split([]) == []
+
+
+def test_the_tokenizer_is_that_of_the_newest_checkpoint_else_that_of_the_model(tmp_path):
+    assert Pieces.of_run(tmp_path, "tiny")._file == EMBEDDED / "tokenizer.json"
+    for name in ("", "owner/never-downloaded", str(tmp_path / "none")):
+        assert Pieces.of_run(tmp_path, name) is None
+    for update in (9, 10, 11):
+        folder = tmp_path / f"checkpoint-{update}"
+        folder.mkdir()
+        if update < 11:
+            (folder / "tokenizer.json").touch()
+    assert Pieces.of_run(tmp_path, "tiny")._file == tmp_path / "checkpoint-10" / "tokenizer.json"
 
 
 def test_the_recorded_groups_have_these_rewards():

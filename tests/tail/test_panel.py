@@ -8,7 +8,8 @@ from scores import score
 
 from grpo_actors.observe.records import FIELDS, make_record
 from grpo_actors.observe.view import RunView
-from grpo_actors.tail.panel import panel
+from grpo_actors.tail.panel import _from_both_ends, panel
+from grpo_actors.tail.tables import evaluation, learning, rollout, workers
 
 METRICS = {
     "update": 2,
@@ -136,6 +137,117 @@ def test_a_large_terminal_shows_the_rest_of_the_numbers():
         "12 groups 0.50 GB",
     ):
         assert expected in shown
+
+
+def rendered(table, width: int) -> list[str]:
+    console = Console(width=width, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def line_of(lines: list[str], label: str) -> str:
+    [line] = [line for line in lines if line.strip().startswith(label)]
+    return line
+
+
+def test_curves_fill_the_width_that_labels_and_numbers_leave():
+    series = [
+        ("metrics", {**METRICS, "update": n, "reward_mean": n / 100, "loss": n / 100}) for n in range(1, 101)
+    ]
+    scores = [("eval", {"update": n, "score": score(n / 100).model_dump()}) for n in range(1, 101)]
+    view = view_of([*series, *scores])
+    for block, labels in ((learning, ("reward", "loss")), (rollout, ("length",))):
+        lines = rendered(block(view, 60), 60)
+        # 12 columns each of the label and the number, and three gaps.
+        curves = [re.search("[▁▂▃▄▅▆▇█]+$", line_of(lines, label)) for label in labels]
+        assert [len(curve.group()) for curve in curves if curve] == [60 - 12 - 12 - 3] * len(labels)
+    curve = re.search("[▁▂▃▄▅▆▇█]+$", line_of(rendered(evaluation(view, 60), 60), "@100"))
+    assert curve is not None
+    assert len(curve.group()) == 60 - 12 - 8
+
+
+def test_each_staleness_has_a_bar_and_from_four_versions_on_they_share_one():
+    groups = {"0": 97, "3": 1, "4": 1, "11": 1, "2": 0, "odd": 5}
+    lines = rendered(rollout(view_of([("metrics", {**METRICS, "staleness": groups})]), 60), 60)
+    first = lines.index(line_of(lines, "staleness"))
+    assert [re.sub(" +", " ", line.strip()) for line in lines[first : first + 4]] == [
+        # 12 columns are all groups, and no bar is empty.
+        *("staleness 0 ████████████ 97 %", "3 █ 1.0 %", "4+ █ 2.0 %"),
+        "rollout 12.3k tok/s, waits 3.1 %",
+    ]
+    lines = rendered(rollout(view_of([("metrics", {**METRICS, "staleness": {}})]), 60), 60)
+    assert re.sub(" +", " ", line_of(lines, "staleness")) == "staleness –"
+
+
+def test_of_many_rewards_the_first_are_shown_and_steps_only_if_some_were_skipped():
+    rewards = {f"r{n}": n for n in range(7)}
+    lines = rendered(
+        learning(view_of([("metrics", {**METRICS, "rewards": rewards, "skipped_steps": 0})]), 60), 60
+    )
+    assert [line.split() for line in lines if line.startswith("  r")] == [
+        [f"r{n}", f"{n}.00"] for n in range(6)
+    ]
+    assert not any("skipped" in line for line in lines)
+
+
+def test_the_device_of_the_learner_is_not_that_of_the_workers():
+    lines = rendered(rollout(view_of(RECORDS), 60), 60)
+    assert line_of(lines, "learner").endswith("waits 25 %, GPU 0")
+    assert line_of(lines, "rollout   ").endswith("waits 3.1 %")
+
+
+@pytest.mark.parametrize("many", [8, 9])
+def test_a_line_of_a_worker_has_more_where_there_is_room(many):
+    fields = {"state": "sampling", "version": 2, "tokens_per_s": 5, "groups": 3, "memory_gb": 0.5}
+    view = view_of([("worker", {"worker": f"a-rather-long-name-{n}", **fields}) for n in range(many)])
+    narrow, wide = (rendered(workers(view, width), 80) for width in (47, 48))
+    assert narrow[1].split() == ["a-rather-lon", "sampling", "v2", "5", "tok/s"]
+    assert wide[1].split() == ["a-rather-lon", "sampling", "v2", "5", "tok/s", "3", "groups", "0.50", "GB"]
+    assert [line.strip() for line in wide[9:]] == (["and 1 more"] if many == 9 else [])
+
+
+@pytest.mark.parametrize(("width", "beside"), [(109, False), (110, True)])
+def test_a_wide_terminal_has_three_blocks_in_a_row(width, beside):
+    lines = drawn(view_of(RECORDS), width, 50).splitlines()
+    [first] = [line for line in lines if "rollout and speed" in line]
+    assert "learning" in first
+    assert ("evaluation" in first) == beside
+    assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize(("height", "blank"), [(31, False), (32, True)])
+def test_a_tall_terminal_has_blank_lines_between_the_parts(height, blank):
+    records = [record for record in RECORDS if record[0] != "alarm"]
+    lines = drawn(view_of(records), 120, height).splitlines()
+    assert (lines[2].strip() == "") == blank
+
+
+def test_a_silence_of_ten_seconds_is_normal_and_the_newest_two_alarms_are_shown():
+    alarms = [("alarm", {"name": name, "text": "x"}) for name in "abc"]
+    view = view_of([*RECORDS, *alarms])
+    text = drawn(view, 120, 50, silent_s=10.0)
+    assert "running" in text
+    assert [f"! {name}: x" in text for name in "abc"] == [False, True, True]
+    assert "silent for 0:11" in drawn(view, 120, 50, silent_s=11.0)
+
+
+def test_the_header_names_the_run_the_policy_and_the_time_left():
+    lines = drawn(RunView(), 80, 24).splitlines()
+    assert lines[0].startswith("run ")
+    assert lines[1].strip() == "0 updates  –"
+    text = drawn(view_of([*RECORDS, ("policy", {"version": 7})]), 80, 24).splitlines()
+    assert text[0].startswith("quickstart · tiny · policy v7")
+    # 108 updates are left, one a second. The bar takes what is left of the line, with two blanks between.
+    facts = "2/110 updates  1.0 up/s  1:48 left"
+    assert text[1].rstrip().endswith(f"  {facts}")
+    assert len(text[1].rstrip()) == 80
+
+
+def test_of_completions_that_do_not_fit_the_best_and_the_worst_are_shown():
+    assert [_from_both_ends(list(range(8)), kept) for kept in (0, 1, 2, 3, 7, 8, 9)] == [
+        *([], [0], [0, 7], [0, 1, 7], [0, 1, 2, 3, 5, 6, 7], list(range(8)), list(range(8)))
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,10 @@ _LENGTH = struct.Struct("!I")
 
 #: A group of 64 completions of 32,000 tokens is about 10 MB.
 MAX_FRAME_BYTES = 256 * 2**20
+#: Bytes received at a time.
+_PART_BYTES = 2**20
+#: Shortest time-out in seconds.
+_LEAST_S = 0.01
 
 
 def send(channel: socket.socket, message: dict[str, Any], deadline_s: float | None = None) -> None:
@@ -44,7 +48,7 @@ def _exactly(channel: socket.socket, count: int, deadline_s: float | None) -> by
     received = bytearray()
     while len(received) < count:
         _set_timeout(channel, deadline_s)
-        part = channel.recv(min(count - len(received), 2**20))
+        part = channel.recv(min(count - len(received), _PART_BYTES))
         if not part:
             raise EOFError
         received += part
@@ -53,4 +57,4 @@ def _exactly(channel: socket.socket, count: int, deadline_s: float | None) -> by
 
 def _set_timeout(channel: socket.socket, deadline_s: float | None) -> None:
     # Never 0: a process that was suspended past the deadline can still read an answer that has already arrived.
-    channel.settimeout(None if deadline_s is None else max(deadline_s - time.monotonic(), 0.01))
+    channel.settimeout(None if deadline_s is None else max(deadline_s - time.monotonic(), _LEAST_S))

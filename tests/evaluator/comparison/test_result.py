@@ -52,6 +52,8 @@ def test_the_figures_of_four_samples_of_two_problems():
     assert sampled.maj.value == (0 + 1) / 2
     assert {i: e.value for i, e in sampled.passed.items()} == {1: 1 / 2, 2: (1 / 2 + 1) / 2, 4: 1.0}
     assert sampled.completions.truncated_share == 1 / 8
+    alone = sampled_of([answered(0, "4", "5", "5", "")], 0.7)
+    assert (alone.k, alone.avg.value) == (4, 1 / 4)
 
 
 def test_lengths_and_rewards_are_means_over_completions_and_a_reward_that_does_not_apply_is_left_out():
@@ -61,19 +63,19 @@ def test_lengths_and_rewards_are_means_over_completions_and_a_reward_that_does_n
 
 
 def test_two_policies_are_compared_problem_by_problem():
-    pair = compare(("a", "b"), greedy("xx......."), greedy("x.xxxxxx."))
-    assert (pair.both_right, pair.only_first, pair.only_second, pair.both_wrong) == (1, 1, 6, 1)
-    assert pair.difference.value == pytest.approx(5 / 9)
-    assert pair.p_value == 2 * (1 + 7) / 2**7
+    pair = compare(("a", "b"), greedy("xxxx......"), greedy("xxx.xxxx.."))
+    assert (pair.both_right, pair.only_first, pair.only_second, pair.both_wrong) == (3, 1, 4, 2)
+    assert pair.difference.value == pytest.approx(3 / 10)
+    assert pair.p_value == 2 * (1 + 5) / 2**5
     assert pair.sampled_difference is None
     assert as_sentence(pair).splitlines()[1:] == [
-        "Of 9 problems both solve 1 and neither 1; 6 only the former, 1 only the latter.",
-        "McNemar's exact test: p = 0.12; greedy answers to these problems do not tell which of the two is better.",
+        "Of 10 problems both solve 3 and neither 2; 4 only the former, 1 only the latter.",
+        "McNemar's exact test: p = 0.38; greedy answers to these problems do not tell which of the two is better.",
     ]
 
 
 def test_the_sentence_names_the_better_policy_in_either_order():
-    worse, better = greedy("." * 10), greedy("x" * 10)
+    worse, better = greedy("x" + "." * 9), greedy("x" * 10)
     for pair in (compare(("worse", "better"), worse, better), compare(("better", "worse"), better, worse)):
         assert "; better is better, and chance" in as_sentence(pair)
 
@@ -84,6 +86,11 @@ def test_a_difference_that_chance_shows_once_in_twenty_times_tells_nothing(p_val
     sentence = as_sentence(replace(pair, p_value=p_value))
     assert ("better is better" in sentence) == tells
     assert ("do not tell which" in sentence) == (not tells)
+
+
+def test_answers_to_another_number_of_problems_are_not_compared():
+    with pytest.raises(ValueError, match="zip"):
+        compare(("a", "b"), greedy("xx"), greedy("x"))
 
 
 def test_samples_are_compared_by_their_share_of_each_problem():
