@@ -91,6 +91,11 @@ def test_nvidia_smi_is_asked_about_the_visible_gpus_only(nvidia_smi, monkeypatch
     assert find_gpus() == (replace(gpu(0, 1), identifier=""),)
 
 
+def test_each_of_two_gpus_has_its_name(nvidia_smi):
+    nvidia_smi(f'printf "{"".join(LISTING.splitlines(keepends=True)[:2])}"')
+    assert find_gpus() == (gpu(0, 0), gpu(1, 1))
+
+
 def test_without_nvidia_smi_no_gpu_is_listed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -90,7 +90,7 @@ def plan(model: str, method: str, arrangement: Sequence[str], machine: Machine) 
         (folder / "config.json").write_text(json.dumps(config_json(model, "bfloat16")))
         (folder / "model.safetensors").write_bytes(_header(model))
         found = plan_of(folder, config, machine)
-    return found, place(config, machine.devices, found, most_workers=1, ranks=1)
+    return found, place(config, machine.devices, found, most_workers=1, ranks=config.learner.ranks)
 
 
 @cache

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,10 @@ def test_an_unusable_file_is_refused_with_place_rule_and_value(write, text, expe
     ("override", "expected"),
     [
         ("foo", "--set: must be key=value, got foo"),
+        (
+            'trackers=["mlflow"]',
+            '--set: metrics.trackers must be a list of "tensorboard", "wandb", "trackio", got "mlflow" at [0]',
+        ),
         ("learner=3", "--set: learner is a section; name one of its settings, as learner.KEY"),
         ("use_compile=yes", '--set: learner.use_compile must be true or false, got "yes"'),
         ("num_generations=lots", '--set: rollout.num_generations must be a whole number ≥ 1, got "lots"'),
@@ -185,6 +190,14 @@ def test_an_unusable_file_is_refused_with_place_rule_and_value(write, text, expe
 )
 def test_an_unusable_set_is_refused(override, expected):
     assert refusal(None, override) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file of which every read fails")
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.toml", "config.json"):
+        Path(name).symlink_to("/proc/self/mem")
+        assert refusal(name) == f"{name}: cannot be read: Input/output error"
 
 
 def test_arguments_of_a_call_beat_all_others():

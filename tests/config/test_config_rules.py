@@ -210,6 +210,18 @@ from grpo_actors.errors import ConfigError
             'metrics.trackers must name each tracker once, got ["wandb", "wandb"]',
         ),
         (
+            ["functions={a=1}", 'sources=[{name="a", weight=1}, {name="b"}]'],
+            'data.sources must have a weight for every source or for none, got "b"',
+        ),
+        (
+            ['sources=[{name="a"}, {name="b"}]'],
+            "reward.functions must name the rewards of a mixture (each source may choose some of them), got {}",
+        ),
+        (
+            ['eval_sources=[{name="a"}, {name="b", weight=2}]'],
+            "evaluator.eval_sources must have no weight (b): all count alike, got 2.0",
+        ),
+        (
             ["functions={correct=0}"],
             'reward.functions must have a weight other than 0 (else every completion is worth the same), got { "correct" = 0.0 }',
         ),
@@ -224,6 +236,7 @@ def test_contradictions_are_refused_with_their_reason(overrides, expected):
 @pytest.mark.parametrize(
     "overrides",
     [
+        ("num_generations=2",),
         ("overlong_tokens=256",),
         ("think_tokens=255",),
         ("min_success=0.5", "max_success=0.5"),

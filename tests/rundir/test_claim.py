@@ -146,6 +146,12 @@ def test_a_claimed_folder_is_locked_and_keeps_results_only_beside_a_checkpoint(t
     assert not is_locked(tmp_path)
 
 
+def test_a_folder_is_made_where_none_is(tmp_path):
+    with claimed(resolved(f"output_dir={tmp_path}/new/run")) as (run_dir, _):
+        assert {path.name for path in run_dir.iterdir()} == {"config.json", LOCK_FILE}
+    assert run_dir.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "run"

@@ -3,8 +3,9 @@
 from checkpoint_files import write_checkpoint_files
 from scores import report, score
 
+from grpo_actors.config import load_config
 from grpo_actors.rundir.checkpoints import mark_best
-from grpo_actors.rundir.outcome import gained, kept_checkpoint
+from grpo_actors.rundir.outcome import continuing, gained, kept_checkpoint
 from grpo_actors.rundir.scores import SavedScore, write_score
 from grpo_actors.score import Estimate
 
@@ -51,3 +52,19 @@ def test_if_no_checkpoint_beat_the_base_model_it_says_so(tmp_path):
         f"reward, sampled at temperature 1, {ON}: no checkpoint beat the base model, 1.500 [1.400, 1.600]",
         f"last checkpoint: {tmp_path}/checkpoint-4",
     ]
+
+
+def test_a_best_checkpoint_that_is_gone_or_a_base_without_a_score_leaves_its_part_out(tmp_path):
+    assert summary(tmp_path) == "not evaluated\nlast checkpoint: none"
+    mark_best(tmp_path, 3, score(0.5))
+    assert summary(tmp_path).splitlines() == [
+        f"accuracy, greedy, {ON}: ? (base model) → 0.500 [0.400, 0.600] (best, update 3)",
+        f"best checkpoint: {tmp_path}/checkpoint-3",
+    ]
+
+
+def test_a_run_is_continued_with_its_saved_settings_and_the_changed_ones(tmp_path):
+    config = load_config(None, ["task=arithmetic"]).config
+    command = continuing(tmp_path, config, "max_updates=5", "run_name=a b")
+    assert command.endswith(f" train {tmp_path}/config.json --set max_updates=5 --set 'run_name=a b'")
+    assert continuing(tmp_path, config).endswith(f" train {tmp_path}/config.json")

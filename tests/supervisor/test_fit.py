@@ -1,5 +1,7 @@
 """Test how the memory plan is shown, which runs it refuses, and the limits that it gives to processes."""
 
+import shutil
+
 import pytest
 from machines import GB, certain, cpu, cuda, metal, total
 
@@ -41,6 +43,15 @@ def test_the_plan_has_a_line_for_each_process_below_the_device_that_they_share()
     assert lines[-1] == "host       0.01 GB: the copy from which checkpoints are written"
 
 
+def test_a_plan_that_does_not_count_all_says_so(tmp_path):
+    folder = shutil.copytree(EMBEDDED, tmp_path / "model")
+    (folder / "config.json").write_text('{"n_embd": 4}')
+    unknown = config(f"model_name={folder}")
+    assert plan_text(unknown, allocate(unknown, cpu())).splitlines()[-1] == (
+        "config.json does not tell the model's widths: no activations and KV caches are counted"
+    )
+
+
 def test_a_model_on_the_hub_has_no_plan_yet():
     text = plan_text(
         config("model_name=owner/name"),
@@ -75,6 +86,9 @@ def test_a_run_is_refused_only_if_weights_training_and_contexts_alone_do_not_fit
         ConfigError, match=r"memory: weights and training state must fit into 5\.22 GB of GPU 0, got 5\.22 GB"
     ):
         check_memory(allocate(config("kl_coeff=0"), cuda(least - 1)))
+    # With one GPU no other one is advised.
+    with pytest.raises(ConfigError, match=r"or take a smaller model$"):
+        check_memory(allocate(config("kl_coeff=0"), cuda(least - 1)))
     check_memory(allocate(config("kl_coeff=0"), cuda(None)))
 
 
@@ -106,7 +120,11 @@ def test_a_process_may_use_what_its_plan_says_and_all_of_them_together_what_ther
     assert limited(SHARE, need, 1.0) == Share(2, 10 * GB, 4 * GB)
     # Half of 10; MLX may keep half of that.
     assert limited(SHARE, need, 0.5) == Share(2, 5 * GB, int(2.5 * GB))
+    # 0 would be no limit.
+    assert limited(SHARE, Need(), 1.0) == Share(2, 1, 1)
     plan = plan_of(EMBEDDED, config(), cuda(80 * GB))
+    unknown = cuda(None)
+    assert scale(plan, allocate(config(), unknown).placement, unknown.devices[0]) == 1
     for machine, fits in ((cuda(80 * GB), 1), (cuda(total(plan, 2) / 2), pytest.approx(0.95 / 2, rel=1e-6))):
         (device,) = machine.devices
         assert scale(plan, allocate(config(), machine).placement, device) == fits

@@ -208,6 +208,14 @@ def test_a_limit_on_cached_tokens_limits_the_cache(bound, completions, prompts):
     assert cache == (completions * 768 + prompts * 512) * 2 * 4 * 128 * 4
 
 
+@pytest.mark.parametrize("kv_bits", [0, 4])
+def test_the_evaluators_cache_has_a_row_for_each_answer_and_is_never_packed(kv_bits):
+    sizes = ("eval_batch_size=8", "eval_subset_size=0", "max_prompt_length=100", "eval_max_new_tokens=100")
+    cache = plan(*sizes, f"kv_bits={kv_bits}").evaluator.at_times["KV cache"]
+    # As above, for 256 columns of a row and 100 tokens of its prompt.
+    assert cache == 8 * (256 + 100) * 2 * 4 * 128 * 4
+
+
 def test_without_workers_the_learner_also_samples():
     alone, with_worker = plan("workers=0").learner.at_times, plan("workers=1").learner.at_times
     assert alone["KV cache"] > 0
