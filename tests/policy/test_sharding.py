@@ -75,5 +75,5 @@ def test_some_models_can_be_divided_for_sampling_only():
     require_divisible("m", {"model_type": "llama", **fitting}, 4, "ranks", trains=True)
     sampled = {"model_type": "deepseek_v3", **fitting}
     require_divisible("m", sampled, 4, "ranks")
-    with pytest.raises(ConfigError, match="ranks: must be 1 for m: the gradients of a deepseek_v3 .* got 4"):
+    with pytest.raises(ConfigError, match=r"ranks: must be 1 for m: the gradients of a deepseek_v3 .* got 4"):
         require_divisible("m", sampled, 4, "ranks", trains=True)

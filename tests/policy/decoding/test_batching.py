@@ -116,6 +116,15 @@ def test_free_rows_are_dropped_once_a_quarter_of_them_is_free(tiny):
     assert held == [8, 8, 6, 6]  # of 8 rows, 7 and then 6 were in use; of 6, then 5
 
 
+def test_a_single_completion_that_comes_later_gets_a_row_of_its_own(tiny):
+    tiny.stop_tokens = frozenset()
+    sampler, counts = Sampler(tiny, SamplingParams(30), max_rows=2), []
+    for key in (0, 1):
+        sampler.submit(key, [5, 7, 9], [key])
+        counts += [sampler.step()[0] for _ in range(2)]
+    assert counts == [0, 1, 1, 2]
+
+
 def test_a_free_row_waits_for_others_until_one_in_sixteen_is_free(tiny):
     tiny.stop_tokens = frozenset()
     sampler = Sampler(tiny, SamplingParams(30), max_rows=32)

@@ -127,9 +127,9 @@ def test_a_layer_with_a_sliding_window_keeps_no_more_columns_than_it_sees():
 def test_columns_that_only_a_long_row_needed_are_dropped_after_it():
     model = random_policy("qwen2").model
     cache, rows = Window(model, 2), np.arange(2)
-    cache.place(rows, Prompts(model, [[1] * 200, [2] * 3]), rows)
+    cache.place(rows, Prompts(model, [[1] * 200, [2] * 64]), rows)
     cache.free(0)
-    cache.reserve()
+    cache.reserve()  # 63 tokens before the one that is fed next are 64
     assert {array.shape[2] for layer in cache.layers for array in layer.arrays} == {64}
 
 
