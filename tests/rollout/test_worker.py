@@ -111,6 +111,12 @@ class HandLearner:
             assert self._control.socket.poll(int(HANG_S * 1000))
             self.read()
 
+    def wait_for_sampling(self) -> None:
+        """Read until the newest beat says that the worker samples; the worker has sent it already."""
+        while self.last_beat().state != "sampling":
+            assert self._control.socket.poll(int(HANG_S * 1000))
+            self.read()
+
     def groups(self) -> list[wire.Group]:
         return [message for message in self.received if isinstance(message, wire.Group)]
 
@@ -183,7 +189,7 @@ def test_groups_of_several_grants_are_under_way_and_each_is_sent_as_soon_as_it_i
     for lease in range(3):
         learner.grant(lease)
     learner.turns(8)
-    assert learner.last_beat().state == "sampling"
+    learner.wait_for_sampling()
     assert sorted(learner.last_beat().holding) == [0, 1, 2]
     assert learner.last_beat().credits == 3  # runs of one group
     learner.turns(12)
@@ -335,7 +341,7 @@ def test_a_batch_is_sent_together_before_the_next_one_begins(draining):
     draining.grant(2)
     draining.turns(18)  # two rows: the first group is whole, the second is not
     assert draining.groups() == []
-    assert draining.last_beat().state == "sampling"
+    draining.wait_for_sampling()
     assert sorted(draining.last_beat().holding) == [0, 1, 2]
     assert draining.last_beat().credits == 4  # two runs of two groups
     while draining.worker.busy:
