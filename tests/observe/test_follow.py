@@ -81,6 +81,18 @@ def test_the_last_record_is_found_even_if_its_event_never_comes(tmp_path):
         assert [record["topic"] for record in everything(follower)] == ["stop"]
 
 
+def test_a_record_that_is_written_while_an_event_is_waited_for_is_found(tmp_path):
+    with Journal(tmp_path) as journal:
+
+        class Late(ListedEvents):
+            def receive(self, timeout_s):
+                journal.append("log", {})
+                return super().receive(timeout_s)
+
+        with Follower(Late(), tmp_path) as follower:
+            assert [follower.receive(0.0)["seq"] for _ in range(2)] == [1, 2]
+
+
 def test_without_files_losses_are_counted_from_the_first_event_on():
     source = ListedEvents()
     for seq in (7, 8, 12, 13):
@@ -177,7 +189,9 @@ def test_an_event_of_an_earlier_session_that_comes_late_is_dropped():
     source = ListedEvents()
     for session, seq in (("a", 1), ("a", 2), ("b", 1), ("a", 3), ("b", 2)):
         source.put("log", encode(make_record(seq, 0.0, "log", {}, session)))
-    records = everything(Follower(source, None))
+    follower = Follower(source, None)
+    records = everything(follower)
+    assert follower.lost == 0, "a session begins with any number"
     assert [(record["session"], record["seq"]) for record in records] == [
         ("a", 1),
         ("a", 2),

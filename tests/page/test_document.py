@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("bokeh", reason="needs the extra: pip install 'grpo-actors[page]'")
 
 from grpo_actors.observe.records import make_record
-from grpo_actors.page.document import ShownRun, live_page, shape_of, whole_page
+from grpo_actors.page.document import STATIC, ShownRun, live_page, shape_of, whole_page
 from grpo_actors.page.figures import COLOURS
 from grpo_actors.page.run_state import RunState
 
@@ -61,6 +61,9 @@ def test_several_runs_have_a_colour_each_and_keys_without_one():
         ("dashed", "currentColor", "above")
     ]
     assert "<title>one · two" in page
+    assert re.findall(r'class="(single|several)"', page) == ["several"]
+    assert re.findall(r'class="(single|several)"', live_page([run()])) == ["single"]
+    assert 'data-curve="rewards/a&quot;b"' in live_page([run(rewards={'a"b': 1.0})])
 
 
 def test_names_and_settings_of_a_run_are_no_markup():
@@ -121,4 +124,7 @@ def test_a_page_in_one_file_names_no_other_file_and_holds_what_a_server_would_an
     assert "default-src 'none'" in page
     assert EVIL not in page
     data = meta(page)
+    assert (STATIC / "page.js").read_text()[:500] in page
+    with pytest.raises(ValueError, match="not JSON compliant"):  # no browser could read it
+        whole_page(run(), {"views": [float("nan")]})
     assert (data["live"], data["embedded"]) == (False, {"views": [1], "samples": {"text": EVIL}})

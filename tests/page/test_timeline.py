@@ -71,6 +71,15 @@ def test_what_took_no_time_has_no_span_and_the_evaluator_is_no_worker():
     assert spans == [("learner", "trains", 100, 110), ("rollout", "samples", 100, 110)]
 
 
+def test_what_was_not_measured_has_no_span_nor_has_a_worker_before_it_joined():
+    timeline = Timeline()
+    timeline.apply(record("worker", 200.0, worker="w", role="rollout", state="joined"))
+    timeline.apply(record("metrics", 110.0, update=1, rollout_wait_share=0.5))
+    timeline.apply(record("eval", 120.0, checkpoint="base"))
+    timeline.apply(record("checkpoint", 121.0, update=1))
+    assert timeline.spans() == []
+
+
 def test_workers_of_a_run_that_starts_again_have_to_join_again():
     timeline = Timeline()
     timeline.apply(record("worker", 0.0, worker="w", role="rollout", state="joined"))
