@@ -68,3 +68,12 @@ def test_a_run_is_continued_with_its_saved_settings_and_the_changed_ones(tmp_pat
     command = continuing(tmp_path, config, "max_updates=5", "run_name=a b")
     assert command.endswith(f" train {tmp_path}/config.json --set max_updates=5 --set 'run_name=a b'")
     assert continuing(tmp_path, config).endswith(f" train {tmp_path}/config.json")
+    # Functions of a program are not in the file: the program calls again.
+    own = ("functions={'caller:brevity' = 0.5, correctness = 1.0}", "environment=caller:shop")
+    program = load_config(None, ["task=arithmetic", *own]).config
+    assert continuing(tmp_path, program, "output_dir=there") == (
+        f"in Python, train(config='{tmp_path}/config.json', rewards={{brevity: 0.5, 'correctness': 1}}, environment=shop, "
+        "output_dir='there')"
+    )
+    calculator = load_config(None, ["task=arithmetic", own[0], "environment=calculator"]).config
+    assert continuing(tmp_path, calculator).endswith("'correctness': 1})")
