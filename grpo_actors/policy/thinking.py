@@ -100,6 +100,14 @@ class Budget:
             self._left -= 1
         return self._open and self._left <= 0
 
+    def missing(self, turn: Sequence[int]) -> tuple[int, ...]:
+        """Return what is missing of the closing tag at the end of `turn`: the model may have written its first tokens."""
+        closing = self._thinking.closing
+        begun = len(closing) - 1
+        while tuple(turn[len(turn) - begun :]) != closing[:begun]:
+            begun -= 1
+        return closing[begun:]
+
     def close(self) -> None:
         """Note that the closing tag was inserted."""
         self._open = False

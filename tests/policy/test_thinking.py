@@ -1,5 +1,6 @@
 """Thinking: the tags of a model, the parts of a turn, prompts with the template's own defaults, and the bound on tokens."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -98,6 +99,22 @@ def test_a_budget_knows_tags_of_several_tokens():
     # The first token of the closing tag counts, because it might begin none. Nothing is left when thinking begins again.
     turn = [9, 1, 2, 7, 3, 4, 9, 9, 1, 2, 7]
     assert [n for n in range(1, len(turn) + 1) if budget.is_spent(turn[:n])] == [5, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("turn", "missing"),
+    [
+        ([], [3, 4, 3, 5]),
+        ([7], [3, 4, 3, 5]),
+        ([7, 3], [4, 3, 5]),
+        ([7, 3, 4, 3], [5]),
+        ([3, 4, 7, 4], [3, 4, 3, 5]),
+    ],
+)
+def test_what_a_model_has_begun_of_the_closing_tag_is_not_inserted_again(turn, missing):
+    # As that of gpt-oss, the tag begins earlier than what ends the thinking.
+    thinking = Thinking(LONG.tags, (1, 2), end=(3, 5), closing=(3, 4, 3, 5))
+    assert list(Budget(thinking, 2, opened=True).missing(turn)) == missing
 
 
 def test_a_bound_must_leave_tokens_for_the_closing_tag_and_an_answer(thinks, tiny):
@@ -199,6 +216,16 @@ def test_thinking_ends_after_its_tokens_in_every_row_of_a_batch_and_the_rest_is_
             np.testing.assert_allclose(sample.logprobs, expected, atol=1e-4)
             assert sample.sampled == len(sample.tokens) - inserted.sum()
     assert forced >= 3
+
+
+def test_of_a_tag_that_the_model_has_begun_the_rest_is_inserted(thinks):
+    thinks.chat.settings = {"opens": True}
+    prompt, [end] = thinks.chat.encode(CHAT), thinks.thinking.closing
+    [[free]] = sample_groups(thinks, [prompt], [[1]], SamplingParams(20))
+    thinks.thinking = replace(thinks.thinking, closing=(free.tokens[4], end))
+    [[sample]] = sample_groups(thinks, [prompt], [[1]], SamplingParams(20, think_tokens=5))
+    assert sample.tokens[:6] == [*free.tokens[:5], end]
+    assert sample.forced == [5, 6]
 
 
 def test_a_tag_that_leaves_no_token_for_an_answer_is_not_inserted(thinks):

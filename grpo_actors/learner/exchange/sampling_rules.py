@@ -100,11 +100,12 @@ class SamplingRules:
         """Check that what was inserted to end thinking is the closing tag, and that no environment inserted it."""
         in_turn = sampled_mask(completion.inserted, len(completion.tokens))
         for start, stop in zip(completion.forced[::2], completion.forced[1::2], strict=True):
-            if not self.closing or tuple(completion.tokens[start:stop]) != self.closing:
+            before = stop - len(self.closing)  # the model may have written the first tokens of the tag
+            if not before <= start < stop or tuple(completion.tokens[before:stop]) != self.closing:
                 raise ProtocolError(
                     f"only the closing tag {list(self.closing)} is inserted, got {completion.tokens[start:stop][:8]}"
                 )
-            if not all(in_turn[start - 1 : stop]):
+            if not all(in_turn[min(before, start - 1) : stop]):
                 raise ProtocolError(
                     "a closing tag is inserted within a turn, got one within an environment's reply"
                 )

@@ -68,7 +68,7 @@ class Row:
         sample.append(token, logprob, version)
         sample.finished = policy.ends(sample.turn, params.stop)
         if not sample.finished:
-            self._bound_thinking(policy, limit)
+            self._bound_thinking(limit)
             return len(sample.tokens) == limit
         reply = self.group.respond(sample) if self.group.respond else None
         if reply is None:
@@ -84,12 +84,12 @@ class Row:
             self.budget = new_budget(policy, params, reply)
         return False
 
-    def _bound_thinking(self, policy: Policy, limit: int) -> None:
+    def _bound_thinking(self, limit: int) -> None:
         """Insert the closing tag if the turn's thinking has used its tokens, unless no token would be left after it."""
         sample = self.sample
         if self.budget is None or not self.budget.is_spent(sample.turn):
             return
-        start, closing = len(sample.tokens), policy.thinking.closing
+        start, closing = len(sample.tokens), self.budget.missing(sample.turn)
         if start + len(closing) < limit:
             self._insert(closing)
             sample.forced += [start, start + len(closing)]

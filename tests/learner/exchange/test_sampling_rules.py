@@ -99,6 +99,7 @@ BOUNDED = replace(RULES, closing=(8, 9), max_new_tokens=8)
         completion([5, 8, 9, 5, STOP], forced=[1, 3]),
         completion([5, STOP, 7, 5, 8, 9, 5, 5], forced=[4, 6], inserted=[2, 3], finished=False),
         completion([5, 8, 9, STOP]),  # the policy may write the tag itself
+        completion([5, 8, 9, 5, STOP], forced=[2, 3]),  # or its first tokens
     ],
 )
 def test_a_closing_tag_may_be_inserted_where_thinking_is_bounded(sampled):
@@ -111,6 +112,10 @@ def test_a_closing_tag_may_be_inserted_where_thinking_is_bounded(sampled):
         (RULES, completion([5, 8, 9, STOP], forced=[1, 3]), "only the closing tag"),
         (BOUNDED, completion([5, 8, 7, STOP], forced=[1, 3]), "only the closing tag"),
         (BOUNDED, completion([5, 8, 9, STOP], forced=[1, 2]), "only the closing tag"),
+        (BOUNDED, completion([5, 8, 9, STOP], forced=[0, 3]), "only the closing tag"),
+        (BOUNDED, completion([5, 8, 9, STOP], forced=[3, 3]), "only the closing tag"),
+        (BOUNDED, completion([9, STOP], forced=[0, 1]), "only the closing tag"),
+        (BOUNDED, completion([STOP, 8, 9, 5, STOP], inserted=[1, 2], forced=[2, 3]), "within a turn"),
         (BOUNDED, completion([STOP, 8, 9, 7, 5, STOP], inserted=[1, 4], forced=[1, 3]), "within a turn"),
     ],
 )
