@@ -278,6 +278,7 @@ class GradientRanks(JoinedRanks):
             reach("rank.computed")
         for _ in range(share.rounds - len(share.micro_batches)):
             training.accumulate_nothing(self._add_up)
+            report_progress()
 
     def agree(self, number: float) -> float:
         """As `Ranks.agree`: the norm of the gradient, of which each rank gives that of its part."""
