@@ -71,8 +71,10 @@ def test_an_unknown_command_is_one_line():
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
-def test_the_completion_of_a_shell_knows_every_command_and_its_options(shell):
+def test_the_completion_of_a_shell_knows_every_command_and_its_options(shell, capsys):
     script = completion(shell)
+    assert main(["--print-completion", shell]) == 0
+    assert capsys.readouterr().out == f"{script}\n"
     assert [name for name in COMMANDS if name not in script] == []
     for option in ("--dry-run", "--attach", "--peft", "--against"):
         assert option in script or option.removeprefix("--") in script
