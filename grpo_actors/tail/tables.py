@@ -26,7 +26,7 @@ from grpo_actors.observe.view import GONE, RunView, mapping, number, numbers
 WORKERS_SHOWN = 8
 REWARDS_SHOWN = 6
 _LABEL_WIDTH = 12
-#: Columns of the number in front of a curve.
+#: Columns of the number in front of a curve; a longer one takes some of the curve's.
 _NUMBER_WIDTH = 12
 #: From this width on, a worker's line also shows its number of groups and its memory.
 _WIDE_LINE = 48
@@ -213,7 +213,8 @@ def _row(table: Table, label: str, value: str | Text) -> None:
 
 
 def _with_curve(value: str, curve: Sequence[float | None], width: int, style: str) -> Text:
-    return Text(f"{value:{_NUMBER_WIDTH}} ", style=style).append(sparkline(curve, width), style="not bold")
+    left = max(0, width - max(0, len(value) - _NUMBER_WIDTH))
+    return Text(f"{value:{_NUMBER_WIDTH}} ", style=style).append(sparkline(curve, left), style="not bold")
 
 
 def _mean_max(mean: str, largest: str) -> str:

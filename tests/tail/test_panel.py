@@ -162,6 +162,12 @@ def test_curves_fill_the_width_that_labels_and_numbers_leave():
         # 12 columns each of the label and the number, and three gaps.
         curves = [re.search("[▁▂▃▄▅▆▇█]+$", line_of(lines, label)) for label in labels]
         assert [len(curve.group()) for curve in curves if curve] == [60 - 12 - 12 - 3] * len(labels)
+    large = view.apply(
+        make_record(999, 999.0, "metrics", {**METRICS, "update": 101, "reward_mean": 123.4, "reward_std": 5})
+    )
+    line = line_of(rendered(learning(large, 60), 60), "reward")
+    # The number has one column more than its 12, the curve one less.
+    assert re.search(r"123\.40 ± 5\.00 [▁▂▃▄▅▆▇█]{32}$", line)
     curve = re.search("[▁▂▃▄▅▆▇█]+$", line_of(rendered(evaluation(view, 60), 60), "@100"))
     assert curve is not None
     assert len(curve.group()) == 60 - 12 - 8
