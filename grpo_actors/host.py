@@ -1,18 +1,12 @@
 """The cores and the memory of this host that a process may use, within the limits of its container. Loads no MLX."""
 
-import ctypes
 import math
 import os
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 #: Where a container sees its own limits (cgroup v2).
 _CGROUP = Path("/sys/fs/cgroup")
-
-#: Shortest time between two returns of freed memory: each takes some 5 ms, and as long again until the pages are back.
-RETURN_EVERY_S = 60.0
 
 
 def cores(cgroup: Path = _CGROUP) -> int:
@@ -56,24 +50,3 @@ def _numbers(path: Path) -> dict[str, int]:
     if not path.is_file():
         return {}
     return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
-
-
-@dataclass
-class Heap:
-    """The heap of the C library, which keeps freed pieces for the next arrays.
-
-    glibc's grows with arrays of many sizes: in a worker of the embedded model from 120 to 160 MB within 2,500 updates, of which
-    120 MB were left after they were returned.
-    """
-
-    returned_s: float = -math.inf
-
-    def return_freed(self) -> None:
-        """Return what is free to the system, at most once in `RETURN_EVERY_S`; do nothing with another C library."""
-        now_s = time.monotonic()
-        if now_s - self.returned_s < RETURN_EVERY_S:
-            return
-        self.returned_s = now_s
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

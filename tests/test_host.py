@@ -1,12 +1,10 @@
 """The cores and the memory that a process may use, read from files as Linux writes them."""
 
-import ctypes
 import os
 
 import pytest
-from resident import resident_mib
 
-from grpo_actors.host import RETURN_EVERY_S, Heap, available_bytes, cores, memory_bytes
+from grpo_actors.host import available_bytes, cores, memory_bytes
 
 
 @pytest.fixture
@@ -64,28 +62,3 @@ def test_a_container_has_the_memory_that_it_may_take(tmp_path):
     assert memory_bytes(container(tmp_path, "max")) == of_host
     assert memory_bytes(container(tmp_path, 800_000)) == 800_000
     assert memory_bytes(container(tmp_path, 2 * of_host)) == of_host
-
-
-def freed_and_returned(heap: Heap) -> float:
-    """Free 64 MB of pieces below one that stays in use, so that they stay too; return how much of them the heap returns."""
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    pieces = [libc.malloc(8192) for _ in range(8192)]
-    for piece in pieces:
-        ctypes.memset(piece, 1, 8192)
-    for piece in pieces[:-1]:
-        libc.free(piece)
-    before = resident_mib()
-    heap.return_freed()
-    returned = before - resident_mib()
-    libc.free(pieces[-1])
-    return returned
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
-def test_what_is_free_in_the_heap_goes_back_to_the_system_but_not_all_the_time():
-    heap = Heap()
-    assert freed_and_returned(heap) > 60
-    assert freed_and_returned(heap) < 4, "it has just been done"
-    heap.returned_s -= RETURN_EVERY_S
-    assert freed_and_returned(heap) > 60

@@ -5,8 +5,6 @@ import mlx.core as mx
 from grpo_actors import host
 from grpo_actors.policy.cuda_driver import driver
 
-_HEAP = host.Heap()
-
 
 def on_cuda() -> bool:
     """Return whether MLX's default device is an NVIDIA GPU, and available."""
@@ -21,11 +19,10 @@ def memory_bytes() -> int:
 
 
 def return_unused_memory() -> None:
-    """Return the memory of freed arrays, that of an NVIDIA GPU and that of the host, for the other processes.
+    """Return the memory of freed arrays to an NVIDIA GPU, for the other processes; do nothing elsewhere.
 
     MLX frees arrays on a stream that it never waits for, and the driver's pool keeps what nobody has seen to be free: for
     arrays of 25 GB it grew to 31 GB. Waits until everything that was submitted is done: for between two pieces of work.
     """
     if on_cuda():
         driver().synchronize()
-    _HEAP.return_freed()
