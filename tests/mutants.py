@@ -68,11 +68,13 @@ WHOLE_RUNS = {
     "train/caller.py": ("tests/run/test_api_run.py", "tests/run/test_api_programs.py"),
     "options.py": ("tests/test_command.py", "tests/config/test_launch.py"),
     "process.py": ("tests/run/test_stop.py",),
+    "ranks/group.py": ("tests/run/test_ranks_run.py",),
     "rollout/__main__.py": ("tests/run/test_attach.py",),
     "supervisor/preflight.py": ("tests/run/test_bad_input.py",),
     "supervisor/next_commands.py": ("tests/run/test_stop.py", "tests/run/test_whole_run.py"),
     "supervisor/run.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
     "supervisor/supervisor.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
+    "supervisor/worker_pool.py": ("tests/run/test_auto.py",),
     "train/__main__.py": (
         "tests/config/test_launch.py",
         "tests/runs/test_listing.py",

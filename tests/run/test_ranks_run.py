@@ -20,6 +20,7 @@ def run_with_a_death() -> Iterator[Run]:
     with new_run(max_updates=12, **SETTINGS) as run:
         run.start()
         fail(run, "kill")
+        run.meeting_points = list(run.temporary.glob("grpo-actors-ranks-*"))
         run.before = run.curve()
         assert run.end() == 0, run.stderr
         yield run
@@ -42,7 +43,10 @@ def test_workers_stay_and_nothing_trains_twice(run_with_a_death):
     assert not any(line.startswith("rollout-0 ") for line in run_with_a_death.stderr.splitlines())
 
 
-def test_a_run_of_several_ranks_leaves_nothing(run_with_a_death):
+def test_a_run_of_several_ranks_leaves_nothing_and_while_it_goes_on_no_file_by_which_they_met(
+    run_with_a_death,
+):
+    assert run_with_a_death.meeting_points == []
     run_with_a_death.assert_nothing_left()
 
 

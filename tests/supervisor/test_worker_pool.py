@@ -114,7 +114,10 @@ def test_a_folder_that_cannot_be_written_is_reported_and_the_run_continues(pool)
     pool.updates(WINDOW)
     assert pool.names == ["rollout-0", "rollout-1"]
     notes = [text for text, _ in pool.pool.revive(lifeline=-1)]
-    assert notes[-1] == f"{pool.folder / 'workers.json'} cannot be written (Is a directory)"
+    assert notes[-2:] == [
+        "rollout workers: 1 → 2 (the learner waits 60% of an update of 1.00 s)",
+        f"{pool.folder / 'workers.json'} cannot be written (Is a directory)",
+    ]
 
 
 def test_after_the_last_update_no_worker_is_started_or_stopped(pool):
