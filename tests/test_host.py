@@ -56,6 +56,13 @@ def test_a_container_has_as_many_cores_as_its_share_of_time_keeps_busy(
     assert cores(tmp_path) == expected
 
 
+@pytest.mark.parametrize(("count", "expected"), [(6, 6), (None, 1)])
+def test_where_a_process_is_bound_to_no_cores_all_of_the_host_count(tmp_path, monkeypatch, count, expected):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    assert cores(tmp_path) == expected
+
+
 def test_a_container_has_the_memory_that_it_may_take(tmp_path):
     of_host = memory_bytes(tmp_path)
     assert of_host == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

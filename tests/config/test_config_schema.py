@@ -66,3 +66,17 @@ def test_a_value_in_an_error_is_whole_or_cut_where_its_line_would_be_too_long():
     fits = "x" * (SHOWN_CHARACTERS - 2)  # with its quotes
     assert brief(fits) == f'"{fits}"'
     assert brief(f"{fits}y") == f'"{fits}y …'
+
+
+def test_a_checkpoint_is_due_at_multiples_of_both_periods_and_a_period_of_0_is_none():
+    def due(save_steps, eval_every_updates):
+        sections = {
+            "run": {"save_steps": save_steps},
+            "evaluator": {"eval_every_updates": eval_every_updates},
+        }
+        config = Config.model_validate(sections)
+        return [update for update in range(1, 13) if config.saves_after(update)]
+
+    assert due(4, 6) == [4, 6, 8, 12]
+    assert due(0, 5) == [5, 10]
+    assert due(0, 0) == []
