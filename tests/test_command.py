@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from bounds import HANG_S
 
+from grpo_actors import __version__
 from grpo_actors.__main__ import COMMANDS, completion, main, parser
 from grpo_actors.errors import ConfigError
 
@@ -54,6 +55,17 @@ def test_code_is_allowed_by_name_as_often_as_needed(name, needed):
     command_line = command.get(command.parser)("grpo")
     allowed = command_line.parse_args([*needed, "--allow", "own.py:f", "--allow", "code_tests"]).allow
     assert (allowed, command_line.parse_args(needed).allow) == (["own.py:f", "code_tests"], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begins"),
+    [([], "usage: grpo "), (["--help"], "usage: grpo "), (["--version"], __version__)],
+)
+def test_without_a_command_it_answers_for_itself(arguments, begins, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(begins)
 
 
 def test_help_lists_every_command():

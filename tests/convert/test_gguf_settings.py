@@ -4,12 +4,14 @@ import grpo_actors.policy  # noqa: F401  the fast BLAS comes before MLX
 
 # isort: split
 
+import struct
+
 import numpy as np
 import pytest
 from gguf_files import HEAD_DIM, Tiny, write
 
 from grpo_actors.convert.gguf.model_config import Architecture
-from grpo_actors.convert.gguf.reader import GgufFile
+from grpo_actors.convert.gguf.reader import MAX_NESTING, GgufFile
 from grpo_actors.errors import ModelError
 
 # --- rotary scaling ---
@@ -66,3 +68,19 @@ def test_gemma_scales_queries_by_the_head_dimension_except_in_its_27b_model(tmp_
 def test_gemma_with_capped_logits_is_refused(tmp_path):
     with pytest.raises(ModelError, match="final_logit_softcapping is not supported"):
         gemma_config(tmp_path, final_logit_softcapping=30.0)
+
+
+def nested(depth: int) -> bytes:
+    """An array of an array … of the int32 7: type and number of its items, then the items."""
+    return struct.pack("<IQi", 5, 1, 7) if depth == 1 else struct.pack("<IQ", 9, 1) + nested(depth - 1)
+
+
+def test_arrays_of_arrays_are_read_to_a_bound(tmp_path):
+    path = tmp_path / "nested.gguf"
+    # Version 3, no tensor, one entry; its key, and its type: an array.
+    start = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(b"key")) + b"key" + struct.pack("<I", 9)
+    path.write_bytes(start + nested(MAX_NESTING))
+    assert GgufFile(path).metadata == {"key": [[[[7]]]]}
+    path.write_bytes(start + nested(MAX_NESTING + 1))
+    with pytest.raises(ModelError, match="unknown metadata type 9"):
+        GgufFile(path)

@@ -4,11 +4,12 @@ import re
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 from scores import score
 
 from grpo_actors.observe.records import FIELDS, make_record
 from grpo_actors.observe.view import RunView
-from grpo_actors.tail.panel import _from_both_ends, panel
+from grpo_actors.tail.panel import _cut, _from_both_ends, panel
 from grpo_actors.tail.tables import evaluation, learning, rollout, workers
 
 METRICS = {
@@ -316,3 +317,9 @@ def test_each_process_names_its_device():
     assert "GPU 0" in learner
     (worker,) = [line for line in text.splitlines() if "rollout-0" in line]
     assert "GPU 1" in worker
+
+
+@pytest.mark.parametrize(("lines", "kept"), [(1, 40), (2, 75), (3, 115)])
+def test_a_text_is_cut_to_its_lines_of_which_several_may_be_an_eighth_shorter_together(lines, kept):
+    assert len(_cut(Text("x" * 200), 40, lines)) == kept
+    assert len(_cut(Text("x" * 30), 40, lines)) == 30
