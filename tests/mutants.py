@@ -69,6 +69,7 @@ WHOLE_RUNS = {
     "options.py": ("tests/test_command.py", "tests/config/test_launch.py"),
     "process.py": ("tests/run/test_stop.py",),
     "ranks/group.py": ("tests/run/test_ranks_run.py",),
+    "ranks/processes.py": ("tests/run/test_ranks_run.py",),
     "rollout/__main__.py": ("tests/run/test_attach.py",),
     "supervisor/preflight.py": ("tests/run/test_bad_input.py",),
     "supervisor/next_commands.py": ("tests/run/test_stop.py", "tests/run/test_whole_run.py"),

@@ -22,6 +22,14 @@ def test_the_highest_score_is_the_best_and_a_tie_goes_to_the_base_model_and_then
     assert best_of({update: score(value) for update, value in values.items()}) == best
 
 
+def test_what_differs_between_two_measures_is_named_with_both_values():
+    assert MEASURE.changes(MEASURE) == ""
+    later = MEASURE.model_copy(update={"max_new_tokens": 7, "temperature": 0.5})
+    assert MEASURE.changes(later) == (
+        f"temperature {MEASURE.temperature} → 0.5, max_new_tokens {MEASURE.max_new_tokens} → 7"
+    )
+
+
 def test_scores_that_were_measured_differently_are_never_compared():
     for change in ({"metric": "reward"}, {"digest": "e"}, {"temperature": 1.0}, {"weights": {"a": 1.0}}):
         with pytest.raises(AssertionError):

@@ -1,5 +1,6 @@
 """``python -m grpo_actors.generate`` as a user starts it, and its errors."""
 
+import io
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from thinking_model import write_thinking_model
 
 from grpo_actors.config import Config
 from grpo_actors.errors import ConfigError, DataError
-from grpo_actors.generate.__main__ import main
+from grpo_actors.generate.__main__ import chat_main, main
 from grpo_actors.generate.command_line import chat_parser, check, parser
 from grpo_actors.generate.opening import params_of
 from grpo_actors.policy.decoding.sampling import SamplingParams
@@ -255,6 +256,12 @@ def test_a_chat_has_the_options_of_a_prompt_with_the_same_defaults():
     options = chat_parser("grpo chat").parse_args([])
     check(options)
     assert vars(options) == vars(parser().parse_args([])) | {"batch_size": 1}
+
+
+def test_a_chat_without_a_terminal_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi"))
+    with pytest.raises(ConfigError, match="a chat needs a terminal; grpo generate takes a prompt"):
+        chat_main([], "grpo chat")
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "\udcff"])

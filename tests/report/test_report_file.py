@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "page"))
 
 from recorded import RecordedRun, record_run
 
+from grpo_actors.errors import RunError
 from grpo_actors.page.curves import Curves
 from grpo_actors.page.views import packed
 from grpo_actors.report import writing
@@ -44,6 +45,17 @@ def test_the_curves_are_in_the_report_unchanged(run_dir):
     packed_loss = packed(curves.sampled(400).curves["loss"].mean)
     assert "/" in packed_loss  # a slash that is no path
     assert packed_loss in build_report(record_run(run_dir))
+
+
+def test_a_report_beyond_the_bound_is_refused_and_not_written(run_dir, monkeypatch):
+    folder, file = record_run(run_dir), run_dir / "report.html"
+    size = len(build_report(folder).encode())
+    monkeypatch.setattr(writing, "MAX_BYTES", size - 1)
+    with pytest.raises(RunError, match=f"would have {size:,} bytes, more than {size - 1:,}"):
+        writing.write_report(folder, file)
+    assert not file.exists()
+    monkeypatch.setattr(writing, "MAX_BYTES", size)
+    assert writing.write_report(folder, file) == file.stat().st_size == size
 
 
 def test_a_report_of_many_large_groups_stays_small(run_dir):
