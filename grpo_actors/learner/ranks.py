@@ -31,14 +31,13 @@ from grpo_actors.dealing import deal
 from grpo_actors.errors import ConfigError
 from grpo_actors.failpoints import reach
 from grpo_actors.objective.micro_batches import Array, MicroBatch
+from grpo_actors.policy.gpu_rows import GRADIENT_PART
 from grpo_actors.policy.training import AddUp, Training
 from grpo_actors.progress import report_progress
 from grpo_actors.ranks.group import RankGroup, dtype_of, join, name_of, neutral
 from grpo_actors.ranks.processes import launched_rank
 from grpo_actors.rundir.tensor_files import Remote
 
-#: Elements of the float32 arrays that one collective adds up: large enough for full speed, small next to the gradients.
-BUCKET = 2**26
 #: First byte of what rank 0 sends between updates: a share of the next one, or the question for an array.
 _SHARE, _GIVE = b"s", b"g"
 
@@ -215,7 +214,7 @@ class JoinedRanks(Ranks):
             end, size = first, 0
             while end < len(arrays) and (
                 end == first
-                or (size + arrays[end].size <= BUCKET and arrays[end].dtype == arrays[first].dtype)
+                or (size + arrays[end].size <= GRADIENT_PART and arrays[end].dtype == arrays[first].dtype)
             ):
                 size += arrays[end].size
                 end += 1

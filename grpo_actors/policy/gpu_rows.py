@@ -7,8 +7,8 @@ PACKED_ROW = 1024
 ROW = 128
 #: Most positions whose logits exist at the same time (`logprobs`): enough to keep a GPU busy.
 HEAD_ROWS = 1024
-#: Elements of a gradient that are computed, added up over several ranks and dropped at the same time: so few that they take
-#: little memory, and enough for a collective's full speed.
+#: Elements of float32 arrays that several ranks add up at the same time: enough for a collective's full speed, and small next
+#: to the gradient. Of a gradient that is divided, so many are computed and dropped together.
 GRADIENT_PART = 2**26
 
 

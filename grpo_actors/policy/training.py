@@ -147,8 +147,9 @@ class Training:
                     own[name] = own.pop(name, mx.zeros(total.shape)) + total
                     mx.eval(own[name])
                 del total
-        order = [name for name, _ in tree_flatten(self._model.trainable_parameters()) if name in own]
-        self._gradients = tree_unflatten([(name, own[name]) for name in order]) if order else {}
+        # In the order of the model, by which a compiled step knows the arrays.
+        places = self._own(self._model.trainable_parameters())
+        self._gradients = tree_map_with_path(lambda name, _: own[name], places)
 
     def forget_gradient(self) -> None:
         """Drop what was accumulated."""
