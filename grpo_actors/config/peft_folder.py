@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo_actors.errors import ModelError
+from grpo_actors.tensor_header import header_of
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 #: Starts every name in the file; the module's name in transformers follows.
@@ -121,9 +122,8 @@ def read_peft(folder: Path, described: Mapping[str, Any]) -> PeftAdapter:
 
 def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
     """Yield name and shape of every array, from the header of a safetensors file; raises ValueError if it has none."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > path.stat().st_size:
-            raise ValueError(f"{path.name} is not a safetensors file, or is cut off")
-        header = json.loads(file.read(size))
-    yield from ((name, entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    header = header_of(path)
+    if header is None:
+        raise ValueError(f"{path.name} is not a safetensors file, or is cut off")
+    entries = json.loads(header)
+    yield from ((name, entry["shape"]) for name, entry in entries.items() if name != "__metadata__")

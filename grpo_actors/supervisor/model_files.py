@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.config_json import text_part
+from grpo_actors.tensor_header import header_of
 
 #: Number of quantised weights that share a scale and an offset, both of the model's dtype.
 _GROUP_SIZE = 64
@@ -110,11 +111,10 @@ def read_tensors(folder: Path, quantization: dict[str, Any]) -> list[Tensor]:
     """
     header: dict[str, Any] = {}
     for path in folder.glob("model*.safetensors"):
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if 8 + size > path.stat().st_size:
-                raise ModelError(f"model.model_name: {path} is not a safetensors file, or is cut off")
-            header |= read_json(file.read(size), path)
+        found = header_of(path)
+        if found is None:
+            raise ModelError(f"model.model_name: {path} is not a safetensors file, or is cut off")
+        header |= read_json(found, path)
     header.pop("__metadata__", None)
     tensors = []
     for name, entry in header.items():
