@@ -18,9 +18,12 @@ from grpo_actors.transport.events import EventPublisher
 pytestmark = needs_browser
 
 #: The pixels of a chart that are not its background: a curve was drawn.
+#: They are read from a copy: the browser warns of a canvas of the page that is read repeatedly.
 PAINTED = """[...Bokeh.documents[0].roots()].map((root) => {
   const view = Bokeh.index.get_by_id(root.id), canvas = view.canvas_view.primary.canvas;
-  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const pixels = copy.getImageData(0, 0, canvas.width, canvas.height).data;
   let painted = 0;
   for (let place = 3; place < pixels.length; place += 4) painted += pixels[place] > 0;
   return painted;
