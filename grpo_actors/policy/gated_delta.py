@@ -2,8 +2,7 @@
 
 mlx-lm computes it token by token where it has no kernel, and it has none with a gradient: a backward pass then keeps a
 state [Dv, Dk] of every head for every token, 108 GB for one layer and 4,096 tokens. Here 64 tokens are one set of matrix
-products, a state is needed only between two chunks, and the backward pass computes all of it again from the inputs of
-the layer. MLX's own `mx.fast.gated_delta_update` does the same with a kernel, on Metal and for heads of 128 only;
+products, and a state is needed only between two chunks. MLX's own `mx.fast.gated_delta_update` does the same with a kernel, on Metal and for heads of 128 only;
 elsewhere it is the loop over tokens. So it is used there.
 
 Per token, with state S [Dv, Dk], decay g and rate β:
@@ -51,6 +50,20 @@ def delta_by_chunks(model: Any) -> Iterator[None]:
             setattr(module, _NAME, gated_delta.gated_delta_update)
 
 
+def delta_layers(model: Any) -> set[Any]:
+    """Return the classes of a model's layers that compute the gated delta rule.
+
+    For its gradient each should be computed again as a whole (`recomputation.recomputed_layers`): it keeps three times as
+    much as the layers around it, nearly all of it in float32.
+    """
+    return {kind for kind in {type(module) for module in model.modules()} if _computes_the_rule(kind)}
+
+
+def _computes_the_rule(kind: Any) -> bool:
+    code = getattr(kind.__call__, "__code__", None)  # a module without a forward pass has the one of classes
+    return code is not None and _NAME in code.co_names
+
+
 def update(  # noqa: PLR0917 - mlx-lm's arguments
     q: mx.array,
     k: mx.array,
@@ -81,11 +94,10 @@ def update(  # noqa: PLR0917 - mlx-lm's arguments
     log_decay = -mx.exp(A_log.astype(mx.float32)) * nn.softplus(a + dt_bias)
     if mask is not None:  # a token that is left out changes nothing
         log_decay, rate = (mx.where(mask[..., None], x, 0) for x in (log_decay, rate))
-    y, state = mx.checkpoint(by_chunks)(q, k, v, log_decay, rate, state)
-    return y, state
+    return by_chunks(q, k, v, log_decay, rate, state)
 
 
-def by_chunks(  # noqa: PLR0917 - `mx.checkpoint` passes arrays by position
+def by_chunks(  # noqa: PLR0917 - mlx-lm's order
     q: mx.array, k: mx.array, v: mx.array, log_decay: mx.array, rate: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
     """Compute the gated delta rule of a text, `CHUNK` tokens at a time, in float32.

@@ -1,15 +1,14 @@
 """Recompute activations in the backward pass instead of keeping them in memory (1604.06174).
 
 `recomputed_blocks` recomputes whole transformer blocks, at the cost of another forward pass (gradient
-checkpointing). `recomputed_gates` recomputes only the product of gate and up in each MLP; this costs next to
-nothing on a GPU, and the product is a quarter of what a block keeps. `recomputed` does the same for any function of one
-module, and blocks are recomputed by it.
+checkpointing). `recomputed_layers` does the same for layers of some classes. `recomputed_gates` recomputes only the product
+of gate and up in each MLP; this costs next to nothing on a GPU, and the product is a quarter of what a block keeps.
 
 Depends on modules and their dropout only, not on what is trained.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -20,15 +19,18 @@ from mlx_lm.models.activations import swiglu
 from grpo_actors.policy.architectures import architecture_of
 
 
-@contextlib.contextmanager
-def recomputed_blocks(model: Any) -> Iterator[None]:
-    """Recompute each transformer block in backward passes within this block, instead of keeping its activations.
+def recomputed_blocks(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Recompute each transformer block in backward passes within this block, instead of keeping its activations."""
+    return recomputed_layers({type(block) for block in model.layers})
 
-    This patches the class of the transformer blocks, for every thread: nothing else may run the model meanwhile.
+
+@contextlib.contextmanager
+def recomputed_layers(kinds: Iterable[Any]) -> Iterator[None]:
+    """Recompute each layer of these classes in backward passes within this block, instead of keeping its activations.
+
+    This patches the classes, for every thread: nothing else may run the model meanwhile.
     """
-    with _called_instead(
-        {kind: recomputed(kind.__call__) for kind in {type(block) for block in model.layers}}
-    ):
+    with _called_instead({kind: recomputed(kind.__call__) for kind in kinds}):
         yield
 
 
@@ -36,7 +38,7 @@ def recomputed_blocks(model: Any) -> Iterator[None]:
 def recomputed_gates(model: Any) -> Iterator[None]:
     """Recompute the products of gate and up in backward passes within this block; without such MLPs, do nothing.
 
-    This patches the class of the MLPs, for every thread, like `recomputed_blocks`.
+    This patches the class of the MLPs, for every thread, like `recomputed_layers`.
     """
     gated = {type(module) for module in model.modules() if _is_gated(module)}
     with _called_instead(dict.fromkeys(gated, _gated)):

@@ -26,9 +26,10 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_reduce, t
 
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ModelError
+from grpo_actors.policy.gated_delta import delta_layers
 from grpo_actors.policy.gpu_rows import GRADIENT_PART
 from grpo_actors.policy.optimizer import build_optimizer, decayed
-from grpo_actors.policy.recomputation import recomputed_blocks, recomputed_gates
+from grpo_actors.policy.recomputation import recomputed_blocks, recomputed_gates, recomputed_layers
 
 #: (model, arrays of a micro-batch) -> (loss, statistics vector).
 LossFunction = Callable[[nn.Module, Mapping[str, mx.array]], tuple[mx.array, mx.array]]
@@ -253,9 +254,12 @@ class Training:
         """Return the context that chooses what the backward pass recomputes."""
         if self._config.gradient_checkpointing:
             return recomputed_blocks(self._model)
-        # Not on a CPU, where exponentials are expensive and memory is not.
-        on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return recomputed_gates(self._model) if on_gpu else contextlib.nullcontext()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(recomputed_layers(delta_layers(self._model)))
+            # Not on a CPU, where exponentials are expensive and memory is not.
+            if mx.default_device().type == mx.DeviceType.gpu:
+                stack.enter_context(recomputed_gates(self._model))
+            return stack.pop_all()
 
     def _evaluate_step(self) -> None:
         """Evaluate the step part by part.

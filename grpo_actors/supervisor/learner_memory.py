@@ -47,6 +47,10 @@ class Arrays:
 _KEPT_ON_CPU, _KEPT_ON_GPU = Arrays(10, 5, 1.25), Arrays(10, 2, 1.25)
 #: Arrays that the backward pass of one layer adds for a moment.
 _BACKWARD = Arrays(18, 12, 3)
+#: Arrays of the residual stream's width that a layer with the gated delta rule keeps besides those of its MLP: it is recomputed.
+_KEPT_BY_DELTA = 3
+#: Bytes that its backward pass adds for each token and element of its heads: 70 arrays in float32, whatever the model's type.
+_DELTA_BACKWARD_BYTES = 70 * 4
 #: Arrays of the vocabulary's width for each position of the head: the logits and their gradient, in the model's type where
 #: MLX has a kernel for them (CUDA), else in float32 with the exponentials, and on Metal with those of the entropies.
 _LOGITS_KEPT = {"cuda": 2.5, "metal": 4.25, "cpu": 5}
@@ -131,7 +135,9 @@ def activation_bytes(
         per_token = arrays.hidden * widths.hidden + arrays.mlp * widths.intermediate
         return width * (batch.tokens * per_token + arrays.scores * widths.heads * batch.scores)
 
-    kept = layer_bytes(_KEPT_ON_CPU if back_end == "cpu" else _KEPT_ON_GPU) * widths.layers
+    in_layer = _KEPT_ON_CPU if back_end == "cpu" else _KEPT_ON_GPU
+    kept = layer_bytes(in_layer) * (widths.layers - widths.delta_layers)
+    kept += layer_bytes(Arrays(_KEPT_BY_DELTA, in_layer.mlp, 0)) * widths.delta_layers
     backward = layer_bytes(_BACKWARD)
     if config.learner.gradient_checkpointing:
         # Each layer keeps its input.
@@ -142,7 +148,7 @@ def activation_bytes(
     by_parts = known.plain_head and back_end != "cpu"
     rows = min(batch.logits, _HEAD_PARTS * HEAD_ROWS) if by_parts else batch.logits
     logits = per_logit * rows * widths.vocabulary
-    at_once = max(backward, logits)
+    at_once = max(backward, _DELTA_BACKWARD_BYTES * widths.delta * batch.tokens, logits)
     new = _NEW_GRADIENT_BYTES * parts.size
     if config.learner.divide_gradient and config.learner.ranks > 1:
         new = min(new, _ADDED_GRADIENT_BYTES * max(parts.largest, GRADIENT_PART))

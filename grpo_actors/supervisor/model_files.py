@@ -53,6 +53,9 @@ class Widths:
     #: Keys and values of one layer.
     keys_values: int = 0
     vocabulary: int = 0
+    #: Of all heads of a layer with the gated delta rule, and the number of such layers; 0 if there is none.
+    delta: int = 0
+    delta_layers: int = 0
 
     @classmethod
     def of(cls, architecture: dict[str, Any]) -> "Widths":
@@ -71,6 +74,9 @@ class Widths:
                 heads=heads,
                 keys_values=2 * (architecture.get("num_key_value_heads") or heads) * size,
                 vocabulary=architecture.get("vocab_size", 0),
+                delta=architecture.get("linear_num_value_heads", 0)
+                * max(architecture.get(f"linear_{what}_head_dim", 0) for what in ("key", "value")),
+                delta_layers=_delta_layers(architecture),
             )
         except (KeyError, TypeError):
             return cls()
@@ -85,6 +91,14 @@ class Widths:
             heads=self.heads // ranks,
             keys_values=self.keys_values // ranks,
         )
+
+
+def _delta_layers(architecture: dict[str, Any]) -> int:
+    """Return how many layers a config.json says to have linear attention: in a list of their kinds, or by a period."""
+    if kinds := architecture.get("layer_types"):
+        return int(kinds.count("linear_attention"))
+    layers, period = architecture["num_hidden_layers"], architecture.get("full_attention_interval", 1)
+    return int(layers - layers // period)
 
 
 def read_json(data: bytes, path: Path) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import pytest
 from architectures import random_policy
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models import gated_delta, qwen3_next
+from mlx_lm.models import gated_delta, qwen3_5, qwen3_next
 
-from grpo_actors.policy.gated_delta import CHUNK, by_chunks, delta_by_chunks, update
+from grpo_actors.config import LearnerConfig
+from grpo_actors.policy.gated_delta import CHUNK, by_chunks, delta_by_chunks, delta_layers, update
 from grpo_actors.policy.logprobs import completion_logprobs
 from grpo_actors.policy.recomputation import recomputed_blocks
+from grpo_actors.policy.training import Training
 
 NAMES = ("q", "k", "v", "a", "b", "A_log", "dt_bias", "state")
 
@@ -144,6 +146,40 @@ def test_a_model_has_the_same_gradient_in_chunks(family):
         with recomputed_blocks(model):
             assert_same(by_tokens, gradients(model), tolerance=2e-4)
     assert qwen3_next.gated_delta_update is gated_delta.gated_delta_update
+
+
+def test_the_layers_of_the_rule_are_found_among_a_models_modules():
+    [kind] = delta_layers(random_policy("qwen3_5").model)
+    assert kind.__name__ == "GatedDeltaNet"
+    assert delta_layers(random_policy("llama").model) == set()
+
+
+# Not on a GPU: how far MLX computes ahead decides the peak there.
+def test_training_keeps_of_such_a_layer_nothing_but_its_input():
+    mx.random.seed(0)
+    given = qwen3_5.TextModelArgs(
+        hidden_size=16,
+        linear_num_value_heads=4,
+        linear_num_key_heads=4,
+        linear_key_head_dim=32,
+        linear_value_head_dim=32,
+    )
+
+    def peak(layers):
+        model = nn.Sequential(*(qwen3_5.GatedDeltaNet(given) for _ in range(layers)))
+        mx.eval(model.parameters())
+        training = Training(model, LearnerConfig(), lambda model, given: 2 * (model(given["x"]).sum(),))
+        with delta_by_chunks(model):
+            arrays = {"x": mx.random.normal((4, 2 * CHUNK, 16))}
+            training.accumulate(arrays)
+            mx.reset_peak_memory()
+            before = mx.get_active_memory()
+            training.accumulate(arrays)
+        # Each further layer has another gradient, besides what is meant.
+        return mx.get_peak_memory() - before - sum(x.nbytes for _, x in tree_flatten(model.parameters()))
+
+    tokens, projected = 4 * 2 * CHUNK, 3 * 4 * 32  # queries, keys and values of all heads
+    assert peak(6) - peak(2) < 4 * tokens * projected * 4, "one array of what a layer projects is more"
 
 
 def test_no_state_is_kept_for_every_token():

@@ -10,9 +10,11 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from grpo_actors.config import ModelConfig
 from grpo_actors.policy.architectures import ARCHITECTURES
+from grpo_actors.policy.gated_delta import delta_layers
 from grpo_actors.policy.logprobs import completion_logprobs, logprobs_by_parts, split_head
 from grpo_actors.policy.model import load_policy
-from grpo_actors.policy.recomputation import recomputed_blocks, recomputed_gates
+from grpo_actors.policy.recomputation import recomputed_blocks, recomputed_gates, recomputed_layers
+from grpo_actors.policy.recurrent_layers import for_whole_texts
 
 TOKENS, TARGETS = mx.array([[1, 2, 3, 4, 5, 6]]), mx.array([[4, 5, 6]])
 
@@ -115,6 +117,14 @@ def test_recomputed_gates_give_the_same_gradient(family):
         assert mlp.__call__ is not forward
     assert mlp.__call__ is forward
     assert_recomputing_changes_no_gradient(model, recomputed_gates)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_next", "olmo_hybrid", "kimi_linear"])
+def test_recomputed_layers_of_the_gated_delta_rule_give_the_same_gradient(family):
+    model = random_policy(family).model
+    assert delta_layers(model)
+    with for_whole_texts(model):
+        assert_recomputing_changes_no_gradient(model, lambda model: recomputed_layers(delta_layers(model)))
 
 
 def test_a_model_with_a_different_gate_is_left_unchanged():
