@@ -17,7 +17,7 @@ its first call. On a CPU, MLX runs faster uncompiled (0.44 s against 0.64 s for 
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -250,16 +250,18 @@ class Training:
         loaded, self._loaded = self._loaded, {}
         return loaded
 
-    def _recomputed(self) -> contextlib.AbstractContextManager[None]:
-        """Return the context that chooses what the backward pass recomputes."""
-        if self._config.gradient_checkpointing:
-            return recomputed_blocks(self._model)
+    @contextlib.contextmanager
+    def _recomputed(self) -> Iterator[None]:
+        """Choose what backward passes within this block recompute."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(recomputed_layers(delta_layers(self._model)))
-            # Not on a CPU, where exponentials are expensive and memory is not.
-            if mx.default_device().type == mx.DeviceType.gpu:
-                stack.enter_context(recomputed_gates(self._model))
-            return stack.pop_all()
+            if self._config.gradient_checkpointing:
+                stack.enter_context(recomputed_blocks(self._model))
+            else:
+                stack.enter_context(recomputed_layers(delta_layers(self._model)))
+                # Not on a CPU, where exponentials are expensive and memory is not.
+                if mx.default_device().type == mx.DeviceType.gpu:
+                    stack.enter_context(recomputed_gates(self._model))
+            yield
 
     def _evaluate_step(self) -> None:
         """Evaluate the step part by part.
