@@ -177,6 +177,27 @@ def test_a_handshake_that_is_broken_off_a_few_times_refuses_nobody(zmq_sockets, 
     client.close()
 
 
+def test_handshakes_that_were_broken_off_before_a_connection_do_not_count(zmq_sockets, learner, monkeypatch):
+    monkeypatch.setattr("grpo_actors.transport.refusals.BROKEN_OFF", 3)
+    port = 0
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            with socket.create_server(("127.0.0.1", port)) as ending:
+                if not port:
+                    port = ending.getsockname()[1]
+                    key = learner.folder.new("k", "worker")
+                    client = ControlClient(zmq_sockets, f"tcp://127.0.0.1:{port}", "w", key)
+                for _ in range(2):
+                    ending.accept()[0].close()
+                    assert client.receive(0.02) is None
+            server = ControlServer(zmq_sockets, f"tcp://127.0.0.1:{port}", learner.access)
+            stack.callback(server.socket.close, linger=0)
+            wait_until(lambda: client.send(b"hello"))
+            assert client.receive(0.02) is None
+            server.socket.close(linger=0)
+            wait_until(lambda: not client.send(b"into the void"))
+
+
 def test_a_closed_client_keeps_no_context_from_ending(learner):
     with zmq_context() as own:
         ControlClient(own, endpoint_of(learner.control.socket), "w", learner.own).close()

@@ -124,6 +124,25 @@ def test_a_list_that_cannot_be_reached_is_no_empty_one(folder):
         folder.listed()
 
 
+@pytest.mark.parametrize("name", ["learner.json", "allowed.json"])
+def test_a_check_makes_no_file_and_refuses_one_that_is_damaged(folder, name):
+    folder.check()
+    assert not folder.folder.exists()
+    folder.new("laptop", "worker")
+    folder.check()
+    (folder.folder / name).write_text("{")
+    with pytest.raises(RunError, match=name):
+        folder.check()
+
+
+def test_a_draft_that_a_killed_process_left_open_to_others_is_not_written_to(folder):
+    folder.learner()
+    with (folder.folder / "allowed.json.tmp").open("w") as left:
+        folder.new("laptop", "worker")
+        assert os.fstat(left.fileno()).st_size == 0
+    assert len(folder.listed()) == 1
+
+
 def test_the_folder_is_made_with_those_above_it(tmp_path):
     assert KeyFolder(tmp_path / "a" / "b").learner()
 
