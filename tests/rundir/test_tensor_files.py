@@ -1,6 +1,7 @@
 """Safetensors files written by several threads: what mlx and others read, the digests, the sizes of the files."""
 
 import hashlib
+import os
 
 import mlx.core as mx
 import numpy as np
@@ -52,6 +53,19 @@ def test_every_type_and_shape_comes_back_and_the_digest_is_that_of_the_file(tmp_
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
         assert file.metadata() == {"format": "mlx"}, "as mlx-lm writes it; transformers requires the key"
         np.testing.assert_array_equal(file.get_tensor("turned"), np.array(arrays["turned"]))
+
+
+def test_every_file_is_on_the_disk_whole_when_it_is_told(tmp_path, monkeypatch):
+    synced = {}
+
+    def sync(descriptor):
+        synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+
+    monkeypatch.setattr(os, "fsync", sync)
+    arrays = {f"a{n}": mx.full(3000, n, mx.uint8) for n in range(3)}
+    entries = write_files(tmp_path, freeze("model", arrays, shard_bytes=4000))
+    assert len(entries) == 3
+    assert synced == {(tmp_path / name).stat().st_ino: entry["bytes"] for name, entry in entries.items()}
 
 
 @pytest.mark.parametrize(
