@@ -11,7 +11,7 @@ from grpo_actors.schedule.order import ProblemOrder
 from grpo_actors.tasks.answers import FORMAT_REQUEST
 from grpo_actors.tasks.task import Problem
 
-USER = {"role": "user", "content": "How many?"}
+USER = {"role": "user", "content": "Hów many?"}
 
 
 def of_system(text):
@@ -57,10 +57,10 @@ def line_of(policy, *texts, longest=10_000):
 def test_the_first_prompt_is_the_first_that_is_posed_as_the_model_reads_it(tiny):
     tokens = tiny.chat.encode([USER])
     text = rendered(tiny, tokens)
-    assert text == "<|user|>How many?<|end|><|assistant|>"
-    line = f"first prompt ({len(tokens)} tokens; system prompt: none): {json.dumps(text)}"
+    assert text == "<|user|>Hów many?<|end|><|assistant|>"
+    line = f"first prompt ({len(tokens)} tokens; system prompt: none): {json.dumps(text, ensure_ascii=False)}"
     # The first problem is too long, and left out.
-    assert line_of(tiny, "How many? " * 9, "How many?", longest=len(tokens)) == line
+    assert line_of(tiny, "How many? " * 9, "Hów many?", longest=len(tokens)) == line
 
 
 def test_of_a_long_prompt_the_beginning_and_the_end_are_shown(tiny):

@@ -49,6 +49,8 @@ def test_rewards_are_reported_weighted_together_and_unweighted_apart():
     assert metrics["invalid_completions"] == 1
     assert metrics["reward_failures"] == {}
     assert metrics["zero_variance_share"] == 0.5  # a group with one valid completion has no signal
+    first = reward_metrics(GROUPS[:1], compute_advantages("group", matrices[:1], list(WEIGHTS.values())))
+    assert first["zero_variance_share"] == 1.0
 
 
 def test_without_a_valid_completion_there_is_no_reward():
