@@ -89,7 +89,11 @@ def test_problems_come_in_the_order_of_their_mixture_or_of_their_only_source(con
 def test_completions_follow_the_settings(tiny):
     plain = build_sampling_rules(config(max_turns=3, think_tokens=0), tiny)
     assert (plain.max_new_tokens, plain.max_turns, plain.closing) == (MAX_NEW, 1, ())
-    assert (plain.vocabulary, plain.stop_tokens, plain.rewards) == (tiny.vocabulary, tiny.stop_tokens, {"hand"})
+    assert (plain.vocabulary, plain.stop_tokens, plain.rewards) == (
+        tiny.vocabulary,
+        tiny.stop_tokens,
+        {"hand"},
+    )
     tiny.thinking = Thinking(Tags("a", "b"), start=(5,), end=(6,), closing=(7, 6))
     assert build_sampling_rules(config(think_tokens=0), tiny).closing == ()
     assert build_sampling_rules(config(think_tokens=4), tiny).closing == (7, 6)

@@ -1,11 +1,12 @@
 """The text of a completion that is judged."""
 
+from thinking_model import write_thinking_model
+
 from grpo_actors.config import ModelConfig
 from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.learner.judged import judged_text
 from grpo_actors.policy.model import load_policy
 from grpo_actors.tasks.task import Problem
-from thinking_model import write_thinking_model
 
 
 def test_of_several_turns_the_last_one_is_judged_by_how_it_begins(tmp_path):

@@ -62,7 +62,9 @@ def test_without_a_source_of_its_own_name_the_setting_is_named(tmp_path, tiny):
     (tmp_path / "data.jsonl").write_text(rows)
     settings = ["task=dataset", f"path={tmp_path}/data.jsonl", "functions={ soft_format = 1.0 }"]
     task = open_task(load_config(None, settings).config)
-    with pytest.raises(DataError, match=r"data.max_prompt_length: no problem has a prompt of at most 3 tokens"):
+    with pytest.raises(
+        DataError, match=r"data.max_prompt_length: no problem has a prompt of at most 3 tokens"
+    ):
         PromptLimit(tiny, 3).apply(task)
 
 

@@ -45,7 +45,9 @@ def test_a_version_is_announced_with_its_bytes_and_where_this_host_finds_them(me
 def test_without_memory_that_is_shared_a_version_is_announced_without_an_address(memory, monkeypatch):
     monkeypatch.setattr(shared_memory, "allocate", lambda *_: None)  # as on a host without room
     announced = []
-    publisher = Publisher(lambda manifest, data: announced.append((manifest.path, len(data) == manifest.size)))
+    publisher = Publisher(
+        lambda manifest, data: announced.append((manifest.path, len(data) == manifest.size))
+    )
     publisher.publish(1, ARRAYS)
     publisher.close()
     assert announced == [("", True)]

@@ -73,6 +73,11 @@ def test_at_most_half_of_the_hosts_available_memory_is_reserved():
     assert reserve(4097, HostCopy, lambda: 8192) is None
 
 
+def test_arrays_begin_at_multiples_of_sixteen_bytes():
+    arrays = {"a": mx.zeros(17, mx.uint8), "b": mx.zeros(16, mx.uint8)}
+    assert size_of(freeze("model", arrays)) == 32 + 16
+
+
 def test_closed_host_memory_is_not_pinned_any_more():
     pinned = []
 

@@ -55,6 +55,12 @@ def test_every_type_and_shape_comes_back_and_the_digest_is_that_of_the_file(tmp_
         np.testing.assert_array_equal(file.get_tensor("turned"), np.array(arrays["turned"]))
 
 
+@pytest.mark.parametrize("arrays", [{}, {"none": mx.zeros(0, mx.uint8)}])
+def test_a_state_without_a_byte_is_one_file(arrays):
+    [file] = freeze("optimizer", arrays)
+    assert (file.name, file.bytes, file.data.keys()) == ("optimizer.safetensors", 0, arrays.keys())
+
+
 def test_every_file_is_on_the_disk_whole_when_it_is_told(tmp_path, monkeypatch):
     synced = {}
 
@@ -77,6 +83,7 @@ def test_every_file_is_on_the_disk_whole_when_it_is_told(tmp_path, monkeypatch):
         ([9000, 500, 500], [9000, 1000]),
         ([4000], [4000]),
         ([], [0]),
+        ([0], [0]),
     ],
 )
 def test_large_states_become_files_of_about_equal_size(tmp_path, sizes, files):

@@ -192,10 +192,10 @@ def test_handshakes_that_were_broken_off_before_a_connection_do_not_count(zmq_so
                     assert client.receive(0.02) is None
             server = ControlServer(zmq_sockets, f"tcp://127.0.0.1:{port}", learner.access)
             stack.callback(server.socket.close, linger=0)
-            wait_until(lambda: client.send(b"hello"))
+            wait_until(lambda client=client: client.send(b"hello"))
             assert client.receive(0.02) is None
             server.socket.close(linger=0)
-            wait_until(lambda: not client.send(b"into the void"))
+            wait_until(lambda client=client: not client.send(b"into the void"))
 
 
 def test_a_closed_client_keeps_no_context_from_ending(learner):

@@ -57,7 +57,8 @@ def test_a_send_by_a_closed_socket_is_an_error(zmq_sockets, ipc_address):
 
 def test_a_process_keeps_the_session_that_it_is_given(zmq_sockets, ipc_address):
     one, other, given = (
-        ControlClient(zmq_sockets, ipc_address, "w", session=session).identity for session in (None, None, b"s")
+        ControlClient(zmq_sockets, ipc_address, "w", session=session).identity
+        for session in (None, None, b"s")
     )
     assert given == b"s"
     assert one != other

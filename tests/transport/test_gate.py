@@ -355,7 +355,7 @@ def test_on_tcp_what_an_earlier_connection_of_the_same_descriptor_delivered_does
         descriptors.append(arrival.sender.descriptor)
         if body != b"x":
             peer.close()
-            wait_until(lambda: not server.send(arrival.identity, b"x"))
+            wait_until(lambda arrival=arrival: not server.send(arrival.identity, b"x"))
     assert len(set(descriptors)) == 1
     with peer:
         peer.send_until_cut(frame(bytes(MIB // 8), MORE), 8 * MIB)  # as many as the first one has delivered

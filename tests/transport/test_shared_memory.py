@@ -122,22 +122,28 @@ def test_a_closed_reader_has_nothing_mapped(writer, reader):
 
 def test_a_file_costs_each_side_one_descriptor_until_it_is_closed(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MEMORY", tmp_path)
-    before = os.listdir("/dev/fd")
+
+    def descriptors():
+        return sorted(path.name for path in module.Path("/dev/fd").iterdir())
+
+    before = descriptors()
     writer, reader = SharedMemoryWriter(unpinned), SharedMemoryReader(unpinned)
     path = publish(writer, 1, b"abc")
-    assert len(os.listdir("/dev/fd")) == len(before) + 2  # the folder's lock, and the mapped file
+    assert len(descriptors()) == len(before) + 2  # the folder's lock, and the mapped file
     for _ in range(3):
         assert fetch(reader, path, 1, 3)
         module.remove_leftovers()
-    assert len(os.listdir("/dev/fd")) == len(before) + 3
+    assert len(descriptors()) == len(before) + 3
     reader.close()
     for _ in range(2):
         writer.close()
     del writer
-    assert os.listdir("/dev/fd") == before
+    assert descriptors() == before
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="only there can pages be had before they are used")
+@pytest.mark.skipif(
+    not hasattr(os, "posix_fallocate"), reason="only there can pages be had before they are used"
+)
 def test_all_memory_of_a_file_is_there_before_it_is_written(writer):
     size = 2**20
     writer.buffer(1, size)
