@@ -35,6 +35,6 @@ def read_json(path: Path, form: TypeAdapter[T], cure: str) -> T:
 
 def reason_of(error: ValidationError) -> str:
     """Return the first of pydantic's errors in one line: ``cursor.position: Field required``."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first, *_ = error.errors()
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}"[:_MAX_REASON] if place else str(first["msg"])[:_MAX_REASON]

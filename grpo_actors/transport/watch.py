@@ -79,14 +79,18 @@ class Watch:
         now_s, total, largest = time.monotonic(), 0, (0, "", -1)
         for watched, connections in self._connections.items():
             for descriptor, (since_s, before) in connections.items():
-                expected = HANDSHAKE_BYTES + HEARTBEAT_BYTES_PER_S * (now_s - since_s)
                 delivered = self._delivered.get(descriptor, 0) - before
-                undelivered = max(0, int(received_bytes(descriptor) - delivered - expected))
+                undelivered = undelivered_bytes(received_bytes(descriptor), delivered, now_s - since_s)
                 total += undelivered
                 largest = max(largest, (undelivered, self._addresses[watched], descriptor))
         undelivered, address, descriptor = largest
         if undelivered > MAX_MESSAGE_BYTES or total > MAX_TOTAL_BYTES:
             cut(address, descriptor)
+
+
+def undelivered_bytes(received: int, delivered: int, age_s: float) -> int:
+    """Return how much of what a connection of this age has received must lie in ZeroMQ's memory."""
+    return max(0, int(received - delivered - HANDSHAKE_BYTES - HEARTBEAT_BYTES_PER_S * age_s))
 
 
 def received_bytes(descriptor: int) -> int:
@@ -102,10 +106,10 @@ def received_bytes(descriptor: int) -> int:
     except OSError:  # closed, and the number now belongs to a file
         os.close(duplicate)
         return 0
-    with connection, contextlib.suppress(OSError):
+    with connection, contextlib.suppress(OSError, struct.error):  # no TCP, or a system that tells less
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
-        if len(info) >= RECEIVED_AT + 8:
-            return int(struct.unpack_from("Q", info, RECEIVED_AT)[0])
+        (received,) = struct.unpack_from("Q", info, RECEIVED_AT)
+        return int(received)
     return 0
 
 

@@ -1,13 +1,17 @@
 """The order of events in the training loop, and how it ends, with a source made by hand."""
 
+import os
+
 import pytest
 from hand_made import config, groups_of, learner
 
+from grpo_actors import progress
 from grpo_actors.errors import RunError
 from grpo_actors.learner.archive import Archive
 from grpo_actors.learner.history import History
 from grpo_actors.learner.loop import Run, train
 from grpo_actors.process import StopRequest
+from grpo_actors.progress import LOADING_S, LOST_S
 from grpo_actors.rundir.checkpoints import Snapshot
 from grpo_actors.schedule.lease import Cursor
 
@@ -89,6 +93,31 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_error(trained
     with pytest.raises(RunError, match="checkpoint-2: cannot be written"):
         trained(3, total=3)
     assert not (tmp_path / "checkpoint-3").exists()
+
+
+def test_the_supervisor_is_told_each_piece_of_work_and_how_long_it_may_take(trained, monkeypatch):
+    read, write = os.pipe()
+    monkeypatch.setenv(progress.PROGRESS, str(write))
+    monkeypatch.setattr(progress, "_reporter", progress._Reporter())
+    trained(2, total=2)
+    os.close(write)
+    with os.fdopen(read) as told:
+        works = dict.fromkeys(told.read().splitlines())  # a work is reported again while it goes on
+    # The first update may compile; of the others one knows how long they take.
+    assert list(works) == [
+        f"{LOADING_S} update 1",
+        f"{LOADING_S} the checkpoint of update 1",
+        f"{LOST_S} update 2",
+        f"{LOADING_S} the checkpoint of update 2",
+        f"{LOADING_S} the end of the run",
+    ]
+
+
+def test_the_archive_is_prepared_while_the_first_batch_is_sampled(trained, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(Archive, "prepare", lambda _, grpo: prepared.append(grpo.version))
+    trained(2, total=2)
+    assert prepared == [0]
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,33 @@ def test_problems_with_long_prompts_are_left_out_and_counted(tmp_path, tiny):
     assert PromptLimit(tiny, limit).apply(task) is None
 
 
+# The second one's tokens are its characters: as many as the bytes of which they are guessed.
+@pytest.mark.parametrize("prompt", ["How many are 2 and 2?", "~^~^~^~^"])
+def test_a_prompt_as_long_as_the_limit_stays(tmp_path, tiny, prompt):
+    task = task_of(tmp_path, [f"{start}{n}" for start in ("", prompt) for n in range(4)])
+    longest = next(p for p in task.problems("train") if prompt in p.messages[-1]["content"])
+    length = len(tiny.chat.encode(longest.messages))
+    PromptLimit(tiny, length).apply(task)
+    assert longest in task.problems("train")
+    PromptLimit(tiny, length - 1).apply(task)
+    assert longest not in task.problems("train")
+
+
 def test_without_a_prompt_that_is_short_enough_no_run_starts(tmp_path, tiny):
     task = task_of(tmp_path, ["How many are 2 and 2?", "How many are 3 and 3?"])
     with pytest.raises(
         DataError, match=r"'mine' has no prompt that is short enough \(data.max_prompt_length"
+    ):
+        PromptLimit(tiny, 3).apply(task)
+
+
+def test_without_a_source_of_its_own_name_the_setting_is_named(tmp_path, tiny):
+    rows = "".join(f'{{"question": "{n}?", "answer": 1}}\n' for n in range(3))
+    (tmp_path / "data.jsonl").write_text(rows)
+    settings = ["task=dataset", f"path={tmp_path}/data.jsonl", "functions={ soft_format = 1.0 }"]
+    task = open_task(load_config(None, settings).config)
+    with pytest.raises(
+        DataError, match=r"data.max_prompt_length: no problem has a prompt of at most 3 tokens"
     ):
         PromptLimit(tiny, 3).apply(task)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from array import array
 from types import MappingProxyType
 
@@ -101,6 +102,15 @@ def test_a_continued_run_cuts_what_came_after_its_checkpoint(run_dir):
     assert file.last_update == 2
 
 
+def test_the_groups_of_a_checkpoint_are_on_the_disk_before_it_is_written(run_dir, monkeypatch):
+    synced = []
+    file = GroupsFile(run_dir, after_update=0)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    file.sync()
+    file.close()
+    assert synced == [(run_dir / GROUPS_FILE).stat().st_ino]
+
+
 def test_a_new_run_empties_the_file(run_dir):
     written(run_dir, [1, 2])
     assert written(run_dir, []).read_bytes() == b""
@@ -149,6 +159,13 @@ def edited(line, *place_and_value):
     return json.dumps(document)
 
 
+def edited_completion(line, **fields):
+    """Return the JSON line with fields of its second completion replaced."""
+    document = json.loads(line)
+    document["completions"][1] |= {"inserted": []} | fields
+    return json.dumps(document)
+
+
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
@@ -164,6 +181,13 @@ def edited(line, *place_and_value):
             lambda line: edited(line, "completions", 1, "tokens", [1]),
             "got 1 tokens, 5 log-probs and 5 versions",
         ),
+        (
+            lambda line: edited_completion(line, tokens=[], logprobs=[], versions=[]),
+            "got 0 tokens, 0 log-probs and 0 versions",
+        ),
+        (lambda line: edited(line, "completions", 1, "forced", [3, 9]), "forced must be rising pairs"),
+        # One element for each completion, of which there are two.
+        (lambda line: edited(line, "log_ratios", [None]), "log_ratios must have a number for each token"),
         (lambda line: edited(line, "prompt", []), "a group has a prompt and completions"),
         (lambda line: edited(line, "lease", "2"), "lease: "),
     ],
@@ -179,6 +203,15 @@ def test_a_broken_line_is_named(run_dir, spoil, what):
             recording.take(1)
     assert str(caught.value).startswith(f"{path.resolve()}:3: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_completion_may_be_one_token(run_dir):
+    path = written(run_dir, [1])
+    line = path.read_text().splitlines()[0]
+    path.write_text(edited_completion(line, tokens=[1], logprobs=[-0.5], versions=[1]))
+    with Recording(path) as recording:
+        [read] = recording.take(1)
+    assert [len(completion.tokens) for completion in read.completions] == [5, 1]
 
 
 def test_a_recording_without_turns_reads_as_one_turn_and_bad_bounds_are_refused(run_dir):

@@ -44,10 +44,21 @@ def test_rewards_are_reported_weighted_together_and_unweighted_apart():
     matrices = [np.array([[1.0, 0.5], [np.nan] * 2]), np.array([[0.0, 1.0], [0.0, np.nan]])]
     metrics = reward_metrics(GROUPS, compute_advantages("group", matrices, list(WEIGHTS.values())))
     assert metrics["reward_mean"] == (2.0 + 2.0 + 0.0) / 3  # 1 + 2 · 0.5; 2 · 1; 0; the fourth has none
+    assert metrics["reward_std"] == pytest.approx((8 / 9) ** 0.5)  # of 2, 2 and 0
     assert metrics["rewards"] == {"a": 1 / 3, "b": 0.75}
     assert metrics["invalid_completions"] == 1
     assert metrics["reward_failures"] == {}
     assert metrics["zero_variance_share"] == 0.5  # a group with one valid completion has no signal
+    first = reward_metrics(GROUPS[:1], compute_advantages("group", matrices[:1], list(WEIGHTS.values())))
+    assert first["zero_variance_share"] == 1.0
+
+
+def test_without_a_valid_completion_there_is_no_reward():
+    nothing = [replace(one, problem=replace(one.problem, source="s")) for one in GROUPS]
+    advantages = compute_advantages("group", [np.full((2, 2), np.nan)] * 2, [1.0, 2.0])
+    metrics = reward_metrics(nothing, advantages)
+    assert (metrics["reward_mean"], metrics["reward_std"], metrics["invalid_completions"]) == (None, None, 4)
+    assert source_metrics(nothing, advantages)["reward_by_source"] == {"s": None}
 
 
 def test_a_logged_metric_is_the_mean_of_all_its_values_in_the_update():
@@ -99,6 +110,11 @@ def test_lengths_count_every_completion():
         4,
         2,
     )
+    assert metrics["turns_mean"] == 1.0
+    two_turns = replace(completion([1, 2, 3], {}), inserted=[1, 2])
+    longer = length_metrics([replace(GROUPS[0], completions=[*GROUPS[0].completions, two_turns])])
+    assert longer["turns_mean"] == 4 / 3  # 1, 1 and 2 turns
+    assert longer["tokens"] == 2 + 1 + 2, "without what was inserted"
 
 
 def test_thinking_is_measured_in_tokens_between_the_tags(tiny):
@@ -133,3 +149,5 @@ def test_samples_show_the_users_turn_and_the_weighted_reward():
     assert [c["truncated"] for c in sample["completions"]] == [False, True]
     assert [c["text"] for c in sample["completions"]] == ["[1, 2]", "[1]"]  # the tokens, decoded
     assert list(samples(GROUPS, 0, WEIGHTS, str, lambda *_: "")) == []
+    [of_a_replay] = samples(GROUPS, 1, {"b": 2.0}, str, lambda *_: "")  # which leaves one of the rewards out
+    assert [c["reward"] for c in of_a_replay["completions"]] == [1.0, 0.0]

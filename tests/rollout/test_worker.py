@@ -1,6 +1,8 @@
 """A worker against a learner's sockets driven by hand: it handles messages between two steps, with and without draining."""
 
 import contextlib
+import itertools
+import os
 import tempfile
 import threading
 import time
@@ -11,9 +13,11 @@ import mlx.core as mx
 import pytest
 from bounds import HANG_S
 
+from grpo_actors import progress
 from grpo_actors.config import Config
 from grpo_actors.errors import ProtocolError
 from grpo_actors.policy.weights import freeze, pack
+from grpo_actors.progress import LOADING_S, scoring_patience_s
 from grpo_actors.rollout.worker import RolloutWorker
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.transport.control import ControlClient, ControlServer
@@ -235,6 +239,31 @@ def test_a_group_that_was_just_sent_is_not_sent_again(learner, monkeypatch):
     learner.turns(TURNS)
     assert learner.last_beat().holding == [0]
     assert len(learner.groups()) == 1
+
+
+def test_the_supervisor_is_told_which_leases_are_sampled(tiny, monkeypatch):
+    read, write = os.pipe()
+    monkeypatch.setenv(progress.PROGRESS, str(write))
+    monkeypatch.setattr(progress, "_reporter", progress._Reporter())
+    with hand_learner(tiny, DRAINING) as learner:
+        learner.grant(0, 1)
+        learner.turns(TURNS)
+        learner.grant(2)
+        learner.turns(TURNS)
+        assert len(learner.groups()) == 3
+    os.close(write)
+    patience_s = scoring_patience_s(DRAINING.reward.reward_timeout_s)
+    with os.fdopen(read) as told:
+        works = [work for work, _ in itertools.groupby(told.read().splitlines())]
+    # Only the first step may compile.
+    assert works == [
+        f"{patience_s} ",
+        f"{LOADING_S} leases 0, 1",
+        f"{patience_s} leases 0, 1",
+        f"{patience_s} ",
+        f"{patience_s} lease 2",
+        f"{patience_s} ",
+    ]
 
 
 def test_an_idle_worker_beats_as_often_as_the_learner_asks(learner):

@@ -12,7 +12,10 @@ FORM = TypeAdapter(dict[str, list[int]])
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"a": [1, "x"]}', "a.1: Input should be a valid integer, unable to parse string as an integer"),
+        (
+            '{"a": [1, "x"], "b": 3}',
+            "a.1: Input should be a valid integer, unable to parse string as an integer",
+        ),
         ("[]", "Input should be an object"),
         ("{", "Invalid JSON: EOF while parsing an object at line 1 column 1"),
     ],

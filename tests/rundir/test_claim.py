@@ -1,6 +1,8 @@
 """What a run adds to its settings, and which of them may continue it."""
 
+import fcntl
 import os
+import time
 
 import pytest
 from checkpoint_files import write_checkpoint_files
@@ -8,7 +10,7 @@ from checkpoint_files import write_checkpoint_files
 from grpo_actors.config import load_config, read_config
 from grpo_actors.errors import ConfigError, RunError
 from grpo_actors.rundir.claim import check_resume, claimed, total_updates, with_rewards
-from grpo_actors.rundir.folder import LOCK_FILE, is_locked
+from grpo_actors.rundir.folder import LOCK, LOCK_FILE, LOCK_PAUSE_S, LOCK_TRIES, is_locked, locked
 from grpo_actors.tasks.registry import load_task
 
 
@@ -144,6 +146,31 @@ def test_a_claimed_folder_is_locked_and_keeps_results_only_beside_a_checkpoint(t
         assert {path.name for path in tmp_path.iterdir()} == kept
         assert read_config(tmp_path / "config.json") == config
     assert not is_locked(tmp_path)
+
+
+def test_whoever_asks_whether_a_folder_is_locked_keeps_no_run_out(tmp_path, monkeypatch):
+    with (tmp_path / LOCK_FILE).open("w") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)  # as `is_locked` holds it for an instant
+        pauses = []
+
+        def pause(seconds):
+            pauses.append(seconds)
+            if len(pauses) == LOCK_TRIES - 1:
+                asking.close()
+
+        monkeypatch.setattr(time, "sleep", pause)
+        with locked(tmp_path):
+            assert pauses == [LOCK_PAUSE_S] * (LOCK_TRIES - 1)
+            with pytest.raises(RunError, match="is in use by a live run; stop it"), locked(tmp_path):
+                pass
+
+
+def test_a_process_that_inherits_the_lock_holds_it_already(tmp_path, monkeypatch):
+    monkeypatch.setenv(LOCK, "7")
+    with locked(tmp_path / "run") as descriptor:
+        assert descriptor == 7
+    assert not (tmp_path / "run").exists()
+    assert not is_locked(tmp_path / "run")
 
 
 def test_a_folder_is_made_where_none_is(tmp_path):

@@ -73,6 +73,22 @@ def test_at_most_half_of_the_hosts_available_memory_is_reserved():
     assert reserve(4097, HostCopy, lambda: 8192) is None
 
 
+def test_arrays_begin_at_multiples_of_sixteen_bytes():
+    arrays = {"a": mx.zeros(17, mx.uint8), "b": mx.zeros(16, mx.uint8)}
+    assert size_of(freeze("model", arrays)) == 32 + 16
+
+
+def test_closed_host_memory_is_not_pinned_any_more():
+    pinned = []
+
+    def pin(memory):
+        pinned.append(HostCopy(memory))
+        return pinned[0]
+
+    reserve(4096, pin, lambda: 8192).close()
+    assert pinned[0].closed
+
+
 def test_nothing_is_reserved_if_the_driver_pins_no_more():
     assert reserve(4096, lambda _: None, lambda: 8192) is None
 

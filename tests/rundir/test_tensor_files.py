@@ -1,6 +1,7 @@
 """Safetensors files written by several threads: what mlx and others read, the digests, the sizes of the files."""
 
 import hashlib
+import os
 
 import mlx.core as mx
 import numpy as np
@@ -54,6 +55,25 @@ def test_every_type_and_shape_comes_back_and_the_digest_is_that_of_the_file(tmp_
         np.testing.assert_array_equal(file.get_tensor("turned"), np.array(arrays["turned"]))
 
 
+@pytest.mark.parametrize("arrays", [{}, {"none": mx.zeros(0, mx.uint8)}])
+def test_a_state_without_a_byte_is_one_file(arrays):
+    [file] = freeze("optimizer", arrays)
+    assert (file.name, file.bytes, file.data.keys()) == ("optimizer.safetensors", 0, arrays.keys())
+
+
+def test_every_file_is_on_the_disk_whole_when_it_is_told(tmp_path, monkeypatch):
+    synced = {}
+
+    def sync(descriptor):
+        synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+
+    monkeypatch.setattr(os, "fsync", sync)
+    arrays = {f"a{n}": mx.full(3000, n, mx.uint8) for n in range(3)}
+    entries = write_files(tmp_path, freeze("model", arrays, shard_bytes=4000))
+    assert len(entries) == 3
+    assert synced == {(tmp_path / name).stat().st_ino: entry["bytes"] for name, entry in entries.items()}
+
+
 @pytest.mark.parametrize(
     ("sizes", "files"),
     [
@@ -63,6 +83,7 @@ def test_every_type_and_shape_comes_back_and_the_digest_is_that_of_the_file(tmp_
         ([9000, 500, 500], [9000, 1000]),
         ([4000], [4000]),
         ([], [0]),
+        ([0], [0]),
     ],
 )
 def test_large_states_become_files_of_about_equal_size(tmp_path, sizes, files):

@@ -34,6 +34,12 @@ def test_every_stretch_has_its_share_of_each_source():
             assert abs(seen[each] - position * turns / 10) < 2
 
 
+def test_the_turns_of_a_source_are_spread_evenly_over_a_block():
+    # Turn t of n comes at (2 t + 1) / 2 n. In 1/30: 3, 9, 15, 21, 27 of the first, and 5, 15, 25 of the second source.
+    order = MixtureOrder(counts=(5, 3), turns=(5, 3), seed=1)
+    assert sources(order, range(8)) == [0, 1, 0, 0, 1, 0, 1, 0]
+
+
 def test_a_source_poses_each_of_its_problems_once_in_each_of_its_epochs():
     order = MixtureOrder(counts=(3, 8), turns=(1, 1), seed=5)
     at = [

@@ -1,21 +1,24 @@
 """Sockets that ask for keys: who is let in, what for, and until when."""
 
 import contextlib
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 from bounds import HANG_S
 from real_sockets import wait_until
 from test_chunks import Numbers
 
 from grpo_actors.errors import RunError
-from grpo_actors.transport.access import Access
+from grpo_actors.transport.access import ADDED_BYTES, Access, Sender
 from grpo_actors.transport.control import ControlClient, ControlServer
 from grpo_actors.transport.events import EventPublisher, EventSubscriber
 from grpo_actors.transport.keys import RUN_ROLE, ClientKey, KeyFolder
-from grpo_actors.transport.sockets import Context, endpoint_of
+from grpo_actors.transport.sockets import Context, endpoint_of, zmq_context
 from grpo_actors.transport.weights import WeightsClient, WeightsServer
 
 ANY_PORT = "tcp://127.0.0.1:*"
@@ -38,8 +41,8 @@ class Learner:
             self.events = EventPublisher(self.context, ANY_PORT, self.access)
             yield self
             # Before the authenticator ends.
-            for socket in (self.control.socket, self.weights.socket, self.events.socket):
-                socket.close(linger=0)
+            for each in (self.control.socket, self.weights.socket, self.events.socket):
+                each.close(linger=0)
 
     def worker(self, key: ClientKey | None, name: str = "w") -> ControlClient:
         return ControlClient(self.context, endpoint_of(self.control.socket), name, key)
@@ -74,6 +77,54 @@ def refusal(client: ControlClient, meanwhile: Callable[[], object] = lambda: Non
     with pytest.raises(RunError) as refused:
         receive()
     return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("role", "may"),
+    [
+        ("", "is_own may_sample"),
+        (RUN_ROLE, "is_own may_sample"),
+        ("worker", "may_sample"),
+        ("evaluator", "may_evaluate"),
+        ("reader", ""),
+    ],
+)
+def test_a_role_says_what_its_holder_may_do(role, may):
+    sender = Sender("k", role, 7)
+    rights = ("is_own", "may_sample", "may_evaluate")
+    assert [right for right in rights if getattr(sender, right)] == may.split()
+
+
+def test_what_a_connection_delivers_is_counted_with_what_zeromq_adds(zmq_sockets, ipc_address):
+    access = Access()
+    server = ControlServer(zmq_sockets, ipc_address, access)
+    client = ControlClient(zmq_sockets, ipc_address, "w")
+    for _ in range(2):
+        wait_until(lambda: client.send(bytes(1000)))
+        wait_until(lambda: server.socket.poll(100))
+        (arrival,) = server.receive()
+    assert access.delivered == {arrival.sender.descriptor: 2 * (1000 + ADDED_BYTES)}
+
+
+def test_a_damaged_list_is_refused_before_the_run_starts(tmp_path):
+    folder = KeyFolder(tmp_path / "keys")
+    folder.new("laptop", "worker")
+    (folder.folder / "allowed.json").write_text("{")
+    with pytest.raises(RunError, match=r"allowed\.json: is no key file"):
+        Access(folder)
+
+
+def test_without_encryption_there_are_no_keys(tmp_path, monkeypatch):
+    monkeypatch.setattr(zmq, "has", lambda capability: capability != "curve")
+    with pytest.raises(RunError, match="this pyzmq was built without CURVE, so TCP has no keys"):
+        Access(KeyFolder(tmp_path / "keys"))
+
+
+def test_who_asks_for_keys_leaves_no_thread(zmq_sockets, tmp_path):
+    before = threading.enumerate()
+    with Access(KeyFolder(tmp_path / "keys")).enforced(zmq_sockets):
+        assert len(threading.enumerate()) == len(before) + 1
+    assert threading.enumerate() == before
 
 
 @pytest.mark.parametrize("role", ["worker", "evaluator"])
@@ -114,6 +165,42 @@ def test_a_key_of_another_role_is_refused(learner):
         pytest.raises(RunError, match="with the role 'worker' is not let in"),
     ):
         subscriber.receive(HANG_S)
+
+
+def test_a_handshake_that_is_broken_off_a_few_times_refuses_nobody(zmq_sockets, learner):
+    with socket.create_server(("127.0.0.1", 0)) as ending:  # as a learner that ends
+        address = f"tcp://127.0.0.1:{ending.getsockname()[1]}"
+        client = ControlClient(zmq_sockets, address, "w", learner.folder.new("k", "worker"))
+        for _ in range(3):
+            ending.accept()[0].close()
+            assert client.receive(0.02) is None
+    client.close()
+
+
+def test_handshakes_that_were_broken_off_before_a_connection_do_not_count(zmq_sockets, learner, monkeypatch):
+    monkeypatch.setattr("grpo_actors.transport.refusals.BROKEN_OFF", 3)
+    port = 0
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            with socket.create_server(("127.0.0.1", port)) as ending:
+                if not port:
+                    port = ending.getsockname()[1]
+                    key = learner.folder.new("k", "worker")
+                    client = ControlClient(zmq_sockets, f"tcp://127.0.0.1:{port}", "w", key)
+                for _ in range(2):
+                    ending.accept()[0].close()
+                    assert client.receive(0.02) is None
+            server = ControlServer(zmq_sockets, f"tcp://127.0.0.1:{port}", learner.access)
+            stack.callback(server.socket.close, linger=0)
+            wait_until(lambda client=client: client.send(b"hello"))
+            assert client.receive(0.02) is None
+            server.socket.close(linger=0)
+            wait_until(lambda client=client: not client.send(b"into the void"))
+
+
+def test_a_closed_client_keeps_no_context_from_ending(learner):
+    with zmq_context() as own:
+        ControlClient(own, endpoint_of(learner.control.socket), "w", learner.own).close()
 
 
 def test_a_key_at_a_learner_without_keys_says_so(zmq_sockets, learner):

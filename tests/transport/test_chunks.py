@@ -196,6 +196,8 @@ def test_a_chunk_that_was_not_asked_for_is_refused(zmq_sockets, ipc_address, lea
     version = Version(1, 3 * CHUNK + 1, CHUNK // 2 if lie == b"1 0" else CHUNK)
     with pytest.raises(ProtocolError, match="was not asked for"):
         client.fetch(version)
+    # What else was on its way is not taken for the answer to the next request.
+    assert client.manifest() == b"manifest 1 4000"
 
 
 @pytest.mark.parametrize("request_", [b"", b"x", b"1 x", b"9 0", b"1 99999999999999999", b"1 -1"])

@@ -48,6 +48,22 @@ def test_a_send_to_an_unknown_peer_returns_false(zmq_sockets, ipc_address):
     assert not ControlServer(zmq_sockets, ipc_address).send(b"nobody", b"x")
 
 
+def test_a_send_by_a_closed_socket_is_an_error(zmq_sockets, ipc_address):
+    server = ControlServer(zmq_sockets, ipc_address)
+    server.socket.close()
+    with pytest.raises(zmq.ZMQError):
+        server.send(b"nobody", b"x")
+
+
+def test_a_process_keeps_the_session_that_it_is_given(zmq_sockets, ipc_address):
+    one, other, given = (
+        ControlClient(zmq_sockets, ipc_address, "w", session=session).identity
+        for session in (None, None, b"s")
+    )
+    assert given == b"s"
+    assert one != other
+
+
 def test_a_send_to_a_peer_that_has_left_returns_false(zmq_sockets, ipc_address):
     server = ControlServer(zmq_sockets, ipc_address)
     client = connected(zmq_sockets, server, ipc_address, "leaver")

@@ -20,7 +20,13 @@ from grpo_actors.transport.control import ControlClient, ControlServer
 from grpo_actors.transport.gate import Frames, TooMuch, gated
 from grpo_actors.transport.limits import MAX_CONNECTIONS, MAX_MESSAGE_BYTES, MAX_TOTAL_BYTES
 from grpo_actors.transport.sockets import CONTROL_BYTES, INNER, Endpoints, endpoint_of, zmq_context
-from grpo_actors.transport.watch import received_bytes, watched
+from grpo_actors.transport.watch import (
+    HANDSHAKE_BYTES,
+    HEARTBEAT_BYTES_PER_S,
+    received_bytes,
+    undelivered_bytes,
+    watched,
+)
 
 MIB = 2**20
 
@@ -326,6 +332,36 @@ def test_the_received_bytes_of_a_connection_are_counted_and_of_nothing_else(tmp_
         os.close(free)
 
 
+def test_handshake_and_heartbeats_of_any_time_count_as_delivered():
+    day_s = 24 * 60 * 60
+    expected = HANDSHAKE_BYTES + HEARTBEAT_BYTES_PER_S * day_s
+    assert undelivered_bytes(expected, 0, day_s) == 0
+    assert undelivered_bytes(expected + 5, 2, day_s) == 3
+    assert undelivered_bytes(0, 10**9, day_s) == 0, "no other connection may take its place"
+
+
+@needs_the_count
+def test_on_tcp_what_an_earlier_connection_of_the_same_descriptor_delivered_does_not_count(
+    on_tcp, zmq_sockets, monkeypatch
+):
+    monkeypatch.setattr("grpo_actors.transport.watch.MAX_MESSAGE_BYTES", MIB)
+    server, address = on_tcp
+    descriptors = []
+    for body in (bytes(CONTROL_BYTES // 8), b"x"):
+        peer = RawPeer(address)
+        peer.socket.sendall(frame(body))
+        wait_until(lambda: server.socket.poll(100))
+        (arrival,) = server.receive()
+        descriptors.append(arrival.sender.descriptor)
+        if body != b"x":
+            peer.close()
+            wait_until(lambda arrival=arrival: not server.send(arrival.identity, b"x"))
+    assert len(set(descriptors)) == 1
+    with peer:
+        peer.send_until_cut(frame(bytes(MIB // 8), MORE), 8 * MIB)  # as many as the first one has delivered
+        assert peer.is_cut()
+
+
 @needs_the_count
 def test_on_tcp_a_connection_that_delivers_its_messages_may_send_any_number(on_tcp, zmq_sockets):
     server, address = on_tcp
@@ -342,11 +378,10 @@ def test_on_tcp_a_connection_that_delivers_its_messages_may_send_any_number(on_t
     assert arrival.sender.descriptor == descriptor
 
 
-def test_on_tcp_connections_are_bounded(on_tcp):
-    _, address = on_tcp
+def test_on_tcp_connections_are_bounded_and_a_closed_one_makes_room(on_tcp):
+    server, address = on_tcp
     with contextlib.ExitStack() as stack:
-        for _ in range(MAX_CONNECTIONS):
-            stack.enter_context(RawPeer(address))
+        peers = [stack.enter_context(RawPeer(address)) for _ in range(MAX_CONNECTIONS)]
 
         def shut_out() -> bool:
             with contextlib.suppress(ConnectionError), RawPeer(address) as one_more:
@@ -354,3 +389,19 @@ def test_on_tcp_connections_are_bounded(on_tcp):
             return True
 
         wait_until(shut_out)
+        peers[0].close()
+
+        def let_in() -> bool:
+            with contextlib.suppress(ConnectionError), RawPeer(address) as one_more:
+                one_more.socket.sendall(frame(b"here"))
+                return bool(server.socket.poll(100))
+            return False
+
+        wait_until(let_in)
+
+
+def test_a_watch_leaves_no_thread(zmq_sockets):
+    server = ControlServer(zmq_sockets, "tcp://127.0.0.1:*")
+    with watched([server.socket], {}):
+        assert "watch" in {thread.name for thread in threading.enumerate()}
+    assert "watch" not in {thread.name for thread in threading.enumerate()}

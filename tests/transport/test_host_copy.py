@@ -164,6 +164,7 @@ def test_two_workers_of_one_host_fetch_each_chunk_once(learner, start, folder):
     (shared,) = folder.iterdir()
     assert sorted(path.name for path in shared.iterdir()) == ["0", "1", "lock"]
     assert shared.stat().st_mode & 0o777 == 0o700
+    assert (shared / "lock").stat().st_mode & 0o777 == 0o600
     workers[0].leave()
     assert shared.exists()
     workers[1].leave()
@@ -238,7 +239,7 @@ def test_a_version_that_is_gone_is_none(learner, client):
 def test_a_folder_that_is_not_safe_is_not_used(hindrance, learner, client, folder):
     entered = _SharedFolder.enter(RUN)
     if hindrance == "open to others":
-        entered.path.chmod(0o755)
+        entered.path.chmod(0o701)
     else:
         entered.leave()
         entered.path.touch()

@@ -1,7 +1,10 @@
 """Key files, and the list of keys that a learner lets in."""
 
+import json
 import os
 import sys
+import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -31,7 +34,7 @@ def _umask():
     os.umask(before)
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o620])
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o620, 0o601])
 def test_a_file_that_others_may_open_is_refused_with_the_cure(folder, tmp_path, mode):
     path = tmp_path / "laptop.key"
     folder.new("laptop", "worker").write(path)
@@ -50,10 +53,31 @@ def test_a_key_file_holds_all_that_its_holder_needs(folder, tmp_path):
     made = folder.new("laptop", "reader")
     made.write(tmp_path / "k")
     assert ClientKey.read(tmp_path / "k") == made
+    # For a reader's eyes: one line for each part.
+    assert (tmp_path / "k").read_text() == json.dumps(asdict(made), indent=2) + "\n"
     assert made.learner == folder.learner()[0]
     assert {public: (entry.name, entry.role) for public, entry in folder.listed().items()} == {
         made.public: ("laptop", "reader")
     }
+
+
+@pytest.mark.parametrize("part", ["public", "secret", "learner"])
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        (lambda key: key[1:], "its keys must have 40 characters; copy the file again"),
+        (lambda key: f"{key}x", "its keys must have 40 characters"),
+        (lambda _: [0] * 40, "is no key file"),
+    ],
+    ids=["cut", "longer", "no text"],
+)
+def test_a_key_file_that_was_copied_badly_is_refused(folder, tmp_path, part, changed, why):
+    path = tmp_path / "k"
+    folder.new("laptop", "worker").write(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {part: changed(content[part])}))
+    with pytest.raises(RunError, match=why):
+        ClientKey.read(path)
 
 
 def test_the_learners_key_stays_the_same(folder):
@@ -69,6 +93,58 @@ def test_a_name_is_listed_once_until_it_is_revoked(folder):
     assert folder.new("laptop", "worker").public != first.public
     with pytest.raises(RunError, match="tablet: no key of this name is listed"):
         folder.revoke("tablet")
+
+
+def test_keys_that_are_made_at_the_same_time_are_all_let_in(folder):
+    makers = [
+        threading.Thread(target=lambda who=who: [folder.new(f"{who}{n}", "worker") for n in range(8)])
+        for who in "ab"
+    ]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join()
+    assert len(folder.listed()) == 16
+
+
+def test_a_revocation_is_on_the_disk_when_it_is_told(folder, monkeypatch):
+    folder.new("laptop", "worker")
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    folder.revoke("laptop")
+    assert (folder.folder / "allowed.json").stat().st_ino in synced
+
+
+def test_a_list_that_cannot_be_reached_is_no_empty_one(folder):
+    folder.new("laptop", "worker")
+    path = folder.folder / "allowed.json"
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(RunError, match=r"allowed\.json: cannot be read"):
+        folder.listed()
+
+
+@pytest.mark.parametrize("name", ["learner.json", "allowed.json"])
+def test_a_check_makes_no_file_and_refuses_one_that_is_damaged(folder, name):
+    folder.check()
+    assert not folder.folder.exists()
+    folder.new("laptop", "worker")
+    folder.check()
+    (folder.folder / name).write_text("{")
+    with pytest.raises(RunError, match=name):
+        folder.check()
+
+
+def test_a_draft_that_a_killed_process_left_open_to_others_is_not_written_to(folder):
+    folder.learner()
+    with (folder.folder / "allowed.json.tmp").open("w") as left:
+        folder.new("laptop", "worker")
+        assert os.fstat(left.fileno()).st_size == 0
+    assert len(folder.listed()) == 1
+
+
+def test_the_folder_is_made_with_those_above_it(tmp_path):
+    assert KeyFolder(tmp_path / "a" / "b").learner()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"name": 1}', '{"public": "x"}'], ids=repr)

@@ -1,5 +1,6 @@
 """Bytes in memory that two processes map: readers tell whole versions from overwritten ones."""
 
+import os
 import subprocess
 import sys
 
@@ -89,6 +90,65 @@ def test_a_file_is_mapped_and_pinned_once_for_all_versions_that_it_holds(writer)
     reader.close()
     assert len(closed) == 4
     other.close()
+
+
+def test_the_writers_memory_is_pinned_until_it_is_replaced_or_the_writer_is_closed():
+    pinned, closed = [], []
+
+    class Pin:
+        def close(self):
+            closed.append(self)
+
+    def pin(memory):
+        pinned.append(Pin())
+        return pinned[-1]
+
+    writer = SharedMemoryWriter(pin)
+    for version in (1, 2, 3):
+        publish(writer, version, b"abc")
+    assert (len(pinned), closed) == (2, [])
+    publish(writer, 5, b"abcdef")  # in the place of 3
+    assert (len(pinned), closed) == (3, pinned[:1])
+    writer.close()
+    assert set(closed) == set(pinned)
+
+
+def test_a_closed_reader_has_nothing_mapped(writer, reader):
+    found = fetch(reader, publish(writer, 1, b"abc"), 1, 3)
+    reader.close()
+    with pytest.raises(ValueError, match="closed"):
+        found.whole()
+
+
+def test_a_file_costs_each_side_one_descriptor_until_it_is_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MEMORY", tmp_path)
+
+    def descriptors():
+        return sorted(path.name for path in module.Path("/dev/fd").iterdir())
+
+    before = descriptors()
+    writer, reader = SharedMemoryWriter(unpinned), SharedMemoryReader(unpinned)
+    path = publish(writer, 1, b"abc")
+    assert len(descriptors()) == len(before) + 2  # the folder's lock, and the mapped file
+    for _ in range(3):
+        assert fetch(reader, path, 1, 3)
+        module.remove_leftovers()
+    assert len(descriptors()) == len(before) + 3
+    reader.close()
+    for _ in range(2):
+        writer.close()
+    del writer
+    assert descriptors() == before
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "posix_fallocate"), reason="only there can pages be had before they are used"
+)
+def test_all_memory_of_a_file_is_there_before_it_is_written(writer):
+    size = 2**20
+    writer.buffer(1, size)
+    (file,) = writer._folder.iterdir()
+    assert file.stat().st_blocks * 512 >= size
 
 
 def test_version_zero_is_distinguished_from_no_version(writer, reader):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import zmq
@@ -61,3 +62,15 @@ def test_a_wake_up_after_the_end_and_closing_twice_are_harmless(waiter):
     waiter.close()
     waiter.close()
     waiter.wake()
+
+
+def test_a_closed_wait_keeps_no_descriptor():
+    def descriptors():
+        return sorted(path.name for path in Path("/dev/fd").iterdir())
+
+    before = descriptors()
+    waiter = Waiter()
+    assert len(descriptors()) > len(before)
+    waiter.close()
+    del waiter
+    assert descriptors() == before

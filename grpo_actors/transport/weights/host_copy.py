@@ -113,7 +113,8 @@ class HostCopyReceiver:
 
             def note_chunk() -> None:
                 nonlocal arrived
-                held.progress = arrived = arrived + 1
+                arrived += 1
+                held.note_progress(arrived)
                 on_chunk()
 
             if not self._chunks.fetch_into(held.data, version, note_chunk):

@@ -53,13 +53,8 @@ class MappedFile:
     def mark(self, mark: bytes) -> None:
         self._mapped[:8] = mark
 
-    @property
-    def progress(self) -> int:
-        """The number of chunks that have arrived from another host."""
-        return int.from_bytes(self._mapped[PROGRESS], "little")
-
-    @progress.setter
-    def progress(self, chunks: int) -> None:
+    def note_progress(self, chunks: int) -> None:
+        """Write how many chunks have arrived from another host."""
         self._mapped[PROGRESS] = chunks.to_bytes(8, "little")
 
     def unpin(self) -> None:

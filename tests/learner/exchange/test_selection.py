@@ -23,6 +23,7 @@ def selection(**more) -> Selection:
         (0.1, True, "too_hard"),
         (0.9, False, "too_easy"),
         (0.25, True, ""),
+        (0.75, True, ""),
     ],
 )
 def test_a_group_is_judged_by_its_success_and_then_by_its_signal(success, signal, flaw):
