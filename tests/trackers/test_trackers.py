@@ -158,6 +158,7 @@ def test_trackers_need_the_file_that_they_read_and_each_is_named_once(settings):
 
 @pytest.mark.usefixtures("needs_tensorboard")
 def test_a_run_fed_in_parts_by_several_processes_has_each_step_once(tmp_path):
+    assert not feed_all(tmp_path)  # there is no record yet
     with Journal(tmp_path) as journal:
         begin(journal)
         for update in range(1, 9):
