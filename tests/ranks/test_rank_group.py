@@ -1,10 +1,20 @@
-"""What ranks give to a sum without changing it, and the names of types that they tell each other."""
+"""What ranks tell and give each other, and how one ends when another is lost."""
+
+import os
+import sys
+import time
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from rank_groups import found_by_ranks
 
-from grpo_actors.ranks.group import dtype_of, name_of, neutral
+from grpo_actors.errors import RunError
+from grpo_actors.process import EXIT_CRASH, EXIT_RANK_LOST, LIFELINE
+from grpo_actors.ranks import group as module
+from grpo_actors.ranks.group import RankGroup, dtype_of, join, name_of, neutral
+from grpo_actors.ranks.processes import RANK, _OF_GROUP
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
@@ -19,3 +29,77 @@ def test_a_sum_with_the_neutral_array_has_the_same_bits(dtype):
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.int32])
 def test_a_type_is_found_again_by_its_name(dtype):
     assert dtype_of(name_of(dtype)) == dtype
+
+
+def test_ranks_tell_each_other_facts_and_give_each_other_arrays_to_the_bit():
+    found = found_by_ranks(Path(__file__).with_name("rank_meeting.py"), 3)
+    told = {"told": [1, None]}
+    assert found["messages"] == {"rank": 0, "size": 3, "answers": [[0, None], [1, told], [2, told]]}
+    # 1 + 2 + 3 = 6.
+    assert found["arrays"] == {"total": [6.0, 60.0], "same": [True] * 3}
+
+
+# --- a rank that is lost --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses that this process makes; one that ends at once raises SystemExit instead."""
+    for name in (*_OF_GROUP, LIFELINE):
+        monkeypatch.delenv(name, raising=False)
+    made = []
+    monkeypatch.setattr(time, "sleep", made.append)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    return made
+
+
+@pytest.fixture
+def alone(pauses):
+    """A group of this process alone."""
+    return RankGroup(mx.distributed.init(strict=False))
+
+
+def test_a_collective_that_fails_raises_after_another_ranks_end_would_have_ended_this_process(pauses, alone):
+    with pytest.raises(RuntimeError, match="reset by peer"), alone.computing():
+        raise RuntimeError("reset by peer")
+    assert pauses == [module._SETTLE_S]
+
+
+@pytest.mark.parametrize(
+    ("rank", "is_supervised", "line", "code"),
+    [
+        (0, False, "the connection to another rank is lost\n", EXIT_CRASH),
+        (0, True, "the connection to another rank is lost\n", EXIT_RANK_LOST),
+        (2, False, "rank 2: rank 0 has ended\n", EXIT_CRASH),
+        (2, True, "", EXIT_CRASH),  # the supervisor has said it
+    ],
+)
+def test_a_rank_ends_when_its_link_breaks(
+    pauses, alone, monkeypatch, capsys, rank, is_supervised, line, code
+):
+    if is_supervised:
+        monkeypatch.setenv(LIFELINE, "0")
+    alone.rank = rank
+    with pytest.raises(SystemExit) as ended:
+        alone._lost()
+    assert (capsys.readouterr().err, ended.value.code) == (line, code)
+    # A rank of this host has an exit code, and that ends rank 0 first.
+    assert pauses == ([module._EXIT_CODE_S] if rank == 0 else [])
+
+
+@pytest.mark.usefixtures("pauses")
+def test_ranks_that_cannot_meet_are_one_line_and_rank_0_ends_as_if_it_had_lost_one(monkeypatch, capsys):
+    def fails(**_):
+        raise RuntimeError("[ring] no route\nto host")
+
+    monkeypatch.setattr(mx.distributed, "init", fails)
+    monkeypatch.setenv(RANK, "1")
+    with pytest.raises(RunError, match=r"^the ranks cannot meet: \[ring\] no route$"):
+        join()
+    monkeypatch.setenv(RANK, "0")
+    with pytest.raises(SystemExit) as ended:
+        join()
+    assert (capsys.readouterr().err, ended.value.code) == (
+        "the ranks cannot meet: [ring] no route\n",
+        EXIT_CRASH,
+    )
