@@ -14,7 +14,7 @@ from grpo_actors.errors import RunError
 from grpo_actors.process import EXIT_CRASH, EXIT_RANK_LOST, LIFELINE
 from grpo_actors.ranks import group as module
 from grpo_actors.ranks.group import RankGroup, dtype_of, join, name_of, neutral
-from grpo_actors.ranks.processes import RANK, _OF_GROUP
+from grpo_actors.ranks.processes import _OF_GROUP, RANK
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
@@ -66,25 +66,29 @@ def test_a_collective_that_fails_raises_after_another_ranks_end_would_have_ended
 
 
 @pytest.mark.parametrize(
-    ("rank", "is_supervised", "line", "code"),
+    ("rank", "line", "codes"),
     [
-        (0, False, "the connection to another rank is lost\n", EXIT_CRASH),
-        (0, True, "the connection to another rank is lost\n", EXIT_RANK_LOST),
-        (2, False, "rank 2: rank 0 has ended\n", EXIT_CRASH),
-        (2, True, "", EXIT_CRASH),  # the supervisor has said it
+        (0, "the connection to another rank is lost\n", [EXIT_CRASH, EXIT_RANK_LOST]),
+        (2, "rank 2: rank 0 has ended\n", [EXIT_CRASH, EXIT_CRASH]),
     ],
 )
-def test_a_rank_ends_when_its_link_breaks(
-    pauses, alone, monkeypatch, capsys, rank, is_supervised, line, code
-):
-    if is_supervised:
-        monkeypatch.setenv(LIFELINE, "0")
-    alone.rank = rank
-    with pytest.raises(SystemExit) as ended:
+def test_a_rank_ends_when_its_link_breaks(alone, monkeypatch, capsys, rank, line, codes):
+    alone.rank, found = rank, []
+    for lifeline in ("", "0"):
+        if lifeline:
+            monkeypatch.setenv(LIFELINE, lifeline)
+        with pytest.raises(SystemExit) as ended:
+            alone._lost()
+        found.append(ended.value.code)
+    assert found == codes
+    # Of a supervised run, the supervisor tells what becomes of rank 0.
+    assert capsys.readouterr().err == (2 * line if rank == 0 else line)
+
+
+def test_a_rank_of_this_host_has_time_to_end_rank_0_with_its_exit_code(pauses, alone):
+    with pytest.raises(SystemExit):
         alone._lost()
-    assert (capsys.readouterr().err, ended.value.code) == (line, code)
-    # A rank of this host has an exit code, and that ends rank 0 first.
-    assert pauses == ([module._EXIT_CODE_S] if rank == 0 else [])
+    assert pauses == [module._EXIT_CODE_S]
 
 
 @pytest.mark.usefixtures("pauses")

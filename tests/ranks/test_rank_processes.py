@@ -68,6 +68,9 @@ def test_a_meeting_point_has_a_port_for_each_rank_and_is_forgotten(monkeypatch):
     assert {host.rpartition(":")[0] for host in hosts} == {"127.0.0.1"}
     forget_meeting_points()
     assert not path.exists()
+    path = Path(meeting_point(3)[HOSTFILE])
+    path.unlink()  # as one who tidies up may
+    forget_meeting_points()
     monkeypatch.setattr(processes, "cuda_build", lambda: "mlx_cuda_13")
     found = meeting_point(3)
     assert found.keys() == {"NCCL_HOST_IP", "NCCL_PORT", "MLX_WORLD_SIZE"}
@@ -111,6 +114,7 @@ def notes(tmp_path, monkeypatch):
     (tmp_path / "notes.py").write_text(NOTES)
     monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}{os.pathsep}{tmp_path}")
     monkeypatch.setattr(processes, "cuda_build", lambda: None)
+    monkeypatch.setenv(VISIBLE, "5,6,7")
 
     def read() -> list[dict]:
         files = [tmp_path / f"{rank}.json" for rank in (1, 2)]
@@ -127,6 +131,7 @@ def test_the_other_ranks_are_processes_of_this_one_which_waits_for_them(notes, t
     for name in processes._OF_FIRST:
         monkeypatch.setenv(name, "of rank 0 alone")
     monkeypatch.setenv(RANK, "3")  # of another group, whose learner this is
+    opened = open_files()
     with started(3, ["notes", str(tmp_path)], "ranks"):
         found = notes()
         hosts = Path(os.environ[HOSTFILE])
@@ -142,17 +147,36 @@ def test_the_other_ranks_are_processes_of_this_one_which_waits_for_them(notes, t
     assert os.environ[RANK] == "3"
     assert HOSTFILE not in os.environ
     assert not hosts.exists()
+    assert open_files() == opened
+
+
+def open_files():
+    return len(os.listdir("/dev/fd"))
+
+
+def test_each_rank_sees_one_gpu_of_cuda(notes, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "cuda_build", lambda: "mlx_cuda_13")
+    with started(3, ["notes", str(tmp_path)], "ranks"):
+        found = notes()
+        assert [os.environ[VISIBLE], *(each[VISIBLE] for each in found)] == ["5", "6", "7"]
+        assert {each["NCCL_PORT"] for each in found} == {os.environ["NCCL_PORT"]}
+        (tmp_path / "over").touch()
 
 
 def test_a_failure_of_rank_0_ends_the_others_at_once(notes, tmp_path):
-    with pytest.raises(ZeroDivisionError), started(3, ["notes", str(tmp_path)], "ranks"):
-        found = notes()
-        hosts = Path(os.environ[HOSTFILE])
-        raise ZeroDivisionError
+    found = []
+
+    def fails():
+        with started(3, ["notes", str(tmp_path)], "ranks"):
+            found.extend(notes())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     for each in found:
         with pytest.raises(ProcessLookupError):
             os.kill(each["pid"], 0)
-    assert not hosts.exists()
+        assert not Path(each[HOSTFILE]).exists()
     assert os.environ.keys().isdisjoint((RANK, HOSTFILE))
 
 
