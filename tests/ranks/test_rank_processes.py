@@ -151,7 +151,7 @@ def test_the_other_ranks_are_processes_of_this_one_which_waits_for_them(notes, t
 
 
 def open_files():
-    return len(os.listdir("/dev/fd"))
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 def test_each_rank_sees_one_gpu_of_cuda(notes, tmp_path, monkeypatch):
