@@ -12,7 +12,7 @@ from bounds import HANG_S
 
 from grpo_actors.devices import VISIBLE
 from grpo_actors.errors import ConfigError
-from grpo_actors.process import EXIT_CRASH
+from grpo_actors.process import EXIT_CRASH, EXIT_RANK_LOST, LIFELINE
 from grpo_actors.ranks import processes
 from grpo_actors.ranks.processes import (
     HOSTFILE,
@@ -212,23 +212,25 @@ else:
 
 
 @pytest.mark.parametrize(
-    ("who", "how", "code", "line"),
+    ("ends", "code", "line"),
     [
-        (1, 7, 7, ""),  # it has said why
-        (1, 0, EXIT_CRASH, "rank 1 has left\n"),
-        (1, -9, EXIT_CRASH, "rank 1 was ended by signal 9\n"),
-        (0, 5, 5, ""),
+        ("1 1", 1, ""),  # it has said why
+        ("1 0", EXIT_CRASH, "rank 1 has left\n"),
+        ("1 -9", EXIT_CRASH, "rank 1 was ended by signal 9\n"),
+        ("1 -9 supervised", EXIT_RANK_LOST, "rank 1 was ended by signal 9\n"),
+        ("0 5", 5, ""),
     ],
 )
-def test_all_ranks_end_with_the_first_one_that_does(tmp_path, who, how, code, line):
+def test_all_ranks_end_with_the_first_one_that_does(tmp_path, ends, code, line):
     (tmp_path / "ends.py").write_text(ENDS)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     path = f"{Path.cwd()}{os.pathsep}{tmp_path}"
     # Its output ends when all who have it have ended.
     done = subprocess.run(
-        [sys.executable, "-m", "ends", str(tmp_path), str(who), str(how)],
-        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)},
+        [sys.executable, "-m", "ends", str(tmp_path), *ends.split()[:2]],
+        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)}
+        | ({LIFELINE: "0"} if "supervised" in ends else {}),
         capture_output=True,
         text=True,
         check=False,
