@@ -1,5 +1,6 @@
 """The report that a run leaves behind: prepared with the last update, written when it is told, never a failure of the run."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def test_a_report_that_is_not_there_in_time_is_done_without(run_dir, monkeypatch
         first = report._process
         report.prepare()
         assert report._process is first
+        assert os.getsid(first.pid) == first.pid, "Ctrl-C is for the run"
         assert report.write() == "no report: it took more than 0 s"
     assert first.returncode == -signal.SIGKILL
 

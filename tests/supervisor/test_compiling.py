@@ -75,3 +75,11 @@ def test_the_number_of_compiled_kernels_is_told_unless_the_user_has_given_up(cac
     monkeypatch.setenv("PAUSE_S", "0")
     *_, line = output_of(stage)
     assert re.fullmatch(r"compiled 1 kernels in \d s, once for this GPU and these settings", line)
+
+
+def test_what_the_stage_shows_ends_with_it(cache, monkeypatch):
+    shown = []
+    monkeypatch.setattr(StatusLine, "show_preparation", lambda _, text: shown.append(text))
+    output_of(Stage(Config(), cache, cache / "x.done", ("-c", "")))
+    assert shown[0] == "compiling kernels for this GPU: 0 of about 45"
+    assert shown[-1] == ""
