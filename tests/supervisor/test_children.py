@@ -279,3 +279,16 @@ def test_a_learner_of_several_ranks_is_started_again_if_one_was_killed_and_not_i
     note = actor.revive(lifeline)
     assert (note is not None and note.endswith("; starts again in 1 s")) == again
     actor.end(deadline_s=0.0)
+
+
+@pytest.mark.parametrize("has_hung", [False, True])
+def test_a_child_that_is_not_to_be_started_again_is_over_however_it_ended(lifeline, has_hung):
+    process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    process.wait()
+    once = Actor("learner", [], {}, respawns=False, process=process)
+    again = Actor("learner", [], {}, respawns=False, respawns_if_hung=True, process=process)
+    if has_hung:
+        once._hung_since_s = again._hung_since_s = 0.0
+    assert once.is_over
+    assert once.revive(lifeline) is None
+    assert again.is_over != has_hung
