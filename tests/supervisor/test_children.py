@@ -11,6 +11,7 @@ import pytest
 from bounds import HANG_S
 
 from grpo_actors.process import BACKGROUND_NICE, EXIT_RANK_LOST
+from grpo_actors.progress import PROGRESS
 from grpo_actors.supervisor import children
 from grpo_actors.supervisor.children import HEALTHY_S, LONGEST_BACKOFF_S, Actor
 from grpo_actors.supervisor.deaths import MAX_DEATHS, MAX_STARTS
@@ -99,6 +100,21 @@ def test_a_child_that_left_by_itself_is_no_trouble_and_gets_what_it_inherits(lif
     assert os.read(read_end, 100) == b"mine"
     os.close(read_end)
     assert (actor.trouble, actor.revive(lifeline), actor.is_over) == (None, None, True)
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_only_a_watched_child_has_a_pipe_for_its_progress_and_none_leaves_a_file_open(
+    lifeline, tmp_path, is_watched
+):
+    (tmp_path / "tells.py").write_text(f"import os\nprint({PROGRESS!r} in os.environ)")
+    environment = {"PYTHONPATH": f"{Path.cwd()}{os.pathsep}{tmp_path}"}
+    opened = len(list(Path("/dev/fd").iterdir()))
+    actor = Actor("child", ["tells"], environment, respawns=False)
+    if is_watched:
+        actor.is_watched = True
+    actor.start(lifeline)
+    assert shown(actor) == [str(is_watched)]
+    assert len(list(Path("/dev/fd").iterdir())) == opened
 
 
 def test_pauses_double_up_to_half_a_minute_and_begin_anew_after_a_minute_of_health():
