@@ -144,7 +144,7 @@ class RankGroup:
             time.sleep(_EXIT_CODE_S)
             lose_rank("the connection to another rank is lost")
         if not is_supervised():
-            print(f"rank {self.rank}: rank 0 has ended", file=sys.stderr, flush=True)
+            print(f"rank {self.rank}: rank 0 has ended", file=sys.stderr)
         leave(EXIT_CRASH)
 
 

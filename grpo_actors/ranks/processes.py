@@ -175,8 +175,9 @@ def lose_rank(what: str) -> NoReturn:
 
     The supervisor then starts it again, with all ranks. A learner's successor takes over the addresses, so they stay.
     """
-    print(what, file=sys.stderr, flush=True)
+    print(what, file=sys.stderr)
     if is_supervised():
+        forget_meeting_points()
         os._exit(EXIT_RANK_LOST)
     leave(EXIT_CRASH)
 

@@ -103,7 +103,6 @@ class Actor:
                 read_end, write_end = os.pipe()
                 until_started.callback(os.close, write_end)
                 os.set_blocking(read_end, False)
-                self._watch = Watch(read_end)
                 environment[PROGRESS] = str(write_end)
                 inherited.append(write_end)
             self.process = subprocess.Popen(
@@ -116,8 +115,8 @@ class Actor:
                 # In a separate process group, Ctrl-C reaches the supervisor only, even while the child still imports.
                 process_group=0,
             )
-        if self._watch is not None:
-            self._watch.group = self.process.pid
+        if self.is_watched:
+            self._watch = Watch(read_end, self.process.pid)
         if self.in_background:
             # Set from here, because the child computes for seconds, importing, before its own code runs.
             nice = os.getpriority(os.PRIO_PROCESS, 0) + BACKGROUND_NICE

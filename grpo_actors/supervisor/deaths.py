@@ -46,6 +46,4 @@ class Deaths:
         death = (work, how, _NUMBERS.sub("#", error))
         self._count = self._count + 1 if death == self._last else 1
         self._last = death
-        if killed and not work:
-            self._count = 0
-        return self._count >= MAX_DEATHS
+        return self._count >= MAX_DEATHS and (bool(work) or not killed)

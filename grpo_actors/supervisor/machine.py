@@ -84,5 +84,5 @@ def worker_share(machine: Machine, others: int, workers: int) -> Share:
     the learner, and the first worker gets less than a single one only if more may follow.
     """
     alone = equal_share(machine, others + 1)
-    left = max(1, machine.cores - others * alone.threads)
+    left = machine.cores - others * alone.threads
     return Share(max(1, left // workers), alone.memory_bytes // workers)

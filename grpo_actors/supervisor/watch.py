@@ -27,10 +27,10 @@ PERIOD_S = 10.0
 class Watch:
     """One child from its start to its end."""
 
-    #: Read end of the pipe into which it reports, non-blocking; -1: it is closed.
+    #: Read end of the pipe into which it reports, non-blocking.
     pipe: int
-    #: Group of its processes; 0: what they do is not looked at.
-    group: int = 0
+    #: Group of its processes.
+    group: int
     #: Name of its work; empty while it has none.
     work: str = ""
     patience_s: float = LOADING_S
@@ -77,9 +77,9 @@ class Watch:
             self.silent_s += min(now_s - self._looked_s, LONGEST_LOOK_S)
         self._looked_s = now_s
         with contextlib.suppress(BlockingIOError):
-            while self.pipe >= 0 and (data := os.read(self.pipe, 2**16)):
+            while data := os.read(self.pipe, 2**16):
                 self._take(data)
-        if self.group and self._loads and self.silent_s >= self._next_at_s:
+        if self._loads and self.silent_s >= self._next_at_s:
             self._look_at_activity()
 
     def note_output(self) -> None:
@@ -88,10 +88,8 @@ class Watch:
             self._begin_silence()
 
     def close(self) -> None:
-        """Close the pipe; may be called twice."""
-        if self.pipe >= 0:
-            os.close(self.pipe)
-            self.pipe = -1
+        """Close the pipe; call this once, and `look` no more."""
+        os.close(self.pipe)
 
     def _take(self, data: bytes) -> None:
         *lines, self._partial_line = (self._partial_line + data).split(b"\n")

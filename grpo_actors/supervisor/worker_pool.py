@@ -51,8 +51,6 @@ class WorkerPool:
     #: Names of all workers, attached ones too, that have delivered a group and have not left.
     _active: set[str] = field(default_factory=set)
     _update: int = 0
-    #: Measured peak of the learner; 0 before the first update.
-    _learner_bytes: float = 0.0
     #: Lines to be shown.
     _notes: list[str] = field(default_factory=list)
 
@@ -105,7 +103,7 @@ class WorkerPool:
 
     def _handle_update(self, headcount: Headcount, record: Record) -> None:
         self._update = int(number(record, "update") or 0)
-        self._learner_bytes = 1e9 * (number(record, "memory_gb") or 0.0)
+        learner_bytes = 1e9 * (number(record, "memory_gb") or 0.0)
         if self._update == number(record, "total_updates"):
             headcount.settled = True  # workers that leave from now on leave because the run ends
         update_s, tokens_per_s = number(record, "update_s"), number(record, "rollout_tokens_per_s")
@@ -115,10 +113,11 @@ class WorkerPool:
         if waits is None:
             waits = (number(record, "wait_s") or 0.0) / update_s
         measured = Measurement(update_s, waits, tokens_per_s)
-        self._apply(headcount.record_update(measured, active=len(self._active), room=self._room))
 
-    def _room(self) -> int:
-        return room_beside(self._learner_bytes, self.config, self.shares.allocation).workers
+        def room() -> int:
+            return room_beside(learner_bytes, self.config, self.shares.allocation).workers
+
+        self._apply(headcount.record_update(measured, active=len(self._active), room=room))
 
     def _apply(self, decision: Decision | None) -> None:
         """Start or stop workers as decided, note the decision for the terminal, and save it."""

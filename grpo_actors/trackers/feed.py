@@ -80,7 +80,7 @@ class Feed:
     def _take(self, record: Record) -> None:
         topic = record["topic"]
         self.ended = topic == "stop"
-        if topic == "start" and (self._tracker is None or record["run_id"] != self._position.run_id):
+        if topic == "start" and record["run_id"] != self._position.run_id:
             self._open(record)
         if self._tracker is None or not self._position.is_new(record):
             return

@@ -1,8 +1,10 @@
 """Kernels go from folder to folder whole."""
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
+import pytest
 from stand_in import CODE, write_kernel
 
 from grpo_actors.kernels.files import compiled_in, copy, kernels_in, link, publish
@@ -10,13 +12,15 @@ from grpo_actors.kernels.files import compiled_in, copy, kernels_in, link, publi
 
 def test_a_published_kernel_has_all_of_its_files_and_long_names_have_folders(tmp_path):
     origin, target = tmp_path / "origin", tmp_path / "target"
-    write_kernel(origin, "Add")
-    write_kernel(origin, "Multiply/Exp")
-    assert sorted(publish(compiled_in(origin), origin, target)) == ["Add", "Multiply/Exp"]
+    names = ["Add", "Multiply/Exp/Sum"]
+    for name in names:
+        write_kernel(origin, name)
+    for kept in names:  # each may be the first
+        assert publish([kept], origin, target) == [kept]
+        shutil.rmtree(target)
+    assert sorted(publish(compiled_in(origin), origin, target)) == names
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    assert files == [
-        f"{name}{suffix}" for name in ("Add", "Multiply/Exp") for suffix in (".cu", ".ptx", ".txt")
-    ]
+    assert files == [f"{name}{suffix}" for name in names for suffix in (".cu", ".ptx", ".txt")]
     assert publish(compiled_in(origin), origin, target) == []  # it is there
 
 
@@ -28,15 +32,16 @@ def test_a_kernel_without_a_source_is_not_finished_and_stays(tmp_path):
     assert list(compiled_in(tmp_path)) == ["Add"]
 
 
-def test_what_was_brought_does_not_count_as_compiled(tmp_path):
-    cache, one, other = (tmp_path / name for name in ("cache", "one", "other"))
-    write_kernel(cache, "Add")
-    copy(["Add"], cache, one)
-    link(["Add"], cache, other)
+@pytest.mark.parametrize("name", ["Add", "Multiply/Exp/Sum"])
+def test_what_was_brought_does_not_count_as_compiled(tmp_path, name):
+    cache, one, other = (tmp_path / folder for folder in ("cache", "one", "other"))
+    write_kernel(cache, name)
+    copy([name], cache, one)
+    link([name], cache, other)
     for folder in (one, other):
-        assert list(kernels_in(folder)) == ["Add"]
+        assert list(kernels_in(folder)) == [name]
         assert list(compiled_in(folder)) == []
-        assert (folder / "Add.ptx").read_bytes() == CODE
+        assert (folder / f"{name}.ptx").read_bytes() == CODE
 
 
 def test_a_process_that_compiles_a_kernel_again_does_not_change_the_published_one(tmp_path):

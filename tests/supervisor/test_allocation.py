@@ -6,9 +6,12 @@ from machines import GB, cpu, cuda, metal, total
 from grpo_actors.config import Config, load_config
 from grpo_actors.errors import ConfigError, RunError
 from grpo_actors.policy.locate import EMBEDDED
+from grpo_actors.process import CACHE_LIMIT, CHECKPOINT_ROOM, MEMORY_LIMIT
+from grpo_actors.supervisor import machine as module
 from grpo_actors.supervisor.allocation import MOST_WORKERS_VARIABLE, Room, allocate, room_beside
 from grpo_actors.supervisor.machine import Machine, Share, equal_share, worker_share
 from grpo_actors.supervisor.memory_plan import plan_of
+from grpo_actors.supervisor.shares import Shares
 
 #: 16 groups per update in batches of one, one update ahead: 32 batches are open, which limits nothing.
 MANY = (
@@ -127,7 +130,9 @@ def test_a_model_whose_files_cannot_be_read_is_one_line(tmp_path):
 
 
 def test_on_cuda_an_equal_share_is_one_of_threads_only():
-    assert equal_share(cuda(80e9, cores=8), 2) == Share(4, 0)
+    share = equal_share(cuda(80e9, cores=8), 2)
+    assert share == Share(4, 0)
+    assert {share.environment[name] for name in (MEMORY_LIMIT, CACHE_LIMIT, CHECKPOINT_ROOM)} == {"0"}
 
 
 def test_learner_and_evaluator_keep_their_share_with_one_worker_and_workers_divide_the_rest():
@@ -135,7 +140,29 @@ def test_learner_and_evaluator_keep_their_share_with_one_worker_and_workers_divi
     # 8 // 3 cores and a third of 24 GB each; four workers divide the other 8 - 2 × 2 cores and the last third.
     assert equal_share(machine, 3) == Share(2, 8 * GB)
     assert worker_share(machine, others=2, workers=4) == Share(1, 2 * GB)
+    assert worker_share(machine, others=2, workers=2) == Share(2, 4 * GB)
+    assert worker_share(cpu(2), others=2, workers=2).threads == 1
 
 
 def test_with_room_for_one_on_two_cores_the_share_is_that_of_a_fixed_worker():
     assert worker_share(cpu(2), others=2, workers=1) == equal_share(cpu(2), 3)
+
+
+def test_with_auto_the_learner_has_the_threads_that_it_has_beside_one_worker():
+    # 12 // 3.
+    for workers in ("auto", "1"):
+        settings = config(f"workers={workers}")
+        assert Shares(settings, allocate(settings, cpu(12))).learner()["OMP_NUM_THREADS"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("back_end", "asks_gpu", "is_asked"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_nvidia_smi_is_asked_only_where_cuda_computes(monkeypatch, back_end, asks_gpu, is_asked):
+    gpus = cuda(80e9).gpus
+    monkeypatch.setattr(module, "back_end", lambda: back_end)
+    monkeypatch.setattr(module, "find_gpus", lambda: gpus)
+    found = Machine.here(asks_gpu=asks_gpu)
+    assert (found.back_end, found.gpus) == (back_end, gpus if is_asked else ())
+    assert found.device_bytes == (80 * GB if is_asked else found.memory_bytes if back_end == "cpu" else None)
+    assert [device.number for device in found.devices] == [0]

@@ -11,7 +11,9 @@ import pytest
 from bounds import HANG_S
 
 from grpo_actors.process import BACKGROUND_NICE, EXIT_RANK_LOST
-from grpo_actors.supervisor.children import Actor
+from grpo_actors.progress import PROGRESS
+from grpo_actors.supervisor import children
+from grpo_actors.supervisor.children import HEALTHY_S, LONGEST_BACKOFF_S, Actor
 from grpo_actors.supervisor.deaths import MAX_DEATHS, MAX_STARTS
 
 
@@ -37,6 +39,7 @@ def test_a_child_that_cannot_do_its_work_is_reported_once_and_not_started_again(
     assert ended(actor) == 2
     assert actor.revive(lifeline) == "rollout-0 cannot do its work and is not started again"
     assert actor.is_hopeless
+    assert actor.trouble == "is not started again"
     assert actor.revive(lifeline) is None
     assert not actor.alive
     actor.end(deadline_s=0.0)
@@ -75,6 +78,50 @@ def test_a_child_in_the_background_yields_the_cores_to_the_others(lifeline, tmp_
         actor.start(lifeline)
     assert shown(urgent) == [str(own)]
     assert shown(waiting) == [str(min(19, own + BACKGROUND_NICE))]
+
+
+def test_of_a_progress_bar_the_last_state_is_shown_and_no_empty_line(lifeline, tmp_path):
+    text = "10 %\\r20 %\\rdone\\r\\n \\n\\nnext\\nnever ends"
+    (tmp_path / "prints.py").write_text(f"print('{text}', end='', flush=True)")
+    environment = {"PYTHONPATH": f"{Path.cwd()}{os.pathsep}{tmp_path}"}
+    actor = Actor("child", ["prints"], environment, respawns=False)
+    actor.start(lifeline)
+    assert shown(actor) == ["done", "next"]
+
+
+def test_a_child_that_left_by_itself_is_no_trouble_and_gets_what_it_inherits(lifeline, tmp_path):
+    (tmp_path / "uses.py").write_text("import os, sys\nos.write(int(sys.argv[1]), b'mine')")
+    environment = {"PYTHONPATH": f"{Path.cwd()}{os.pathsep}{tmp_path}"}
+    read_end, write_end = os.pipe()
+    actor = Actor("child", ["uses", str(write_end)], environment, respawns=True, inherited=(write_end,))
+    actor.start(lifeline)
+    os.close(write_end)
+    assert shown(actor) == []
+    assert os.read(read_end, 100) == b"mine"
+    os.close(read_end)
+    assert (actor.trouble, actor.revive(lifeline), actor.is_over) == (None, None, True)
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_only_a_watched_child_has_a_pipe_for_its_progress_and_none_leaves_a_file_open(
+    lifeline, tmp_path, is_watched
+):
+    (tmp_path / "tells.py").write_text(f"import os\nprint({PROGRESS!r} in os.environ)")
+    environment = {"PYTHONPATH": f"{Path.cwd()}{os.pathsep}{tmp_path}"}
+    opened = len(list(Path("/dev/fd").iterdir()))
+    actor = Actor("child", ["tells"], environment, respawns=False)
+    if is_watched:
+        actor.is_watched = True
+    actor.start(lifeline)
+    assert shown(actor) == [str(is_watched)]
+    assert len(list(Path("/dev/fd").iterdir())) == opened
+
+
+def test_pauses_double_up_to_half_a_minute_and_begin_anew_after_a_minute_of_health():
+    actor = Actor("child", [], {}, respawns=True, _started_s=time.monotonic())
+    assert [actor._pause() for _ in range(7)] == [1.0, 2.0, 4.0, 8.0, 16.0, LONGEST_BACKOFF_S, 30.0]
+    actor._started_s -= HEALTHY_S
+    assert actor._pause() == 1.0
 
 
 # --- children that report their progress ----------------------------------------------------------
@@ -133,7 +180,8 @@ def test_a_child_that_prints_without_end_does_not_keep_the_supervisor(watched):
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_child_that_hangs_prints_its_stacks_and_is_started_again(watched, lifeline, stopped):
+def test_a_child_that_hangs_prints_its_stacks_and_is_started_again(watched, lifeline, stopped, monkeypatch):
+    monkeypatch.setattr(children, "QUIET_S", 0.5)
     child = watched(SPINS, backoff_s=0.01)
     assert child.trouble == "still starts"
     until(lambda: "begun" in child.printed(), "it begins")
@@ -142,6 +190,7 @@ def test_a_child_that_hangs_prints_its_stacks_and_is_started_again(watched, life
         child.send(signal.SIGSTOP)
     note = until(child.end_if_hung, "it is found to hang")
     assert note == "child has made no progress for 1 s at lease 7; its threads:"
+    assert child.trouble == "is silent for 1 s at lease 7"
     until(lambda: child.end_if_hung() or not child.alive, "it is killed")
     assert child.returncode == -signal.SIGKILL
     stacks = "\n".join(child.printed())
@@ -246,3 +295,16 @@ def test_a_learner_of_several_ranks_is_started_again_if_one_was_killed_and_not_i
     note = actor.revive(lifeline)
     assert (note is not None and note.endswith("; starts again in 1 s")) == again
     actor.end(deadline_s=0.0)
+
+
+@pytest.mark.parametrize("has_hung", [False, True])
+def test_a_child_that_is_not_to_be_started_again_is_over_however_it_ended(lifeline, has_hung):
+    process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    process.wait()
+    once = Actor("learner", [], {}, respawns=False, process=process)
+    again = Actor("learner", [], {}, respawns=False, respawns_if_hung=True, process=process)
+    if has_hung:
+        once._hung_since_s = again._hung_since_s = 0.0
+    assert once.is_over
+    assert once.revive(lifeline) is None
+    assert again.is_over != has_hung

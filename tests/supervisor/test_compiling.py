@@ -1,6 +1,7 @@
 """The supervisor's display of the stage that compiles kernels, and that it stops no run."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ PROGRAM = (
 )
 
 
-def output_of(stage: Stage | None) -> list[str]:
+def output_of(stage: Stage | None, gives_up=lambda: False) -> list[str]:
     stream = io.StringIO()
     with StatusLine(None, stream, clock=lambda: 0.0) as status:  # progress is shown once
-        compile_kernels(stage, status, gives_up=lambda: False)
+        compile_kernels(stage, status, gives_up=gives_up)
     return stream.getvalue().splitlines()
 
 
@@ -49,3 +50,36 @@ def test_a_cache_that_cannot_be_written_leaves_one_line(cache):
 
 def test_where_mlx_compiles_no_kernels_nothing_is_shown():
     assert output_of(None) == []
+
+
+#: The first part compiles a kernel; the others do nothing, for as many seconds as PAUSE_S says.
+COMPILES = (
+    "-c",
+    """
+import os, sys, time
+from pathlib import Path
+if sys.argv[1] != "body":
+    time.sleep(float(os.environ["PAUSE_S"]))
+    sys.exit()
+for suffix in (".ptx", ".txt", ".cu"):
+    Path(os.environ["MLX_PTX_CACHE_DIR"], "Add" + suffix).write_text("kernel")
+""",
+)
+
+
+def test_the_number_of_compiled_kernels_is_told_unless_the_user_has_given_up(cache, monkeypatch):
+    stage = Stage(Config(), cache, cache / "x.done", COMPILES)
+    monkeypatch.setenv("PAUSE_S", "600")
+    assert [line for line in output_of(stage, lambda: any(cache.glob("*.ptx"))) if "compiled" in line] == []
+    (cache / "Add.ptx").unlink()
+    monkeypatch.setenv("PAUSE_S", "0")
+    *_, line = output_of(stage)
+    assert re.fullmatch(r"compiled 1 kernels in \d s, once for this GPU and these settings", line)
+
+
+def test_what_the_stage_shows_ends_with_it(cache, monkeypatch):
+    shown = []
+    monkeypatch.setattr(StatusLine, "show_preparation", lambda _, text: shown.append(text))
+    output_of(Stage(Config(), cache, cache / "x.done", ("-c", "")))
+    assert shown[0] == "compiling kernels for this GPU: 0 of about 45"
+    assert shown[-1] == ""

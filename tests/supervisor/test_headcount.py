@@ -172,6 +172,7 @@ def test_nothing_is_measured_while_the_worker_on_trial_loads_its_model():
     headcount = Headcount(1)
     feed(headcount, 14)
     assert headcount.loading
+    assert (headcount.workers, headcount.kept) == (2, 1)
     assert feed(headcount, ENOUGH) == []
     headcount.trial_started()
     assert len(feed(headcount, 14, active=2)) == 1

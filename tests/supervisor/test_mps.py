@@ -1,6 +1,7 @@
 """Test when a run starts CUDA MPS, and that it ends with the run, with real processes and a stand-in for NVIDIA's program."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from mps_stand_in import StandIn
 
 from grpo_actors.backend import join_mps
 from grpo_actors.config import load_config
+from grpo_actors.supervisor import mps as module
 from grpo_actors.supervisor.allocation import allocate
 from grpo_actors.supervisor.mps import Mps, is_provided, mps_helps
 
@@ -65,8 +67,11 @@ def never() -> bool:
     return False
 
 
-def test_clients_may_connect_when_the_server_is_active_and_nothing_is_left_afterwards(stand_in, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+@pytest.mark.parametrize(("given", "of_the_server"), [("2", None), ("GPU-1", "GPU-1")])
+def test_clients_may_connect_when_the_server_is_active_and_nothing_is_left_afterwards(
+    stand_in, monkeypatch, given, of_the_server
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     with Mps(starts=True) as mps:
         folder = mps.folder(never)
         assert mps.reason == ""
@@ -76,7 +81,7 @@ def test_clients_may_connect_when_the_server_is_active_and_nothing_is_left_after
         "folder": folder,
         "mode": 0o700,
         "CUDA_MPS_LOG_DIRECTORY": folder,
-        "CUDA_VISIBLE_DEVICES": None,
+        "CUDA_VISIBLE_DEVICES": of_the_server,
     }
     assert stand_in.daemon == {"pid": stand_in.daemon["pid"], **expected}
     look = ["get_server_list", "get_server_status 4242"]
@@ -131,6 +136,37 @@ def test_ctrl_c_ends_the_wait(stand_in):
     with Mps(starts=True) as mps:
         assert mps.folder(gives_up=lambda: True) == ""
         assert mps.reason == ""
+
+
+def test_a_program_of_nvidia_that_cannot_be_run_is_named(stand_in):
+    (stand_in.folder / "nvidia-cuda-mps-control").write_text("#!/nowhere/python")
+    with Mps(starts=True) as mps:
+        assert mps.folder(never) == ""
+        assert mps.reason == "nvidia-cuda-mps-control cannot be run (No such file or directory)"
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_keeper_that_crashes_is_done_without():
+    with Mps(starts=True) as mps:
+        mps._keeper.kill()
+        assert mps.folder(never) == ""
+        assert mps.reason == "its keeper crashed"
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_keeper_that_does_not_answer_is_done_without_and_killed(monkeypatch):
+    for name in ("START_S", "END_S"):
+        monkeypatch.setattr(module, name, 0.0)
+    with Mps(starts=True) as mps:
+        mps._keeper.send_signal(signal.SIGSTOP)
+        assert mps.folder(never) == ""
+        assert mps.reason == "its keeper does not answer"
+    assert mps._keeper.returncode == -signal.SIGKILL
+
+
+def test_a_run_that_starts_no_mps_has_none():
+    with Mps(starts=False) as mps:
+        assert (mps.folder(never), mps.reason) == ("", "")
 
 
 def test_without_nvidias_program_the_reason_is_told(monkeypatch, tmp_path):

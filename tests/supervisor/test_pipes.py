@@ -1,9 +1,14 @@
+import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
+import pytest
+
 from grpo_actors.config import load_config
 from grpo_actors.config.wording import toml_value
+from grpo_actors.errors import DataError
 from grpo_actors.supervisor.pipes import without_pipes
 
 LINES = b'{"question": "a"}\n{"question": "b"}\n'
@@ -40,3 +45,17 @@ def test_settings_without_a_pipe_stay_as_they_are():
     config = load_config(None, ["task=dataset", "path=data.csv"]).config
     with without_pipes(config) as same:
         assert same == config
+
+
+def test_a_pipe_that_breaks_off_is_one_line(tmp_path, monkeypatch):
+    def breaks(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(shutil, "copyfileobj", breaks)
+    path = pipe(tmp_path / "data")
+    config = load_config(None, ["task=dataset", f"path={path}"]).config
+    with (
+        pytest.raises(DataError, match=f"^{path}: cannot be read: Input/output error; check data.path$"),
+        without_pipes(config),
+    ):
+        pass

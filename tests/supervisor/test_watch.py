@@ -8,15 +8,22 @@ import sys
 import pytest
 
 from grpo_actors.progress import LOADING_S
-from grpo_actors.supervisor.watch import IDLE_S, PERIOD_S, Watch
+from grpo_actors.supervisor.watch import IDLE_S, LIVE_S, PERIOD_S, Watch
+
+#: No process has such a number.
+NOBODY = 2**22 + 1
 
 
 @pytest.fixture
 def pipe():
+    """A watch of which the system tells nothing, and the end of its pipe into which to report."""
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
-    yield Watch(read_end), write_end
-    os.close(read_end)
+    watch = Watch(read_end, NOBODY)
+    yield watch, write_end
+    watch.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(read_end)
     os.close(write_end)
 
 
@@ -29,9 +36,10 @@ def looks(watch: Watch, *times_s: float) -> float:
 def test_silence_is_counted_from_the_last_report(pipe):
     watch, write_end = pipe
     assert looks(watch, 10.0, 10.5, 11.0) == 1.0
+    assert watch.place == " at its start"
     os.write(write_end, b"3.0 update 12\n")
     assert looks(watch, 11.5) == 0.0
-    assert (watch.work, watch.patience_s) == ("update 12", 3.0)
+    assert (watch.work, watch.patience_s, watch.place) == ("update 12", 3.0, " at update 12")
     assert looks(watch, 12.0, 13.0, 14.0, 14.5) == 3.0
     assert not watch.is_hung
     looks(watch, 14.75)
@@ -45,7 +53,7 @@ def test_the_last_of_several_reports_counts_and_half_a_report_waits_for_its_end(
     assert (watch.work, watch.patience_s) == ("lease 2", 3.0)
     os.write(write_end, b"5 \n")
     looks(watch, 0.5)
-    assert (watch.work, watch.patience_s) == ("", 4.5)
+    assert (watch.work, watch.patience_s, watch.place) == ("", 4.5, "")
 
 
 def test_a_time_in_which_this_process_did_not_look_is_not_silence(pipe):
@@ -69,9 +77,11 @@ def test_a_child_that_loads_has_long_and_its_output_is_progress(pipe):
 # --- what a child that loads does ---------------------------------------------------------------------
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts what processes do")
-#: A child that moves 2 MiB for each line that it reads.
-MOVING = """
-import sys
+#: A child that has computed for as long as shows that it is alive, and then moves 2 MiB for each line that it reads.
+MOVING = f"""
+import sys, time
+while time.process_time() < {2 * LIVE_S}:
+    pass
 for line in sys.stdin:
     with open("/dev/zero", "rb") as zeros:
         zeros.read(2**21)
@@ -144,5 +154,4 @@ def test_a_child_that_does_not_load_may_wait_for_others(loading, report):
 
 def test_a_child_of_which_the_system_tells_nothing_has_its_whole_time(pipe):
     watch, _ = pipe
-    watch.group = 2**22 + 1  # no process has such a number
     assert not second_looks(watch, 0, 3 * int(IDLE_S))

@@ -158,6 +158,7 @@ def test_trackers_need_the_file_that_they_read_and_each_is_named_once(settings):
 
 @pytest.mark.usefixtures("needs_tensorboard")
 def test_a_run_fed_in_parts_by_several_processes_has_each_step_once(tmp_path):
+    assert not feed_all(tmp_path)  # there is no record yet
     with Journal(tmp_path) as journal:
         begin(journal)
         for update in range(1, 9):
@@ -169,6 +170,8 @@ def test_a_run_fed_in_parts_by_several_processes_has_each_step_once(tmp_path):
     assert feed_all(tmp_path)
     assert curve(tmp_path, "train/loss") == [(update, update / 8) for update in range(1, 9)]
     assert curve(tmp_path, "eval/accuracy") == [(1, 0.5), (4, 0.5)]
+    # Each process has added a file to what the ones before have sent.
+    assert len(list((tmp_path / "trackers" / "tensorboard").iterdir())) == 3
 
 
 @pytest.mark.usefixtures("needs_tensorboard")
