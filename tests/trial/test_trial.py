@@ -14,17 +14,13 @@ import pytest
 from bounds import HANG_S
 from commands import launch_here
 
-from grpo_actors.config import Config, RewardConfig, load_config
+from grpo_actors.config import load_config
 from grpo_actors.learner.exchange_setup import build_supply
-from grpo_actors.learner.groups import SampledCompletion, SampledGroup
 from grpo_actors.learner.loading import load_model
-from grpo_actors.learner.rendering import rendered
 from grpo_actors.rundir.claim import with_rewards
 from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
-from grpo_actors.tasks.task import Problem
-from grpo_actors.trial import report, sampling
-from grpo_actors.trial.sampling import Sampled
+from grpo_actors.trial import sampling
 from grpo_actors.trial.trial import run_trial
 
 ROOT = Path(__file__).parents[2]
@@ -195,38 +191,6 @@ def test_completions_are_those_that_the_run_trains_on_first(plain, tmp_path):
     assert shown == [problem for _, _, problem, _ in update["ledger"]]
     mean = next(line for line in plain if line.startswith("reward       correctness"))
     assert f"mean {update['rewards']['correctness']:.2f}" in mean
-
-
-def test_the_best_and_the_worst_completion_are_shown_and_the_rewards_of_all(tiny, capsys):
-    rewards = {"correctness": 1.0, "strict_format": 0.5}
-    config = Config(reward=RewardConfig(functions=rewards))
-
-    def completion(tokens, correct, form, *, finished=True):
-        given = {"correctness": correct, "strict_format": form}
-        return SampledCompletion(tokens, [-0.1] * len(tokens), [0] * len(tokens), finished, given, [])
-
-    middle = completion([5, 6], 1.0, 0.0)
-    best, worst = completion([7, 8, 9], 1.0, 1.0), completion([10], None, 0.0, finished=False)
-    problem = Problem("sum", ({"role": "user", "content": "2 + 3?"},), "5")
-    groups = [SampledGroup(n, 0, problem, [2], "trial", [middle, best, worst, middle]) for n in range(2)]
-    report.completions(config, tiny, Sampled(groups, reward_s={"correctness": 0.004, "strict_format": 0.0}))
-
-    def text(tokens):
-        return [f"  | {line}".rstrip() for line in rendered(tiny, tokens).split("\n")]
-
-    table = [
-        "",
-        "rewards of problem sum, answer 5",
-        "  | correctness    1  1  –  1",
-        "  | strict_format  0  1  0  0",
-    ]
-    assert capsys.readouterr().out.splitlines() == [
-        *("", "best completion of 4: reward 1.5, 3 tokens, ended", *text([7, 8, 9])),
-        *("", "worst completion of 4: reward 0, 1 tokens, cut", *text([10])),
-        *(*table, *table, ""),
-        "reward       correctness, weight 1: mean 1.00, 2.0 ms a group",
-        "reward       strict_format, weight 0.5: mean 0.25, 0.0 ms a group",
-    ]
 
 
 def test_workers_that_quantise_are_tried_quantised(capsys, plain):
