@@ -16,11 +16,14 @@ from commands import launch_here
 
 from grpo_actors.config import load_config
 from grpo_actors.learner.exchange_setup import build_supply
+from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.loading import load_model
 from grpo_actors.rundir.claim import with_rewards
 from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
+from grpo_actors.tasks.task import Problem
 from grpo_actors.trial import sampling
+from grpo_actors.trial.sampling import Sampled
 from grpo_actors.trial.trial import run_trial
 
 ROOT = Path(__file__).parents[2]
@@ -107,25 +110,58 @@ def test_answers_that_are_cut_are_found_with_the_setting(capsys):
     )
 
 
-def test_no_group_begins_after_half_of_the_time(monkeypatch):
+@pytest.fixture(scope="module")
+def setting():
+    """A configuration with two groups of an update, a policy and a supply."""
     config = load_config("quickstart.toml", [*SMALL[:2], "batch_groups=1", "max_new_tokens=4"]).config
     task = open_task(config)
     config = with_rewards(config, task)
     policy = load_model(config)
-    supply = build_supply(config, task, policy)
+    return config, policy, build_supply(config, task, policy)
 
-    def sampled(within_s):
+
+@pytest.fixture
+def sampled(setting, monkeypatch):
+    """Sample within so many seconds; one passes from one look at the clock to the next."""
+
+    def sample(within_s, **rollout):
+        config, policy, supply = setting
+        config = config.model_copy(update={"rollout": config.rollout.model_copy(update=rollout)})
         calls = count()
         monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: float(next(calls))))
         with open_scorer(config) as scorer:
             return sampling.sample_groups(config, policy, supply, scorer, None, within_s=within_s)
 
+    return sample
+
+
+def test_no_group_begins_after_half_of_the_time(sampled):
     whole = sampled(within_s=1e9)
-    assert len(whole.groups) == 2
-    # A second passes from one look at the clock to the next: besides sampling, one before it and one behind it.
+    assert (len(whole.groups), whole.cut) == (2, False)
+    # Besides sampling, the clock is read once before it and once behind it.
     first_s = whole.sampling_s / 2 + 2
     for within_s, groups in ((2 * first_s, 1), (2 * first_s + 1, 2)):
         assert len(sampled(within_s).groups) == groups
+
+
+def test_of_groups_under_way_when_the_time_ends_only_the_very_first_are_taken(sampled):
+    both = sampled(within_s=4.0, batch_groups=2)
+    assert (len(both.groups), both.cut) == (2, True)
+    # One look at the clock begins the sampling; while the others find less than four seconds, a token is sampled.
+    assert {len(each.tokens) for each in both.completions} == {1}
+    assert both.tokens == 8
+    # Without a token there is nothing to look at.
+    none = sampled(within_s=3.0, batch_groups=2)
+    assert (none.groups, none.cut) == ([], True)
+
+
+def test_the_first_error_of_a_reward_is_told():
+    problem = Problem("sum", (), "5")
+    groups = [
+        SampledGroup(n, 0, problem, [2], "trial", [], failures=failures)
+        for n, failures in enumerate(({}, {"right": "first"}, {"right": "second", "environment": "third"}))
+    ]
+    assert Sampled(groups).failures == {"right": "first", "environment": "third"}
 
 
 def test_prompts_over_the_limit_are_found_with_their_share(capsys):
@@ -159,6 +195,11 @@ def test_a_column_that_is_not_there_is_named_before_the_model_is_loaded(tmp_path
     assert done.stderr.startswith("note: objective.clip_eps_high = 0.1 lies below clip_eps = 0.2: ")
     assert "'mine.py:right' needs the column 'solution'" in done.stderr
     assert "the training data has answer, gold, question" in done.stderr
+
+
+def test_a_trial_without_a_fault_tells_nothing_but_that_it_is_ready(plain):
+    assert [line for line in plain if line.startswith(("note: ", "CHANGE: "))] == []
+    assert plain[-1] == "ready"
 
 
 def test_completions_are_those_that_the_run_trains_on_first(plain, tmp_path):
