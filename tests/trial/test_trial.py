@@ -18,6 +18,7 @@ from grpo_actors.config import load_config
 from grpo_actors.learner.exchange_setup import build_supply
 from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.loading import load_model
+from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.rundir.claim import with_rewards
 from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
@@ -150,9 +151,30 @@ def test_of_groups_under_way_when_the_time_ends_only_the_very_first_are_taken(sa
     # One look at the clock begins the sampling; while the others find less than four seconds, a token is sampled.
     assert {len(each.tokens) for each in both.completions} == {1}
     assert both.tokens == 8
+    # The weights are those with which the run starts.
+    assert {version for each in both.completions for version in each.versions} == {0}
     # Without a token there is nothing to look at.
     none = sampled(within_s=3.0, batch_groups=2)
     assert (none.groups, none.cut) == ([], True)
+
+
+def test_an_environment_replies_in_a_trial_as_in_a_run(setting, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("again.py").write_text("def again(messages, answer):\n    return 'Sure?'\n")
+    settings = [
+        "batch_size=1",
+        "gradient_accumulation_steps=1",
+        "batch_groups=1",
+        "num_generations=4",
+        "max_turns=2",
+    ]
+    config = load_config("quickstart.toml", [*settings, "environment=again.py:again"]).config
+    task = open_task(config)
+    config, (_, policy, _) = with_rewards(config, task), setting
+    supply = build_supply(config, task, policy)
+    with open_scorer(config) as scorer, open_episodes(config, policy) as episodes:
+        done = sampling.sample_groups(config, policy, supply, scorer, episodes, within_s=HANG_S)
+    assert {each.turns for each in done.completions} == {2}
 
 
 def test_the_first_error_of_a_reward_is_told():

@@ -1,6 +1,5 @@
 """What a trial prints, from handmade figures."""
 
-from collections import defaultdict
 from dataclasses import replace
 
 from grpo_actors.config import Config, RewardConfig, load_config
@@ -59,11 +58,12 @@ def group(*lengths):
 
 def test_five_groups_are_sampled_and_the_rewards_of_four_are_shown(tiny, capsys):
     config = Config(reward=RewardConfig(functions={"correctness": 1.0}))
-    report.completions(config, tiny, Sampled([group(3) for _ in range(5)], reward_s=defaultdict(float)))
+    report.completions(config, tiny, Sampled([group(3)] * 5, reward_s={"correctness": 50.0}))
     lines = capsys.readouterr().out.splitlines()
     # An answer that the data do not have is a dash; the tokens of an environment's turn do not count.
     assert lines.count("rewards of problem sum, answer –") == 4
     assert "best completion of 1: reward 1, 3 tokens, ended" in lines
+    assert lines[-1] == "reward       correctness, weight 1: mean 1.00, 10000.0 ms a group"
 
 
 def test_the_figures_of_some_groups_are_projected_to_a_whole_update_and_a_whole_run(capsys):
@@ -144,3 +144,10 @@ def test_a_prompt_is_shown_with_its_breaks_and_a_long_one_without_its_middle(tin
 def test_the_model_is_named_with_its_size_and_the_time_that_it_took(tiny, capsys):
     report.model(Config(), tiny, 1.25)
     assert capsys.readouterr().out == "model        tiny, 697.5k parameters, loaded in 1.2 s\n"
+
+
+def test_a_line_is_written_at_once_also_into_a_file(tiny, tmp_path, monkeypatch):
+    with (tmp_path / "printed").open("w") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        report.model(Config(), tiny, 1.0)
+        assert (tmp_path / "printed").read_text().startswith("model ")
