@@ -91,7 +91,9 @@ def _prompt(prompting: Prompting, form: Form) -> str:
     adds = "The chat template adds it to a chat that has none; the variable `no_system` turns that off."
     if form != "model":
         adds = f"`{TEMPLATE}` in this folder adds it; with the base's own template, give it yourself."
-    return f"It was trained with {' And with '.join(given)}\n\n{adds}"
+    # A code block ends at a line of its own.
+    told = "\n\nAnd with ".join(given)
+    return f"It was trained with {told}\n\n{adds}"
 
 
 def base_name(config: Config) -> str:

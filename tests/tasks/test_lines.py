@@ -78,4 +78,4 @@ def test_a_value_is_shown_whole_up_to_eighty_characters():
     assert excerpt("x" * 78) == repr("x" * 78)
     assert excerpt("x" * 79) == f"'{'x' * 78}…"
     assert excerpt("x" * 1000) == f"'{'x' * 78}…"
-    assert excerpt([1, 2]) == "[1, 2]"
+    assert excerpt({"a": [1, 2]}) == "{'a': [1, 2]}"
