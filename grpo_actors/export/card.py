@@ -162,7 +162,7 @@ def _score(scores: Mapping[str, Any], key: str, decimals: int | None) -> str:
     if decimals is not None:
         return f"{value:.{decimals}f}"
     low, high = scores.get(f"{key}_low"), scores.get(f"{key}_high")
-    interval = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    interval = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
     return f"{100 * value:.1f} %{interval}"
 
 

@@ -91,7 +91,9 @@ def test_the_data_set_of_the_hub_is_named_if_it_is_what_trained(written, section
 )
 def test_the_header_names_the_base_on_the_hub_and_how_it_is_used(written, form, relation, library, use):
     text = written(form, model={"model_name": "owner/base"})
+    tags = "tags:\n- grpo\n- reinforcement-learning\n- mlx\n---\n"
     head = f'---\nbase_model: "owner/base"\nbase_model_relation: {relation}\nlibrary_name: {library}\n'
+    head += f"pipeline_tag: text-generation\n{tags}"
     assert text.startswith(head)
     assert f"{use}\n```" in text
     assert "# mine\n\nowner/base, trained with reinforcement learning (GRPO) on arithmetic: 7 updates" in text
@@ -111,8 +113,8 @@ def test_the_prompt_of_the_training_is_told_with_who_adds_it(written):
         "It was trained with this system prompt:\n\n```text\nThink.\n```\n\nThe chat template adds it" in text
     )
     assert "`chat_template.jinja` in this folder adds it;" in written("adapter", **system)
-    kwargs = {"data": {"task": "arithmetic", "chat_template_kwargs": {"thinking": True}}}
-    told = 'It was trained with these variables of the chat template: `{"thinking": true}`.'
+    kwargs = {"data": {"task": "arithmetic", "chat_template_kwargs": {"words": "ä"}}}
+    told = 'It was trained with these variables of the chat template: `{"words": "ä"}`.'
     assert told in written(**kwargs)
     both = {"data": system["data"] | kwargs["data"]}
     assert "Think.\n```\n\nAnd with these variables of the chat template: `{" in written(**both)
@@ -137,7 +139,8 @@ def test_settings_without_a_value_or_an_effect_are_left_out(written):
     assert '| file | `"sums.jsonl"` |' in text
     assert "on dataset (sums.jsonl): 7 updates" in text
     assert "| num_shots | `0` |" in text
-    for absent in ("system_prompt", "lora_rank", "/home/me", "cispo_cap", "| algorithm"):
+    assert "| clip_eps | `0.2` |" in text
+    for absent in ("clip_delta", "system_prompt", "lora_rank", "/home/me", "cispo_cap", "| algorithm"):
         assert absent not in text
     adapted = written(model={"fine_tune_type": "lora"})
     assert "| lora_rank | `8` |" in adapted
