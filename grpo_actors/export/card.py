@@ -161,8 +161,8 @@ def _score(scores: Mapping[str, Any], key: str, decimals: int | None) -> str:
         return ""
     if decimals is not None:
         return f"{value:.{decimals}f}"
-    low, high = scores.get(f"{key}_low"), scores.get(f"{key}_high")
-    interval = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    low = scores.get(f"{key}_low")
+    interval = "" if low is None else f" ({100 * low:.1f} to {100 * scores[f'{key}_high']:.1f})"
     return f"{100 * value:.1f} %{interval}"
 
 
