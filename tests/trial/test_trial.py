@@ -128,7 +128,7 @@ def sampled(setting, monkeypatch):
     def sample(within_s, **rollout):
         config, policy, supply = setting
         config = config.model_copy(update={"rollout": config.rollout.model_copy(update=rollout)})
-        calls = count()
+        calls = count(1000)
         monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: float(next(calls))))
         with open_scorer(config) as scorer:
             return sampling.sample_groups(config, policy, supply, scorer, None, within_s=within_s)
