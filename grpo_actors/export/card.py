@@ -91,7 +91,9 @@ def _prompt(prompting: Prompting, form: Form) -> str:
     adds = "The chat template adds it to a chat that has none; the variable `no_system` turns that off."
     if form != "model":
         adds = f"`{TEMPLATE}` in this folder adds it; with the base's own template, give it yourself."
-    return f"It was trained with {' And with '.join(given)}\n\n{adds}"
+    # A code block ends at a line of its own.
+    told = "\n\nAnd with ".join(given)
+    return f"It was trained with {told}\n\n{adds}"
 
 
 def base_name(config: Config) -> str:
@@ -159,8 +161,8 @@ def _score(scores: Mapping[str, Any], key: str, decimals: int | None) -> str:
         return ""
     if decimals is not None:
         return f"{value:.{decimals}f}"
-    low, high = scores.get(f"{key}_low"), scores.get(f"{key}_high")
-    interval = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    low = scores.get(f"{key}_low")
+    interval = "" if low is None else f" ({100 * low:.1f} to {100 * scores[f'{key}_high']:.1f})"
     return f"{100 * value:.1f} %{interval}"
 
 

@@ -90,8 +90,8 @@ def sample_groups(
     while len(sampled.groups) < config.groups_per_update and (
         not sampled.groups or time.monotonic() - began_s < within_s / 2
     ):
-        wanted = min(config.rollout.batch_groups, config.groups_per_update - len(sampled.groups))
-        leases = [_lease(supply, position) for position in islice(positions, wanted)]
+        # They divide the groups of an update (`config.rules`).
+        leases = [_lease(supply, position) for position in islice(positions, config.rollout.batch_groups)]
         started_s = time.monotonic()
         done = _sample(sampler, leases, until_s=began_s + within_s)
         sampled.sampling_s += time.monotonic() - started_s

@@ -5,12 +5,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bounds import HANG_S
 
 from grpo_actors.errors import RewardError
+from grpo_actors.tasks.code_program import FILE_BYTES, OPEN_FILES
 from grpo_actors.tasks.code_tests import CodeLimits, CodeTests, passed_share, program_of
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import Problem
@@ -142,6 +144,35 @@ def test_a_file_beyond_the_limit_cannot_be_written():
     program = "with open('big', 'wb') as file:\n    file.write(bytes({}))\n" + DOUBLE
     assert passed_share(program.format(2**20), TESTS, LIMITS) == 1.0
     assert passed_share(program.format(2**25), TESTS, LIMITS) == 0.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not enforce all of them")
+def test_a_program_has_its_limits_and_no_privilege():
+    program = "import os, resource, signal\nstatus = open('/proc/self/status').read()\n"
+    tests = [
+        # Whole seconds; one more, and the kernel kills it.
+        "assert resource.getrlimit(resource.RLIMIT_CPU) == (20, 21)",
+        f"assert resource.getrlimit(resource.RLIMIT_AS) == ({2**30}, {2**30})",
+        f"assert resource.getrlimit(resource.RLIMIT_FSIZE) == ({FILE_BYTES}, {FILE_BYTES})",
+        f"assert resource.getrlimit(resource.RLIMIT_NOFILE) == ({OPEN_FILES}, {OPEN_FILES})",
+        "assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)",
+        "assert resource.getrlimit(resource.RLIMIT_NPROC) == (0, 0)",
+        # The timer rings once, after the parent should have ended this process.
+        "left, every = signal.getitimer(signal.ITIMER_REAL)\nassert 19 < left <= 21 and every == 0",
+        "assert 'NoNewPrivs:\\t1' in status",
+        "assert all(f'{kind}:\\t{0:016}' in status for kind in ('CapInh', 'CapPrm', 'CapEff'))",
+        "assert os.getuid() != 0",
+    ]
+    assert passed_share(program, tests, replace(LIMITS, seconds=19.5)) == 1.0
+    isolates = subprocess.run(
+        ["unshare", "--net", "--map-root-user", "true"], check=False, capture_output=True
+    )
+    if isolates.returncode == 0:
+        own = str(Path("/proc/self/ns/net").readlink())
+        assert passed_share(program, [f"assert os.readlink('/proc/self/ns/net') != {own!r}"], LIMITS) == 1.0
+    if os.getuid() == 0:  # root needs no other user's view of the files for that
+        own = str(Path("/proc/self/ns/user").readlink())
+        assert passed_share(program, [f"assert os.readlink('/proc/self/ns/user') == {own!r}"], LIMITS) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from grpo_actors.config import load_config
 from grpo_actors.config.wording import toml_value
-from grpo_actors.errors import ConfigError
+from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.tasks.task import digest
@@ -105,6 +105,42 @@ def test_the_digest_is_that_of_the_contents_wherever_they_are(files, tmp_path):
     assert open_task(config(two(files, path=str(elsewhere)))).digest() != here
     alone = open_task(config((), (), "task=dataset", f"path={sums}"))
     assert alone.digest() == digest(alone.problems("train"))
+
+
+def test_where_sources_are_evaluated_the_others_hold_nothing_out(files):
+    first = two(files)[0]
+    task = open_task(config([first], [{"name": "made"}], "functions={ correctness = 1.0 }"))
+    assert {name: len(problems) for name, problems in task.train_sources().items()} == {"sums": 20}
+    # A task that has held-out problems of its own gives these.
+    alone = open_task(config())
+    assert [p.id for p in task.problems("eval")[:3]] == [f"made/{p.id}" for p in alone.problems("eval")[:3]]
+    assert task.notes == []
+
+
+def test_prompts_that_are_too_long_are_left_out_of_their_source_by_their_full_name(files):
+    task = open_task(config(two(files)))
+    before = len(task.problems("train"))
+    first = task.problems("train")[0].id
+    last = task.problems("train")[-1]
+    assert first.startswith("sums/")
+    assert task.leave_out(lambda problem: problem.id == first) == 1
+    assert len(task.problems("train")) == before - 1
+    assert first not in {problem.id for problem in task.problems("train")}
+    assert task.problems("train")[-1] == last
+    assert len(task.train_sources()["sums"]) + len(task.train_sources()["free"]) == before - 1
+    with pytest.raises(DataError, match=r"data\.sources: 'free' has no prompt that is short enough"):
+        task.leave_out(lambda problem: problem.source == "free")
+
+
+def test_problems_of_sources_are_one_sequence(files):
+    problems = open_task(config(two(files))).problems("train")
+    whole = list(problems)
+    assert len(whole) == len(problems)
+    assert problems[-1] == whole[-1]
+    assert problems[1:-1:3] == whole[1:-1:3]
+    for beyond in (len(whole), -len(whole) - 1):
+        with pytest.raises(IndexError):
+            problems[beyond]
 
 
 @pytest.mark.parametrize(

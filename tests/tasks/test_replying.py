@@ -1,9 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
 from bounds import HANG_S
 
 from grpo_actors.errors import RewardError
+from grpo_actors.tasks.own.functions import OwnFunctions
 from grpo_actors.tasks.own.replying import Replier
 from grpo_actors.tasks.task import Problem
 
@@ -88,3 +90,18 @@ def test_an_unusable_environment_is_refused_with_its_setting(replier, name, rule
     with pytest.raises(RewardError, match=rule) as caught:
         replier(name)
     assert "\n" not in str(caught.value)
+
+
+def test_no_process_is_left_where_its_loading_is_interrupted(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, pathlib, signal, time\n"
+        "pathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n"
+        "os.kill(os.getppid(), signal.SIGINT)\n"
+        "time.sleep(3600)\n"
+    )
+    # While the error is kept, so are the objects of its frames: nothing but a kill ends the process.
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        OwnFunctions([f"{tmp_path / 'slow.py'}:reply"], "environment", timeout_s=HANG_S)
+    assert interrupted
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -14,16 +14,16 @@ import pytest
 from bounds import HANG_S
 from commands import launch_here
 
-from grpo_actors.config import Config, RewardConfig, load_config
+from grpo_actors.config import load_config
 from grpo_actors.learner.exchange_setup import build_supply
-from grpo_actors.learner.groups import SampledCompletion, SampledGroup
+from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.learner.loading import load_model
-from grpo_actors.learner.rendering import rendered
+from grpo_actors.rollout.episodes import open_episodes
 from grpo_actors.rundir.claim import with_rewards
 from grpo_actors.tasks.registry import open_task
 from grpo_actors.tasks.scoring import open_scorer
 from grpo_actors.tasks.task import Problem
-from grpo_actors.trial import report, sampling
+from grpo_actors.trial import sampling
 from grpo_actors.trial.sampling import Sampled
 from grpo_actors.trial.trial import run_trial
 
@@ -111,25 +111,79 @@ def test_answers_that_are_cut_are_found_with_the_setting(capsys):
     )
 
 
-def test_no_group_begins_after_half_of_the_time(monkeypatch):
+@pytest.fixture(scope="module")
+def setting():
+    """A configuration with two groups of an update, a policy and a supply."""
     config = load_config("quickstart.toml", [*SMALL[:2], "batch_groups=1", "max_new_tokens=4"]).config
     task = open_task(config)
     config = with_rewards(config, task)
     policy = load_model(config)
-    supply = build_supply(config, task, policy)
+    return config, policy, build_supply(config, task, policy)
 
-    def sampled(within_s):
-        calls = count()
+
+@pytest.fixture
+def sampled(setting, monkeypatch):
+    """Sample within so many seconds; one passes from one look at the clock to the next."""
+
+    def sample(within_s, **rollout):
+        config, policy, supply = setting
+        config = config.model_copy(update={"rollout": config.rollout.model_copy(update=rollout)})
+        calls = count(1000)
         monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: float(next(calls))))
         with open_scorer(config) as scorer:
             return sampling.sample_groups(config, policy, supply, scorer, None, within_s=within_s)
 
+    return sample
+
+
+def test_no_group_begins_after_half_of_the_time(sampled):
     whole = sampled(within_s=1e9)
-    assert len(whole.groups) == 2
-    # A second passes from one look at the clock to the next: besides sampling, one before it and one behind it.
+    assert (len(whole.groups), whole.cut) == (2, False)
+    # Besides sampling, the clock is read once before it and once behind it.
     first_s = whole.sampling_s / 2 + 2
     for within_s, groups in ((2 * first_s, 1), (2 * first_s + 1, 2)):
         assert len(sampled(within_s).groups) == groups
+
+
+def test_of_groups_under_way_when_the_time_ends_only_the_very_first_are_taken(sampled):
+    both = sampled(within_s=4.0, batch_groups=2)
+    assert (len(both.groups), both.cut) == (2, True)
+    # One look at the clock begins the sampling; while the others find less than four seconds, a token is sampled.
+    assert {len(each.tokens) for each in both.completions} == {1}
+    assert both.tokens == 8
+    # The weights are those with which the run starts.
+    assert {version for each in both.completions for version in each.versions} == {0}
+    # Without a token there is nothing to look at.
+    none = sampled(within_s=3.0, batch_groups=2)
+    assert (none.groups, none.cut) == ([], True)
+
+
+def test_an_environment_replies_in_a_trial_as_in_a_run(setting, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("again.py").write_text("def again(messages, answer):\n    return 'Sure?'\n")
+    settings = [
+        "batch_size=1",
+        "gradient_accumulation_steps=1",
+        "batch_groups=1",
+        "num_generations=4",
+        "max_turns=2",
+    ]
+    config = load_config("quickstart.toml", [*settings, "environment=again.py:again"]).config
+    task = open_task(config)
+    config, (_, policy, _) = with_rewards(config, task), setting
+    supply = build_supply(config, task, policy)
+    with open_scorer(config) as scorer, open_episodes(config, policy) as episodes:
+        done = sampling.sample_groups(config, policy, supply, scorer, episodes, within_s=HANG_S)
+    assert {each.turns for each in done.completions} == {2}
+
+
+def test_the_first_error_of_a_reward_is_told():
+    problem = Problem("sum", (), "5")
+    groups = [
+        SampledGroup(n, 0, problem, [2], "trial", [], failures=failures)
+        for n, failures in enumerate(({}, {"right": "first"}, {"right": "second", "environment": "third"}))
+    ]
+    assert Sampled(groups).failures == {"right": "first", "environment": "third"}
 
 
 def test_prompts_over_the_limit_are_found_with_their_share(capsys):
@@ -165,6 +219,11 @@ def test_a_column_that_is_not_there_is_named_before_the_model_is_loaded(tmp_path
     assert "the training data has answer, gold, question" in done.stderr
 
 
+def test_a_trial_without_a_fault_tells_nothing_but_that_it_is_ready(plain):
+    assert [line for line in plain if line.startswith(("note: ", "CHANGE: "))] == []
+    assert plain[-1] == "ready"
+
+
 def test_completions_are_those_that_the_run_trains_on_first(plain, tmp_path):
     shown = [
         line.removeprefix("rewards of problem ").split(",")[0]
@@ -195,38 +254,6 @@ def test_completions_are_those_that_the_run_trains_on_first(plain, tmp_path):
     assert shown == [problem for _, _, problem, _ in update["ledger"]]
     mean = next(line for line in plain if line.startswith("reward       correctness"))
     assert f"mean {update['rewards']['correctness']:.2f}" in mean
-
-
-def test_the_best_and_the_worst_completion_are_shown_and_the_rewards_of_all(tiny, capsys):
-    rewards = {"correctness": 1.0, "strict_format": 0.5}
-    config = Config(reward=RewardConfig(functions=rewards))
-
-    def completion(tokens, correct, form, *, finished=True):
-        given = {"correctness": correct, "strict_format": form}
-        return SampledCompletion(tokens, [-0.1] * len(tokens), [0] * len(tokens), finished, given, [])
-
-    middle = completion([5, 6], 1.0, 0.0)
-    best, worst = completion([7, 8, 9], 1.0, 1.0), completion([10], None, 0.0, finished=False)
-    problem = Problem("sum", ({"role": "user", "content": "2 + 3?"},), "5")
-    groups = [SampledGroup(n, 0, problem, [2], "trial", [middle, best, worst, middle]) for n in range(2)]
-    report.completions(config, tiny, Sampled(groups, reward_s={"correctness": 0.004, "strict_format": 0.0}))
-
-    def text(tokens):
-        return [f"  | {line}".rstrip() for line in rendered(tiny, tokens).split("\n")]
-
-    table = [
-        "",
-        "rewards of problem sum, answer 5",
-        "  | correctness    1  1  –  1",
-        "  | strict_format  0  1  0  0",
-    ]
-    assert capsys.readouterr().out.splitlines() == [
-        *("", "best completion of 4: reward 1.5, 3 tokens, ended", *text([7, 8, 9])),
-        *("", "worst completion of 4: reward 0, 1 tokens, cut", *text([10])),
-        *(*table, *table, ""),
-        "reward       correctness, weight 1: mean 1.00, 2.0 ms a group",
-        "reward       strict_format, weight 0.5: mean 0.25, 0.0 ms a group",
-    ]
 
 
 def test_workers_that_quantise_are_tried_quantised(capsys, plain):
