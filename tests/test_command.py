@@ -100,7 +100,7 @@ def test_a_lack_of_memory_in_an_actors_command_names_the_setting_to_lower():
 
 def test_without_the_package_that_writes_completions_its_name_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "shtab", None)  # Python's own mark: find and import nothing
-    with pytest.raises(ConfigError, match="^--print-completion: shtab is not installed; pip install shtab$"):
+    with pytest.raises(ConfigError, match=r"^--print-completion: shtab is not installed; pip install shtab$"):
         completion("bash")
 
 
