@@ -12,6 +12,7 @@ import pytest
 
 from grpo_actors import targets
 from grpo_actors.errors import RunError
+from grpo_actors.observe.records import encode, make_record
 from grpo_actors.rundir.folder import locked
 from grpo_actors.targets import RESTART_GRACE_S, RunFolder, check_run_folder, open_target
 
@@ -90,9 +91,11 @@ def test_a_process_of_another_user_is_alive(folder, monkeypatch):
 
 
 def test_the_address_is_followed_where_it_goes_with_one_connection(folder):
+    (folder / "metrics.jsonl").write_bytes(encode(make_record(1, 1.0, "start", {})) + b"\n")
     before = opened()
     first = listening(folder)
     with closing(RunFolder(folder)) as run:
+        assert run.follower.receive(0.0)["topic"] == "start"
         source, connected = run.follower.source, opened()
         assert source.endpoint == first
         assert run.why_over() is None
@@ -126,6 +129,12 @@ def test_a_run_that_ends_while_its_address_is_read_has_none(folder):
     with closing(RunFolder(folder)) as run:
         assert run.follower.source is None
     ending.join()
+
+
+def test_an_address_that_cannot_be_read_is_an_error_and_no_end(folder):
+    (folder / "endpoints.json").write_text("{}")
+    with pytest.raises(RunError, match=r"endpoints\.json: unreadable"):
+        RunFolder(folder)
 
 
 def test_a_folder_is_watched_if_a_run_has_started_there_or_is_starting(folder):
