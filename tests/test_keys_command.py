@@ -38,7 +38,7 @@ def test_a_key_is_let_in_from_when_it_is_made_until_it_is_revoked(keys, tmp_path
     assert names(tmp_path) == ["desk"]
 
 
-@pytest.mark.parametrize("name", ["n" * MAX_NAME, "a b", "x.y"])
+@pytest.mark.parametrize("name", ["n" * MAX_NAME, "a b", "x.y", "n"])
 def test_a_name_may_be_long_and_have_spaces_and_dots(keys, tmp_path, name):
     assert keys("new", name).returncode == 0
     assert names(tmp_path) == [name]
@@ -70,6 +70,11 @@ def test_a_key_whose_file_cannot_be_written_is_let_in_no_more(keys, tmp_path):
     assert done.returncode == 2
     assert done.stderr == f"error: {name}: cannot be written (File name too long); choose another --output\n"
     assert names(tmp_path) == []
+
+
+def test_without_a_word_for_what_to_do_the_usage_is_told(keys):
+    done = keys()
+    assert (done.returncode, done.stderr[:6]) == (2, "usage:")
 
 
 def test_a_folder_of_keys_that_cannot_be_used_is_one_line(keys, tmp_path):
