@@ -48,6 +48,11 @@ def test_the_curves_are_in_the_report_unchanged(run_dir):
     assert packed_loss in build_report(record_run(run_dir))
 
 
+def test_the_rewards_in_the_report_are_weighed_as_the_run_weighed_them(run_dir):
+    # Functions with the weights 1 and 0.2: right, right, wrong in the right form, neither.
+    assert '"rewards":[1.2,1.2,0.2,0.0]' in build_report(record_run(run_dir, updates=1))
+
+
 def test_a_report_beyond_the_bound_is_refused_and_not_written(run_dir, monkeypatch):
     folder, file = record_run(run_dir), run_dir / "report.html"
     size = len(build_report(folder).encode())
