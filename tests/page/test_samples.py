@@ -247,7 +247,7 @@ def test_filters_include_their_bounds():
     assert not bounds.matches(3, [1], [3])
 
 
-@pytest.mark.parametrize("end", ["5", "ü€😀"])
+@pytest.mark.parametrize("end", ["5", "ü€😀", "<|end|>ü"])
 def test_the_texts_of_tokens_are_the_whole_text_also_if_it_ends_within_a_character(end):
     pieces = Pieces(EMBEDDED / "tokenizer.json")
     tokens = TOKENIZER.encode(f"2+3={end}").ids
