@@ -71,6 +71,13 @@ def test_what_took_no_time_has_no_span_and_the_evaluator_is_no_worker():
     assert spans == [("learner", "trains", 100, 110), ("rollout", "samples", 100, 110)]
 
 
+def test_a_worker_whose_waits_were_not_measured_samples_all_the_time():
+    timeline = Timeline()
+    timeline.apply(record("worker", 0.0, worker="w", role="rollout", state="joined"))
+    timeline.apply(record("metrics", 110.0, update=1, update_s=10.0))
+    assert [(s.doing, s.begin, s.end) for s in timeline.spans() if s.actor == "w"] == [("samples", 100, 110)]
+
+
 def test_what_was_not_measured_has_no_span_nor_has_a_worker_before_it_joined():
     timeline = Timeline()
     timeline.apply(record("worker", 200.0, worker="w", role="rollout", state="joined"))
