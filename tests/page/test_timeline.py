@@ -40,6 +40,17 @@ def test_a_worker_has_no_spans_before_it_joined_and_after_it_left():
     assert [(s.begin, s.end) for s in timeline.spans() if s.actor == "w"] == [(106, 109), (109, 110)]
 
 
+def test_a_worker_that_joined_just_before_an_update_ended_waited_for_its_share_of_that():
+    timeline = Timeline()
+    timeline.apply(record("worker", 109.5, worker="w", role="rollout", state="joined"))
+    timeline.apply(update(1, 110.0))
+    # A quarter of half a second.
+    assert [(s.begin, s.end) for s in timeline.spans() if s.actor == "w"] == [
+        (109.5, 109.875),
+        (109.875, 110),
+    ]
+
+
 def test_evaluations_and_checkpoints_have_lanes_of_their_own_below_the_workers():
     timeline = Timeline()
     timeline.apply(record("worker", 0.0, worker="w", role="rollout", state="joined"))
