@@ -58,10 +58,11 @@ class _Reporter:
 
     def __init__(self) -> None:
         # Taken away: this process's own children inherit the environment, but not the pipe.
-        self._pipe = int(os.environ.pop(PROGRESS, "-1"))
+        pipe = os.environ.pop(PROGRESS, None)
+        self._pipe = None if pipe is None else int(pipe)
         self._work, self._patience_s = "", LOADING_S
         self._next_s = 0.0
-        if self._pipe >= 0:
+        if self._pipe is not None:
             os.set_blocking(self._pipe, False)
 
     def begin(self, work: str, patience_s: float) -> None:
@@ -70,7 +71,7 @@ class _Reporter:
         self.report()
 
     def report(self) -> None:
-        if self._pipe < 0 or (now_s := time.monotonic()) < self._next_s:
+        if self._pipe is None or (now_s := time.monotonic()) < self._next_s:
             return
         self._next_s = now_s + PERIOD_S
         # A full pipe: the supervisor is stopped and has unread reports. A broken one: it is gone.

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 Name = Annotated[str, Field(max_length=200)]
 #: Name of a reward function, which may be the path of a file.
 RewardName = Annotated[str, Field(max_length=5000)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 #: Reward function -> number.

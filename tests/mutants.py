@@ -431,7 +431,7 @@ class Scratch:
 def _code_in_time(pid: int, limit_s: float) -> int:
     """Wait for a process, not for ever; return its exit code, -1 if it is ended. What it has started is killed."""
     deadline_s = time.monotonic() + limit_s
-    code = -1
+    code = None
     while time.monotonic() < deadline_s:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -440,8 +440,9 @@ def _code_in_time(pid: int, limit_s: float) -> int:
         time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    if code == -1:
+    if code is None:
         os.waitpid(pid, 0)
+        return -1
     return code
 
 

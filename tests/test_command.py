@@ -79,7 +79,29 @@ def test_an_unknown_command_is_one_line():
     ):
         main(["tran"])
     done = python("-m", "grpo_actors", "tran")
-    assert (done.returncode, done.stderr[:7], done.stderr.count("\n")) == (2, "error: ", 1)
+    told = "error: grpo has no command tran; did you mean train?; grpo --help lists them\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
+def test_the_exit_code_of_a_command_is_that_of_the_process(tmp_path):
+    assert main(["runs", str(tmp_path)]) == 0
+
+
+def test_a_lack_of_memory_in_an_actors_command_names_the_setting_to_lower():
+    code = (
+        "import sys\nfrom grpo_actors import __main__ as grpo\nfrom grpo_actors.rollout import __main__ as worker\n"
+        "def lacking(*_): raise MemoryError('no more')\nworker.main = lacking\n"
+        "sys.argv = ['grpo', 'worker', '--attach', 'run']\ngrpo.console()"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: out of memory (no more); lower rollout.")
+
+
+def test_without_the_package_that_writes_completions_its_name_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)  # Python's own mark: find and import nothing
+    with pytest.raises(ConfigError, match=r"^--print-completion: shtab is not installed; pip install shtab$"):
+        completion("bash")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])

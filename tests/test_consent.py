@@ -56,6 +56,15 @@ def test_the_code_of_settings_is_what_they_name_and_no_built_in():
     assert consent.code_of(settings(data={"environment": "calculator", "task": "arithmetic"})) == []
 
 
+def test_a_function_of_the_caller_is_named_and_is_no_code_that_runs_here():
+    given = settings(
+        reward={"functions": {"correctness": 1, "own.py:f": 1, "caller:brevity": 1}},
+        data={"task": "arithmetic", "environment": "caller:reply"},
+    )
+    assert consent.functions_of_caller(given) == ["caller:brevity", "caller:reply"]
+    assert consent.code_of(given) == ["own.py:f"]
+
+
 def test_consent_is_for_exactly_the_names_given_and_the_refusal_says_how_to_give_it():
     code = ["own.py:f", "a b.py:g"]
     with pytest.raises(ConfigError) as caught:

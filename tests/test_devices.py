@@ -132,6 +132,8 @@ def test_the_device_of_this_process_has_a_name_or_its_uuid(cuda, monkeypatch):
     for visible, name in (("2,1", "GPU 2"), (" GPU-1f0d ,1", "GPU-1f0d")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert own_device() == name
+    monkeypatch.setattr(sys, "path", [])  # MLX for CPUs has a distribution of another name
+    assert (back_end(), own_device()) == ("cpu", "CPU"), "whatever GPUs are visible"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert (back_end(), own_device()) == ("metal", "Metal")
 

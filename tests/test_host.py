@@ -50,7 +50,7 @@ def test_where_the_system_does_not_tell_it_is_nothing(tmp_path):
 def test_a_container_has_as_many_cores_as_its_share_of_time_keeps_busy(
     tmp_path, monkeypatch, limit, expected
 ):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", {0: set(range(4))}.__getitem__, raising=False)
     assert cores(tmp_path) == 4  # not in a container
     (tmp_path / "cpu.max").write_text(f"{limit}\n")
     assert cores(tmp_path) == expected

@@ -11,7 +11,7 @@ from bounds import HANG_S
 from grpo_actors import process
 from grpo_actors.errors import DataError
 from grpo_actors.out_of_memory import is_out_of_memory
-from grpo_actors.process import EVALUATOR_LINE, LIFELINE, keeps_evaluator, run_command
+from grpo_actors.process import EVALUATOR_LINE, LIFELINE, keeps_evaluator, run_command, take_secret
 
 ROOT = Path(__file__).parents[1]
 
@@ -207,6 +207,20 @@ def test_the_limits_in_the_environment_reach_mlx(limit):
         assert unchanged == "True"
 
 
+def test_a_limit_for_freed_arrays_is_for_those_of_a_gpu():
+    code = (
+        "import mlx.core as mx\nfrom grpo_actors.process import bound_memory\n"
+        "mx.set_cache_limit(before := mx.set_cache_limit(0))\nbound_memory()\n"
+        "gpu = mx.default_device().type == mx.DeviceType.gpu\n"
+        "print(mx.set_cache_limit(0) == (12345678 if gpu else before))"
+    )
+    environment = os.environ | {process.CACHE_LIMIT: "12345678"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n"
+
+
 def test_an_evaluator_is_kept_until_the_supervisor_closes_the_line(monkeypatch):
     line, write_end = os.pipe()
     with os.fdopen(line):
@@ -215,6 +229,58 @@ def test_an_evaluator_is_kept_until_the_supervisor_closes_the_line(monkeypatch):
         assert keeps_evaluator()
         os.close(write_end)
         assert not keeps_evaluator()
+
+
+def test_a_secret_is_taken_once_and_hidden_from_children(monkeypatch):
+    monkeypatch.setenv("SECRET_OF_A_TEST", "s")
+    assert take_secret("SECRET_OF_A_TEST") == "s"
+    assert "SECRET_OF_A_TEST" not in os.environ
+    assert take_secret("SECRET_OF_A_TEST") == ""
+
+
+#: Sends itself signals, and prints after each whether it was asked to stop; at last, how many threads follow its parent.
+SIGNALLED = """
+import os, signal, sys, threading
+if sys.argv[1] == 'nohup':
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from grpo_actors.process import LIFELINE, enter_process, follow_parent
+
+stop = enter_process()
+follow_parent()
+for name in sys.argv[2:]:
+    os.kill(os.getpid(), getattr(signal, name))
+    print(bool(stop))
+print([thread.name for thread in threading.enumerate()].count(LIFELINE))
+"""
+
+
+@pytest.mark.parametrize(
+    ("started", "signals", "asked"),
+    [
+        ("by hand", ["SIGUSR1", "SIGTERM", "SIGHUP", "SIGHUP"], [False, True, True, True]),
+        ("by hand", ["SIGINT"], [True]),
+        ("by hand", ["SIGHUP", "SIGHUP"], [True, True]),  # a closed terminal may tell it twice
+        ("nohup", ["SIGHUP", "SIGTERM"], [False, True]),
+        ("supervised", ["SIGUSR1", "SIGINT", "SIGHUP", "SIGTERM"], [False, False, False, True]),
+    ],
+)
+def test_the_first_signal_asks_to_stop_unless_somebody_else_decides(started, signals, asked):
+    lifeline, write_end = os.pipe()
+    threads = int(started == "supervised")
+    with os.fdopen(lifeline), os.fdopen(write_end, "wb"):
+        done = subprocess.run(
+            [sys.executable, "-c", SIGNALLED, started, *signals],
+            cwd=ROOT,
+            env={**os.environ, **({LIFELINE: str(lifeline)} if threads else {})},
+            pass_fds=[lifeline],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=HANG_S,
+        )
+    assert done.stdout.split() == [*map(str, asked), str(threads)]
+    # At SIGUSR1 the stacks of all threads are printed.
+    assert done.stderr.count("(most recent call first)") == ("SIGUSR1" in signals) * (1 + threads)
 
 
 ENDING_AT_ONCE = """

@@ -55,7 +55,7 @@ def pipe(monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds that only a test moves."""
-    time_s = [100.0]
+    time_s = [0.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: time_s[0]))
     return time_s
 
@@ -72,6 +72,11 @@ def test_work_is_reported_at_once_and_its_progress_ten_times_a_second(pipe, cloc
     begin_work("update 1", 6.0)
     begin_work("update 2")
     assert pipe.read() == b"6.0 update 1\n120.0 update 2\n"
+
+
+def test_progress_without_named_work_may_take_as_long_as_to_load_a_model(pipe, clock):
+    report_progress()
+    assert pipe.read() == f"{LOADING_S} \n".encode()
 
 
 def test_the_children_of_a_process_do_not_report_for_it(pipe):

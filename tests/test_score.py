@@ -42,6 +42,10 @@ def test_a_measure_says_what_was_measured_and_how():
     assert str(sampled) == "reward, sampled at temperature 0.7, on 1,319 held-out problems"
 
 
+def test_a_score_is_shown_with_its_interval():
+    assert str(score(0.5)) == "0.500 [0.400, 0.600]"
+
+
 @pytest.mark.parametrize(
     ("low", "high", "says"),
     [
@@ -67,6 +71,7 @@ ESTIMATE = {"value": 0.5, "low": 0.4, "high": 0.6}
     [
         {"seconds": 0.0, "completion_length_mean": 0.0},
         {"rewards": many(64, 0.0), "by_source": many(64, ESTIMATE)},
+        {"rewards": {"r" * 5000: 0.0}, "by_source": {"s" * 200: ESTIMATE}},
         {"reward": -3.0, "accuracy": 1.0, "sampled_accuracy": 0.0},
     ],
 )
@@ -83,11 +88,13 @@ def test_a_report_within_its_bounds_is_read(changes):
         {"truncated_share": -0.5},
         {"rewards": many(65, 0.0)},
         {"by_source": many(65, ESTIMATE)},
+        {"rewards": {"r" * 5001: 0.0}},
+        {"by_source": {"s" * 201: ESTIMATE}},
         {"reward": math.nan},
         {"reward": "1.0"},
         {"unknown": 1},
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:40],
 )
 def test_a_report_beyond_its_bounds_is_refused(changes):
     with pytest.raises(ValidationError):

@@ -69,7 +69,9 @@ def sample() -> str:
 
     problems = Arithmetic(seed=0, train_size=COUNT).problems("train")
     rows = (
-        {"question": problem.messages[-1]["content"], "answer": int(problem.answer)} for problem in problems
+        {"question": message["content"], "answer": int(problem.answer)}
+        for problem in problems
+        for message in problem.messages  # one
     )
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 

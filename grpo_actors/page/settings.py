@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """
     names = dict.fromkeys(name for config in configs for name in config if name not in _PLACES)
     values = {name: [config.get(name) for config in configs] for name in names}
-    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+    return {name: row for name, row in values.items() if any(one != other for one, other in pairwise(row))}
 
 
 def by_name(start: Record | None) -> dict[str, Any]:

@@ -27,14 +27,18 @@ class Pieces:
 
         Nothing is downloaded.
         """
+        numbered = ((update_of(path), path) for path in folder.glob(f"{CHECKPOINT}*"))
         checkpoints = sorted(
-            folder.glob(f"{CHECKPOINT}*"), key=lambda path: update_of(path) or 0, reverse=True
+            ((update, path) for update, path in numbered if update is not None), reverse=True
         )
         try:
             model = locate(model_name) if model_name else ""
         except ModelError:
             model = ""
-        places = [*checkpoints, *([model] if isinstance(model, Path) else _downloaded(model))]
+        places = [
+            *(path for _, path in checkpoints),
+            *([model] if isinstance(model, Path) else _downloaded(model)),
+        ]
         return next(
             (cls(place / TOKENIZER_FILE) for place in places if (place / TOKENIZER_FILE).is_file()), None
         )

@@ -137,7 +137,7 @@ def _last_records(path: Path) -> dict[str, Record]:
     try:
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
-            lines = file.read().splitlines(keepends=True)
+            lines = file.read().splitlines()
     except FileNotFoundError:  # metrics.log_jsonl = false, or it has just started
         return {}
     found: dict[str, Record] = {}

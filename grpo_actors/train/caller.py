@@ -14,7 +14,7 @@ from grpo_actors.config import Config
 def settings_of_caller() -> Config:
     """Return the settings, and from now on stop this process when the program has ended. Call it in the main thread."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the program may ignore it, as under nohup
-    with open(0, "rb", buffering=0, closefd=False) as pipe:
+    with open(0, "rb", closefd=False) as pipe:
         config = Config.model_validate_json(pipe.readline())
     threading.Thread(target=_follow, daemon=True).start()
     return config

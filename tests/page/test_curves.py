@@ -65,4 +65,6 @@ def test_a_resumed_run_replaces_the_updates_that_it_repeats():
     table = curves(5, a=float)
     table.append(3, {"a": 30})
     assert table.sampled(9).x.tolist() == [1, 2, 3]
+    assert table.sampled(9).curves["a"].mean.tolist() == [1, 2, 30]
+    assert (len(table), table.names) == (3, ["a"])
     assert table.latest("a") == 30

@@ -93,7 +93,7 @@ def test_curves_without_a_label_are_named_by_themselves():
     assert hovers(found.by_key["memory"])[0][1][1][0] == "memory/"
 
 
-def test_the_score_has_its_interval_as_area_and_bars_and_a_dot_for_each_checkpoint(two):
+def test_the_score_has_its_interval_as_area_and_bars_and_a_dot_for_each_checkpoint(one, two):
     drawn = [
         ("VArea", "low", "high"),
         ("Segment", "low", "high"),
@@ -104,6 +104,7 @@ def test_the_score_has_its_interval_as_area_and_bars_and_a_dot_for_each_checkpoi
         (kind, f"score-{run}", *columns) for run in (0, 1) for kind, *columns in drawn
     ]
     assert [r.glyph.line_color for r in two.by_key["score"].renderers if r.name] == list(COLOURS[:2])
+    assert [r.glyph.line_color for r in one.by_key["score"].renderers if r.name] == [COLOURS[0]]
     dots = [r for r in two.by_key["score"].renderers if type(r.glyph).__name__ == "Scatter"]
     assert [tool.renderers for tool in hover_tools(two.by_key["score"])] == [[dot] for dot in dots]
     assert two.by_key["score"].height > two.by_key["loss"].height

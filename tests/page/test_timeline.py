@@ -40,6 +40,17 @@ def test_a_worker_has_no_spans_before_it_joined_and_after_it_left():
     assert [(s.begin, s.end) for s in timeline.spans() if s.actor == "w"] == [(106, 109), (109, 110)]
 
 
+def test_a_worker_that_joined_just_before_an_update_ended_waited_for_its_share_of_that():
+    timeline = Timeline()
+    timeline.apply(record("worker", 109.5, worker="w", role="rollout", state="joined"))
+    timeline.apply(update(1, 110.0))
+    # A quarter of half a second.
+    assert [(s.begin, s.end) for s in timeline.spans() if s.actor == "w"] == [
+        (109.5, 109.875),
+        (109.875, 110),
+    ]
+
+
 def test_evaluations_and_checkpoints_have_lanes_of_their_own_below_the_workers():
     timeline = Timeline()
     timeline.apply(record("worker", 0.0, worker="w", role="rollout", state="joined"))
@@ -69,6 +80,13 @@ def test_what_took_no_time_has_no_span_and_the_evaluator_is_no_worker():
     timeline.apply(record("metrics", 110.0, update=1, update_s=10.0, wait_s=0.0, rollout_wait_share=0.0))
     spans = [(s.actor, s.doing, s.begin, s.end) for s in timeline.spans()]
     assert spans == [("learner", "trains", 100, 110), ("rollout", "samples", 100, 110)]
+
+
+def test_a_worker_whose_waits_were_not_measured_samples_all_the_time():
+    timeline = Timeline()
+    timeline.apply(record("worker", 0.0, worker="w", role="rollout", state="joined"))
+    timeline.apply(record("metrics", 110.0, update=1, update_s=10.0))
+    assert [(s.doing, s.begin, s.end) for s in timeline.spans() if s.actor == "w"] == [("samples", 100, 110)]
 
 
 def test_what_was_not_measured_has_no_span_nor_has_a_worker_before_it_joined():

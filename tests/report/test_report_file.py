@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "page"))
 from recorded import RecordedRun, record_run
 
 from grpo_actors.errors import RunError
+from grpo_actors.page import extra
 from grpo_actors.page.curves import Curves
 from grpo_actors.page.views import packed
 from grpo_actors.report import writing
@@ -47,6 +48,11 @@ def test_the_curves_are_in_the_report_unchanged(run_dir):
     assert packed_loss in build_report(record_run(run_dir))
 
 
+def test_the_rewards_in_the_report_are_weighed_as_the_run_weighed_them(run_dir):
+    # Functions with the weights 1 and 0.2: right, right, wrong in the right form, neither.
+    assert '"rewards":[1.2,1.2,0.2,0.0]' in build_report(record_run(run_dir, updates=1))
+
+
 def test_a_report_beyond_the_bound_is_refused_and_not_written(run_dir, monkeypatch):
     folder, file = record_run(run_dir), run_dir / "report.html"
     size = len(build_report(folder).encode())
@@ -71,6 +77,19 @@ def test_a_report_of_many_large_groups_stays_small(run_dir):
     (run_dir / "groups.jsonl").unlink()
     assert run_here(main, run_dir).returncode == 0
     assert 2_000_000 < (run_dir / "report.html").stat().st_size < MAX_BYTES
+
+
+def test_samples_are_listed_newest_first_and_with_how_many_there_are_if_some_are_left_out(
+    run_dir, monkeypatch
+):
+    folder = record_run(run_dir, 3)
+    whole = writing._samples(folder, None)
+    assert [one["id"] for one in whole["groups"]] == [5, 4, 3, 2, 1, 0]
+    assert whole["of"] is None
+    monkeypatch.setattr(writing, "MOST_GROUPS", 2)
+    some = writing._samples(folder, None)
+    # Those at the ends come first.
+    assert ([one["id"] for one in some["groups"]], some["of"]) == ([5, 0], 6)
 
 
 def test_samples_are_taken_until_their_bytes_are_used_up(run_dir, monkeypatch):
@@ -122,11 +141,45 @@ def test_what_a_model_wrote_loses_only_this_hosts_places():
     ]
 
 
+def test_a_home_that_is_no_folder_of_its_own_is_no_place():
+    assert Privacy(Path("/"), []).without_places("a/b") == "a/b"
+    assert Privacy(Path("/r"), []).without_places("/r/x") == "~/x"
+
+
 def test_samples_are_spread_over_the_run():
     assert list(spread(5)) == [4, 0, 2, 3, 1]
     assert sorted(spread(100)) == list(range(100))
     assert list(spread(1)) == [0]
     assert list(spread(0)) == []
+
+
+def test_a_run_that_ends_gets_a_report_of_all_that_it_has_recorded_when_it_is_told(run_dir, monkeypatch):
+    class Caller:
+        """Standard input: it ends when the run has ended, which has recorded nothing before."""
+
+        @staticmethod
+        def read():
+            record_run(run_dir)
+
+    monkeypatch.setattr(sys, "stdin", Caller)
+    done = run_here(main, run_dir, "--when-told", "--output", run_dir.parent / "own.html")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "checkpoint-40" in (run_dir.parent / "own.html").read_text()
+    assert not (run_dir / "report.html").exists()
+
+
+def test_a_report_that_cannot_be_written_is_one_line(run_dir):
+    file = run_dir / "absent" / "own.html"
+    done = run_here(main, record_run(run_dir, 1), "--output", file)
+    told = f"error: {file}: cannot be written (No such file or directory); choose another --output\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
+def test_without_the_packages_of_the_page_the_command_that_installs_them_is_told(run_dir, monkeypatch):
+    monkeypatch.setattr(extra, "PACKAGES", ("bokeh", "no_such_package"))
+    done = run_here(main, run_dir)
+    told = "error: the page needs no_such_package: pip install 'grpo-actors[page]'\n"
+    assert (done.returncode, done.stderr) == (2, told)
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):

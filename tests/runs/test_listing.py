@@ -1,6 +1,7 @@
 """`grpo runs` and ``--again`` on run folders as runs write them."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -59,17 +60,75 @@ def test_a_run_whose_lock_is_held_is_live_and_is_to_be_watched(tmp_path):
 
 
 def test_runs_are_found_below_a_folder_but_not_in_checkpoints_and_the_newest_is_last(tmp_path, capsys):
-    old, new = (write_run(tmp_path / name, update=4, end=STOPPED) for name in ("b/old", "a"))
+    old, new = (write_run(tmp_path / name, update=4, end=STOPPED) for name in ("b/c/old", "a"))
     lines = (old / "metrics.jsonl").read_text().replace('"time":1000000003.0', '"time":1000000002.0')
     (old / "metrics.jsonl").write_text(lines)
     (new / "checkpoint-4" / "config.json").touch()
     (new / "checkpoint-4" / "lock").touch()
     write_run(new / "exported" / "copy", update=4)  # belongs to the run that it is in
-    write_run(tmp_path / "1" / "2" / "3" / "4" / "5" / "too deep", update=4)
+    write_run(tmp_path / "1" / "2" / "3" / "too deep", update=4)
     assert set(find_runs(tmp_path)) == {old, new}
     assert main([str(tmp_path), "--json"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [run["folder"] for run in found] == [str(old), str(new)]
+
+
+@pytest.mark.parametrize(
+    ("files", "is_run"),
+    [
+        (["config.json", "metrics.jsonl"], True),
+        (["config.json", "lock"], True),
+        (["config.json"], False),  # a model
+        (["metrics.jsonl", "lock"], False),
+    ],
+)
+def test_a_run_has_settings_and_records_or_a_lock(tmp_path, files, is_run):
+    for name in files:
+        (tmp_path / name).touch()
+    assert list(find_runs(tmp_path)) == [tmp_path] * is_run
+
+
+def test_a_run_without_records_is_known_by_its_settings_and_its_newest_checkpoint(tmp_path):
+    folder = write_run(tmp_path / "run", update=0)
+    (folder / "metrics.jsonl").unlink()
+    os.utime(folder / "config.json", (5.0, 5.0))
+    run = listed(folder)
+    # The settings of smoke_test have max_updates = 4.
+    assert (run.state, run.update, run.total_updates, run.at) == ("killed", 0, 4, 5.0)
+    for update in (2, 3):
+        write_checkpoint_files(folder, update)
+    assert listed(folder).update == 3
+
+
+def test_what_a_resumed_run_has_recorded_since_its_start_counts(tmp_path):
+    folder = write_run(tmp_path / "run", update=4, end=STOPPED)
+    with (folder / "metrics.jsonl").open("ab") as records:
+        records.write(encode(make_record(4, 2e9, "start", {"total_updates": 6})) + b"\n" + b'{"seq": 5, "ti')
+    run = listed(folder)
+    assert (run.state, run.update, run.at) == ("killed", 4, 2e9)
+
+
+def test_a_run_that_ended_before_its_first_update_has_its_total_from_its_start(tmp_path):
+    folder = write_run(tmp_path / "run", update=0)
+    start, *_ = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(start)
+    run = listed(folder)
+    assert (run.state, run.update, run.total_updates) == ("killed", 0, 6)
+
+
+def test_a_run_on_recorded_groups_continues_with_them_as_its_newest_checkpoint_says(tmp_path):
+    folder = write_run(tmp_path / "run", update=0)
+    write_checkpoint_files(folder, 2, recording="/earlier")
+    write_checkpoint_files(folder, 4, recording="/former run")
+    assert listed(folder).next.endswith(f" replay '/former run' {folder}")
+    (folder / "checkpoint-4" / "state.json").write_text("{}")
+    assert " replay " not in listed(folder).next
+
+
+def test_scores_that_cannot_be_read_are_said_in_their_place(tmp_path):
+    folder = write_run(tmp_path / "run", update=4, end=STOPPED)
+    (folder / "best.json").write_text("{")
+    assert listed(folder).score.startswith(f"{folder}/best.json: ")
 
 
 def test_the_command_that_continues_a_moved_run_leads_to_where_it_is_now(tmp_path):

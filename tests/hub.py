@@ -38,10 +38,12 @@ class Hub(BaseHTTPRequestHandler):
             case ["repos", "create"]:
                 asked = json.loads(body)
                 name = f"{asked.get('organization') or 'owner'}/{asked['name']}"
-                if name not in self.repositories and asked.get("visibility") == "private":
+                is_new = name not in self.repositories
+                if is_new and asked.get("visibility") == "private":
                     self.private.add(name)
                 self.repositories.setdefault(name, {})
-                self._answer({"url": f"http://{self.headers['Host']}/{name}", "name": name})
+                url = f"http://{self.headers['Host']}/{name}"
+                self._answer({"url": url, "name": name}, 200 if is_new else 409)
             case ["models", _, _, "preupload", _]:
                 files = json.loads(body)["files"]
                 self._answer(
@@ -93,6 +95,6 @@ def local_hub(private: Iterable[str] = ()) -> Iterator[tuple[str, dict[str, dict
     repositories: dict[str, dict[str, bytes]] = {}
     handler = type("OwnHub", (Hub,), {"repositories": repositories, "private": set(private)})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", repositories
         server.shutdown()
