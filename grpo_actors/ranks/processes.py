@@ -106,7 +106,7 @@ def started(count: int, command: Sequence[str], setting: str) -> Iterator[None]:
             )
             processes.append(process)
         os.environ.update(common | devices[0] | {RANK: "0"})
-        over = threading.Event()
+        over = threading.Lock()  # taken by what ends the group: the end of the block, or the first rank that ends
         watchers = [
             threading.Thread(target=_end_with, args=(rank, processes, over), name=f"rank {rank}", daemon=True)
             for rank in range(1, count)
@@ -118,7 +118,7 @@ def started(count: int, command: Sequence[str], setting: str) -> Iterator[None]:
             yield
             patience_s = _LEAVE_S
         finally:
-            over.set()
+            over.acquire()  # never, if a rank was first: this process ends
             deadline_s = time.monotonic() + patience_s
             for watcher in watchers:
                 watcher.join(max(0.0, deadline_s - time.monotonic()))
@@ -182,10 +182,10 @@ def lose_rank(what: str) -> NoReturn:
     leave(EXIT_CRASH)
 
 
-def _end_with(rank: int, processes: Sequence[subprocess.Popen[bytes]], over: threading.Event) -> None:
+def _end_with(rank: int, processes: Sequence[subprocess.Popen[bytes]], over: threading.Lock) -> None:
     """End this process and the other ranks if a rank ends before its time."""
     code = processes[rank - 1].wait()
-    if over.is_set():
+    if not over.acquire(blocking=False):
         return
     _kill(processes)  # one that is stopped would not end by itself
     if code > 0:

@@ -115,6 +115,18 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
         open_policy("tiny", str(tmp_path))
 
 
+def test_an_adapter_that_names_no_base_is_loaded_on_the_one_that_is_named(run_dir, tiny_lora):
+    folder = write(run_dir, 1, moved(tiny_lora, 0.01))
+    description = folder / "adapter_config.json"
+    described = json.loads(description.read_text())
+    del described["model"]
+    description.write_text(json.dumps(described))
+    with pytest.raises(ModelError, match="does not name its base model; name it"):
+        open_policy(str(folder))
+    policy = open_policy("tiny", str(folder))
+    assert weights_digest(policy) == weights_digest(tiny_lora)
+
+
 def test_the_digest_covers_the_base_and_the_adapter(run_dir, tiny, tiny_lora, tmp_path):
     plain = weights_digest(open_policy("tiny"))
     one = weights_digest(open_policy(str(write(run_dir, 1, moved(tiny_lora, 0.01)))))
