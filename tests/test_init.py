@@ -1,6 +1,7 @@
 """The files of a new task: all are written, or none; what is there stays."""
 
 import json
+import runpy
 from functools import partial
 
 import pytest
@@ -29,6 +30,12 @@ def test_the_files_are_written_and_named_and_the_next_commands_too(init, tmp_pat
     rows = [json.loads(line) for line in (tmp_path / "new" / "task" / PROBLEMS).read_text().splitlines()]
     assert len({row["question"] for row in rows}) == COUNT
     assert {type(row["answer"]) for row in rows} == {int}
+
+
+def test_the_reward_of_a_new_task_gives_one_value_for_each_completion(init, tmp_path):
+    assert init().returncode == 0
+    reward = runpy.run_path(str(tmp_path / "rewards.py"))["shows_its_work"]
+    assert reward(["2 + 3?"] * 2, ["2 + 3 = 5", "5"], [5, 5], level=1) == [1.0, 0.0]
 
 
 def test_an_empty_folder_is_filled_and_a_file_that_is_there_stays(init, tmp_path):
