@@ -67,13 +67,12 @@ def sample() -> str:
     """Return the problems as JSON Lines: sums in words that the embedded model has met."""
     from grpo_actors.tasks.arithmetic import Arithmetic  # noqa: PLC0415 - not for --help
 
-    problems = Arithmetic(seed=0, train_size=COUNT).problems("train")
-    rows = (
-        {"question": message["content"], "answer": int(problem.answer)}
-        for problem in problems
-        for message in problem.messages  # one
-    )
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    lines = []
+    for problem in Arithmetic(seed=0, train_size=COUNT).problems("train"):
+        (question,) = problem.messages
+        row = {"question": question["content"], "answer": int(problem.answer)}
+        lines.append(f"{json.dumps(row, ensure_ascii=False)}\n")
+    return "".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import os
 import tempfile
 import threading
 from contextlib import closing, contextmanager
@@ -8,6 +9,7 @@ from bounds import HANG_S
 from evaluated import config
 from written import write_checkpoint
 
+from grpo_actors import progress
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.evaluator.following import RunEvaluator
@@ -15,7 +17,7 @@ from grpo_actors.evaluator.score import answer_problems, by_source, evaluate, he
 from grpo_actors.policy.training import Training
 from grpo_actors.policy.weights import freeze, pack
 from grpo_actors.process import StopRequest
-from grpo_actors.progress import GIVEN_UP
+from grpo_actors.progress import GIVEN_UP, LOADING_S, LOST_S
 from grpo_actors.rundir.claim import with_rewards
 from grpo_actors.rundir.folder import EVALUATION_FILE
 from grpo_actors.tasks.registry import load_task, open_task
@@ -280,7 +282,10 @@ def served(version, arrays):
 @pytest.mark.parametrize(
     ("newest", "ahead"), [(10, True), (11, False)], ids=["it is fetched", "another has replaced it"]
 )
-def test_a_version_is_scored_while_its_checkpoint_is_written(run_dir, tiny, newest, ahead):
+def test_a_version_is_scored_while_its_checkpoint_is_written(run_dir, tiny, newest, ahead, monkeypatch):
+    read_end, write_end = os.pipe()
+    monkeypatch.setenv(progress.PROGRESS, str(write_end))
+    monkeypatch.setattr(progress, "_reporter", progress._Reporter())
     training, zeros = training_of(tiny), {name: array * 0 for name, array in tiny.trainable().items()}
 
     def write():
@@ -304,6 +309,16 @@ def test_a_version_is_scored_while_its_checkpoint_is_written(run_dir, tiny, newe
     assert (scored.update, scored.checkpoint, control.unscored) == (10, "checkpoint-10", [])
     assert scored.report.score.value == (0.0 if ahead else base.report.score.value)
     assert (run_dir / "checkpoint-10" / EVALUATION_FILE).is_file()
+    os.close(write_end)
+    with os.fdopen(read_end) as told:
+        works = list(dict.fromkeys(told.read().splitlines()))
+    # Only the first step of a score may load and compile, whether it reads the checkpoint or not.
+    each = [
+        f"{patience_s} {work}"
+        for work in ("base model", "checkpoint-10")
+        for patience_s in (LOADING_S, LOST_S)
+    ]
+    assert works == [*each[:2], f"{LOST_S} ", *each[2:]]
 
 
 def test_after_a_change_of_what_is_measured_the_base_and_all_checkpoints_are_scored_again(run_dir, tiny):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -160,7 +161,12 @@ def test_a_batch_that_was_killed_continues_and_ends_like_an_uninterrupted_one(tm
     assert resumed.returncode == 0
     assert "the last line of the output was cut" in resumed.stderr
     assert f"{len(before)} of 40 completions are there already" in resumed.stderr
-    assert run_here(main, *arguments, "--output", whole).returncode == 0
+    done = run_here(main, *arguments, "--output", whole)
+    assert done.returncode == 0
+    said = re.fullmatch(r"(\d+) completions, ([\d,]+) tokens in [\d.]+ s \([\d,.]+ tokens/s\)\n", done.stderr)
+    count, tokens = (int(number.replace(",", "")) for number in said.groups())
+    assert (count, 40 < tokens <= 40 * 60) == (40, True)
+    assert f"\n{40 - len(before)} completions, " in resumed.stderr
 
     assert lines(killed)[: len(before)] == before, "what was there is as it was"
     by_place = lambda record: (record["index"], record["sample"])  # noqa: E731

@@ -165,6 +165,9 @@ def test_two_workers_of_one_host_fetch_each_chunk_once(learner, start, folder):
     assert sorted(path.name for path in shared.iterdir()) == ["0", "1", "lock"]
     assert shared.stat().st_mode & 0o777 == 0o700
     assert (shared / "lock").stat().st_mode & 0o777 == 0o600
+    # A waiting worker sees in each file how many chunks have arrived.
+    headers = [(shared / name).read_bytes()[: memory.PROGRESS.stop] for name in ("0", "1")]
+    assert [int.from_bytes(header[memory.PROGRESS], "little") for header in headers] == [CHUNKS] * 2
     workers[0].leave()
     assert shared.exists()
     workers[1].leave()
