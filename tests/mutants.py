@@ -71,10 +71,15 @@ WHOLE_RUNS = {
     "ranks/group.py": ("tests/run/test_ranks_run.py",),
     "ranks/processes.py": ("tests/run/test_ranks_run.py",),
     "rollout/__main__.py": ("tests/run/test_attach.py",),
+    "rollout/rank.py": ("tests/run/test_sharded_run.py", "tests/run/test_attach.py"),
     "supervisor/preflight.py": ("tests/run/test_bad_input.py",),
     "supervisor/next_commands.py": ("tests/run/test_stop.py", "tests/run/test_whole_run.py"),
     "supervisor/run.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
-    "supervisor/supervisor.py": ("tests/run/test_stop.py", "tests/run/test_deaths.py"),
+    "supervisor/supervisor.py": (
+        "tests/run/test_stop.py",
+        "tests/run/test_deaths.py",
+        "tests/run/test_auto.py",
+    ),
     "supervisor/worker_pool.py": ("tests/run/test_auto.py",),
     "train/__main__.py": (
         "tests/config/test_launch.py",

@@ -1,9 +1,11 @@
 """Workers started by hand, which join and leave during a run."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,10 @@ from bounds import HANG_S
 from runs import Run, kill, new_run, wait_until
 
 from grpo_actors.policy.locate import EMBEDDED
+
+
+#: Runs a command as a shell does: in a process group of its own.
+OWN_GROUP = [sys.executable, "-c", "import os, sys; os.setpgid(0, 0); os.execv(sys.argv[1], sys.argv[1:])"]
 
 
 def delivered(run: Run, worker: str) -> int:
@@ -25,20 +31,20 @@ def assert_exactly_once(run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def visited_run() -> Iterator[Run]:
-    """A run that two workers visit: one leaves by Ctrl-C, one is killed; then SIGTERM stops the run."""
+    """A run that two workers visit: one, of two ranks, leaves by Ctrl-C, one is killed; then SIGTERM stops the run."""
     with new_run(max_updates=100_000, eval_every_updates=0, save_steps=0, workers=1) as run:
         run.model = run.folder.parent / "model"
         shutil.copytree(EMBEDDED, run.model)
         run.start("--set", f"model_name={run.model}")
         run.wait_for_update(1)
         endpoints = json.loads((run.folder / "endpoints.json").read_text())
-        polite = run.attach("--attach", str(run.folder), "--name", "polite")
+        polite = run.attach("--attach", str(run.folder), "--name", "polite", "--ranks", "2", within=OWN_GROUP)
         rude = run.attach("--connect", endpoints["control"], "--name", "rude")
         wait_until(lambda: delivered(run, "rude") >= 2, "groups of the worker by --connect")
         run.killed_at = kill(rude.pid)
         run.rude_lost = run.wait_for("worker", worker="rude", state="lost")
         wait_until(lambda: delivered(run, "polite") >= 2, "groups of the worker by --attach")
-        polite.send_signal(signal.SIGINT)
+        os.killpg(polite.pid, signal.SIGINT)  # a terminal sends it to all ranks
         run.polite_exit = polite.wait(HANG_S)
         run.polite_said = polite.stderr_text()
         run.polite_left = run.wait_for("worker", worker="polite", state="left")

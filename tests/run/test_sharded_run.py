@@ -10,6 +10,8 @@ SETTINGS = {
     "max_updates": 1,
     "max_new_tokens": 4,
     "max_staleness": 0,
+    # The embedded model has no code. But each rank must be told what it may run.
+    "trust_remote_code": True,
 }
 
 
