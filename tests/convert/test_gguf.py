@@ -226,6 +226,19 @@ def test_rare_formats_without_the_gguf_package_name_the_command(monkeypatch):
         (Tiny(metadata={"tokenizer.ggml.eos_token_id": None}), "answers would never end"),
         (Tiny(metadata={"tokenizer.ggml.tokens": ["a"] * VOCAB}), "token 'a' stands twice"),
         (Tiny(metadata={"tokenizer.ggml.token_type": [9] * VOCAB}), "a type 1 to 6"),
+        (Tiny(metadata={"tokenizer.ggml.token_type": [1] * (VOCAB - 1)}), "each of 288 tokens a type 1 to 6"),
+        (Tiny(metadata={"tokenizer.ggml.tokens": [1] * VOCAB}), "tokens must be a list of texts"),
+        (
+            Tiny(
+                metadata={
+                    "tokenizer.ggml.tokens": [f"t{n}" for n in range(VOCAB + 1)],
+                    "tokenizer.ggml.token_type": [1] * (VOCAB + 1),
+                }
+            ),
+            "289 tokens do not fit 288 embedding rows",
+        ),
+        (Tiny(metadata={"tokenizer.ggml.eos_token_id": 267}), "eos_token_id must be below 267, got 267"),
+        (Tiny(metadata={"tokenizer.ggml.merges": ["he"]}), "merge 'he' does not join"),
     ],
 )
 def test_a_file_that_is_not_a_known_whole_model_is_refused_in_one_line(tmp_path, tiny, words):
