@@ -656,7 +656,8 @@ class Judge:
             if tests and self._fails(mutant, files_of(tests), tests, known=of == function):
                 return "killed"
         # What is not within a function, a test may use without a call.
-        rest = [*runs, *(first if function.endswith(":") else [])]
+        near = [file for file in every if Path(file).parent == _mirrors(mutant.module)[0].relative_to(ROOT)]
+        rest = [*runs, *((first or near) if function.endswith(":") else [])]
         return "killed" if rest and self._fails(mutant, rest) else "survived"
 
     def _in_turn(self, files: list[str]) -> list[list[str]]:

@@ -152,7 +152,7 @@ class RolloutConfig(Section):
     @property
     def fewer_bits(self) -> bool:
         """Whether workers sample with fewer bits than the learner computes with."""
-        return self.quantize_for_rollouts or self.kv_bits > 0
+        return self.quantize_for_rollouts or self.kv_bits != 0
 
     @property
     def runs_held(self) -> int:

@@ -79,8 +79,6 @@ class Follower:
             return True
         if self._reading.is_new(record):
             self._pending = record
-            if record["seq"] <= self._reading.seq and self._files is not None:
-                self._files.rewind()  # the run was resumed: its file was truncated and has grown again
         return True
 
     def _from_files(self) -> Record | None:
@@ -117,11 +115,6 @@ class HistoryReader:
         if record is None or record["topic"] != "sample":
             return record
         return self._with_texts(record)
-
-    def rewind(self) -> None:
-        """Start again from the first record."""
-        self._metrics.rewind()
-        self._rewind_texts()
 
     def close(self) -> None:
         """Close the files."""

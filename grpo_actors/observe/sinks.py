@@ -151,7 +151,7 @@ class LineFile:
         rest = memoryview(data)
         try:
             while rest:  # a nearly full file system may write only a part
-                rest = rest[self._file.write(rest) or 0 :]
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             self.cut(self.size)
             raise self._failure("cannot be written", error) from error

@@ -131,6 +131,12 @@ def test_eval_subset_size_wins_over_its_older_name(load):
             25,
             "eval_steps = 50 (micro-steps, 2 in an update) is read as eval_every_updates = 25",
         ),
+        (
+            "eval_steps = 50\ngradient_accumulation_steps = 1",
+            [],
+            50,
+            "eval_steps = 50 (micro-steps, 1 in an update) is read as eval_every_updates = 50",
+        ),
         # 3 // 4 = 0 would mean off: evaluate after every update instead
         (
             "eval_steps = 3",
@@ -166,6 +172,12 @@ def test_an_older_name_on_the_command_line_beats_the_file(load):
 def test_an_unusable_eval_steps_is_refused_under_its_own_name(load, value):
     with pytest.raises(ConfigError, match="eval_steps must be a whole number ≥ 0, got"):
         load(f"eval_steps = {value}")
+
+
+@pytest.mark.parametrize("value", ["0", "2.5", '"4"'])
+def test_an_unusable_number_of_micro_steps_is_refused_where_it_is_given(load, value):
+    with pytest.raises(ConfigError, match=r"gradient_accumulation_steps must be a whole number ≥ 1, got"):
+        load(f"eval_steps = 50\ngradient_accumulation_steps = {value}")
 
 
 @pytest.mark.parametrize("key", ["max_completion_length", "rollout.max_completion_length"])

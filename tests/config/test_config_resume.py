@@ -48,3 +48,17 @@ def test_a_quantised_base_is_another_base():
 def test_an_update_may_be_cut_in_another_way():
     # 1 × 4 and 2 × 2 are both 4 groups
     assert resume_conflicts(config(), config("batch_size=2", "gradient_accumulation_steps=2")) == []
+
+
+def test_the_data_of_a_source_may_move_but_nothing_else_of_it_may_change():
+    def mixture(source):
+        return config("functions={a=1}", f"sources=[{{ name = 'a', {source} }}]")
+
+    saved = mixture("task = 'dataset', path = 'x', eval_path = 'y'")
+    assert resume_conflicts(saved, mixture("task = 'dataset', path = 'z'")) == []
+    assert resume_conflicts(saved, mixture("task = 'gsm8k', path = 'x'")) == ["data.sources"]
+
+
+def test_an_update_of_another_size_is_another_one():
+    # 1 × 4 and 2 × 4 groups
+    assert resume_conflicts(config(), config("batch_size=2")) == ["learner.batch_size"]

@@ -222,6 +222,25 @@ from grpo_actors.errors import ConfigError
             "evaluator.eval_sources must have no weight (b): all count alike, got 2.0",
         ),
         (
+            ["functions={a=1}", 'sources=[{name="a"}]', 'eval_sources=[{name="a"}]'],
+            'data.sources must have another name for each source, got "a"',
+        ),
+        (
+            ["functions={a=1, b=1}", 'eval_sources=[{name="s", rewards=["a", "c", "d"]}]'],
+            'evaluator.eval_sources must name rewards of reward.functions (a, b) in s, got "c"',
+        ),
+        (
+            ["functions={a=1}", 'sources=[{name="s", task="dataset"}]'],
+            (
+                "data.sources s: data.path must name a file, folder, function or hub id when task is "
+                '"dataset", got ""'
+            ),
+        ),
+        (
+            ["functions={a=1}", "metric=b"],
+            'evaluator.metric must be one of accuracy, reward, a, got "b"',
+        ),
+        (
             ["functions={correct=0}"],
             'reward.functions must have a weight other than 0 (else every completion is worth the same), got { "correct" = 0.0 }',
         ),
@@ -254,6 +273,23 @@ def test_contradictions_are_refused_with_their_reason(overrides, expected):
         ("functions={reasoning_gym=1}", "task=reasoning_gym", "gym_task=chain_sum"),
         ("num_shots=3",),
         ("path=gsm8k",),
+        # Of a mixture, only the sources must be whole.
+        ("functions={a=1}", "task=dataset", 'sources=[{name="a", path="x"}, {name="b", path="y"}]'),
+        ("functions={a=1}", 'sources=[{name="a", weight=1}, {name="b", weight=2}]'),
+        ("functions={reasoning_gym=1}", 'sources=[{name="a", task="reasoning_gym", gym_task="x"}]'),
+        ('eval_sources=[{name="a"}]',),
+        ("functions={a=1}", "metric=a"),
+        ("functions={a=1}", "metric=accuracy"),
+        ("functions={a=1}", "metric=reward"),
+        ("metric=a",),
+        ("workers=0", "rollout_ranks=1"),
+        ("optimizer=adam",),
+        ("fine_tune_type=lora", "base_bits=4"),
+        ("rollout_ranks=2",),
+        ("fine_tune_type=dora",),
+        ("divide_gradient=true",),
+        ('trackers=["wandb", "trackio"]',),
+        ("log_jsonl=false",),
     ],
 )
 def test_what_lies_on_the_right_side_of_a_rule_is_allowed(overrides):

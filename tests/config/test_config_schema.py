@@ -5,10 +5,13 @@ from grpo_actors.config import (
     OWNER,
     SECTIONS,
     Config,
+    DataConfig,
+    EvaluatorConfig,
     LearnerConfig,
     ObjectiveConfig,
     RewardConfig,
     RolloutConfig,
+    SelectionConfig,
 )
 from grpo_actors.config.data import SourceConfig
 from grpo_actors.config.wording import SHOWN_CHARACTERS, brief, rule_of
@@ -52,6 +55,70 @@ def test_groups_per_update_is_the_product_of_micro_batches():
     # 3 groups a micro-batch, 5 micro-batches an update
     config = Config(learner=LearnerConfig(batch_size=3, gradient_accumulation_steps=5))
     assert config.groups_per_update == 15
+
+
+def test_a_micro_batch_has_room_for_its_groups_at_their_longest():
+    # 3 groups of 5 completions of 7 tokens and one prompt of 11: 3 · (5 · 7 + 11)
+    config = Config(
+        learner=LearnerConfig(batch_size=3),
+        rollout=RolloutConfig(num_generations=5, max_new_tokens=7),
+        data=DataConfig(max_prompt_length=11),
+    )
+    assert config.micro_batch_tokens == 138
+
+
+def test_what_follows_from_several_settings():
+    def of(kind, name, **settings):
+        return getattr(kind(**settings), name)
+
+    assert of(RolloutConfig, "fewer_bits") is False
+    assert of(RolloutConfig, "fewer_bits", kv_bits=4) is True
+    assert of(RolloutConfig, "fewer_bits", quantize_for_rollouts=True) is True
+    assert of(RolloutConfig, "runs_held") == 2
+    assert of(RolloutConfig, "runs_held", in_flight_updates=True) == 3
+    assert of(SelectionConfig, "replaces_groups") is False
+    assert of(SelectionConfig, "replaces_groups", dynamic_sampling=True) is True
+    assert of(SelectionConfig, "replaces_groups", min_success=0.5) is True
+    assert of(SelectionConfig, "replaces_groups", max_success=0.5) is True
+    assert of(LearnerConfig, "model_ranks", ranks=3) == 1
+    assert of(LearnerConfig, "model_ranks", ranks=3, divide_model=True) == 3
+
+
+A, B = SourceConfig(name="a", rewards=["x"]), SourceConfig(name="b", environment="calculator")
+
+
+def test_the_sources_of_training_and_of_evaluation_have_their_rewards_and_environments():
+    def config(sources=(), eval_sources=(), **data):
+        sections = {"data": DataConfig(sources=sources, **data), "reward": RewardConfig(functions={"x": 1})}
+        return Config(evaluator=EvaluatorConfig(eval_sources=eval_sources), **sections)
+
+    both = config([A], [B])
+    assert both.all_sources == (A, B)
+    assert both.rewards_of_sources == {"a": ("x",)}
+    assert both.environments == {"b": "calculator"}
+    assert (both.data.title, config().data.title) == ("a mixture of a", "gsm8k")
+    # Problems that come from no source have the environment of [data], and so has a source without its own.
+    assert config(environment="e").environments == {"": "e"}
+    assert config([A, B], environment="e").environments == {"a": "e", "b": "calculator"}
+    assert config([], [B], environment="e").environments == {"": "e", "b": "calculator"}
+
+
+def test_a_source_takes_from_the_data_what_it_leaves_out_but_no_place_of_another_task():
+    data = DataConfig(task="dataset", path="p", revision="r", num_shots=2, sources=[A, B])
+    plain = data.of(A)
+    assert plain == DataConfig(task="dataset", path="p", revision="r", num_shots=2)
+    assert data.of(SourceConfig(name="c", task="dataset", num_shots=0)) == DataConfig(
+        task="dataset", path="p", revision="r"
+    )
+    assert data.of(SourceConfig(name="c", task="gsm8k")) == DataConfig(num_shots=2)
+    assert data.of(SourceConfig(name="c", task="gsm8k", path="q")).path == "q"
+
+
+def test_a_former_name_of_a_task_is_the_present_one():
+    assert DataConfig(task="jsonl").task == "dataset"
+    for wrong in (3, "csv"):
+        with pytest.raises(ValidationError):
+            DataConfig(task=wrong)
 
 
 def test_a_whole_number_is_a_number_and_true_is_neither():
@@ -207,6 +274,14 @@ def test_a_number_has_its_default_and_its_bounds_and_a_switch_its_position(key, 
     for value in refused:
         with pytest.raises(ValidationError, match=leaf):
             kind(**{leaf: value})
+
+
+@pytest.mark.parametrize("value", [(0, 3), ()])
+def test_numbers_of_gpus_count_from_0(value):
+    for kind, leaf in ((RolloutConfig, "rollout_devices"), (LearnerConfig, "learner_devices")):
+        assert getattr(kind(**{leaf: list(value)}), leaf) == value
+        with pytest.raises(ValidationError, match=leaf):
+            kind(**{leaf: [*value, -1]})
 
 
 @pytest.mark.parametrize(

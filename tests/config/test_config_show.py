@@ -46,6 +46,23 @@ def test_the_json_form_holds_the_same():
     assert (shown["notes"], shown["memory_plan"]) == ([], "x")
 
 
+def test_the_rewards_that_score_are_shown_with_what_names_them():
+    rewards = {"a": 0.5, "b": 2.0}
+    text = as_text(load_config(None), rewards=rewards)
+    assert text.endswith(
+        "\n# reward: a, weight 0.5, from the task gsm8k\n# reward: b, weight 2, from the task gsm8k\n"
+    )
+    named = load_config(None, ["functions={a=0.5, b=2}"])
+    assert "# reward: b, weight 2, from reward.functions\n" in as_text(named, rewards=rewards)
+    assert json.loads(as_json(named, rewards=rewards))["rewards"] == rewards
+
+
+def test_the_json_form_can_be_read_by_people_too():
+    text = as_json(load_config(None, ["run_name=ö"]))
+    assert text.startswith('{\n  "config": {\n    "run": {\n      "run_name": "ö",\n')
+    assert text.endswith("\n}\n")
+
+
 def test_every_choice_of_a_setting_is_listed():
     lines = as_text(load_config(None)).splitlines()
     (loss,) = [line for line in lines if line.startswith("optimizer =")]

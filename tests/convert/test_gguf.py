@@ -194,6 +194,19 @@ def test_rare_formats_without_the_gguf_package_name_the_command(monkeypatch):
         (Tiny(metadata={"split.count": 2}), "llama-gguf-split --merge"),
         (Tiny(metadata={"llama.rope.dimension_count": 16}), "got 16 and 32"),
         (Tiny(metadata={"llama.attention.head_count_kv": 3}), "3 key-value heads do not divide 8"),
+        (Tiny(metadata={"llama.attention.head_count_kv": 0}), "0 key-value heads do not divide 8"),
+        (Tiny(metadata={"llama.attention.head_count": 0}), "0 heads over 256 features make no attention"),
+        (Tiny(metadata={"llama.attention.head_count": 257}), "257 heads over 256 features make no attention"),
+        # A feature for each head is an attention, but its heads cannot be rotated.
+        (Tiny(metadata={"llama.attention.head_count": 256}), "the even head dimension 1, got 1 and 1"),
+        (Tiny(metadata={"llama.attention.head_count_kv": 1}), r"attn_k.weight must have shape \(32, 256\)"),
+        (Tiny(metadata={"llama.attention.value_length": 16}), "got 32 and 16"),
+        (Tiny(metadata={"llama.attention.key_length": 33}), "the even head dimension 33, got 33 and 33"),
+        (
+            Tiny("qwen2", metadata={"qwen2.attention.key_length": 16}),
+            "qwen2 needs heads × head dimension = 256, got 8 × 16",
+        ),
+        (Tiny(extra={"rope_freqs.weight": np.ones(8, np.float32)}), "does not follow Llama 3's rule"),
         (
             Tiny(metadata={"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}),
             "longrope",
@@ -213,6 +226,19 @@ def test_rare_formats_without_the_gguf_package_name_the_command(monkeypatch):
         (Tiny(metadata={"tokenizer.ggml.eos_token_id": None}), "answers would never end"),
         (Tiny(metadata={"tokenizer.ggml.tokens": ["a"] * VOCAB}), "token 'a' stands twice"),
         (Tiny(metadata={"tokenizer.ggml.token_type": [9] * VOCAB}), "a type 1 to 6"),
+        (Tiny(metadata={"tokenizer.ggml.token_type": [1] * (VOCAB - 1)}), "each of 288 tokens a type 1 to 6"),
+        (Tiny(metadata={"tokenizer.ggml.tokens": [1] * VOCAB}), "tokens must be a list of texts"),
+        (
+            Tiny(
+                metadata={
+                    "tokenizer.ggml.tokens": [f"t{n}" for n in range(VOCAB + 1)],
+                    "tokenizer.ggml.token_type": [1] * (VOCAB + 1),
+                }
+            ),
+            "289 tokens do not fit 288 embedding rows",
+        ),
+        (Tiny(metadata={"tokenizer.ggml.eos_token_id": 267}), "eos_token_id must be below 267, got 267"),
+        (Tiny(metadata={"tokenizer.ggml.merges": ["he"]}), "merge 'he' does not join"),
     ],
 )
 def test_a_file_that_is_not_a_known_whole_model_is_refused_in_one_line(tmp_path, tiny, words):

@@ -40,6 +40,22 @@ def test_yarn_and_linear_scaling_reach_the_config(tmp_path):
     assert scaling == {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
 
+def test_positions_are_plain_with_ggmls_base_where_the_file_says_nothing(tmp_path):
+    write(tmp_path / "tiny.gguf", Tiny(metadata={"llama.rope.freq_base": None, "split.count": 1}))
+    config = Architecture(GgufFile(tmp_path / "tiny.gguf")).config("float32")
+    assert config["rope_theta"] == 10000.0
+    assert "rope_scaling" not in config
+    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
+    write(tmp_path / "tiny.gguf", Tiny(metadata=linear))
+    config = Architecture(GgufFile(tmp_path / "tiny.gguf")).config("float32")
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+
+
+def test_query_heads_that_share_no_key_have_as_many_key_heads(tmp_path):
+    write(tmp_path / "tiny.gguf", Tiny(metadata={"llama.attention.head_count_kv": None}))
+    assert Architecture(GgufFile(tmp_path / "tiny.gguf")).config("float32")["num_key_value_heads"] == 8
+
+
 # --- Gemma 3's own settings ---
 
 
@@ -51,7 +67,10 @@ def gemma_config(tmp_path, **entries: object) -> dict:
 
 def test_gemma_without_a_window_sees_the_whole_text_on_every_layer(tmp_path):
     assert gemma_config(tmp_path)["sliding_window_pattern"] == 6
-    assert gemma_config(tmp_path, attention__sliding_window=None)["sliding_window_pattern"] == 1
+    assert gemma_config(tmp_path, attention__sliding_window_pattern=3)["sliding_window_pattern"] == 3
+    config = gemma_config(tmp_path, attention__sliding_window=None)
+    # 128 is the longest text.
+    assert (config["sliding_window_pattern"], config["sliding_window"]) == (1, 128)
 
 
 def test_gemmas_local_base_is_that_of_the_file_if_it_has_one(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections import deque
 from itertools import count
+from pathlib import Path
 
 from grpo_actors.observe.follow import Follower, HistoryReader
 from grpo_actors.observe.records import Record, encode, make_record
@@ -248,3 +249,13 @@ def test_a_gap_or_a_foreign_line_in_the_file_is_skipped(tmp_path):
         assert numbers(everything(follower)) == [5]
         file.write(event(6, 6.0) + b"\n")
         assert numbers(everything(follower)) == [6]
+
+
+def test_a_follower_that_is_closed_holds_no_file(tmp_path):
+    opened = len(list(Path("/dev/fd").iterdir()))
+    with Journal(tmp_path) as journal:
+        journal.append("sample", {"update": 1, "completions": [{"text": "x"}]})
+    with Follower(None, tmp_path) as follower:
+        assert numbers(everything(follower)) == [1]
+        assert len(list(Path("/dev/fd").iterdir())) == opened + 2, "the records and their texts"
+    assert len(list(Path("/dev/fd").iterdir())) == opened

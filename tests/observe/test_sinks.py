@@ -1,6 +1,7 @@
 """The journal on real files; the full disk is the operating system's own limit on file size."""
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from grpo_actors.atomic import PRIVATE_FILE
 from grpo_actors.errors import RunError
-from grpo_actors.observe.sinks import Journal
+from grpo_actors.observe.sinks import Journal, read_records
 
 SAMPLE = {
     "update": 1,
@@ -91,6 +93,33 @@ def test_a_record_is_readable_as_soon_as_append_returns(tmp_path):
     journal.close()
 
 
+def test_a_journal_that_is_synced_is_on_disk_and_one_that_is_closed_holds_no_file(tmp_path, monkeypatch):
+    opened, synced = len(list(Path("/dev/fd").iterdir())), []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    with Journal(tmp_path) as journal:
+        assert len(list(Path("/dev/fd").iterdir())) == opened + 2
+        journal.sync()
+        files = ("metrics.jsonl", "completions.jsonl")
+        assert synced == [(tmp_path / name).stat().st_ino for name in files]
+    assert len(list(Path("/dev/fd").iterdir())) == opened
+    for name in files:
+        assert (tmp_path / name).stat().st_mode & 0o777 == PRIVATE_FILE
+
+
+def test_records_are_read_up_to_a_torn_one_and_a_foreign_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert list(read_records(path)) == []
+    with Journal(tmp_path) as journal:
+        written = [journal.append("log", {"text": text}) for text in ("a", "b")]
+    with path.open("ab") as file:
+        file.write(b'{"seq":3')
+    assert list(read_records(path)) == written
+    with path.open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 3: a record must be one JSON object"):
+        list(read_records(path))
+
+
 def test_resuming_cuts_off_what_came_after_the_checkpoint(tmp_path):
     with Journal(tmp_path) as journal:
         write_updates(journal, range(1, 4))
@@ -127,10 +156,13 @@ def test_records_that_the_file_lacks_are_counted_and_the_numbering_goes_on(tmp_p
 
 
 def test_a_foreign_line_is_refused_and_not_cut(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("my notes\n")
-    with pytest.raises(RunError, match=r"metrics\.jsonl, line 1: .*move the file away"):
+    with Journal(tmp_path) as journal:
+        journal.append("log", {})
+    written = (tmp_path / "metrics.jsonl").read_text() + "my notes\n"
+    (tmp_path / "metrics.jsonl").write_text(written)
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2: .*move the file away"):
         Journal(tmp_path, seq=2)
-    assert (tmp_path / "metrics.jsonl").read_text() == "my notes\n"
+    assert (tmp_path / "metrics.jsonl").read_text() == written
 
 
 def test_numbers_that_json_cannot_represent_become_null_and_are_named(tmp_path):

@@ -346,8 +346,20 @@ def test_json_is_one_object_per_event():
     assert [event["topic"] for event in written] == ["phase", "metrics", "note", "closing"]
     assert [written[0]["text"], written[2]["text"]] == ["loading", "a note"]
     assert written[1] == metrics(1)
-    assert written[3]["commands"] == {"chat": "grpo chat run"}
+    assert (written[3]["facts"], written[3]["commands"]) == (["0.9"], {"chat": "grpo chat run"})
     assert events.view.update == 1
+
+
+def test_a_program_gets_each_event_at_once():
+    written = io.BytesIO()
+    with JsonEvents(io.BufferedWriter(written)) as events:
+        for topic, tell in (
+            ("phase", lambda: events.begin("loading")),
+            ("metrics", lambda: events.show(metrics(1))),
+            ("closing", lambda: events.print_closing(["0.9"], {})),
+        ):
+            tell()
+            assert json.loads(written.getvalue().splitlines()[-1])["topic"] == topic
 
 
 def test_a_program_is_told_of_each_phase_before_the_first_update_once_and_of_no_empty_one():

@@ -131,7 +131,8 @@ class Architecture:
     def _refuse_variants(self) -> None:
         """Reject models that have a known architecture's name but are different."""
         sizes, path = self.sizes, self.gguf.path
-        if self.gguf.value("split.count", int, 1) > 1:
+        parts = self.gguf.value("split.count", int, 1)
+        if parts > 1:
             raise ModelError(
                 f"{path}: this is one part of a split file; join the parts with llama-gguf-split --merge"
             )
