@@ -70,7 +70,7 @@ def check_agreement(grpo: Grpo, prompt: Sequence[int]) -> str | None:
         raise ModelError(f"{name} cannot be trained: the gradient of {module} is not finite")
     gap, limit, which = found.largest, FLOAT32_NATS, "at most"
     temperature = grpo.config.rollout.temperature
-    if 0 < temperature < 1:
+    if temperature < 1:
         limit /= temperature  # as it divides the logits, it multiplies their rounding
     if on_cuda() or _lowest_dtype(grpo) != mx.float32:
         gap, limit, which = found.mean, grpo.config.health.max_logprob_gap, "at most a mean of"

@@ -72,13 +72,14 @@ class Thinking:
 
     def length(self, turn: Sequence[int], *, opened: bool) -> int:
         """Return the number of tokens between the tags in a turn; thinking that never ends counts too."""
-        count = at = 0
-        while opened or (at := _after(turn, self.start, at)) >= 0:
+        count = 0
+        at = 0 if opened else _after(turn, self.start, 0)
+        while at is not None:
             after = _after(turn, self.end, at)
-            if after < 0:
+            if after is None:
                 return count + len(turn) - at
             count += after - len(self.end) - at
-            at, opened = after, False
+            at = _after(turn, self.start, after)
         return count
 
 
@@ -126,9 +127,9 @@ def thinking_of(tokenizer: Any) -> Thinking:
     return Thinking(TAGS[0])
 
 
-def _after(tokens: Sequence[int], tag: tuple[int, ...], at: int) -> int:
-    """Return the index after the first occurrence of `tag` in `tokens` from `at` on; -1: there is none."""
+def _after(tokens: Sequence[int], tag: tuple[int, ...], at: int) -> int | None:
+    """Return the index after the first occurrence of `tag` in `tokens` from `at` on; None: there is none."""
     for i in range(at, len(tokens) - len(tag) + 1):
         if tokens[i] == tag[0] and tuple(tokens[i : i + len(tag)]) == tag:
             return i + len(tag)
-    return -1
+    return None

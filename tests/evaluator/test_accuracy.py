@@ -101,9 +101,10 @@ def test_equal_values_have_an_interval_of_some_width():
     assert estimate.high > 0.6
 
 
-def test_equal_values_beyond_a_share_are_certain():
-    estimate = mean_estimate([2.0] * 20)
-    assert (estimate.value, estimate.low, estimate.high) == (2.0, 2.0, 2.0)
+@pytest.mark.parametrize("value", [2.0, -0.5])
+def test_equal_values_beyond_a_share_are_certain(value):
+    estimate = mean_estimate([value] * 20)
+    assert (estimate.value, estimate.low, estimate.high) == (value, value, value)
 
 
 def test_the_bootstrap_agrees_with_the_normal_interval_where_it_applies():

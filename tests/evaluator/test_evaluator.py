@@ -2,24 +2,34 @@ import os
 import tempfile
 import threading
 from contextlib import closing, contextmanager
+from statistics import fmean
 
 import mlx.core as mx
 import pytest
 from bounds import HANG_S
 from evaluated import config
+from scores import report
 from written import write_checkpoint
 
 from grpo_actors import progress
 from grpo_actors.config import LearnerConfig
 from grpo_actors.errors import ConfigError, DataError
 from grpo_actors.evaluator.following import RunEvaluator
-from grpo_actors.evaluator.score import answer_problems, by_source, evaluate, held_out, measure_of
+from grpo_actors.evaluator.score import (
+    answer_problems,
+    by_source,
+    evaluate,
+    gain_over,
+    held_out,
+    measure_of,
+)
 from grpo_actors.policy.training import Training
 from grpo_actors.policy.weights import freeze, pack
 from grpo_actors.process import StopRequest
 from grpo_actors.progress import GIVEN_UP, LOADING_S, LOST_S
 from grpo_actors.rundir.claim import with_rewards
 from grpo_actors.rundir.folder import EVALUATION_FILE
+from grpo_actors.rundir.scores import SavedScore
 from grpo_actors.tasks.registry import load_task, open_task
 from grpo_actors.tasks.scoring import Scorer
 from grpo_actors.transport.sockets import zmq_context
@@ -80,6 +90,14 @@ def test_problems_too_long_are_left_out_and_none_left_is_an_error(tiny):
     short = config(data={"task": "arithmetic", "max_prompt_length": 1})
     with pytest.raises(DataError, match="max_prompt_length"):
         held_out(load_task(short.data, seed=0), short, tiny)
+    lengths = [
+        len(question.prompt) for question in held_out(load_task(config().data, seed=0), config(), tiny)
+    ]
+    limit = min(lengths)
+    assert limit < max(lengths)
+    just = config(data={"task": "arithmetic", "max_prompt_length": limit})
+    kept = held_out(load_task(just.data, seed=0), just, tiny)
+    assert [len(question.prompt) for question in kept] == [limit] * lengths.count(limit)
 
 
 # --- the score ------------------------------------------------------------------------------------
@@ -97,6 +115,38 @@ def test_a_score_is_the_same_every_time_and_for_every_batch_size(tiny):
     assert 0 <= wide.accuracy_low <= wide.accuracy <= wide.accuracy_high <= 1
     assert wide.sampled_accuracy == wide.score.value, "what was sampled decides"
     assert wide.rewards
+    assert 0 < wide.seconds < HANG_S
+
+
+def test_a_report_is_of_greedy_answers_and_of_those_sampled_at_the_given_temperature(tiny):
+    settings = config(evaluator={"eval_subset_size": 16, "eval_sampled": True, "eval_temperature": 2.0})
+    report = scored(tiny, settings).report
+    task = load_task(settings.data, seed=0)
+    greedy, sampled = (
+        [
+            one.answers[0]
+            for one in answer_problems(
+                *(tiny, task, held_out(task, settings, tiny), settings, None), temperature=temperature
+            )
+        ]
+        for temperature in (0.0, 2.0)
+    )
+    assert report.accuracy == fmean(one.correct for one in greedy)
+    assert report.completion_length_mean == fmean(one.tokens for one in greedy)
+    assert report.truncated_share == fmean(one.truncated for one in greedy)
+    assert report.sampled_accuracy == fmean(one.correct for one in sampled)
+    assert report.completion_length_mean != fmean(one.tokens for one in sampled)
+
+
+def test_the_gain_is_that_on_problems_that_have_both_values_measured_alike():
+    base = SavedScore(report=report(), values=[0.0, 1.0, None, 0.5, None])
+    other = base.model_copy(update={"values": [1.0, None, 0.5, 1.0, None]})
+    assert gain_over(base, other).value == 0.75  # 1 and 0.5
+    assert gain_over(base, base.model_copy(update={"values": [None] * 5})) is None
+    measured = other.report.score.measure.model_copy(update={"temperature": 0.5})
+    score = other.report.score.model_copy(update={"measure": measured})
+    otherwise = other.report.model_copy(update={"score": score})
+    assert gain_over(base, other.model_copy(update={"report": otherwise})) is None
 
 
 def test_a_row_that_becomes_free_takes_the_next_problem_and_answers_keep_the_order_of_questions(tiny):

@@ -142,8 +142,11 @@ def test_training_waits_where_the_memory_has_no_room_for_the_arrays_twice(tmp_pa
         assert has_room(frozen.bytes)
         assert not has_room(frozen.bytes + 1)
     with contextlib.closing(CheckpointWriter(tmp_path)) as writer:
+        assert not writer.reserves_memory
         with memory_limit(mx.get_peak_memory()):
-            assert writer.start(frozen).done()
+            written = writer.start(frozen)
+            assert written.done()
+        assert 0 < written.result().seconds < HANG_S
         # The first decision holds: the peak after it may include a checkpoint.
         assert writer.start(freeze_checkpoint(2, grpo.policy, grpo.training, STATE)).done()
     assert [checkpoint.update for checkpoint in find_checkpoints(tmp_path)] == [1, 2]
@@ -184,6 +187,60 @@ def test_training_goes_on_beside_a_checkpoint_for_which_the_plan_has_room(tmp_pa
         assert mx.get_memory_limit() == limit
 
 
+def test_checkpoints_are_written_one_after_the_other(tmp_path, monkeypatch):
+    grpo, may_go_on = learner(config()), threading.Event()
+    frozen = freeze_checkpoint(1, grpo.policy, grpo.training, STATE)
+    monkeypatch.setenv("GRPO_ACTORS_CHECKPOINT_ROOM", str(frozen.bytes))
+
+    class Next(FrozenCheckpoint):
+        def write(self, run_dir):
+            assert first.done()
+            return super().write(run_dir)
+
+    following = freeze_checkpoint(2, grpo.policy, grpo.training, STATE)
+    with contextlib.closing(CheckpointWriter(tmp_path)) as writer:
+        first = writer.start(slowly(frozen, may_go_on))
+        second = writer.start(
+            Next(**{each.name: getattr(following, each.name) for each in fields(following)})
+        )
+        may_go_on.set()
+        assert second.result(HANG_S).checkpoint.update == 2
+
+
+class Unremovable(frozenset):
+    """Updates to keep, on which a removal fails."""
+
+    def __or__(self, other):
+        raise RunError("checkpoint-1: cannot be removed")
+
+
+def test_an_earlier_removal_that_failed_is_raised_once(tmp_path):
+    writer = CheckpointWriter(tmp_path)
+    writer.prune(1, Unremovable())
+    with pytest.raises(RunError, match="cannot be removed"):
+        repeat(lambda: writer.prune(1, frozenset()))
+    assert writer.close() is None
+    writer = CheckpointWriter(tmp_path)
+    writer.prune(1, frozenset())
+    writer.prune(1, Unremovable())
+    assert str(writer.close()) == "checkpoint-1: cannot be removed"
+    assert writer.close() is None, "it is closed already"
+
+
+def test_closing_gives_the_hosts_memory_back(tmp_path):
+    grpo, copies = learner(config()), []
+
+    def pin(memory):
+        copies.append(HostCopy(memory))
+        return copies[-1]
+
+    writer = CheckpointWriter(tmp_path, Reservation(pin))
+    writer.start(freeze_checkpoint(1, grpo.policy, grpo.training, STATE))
+    writer.close()
+    assert [copy.closed for copy in copies] == [True]
+    writer.close()  # a copy refuses to be closed twice
+
+
 class Reservation:
     """Reserves host memory as on CUDA, and takes note of the sizes."""
 
@@ -201,6 +258,7 @@ def test_beside_a_copy_in_the_hosts_memory_nothing_holds_the_arrays_of_its_momen
     grpo.update(groups)
     before, reservation = weights(grpo), Reservation()
     with contextlib.closing(CheckpointWriter(tmp_path, reservation)) as writer:
+        assert writer.reserves_memory
         writer.prepare(freeze_checkpoint(0, grpo.policy, grpo.training, STATE))
         active = mx.get_active_memory()
         written = writer.start(slowly(freeze_checkpoint(1, grpo.policy, grpo.training, STATE), may_go_on))

@@ -117,10 +117,11 @@ def test_the_first_steps_match_the_papers_formulas(name, formula, decay):
         np.testing.assert_allclose(w, expected[key], rtol=2e-5, atol=2e-6, err_msg=key)
 
 
-def test_muon_moves_a_hidden_matrix_equally_in_every_direction_and_as_far_as_adam():
+@pytest.mark.parametrize("c", [1.0, -0.5])
+def test_muon_moves_a_hidden_matrix_equally_in_every_direction_and_as_far_as_adam(c):
     model = Model()
     before = numbers(model)
-    advance(Training(model, config("muon"), loss), STEPS[:1])
+    advance(Training(model, config("muon"), loss), [(c, RATE)])
     for key in ("layers.0.weight", "layers.1.weight"):
         step = (before[key] - numbers(model)[key]) / RATE
         # Singular values of 1 in 5 directions, times 0.2 · √8; five Newton–Schulz steps leave them within 0.7..1.2.
@@ -129,6 +130,8 @@ def test_muon_moves_a_hidden_matrix_equally_in_every_direction_and_as_far_as_ada
         assert ((singular > 0.65) & (singular < 1.25)).all(), singular
         # Root mean square: √(5 · 0.2² · 8 / 40) = 0.2.
         assert np.sqrt((step**2).mean()) == pytest.approx(0.2, rel=0.2)
+        # The gradient is c · w, without a decay.
+        assert np.sign((step * before[key]).sum()) == np.sign(c)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])

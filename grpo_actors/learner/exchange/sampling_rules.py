@@ -75,7 +75,7 @@ class SamplingRules:
         if low < 0 or high > newest:
             raise ProtocolError(f"version {newest} is the newest, got {low} … {high}")
         # A worker never goes back to an older version in mid-completion.
-        if low < high and versions != sorted(versions):
+        if versions != sorted(versions):
             raise ProtocolError("the versions of a completion's tokens never fall")
 
     def _check_end(self, completion: SampledCompletion) -> None:

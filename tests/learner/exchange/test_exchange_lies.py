@@ -241,6 +241,7 @@ def test_a_standstill_names_the_newest_reason_of_each_peer_and_a_few_peers():
     for number in range(1000):
         standstill.note(f"stranger-{number}", "?")
     standstill.note("w", "old")
+    standstill.note("stranger-1000", "?")
     standstill.note("w", "new")
     explain(standstill, 0.0)
     text = explain(standstill, 30.0, shut_out={"x": "quarantined"})

@@ -45,6 +45,7 @@ def completion(tokens, *, finished=True, inserted=(), **changes) -> SampledCompl
         completion([5, STOP], versions=[2, 3]),
         completion([5, STOP], logprobs=[0.0, -900.0]),
         completion([5, STOP], logprobs=[1e-3, -0.0]),  # rounding
+        completion([5, STOP], logprobs=[-1000.0, 0.01]),
     ],
 )
 def test_what_a_sampler_makes_passes(sampled):
@@ -60,11 +61,13 @@ def test_what_a_sampler_makes_passes(sampled):
         (completion([5, STOP], logprobs=[0.02, -1.0]), "log-probs lie in -1000 … 0.01, got -1 … 0.02"),
         (completion([5, STOP], logprobs=[-1e30, -1.0]), "log-probs lie in -1000 … 0.01, got -1e"),
         (completion([5, STOP], versions=[3, 4]), "version 3 is the newest, got 3 … 4"),
+        (completion([5, STOP], versions=[-1, 3]), "version 3 is the newest, got -1 … 3"),
         (completion([5, STOP], versions=[3, 2]), "the versions of a completion's tokens never fall"),
         (completion([5, 6]), "a finished completion ends with a stop token or string"),
         (completion([5, 6, 7, 8, 9, 10]), "a finished completion ends with a stop token or string"),
         (completion([5, 6], finished=False), "a completion without an end has 6 tokens"),
         (completion([5, STOP, 6, STOP]), "a turn ends with its first stop token"),
+        (completion([5, STOP, STOP]), "a turn ends with its first stop token"),
         (completion([5, 7, 8, STOP], inserted=[1, 2]), "an environment replies at the end of a turn"),
         (
             completion([STOP, 7, STOP, 7, STOP], inserted=[1, 2, 3, 4]),
@@ -98,6 +101,7 @@ BOUNDED = replace(RULES, closing=(8, 9), max_new_tokens=8)
     [
         completion([5, 8, 9, 5, STOP], forced=[1, 3]),
         completion([5, STOP, 7, 5, 8, 9, 5, 5], forced=[4, 6], inserted=[2, 3], finished=False),
+        completion([5, 8, 9, STOP, 7, 5, 8, 9], forced=[1, 3, 6, 8], inserted=[4, 5], finished=False),
         completion([5, 8, 9, STOP]),  # the policy may write the tag itself
         completion([5, 8, 9, 5, STOP], forced=[2, 3]),  # or its first tokens
     ],
@@ -116,6 +120,8 @@ def test_a_closing_tag_may_be_inserted_where_thinking_is_bounded(sampled):
         (BOUNDED, completion([5, 8, 9, STOP], forced=[3, 3]), "only the closing tag"),
         (BOUNDED, completion([9, STOP], forced=[0, 1]), "only the closing tag"),
         (BOUNDED, completion([STOP, 8, 9, 5, STOP], inserted=[1, 2], forced=[2, 3]), "within a turn"),
+        # Thinking has a token before it is ended.
+        (BOUNDED, completion([STOP, 7, 8, 9, 5, STOP], inserted=[1, 2], forced=[2, 4]), "within a turn"),
         (BOUNDED, completion([STOP, 8, 9, 7, 5, STOP], inserted=[1, 4], forced=[1, 3]), "within a turn"),
     ],
 )

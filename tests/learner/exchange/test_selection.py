@@ -3,12 +3,14 @@
 import pytest
 
 from grpo_actors.learner.exchange.selection import Selection, likely_cause
+from grpo_actors.learner.groups import SampledGroup
 from grpo_actors.schedule.curriculum import Curriculum
 from grpo_actors.schedule.group_criteria import NOT_FILTERED, FilterResult, GroupCriteria
 from grpo_actors.schedule.lease import Consumption, Settled
 from grpo_actors.tasks.task import Problem
 
 WRONG = FilterResult(0.0, "no_signal")
+GROUP = SampledGroup(0, 0, Problem("p", (), ""), [1], "w", [])
 
 
 def selection(**more) -> Selection:
@@ -37,7 +39,12 @@ def test_without_dynamic_sampling_a_missing_signal_is_no_flaw():
 
 
 def test_features_that_are_off_are_not_measured():
-    assert selection().metrics() == {
+    everything = selection()
+    assert not everything.skips(0)
+    assert everything.filter_group(GROUP) is NOT_FILTERED
+    assert selection(group_filter=lambda _: WRONG).filter_group(GROUP) is WRONG
+    assert everything.success_rates() == {}
+    assert everything.metrics() == {
         "groups_passed_over": None,
         "groups_resampled": 0,
         "problems_skipped": None,
@@ -62,15 +69,23 @@ def test_metrics_are_those_of_the_last_update():
 
 def test_the_curriculum_learns_from_what_trained_and_from_what_was_passed_over():
     chosen = selection(curriculum=Curriculum(0, 0.25))
-    chosen.settle(Consumption([Settled(0, WRONG, False), Settled(1, FilterResult(0.5), True)]))
+    unknown = Settled(2, NOT_FILTERED, True)
+    chosen.settle(Consumption([Settled(0, WRONG, False), Settled(1, FilterResult(0.5), True), unknown]))
     assert chosen.success_rates() == {"p0": 0.0, "p1": 0.5}
+
+
+def test_a_problem_that_is_never_solved_is_skipped_in_all_but_a_floor_of_the_epochs():
+    chosen = Selection(lambda position: (position, Problem("p", (), "")), curriculum=Curriculum(0, 0.25))
+    assert not chosen.skips(0), "its rate is unknown"
+    chosen.settle(Consumption([Settled(0, WRONG, True)]))
+    assert sum(chosen.skips(epoch) for epoch in range(4)) == 3
 
 
 def test_the_alarm_at_the_refill_limit_is_given_once_in_a_row():
     chosen = selection()
-    at_limit = Consumption([Settled(0, WRONG, False), Settled(1, WRONG, True)])
+    at_limit = Consumption([Settled(0, WRONG, False), Settled(2, WRONG, False), Settled(1, WRONG, True)])
     assert chosen.settle(at_limit) == (
-        "1 groups were passed over for one update (selection.refill_limit), and flawed ones now train as they are; "
+        "2 groups were passed over for one update (selection.refill_limit), and flawed ones now train as they are; "
         "no completion is right: too hard for this model, cut by rollout.max_new_tokens, or in another form"
     )
     assert chosen.alarm is not None
@@ -81,13 +96,17 @@ def test_the_alarm_at_the_refill_limit_is_given_once_in_a_row():
 
 
 @pytest.mark.parametrize(
-    ("shares", "cause"),
+    ("shares", "flaw", "cause"),
     [
-        ([0.0, 0.0], "no completion is right"),
-        ([1.0, 1.0], "all completions are right"),
-        ([0.0, 0.5], "right and wrong completions are worth the same"),
-        ([0.0, 1.0], "problems are solved nearly always or nearly never"),
+        ([0.0, 0.0], "no_signal", "no completion is right"),
+        ([None, 0.04], "no_signal", "no completion is right"),
+        ([1.0, 1.0], "no_signal", "all completions are right"),
+        ([0.0, 0.5], "no_signal", "right and wrong completions are worth the same"),
+        ([0.05], "no_signal", "right and wrong completions are worth the same"),  # no longer few
+        ([0.95], "no_signal", "right and wrong completions are worth the same"),
+        ([0.0, 0.5], "too_hard", "problems are solved nearly always or nearly never"),
+        ([0.0, 1.0], "no_signal", "problems are solved nearly always or nearly never"),
     ],
 )
-def test_the_likely_cause_is_read_off_the_shares_of_right_completions(shares, cause):
-    assert likely_cause([FilterResult(share, "no_signal") for share in shares]).startswith(cause)
+def test_the_likely_cause_is_read_off_the_shares_of_right_completions(shares, flaw, cause):
+    assert likely_cause([FilterResult(share, flaw) for share in shares]).startswith(cause)
