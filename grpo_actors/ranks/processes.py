@@ -106,9 +106,8 @@ def started(count: int, command: Sequence[str], setting: str) -> Iterator[None]:
             )
             processes.append(process)
         os.environ.update(common | devices[0] | {RANK: "0"})
-        over = (
-            threading.Lock()
-        )  # taken by what ends the group: the end of the block, or the first rank that ends
+        # Taken by what ends the group: the end of the block, or the first rank that ends.
+        over = threading.Lock()
         watchers = [
             threading.Thread(target=_end_with, args=(rank, processes, over), name=f"rank {rank}", daemon=True)
             for rank in range(1, count)

@@ -41,7 +41,7 @@ _MAP_WIDTH = {0xDE: 2, 0xDF: 4}
 
 def encode(message: BaseModel) -> bytes:
     """Return the wire form of a message."""
-    packed: bytes = msgpack.packb(message.model_dump(round_trip=True), use_bin_type=True)
+    packed: bytes = msgpack.packb(message.model_dump(round_trip=True))
     return packed
 
 
@@ -55,17 +55,14 @@ def decode(adapter: TypeAdapter[M], data: bytes) -> M:
         _measure(data)
         raw: Any = msgpack.unpackb(
             data,
-            raw=False,
-            strict_map_key=True,
             max_str_len=MAX_TEXT,
             max_bin_len=MAX_ARRAY_BYTES,
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ENTRIES,
-            max_ext_len=0,
         )
         return adapter.validate_python(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:MAX_ERROR_CHARS]
         raise ProtocolError(f"message refused: {where}: {first['msg'][:MAX_ERROR_CHARS]}") from None
     except (ValueError, msgpack.UnpackException, TypeError, RecursionError) as error:

@@ -8,9 +8,10 @@ from grpo_actors.config import Config
 from grpo_actors.evaluator.score import evaluate, held_out
 from grpo_actors.learner.exchange.supply import oldest_version
 from grpo_actors.learner.groups import SampledCompletion
+from grpo_actors.policy.decoding.draw import Sample
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 from grpo_actors.policy.thinking import Tags, Thinking
-from grpo_actors.rollout.episodes import Episodes, chat_of, open_episodes
+from grpo_actors.rollout.episodes import Episodes, chat_of, judged, open_episodes
 from grpo_actors.rollout.results import problem_of, score_group
 from grpo_actors.tasks.own.replying import Replier
 from grpo_actors.tasks.registry import load_task
@@ -65,6 +66,33 @@ def test_the_chat_of_a_completion_is_what_the_environment_received_and_replied(t
         text = "".join(part if isinstance(part, str) else part["content"] + "<|end|>" for part in parts)
         text = text.replace("<|end|><|end|>", "<|end|>").replace("<|user|><|end|>", "<|user|>")
         assert tiny.decode(sample.tokens) == text.removesuffix("<|end|>")
+
+
+def test_a_reply_that_did_not_fit_is_no_turn(tiny):
+    """The policy never read it."""
+    first, second = ([*tiny.tokenizer.encode(text)] for text in ("21", "14"))
+    replies = [{"role": "user", "content": text} for text in ("once more", "and again")]
+    sample = Sample([*first, 5, 6, *second], spans=[len(first), len(first) + 2], replies=replies)
+    assert chat_of(tiny, sample) == [
+        {"role": "assistant", "content": tiny.decode(first)},
+        replies[0],
+        {"role": "assistant", "content": tiny.decode(second)},
+    ]
+
+
+def test_whether_a_turn_begins_with_thinking_is_said_by_the_tokens_before_it(tiny):
+    opening, closing = (tiny.tokenizer.encode(tag) for tag in ("<reasoning>", "</reasoning>"))
+    tiny.thinking = Thinking(Tags("<reasoning>", "</reasoning>"), tuple(opening), tuple(closing))
+    turn = [*tiny.tokenizer.encode("7 + 7"), *closing, *tiny.tokenizer.encode("14")]
+    sample = Sample(turn)
+    chat, thoughts = judged(tiny, opening, sample, "after_think")
+    assert (chat[-1]["content"], thoughts) == ("14", "7 + 7")
+    # Of a later turn the prompt says nothing.
+    first, reply = tiny.tokenizer.encode("1"), tiny.tokenizer.encode("2")
+    later = Sample([*first, *reply, *opening, *turn], replies=[{"role": "user", "content": "2"}])
+    later.spans = [len(first), len(first) + len(reply) + len(opening)]
+    chat, thoughts = judged(tiny, first, later, "after_think")
+    assert ([turn["content"] for turn in chat], thoughts) == (["1", "2", "14"], "7 + 7")
 
 
 def test_the_number_of_turns_is_bounded(tiny):

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 from mlx import nn
 
-from grpo_actors.config import Config
+from grpo_actors.config import Config, DataConfig
 from grpo_actors.errors import ModelError
 from grpo_actors.policy.locate import EMBEDDED
 from grpo_actors.policy.model import load_policy
@@ -58,6 +58,26 @@ def test_a_worker_keeps_the_model_that_it_loaded_early_only_if_it_is_the_learner
     assert load_welcome_policy(welcome(settings, early.identity), settings, early) is early
     loaded = load_welcome_policy(welcome(others, early.identity), others, early)
     assert loaded.config == others.model
+
+
+def test_code_of_a_model_is_not_run_early_without_consent(tmp_path):
+    (tmp_path / "config.json").write_text(config(trust_remote_code=True).model_dump_json())
+
+    def early(allowed):
+        return preload_policy(tmp_path / "config.json", lambda *_: None, allowed)
+
+    assert early([]) is None
+    assert early(["trust_remote_code"]) is not None
+
+
+def test_a_worker_has_the_chat_template_of_the_settings():
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ end }}"
+    settings = config().model_copy(
+        update={"data": DataConfig(chat_template=template, chat_template_kwargs={"end": "!"})}
+    )
+    identity = load_policy(settings.model, seed=0).identity
+    policy = load_welcome_policy(welcome(settings, identity), settings)
+    assert policy.decode(policy.chat.encode([{"role": "user", "content": "2+2?"}])) == "2+2?!"
 
 
 def test_a_model_that_cannot_be_loaded_early_is_left_to_the_learner_to_report(tmp_path):

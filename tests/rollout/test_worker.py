@@ -306,6 +306,13 @@ def test_what_a_worker_may_not_get_is_an_error(learner):
         learner.turns(1)
 
 
+def test_an_answer_that_is_no_manifest_is_an_error(learner):
+    learner._weights.publish(1, wire.encode(wire.Chunk(version=1, index=0)), b"", 1)
+    learner.send(wire.Announcement(version=1))
+    with pytest.raises(ProtocolError, match="asked for a manifest, got Chunk"):
+        learner.turns(1)
+
+
 def test_a_restarted_learner_gets_no_group_that_its_predecessor_granted(learner):
     learner.grant(0)
     learner.turns(5)

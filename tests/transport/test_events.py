@@ -228,6 +228,21 @@ def test_a_reader_of_many_topics_is_cut_off(context, address):
         assert tended(publisher, reader)
 
 
+def test_topics_that_another_reader_has_count_for_each(context, address):
+    with (
+        EventPublisher(context, address) as publisher,
+        RawPeer(address, b"SUB") as one,
+        RawPeer(address, b"SUB") as other,
+    ):
+        for reader in (one, other):
+            for number in range(MAX_TOPICS):
+                reader.socket.sendall(frame(b"\1topic-%d" % number))
+            assert not tended(publisher, reader, times=10)
+        other.socket.sendall(frame(b"\1one more"))
+        assert tended(publisher, other)
+        assert not tended(publisher, one, times=10)
+
+
 def tended(publisher: EventPublisher, reader: RawPeer, times: int = 1000) -> bool:
     """Tend the publisher again and again; return whether the reader is cut off meanwhile."""
     reader.socket.settimeout(0.01)

@@ -270,6 +270,30 @@ def test_a_gate_leaves_no_file_and_no_thread(ipc_address):
     assert "gate" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_gate_leaves_no_descriptor_open(ipc_address):
+    folder = Path(ipc_address.removeprefix("ipc://")).parent
+    before = len([*Path("/dev/fd").iterdir()])
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/c{INNER}")
+        listener.listen()
+        with (
+            gated(Endpoints(*(f"ipc://{folder}/{part}" for part in "cwe"), os.getpid())),
+            socket.socket(socket.AF_UNIX) as stays,
+            socket.socket(socket.AF_UNIX) as cut_off,
+        ):
+            inner = []
+            for peer in (stays, cut_off):
+                peer.settimeout(HANG_S)
+                peer.connect(f"{folder}/c")
+                inner.append(listener.accept()[0])
+            cut_off.sendall(b"GET / HTTP/1.1")
+            with contextlib.suppress(ConnectionError):
+                assert cut_off.recv(1) == b""
+        for end in inner:
+            end.close()
+    assert len([*Path("/dev/fd").iterdir()]) == before
+
+
 # --- the watch ---------------------------------------------------------------------------------------
 
 

@@ -198,6 +198,7 @@ def test_endpoints_are_read_as_they_were_written(tmp_path):
     endpoints.write(tmp_path)
     assert Endpoints.read(tmp_path) == endpoints
     assert [path.name for path in tmp_path.iterdir()] == ["endpoints.json"]
+    assert (tmp_path / "endpoints.json").read_text().startswith('{\n  "control": "ipc:///a",\n')
 
 
 def test_a_folder_without_a_live_run_is_refused(tmp_path):
@@ -272,6 +273,8 @@ def test_an_end_that_is_silent_for_ten_seconds_is_given_up_by_both(zmq_sockets, 
         zmq.HEARTBEAT_TTL: 10_000,
     }  # milliseconds
     assert {option: peer.getsockopt(option) for option in beats} == beats
+    pauses = {zmq.RECONNECT_IVL: 100, zmq.RECONNECT_IVL_MAX: 200}  # milliseconds between attempts
+    assert {option: peer.getsockopt(option) for option in pauses} == pauses
     # A peer that never ends its handshake would keep its connection.
     bound = bind(zmq_sockets, zmq.ROUTER, ipc_address, 1000)
     assert bound.getsockopt(zmq.HANDSHAKE_IVL) == 5_000

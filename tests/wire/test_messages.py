@@ -1,5 +1,6 @@
 """Messages and their bytes: round trips, bounds, and the input of hostile or broken peers."""
 
+import math
 import random
 import struct
 import tracemalloc
@@ -91,7 +92,6 @@ def test_every_field_refuses_a_value_of_another_type(adapter, example):
         {"completions": [completion()] * (wire.MAX_COMPLETIONS + 1)},
         {"completions": [completion(tokens=b"")]},
         {"completions": [completion(tokens=b"", logprobs=b"", versions=b"")]},
-        {"completions": [completion(tokens=b"123", logprobs=b"123", versions=b"123")]},
         {"completions": [completion(tokens=b"12345678", logprobs=b"1234", versions=b"12345678")]},
         {"completions": [completion(tokens=b"12345678", logprobs=b"12345678", versions=b"1234")]},
         {"completions": [completion(tokens=b"123")]},
@@ -107,6 +107,8 @@ def test_every_field_refuses_a_value_of_another_type(adapter, example):
         {"completions": [completion(rewards={"correct": "1"})]},
         {"completions": [completion(rewards={f"r{i}": 0.0 for i in range(65)})]},
         {"completions": [completion(rewards={"x" * 5001: 0.0})]},
+        {"completions": [completion(extra={"column": "x" * 1001})]},
+        {"completions": [completion(extra={"x" * 201: 1})]},
         {"failures": {str(i): "x" for i in range(66)}},
     ],
     ids=short,
@@ -122,11 +124,12 @@ def test_a_group_out_of_bounds_is_refused(changes):
         (wire.from_peer, HELLO, {"pid": 0}),
         (wire.from_peer, HELLO, {"pid": 2**31}),  # more than a process number can be: os.kill would overflow
         (wire.from_peer, HELLO, {"name": "x" * 201}),
+        (wire.from_peer, HELLO, {"host": "x" * 201}),
         (wire.from_peer, HELLO, {"role": "learner"}),
         (wire.from_peer, BEAT, {"version": -2}),
         (wire.from_peer, BEAT, {"state": "idle"}),
         (wire.from_peer, BEAT, {"waiting_s": -0.1}),
-        (wire.from_peer, BEAT, {"working_s": 1e10}),
+        (wire.from_peer, BEAT, {"working_s": math.nextafter(3e9, math.inf)}),
         (wire.from_peer, BEAT, {"working_s": float("inf")}),
         (wire.from_peer, BEAT, {"holding": list(range(10_001))}),
         (wire.from_peer, EVALUATION, {"report": report().model_dump() | {"accuracy": 1.01}}),
@@ -145,6 +148,75 @@ def test_a_group_out_of_bounds_is_refused(changes):
 def test_a_value_out_of_bounds_is_refused(adapter, example, changes):
     with pytest.raises(ProtocolError):
         wire.decode(adapter, msgpack.packb({**example, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "example"),
+    [
+        (wire.from_peer, HELLO | {"protocol": 0, "host": "x" * 200, "pid": 2**31 - 1}),
+        (wire.from_peer, group(token=0, lease=2**53, sampling_s=0.0, failures={}, logged={})),
+        (wire.from_peer, group(completions=[completion(extra={"x" * 200: "x" * 1000})])),
+        (wire.from_peer, BEAT | {"working_s": 3e9, "waiting_s": 0.0, "holding": [0, 2**53]}),
+    ],
+    ids=short,
+)
+def test_a_value_at_its_bound_is_accepted(adapter, example):
+    wire.decode(adapter, msgpack.packb(example))
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [2**64]}, {"token": 2**64}], ids=short)
+def test_seeds_and_tokens_have_64_bits(changes):
+    with pytest.raises(ValidationError, match="less than 18446744073709551616"):
+        wire.Lease.model_validate(LEASE | changes)
+
+
+def test_bytes_that_are_no_whole_tokens_are_named():
+    with pytest.raises(ProtocolError, match="tokens must hold at least one int32, got 3 bytes"):
+        wire.decode(
+            wire.from_peer,
+            msgpack.packb(group(completions=[completion(tokens=b"123", logprobs=b"123", versions=b"123")])),
+        )
+
+
+@pytest.mark.parametrize(
+    ("message", "defaults"),
+    [
+        (
+            wire.Hello(protocol=1, role="rollout", name="w", host="h", pid=1),
+            {"device": "", "run_id": "", "token": ""},
+        ),
+        (wire.Completion.model_validate(completion()), {"inserted": b"", "forced": b"", "extra": {}}),
+        (
+            wire.Beat(state="waiting"),
+            # It holds no version; version 0 is one.
+            {"version": -1, "tokens": 0, "working_s": 0, "waiting_s": 0, "peak_bytes": 0}
+            | {"credits": 0, "holding": []},
+        ),
+        (wire.Bye(), {"reason": "", "again": False, "dismissed": False}),
+        (wire.Welcome.model_validate(WELCOME), {"total_updates": 0}),
+        (
+            wire.Lease.model_validate(LEASE),
+            {"text_prompt": False, "mathematics": False, "epoch": 0, "source": ""},
+        ),
+        (wire.Ack(lease=1, attempt=1, accepted=True), {"reason": ""}),
+        (wire.Manifest.model_validate(MANIFEST), {"path": ""}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_field_that_is_not_sent_claims_nothing(message, defaults):
+    left_out = message.model_fields_set ^ set(type(message).model_fields)
+    assert message.model_dump(include=left_out - {"kind"}) == defaults
+
+
+def test_a_message_does_not_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        wire.Beat(state="waiting").tokens = 1
+
+
+def test_of_several_errors_the_first_is_named():
+    spoiled = {"kind": "beat", "state": "idle", "version": -2, "tokens": -1}
+    with pytest.raises(ProtocolError, match=r"^message refused: beat\.state: Input should be 'sampling'"):
+        wire.decode(wire.from_peer, msgpack.packb(spoiled))
 
 
 def test_a_message_of_the_other_direction_is_refused():
@@ -212,13 +284,16 @@ FORMS = {
     "nil": b"\xc0",
     "bool": b"\xc3",
     "fixint": b"\x05",
+    "largest fixint": b"\x7f",
     "negative fixint": b"\xe0",
+    "largest negative fixint": b"\xff",
     # float 32 and 64, then uint 8 to 64, then int 8 to 64.
     **{
         f"scalar {0xCA + at:#x}": bytes([0xCA + at]) + bytes(size)
         for at, size in enumerate((4, 8, 1, 2, 4, 8, 1, 2, 4, 8))
     },
     "fixstr": b"\xa3abc",
+    "longest fixstr": b"\xbf" + b"x" * 31,
     "str 8": b"\xd9\x03abc",
     "str 16": b"\xda\x00\x03abc",
     "str 32": b"\xdb\x00\x00\x00\x03abc",
@@ -226,9 +301,11 @@ FORMS = {
     "bin 16": b"\xc5\x00\x03abc",
     "bin 32": b"\xc6\x00\x00\x00\x03abc",
     "fixarray": b"\x92\xc0\xc0",
+    "longest fixarray": b"\x9f" + b"\xc0" * 15,
     "array 16": b"\xdc\x00\x02\xc0\xc0",
     "array 32": b"\xdd\x00\x00\x00\x02\xc0\xc0",
     "fixmap": b"\x82\xa1a\xc0\xa1b\xc0",
+    "longest fixmap": b"\x8f" + b"\xa1a\xc0" * 15,
     "map 16": b"\xde\x00\x02\xa1a\xc0\xa1b\xc0",
     "map 32": b"\xdf\x00\x00\x00\x02\xa1a\xc0\xa1b\xc0",
 }
@@ -279,6 +356,24 @@ def test_as_many_values_as_are_allowed_are_measured_and_one_more_is_refused():
     codec._measure(widest)  # with the list itself
     with pytest.raises(ValueError, match="more than"):
         codec._measure(b"\xdd" + struct.pack(">I", codec.MAX_ITEMS) + b"\xc0" * codec.MAX_ITEMS)
+
+
+@pytest.mark.parametrize("empty", [b"\x80", b"\x90"], ids=["map", "list"])
+def test_values_may_lie_as_deep_as_is_allowed_and_no_deeper(empty):
+    lists = b"\x91" * (codec.MAX_DEPTH - 2)  # the message itself is on level 1
+    codec._measure(lists + empty)
+    with pytest.raises(ValueError, match="nested deeper than"):
+        codec._measure(b"\x91" + lists + empty)
+
+
+@pytest.mark.parametrize("head", [0xC1, 0xC7, 0xC8, 0xC9, *range(0xD4, 0xD9)], ids=hex)
+def test_a_type_that_is_not_used_is_named(head):
+    with pytest.raises(ProtocolError, match=f"type {head:#x} is not used here"):
+        wire.decode(wire.from_peer, bytes([head]) + bytes(20))
+
+
+def test_the_largest_message_is_measured():
+    codec._measure(bytes(codec.MAX_MESSAGE_BYTES))
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
