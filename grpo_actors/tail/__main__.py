@@ -35,10 +35,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROGRAM) -> int:
     try:
         if options.web:
             _serve([Path(target) for target in options.targets], options.port or 0, opens=options.open)
-            return 0
-        [one] = options.targets
-        with closing(open_target(one, options.key)) as target:
-            _watch(target, _display(as_json=options.json))
+        else:
+            [one] = options.targets
+            with closing(open_target(one, options.key)) as target:
+                _watch(target, _display(as_json=options.json))
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:

@@ -5,10 +5,12 @@ import functools
 import re
 
 import datasets
+import mlx.core as mx
+import numpy as np
 import pytest
 from bounds import HANG_S
 
-from grpo_actors.api import evaluate, generate, train
+from grpo_actors.api import evaluate, generate, load, train
 from grpo_actors.api.arguments import Served, write_rows
 from grpo_actors.errors import ConfigError, DataError, RewardError
 from grpo_actors.tasks.rows import Location, read
@@ -163,6 +165,7 @@ def test_rows_that_cannot_be_kept_are_refused_and_leave_no_file(rows, line, tmp_
         ({"max_tokens": "5"}, "argument: max_tokens must be a whole number, got '5'"),
         ({"max_tokens": 2.5}, r"argument: max_tokens must be a whole number, got 2\.5"),
         ({"raw": 1}, "argument: raw must be True or False, got 1"),
+        ({"max_tokens": True}, "argument: max_tokens must be a whole number, got True"),
     ],
 )
 def test_options_of_sampling_are_refused(options, line):
@@ -199,6 +202,16 @@ def test_an_evaluation_calls_an_environment_of_the_program():
     assert seen == ["assistant"] * 2
 
 
+def test_a_loaded_model_is_a_module_with_its_tokenizer_and_answers_like_its_name():
+    model = load("tiny")
+    assert (repr(model), model.system) == ("<Model tiny>", "")
+    assert load("tiny", system="Be brief.").system == "Be brief."
+    ids = model.tokenizer.encode("1 + 1")
+    assert model.module(mx.array([ids])).shape[:2] == (1, len(ids))
+    numpys = {"max_tokens": np.int64(8), "temperature": np.float32(0)}
+    assert generate(model, "1 + 1", **numpys) == generate("tiny", "1 + 1", max_tokens=8, temperature=0)
+
+
 def test_of_no_prompts_there_are_no_answers():
     assert generate("tiny", []) == []
 
@@ -206,6 +219,13 @@ def test_of_no_prompts_there_are_no_answers():
 def test_a_prompt_that_is_none_is_refused():
     with pytest.raises(DataError, match="prompt 1: must be a text, or a chat that ends with the user, got 3"):
         generate("tiny", ["What is 2 + 3?", 3])
+    turns = [{"role": "user", "content": "1 + 1"}]
+    with pytest.raises(DataError, match="prompt 0: must be a text, or a chat that ends with the user, got "):
+        generate("tiny", [*turns, {"role": "assistant", "content": "2"}])
+    with pytest.raises(DataError, match="prompt 0: must be a text, got "):
+        generate("tiny", turns, raw=True)
+    with pytest.raises(DataError, match="prompt 1: prompt and answer may have 40 tokens, got "):
+        generate("tiny", ["1 + 1", "1 + 1 " * 50], max_tokens=8, max_context=40)
     with pytest.raises(DataError, match="prompt: must be a text, a chat, or a list of them, got 3"):
         generate("tiny", 3)
 

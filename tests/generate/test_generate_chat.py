@@ -1,6 +1,7 @@
 """A chat: its output in a real terminal, and the conversation that is kept."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from bounds import HANG_S
 from terminals import Terminal
 
-from grpo_actors.generate.chat import Chat
+from grpo_actors.generate.chat import HELP, Chat
 from grpo_actors.generate.generator import Generator
 from grpo_actors.policy.decoding.sampling import SamplingParams, sample_groups
 
@@ -103,6 +104,22 @@ def talk(tiny, monkeypatch, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+def test_lines_without_a_question_get_no_answer(tiny, talk):
+    banner = f"{tiny.name}. /help lists the commands.\n"
+    assert talk("/help", "  ", "\udcff", "/quit", "hi") == f"{banner}{HELP}\n(the line must be UTF-8)\n"
+    assert talk() == f"{banner}\n", "Ctrl-D leaves the cursor in a new line"
+
+
+def test_a_question_may_begin_with_a_slash_after_a_space_and_leaves_ctrl_c_as_it_was(tiny, talk, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    talk("/system é", " /help ", f"/save {tmp_path / 'chat'}")
+    assert signal.getsignal(signal.SIGINT) is before
+    system = {"role": "system", "content": "é"}
+    answered = expected(tiny, [system, user("/help")], 0, max_tokens=20)
+    assert messages(tmp_path / "chat") == [system, user("/help"), assistant(answered)]
+    assert "é" in (tmp_path / "chat").read_text()
 
 
 def test_the_system_prompt_is_set_kept_over_clear_and_unset(tiny, talk, tmp_path):

@@ -3,29 +3,35 @@
 import io
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from bounds import HANG_S
 from commands import run_here
 from thinking_model import write_thinking_model
 
 from grpo_actors.config import Config
-from grpo_actors.errors import ConfigError, DataError
+from grpo_actors.errors import ConfigError, DataError, ModelError
 from grpo_actors.generate.__main__ import chat_main, main
 from grpo_actors.generate.command_line import chat_parser, check, parser
 from grpo_actors.generate.opening import params_of
+from grpo_actors.generate.output import job_file
 from grpo_actors.policy.decoding.sampling import SamplingParams
+from grpo_actors.process import MEMORY_LIMIT
 from grpo_actors.rundir.folder import CONFIG_FILE, DATA_FILE, MANIFEST
 from grpo_actors.rundir.prompting import Prompting, prompting_of
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 #: At this temperature the embedded model says anything, and seldom ends before it is cut.
 BABBLE = ["--temperature", "50"]
 
@@ -57,11 +63,41 @@ def lines(path):
 def test_a_prompt_on_standard_input_and_json_give_the_same_answer_as_the_command_line():
     piped = run("--seed", 3, "--max-tokens", 60, stdin=None, input="What is 12 + 34?\n")
     told = run_here(main, "What is 12 + 34?", "--seed", 3, "--max-tokens", 60, "--json", "--samples", 2)
-    assert (piped.returncode, told.returncode, told.stderr) == (0, 0, "")
+    assert (piped.returncode, piped.stderr, told.returncode, told.stderr) == (0, "", 0, "")
     records = [json.loads(line) for line in told.stdout.splitlines()]
     assert [(r["index"], r["sample"]) for r in records] == [(0, 0), (0, 1)]
     assert piped.stdout == records[0]["completion"] + "\n"
     assert records[0]["completion"] != records[1]["completion"]
+
+
+def test_an_answer_that_was_cut_says_so_and_json_has_its_characters_as_they_are():
+    cut = run_here(main, "hi", *BABBLE, "--max-tokens", 3)
+    assert (cut.returncode, cut.stderr) == (0, "cut after --max-tokens 3\n")
+    line = run_here(main, "hi", *BABBLE, "--max-tokens", 100, "--json").stdout
+    assert not line.isascii()
+    assert json.dumps(json.loads(line), ensure_ascii=False) + "\n" == line
+
+
+def test_it_keeps_to_its_share_of_the_memory_and_silences_what_other_packages_tell():
+    before = mx.get_memory_limit()
+
+    def told():
+        main()
+        print(
+            mx.get_memory_limit(), *map(os.environ.get, ("TRANSFORMERS_VERBOSITY", "MLX_MAX_OPS_PER_BUFFER"))
+        )
+        return 0
+
+    unset = ("TRANSFORMERS_VERBOSITY", "MLX_MAX_OPS_PER_BUFFER")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    try:
+        done = run_here(
+            told, "hi", "--max-tokens", 1, environment={**environment, MEMORY_LIMIT: "3000000000"}
+        )
+    finally:
+        mx.set_memory_limit(before)
+    operations = "None" if sys.platform == "darwin" else "1000"
+    assert done.stdout.splitlines()[-1] == f"3000000000 error {operations}"
 
 
 def test_thinking_follows_the_templates_settings_and_its_bound(tmp_path, capsys):
@@ -111,15 +147,15 @@ def test_settings_of_the_template_are_a_json_object(capsys):
 
 
 def test_an_answer_is_written_while_it_is_sampled():
-    with subprocess.Popen(
-        command("hi", *BABBLE, "--max-tokens", 900), env=ENVIRONMENT, stdout=subprocess.PIPE
-    ) as process:
+    asked = ["hi", *BABBLE, "--max-tokens", 600]
+    with subprocess.Popen(command(*asked), env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)
-        still_running = process.poll() is None
-        rest = process.stdout.read()
-    assert still_running
-    assert len(first + rest) > 100
+        process.kill()
+        shown = first + process.stdout.read()
+    whole = run_here(main, *asked).stdout.encode()
+    assert whole.startswith(shown)
+    assert len(shown) < len(whole)
 
 
 # --- a file of prompts ----------------------------------------------------------------------------
@@ -165,7 +201,7 @@ def test_a_batch_that_was_killed_continues_and_ends_like_an_uninterrupted_one(tm
     assert done.returncode == 0
     said = re.fullmatch(r"(\d+) completions, ([\d,]+) tokens in [\d.]+ s \([\d,.]+ tokens/s\)\n", done.stderr)
     count, tokens = (int(number.replace(",", "")) for number in said.groups())
-    assert (count, 40 < tokens <= 40 * 60) == (40, True)
+    assert (count, tokens) == (40, sum(record["completion_tokens"] for record in lines(whole)))
     assert f"\n{40 - len(before)} completions, " in resumed.stderr
 
     assert lines(killed)[: len(before)] == before, "what was there is as it was"
@@ -180,6 +216,36 @@ def test_a_batch_that_was_killed_continues_and_ends_like_an_uninterrupted_one(tm
         f"error: {whole}: was begun with seed = 0, got 1; give the same again, or choose another --output\n"
     )
     assert len(lines(whole)) == 40
+
+
+def test_a_batch_in_a_terminal_shows_how_much_is_done_and_how_fast(tmp_path, monkeypatch, capsys):
+    asked, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    asked.write_text("1 + 1\n2 + 2\n")
+    arguments = ["--batch", str(asked), "--output", str(out), "--samples", "2", "--max-tokens", "8"]
+    main(arguments)
+    assert json.loads(job_file(out).read_text())["model"] == "tiny"
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[:3]))
+    capsys.readouterr()
+    controller, terminal = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with (
+        os.fdopen(controller, "rb", buffering=0) as shown,
+        os.fdopen(terminal, "w") as errors,
+        monkeypatch.context() as patched,
+    ):
+        patched.setattr("sys.stderr", errors)
+        main(arguments)
+        errors.flush()
+        text = shown.read(65536).decode()
+    assert capsys.readouterr().out == ""
+    assert "3 of 4 completions are there already" in text
+    assert re.search(r"3/4.*4/4.* [\d,]+\.\d tokens/s", text, re.DOTALL)
+    # What is refused, is refused before the model is loaded: this folder has none.
+    with pytest.raises(ConfigError, match="was begun with model = 'tiny'"):
+        main([*arguments, "--model", str(tmp_path)])
+    asked.write_text("1 + 1\n3 + 3\n")
+    with pytest.raises(ConfigError, match="was begun with input = "):
+        main(arguments)
 
 
 def test_a_bad_line_is_a_one_line_error_before_any_model_is_loaded(tmp_path):
@@ -239,7 +305,7 @@ def test_a_prompt_that_is_too_long_is_named_before_anything_is_written(tmp_path)
 )
 def test_a_value_out_of_bounds_and_a_contradiction_are_refused(arguments, rule):
     with pytest.raises(ConfigError) as caught:
-        check(parser().parse_args(arguments))
+        main(arguments)
     assert rule in str(caught.value)
 
 
@@ -268,6 +334,50 @@ def test_a_chat_without_a_terminal_is_refused(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("hi"))
     with pytest.raises(ConfigError, match="a chat needs a terminal; grpo generate takes a prompt"):
         chat_main([], "grpo chat")
+
+
+@contextmanager
+def in_a_terminal(monkeypatch):
+    """Let standard input and output be a terminal, in which Ctrl-D is typed."""
+    keys, terminal = pty.openpty()
+    with (
+        os.fdopen(keys, "wb", buffering=0) as keyboard,
+        os.fdopen(os.dup(terminal)) as reads,
+        os.fdopen(terminal, "w") as writes,
+        monkeypatch.context() as patched,
+    ):
+        # Within the test: pytest sets the streams anew before each call.
+        patched.setattr("sys.stdin", reads)
+        patched.setattr("sys.stdout", writes)
+        keyboard.write(b"\x04")
+        yield patched
+
+
+@pytest.mark.parametrize("options", [["--raw"], ["--json"], []])
+def test_a_chat_with_an_output_for_programs_is_refused(options, monkeypatch):
+    with in_a_terminal(monkeypatch) as patched:
+        if not options:
+            patched.setattr("sys.stdout", io.StringIO())
+        with pytest.raises(ConfigError, match="a chat needs a terminal and works without --raw and --json"):
+            main(options)
+
+
+def test_a_chat_with_a_model_that_has_no_template_ends_before_the_first_question(monkeypatch, tmp_path):
+    model = write_thinking_model(tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    with (
+        in_a_terminal(monkeypatch),
+        pytest.raises(ModelError, match="its tokenizer has no chat template"),
+    ):
+        main(["--model", str(model)])
+
+
+def test_standard_input_that_is_no_text_is_refused_with_its_first_wrong_byte(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"12 + \xfe\xff")))
+    with pytest.raises(DataError, match="standard input must be UTF-8, got byte 0xfe"):
+        main([])
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "\udcff"])

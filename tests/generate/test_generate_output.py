@@ -82,7 +82,7 @@ def test_a_foreign_line_is_refused(path):
 
 
 def test_a_batch_killed_before_its_first_result_starts_again(path):
-    job_file(path).write_text('{"input": ')
+    job_file(path).write_text('{"input": ' + 1000 * " ")  # longer than what replaces it
     begun(path)
     check_resumable(path, SETTINGS)
     job_file(path).write_text('{"input": ')
@@ -94,6 +94,15 @@ def test_two_processes_cannot_write_one_file(path):
     with Output(path, SETTINGS), pytest.raises(RunError, match="another process is writing it"):
         Output(path, SETTINGS)
     Output(path, SETTINGS).__exit__()
+
+
+def test_a_job_file_that_cannot_be_written_is_refused_before_there_are_results(path):
+    job_file(path).symlink_to(path.with_name("absent") / "job")
+    with pytest.raises(
+        RunError, match=r"out.jsonl.job.json: cannot be written \(No such file or directory\)"
+    ):
+        Output(path, SETTINGS)
+    assert not path.exists()
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

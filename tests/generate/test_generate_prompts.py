@@ -63,6 +63,8 @@ def test_a_text_file_has_a_prompt_per_line_and_is_recognised_by_suffix_or_first_
         ('{"messages": [{"role": "assistant", "content": "a"}]}', r"in.jsonl:2: .*ends with the user"),
         ('{"prompt": "a", "id": true}', r"in.jsonl:2: id must be a text or a whole number, got True"),
         ('{"prompt": "a", "id": [1]}', r"in.jsonl:2: id must be"),
+        (r'{"prompt": "a", "id": "\ud83d"}', r"in.jsonl:2: id must be"),
+        (r'{"messages": [{"role": "user", "content": "\ud83d"}]}', r"in.jsonl:2: messages must be a chat"),
     ],
 )
 def test_a_bad_line_is_named_with_the_rule_in_one_line(file, line, rule):

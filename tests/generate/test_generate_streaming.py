@@ -54,3 +54,5 @@ def test_a_stop_token_has_no_text_but_a_character_that_it_cut_has(tiny):
 
 def test_a_terminal_gets_no_control_characters():
     assert for_terminal("a\tb\r\nc\x1b[2Jd\x07\x9b é 👨‍👩‍👧‍👦") == "a\tb\nc\ufffd[2Jd\ufffd\ufffd é 👨‍👩‍👧‍👦"
+    # The first and the last code of both ranges, and the characters next to them.
+    assert for_terminal("\x00\x1f ~\x7f\x9f\xa0") == "\ufffd\ufffd ~\ufffd\ufffd\xa0"

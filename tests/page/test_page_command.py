@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -27,9 +28,9 @@ COMMAND = [sys.executable, "-m", "grpo_actors", "watch", "--web"]
 
 
 @contextmanager
-def served(*folders: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The command on these folders: its address and its process."""
-    command = [*COMMAND, *map(str, folders)]
+def served(*arguments: Path | str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """The command on these folders, with options: its address and its process."""
+    command = [*COMMAND, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -175,6 +176,21 @@ def test_ctrl_c_ends_it_without_an_error_even_while_a_browser_listens(run_dir):
                 process.send_signal(signal.SIGINT)
                 _, errors = process.communicate(timeout=HANG_S)
         assert (process.returncode, errors) == (0, "")
+
+
+def test_a_browser_is_opened_with_the_address_if_asked_for(run_dir, tmp_path, monkeypatch):
+    opened, browser = tmp_path / "opened", tmp_path / "browser"
+    os.mkfifo(opened)
+    browser.write_text(f"#!/bin/sh\necho \"$1\" > '{opened}'\n")
+    browser.chmod(0o700)
+    monkeypatch.setenv("BROWSER", str(browser))
+    # Open for writing, too: a pipe that nobody has opened for writing may count as ended.
+    with (
+        os.fdopen(os.open(opened, os.O_RDWR), "rb", buffering=0) as pipe,
+        served(record_run(run_dir, updates=1), "--open") as (address, _),
+    ):
+        assert select.select([pipe], [], [], HANG_S)[0]
+        assert pipe.read(1000).decode() == f"{address}\n"
 
 
 def refused(*arguments: str) -> str:

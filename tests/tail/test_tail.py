@@ -25,6 +25,8 @@ from grpo_actors.targets import RunFolder
 from grpo_actors.transport.events import EventPublisher
 
 COMMAND = [sys.executable, "-m", "grpo_actors.tail"]
+#: Output in a buffer, as users have it: what a closed pipe has not taken is still there at exit.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
 @pytest.fixture
@@ -103,7 +105,8 @@ def tail(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def tailing(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     command = [*COMMAND, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=BUFFERED, **pipes) as process:
         try:
             yield process
         finally:
@@ -280,6 +283,8 @@ def test_on_a_terminal_the_view_is_drawn_and_its_last_state_stays(folder):
     with live_run(folder) as run:
         run.journal.append("start", {"run_name": "quickstart", "model_name": "tiny", "total_updates": 9})
         run.update(1)
+        completions = [{"text": "seven", "reward": 1.0}] * 24  # more than there are lines
+        run.journal.append("sample", {"update": 1, "completions": completions})
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
         with subprocess.Popen(
             [*COMMAND, str(folder)], stdout=terminal, stderr=terminal, env=environment
@@ -295,6 +300,7 @@ def test_on_a_terminal_the_view_is_drawn_and_its_last_state_stays(folder):
     last_screen = shown.rsplit("\x1b[?1049l", 1)[1]  # what comes after the alternate screen stays
     assert "quickstart · tiny" in last_screen
     assert "run ended: done" in last_screen
+    assert last_screen.count("\n") == 23, "the last of the 24 lines is that of the prompt"
 
 
 def read_until(terminal: int, words: str | None) -> str:
