@@ -15,7 +15,6 @@ from runs import Run, kill, new_run, wait_until
 
 from grpo_actors.policy.locate import EMBEDDED
 
-
 #: Runs a command as a shell does: in a process group of its own.
 OWN_GROUP = [sys.executable, "-c", "import os, sys; os.setpgid(0, 0); os.execv(sys.argv[1], sys.argv[1:])"]
 
