@@ -2,8 +2,8 @@
 
 mlx-lm computes it token by token where it has no kernel, and it has none with a gradient: a backward pass then keeps a
 state [Dv, Dk] of every head for every token, 108 GB for one layer and 4,096 tokens. Here 64 tokens are one set of matrix
-products, and a state is needed only between two chunks. MLX's own `mx.fast.gated_delta_update` does the same with a kernel, on Metal and for heads of 128 only;
-elsewhere it is the loop over tokens. So it is used there.
+products, and a state is needed only between two chunks. MLX's own `mx.fast.gated_delta_update` does the same with a
+kernel, on Metal and for heads of 128 only; elsewhere it is the loop over tokens. So it is used there.
 
 Per token, with state S [Dv, Dk], decay g and rate β:
 

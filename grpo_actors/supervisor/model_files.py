@@ -74,10 +74,10 @@ class Widths:
                 heads=heads,
                 keys_values=2 * (architecture.get("num_key_value_heads") or heads) * size,
                 vocabulary=architecture.get("vocab_size", 0),
-                delta=architecture.get("linear_num_value_heads", 0)
-                * max(architecture.get(f"linear_{what}_head_dim", 0) for what in ("key", "value")),
-                delta_layers=_delta_layers(architecture),
             )
+            if heads := architecture.get("linear_num_value_heads"):
+                sizes = (architecture[f"linear_{what}_head_dim"] for what in ("key", "value"))
+                found = replace(found, delta=heads * max(sizes), delta_layers=_linear_layers(architecture))
         except (KeyError, TypeError):
             return cls()
         # Some models have a list with a number for each layer.
@@ -93,11 +93,11 @@ class Widths:
         )
 
 
-def _delta_layers(architecture: dict[str, Any]) -> int:
+def _linear_layers(architecture: dict[str, Any]) -> int:
     """Return how many layers a config.json says to have linear attention: in a list of their kinds, or by a period."""
     if kinds := architecture.get("layer_types"):
-        return int(kinds.count("linear_attention"))
-    layers, period = architecture["num_hidden_layers"], architecture.get("full_attention_interval", 1)
+        return sum(kind == "linear_attention" for kind in kinds)
+    layers, period = architecture["num_hidden_layers"], architecture.get("full_attention_interval") or 1
     return int(layers - layers // period)
 
 

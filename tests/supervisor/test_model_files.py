@@ -46,7 +46,10 @@ LEAST = {"hidden_size": 96, "num_attention_heads": 6, "num_hidden_layers": 3}
             },
             Widths(3, 96, 384, 6, 192, delta=8 * 64, delta_layers=1),
         ),
+        # Linear attention of another kind is not that rule.
+        ({"layer_types": ["linear_attention", "full_attention"]}, Widths(3, 96, 384, 6, 192)),
         ({"num_attention_heads": "6"}, Widths()),
+        ({"linear_num_value_heads": 8}, Widths()),
         ({"num_key_value_heads": [2, 2, 2]}, Widths()),
     ],
 )
